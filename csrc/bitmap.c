@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Class bytes to counts and bitmaps, bitmaps to runs. */
+#include <string.h>
+
+#include "bytes.h"
+#include "vmfilter.h"
+
+void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASSES])
+{
+	for (uint64_t i = 0; i < count; i++)
+		counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL]++;
+}
+
+void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits)
+{
+	memset(bits, 0, (count + 7) / 8);
+	for (uint64_t i = 0; i < count; i++)
+		bits[i / 8] |= (uint8_t)((chosen[classes[i]] != 0) << (i % 8));
+}
+
+/* The first bit from i on that has the value wanted; count where there is none. */
+static uint64_t find(const uint8_t *bits, uint64_t i, uint64_t count, int wanted)
+{
+	const uint8_t none = wanted ? 0x00 : 0xff;
+	const uint64_t none64 = wanted ? 0 : UINT64_MAX;
+
+	while (i < count) {
+		if (i % 8 == 0 && count - i >= 64 && vmf_load64(bits + i / 8, 0) == none64)
+			i += 64;
+		else if (i % 8 == 0 && count - i >= 8 && bits[i / 8] == none)
+			i += 8;
+		else if ((bits[i / 8] >> (i % 8) & 1) == wanted)
+			return i;
+		else
+			i++;
+	}
+	return count;
+}
+
+uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs)
+{
+	uint64_t n = 0, i = *next;
+
+	while (n < max_runs && (i = find(bits, i, count, 1)) < count) {
+		uint64_t end = find(bits, i, count, 0);
+
+		runs[2 * n] = i;
+		runs[2 * n + 1] = end - i;
+		n++;
+		i = end;
+	}
+	*next = i;
+	return n;
+}

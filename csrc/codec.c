@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The page codecs: one entry of the table each, and only those whose library was found when this was built. A
+ * codec's state lives as long as its vmf_codec and is used by one thread at a time.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmfilter.h"
+
+#ifdef HAVE_ISAL
+#include <isa-l/igzip_lib.h>
+#endif
+#ifdef HAVE_LIBDEFLATE
+#include <libdeflate.h>
+#endif
+#ifdef HAVE_LZO
+#include <lzo/lzo1x.h>
+#endif
+#ifdef HAVE_SNAPPY
+#include <snappy-c.h>
+#endif
+#ifdef HAVE_ZSTD
+#include <zstd.h>
+#endif
+#ifdef HAVE_LZ4
+#include <lz4.h>
+#endif
+
+#define FAILED (-1)
+
+struct codec_kind {
+	const char *name;
+	const char *library;
+	int min_level, max_level;
+	size_t state_size;	/* zeroed memory for what start() and compress() keep; 0: none */
+	int (*start)(void *state, int level);
+	void (*stop)(void *state);
+	/* Bytes written to out, 0 where they would not be fewer than size, FAILED where the library failed. */
+	int64_t (*compress)(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out);
+	size_t (*bound)(size_t size);	/* out's size for libraries that cannot be told one; NULL: size - 1 will do */
+};
+
+struct vmf_codec {
+	const struct codec_kind *kind;
+	void *state;
+	uint8_t *scratch;
+	uint32_t page_size;
+};
+
+static int64_t if_smaller(size_t written, uint32_t size)
+{
+	return written && written < size ? (int64_t)written : 0;
+}
+
+static int64_t no_compress(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	(void)codec, (void)page, (void)size, (void)out;
+	return 0;
+}
+
+#ifdef HAVE_ISAL
+struct isal_state {
+	struct isal_zstream stream;
+	uint8_t level_buffer[ISAL_DEF_LVL1_DEFAULT];
+};
+
+static int64_t isal(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	struct isal_state *s = codec->state;
+	int status;
+
+	isal_deflate_stateless_init(&s->stream);
+	s->stream.level = 1;
+	s->stream.level_buf = s->level_buffer;
+	s->stream.level_buf_size = sizeof(s->level_buffer);
+	s->stream.gzip_flag = IGZIP_ZLIB;
+	s->stream.end_of_stream = 1;
+	s->stream.next_in = (uint8_t *)(uintptr_t)page;	/* the library takes no const, and does not write there */
+	s->stream.avail_in = size;
+	s->stream.next_out = out;
+	s->stream.avail_out = size - 1;
+	status = isal_deflate_stateless(&s->stream);
+	if (status == STATELESS_OVERFLOW)
+		return 0;
+	return status == COMP_OK ? if_smaller(s->stream.total_out, size) : FAILED;
+}
+#endif
+
+#ifdef HAVE_LIBDEFLATE
+static int deflate_start(void *state, int level)
+{
+	struct libdeflate_compressor **c = state;
+
+	*c = libdeflate_alloc_compressor(level);
+	return *c ? 0 : FAILED;
+}
+
+static void deflate_stop(void *state)
+{
+	struct libdeflate_compressor **c = state;
+
+	libdeflate_free_compressor(*c);
+}
+
+static int64_t deflate(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	struct libdeflate_compressor **c = codec->state;
+
+	return if_smaller(libdeflate_zlib_compress(*c, page, size, out, size - 1), size);
+}
+#endif
+
+#ifdef HAVE_LZO
+static int lzo_start(void *state, int level)
+{
+	(void)state, (void)level;
+	return lzo_init() == LZO_E_OK ? 0 : FAILED;
+}
+
+static size_t lzo_bound(size_t size)
+{
+	return size + size / 16 + 64 + 3;	/* LZO.FAQ: how much can my data expand */
+}
+
+static int64_t lzo(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	lzo_uint written = 0;
+
+	if (lzo1x_1_compress(page, size, codec->scratch, &written, codec->state) != LZO_E_OK)
+		return FAILED;
+	if (written >= size)
+		return 0;
+	memcpy(out, codec->scratch, written);
+	return (int64_t)written;
+}
+#endif
+
+#ifdef HAVE_SNAPPY
+static int64_t snappy(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	size_t written = snappy_max_compressed_length(size);
+
+	if (snappy_compress((const char *)page, size, (char *)codec->scratch, &written) != SNAPPY_OK)
+		return FAILED;
+	if (written >= size)
+		return 0;
+	memcpy(out, codec->scratch, written);
+	return (int64_t)written;
+}
+#endif
+
+#ifdef HAVE_ZSTD
+static int zstd_start(void *state, int level)
+{
+	ZSTD_CCtx **c = state;
+
+	*c = ZSTD_createCCtx();
+	return *c && !ZSTD_isError(ZSTD_CCtx_setParameter(*c, ZSTD_c_compressionLevel, level)) ? 0 : FAILED;
+}
+
+static void zstd_stop(void *state)
+{
+	ZSTD_CCtx **c = state;
+
+	ZSTD_freeCCtx(*c);
+}
+
+static int64_t zstd(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	ZSTD_CCtx **c = codec->state;
+	size_t written = ZSTD_compress2(*c, out, size - 1, page, size);
+
+	/* With too little room the library says so, and that means that the page did not get smaller. */
+	return ZSTD_isError(written) ? 0 : if_smaller(written, size);
+}
+#endif
+
+#ifdef HAVE_LZ4
+static int64_t lz4(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	int written = LZ4_compress_fast_extState(codec->state, (const char *)page, (char *)out, (int)size,
+						 (int)size - 1, 1);
+
+	return if_smaller(written > 0 ? (size_t)written : 0, size);
+}
+#endif
+
+/* Where two libraries serve a codec at a level, the first is taken. */
+static const struct codec_kind kinds[] = {
+	{.name = "none", .library = "vmfilter", .compress = no_compress},
+#ifdef HAVE_ISAL
+	{.name = "zlib", .library = "ISA-L", .min_level = 1, .max_level = 1, .state_size = sizeof(struct isal_state),
+	 .compress = isal},
+#endif
+#ifdef HAVE_LIBDEFLATE
+	{.name = "zlib", .library = "libdeflate", .min_level = 1, .max_level = 12,
+	 .state_size = sizeof(struct libdeflate_compressor *), .start = deflate_start, .stop = deflate_stop,
+	 .compress = deflate},
+#endif
+#ifdef HAVE_LZO
+	{.name = "lzo", .library = "lzo2", .state_size = LZO1X_1_MEM_COMPRESS, .start = lzo_start, .compress = lzo,
+	 .bound = lzo_bound},
+#endif
+#ifdef HAVE_SNAPPY
+	{.name = "snappy", .library = "snappy", .compress = snappy, .bound = snappy_max_compressed_length},
+#endif
+#ifdef HAVE_ZSTD
+	{.name = "zstd", .library = "zstd", .min_level = 1, .max_level = 19, .state_size = sizeof(ZSTD_CCtx *),
+	 .start = zstd_start, .stop = zstd_stop, .compress = zstd},
+#endif
+#ifdef HAVE_LZ4
+	{.name = "lz4", .library = "lz4", .state_size = sizeof(LZ4_stream_t), .compress = lz4},
+#endif
+};
+
+const char *vmf_codec_names(void)
+{
+	return "none=vmfilter"
+#ifdef HAVE_ISAL
+	       " zlib=ISA-L"
+#endif
+#ifdef HAVE_LIBDEFLATE
+	       " zlib=libdeflate"
+#endif
+#ifdef HAVE_LZO
+	       " lzo=lzo2"
+#endif
+#ifdef HAVE_SNAPPY
+	       " snappy=snappy"
+#endif
+#ifdef HAVE_ZSTD
+	       " zstd=zstd"
+#endif
+#ifdef HAVE_LZ4
+	       " lz4=lz4"
+#endif
+		;
+}
+
+static const struct codec_kind *find_kind(const char *name, int level)
+{
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if (!strcmp(kinds[i].name, name) && level >= kinds[i].min_level && level <= kinds[i].max_level)
+			return &kinds[i];
+	return NULL;
+}
+
+struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size)
+{
+	const struct codec_kind *kind = find_kind(name, level);
+	struct vmf_codec *codec = kind && page_size ? calloc(1, sizeof(*codec)) : NULL;
+
+	if (!codec)
+		return NULL;
+	codec->page_size = page_size;
+	codec->state = kind->state_size ? calloc(1, kind->state_size) : NULL;
+	codec->scratch = kind->bound ? malloc(kind->bound(page_size)) : NULL;
+	if ((kind->state_size && !codec->state) || (kind->bound && !codec->scratch)) {
+		vmf_codec_free(codec);
+		return NULL;
+	}
+	codec->kind = kind;
+	if (kind->start && kind->start(codec->state, level)) {
+		vmf_codec_free(codec);
+		return NULL;
+	}
+	return codec;
+}
+
+void vmf_codec_free(struct vmf_codec *codec)
+{
+	if (!codec)
+		return;
+	if (codec->kind && codec->kind->stop)
+		codec->kind->stop(codec->state);
+	free(codec->scratch);
+	free(codec->state);
+	free(codec);
+}
+
+int vmf_is_zero(const uint8_t *page, uint64_t size)
+{
+	uint64_t i = 0;
+
+	for (; i + 64 <= size; i += 64) {
+		uint64_t words[8], any = 0;
+
+		memcpy(words, page + i, sizeof(words));
+		for (int j = 0; j < 8; j++)
+			any |= words[j];
+		if (any)
+			return 0;
+	}
+	for (; i < size; i++)
+		if (page[i])
+			return 0;
+	return 1;
+}
+
+int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, uint32_t page_size, int skip_zero,
+		 uint8_t *out, uint64_t out_size, uint32_t *sizes)
+{
+	uint64_t used = 0;
+
+	if (codec->page_size != page_size || out_size / page_size < count)
+		return -1;
+	for (uint64_t i = 0; i < count; i++) {
+		const uint8_t *page = pages + i * page_size;
+		int64_t n;
+
+		if (skip_zero && vmf_is_zero(page, page_size)) {
+			sizes[i] = 0;
+			continue;
+		}
+		n = codec->kind->compress(codec, page, page_size, out + used);
+		if (n < 0)
+			return -2;
+		if (n == 0) {
+			memcpy(out + used, page, page_size);
+			n = page_size;
+		}
+		sizes[i] = (uint32_t)n;
+		used += (uint64_t)n;
+	}
+	return (int64_t)used;
+}

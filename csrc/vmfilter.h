@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The C core: pure functions over the caller's buffers. Nothing here opens a file, keeps a global or trusts a
+ * length: what a function may touch is what its caller handed over. setup.py gives this file, without its
+ * preprocessor lines, to cffi; so it holds plain declarations only.
+ */
+#ifndef VMFILTER_H
+#define VMFILTER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* What a page frame was used for: one byte a frame. The numbers are those of vmfilter.levels.PageClass. */
+enum vmf_class {
+	VMF_HOLE = 0,
+	VMF_KERNEL = 1,
+	VMF_CACHE = 2,
+	VMF_CACHE_PRIVATE = 3,
+	VMF_USER = 4,
+	VMF_FREE = 5,
+	VMF_HWPOISON = 6,
+	VMF_OFFLINE = 7,
+	VMF_PMEM_METADATA = 8,
+	VMF_PMEM_USERDATA = 9,
+	VMF_CLASSES = 10
+};
+
+/* A page type is there where (_mapcount & mask) == value; {1, 0} matches nothing. */
+struct vmf_page_type {
+	uint32_t value, mask;
+};
+
+/* An unsigned field of a struct page: width is 0 (there is none), 1, 2, 4 or 8 bytes. */
+struct vmf_field {
+	uint32_t offset, width;
+};
+
+/* How one kernel keeps its struct pages. Masks of 0 are flags that this kernel does not have. */
+struct vmf_page_layout {
+	uint32_t size;			/* of a struct page, bytes */
+	uint32_t swap;			/* not in this machine's byte order */
+	struct vmf_field flags, mapcount, mapping, private_, tail;
+	uint64_t lru, private_data, swapcache, slab, hwpoison, head;	/* in flags; swapcache needs all its bits */
+	uint64_t tail_mask;		/* in the field tail: this is a tail page */
+	struct vmf_page_type buddy, hugetlb, offline, unaccepted;
+	struct vmf_field order;		/* of a compound page, in its first tail page */
+	struct vmf_field destructor;	/* likewise: hugetlb where (field & mask) == value */
+	uint64_t destructor_value, destructor_mask;
+	uint32_t free_orders;		/* orders that a free block can have: LENGTH(zone.free_area) */
+};
+
+/* The block of pages (compound or free) that goes on past the structs of one call into the next. */
+struct vmf_block {
+	uint64_t end_pfn;		/* first frame after it */
+	uint32_t page_class;
+	uint32_t tails_alike;		/* its tails' own flags say nothing (hugetlb) */
+};
+
+/*
+ * Gives each of count frames from pfn its class. structs: their struct pages, count * layout->size bytes.
+ * classes: one byte a frame, in and out; only those that are VMF_KERNEL are changed. Returns 0, or -1 where the
+ * layout points outside the struct page.
+ */
+int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
+		 struct vmf_block *block, uint8_t *classes);
+
+/* counts[classes[i]] += 1 for each i; classes out of range count as VMF_KERNEL. */
+void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[10]);
+
+/* Bit i of bits (least significant first) = chosen[classes[i]] != 0. bits: (count + 7) / 8 bytes. */
+void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits);
+
+/*
+ * Runs of set bits from bit *next on: pairs (first bit, length) to runs, at most max_runs pairs. *next becomes where
+ * to go on, count at the end. Returns the number of pairs.
+ */
+uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
+
+/* One level of a page table, as this machine's numbers. */
+struct vmf_table_level {
+	uint32_t shift;			/* log2 of what one entry maps */
+	uint32_t bits;			/* log2 of the entries of one table */
+	uint64_t leaf_mask, leaf_value;	/* an entry that maps memory itself */
+	uint64_t leaf_address, table_address;	/* the address bits of either kind */
+};
+
+struct vmf_paging {
+	uint32_t swap;			/* entries are not in this machine's byte order */
+	uint64_t present_mask;		/* an entry is there where any of these bits is set */
+	struct vmf_table_level levels[6];	/* the last table (4 KiB pages) first */
+};
+
+struct vmf_mapping {
+	uint64_t vaddr, length, paddr;	/* of memory; for a table: paddr is the table's address */
+	uint32_t is_table, reserved;
+};
+
+/*
+ * Entries [first, first + count) of one table (8 bytes each, from table on, which is entry `first`) to mappings; those
+ * of memory that follow each other are one. vaddr: what entry `first` maps. Returns how many, -1 where max is
+ * too few.
+ */
+int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const uint8_t *table, uint64_t count,
+			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);
+
+/* A page codec, with what it keeps between pages. One thread at a time. */
+struct vmf_codec;
+
+/* "zlib=ISA-L,libdeflate lzo=lzo2 ...": the codecs built in, and their libraries. */
+const char *vmf_codec_names(void);
+
+/* NULL where name is not built in, the level is out of the library's range, or there is no memory. */
+struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size);
+void vmf_codec_free(struct vmf_codec *codec);
+
+/*
+ * Compresses count pages, one after the other, to out. sizes[i]: page i's bytes in out; page_size where it
+ * is stored raw (it did not get smaller), 0 for a zero page that is left out (only with skip_zero). Returns the bytes
+ * written, -1 where out (out_size bytes) is less than count * page_size, -2 where the library failed.
+ */
+int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, uint32_t page_size, int skip_zero,
+		 uint8_t *out, uint64_t out_size, uint32_t *sizes);
+
+/* 1 where all size bytes are zero. */
+int vmf_is_zero(const uint8_t *page, uint64_t size);
+
+/* A page descriptor of the kdump-compressed format, as this machine keeps it. */
+struct vmf_descriptor {
+	uint64_t offset;
+	uint32_t size, flags;
+	uint64_t page_flags;
+};
+
+/*
+ * Descriptors of count pages whose data (sizes as vmf_pack gives them) begins at offset: raw pages have flags 0,
+ * others codec_flag; zero pages share zero_offset. Returns the offset after the data.
+ */
+uint64_t vmf_descriptors(const uint32_t *sizes, uint64_t count, uint32_t page_size, uint64_t offset,
+			 uint64_t zero_offset, uint32_t codec_flag, int swap, struct vmf_descriptor *descriptors);
+
+#endif

@@ -1,0 +1,67 @@
+"""Builds the C core (vmfilter._core) from csrc/, with each codec library that this machine has.
+
+A library whose header or object is missing is left out and said so; the codec then comes from its Python package, or
+is not there. Nothing else here: the project's metadata are in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+
+from cffi import FFI
+from setuptools import setup
+
+CSRC = pathlib.Path("csrc")  # builds run in the project's root
+FLAGS = ["-std=c11", "-O2", "-ftree-vectorize", "-Wall", "-Wextra", *os.environ.get("VMFILTER_CFLAGS", "").split()]
+
+# macro, header, library, what is missed without it
+LIBRARIES = [
+    ("HAVE_ISAL", "isa-l/igzip_lib.h", "isal", "zlib at its fastest (libisal-dev)"),
+    ("HAVE_LIBDEFLATE", "libdeflate.h", "deflate", "zlib, fast (libdeflate-dev)"),
+    ("HAVE_LZO", "lzo/lzo1x.h", "lzo2", "lzo (liblzo2-dev)"),
+    ("HAVE_SNAPPY", "snappy-c.h", "snappy", "snappy (libsnappy-dev)"),
+    ("HAVE_ZSTD", "zstd.h", "zstd", "zstd (libzstd-dev)"),
+    ("HAVE_LZ4", "lz4.h", "lz4", "lz4 (liblz4-dev)"),
+]
+
+
+def links(header: str, library: str) -> bool:
+    """Whether a program that includes the header links with the library."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder, "probe.c")
+        source.write_text(f"#include <stddef.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n")
+        compiler = os.environ.get("CC", "cc").split()
+        command = [*compiler, str(source), "-o", str(source.with_suffix("")), f"-l{library}"]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            return False
+
+
+def core() -> FFI:
+    """The cffi builder: declarations from the header, sources from csrc/, libraries that are here."""
+    without = set(os.environ.get("VMFILTER_WITHOUT", "").split(","))  # libraries to leave out, by -l name
+    found = [x for x in LIBRARIES if x[2] not in without and links(x[1], x[2])]
+    for entry in LIBRARIES:
+        print(f"vmfilter: {'found  ' if entry in found else 'MISSING'} lib{entry[2]}, for {entry[3]}")
+    header = (CSRC / "vmfilter.h").read_text()
+    builder = FFI()
+    builder.cdef(re.sub(r"^#.*$", "", header, flags=re.MULTILINE))
+    builder.set_source(
+        "vmfilter._core",
+        '#include "vmfilter.h"',
+        sources=sorted(str(p) for p in CSRC.glob("*.c")),
+        depends=sorted(str(p) for p in CSRC.glob("*.h")),
+        include_dirs=[str(CSRC)],
+        define_macros=[(macro, "1") for macro, *_ in found],
+        libraries=[library for _, _, library, _ in found],
+        extra_compile_args=FLAGS,
+    )
+    return builder
+
+
+setup(ext_modules=[core().distutils_extension(tmpdir="build")])

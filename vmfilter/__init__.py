@@ -1,0 +1,53 @@
+"""vmfilter makes small dumps of crashed Linux kernels.
+
+    import vmfilter
+    with vmfilter.open_dump("/proc/vmcore") as dump:
+        print(vmfilter.filter_dump(dump, "dump", level=31).kept)
+
+Names are imported when they are used: the command starts without what it does not need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmfilter.errors import CodecError, InputError, KernelError, OutputError, VmfilterError
+    from vmfilter.filter import filter_dump
+    from vmfilter.levels import PageClass
+    from vmfilter.reader import Dump, open_dump
+    from vmfilter.statistics import Statistics
+
+__all__ = [
+    "CodecError",
+    "Dump",
+    "InputError",
+    "KernelError",
+    "OutputError",
+    "PageClass",
+    "Statistics",
+    "VmfilterError",
+    "filter_dump",
+    "open_dump",
+]
+
+_MODULES = {
+    "CodecError": "errors",
+    "InputError": "errors",
+    "KernelError": "errors",
+    "OutputError": "errors",
+    "VmfilterError": "errors",
+    "filter_dump": "filter",
+    "PageClass": "levels",
+    "Dump": "reader",
+    "open_dump": "reader",
+    "Statistics": "statistics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vmfilter' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"vmfilter.{_MODULES[name]}"), name)

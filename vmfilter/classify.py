@@ -1,0 +1,154 @@
+"""Page frames to classes, window by window, so that memory does not grow with the dump."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmfilter import _core
+from vmfilter.errors import KernelError
+from vmfilter.levels import PageClass
+from vmfilter.reader.dump import PF_PMEM
+
+if TYPE_CHECKING:
+    from vmfilter.kernel import Kernel
+    from vmfilter.reader import Dump
+
+WINDOW_PAGES = 1 << 15
+"""Page frames of a window, at most: their struct pages are 2 MiB, one huge page of the usual memmap."""
+
+
+class Window(NamedTuple):
+    """Classes of the page frames [pfn, pfn + count), a byte each, valid until the next window is asked for."""
+
+    pfn: int
+    count: int
+    classes: Any
+
+
+def max_pfn(dump: Dump, page_size: int) -> int:
+    """First page frame after all memory: max_mapnr."""
+    return -(-dump.pieces[-1].end // page_size)
+
+
+def windows_of(dump: Dump, page_size: int) -> Iterator[tuple[int, int]]:
+    """First frame and number of frames of each window that has any memory, in order."""
+    end = max_pfn(dump, page_size)
+    after = 0
+    for piece in dump.pieces:
+        first = max(piece.start // page_size // WINDOW_PAGES * WINDOW_PAGES, after)
+        while first * page_size < piece.end:
+            yield first, min(WINDOW_PAGES, end - first)
+            first += WINDOW_PAGES
+        after = first
+
+
+class Classifier:
+    """Gives every page frame of a dump its class.
+
+    Attributes:
+        unknown: frames in memory whose struct page could not be read; they are kept.
+
+    """
+
+    def __init__(self, dump: Dump, page_size: int, kernel: Kernel | None) -> None:
+        """Prepare for one dump.
+
+        Args:
+            dump: it.
+            page_size: bytes.
+            kernel: the crashed kernel; without it every frame is KERNEL, and hwpoison and offline are not known.
+
+        Raises:
+            KernelError: the kernel does not say where its struct pages are and what they look like.
+
+        """
+        self._dump = dump
+        self._page_size = page_size
+        self._kernel = kernel
+        self.unknown = 0
+        self.warnings: tuple[str, ...] = ()
+        self._classes = bytearray(WINDOW_PAGES)
+        if kernel is not None:
+            layout = kernel.page_layout()
+            self.warnings = layout.warnings
+            self._layout = layout.native()
+            self._struct_page = layout.size
+            self._model = kernel.memory_model()
+            self._memory = kernel.memory
+            self._block = _core.ffi.new("struct vmf_block *")
+            self._structs = bytearray(min(WINDOW_PAGES, self._model.section_pages) * layout.size)
+
+    def windows(self) -> Iterator[Window]:
+        """Classify everything, in order of page frames; windows without any memory are left out."""
+        for pfn, count in windows_of(self._dump, self._page_size):
+            classes = memoryview(self._classes)[:count]
+            self._mark_memory(pfn, count, classes)
+            if self._kernel is not None:
+                self._apply_struct_pages(pfn, count, classes)
+            yield Window(pfn, count, classes)
+
+    def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
+        """Every frame of which the dump has a part is KERNEL until more is known, pmem's are PMEM_USERDATA."""
+        size = self._page_size
+        classes[:] = bytes(count)
+        for piece in self._dump.pieces_in(pfn * size, (pfn + count) * size):
+            first = max(piece.start // size - pfn, 0)
+            last = min(-(-piece.end // size) - pfn, count)
+            value = PageClass.PMEM_USERDATA if piece.flags & PF_PMEM else PageClass.KERNEL
+            classes[first:last] = bytes((value,)) * (last - first)
+
+    def _apply_struct_pages(self, pfn: int, count: int, classes: memoryview) -> None:
+        per_section = self._model.section_pages
+        at = pfn
+        while at < pfn + count:
+            section = at // per_section
+            n = min((section + 1) * per_section, pfn + count) - at
+            part = classes[at - pfn : at - pfn + n]
+            memmap = self._model.memmap(section)
+            if memmap is None:
+                self._count_unknown(part)
+            else:
+                self._apply_memmap(memmap + at % per_section * self._struct_page, at, part)
+            at += n
+
+    def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
+        """Classify frames whose struct pages lie one after the other from vaddr on, as far as the dump has them."""
+        size = self._struct_page
+        done = 0
+        for start, length in self._read_memmap(vaddr, len(classes) * size):
+            first, last = -(-start // size), (start + length) // size
+            if first >= last:
+                continue
+            self._count_unknown(classes[done:first])
+            ok = _core.lib.vmf_classify(
+                self._layout,
+                _core.ffi.from_buffer("uint8_t[]", self._structs) + first * size,
+                pfn + first,
+                last - first,
+                self._block,
+                _core.ffi.from_buffer("uint8_t[]", classes) + first,
+            )
+            if ok != 0:
+                raise KernelError(f"VMCOREINFO puts members of struct page outside its {size} bytes")
+            done = last
+        self._count_unknown(classes[done:])
+
+    def _read_memmap(self, vaddr: int, length: int) -> Iterator[tuple[int, int]]:
+        """Fill the buffer of struct pages; yield the stretches (offset, bytes) that could be read."""
+        start = end = 0
+        view = memoryview(self._structs)
+        for m in self._memory.mappings(vaddr, length):
+            at = m.vaddr - vaddr
+            if not self._dump.read_into(m.paddr, view[at : at + m.length]):
+                continue
+            if at != end:
+                if end > start:
+                    yield start, end - start
+                start = at
+            end = at + m.length
+        if end > start:
+            yield start, end - start
+
+    def _count_unknown(self, classes: memoryview) -> None:
+        self.unknown += bytes(classes).count(PageClass.KERNEL)

@@ -1,0 +1,85 @@
+"""The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else lives here.
+
+Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the input cannot be read or is not a dump;
+4 the output cannot be written; 5 the crashed kernel cannot be understood; 128 + N ended by signal N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from vmfilter.errors import VmfilterError
+
+_EPILOG = """exit status:
+  0  done
+  1  failed for a reason not below
+  2  the command line is wrong
+  3  the input cannot be read, is not a dump, or is damaged
+  4  the output cannot be written, or exists
+  5  the crashed kernel cannot be understood (no VMCOREINFO, unknown machine, damaged memory)
+  128 + N  ended by signal N
+"""
+
+
+class _Ended(BaseException):
+    """A signal asked the run to end; raised where it is, so that everything cleans up after itself."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Ended(number)
+
+
+class _Version(argparse.Action):
+    """Version, and the codecs of this build."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        from vmfilter.codec import availability
+
+        print(f"vmfilter {version('vmfilter')}")
+        for codec, served_by in availability().items():
+            print(f"  {codec:7} {served_by}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    from vmfilter.cli import filter as filter_command
+
+    parser = argparse.ArgumentParser(
+        prog="vmfilter",
+        description="Makes small dumps of crashed Linux kernels: leaves out pages that nobody needs, compresses the rest.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    filter_command.add_to(commands)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        status: int = options.run(options)
+        return status
+    except VmfilterError as e:
+        print(f"vmfilter: {e}", file=sys.stderr)
+        return e.exit_status
+    except MemoryError:
+        print("vmfilter: out of memory; fewer threads (-j 1) need less", file=sys.stderr)
+        return 1
+    except _Ended as e:
+        print(f"vmfilter: ended by {signal.Signals(e.number).name}; nothing is left at the output", file=sys.stderr)
+        return 128 + e.number

@@ -1,0 +1,101 @@
+"""vmfilter filter: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from vmfilter.errors import VmfilterError
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """Write a kdump-compressed dump with the pages of VMCORE that the dump level keeps.
+
+dump level, a sum or names joined by commas (-d 31 is -d zero,cache,user,free):
+   1  zero              pages filled with zeros
+   2  cache-nonprivate  page cache without private data
+   4                    all page cache; "cache" is 2 and 4
+   8  user              memory of processes: anonymous and hugetlb
+  16  free              free pages
+  32  pmem-metadata     struct pages that lie on persistent memory
+Hwpoisoned and offline pages and user data on persistent memory are in no dump."""
+
+
+def _level(text: str) -> int:
+    from vmfilter.levels import parse_level
+
+    try:
+        return parse_level(text)
+    except VmfilterError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def _threads(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads from 1 to 1024")
+    return int(text)
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "filter",
+        help="make a small dump of a vmcore",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("-d", "--level", type=_level, default=31, metavar="LEVEL", help="what to leave out (default: 31)")
+    p.add_argument(
+        "--compress",
+        default="zstd",
+        metavar="NAME[:LEVEL]",
+        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
+    )
+    p.add_argument("-j", "--threads", type=_threads, metavar="THREADS", help="threads (default: one for each CPU)")
+    p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
+    p.add_argument("--stats", action="store_true", help="report every class of pages, sizes and times as well")
+    p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    p.add_argument("vmcore", metavar="VMCORE", help="ELF vmcore: /proc/vmcore or a copy of it")
+    p.add_argument("dump", metavar="DUMP", help="file to make")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Filter, print the report, return the exit status."""
+    from vmfilter.cli.progress import ProgressPrinter
+    from vmfilter.filter import filter_dump
+    from vmfilter.report.text import report, table
+
+    if options.compress.partition(":")[0] == "lz4":
+        _say("lz4 is vmfilter's own extension of the format: crash, drgn and makedumpfile cannot open this dump")
+    progress = None if options.quiet else ProgressPrinter()
+    try:
+        result = filter_dump(
+            options.vmcore,
+            options.dump,
+            level=options.level,
+            compress=options.compress,
+            threads=options.threads,
+            force=options.force,
+            dry_run=options.dry_run,
+            progress=progress,
+        )
+    finally:
+        if progress:
+            progress.close()
+    for warning in result.warnings:
+        _say(warning)
+    if not options.quiet:
+        lines = list(report(result))
+        if options.stats:
+            lines += ["", *table(result)]
+        what = "would be" if options.dry_run else "is"
+        print(*lines, "", f"{options.dump} {what} {result.output_size} bytes.", sep="\n")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"vmfilter: warning: {text}", file=sys.stderr)

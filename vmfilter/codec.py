@@ -1,0 +1,202 @@
+"""The page codecs: names, levels, how a kdump-compressed file marks them, and which are available here.
+
+A codec is served by the C core where it was built with the library, else by a Python package, else it is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vmfilter import _core
+from vmfilter.errors import CodecError, VmfilterError
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A page codec.
+
+    Attributes:
+        name: as the user says it.
+        flag: in a page descriptor and in the header's status (crash's diskdump.h, makedumpfile's IMPLEMENTATION).
+        levels: lowest and highest level of effort, None where there is no choice.
+        package: Python module that serves it where the C core does not, None where none is used.
+        fallback: makes a compressing function of a level, with that module.
+        signature: of a file whose pages may be compressed so.
+
+    """
+
+    name: str
+    flag: int
+    levels: tuple[int, int] | None = None
+    package: str | None = None
+    fallback: Callable[[int], Callable[[bytes], bytes]] | None = None
+    signature: bytes = b"KDUMP   "
+
+
+def _zlib(level: int) -> Callable[[bytes], bytes]:
+    import zlib
+
+    return lambda page: zlib.compress(page, level)
+
+
+def _zstd(level: int) -> Callable[[bytes], bytes]:
+    import zstandard
+
+    compressor = zstandard.ZstdCompressor(level=level)
+    return compressor.compress
+
+
+def _lz4(level: int) -> Callable[[bytes], bytes]:
+    import lz4.block
+
+    def compress(page: bytes) -> bytes:
+        compressed: bytes = lz4.block.compress(page, store_size=False)
+        return compressed
+
+    return compress
+
+
+CODECS = {
+    c.name: c
+    for c in (
+        Codec("none", 0),
+        Codec("zlib", 1, (1, 9), "zlib", _zlib),
+        Codec("lzo", 2),
+        Codec("snappy", 4),
+        Codec("zstd", 32, (1, 19), "zstandard", _zstd),
+        # No other tool knows it. crash hands out a page with an unknown flag as if it were raw, so the whole file has
+        # a signature that makes every other reader refuse it.
+        Codec("lz4", 64, None, "lz4", _lz4, signature=b"VMFLZ4  "),
+    )
+}
+DEFAULT = "zstd"
+
+
+def native_libraries() -> dict[str, list[str]]:
+    """Libraries that the C core serves each codec with, best first."""
+    found: dict[str, list[str]] = {}
+    for item in _core.ffi.string(_core.lib.vmf_codec_names()).decode().split():
+        name, library = item.split("=")
+        found.setdefault(name, []).append(library)
+    return found
+
+
+def availability() -> dict[str, str]:
+    """For each codec what serves it here: libraries, a Python package, or nothing ("missing")."""
+    native = native_libraries()
+    result = {}
+    for codec in CODECS.values():
+        if codec.name in native:
+            result[codec.name] = ", ".join(native[codec.name])
+        elif codec.package and importlib.util.find_spec(codec.package):
+            result[codec.name] = f"Python's {codec.package}"
+        else:
+            result[codec.name] = "missing"
+    return result
+
+
+def parse_codec(text: str) -> tuple[Codec, int]:
+    """Codec and level from NAME or NAME:LEVEL; the level is 1 where nothing is said.
+
+    Raises:
+        CodecError: no such codec or level, or it is not available here.
+
+    """
+    name, colon, level_text = text.partition(":")
+    codec = CODECS.get(name)
+    if codec is None:
+        raise CodecError(f"codec {name!r} is not known: {', '.join(CODECS)} are")
+    level = 1
+    if colon:
+        if codec.levels is None:
+            raise CodecError(f"codec {name} has no levels")
+        low, high = codec.levels
+        if not (level_text.isascii() and level_text.isdecimal()) or not low <= int(level_text) <= high:
+            raise CodecError(f"codec {name} has levels from {low} to {high}, not {level_text!r}")
+        level = int(level_text)
+    if availability()[name] == "missing":
+        raise CodecError(
+            f"codec {name} is not available here: this vmfilter was built without its library; "
+            f"available are {', '.join(n for n, a in availability().items() if a != 'missing')}"
+        )
+    return codec, level
+
+
+class Packer(Protocol):
+    """Compresses pages, for one thread."""
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        """Compress pages one after the other.
+
+        Args:
+            pages: their bytes.
+            skip_zero: leave zero pages out.
+            out: room for as many bytes.
+            sizes: one u32 a page: its bytes in out; the page's size where it is stored raw, 0 where it is left out.
+
+        Returns:
+            Bytes written to out.
+
+        """
+
+
+class _NativePacker:
+    def __init__(self, codec: Codec, handle: Any, page_size: int) -> None:
+        self._handle = _core.ffi.gc(handle, _core.lib.vmf_codec_free)
+        self._page_size = page_size
+        self._name = codec.name
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        buffer = _core.ffi.from_buffer
+        n: int = _core.lib.vmf_pack(
+            self._handle,
+            buffer("uint8_t[]", pages),
+            len(pages) // self._page_size,
+            self._page_size,
+            skip_zero,
+            buffer("uint8_t[]", out, require_writable=True),
+            len(out),
+            buffer("uint32_t[]", sizes, require_writable=True),
+        )
+        if n < 0:
+            raise VmfilterError(f"codec {self._name}: the library failed ({n})")
+        return n
+
+
+class _PythonPacker:
+    def __init__(self, compress: Callable[[bytes], bytes], page_size: int) -> None:
+        self._compress = compress
+        self._page_size = page_size
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        size, used = self._page_size, 0
+        for i in range(len(pages) // size):
+            page = bytes(pages[i * size : (i + 1) * size])
+            if skip_zero and _core.lib.vmf_is_zero(page, size):
+                sizes[i] = 0
+                continue
+            data = self._compress(page)
+            if len(data) >= size:
+                data = page
+            out[used : used + len(data)] = data
+            sizes[i] = len(data)
+            used += len(data)
+        return used
+
+
+def packer(codec: Codec, level: int, page_size: int) -> Packer:
+    """Return a packer for one thread.
+
+    Raises:
+        CodecError: the codec is not available, or not at this level.
+
+    """
+    handle = _core.lib.vmf_codec_new(codec.name.encode(), level if codec.levels else 0, page_size)
+    if handle:
+        return _NativePacker(codec, handle, page_size)
+    if codec.fallback is None:
+        raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")
+    return _PythonPacker(codec.fallback(level), page_size)

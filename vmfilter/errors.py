@@ -1,0 +1,36 @@
+"""What can go wrong, and the exit status that each kind gives the command.
+
+Every message is one line: what is wrong, where (file, offset, address), and what to do where that is known.
+"""
+
+from __future__ import annotations
+
+
+class VmfilterError(Exception):
+    """Any failure that is the input's, the output's or the machine's, never a mistake in vmfilter itself."""
+
+    exit_status = 1
+
+
+class InputError(VmfilterError):
+    """The dump cannot be read, is not a dump, or is damaged."""
+
+    exit_status = 3
+
+
+class OutputError(VmfilterError):
+    """The new dump cannot be written: it exists, there is no space, no permission."""
+
+    exit_status = 4
+
+
+class KernelError(VmfilterError):
+    """The crashed kernel cannot be understood: no VMCOREINFO, an unknown architecture, memory that contradicts itself."""
+
+    exit_status = 5
+
+
+class CodecError(VmfilterError):
+    """A codec that does not exist, is not available here, or has no such level."""
+
+    exit_status = 2

@@ -1,0 +1,196 @@
+"""The main job: a dump in, a smaller dump out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from vmfilter import _core
+from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
+from vmfilter.codec import DEFAULT, packer, parse_codec
+from vmfilter.errors import KernelError, OutputError, VmfilterError
+from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
+from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
+from vmfilter.pack import Run, packed, runs_in
+from vmfilter.reader import Dump, open_dump
+from vmfilter.statistics import Statistics
+from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
+from vmfilter.writer.transport import Discard, FileTransport, Transport
+
+if TYPE_CHECKING:
+    from vmfilter.codec import Codec
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage ("classify", "write"), the page frames done, and all of that stage."""
+
+
+def filter_dump(
+    source: Dump | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    level: int = DEFAULT_LEVEL,
+    compress: str = DEFAULT,
+    threads: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Write a kdump-compressed dump with the pages of another that a dump level keeps.
+
+    Args:
+        source: the dump, or its path.
+        output: path of the new file. It appears whole or not at all.
+        level: dump level, 0 to 63: sum of 1 zero, 2 cache without private data, 4 all cache, 8 user, 16 free,
+            32 pmem metadata.
+        compress: codec, NAME or NAME:LEVEL.
+        threads: that compress; None: one a CPU. The output does not depend on it.
+        force: whether a file at output is replaced.
+        dry_run: do all the work, write nothing.
+        progress: called from time to time.
+
+    Returns:
+        What was found and written.
+
+    Raises:
+        VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
+
+    """
+    if not 0 <= level <= MAX_LEVEL:
+        raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
+    if threads is not None and threads < 1:
+        raise VmfilterError(f"{threads} threads cannot compress anything")
+    codec, effort = parse_codec(compress)
+    if not isinstance(source, Dump):
+        with open_dump(source) as dump:
+            return filter_dump(
+                dump,
+                output,
+                level=level,
+                compress=compress,
+                threads=threads,
+                force=force,
+                dry_run=dry_run,
+                progress=progress,
+            )
+    path = os.fspath(output)
+    _refuse_same_file(source, path)
+    run = _Run(source, level, progress or (lambda stage, done, total: None))
+    transport: Transport = Discard() if dry_run else FileTransport(path, force)
+    try:
+        return run.write(transport, codec, effort, threads or len(os.sched_getaffinity(0)))
+    except BaseException:
+        transport.abort()
+        raise
+
+
+def _refuse_same_file(source: Dump, path: str) -> None:
+    try:
+        same = os.path.samestat(os.stat(path), os.fstat(source.fileno()))
+    except OSError:
+        return
+    if same:
+        raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
+
+
+class _Run:
+    """One filtering, from what is known of the kernel to the statistics."""
+
+    def __init__(self, dump: Dump, level: int, progress: Progress) -> None:
+        self._dump = dump
+        self._level = level
+        self._progress = progress
+        self._warnings: list[str] = []
+        self._info = Vmcoreinfo.of(dump)
+        self._page_size = page_size_of(dump, self._info)
+        self._max_mapnr = max_pfn(dump, self._page_size)
+        self._kernel, self._classifier = self._understand()
+        self._warnings += self._classifier.warnings
+
+    def _understand(self) -> tuple[Kernel | None, Classifier]:
+        """Kernel and classifier; levels that only look at content do without a kernel, and say what that costs."""
+        kernel = None
+        try:
+            if self._info is None:
+                raise KernelError(
+                    f"{self._dump.path}: has no VMCOREINFO note, so pages cannot be classified; levels 0 and 1 do "
+                    "without (-d 1)"
+                )
+            kernel = Kernel(self._dump, self._info)
+            return kernel, Classifier(self._dump, self._page_size, kernel)
+        except KernelError as e:
+            if needs_kernel(self._level):
+                raise
+            self._warnings.append(f"{e}; hwpoisoned and offline pages cannot be told and are kept")
+            return kernel, Classifier(self._dump, self._page_size, None)
+
+    def write(self, transport: Transport, codec: Codec, effort: int, threads: int) -> Statistics:
+        started = time.monotonic()
+        writer = KdumpWriter(transport, self._dump, self._header(), codec)
+        result = self._classify(writer)
+        classified = time.monotonic()
+        kept = result.kept
+        share_zero = bool(self._level & ZERO)
+        writer.begin_pages(kept, share_zero)
+        done = 0
+        for sizes, data in packed(
+            self._dump,
+            self._page_size,
+            self._kept_runs(writer),
+            lambda: packer(codec, effort, self._page_size),
+            share_zero,
+            threads,
+        ):
+            writer.put_pages(sizes, data)
+            done += len(sizes)
+            result.zero += sizes.tolist().count(0)
+            self._progress("write", done, kept)
+        result.output_size = writer.finish()
+        result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
+        result.warnings = self._warnings
+        return result
+
+    def _header(self) -> KdumpHeader:
+        kernel, info = self._kernel, self._info
+        return KdumpHeader(
+            uts=kernel.uts if kernel else Utsname(machine=self._dump.arch.name.encode()),
+            crash_time=(info and info.plain_number("CRASHTIME")) or 0,
+            phys_base=kernel.phys_base if kernel else 0,
+            level=self._level,
+            max_mapnr=self._max_mapnr,
+            page_size=self._page_size,
+            vmcoreinfo=(info.file_offset, info.file_size) if info else None,
+        )
+
+    def _classify(self, writer: KdumpWriter) -> Statistics:
+        excluded = excluded_classes(self._level)
+        present = bytes(c != PageClass.HOLE for c in range(256))
+        chosen = bytes(c != PageClass.HOLE and c not in excluded for c in range(256))
+        counts = _core.ffi.new("uint64_t[]", len(PageClass))
+        bits = [bytearray(WINDOW_PAGES // 8) for _ in range(2)]
+        for window in self._classifier.windows():
+            classes = _core.ffi.from_buffer("uint8_t[]", window.classes)
+            _core.lib.vmf_count(classes, window.count, counts)
+            used = -(-window.count // 8)
+            for table, out in zip((present, chosen), bits, strict=True):
+                _core.lib.vmf_bitmap(classes, window.count, table, _core.ffi.from_buffer("uint8_t[]", out))
+            writer.put_bitmaps(window.pfn, bytes(bits[0][:used]), bytes(bits[1][:used]))
+            self._progress("classify", window.pfn + window.count, self._max_mapnr)
+        result = Statistics(
+            level=self._level,
+            excluded_classes=excluded,
+            page_size=self._page_size,
+            max_mapnr=self._max_mapnr,
+            classes={c: counts[c] for c in PageClass},
+            unknown=self._classifier.unknown,
+        )
+        if result.unknown:
+            self._warnings.append(
+                f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"
+            )
+        return result
+
+    def _kept_runs(self, writer: KdumpWriter) -> Iterator[Run]:
+        for pfn, count in windows_of(self._dump, self._page_size):
+            yield from runs_in(writer.kept(pfn, count), pfn, count)

@@ -1,0 +1,106 @@
+"""What the crashed kernel says of itself, gathered from VMCOREINFO and its memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmfilter.errors import KernelError
+from vmfilter.kernel.memmodel import SparseMemory
+from vmfilter.kernel.memory import VirtualMemory
+from vmfilter.kernel.pagelayout import PageLayout, page_layout
+from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+
+if TYPE_CHECKING:
+    from vmfilter.reader import Dump
+
+__all__ = ["Kernel", "Utsname", "Vmcoreinfo", "page_size_of"]
+
+_UTS_FIELD = 65  # __NEW_UTS_LEN + 1
+
+
+class Utsname(NamedTuple):
+    """struct new_utsname, each field as the bytes before its first zero."""
+
+    sysname: bytes = b""
+    nodename: bytes = b""
+    release: bytes = b""
+    version: bytes = b""
+    machine: bytes = b""
+    domainname: bytes = b""
+
+
+def page_size_of(dump: Dump, info: Vmcoreinfo | None) -> int:
+    """Bytes of a page: by VMCOREINFO, else the architecture's usual.
+
+    Raises:
+        KernelError: VMCOREINFO names a size that cannot be.
+
+    """
+    said = info.plain_number("PAGESIZE") if info else None
+    if said is None:
+        return dump.arch.page_size
+    if not 4096 <= said <= 65536 or said & said - 1:
+        raise KernelError(f"{dump.path}: VMCOREINFO says that pages have {said} bytes")
+    return said
+
+
+class Kernel:
+    """The crashed kernel.
+
+    Attributes:
+        info: its VMCOREINFO.
+        page_size: bytes.
+        memory: its virtual memory.
+        phys_base: for the kdump-compressed header; may be negative.
+        uts: who it was.
+
+    """
+
+    def __init__(self, dump: Dump, info: Vmcoreinfo) -> None:
+        """Find the kernel's page tables and prove them by reading its name through them.
+
+        Raises:
+            KernelError: no reading of VMCOREINFO leads to a kernel.
+
+        """
+        self._dump = dump
+        self.info = info
+        self.page_size = page_size_of(dump, info)
+        roots = dump.arch.roots(info, dump.loads)
+        if not roots:
+            raise KernelError(f"{dump.path}: VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")
+        for root in roots:
+            self.memory = VirtualMemory(dump, root)
+            self.phys_base = root.phys_base
+            self._paging = root.paging
+            uts = self._find_uts()
+            if uts is not None:
+                self.uts = uts
+                return
+        raise KernelError(
+            f"{dump.path}: the kernel's page tables (physical address {roots[0].address:#x}) do not lead to its name: "
+            "VMCOREINFO is not this kernel's, or its memory is damaged or not in the dump"
+        )
+
+    def _find_uts(self) -> Utsname | None:
+        symbol = self.info.symbol("init_uts_ns")
+        if symbol is None:
+            return None
+        # The name follows a reference count of 4 bytes until 5.10; the offset is exported since (9a56493f6942).
+        said = self.info.offset("uts_namespace.name")
+        for offset in (0, 4) if said is None else (said,):
+            raw = self.memory.try_read(symbol + offset, 6 * _UTS_FIELD)
+            if raw is None:
+                continue
+            fields = [raw[i : i + _UTS_FIELD].split(b"\0")[0] for i in range(0, len(raw), _UTS_FIELD)]
+            if fields[0] == b"Linux":
+                return Utsname(*fields)
+        return None
+
+    def page_layout(self) -> PageLayout:
+        """Return what its struct pages look like. Raises KernelError where VMCOREINFO does not say enough."""
+        return page_layout(self.info, self._dump.arch)
+
+    def memory_model(self) -> SparseMemory:
+        """Return where its struct pages are. Raises KernelError where that cannot be known."""
+        return SparseMemory(self.memory, self.info, self._dump.arch, self._paging, self.page_size)

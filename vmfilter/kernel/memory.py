@@ -1,0 +1,126 @@
+"""The crashed kernel's virtual memory: its page tables, walked in the dump."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmfilter import _core
+from vmfilter.errors import KernelError
+
+if TYPE_CHECKING:
+    from vmfilter.arch import Root
+    from vmfilter.reader import Dump
+
+_CACHED_TABLES = 64
+_ENTRY = 8
+
+
+class Mapping(NamedTuple):
+    """Virtual addresses [vaddr, vaddr + length) that are the physical ones from paddr on."""
+
+    vaddr: int
+    length: int
+    paddr: int
+
+
+class VirtualMemory:
+    """Kernel virtual memory of a dump. Not for several threads at once."""
+
+    def __init__(self, dump: Dump, root: Root) -> None:
+        """Walk from the given root in the given dump."""
+        self._dump = dump
+        self._root = root
+        self._levels = root.paging.levels
+        self._tables: OrderedDict[int, bytes | None] = OrderedDict()
+        form = _core.ffi.new("struct vmf_paging *")
+        form.swap = not dump.arch.little_endian
+        form.present_mask = root.paging.present_mask
+        for i, level in enumerate(self._levels):
+            form.levels[i] = (
+                level.shift,
+                level.bits,
+                level.leaf_mask,
+                level.leaf_value,
+                level.leaf_address,
+                level.table_address,
+            )
+        self._form = form
+        self._most = 1 << max(level.bits for level in self._levels)
+        self._found = _core.ffi.new("struct vmf_mapping[]", self._most)
+
+    def mappings(self, vaddr: int, length: int) -> Iterator[Mapping]:
+        """Where the kernel's page tables map [vaddr, vaddr + length); what they do not map is left out.
+
+        Neighbours are not joined across tables. A table that is not in the dump maps nothing.
+        """
+        top = self._levels[-1]
+        span = 1 << top.shift + top.bits
+        base = vaddr & ~(span - 1)  # of the part of the address space that these tables map: sign extension, undone
+        return self._walk(len(self._levels) - 1, self._root.address, base, vaddr, vaddr + length)
+
+    def _walk(self, level: int, table: int, base: int, start: int, end: int) -> Iterator[Mapping]:
+        shift, bits = self._levels[level].shift, self._levels[level].bits
+        first = start - base >> shift
+        last = min((end - 1 - base >> shift) + 1, 1 << bits)
+        entries = self._table(table, _ENTRY << bits)
+        if entries is None or first >= last:
+            return
+        n = _core.lib.vmf_decode_table(
+            self._form,
+            level,
+            _core.ffi.from_buffer("uint8_t[]", entries) + first * _ENTRY,
+            last - first,
+            base + (first << shift) & (1 << 64) - 1,
+            self._found,
+            self._most,
+        )
+        found = [(m.vaddr, m.length, m.paddr, m.is_table) for m in self._found[0:n]]
+        for at, length, paddr, is_table in found:
+            begin, stop = max(at, start), min(at + length, end)
+            if is_table:
+                yield from self._walk(level - 1, paddr, at, begin, stop)
+            else:
+                yield Mapping(begin, stop - begin, paddr + begin - at)
+
+    def _table(self, paddr: int, size: int) -> bytes | None:
+        if paddr in self._tables:
+            self._tables.move_to_end(paddr)
+            return self._tables[paddr]
+        table = self._dump.read(paddr, size)
+        self._tables[paddr] = table
+        if len(self._tables) > _CACHED_TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+    def read(self, vaddr: int, size: int, what: str) -> bytes:
+        """Kernel memory as bytes.
+
+        Args:
+            vaddr: virtual address.
+            size: bytes.
+            what: its name, for the message.
+
+        Raises:
+            KernelError: not all of it is mapped and in the dump.
+
+        """
+        data = self.try_read(vaddr, size)
+        if data is None:
+            raise KernelError(f"{self._dump.path}: {what} at virtual address {vaddr:#x} cannot be read from this dump")
+        return data
+
+    def try_read(self, vaddr: int, size: int) -> bytes | None:
+        """As read(), but None where it cannot be read."""
+        if not 0 <= vaddr <= vaddr + size <= 1 << 64:
+            return None
+        parts = []
+        at = vaddr
+        for m in self.mappings(vaddr, size):
+            part = self._dump.read(m.paddr, m.length) if m.vaddr == at else None
+            if part is None:
+                return None
+            parts.append(part)
+            at += m.length
+        return b"".join(parts) if at == vaddr + size else None

@@ -1,0 +1,90 @@
+"""VMCOREINFO: lines of text in which the crashed kernel says what a tool needs to know of it.
+
+Source: Documentation/admin-guide/kdump/vmcoreinfo.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from vmfilter.errors import KernelError
+
+if TYPE_CHECKING:
+    from vmfilter.reader.dump import Dump
+
+_MAX_SIZE = 1 << 20  # the kernel keeps it in a page or two
+_LINE = re.compile(r"^(?:(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^)]+)\)|([A-Za-z_-]+))=(.*)$")
+
+
+class Vmcoreinfo:
+    """What VMCOREINFO says; None stands for what it does not.
+
+    Attributes:
+        text: the whole of it.
+        file_offset, file_size: of the text in the dump file, bytes.
+
+    """
+
+    def __init__(self, text: str, file_offset: int = 0, file_size: int = 0) -> None:
+        """Parse the text; lines of other forms are passed over."""
+        self.text = text
+        self.file_offset, self.file_size = file_offset, file_size
+        self._values: dict[tuple[str, str], str] = {}
+        for line in text.splitlines():
+            match = _LINE.match(line)
+            if match:
+                kind, name, plain, value = match.groups()
+                self._values[kind or "", name or plain] = value
+
+    @classmethod
+    def of(cls, dump: Dump) -> Vmcoreinfo | None:
+        """Read the VMCOREINFO note of a dump; None where there is none."""
+        for note in dump.notes:
+            if note.name == b"VMCOREINFO" and 0 < note.size <= _MAX_SIZE:
+                text = dump.read_file(note.offset, note.size).rstrip(b"\0").decode("ascii", "replace")
+                return cls(text, note.offset, note.size)
+        return None
+
+    def _number(self, kind: str, name: str, base: int) -> int | None:
+        value = self._values.get((kind, name))
+        if value is None:
+            return None
+        try:
+            # Some numbers are printed in hexadecimal, with 0x: VMALLOC_START, for one.
+            return int(value, 16 if value.startswith("0x") else base)
+        except ValueError:
+            raise KernelError(f"VMCOREINFO has {kind}({name})={value!r}, which is not a number") from None
+
+    def symbol(self, name: str) -> int | None:
+        """Virtual address of a kernel symbol."""
+        return self._number("SYMBOL", name, 16)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a structure."""
+        return self._number("SIZE", name, 10)
+
+    def offset(self, name: str) -> int | None:
+        """Bytes from a structure's beginning to its member, ``structure.member``."""
+        return self._number("OFFSET", name, 10)
+
+    def length(self, name: str) -> int | None:
+        """Elements of an array."""
+        return self._number("LENGTH", name, 10)
+
+    def number(self, name: str) -> int | None:
+        """Value of a constant or variable."""
+        return self._number("NUMBER", name, 10)
+
+    def plain(self, name: str) -> str | None:
+        """Value of a line without a kind: OSRELEASE, CRASHTIME, PAGESIZE."""
+        return self._values.get(("", name))
+
+    def plain_number(self, name: str) -> int | None:
+        """Value of a line without a kind, in decimal."""
+        return self._number("", name, 10)
+
+    def version(self) -> tuple[int, int]:
+        """Kernel version, (0, 0) where OSRELEASE does not tell. For what nothing else tells only."""
+        match = re.match(r"(\d+)\.(\d+)", self.plain("OSRELEASE") or "")
+        return (int(match[1]), int(match[2])) if match else (0, 0)

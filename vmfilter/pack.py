@@ -1,0 +1,146 @@
+"""Kept pages to compressed blocks: read and compressed by several threads, handed over in order.
+
+What comes out does not depend on the number of threads, and memory is bounded by the chunks in flight.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from vmfilter import _core
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from vmfilter.codec import Packer
+    from vmfilter.reader import Dump
+
+CHUNK_BYTES = 1 << 20
+"""Pages that one thread takes at a time."""
+_BATCH_BYTES = 1 << 18  # of a chunk, read and compressed while they are in the CPU's cache
+_MAX_RUNS = 1024
+
+Run = tuple[int, int]
+"""First page frame and number of frames."""
+
+
+def runs_in(bits: bytes, pfn: int, count: int) -> Iterator[Run]:
+    """Runs of set bits among the first count of a bitmap whose first bit is frame pfn."""
+    found = _core.ffi.new("uint64_t[]", 2 * _MAX_RUNS)
+    at = _core.ffi.new("uint64_t *", 0)
+    while at[0] < count:
+        n = _core.lib.vmf_runs(bits, count, at, found, _MAX_RUNS)
+        for i in range(n):
+            yield pfn + found[2 * i], found[2 * i + 1]
+
+
+def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
+    """Cut runs into chunks of that many pages each (the last may have fewer)."""
+    chunk: list[Run] = []
+    room = pages
+    for pfn, count in runs:
+        while count:
+            n = min(count, room)
+            chunk.append((pfn, n))
+            pfn, count, room = pfn + n, count - n, room - n
+            if not room:
+                yield chunk
+                chunk, room = [], pages
+    if chunk:
+        yield chunk
+
+
+class _Buffers:
+    """What one chunk in flight needs."""
+
+    def __init__(self, pages: int) -> None:
+        self.out = bytearray(CHUNK_BYTES)
+        self.sizes = array("I", bytes(4 * pages))
+
+
+class _Worker:
+    """Reads and compresses chunks; each thread has one, for the codec's and the reading's memory."""
+
+    def __init__(self, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
+        self._dump = dump
+        self._page_size = page_size
+        self._packer = packer
+        self._skip_zero = skip_zero
+        self._pages = memoryview(bytearray(max(_BATCH_BYTES, page_size)))
+
+    def pack(self, chunk: list[Run], buffers: _Buffers) -> tuple[_Buffers, int, int]:
+        """Return the buffers, the number of pages and the bytes of their data in the buffers."""
+        size = self._page_size
+        out, sizes = memoryview(buffers.out), memoryview(buffers.sizes)
+        done = used = 0
+        for batch in chunks_of(chunk, len(self._pages) // size):
+            count = 0
+            for pfn, n in batch:
+                self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
+                count += n
+            used += self._packer.pack(
+                self._pages[: count * size], self._skip_zero, out[used:], sizes[done : done + count]
+            )
+            done += count
+        return buffers, done, used
+
+
+def packed(
+    dump: Dump,
+    page_size: int,
+    runs: Iterable[Run],
+    new_packer: Callable[[], Packer],
+    skip_zero: bool,
+    threads: int,
+) -> Iterator[tuple[memoryview, memoryview]]:
+    """Compress pages.
+
+    Args:
+        dump: to read them from.
+        page_size: bytes.
+        runs: of the page frames wanted, in order.
+        new_packer: makes a thread's packer.
+        skip_zero: whether zero pages are left out.
+        threads: how many work, at least 1.
+
+    Yields:
+        For each chunk, in order: a u32 a page (see Packer.pack), and the data. Both are valid until the next.
+
+    """
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    local = threading.local()
+
+    def start() -> None:
+        local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
+
+    def work(chunk: list[Run], buffers: _Buffers) -> tuple[_Buffers, int, int]:
+        worker: _Worker = local.worker
+        return worker.pack(chunk, buffers)
+
+    pages = CHUNK_BYTES // page_size
+    free = [_Buffers(pages) for _ in range(2 * threads + 1)]
+    pending: deque[Future[tuple[_Buffers, int, int]]] = deque()
+    new_packer()  # where the codec cannot be had, say so here and not in a thread
+    pool = ThreadPoolExecutor(threads, "vmfilter", start)
+    try:
+        for chunk in chunks_of(runs, pages):
+            pending.append(pool.submit(work, chunk, free.pop()))
+            if not free:
+                yield from _take(pending, free)
+        while pending:
+            yield from _take(pending, free)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _take(
+    pending: deque[Future[tuple[_Buffers, int, int]]], free: list[_Buffers]
+) -> Iterator[tuple[memoryview, memoryview]]:
+    buffers, count, used = pending.popleft().result()
+    yield memoryview(buffers.sizes)[:count], memoryview(buffers.out)[:used]
+    free.append(buffers)

@@ -1,0 +1,1 @@
+"""New dumps: a format (what is written at which offset) over a transport (what that means)."""

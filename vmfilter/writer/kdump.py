@@ -1,0 +1,181 @@
+"""The kdump-compressed format, header version 6.
+
+    block 0             main header (struct disk_dump_header)
+    block 1             sub header (struct kdump_sub_header), the ELF notes after it
+    then                bitmap 1: frames that are memory; bitmap 2: frames that are in the dump; each from a block on
+    then                a page descriptor (24 bytes) for each bit of bitmap 2
+    then                page data; the shared zero page first
+
+Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfilter import _core
+
+if TYPE_CHECKING:
+    from vmfilter.codec import Codec
+    from vmfilter.kernel import Utsname
+    from vmfilter.reader import Dump
+    from vmfilter.writer.transport import Transport
+
+_VERSION = 6
+_MAX_32 = (1 << 32) - 1
+_COPY = 1 << 20  # bytes of notes copied at a time
+_DESCRIPTOR = 24
+_DESCRIPTORS_AT_ONCE = 1 << 13
+_UTS_FIELD = 65
+
+# header_version, utsname, padding, timeval, status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr,
+# total_ram_blocks, device_blocks, written_blocks, current_cpu, nr_cpus
+_MAIN = "8si390s6xqqIiiIIIIIIi"
+# phys_base, dump_level, split, start_pfn, end_pfn, offset and size of vmcoreinfo, of the notes, of erase info,
+# start_pfn_64, end_pfn_64, max_mapnr_64
+_SUB = "QiiQQQQQQQQQQQ"
+
+
+@dataclass(frozen=True, slots=True)
+class KdumpHeader:
+    """What the headers say.
+
+    Attributes:
+        uts: of the crashed kernel.
+        crash_time: seconds since 1970, 0 where it is not known.
+        phys_base: of the kernel; may be negative.
+        level: dump level.
+        max_mapnr: first frame after all memory.
+        page_size: bytes.
+        vmcoreinfo: offset in the source's file and bytes of the VMCOREINFO text; None where it has none.
+
+    """
+
+    uts: Utsname
+    crash_time: int
+    phys_base: int
+    level: int
+    max_mapnr: int
+    page_size: int
+    vmcoreinfo: tuple[int, int] | None
+
+
+class KdumpWriter:
+    """Writes one dump: bitmaps first, then pages in order of their frames, then finish().
+
+    Attributes:
+        size: bytes of the file so far.
+
+    """
+
+    def __init__(self, transport: Transport, source: Dump, header: KdumpHeader, codec: Codec) -> None:
+        """Lay the file out and write its headers; source's notes are copied."""
+        self._transport = transport
+        self._source = source
+        self._header = header
+        self._codec = codec
+        self._order = "<" if source.arch.little_endian else ">"
+        block = header.page_size
+        self._block = block
+        self._notes_at = block + struct.calcsize(self._order + _SUB)
+        self._sub_blocks = -(-(self._notes_at - block + source.notes_size) // block)
+        self._bitmap_bytes = -(-(-(-header.max_mapnr // 8)) // block) * block
+        self._bitmap1 = block * (1 + self._sub_blocks)
+        self._bitmap2 = self._bitmap1 + self._bitmap_bytes
+        self.descriptors = self._bitmap2 + self._bitmap_bytes
+        self._pending = bytearray()
+        self._pending_at = self.descriptors
+        self._write_headers()
+
+    def _write_headers(self) -> None:
+        h, source = self._header, self._source
+        uts = b"".join(field[: _UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in h.uts)
+        main = struct.pack(
+            self._order + _MAIN,
+            self._codec.signature,
+            _VERSION,
+            uts,
+            h.crash_time,
+            0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
+            self._codec.flag,
+            self._block,
+            self._sub_blocks,
+            2 * self._bitmap_bytes // self._block,
+            min(h.max_mapnr, _MAX_32),
+            0,
+            0,
+            0,
+            0,
+            sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1),  # NT_PRSTATUS: one a CPU
+        )
+        info_at, info_size = h.vmcoreinfo or (0, 0)
+        sub = struct.pack(
+            self._order + _SUB,
+            h.phys_base & (1 << 64) - 1,
+            h.level,
+            0,
+            0,
+            0,
+            self._notes_at + info_at - source.notes_offset if info_size else 0,
+            info_size,
+            self._notes_at if source.notes_size else 0,
+            source.notes_size,
+            0,
+            0,
+            0,
+            0,
+            h.max_mapnr,
+        )
+        self._transport.write(0, main)
+        self._transport.write(self._block, sub)
+        for at in range(0, source.notes_size, _COPY):
+            part = source.read_file(source.notes_offset + at, min(_COPY, source.notes_size - at))
+            self._transport.write(self._notes_at + at, part)
+
+    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
+        """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
+        self._transport.write(self._bitmap1 + pfn // 8, present)
+        self._transport.write(self._bitmap2 + pfn // 8, kept)
+
+    def kept(self, pfn: int, count: int) -> bytes:
+        """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
+        return self._transport.read(self._bitmap2 + pfn // 8, -(-count // 8))
+
+    def begin_pages(self, count: int, share_zero: bool) -> None:
+        """Say how many pages there will be, and whether a zero page is there for the ones that are left out."""
+        self.size = self.descriptors + count * _DESCRIPTOR
+        self._zero_at = self.size
+        if share_zero:
+            self._transport.write(self.size, bytes(self._block))
+            self.size += self._block
+
+    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+        """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
+        found = _core.ffi.new("struct vmf_descriptor[]", len(sizes))
+        self._transport.write(self.size, data)
+        self.size = _core.lib.vmf_descriptors(
+            _core.ffi.from_buffer("uint32_t[]", sizes),
+            len(sizes),
+            self._block,
+            self.size,
+            self._zero_at,
+            self._codec.flag,
+            not self._source.arch.little_endian,
+            found,
+        )
+        self._pending += _core.ffi.buffer(found)
+        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * _DESCRIPTOR:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._transport.write(self._pending_at, self._pending)
+        self._pending_at += len(self._pending)
+        self._pending = bytearray()
+
+    def finish(self) -> int:
+        """Write what is left, and make it a dump. Returns its size in bytes."""
+        self._flush()
+        self._transport.commit(self.size)
+        return self.size

@@ -1,0 +1,164 @@
+"""Where a writer's bytes go: to a file that appears whole or not at all, or nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from typing import Protocol
+
+from vmfilter.errors import OutputError
+
+
+class Transport(Protocol):
+    """Bytes at offsets. Exactly one of commit() and abort() ends it."""
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write data at offset. Raises OutputError where that fails."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read back what was written (zeros where nothing was), of what lies before the page data."""
+
+    def commit(self, size: int) -> None:
+        """Make it a dump of size bytes. Raises OutputError where that fails."""
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+
+
+class FileTransport:
+    """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
+
+    def __init__(self, path: str, force: bool = False) -> None:
+        """Begin.
+
+        Args:
+            path: of the file to be.
+            force: whether a regular file of that name is replaced.
+
+        Raises:
+            OutputError: it exists, or cannot be made.
+
+        """
+        self._path = path
+        self._force = force
+        self._check_free()
+        folder, name = os.path.split(os.path.abspath(path))
+        try:
+            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:200]}.", suffix=".incomplete", dir=folder)
+        except OSError as e:
+            raise OutputError(f"{path}: cannot be written: {e.strerror} (in {folder})") from e
+
+    def _check_free(self) -> None:
+        try:
+            info = os.lstat(self._path) if not os.path.exists(self._path) else os.stat(self._path)
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+        if not stat.S_ISREG(info.st_mode):
+            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
+        if not self._force:
+            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
+
+    def _failed(self, e: OSError) -> OutputError:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return OutputError(
+                f"{self._path}: {e.strerror} while writing; nothing is left there. "
+                "A higher dump level (-d) or another codec (--compress) makes it smaller"
+            )
+        return OutputError(f"{self._path}: cannot be written: {e.strerror}")
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        view = memoryview(data)
+        try:
+            while view:
+                n = os.pwrite(self._fd, view, offset)
+                view, offset = view[n:], offset + n
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See Transport."""
+        try:
+            return os.pread(self._fd, size, offset).ljust(size, b"\0")
+        except OSError as e:
+            raise OutputError(f"{self._path}: cannot be read back: {e.strerror}") from e
+
+    def commit(self, size: int) -> None:
+        """See Transport."""
+        try:
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
+            if self._force:
+                os.replace(self._temporary, self._path)
+            else:
+                self._link()
+            self._sync_folder()
+        except FileExistsError:
+            raise OutputError(f"{self._path}: was made by somebody else meanwhile; it is not replaced") from None
+        except OSError as e:
+            raise self._failed(e) from e
+        os.close(self._fd)
+        self._fd = -1
+
+    def _link(self) -> None:
+        """Give the file its name, unless somebody else has taken it."""
+        try:
+            os.link(self._temporary, self._path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            self._check_free()
+            os.rename(self._temporary, self._path)
+        else:
+            os.unlink(self._temporary)
+
+    def _sync_folder(self) -> None:
+        with contextlib.suppress(OSError):  # some file systems cannot; the file itself is synced
+            folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def abort(self) -> None:
+        """See Transport."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+
+
+class Discard:
+    """Nowhere: for --dry-run. What a writer reads back is kept in a temporary file without a name."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self._kept = tempfile.TemporaryFile()  # noqa: SIM115 - closed by commit() and abort()
+        self._end = 0
+
+    def keep_below(self, offset: int) -> None:
+        """Keep what is written at lower offsets, for read()."""
+        self._end = offset
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        if offset < self._end:
+            os.pwrite(self._kept.fileno(), data, offset)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See Transport."""
+        return os.pread(self._kept.fileno(), size, offset).ljust(size, b"\0")
+
+    def commit(self, size: int) -> None:
+        """See Transport."""
+        self._kept.close()
+
+    def abort(self) -> None:
+        """See Transport."""
+        self._kept.close()
