@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump, open_dump
     from vmfilter.statistics import Statistics
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CodecError",
     "Dump",

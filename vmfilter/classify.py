@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import KernelError
@@ -19,11 +19,10 @@ WINDOW_PAGES = 1 << 15
 
 
 class Window(NamedTuple):
-    """Classes of the page frames [pfn, pfn + count), a byte each, valid until the next window is asked for."""
+    """Classes of the page frames from pfn on, a byte each, valid until the next window is asked for."""
 
     pfn: int
-    count: int
-    classes: Any
+    classes: memoryview
 
 
 def max_pfn(dump: Dump, page_size: int) -> int:
@@ -86,7 +85,7 @@ class Classifier:
             self._mark_memory(pfn, count, classes)
             if self._kernel is not None:
                 self._apply_struct_pages(pfn, count, classes)
-            yield Window(pfn, count, classes)
+            yield Window(pfn, classes)
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
         """Every frame of which the dump has a part is KERNEL until more is known, pmem's are PMEM_USERDATA."""

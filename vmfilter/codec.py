@@ -5,17 +5,14 @@ A codec is served by the C core where it was built with the library, else by a P
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vmfilter import _core
 from vmfilter.errors import CodecError, VmfilterError
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(NamedTuple):
     """A page codec.
 
     Attributes:
@@ -73,6 +70,7 @@ CODECS = {
     )
 }
 DEFAULT = "zstd"
+MISSING = "missing"
 
 
 def native_libraries() -> dict[str, list[str]]:
@@ -85,17 +83,22 @@ def native_libraries() -> dict[str, list[str]]:
 
 
 def availability() -> dict[str, str]:
-    """For each codec what serves it here: libraries, a Python package, or nothing ("missing")."""
+    """For each codec what serves it here: libraries, a Python package, or nothing (MISSING)."""
     native = native_libraries()
-    result = {}
-    for codec in CODECS.values():
-        if codec.name in native:
-            result[codec.name] = ", ".join(native[codec.name])
-        elif codec.package and importlib.util.find_spec(codec.package):
-            result[codec.name] = f"Python's {codec.package}"
-        else:
-            result[codec.name] = "missing"
-    return result
+    return {
+        name: ", ".join(native[name])
+        if name in native
+        else f"Python's {codec.package}"
+        if _has_package(codec)
+        else MISSING
+        for name, codec in CODECS.items()
+    }
+
+
+def _has_package(codec: Codec) -> bool:
+    from importlib.util import find_spec
+
+    return codec.package is not None and find_spec(codec.package) is not None
 
 
 def parse_codec(text: str) -> tuple[Codec, int]:
@@ -117,10 +120,10 @@ def parse_codec(text: str) -> tuple[Codec, int]:
         if not (level_text.isascii() and level_text.isdecimal()) or not low <= int(level_text) <= high:
             raise CodecError(f"codec {name} has levels from {low} to {high}, not {level_text!r}")
         level = int(level_text)
-    if availability()[name] == "missing":
+    if name not in native_libraries() and not _has_package(codec):
         raise CodecError(
             f"codec {name} is not available here: this vmfilter was built without its library; "
-            f"available are {', '.join(n for n, a in availability().items() if a != 'missing')}"
+            f"available are {', '.join(n for n, by in availability().items() if by != MISSING)}"
         )
     return codec, level
 

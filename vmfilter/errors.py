@@ -25,7 +25,7 @@ class OutputError(VmfilterError):
 
 
 class KernelError(VmfilterError):
-    """The crashed kernel cannot be understood: no VMCOREINFO, an unknown architecture, memory that contradicts itself."""
+    """The crashed kernel cannot be understood: no VMCOREINFO, an unknown architecture, damaged memory."""
 
     exit_status = 5
 

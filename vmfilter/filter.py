@@ -170,21 +170,15 @@ class _Run:
         counts = _core.ffi.new("uint64_t[]", len(PageClass))
         bits = [bytearray(WINDOW_PAGES // 8) for _ in range(2)]
         for window in self._classifier.windows():
-            classes = _core.ffi.from_buffer("uint8_t[]", window.classes)
-            _core.lib.vmf_count(classes, window.count, counts)
-            used = -(-window.count // 8)
+            classes, count = _core.ffi.from_buffer("uint8_t[]", window.classes), len(window.classes)
+            _core.lib.vmf_count(classes, count, counts)
+            used = -(-count // 8)
             for table, out in zip((present, chosen), bits, strict=True):
-                _core.lib.vmf_bitmap(classes, window.count, table, _core.ffi.from_buffer("uint8_t[]", out))
+                _core.lib.vmf_bitmap(classes, count, table, _core.ffi.from_buffer("uint8_t[]", out))
             writer.put_bitmaps(window.pfn, bytes(bits[0][:used]), bytes(bits[1][:used]))
-            self._progress("classify", window.pfn + window.count, self._max_mapnr)
-        result = Statistics(
-            level=self._level,
-            excluded_classes=excluded,
-            page_size=self._page_size,
-            max_mapnr=self._max_mapnr,
-            classes={c: counts[c] for c in PageClass},
-            unknown=self._classifier.unknown,
-        )
+            self._progress("classify", window.pfn + count, self._max_mapnr)
+        result = Statistics(self._level, self._page_size, self._max_mapnr, {c: counts[c] for c in PageClass})
+        result.unknown = self._classifier.unknown
         if result.unknown:
             self._warnings.append(
                 f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"

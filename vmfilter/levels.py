@@ -1,4 +1,4 @@
-"""Dump levels: which classes of pages a dump leaves out. The bits are makedumpfile's (its man page, -d), 32 is pmem's."""
+"""Dump levels: which classes of pages a dump leaves out. The bits are makedumpfile's -d; 32 is pmem's."""
 
 from __future__ import annotations
 

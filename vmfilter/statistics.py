@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from vmfilter.levels import PageClass
+from vmfilter.levels import PageClass, excluded_classes
 
 
-@dataclass(slots=True)
 class Statistics:
     """Counts of page frames, and what became of them.
 
@@ -26,16 +23,18 @@ class Statistics:
 
     """
 
-    level: int
-    excluded_classes: frozenset[PageClass]
-    page_size: int
-    max_mapnr: int
-    classes: dict[PageClass, int]
-    zero: int = 0
-    unknown: int = 0
-    output_size: int = 0
-    warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self, level: int, page_size: int, max_mapnr: int, classes: dict[PageClass, int]) -> None:
+        """Begin with what classification found."""
+        self.level = level
+        self.excluded_classes = excluded_classes(level)
+        self.page_size = page_size
+        self.max_mapnr = max_mapnr
+        self.classes = classes
+        self.zero = 0
+        self.unknown = 0
+        self.output_size = 0
+        self.warnings: list[str] = []
+        self.seconds: dict[str, float] = {}
 
     @property
     def present(self) -> int:

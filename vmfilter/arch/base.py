@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader.dump import Piece
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """One level of page tables: which address bits index it, and what its entries look like.
 
     Attributes:
@@ -31,8 +29,7 @@ class Level:
     table_address: int
 
 
-@dataclass(frozen=True, slots=True)
-class Paging:
+class Paging(NamedTuple):
     """A paging form.
 
     Attributes:
@@ -45,8 +42,7 @@ class Paging:
     present_mask: int
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(NamedTuple):
     """One reading of where the kernel's page tables begin.
 
     Attributes:
@@ -61,8 +57,7 @@ class Root:
     phys_base: int
 
 
-@dataclass(frozen=True, slots=True)
-class Arch:
+class Arch(NamedTuple):
     """An architecture.
 
     Attributes:

@@ -1,6 +1,7 @@
 """x86_64: four or five levels of 512 entries; kernel text at a fixed virtual base, KASLR in phys_base.
 
-Sources: Intel SDM volume 3A chapter 4; the kernel's Documentation/arch/x86/x86_64/mm.rst and arch/x86/kernel/vmcore_info_64.c.
+Sources: Intel SDM volume 3A chapter 4; the kernel's Documentation/arch/x86/x86_64/mm.rst and
+arch/x86/kernel/vmcore_info_64.c.
 """
 
 from __future__ import annotations

@@ -41,11 +41,10 @@ class _Version(argparse.Action):
     """Version, and the codecs of this build."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
+        from vmfilter import __version__
         from vmfilter.codec import availability
 
-        print(f"vmfilter {version('vmfilter')}")
+        print(f"vmfilter {__version__}")
         for codec, served_by in availability().items():
             print(f"  {codec:7} {served_by}")
         parser.exit()
@@ -56,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="vmfilter",
-        description="Makes small dumps of crashed Linux kernels: leaves out pages that nobody needs, compresses the rest.",
+        description="Makes small dumps of crashed Linux kernels: leaves out what nobody needs, compresses the rest.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -103,4 +103,5 @@ class Kernel:
 
     def memory_model(self) -> SparseMemory:
         """Return where its struct pages are. Raises KernelError where that cannot be known."""
-        return SparseMemory(self.memory, self.info, self._dump.arch, self._paging, self.page_size)
+        known = [piece.start for piece in self._dump.pieces[:64]]
+        return SparseMemory(self.memory, self.info, self._dump.arch, self._paging, self.page_size, known)

@@ -6,8 +6,7 @@ or version that made it so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import KernelError
@@ -24,8 +23,7 @@ NO_TYPE = (1, 0)
 _DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of every kernel that does not export LENGTH(zone.free_area)
 
 
-@dataclass(frozen=True, slots=True)
-class PageLayout:
+class PageLayout(NamedTuple):
     """struct vmf_page_layout of csrc/vmfilter.h, in Python; fields and types are pairs, see NOTHING and NO_TYPE."""
 
     size: int
@@ -33,7 +31,7 @@ class PageLayout:
     flags: tuple[int, int]
     mapcount: tuple[int, int]
     mapping: tuple[int, int]
-    private: tuple[int, int]
+    private_: tuple[int, int]
     tail: tuple[int, int]
     tail_mask: int
     lru: int
@@ -51,12 +49,13 @@ class PageLayout:
     destructor_value: int
     destructor_mask: int
     free_orders: int
-    warnings: tuple[str, ...] = field(default=(), compare=False)
+    warnings: tuple[str, ...] = ()
 
     def native(self) -> Any:
         """Return the C structure."""
-        values = {name: getattr(self, name) for name in self.__slots__ if name not in ("private", "warnings")}
-        return _core.ffi.new("struct vmf_page_layout *", values | {"private_": self.private})
+        values = self._asdict()
+        del values["warnings"]
+        return _core.ffi.new("struct vmf_page_layout *", values)
 
 
 def _required(value: int | None, what: str) -> int:
@@ -120,7 +119,7 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
         flags=(source.offset("flags"), word),
         mapcount=(source.offset("_mapcount"), 4),
         mapping=(source.offset("mapping"), word),
-        private=(source.offset("private"), word),
+        private_=(source.offset("private"), word),
         tail=tail,
         tail_mask=tail_mask,
         lru=_required(source.bit("PG_lru") or None, "NUMBER(PG_lru)"),

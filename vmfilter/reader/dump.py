@@ -6,9 +6,8 @@ import heapq
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError
@@ -18,8 +17,7 @@ PF_PMEM = 0x10
 """p_flags of a PT_LOAD of persistent memory, by the pmem RFC v2."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Piece:
+class Piece(NamedTuple):
     """Physical addresses [start, end) of memory, in the file from offset on."""
 
     start: int
@@ -29,8 +27,7 @@ class Piece:
     vaddr: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One ELF note: of whom, what kind, and where in the file its description lies."""
 
     name: bytes

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from io import BytesIO
+from typing import Any
 
+from elftools.common.exceptions import ELFParseError
 from elftools.common.utils import struct_parse
-from elftools.elf.elffile import ELFFile
+from elftools.elf.structs import ELFStructs
 
 from vmfilter.arch import arch_of
-from vmfilter.errors import InputError, VmfilterError
+from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note, Piece
 
 _NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
+_IDENT_SIZE = 16
+_WORD_BITS = {1: 32, 2: 64}
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
 _MAX_NOTES = 1 << 20
@@ -34,50 +39,60 @@ class ElfDump(Dump):
         super().__init__(path, fd)
         try:
             self._file_size = self._size()
-            magic = os.pread(fd, 16, 0)
+            ident = os.pread(fd, _IDENT_SIZE, 0)
         except OSError as e:
             raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-        if not magic.startswith(b"\x7fELF"):
-            found = repr(magic[:8]) if magic else "nothing"
-            raise InputError(f"{path}: not an ELF vmcore: it begins with {found}")
+        if not ident.startswith(b"\x7fELF"):
+            found = f"it begins with {ident[:8]!r}" if ident else "it is empty"
+            raise InputError(f"{path}: not an ELF vmcore: {found}")
+        if len(ident) < _IDENT_SIZE or ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
+            raise InputError(f"{path}: damaged or truncated ELF identification at offset 0: {ident.hex()}")
+        self._little_endian = ident[5] == 1
+        self._word_bits = _WORD_BITS[ident[4]]
+        # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
+        structs = ELFStructs(self._little_endian, self._word_bits)
+        structs.create_basic_structs()
+        structs.create_advanced_structs()
         try:
-            with os.fdopen(os.dup(fd), "rb") as stream:
-                self._parse(ELFFile(stream))
-        except (VmfilterError, MemoryError):
-            raise
-        except OSError as e:
-            raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-        except Exception as e:  # pyelftools meets hostile headers with exceptions of many kinds
-            raise InputError(f"{path}: damaged or truncated ELF headers ({type(e).__name__}: {e})") from e
+            self._parse(structs)
+        except ELFParseError as e:
+            raise InputError(f"{path}: damaged ELF headers ({e})") from e
 
     def _size(self) -> int | None:
         """Bytes of the file, None where the system does not say (a device)."""
         info = os.fstat(self._fd)
         return info.st_size if stat.S_ISREG(info.st_mode) else None
 
-    def _parse(self, elf: ELFFile) -> None:
-        header = elf.header
+    def _struct(self, form: Any, offset: int, what: str) -> Any:
+        """Parse one structure of the file."""
+        self._within(offset, form.sizeof(), what)
+        return struct_parse(form, BytesIO(self.read_file(offset, form.sizeof())))
+
+    def _parse(self, structs: ELFStructs) -> None:
+        header = self._struct(structs.Elf_Ehdr, 0, "the ELF header")
         if header["e_type"] != "ET_CORE":
             raise InputError(f"{self.path}: an ELF file, but not a core: its type is {header['e_type']}")
-        self.arch = arch_of(self.path, header["e_machine"], elf.elfclass, elf.little_endian)
+        self.arch = arch_of(self.path, header["e_machine"], self._word_bits, self._little_endian)
         count, entry_size, offset = header["e_phnum"], header["e_phentsize"], header["e_phoff"]
         if count == _PN_XNUM:
-            self._within(header["e_shoff"], elf.structs.Elf_Shdr.sizeof(), "the section header that PN_XNUM asks for")
-            count = struct_parse(elf.structs.Elf_Shdr, elf.stream, header["e_shoff"])["sh_info"]
+            count = self._struct(structs.Elf_Shdr, header["e_shoff"], "the section header with PN_XNUM's count")[
+                "sh_info"
+            ]
         if count > _MAX_PROGRAM_HEADERS:
             raise InputError(f"{self.path}: {count} program headers at offset {offset:#x} cannot be right")
-        if entry_size != elf.structs.Elf_Phdr.sizeof():
+        if entry_size != structs.Elf_Phdr.sizeof():
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
+        table = BytesIO(self.read_file(offset, count * entry_size))
         loads = []
         for i in range(count):
-            segment = struct_parse(elf.structs.Elf_Phdr, elf.stream, offset + i * entry_size)
+            segment = struct_parse(structs.Elf_Phdr, table)
             kind, start, size = segment["p_type"], segment["p_offset"], segment["p_filesz"]
             if kind not in ("PT_LOAD", "PT_NOTE") or not size:
                 continue
             self._within(start, size, f"program header {i} ({kind})")
             if kind == "PT_NOTE":
-                self._parse_notes(start, size, elf.little_endian)
+                self._parse_notes(start, size)
             elif segment["p_paddr"] != _NO_ADDRESS:
                 paddr = segment["p_paddr"]
                 if paddr + size > 1 << 64:
@@ -93,9 +108,9 @@ class ElfDump(Dump):
                 f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {self._file_size:#x}"
             )
 
-    def _parse_notes(self, start: int, size: int, little_endian: bool) -> None:
+    def _parse_notes(self, start: int, size: int) -> None:
         """Note where each note lies: some (NT_VMCOREDD) are too large to hold, so descriptions are read when wanted."""
-        header = struct.Struct("<III" if little_endian else ">III")
+        header = struct.Struct("<III" if self._little_endian else ">III")
         at, end = start, start + size
         if not self.notes_size:
             self.notes_offset, self.notes_size = start, size

@@ -12,8 +12,7 @@ Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 
@@ -38,8 +37,7 @@ _MAIN = "8si390s6xqqIiiIIIIIIi"
 _SUB = "QiiQQQQQQQQQQQ"
 
 
-@dataclass(frozen=True, slots=True)
-class KdumpHeader:
+class KdumpHeader(NamedTuple):
     """What the headers say.
 
     Attributes:
@@ -81,12 +79,13 @@ class KdumpWriter:
         self._block = block
         self._notes_at = block + struct.calcsize(self._order + _SUB)
         self._sub_blocks = -(-(self._notes_at - block + source.notes_size) // block)
-        self._bitmap_bytes = -(-(-(-header.max_mapnr // 8)) // block) * block
+        self._bitmap_bytes = -(-header.max_mapnr // (8 * block)) * block
         self._bitmap1 = block * (1 + self._sub_blocks)
         self._bitmap2 = self._bitmap1 + self._bitmap_bytes
         self.descriptors = self._bitmap2 + self._bitmap_bytes
         self._pending = bytearray()
         self._pending_at = self.descriptors
+        transport.keep_below(self.descriptors)
         self._write_headers()
 
     def _write_headers(self) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
 from typing import Protocol
 
 from vmfilter.errors import OutputError
@@ -18,8 +17,11 @@ class Transport(Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at offset. Raises OutputError where that fails."""
 
+    def keep_below(self, offset: int) -> None:
+        """Prepare for read() of what will be written at lower offsets."""
+
     def read(self, offset: int, size: int) -> bytes:
-        """Read back what was written (zeros where nothing was), of what lies before the page data."""
+        """Read back what was written below keep_below()'s offset; zeros where nothing was."""
 
     def commit(self, size: int) -> None:
         """Make it a dump of size bytes. Raises OutputError where that fails."""
@@ -47,7 +49,8 @@ class FileTransport:
         self._check_free()
         folder, name = os.path.split(os.path.abspath(path))
         try:
-            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:200]}.", suffix=".incomplete", dir=folder)
+            self._temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.{id(self):x}.incomplete")
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise OutputError(f"{path}: cannot be written: {e.strerror} (in {folder})") from e
 
@@ -70,6 +73,9 @@ class FileTransport:
                 "A higher dump level (-d) or another codec (--compress) makes it smaller"
             )
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
+
+    def keep_below(self, offset: int) -> None:
+        """See Transport: a file keeps everything."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
@@ -139,11 +145,13 @@ class Discard:
 
     def __init__(self) -> None:
         """Begin."""
+        import tempfile
+
         self._kept = tempfile.TemporaryFile()  # noqa: SIM115 - closed by commit() and abort()
         self._end = 0
 
     def keep_below(self, offset: int) -> None:
-        """Keep what is written at lower offsets, for read()."""
+        """See Transport."""
         self._end = offset
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
