@@ -69,7 +69,7 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 		return VMF_FREE;
 	}
 	if (has_type(l->unaccepted, mapcount)) {
-		/* Always blocks of the highest order, marked at their first page only (310183de7baa, v6.12). */
+		/* Always blocks of the highest order, marked at their first page only (310183de7bb2, v6.12). */
 		uint64_t highest = l->free_orders ? l->free_orders - 1 : 0;
 
 		*order = is_aligned(pfn, highest) ? highest : 0;
@@ -101,7 +101,8 @@ static struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	else if (is_hugetlb(l, page, mapcount, order)) {
 		/*
 		 * Hugetlb's poison is on the head alone, which of its pages are bad is in a list of its own
-		 * (161df60e9e89, v6.1). Its tails may alias the head's page of structs (f41f2ed43ca5, v5.14).
+		 * (161df60e9e89, v6.0). Its tails may alias other pages of structs since v5.14 (f41f2ed43ca5),
+		 * from v5.18 to v7.0 the head's (e7d324850bfc), and then look like heads.
 		 */
 		b.page_class = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.tails_alike = 1;

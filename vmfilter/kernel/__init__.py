@@ -86,7 +86,7 @@ class Kernel:
         symbol = self.info.symbol("init_uts_ns")
         if symbol is None:
             return None
-        # The name follows a reference count of 4 bytes until 5.10; the offset is exported since (9a56493f6942).
+        # The name follows a reference count of 4 bytes until 5.10; the offset is exported since 5.11 (ca4a9241cc5e).
         said = self.info.offset("uts_namespace.name")
         for offset in (0, 4) if said is None else (said,):
             raw = self.memory.try_read(symbol + offset, 6 * _UTS_FIELD)

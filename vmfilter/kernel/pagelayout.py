@@ -20,6 +20,8 @@ NOTHING = (0, 0)
 NO_TYPE = (1, 0)
 """A page type that matches nothing: value, mask."""
 
+_UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
+"""Versions that have the compound page of 4.4 and, before their stable updates, export nothing of it."""
 _DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of every kernel that does not export LENGTH(zone.free_area)
 
 
@@ -109,7 +111,6 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
     head = _head_mask(info, source)
     tail, tail_mask = _tail(info, source, word, head)
     order, destructor, destructor_value, destructor_mask = _compound(info, source, arch, size)
-    swapcache = source.bit("PG_swapcache")
     warnings = []
     if not head:
         warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): pages of huge pages may be kept needlessly")
@@ -124,9 +125,7 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
         tail_mask=tail_mask,
         lru=_required(source.bit("PG_lru") or None, "NUMBER(PG_lru)"),
         private_data=_required(source.bit("PG_private") or None, "NUMBER(PG_private)"),
-        # Since 4.10 (6326fec1122c) PG_swapcache shares its bit with a flag of file systems, and only a page with
-        # PG_swapbacked is in the swap cache.
-        swapcache=swapcache and swapcache | source.bit("PG_swapbacked"),
+        swapcache=_swapcache(source),
         slab=source.bit("PG_slab"),
         hwpoison=source.bit("PG_hwpoison"),
         head=head,
@@ -149,15 +148,27 @@ def _required_type(value: tuple[int, int]) -> tuple[int, int]:
     return value
 
 
+def _swapcache(source: _Source) -> int:
+    """Mask of the flags that a page in the swap cache has, all of them."""
+    swapcache, private = source.bit("PG_swapcache"), source.bit("PG_private")
+    swapbacked = source.bit("PG_swapbacked")
+    # Since 4.10 (6326fec1122c) PG_swapcache shares its bit with a flag of file systems, which lies before PG_private,
+    # and only a page with PG_swapbacked is in the swap cache. That is exported since 4.17 (1cbf29da3628); in between
+    # it is six flags after PG_private.
+    if swapcache and not swapbacked and swapcache < private:
+        swapbacked = private << 6
+    return swapcache and swapcache | swapbacked
+
+
 def _head_mask(info: Vmcoreinfo, source: _Source) -> int:
     """Mask of PG_head."""
     mask = info.number("PG_head_mask")
     if mask is not None:
         return mask & (1 << 64) - 1
-    # Exported since 3.17 (b3acc56bfe1b). Before, a 64-bit kernel had PG_head at 14 and PG_tail at 15, between
+    # Exported since 3.16. Before, a 64-bit kernel had PG_head at 14 and PG_tail at 15, between
     # PG_private (11) and PG_swapcache (16).
-    before_3_17 = (0, 0) < info.version() < (3, 17)
-    if before_3_17 and source.bit("PG_private") == 1 << 11 and source.bit("PG_swapcache") == 1 << 16:
+    before_3_16 = (0, 0) < info.version() < (3, 16)
+    if before_3_16 and source.bit("PG_private") == 1 << 11 and source.bit("PG_swapcache") == 1 << 16:
         return 1 << 14
     return 0
 
@@ -169,6 +180,8 @@ def _tail(info: Vmcoreinfo, source: _Source, word: int, head: int) -> tuple[tupl
         offset = info.offset(f"page.{member}")
         if offset is not None:
             return (offset, word), 1
+    if info.version() in _UNEXPORTED_COMPOUND:
+        return (source.offset("lru"), word), 1
     # Before, PG_tail, the flag after PG_head.
     return (source.offset("flags"), word), head << 1
 
@@ -181,23 +194,27 @@ def _compound(
     hugetlb_id = info.number("HUGETLB_PAGE_DTOR")
     order, dtor = info.offset("page.compound_order"), info.offset("page.compound_dtor")
     if order is None:
-        # 6.3 to 6.5 (379708ffde1b) export them relative to the head page.
+        # 6.3 to 6.5 (1c5509be58f6) export them relative to the head page.
         order, dtor = info.offset("folio._folio_order"), info.offset("folio._folio_dtor")
         order = None if order is None else order - size
         dtor = None if dtor is None else dtor - size
     if order is not None and not 0 <= order < size:
         raise KernelError(f"VMCOREINFO puts a compound page's order at {order} of a struct page of {size} bytes")
     if order is not None:
-        # The destructor's number comes right before the order, in a field of the same width: unsigned int or u16 up
-        # to 4.15, u8 since.
+        # The destructor's number comes right before the order, in a field of the same width: unsigned int (or u16) up
+        # to 4.15, u8 since (036e7aa49fb2).
         width = order - dtor if dtor is not None and order - dtor in (1, 2, 4) else 1
         if dtor is None or hugetlb_id is None:
             return (order, width), NOTHING, 0, 0
         return (order, width), (dtor, width), hugetlb_id, (1 << 8 * width) - 1
+    if info.version() in _UNEXPORTED_COMPOUND and info.offset("page.compound_head") is None:
+        # compound_head, the destructor and the order lie where a head has lru, as unsigned long and two unsigned int.
+        lru = source.offset("lru")
+        return (lru + word + 4, 4), (lru + word, 4), hugetlb_id or 2, (1 << 32) - 1
     if info.offset("page.compound_head") is None and info.offset("page.compound_info") is None:
         # Before 4.4: the tail's lru is two pointers, the destructor's address and the order.
         lru = source.offset("lru")
-        function = info.symbol("free_huge_page")  # exported since 3.17 (8f1d26d0e59b)
+        function = info.symbol("free_huge_page")  # exported since 3.16
         field = NOTHING if function is None else (lru, word)
         return (lru + word, word), field, function or 0, (1 << 64) - 1
     # Since 6.6 (ebc1baf5c9b4) the order is the low byte of the first tail's flags, and until 6.8 (d99e3140a4d3 made

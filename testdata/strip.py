@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Make a vmcore small enough for the repository without changing what vmfilter decides about it.
+
+    strip.py VMCORE OUT.zst [--every N]
+
+Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
+pages, the kernel's name. Of the other pages one in N (default 64) keeps its content and the rest become zeros. OUT is zstd-compressed, to be unpacked with `zstd -d --long=27`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import zstandard
+
+from vmfilter.classify import Classifier
+from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.reader import Dump, open_dump
+
+PAGE = 4096
+
+
+def pages_read(dump: Dump) -> set[int]:
+    """Page frames whose content classification depends on."""
+    read_into, wanted = dump.read_into, set()
+
+    def recording(address: int, view: memoryview) -> bool:
+        wanted.update(range(address // PAGE, (address + len(view) - 1) // PAGE + 1))
+        return read_into(address, view)
+
+    dump.read_into = recording  # type: ignore[method-assign]
+    info = Vmcoreinfo.of(dump)
+    assert info is not None
+    for _ in Classifier(dump, PAGE, Kernel(dump, info)).windows():
+        pass
+    return wanted
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("vmcore")
+    parser.add_argument("out")
+    parser.add_argument("--every", type=int, default=64)
+    options = parser.parse_args()
+    with open_dump(options.vmcore) as dump:
+        wanted = pages_read(dump)
+        size = pathlib.Path(options.vmcore).stat().st_size
+        parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=27, enable_ldm=True)
+        compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        at = 0
+        with open(options.out, "wb") as out, compressor.stream_writer(out, size=size) as stream:
+            for load in sorted(dump.loads, key=lambda load: load.offset):
+                stream.write(dump.read_file(at, load.offset - at))
+                for offset in range(load.offset, load.offset + load.end - load.start, PAGE):
+                    pfn = (load.start + offset - load.offset) // PAGE
+                    n = min(PAGE, load.offset + load.end - load.start - offset)
+                    keep = pfn in wanted or pfn % options.every == 0
+                    stream.write(dump.read_file(offset, n) if keep else bytes(n))
+                at = load.offset + load.end - load.start
+            stream.write(dump.read_file(at, size - at))
+    print(f"{options.out}: {pathlib.Path(options.out).stat().st_size} bytes of {size}, {len(wanted)} pages needed")
+
+
+if __name__ == "__main__":
+    main()

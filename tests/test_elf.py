@@ -1,0 +1,74 @@
+"""The ELF reader: any number of PT_LOADs, in any state."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from elfbuilder import PAGE, PN_XNUM, Elf, Load, prstatus_note, vmcoreinfo_note
+
+from vmfilter import open_dump
+from vmfilter.reader.dump import Piece, flatten
+
+
+def test_memory_reads_back_whatever_the_order_of_pt_loads(tmp_path: Path) -> None:
+    content = {0x5000: b"five" * 1024, 0x1000: b"one." * 1024, 0x9000: b"nine" * 1024}
+    path = Elf([Load(a, d) for a, d in content.items()]).write(tmp_path / "v")
+    with open_dump(path) as dump:
+        for address, data in content.items():
+            assert dump.read(address, PAGE) == data
+        assert dump.read(0x2000, 1) is None
+
+
+def test_an_overlapping_pt_load_counts_once_and_the_first_wins(tmp_path: Path) -> None:
+    ram, text = Load(0x1000, b"R" * 0x4000), Load(0x2000, b"T" * 0x1000)
+    with open_dump(Elf([text, ram]).write(tmp_path / "v")) as dump:
+        assert dump.read(0x1000, 0x4000) == b"R" * 0x1000 + b"T" * 0x1000 + b"R" * 0x2000
+        assert sum(p.end - p.start for p in dump.pieces) == 0x4000
+
+
+def test_empty_pt_loads_are_passed_over(tmp_path: Path) -> None:
+    with open_dump(Elf([Load(0x7000, b""), Load(0x1000, b"x" * PAGE)]).write(tmp_path / "v")) as dump:
+        assert [(p.start, p.end) for p in dump.pieces] == [(0x1000, 0x2000)]
+
+
+def test_two_pt_loads_can_each_hold_a_part_of_one_frame(tmp_path: Path) -> None:
+    path = Elf([Load(0x1000, b"a" * 0x727), Load(0x1800, b"b" * 0x100)]).write(tmp_path / "v")
+    frame = bytearray(b"\xff" * PAGE)
+    with open_dump(path) as dump:
+        assert not dump.read_into(0x1000, memoryview(frame))
+    assert frame == b"a" * 0x727 + bytes(0x800 - 0x727) + b"b" * 0x100 + bytes(PAGE - 0x900)
+
+
+@pytest.mark.parametrize("count", [10_000, PN_XNUM + 10])
+def test_any_number_of_pt_loads(tmp_path: Path, count: int) -> None:
+    loads = [Load(i * 3 * PAGE, i.to_bytes(4, "little")) for i in range(count)]
+    random.Random(1).shuffle(loads)
+    with open_dump(Elf(loads).write(tmp_path / "v")) as dump:
+        assert len(dump.pieces) == count
+        assert dump.read((count - 1) * 3 * PAGE, 4) == (count - 1).to_bytes(4, "little")
+
+
+def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
+    notes = prstatus_note() * 3 + vmcoreinfo_note("OSRELEASE=6.1\n")
+    with open_dump(Elf([Load(0, b"x")], notes).write(tmp_path / "v")) as dump:
+        assert [(n.name, n.kind) for n in dump.notes] == [(b"CORE", 1)] * 3 + [(b"VMCOREINFO", 0)]
+        info = dump.notes[-1]
+        assert dump.read_file(info.offset, info.size) == b"OSRELEASE=6.1\n"
+
+
+def test_flattening_agrees_with_looking_at_each_address() -> None:
+    chance = random.Random(7)
+    for _ in range(200):
+        pieces = []
+        for i in range(chance.randrange(1, 8)):
+            start = chance.randrange(60)
+            pieces.append(Piece(start, start + chance.randrange(20), 1000 * i))
+        flat = flatten(pieces)
+        assert all(a.end <= b.start for a, b in pairwise(flat))
+        for address in range(100):
+            wanted = next((p.offset + address - p.start for p in pieces if p.start <= address < p.end), None)
+            found = next((p.offset + address - p.start for p in flat if p.start <= address < p.end), None)
+            assert found == wanted
