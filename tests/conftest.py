@@ -6,23 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
+from unpack import unpack_sparse
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
-_ZEROS = bytes(1 << 16)
-
-
-def unpack_sparse(source: Path, target: Path) -> Path:
-    """Decompress, leaving holes where there are only zeros."""
-    reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    with open(source, "rb") as compressed, open(target, "wb") as out, reader.stream_reader(compressed) as stream:
-        while block := stream.read(len(_ZEROS)):
-            if block == _ZEROS[: len(block)]:
-                out.seek(len(block), 1)
-            else:
-                out.write(block)
-        out.truncate()
-    return target
 
 
 @pytest.fixture(scope="session")

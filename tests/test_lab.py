@@ -16,8 +16,8 @@ from pathlib import Path
 
 import kpageflags
 import pytest
-from conftest import unpack_sparse
 from kdumpreader import Kdump
+from unpack import unpack_sparse
 
 import vmfilter
 

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Builds vmfilter with warnings as errors, checks it, and runs all its tests; docs/quickstart.sh comes first.
+# Arguments go to pytest: `sh tests/run.sh -k codec`.
+set -eu
+cd "$(dirname "$0")/.."
+
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+VMFILTER_CFLAGS=-Werror .venv/bin/python -m pip install -q -e '.[test]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest -q "$@"
