@@ -6,11 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "isal.h"
 #include "vmfilter.h"
 
-#ifdef HAVE_ISAL
-#include <isa-l/igzip_lib.h>
-#endif
 #ifdef HAVE_LIBDEFLATE
 #include <libdeflate.h>
 #endif
@@ -60,30 +58,27 @@ static int64_t no_compress(struct vmf_codec *codec, const uint8_t *page, uint32_
 }
 
 #ifdef HAVE_ISAL
-struct isal_state {
-	struct isal_zstream stream;
-	uint8_t level_buffer[ISAL_DEF_LVL1_DEFAULT];
-};
+static int isal_start(void *state, int level)
+{
+	struct vmf_isal **s = state;
+
+	(void)level;
+	*s = vmf_isal_new();
+	return *s ? 0 : FAILED;
+}
+
+static void isal_stop(void *state)
+{
+	struct vmf_isal **s = state;
+
+	vmf_isal_free(*s);
+}
 
 static int64_t isal(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
 {
-	struct isal_state *s = codec->state;
-	int status;
+	struct vmf_isal **s = codec->state;
 
-	isal_deflate_stateless_init(&s->stream);
-	s->stream.level = 1;
-	s->stream.level_buf = s->level_buffer;
-	s->stream.level_buf_size = sizeof(s->level_buffer);
-	s->stream.gzip_flag = IGZIP_ZLIB;
-	s->stream.end_of_stream = 1;
-	s->stream.next_in = (uint8_t *)(uintptr_t)page;	/* the library takes no const, and does not write there */
-	s->stream.avail_in = size;
-	s->stream.next_out = out;
-	s->stream.avail_out = size - 1;
-	status = isal_deflate_stateless(&s->stream);
-	if (status == STATELESS_OVERFLOW)
-		return 0;
-	return status == COMP_OK ? if_smaller(s->stream.total_out, size) : FAILED;
+	return vmf_isal_compress(*s, page, size, out);
 }
 #endif
 
@@ -190,8 +185,8 @@ static int64_t lz4(struct vmf_codec *codec, const uint8_t *page, uint32_t size, 
 static const struct codec_kind kinds[] = {
 	{.name = "none", .library = "vmfilter", .compress = no_compress},
 #ifdef HAVE_ISAL
-	{.name = "zlib", .library = "ISA-L", .min_level = 1, .max_level = 1, .state_size = sizeof(struct isal_state),
-	 .compress = isal},
+	{.name = "zlib", .library = "ISA-L", .min_level = 1, .max_level = 1, .state_size = sizeof(struct vmf_isal *),
+	 .start = isal_start, .stop = isal_stop, .compress = isal},
 #endif
 #ifdef HAVE_LIBDEFLATE
 	{.name = "zlib", .library = "libdeflate", .min_level = 1, .max_level = 12,
@@ -244,6 +239,11 @@ static const struct codec_kind *find_kind(const char *name, int level)
 		if (!strcmp(kinds[i].name, name) && level >= kinds[i].min_level && level <= kinds[i].max_level)
 			return &kinds[i];
 	return NULL;
+}
+
+int vmf_codec_supports(const char *name, int level)
+{
+	return find_kind(name, level) != NULL;
 }
 
 struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size)

@@ -109,7 +109,10 @@ struct vmf_codec;
 /* "zlib=ISA-L,libdeflate lzo=lzo2 ...": the codecs built in, and their libraries. */
 const char *vmf_codec_names(void);
 
-/* NULL where name is not built in, the level is out of the library's range, or there is no memory. */
+/* 1 where the codec is built in, with this level. */
+int vmf_codec_supports(const char *name, int level);
+
+/* NULL where the codec is not built in, not with this level, or there is no memory. */
 struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size);
 void vmf_codec_free(struct vmf_codec *codec);
 

@@ -4,7 +4,8 @@
     strip.py VMCORE OUT.zst [--every N]
 
 Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
-pages, the kernel's name. Of the other pages one in N (default 64) keeps its content and the rest become zeros. OUT is zstd-compressed, to be unpacked with `zstd -d --long=27`.
+pages, the kernel's name. Of the other pages one in N (default 64) keeps its content and the rest become zeros. OUT is
+zstd-compressed; tests/unpack.py unpacks it.
 """
 
 from __future__ import annotations

@@ -75,11 +75,12 @@ class Classifier:
             self._struct_page = layout.size
             self._model = kernel.memory_model()
             self._memory = kernel.memory
-            self._block = _core.ffi.new("struct vmf_block *")
             self._structs = bytearray(min(WINDOW_PAGES, self._model.section_pages) * layout.size)
 
     def windows(self) -> Iterator[Window]:
         """Classify everything, in order of page frames; windows without any memory are left out."""
+        self.unknown = 0
+        self._block = _core.ffi.new("struct vmf_block *")
         for pfn, count in windows_of(self._dump, self._page_size):
             classes = memoryview(self._classes)[:count]
             self._mark_memory(pfn, count, classes)

@@ -117,8 +117,11 @@ def parse_codec(text: str) -> tuple[Codec, int]:
         if codec.levels is None:
             raise CodecError(f"codec {name} has no levels")
         low, high = codec.levels
-        if not (level_text.isascii() and level_text.isdecimal()) or not low <= int(level_text) <= high:
-            raise CodecError(f"codec {name} has levels from {low} to {high}, not {level_text!r}")
+        if (
+            not (level_text.isascii() and level_text.isdecimal() and len(level_text) < 3)
+            or not low <= int(level_text) <= high
+        ):
+            raise CodecError(f"codec {name} has levels from {low} to {high}, not {level_text[:20]!r}")
         level = int(level_text)
     if name not in native_libraries() and not _has_package(codec):
         raise CodecError(
@@ -197,8 +200,11 @@ def packer(codec: Codec, level: int, page_size: int) -> Packer:
         CodecError: the codec is not available, or not at this level.
 
     """
-    handle = _core.lib.vmf_codec_new(codec.name.encode(), level if codec.levels else 0, page_size)
-    if handle:
+    name, native_level = codec.name.encode(), level if codec.levels else 0
+    if _core.lib.vmf_codec_supports(name, native_level):
+        handle = _core.lib.vmf_codec_new(name, native_level, page_size)
+        if not handle:
+            raise CodecError(f"codec {codec.name}: its library found no memory to work with")
         return _NativePacker(codec, handle, page_size)
     if codec.fallback is None:
         raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")

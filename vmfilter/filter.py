@@ -102,28 +102,30 @@ class _Run:
         self._level = level
         self._progress = progress
         self._warnings: list[str] = []
-        self._info = Vmcoreinfo.of(dump)
-        self._page_size = page_size_of(dump, self._info)
+        self._info: Vmcoreinfo | None = None
+        self._page_size = dump.arch.page_size
+        self._crash_time = 0
+        self._kernel: Kernel | None = None
+        try:
+            self._understand()
+            self._classifier = Classifier(dump, self._page_size, self._kernel)
+        except KernelError as e:
+            if needs_kernel(level):
+                raise KernelError(f"{dump.path}: {e}") from e
+            self._warnings.append(f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept")
+            self._classifier = Classifier(dump, self._page_size, None)
         self._max_mapnr = max_pfn(dump, self._page_size)
-        self._kernel, self._classifier = self._understand()
         self._warnings += self._classifier.warnings
 
-    def _understand(self) -> tuple[Kernel | None, Classifier]:
-        """Kernel and classifier; levels that only look at content do without a kernel, and say what that costs."""
-        kernel = None
-        try:
-            if self._info is None:
-                raise KernelError(
-                    f"{self._dump.path}: has no VMCOREINFO note, so pages cannot be classified; levels 0 and 1 do "
-                    "without (-d 1)"
-                )
-            kernel = Kernel(self._dump, self._info)
-            return kernel, Classifier(self._dump, self._page_size, kernel)
-        except KernelError as e:
-            if needs_kernel(self._level):
-                raise
-            self._warnings.append(f"{e}; hwpoisoned and offline pages cannot be told and are kept")
-            return kernel, Classifier(self._dump, self._page_size, None)
+    def _understand(self) -> None:
+        """Learn what there is to know of the kernel, as far as it goes: levels 0 and 1 do without the rest."""
+        info = Vmcoreinfo.of(self._dump)
+        if info is None:
+            raise KernelError("no VMCOREINFO note, so pages cannot be classified; levels 0 and 1 do without (-d 1)")
+        self._info = info
+        self._page_size = page_size_of(self._dump, info)
+        self._crash_time = (info.plain_number("CRASHTIME") or 0) & (1 << 63) - 1
+        self._kernel = Kernel(self._dump, info)
 
     def write(self, transport: Transport, codec: Codec, effort: int, threads: int) -> Statistics:
         started = time.monotonic()
@@ -155,7 +157,7 @@ class _Run:
         kernel, info = self._kernel, self._info
         return KdumpHeader(
             uts=kernel.uts if kernel else Utsname(machine=self._dump.arch.name.encode()),
-            crash_time=(info and info.plain_number("CRASHTIME")) or 0,
+            crash_time=self._crash_time,
             phys_base=kernel.phys_base if kernel else 0,
             level=self._level,
             max_mapnr=self._max_mapnr,

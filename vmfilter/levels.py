@@ -63,10 +63,9 @@ def parse_level(text: str) -> int:
     """
     text = text.strip()
     if text.isascii() and text.isdecimal():
-        level = int(text)
-        if level > MAX_LEVEL:
-            raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
-        return level
+        if len(text) > 2 or int(text) > MAX_LEVEL:
+            raise VmfilterError(f"dump level {text[:20]} is not between 0 and {MAX_LEVEL}")
+        return int(text)
     level = 0
     for name in text.split(","):
         if name not in NAMES:

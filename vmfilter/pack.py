@@ -115,18 +115,16 @@ def packed(
 
     local = threading.local()
 
-    def start() -> None:
-        local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
-
     def work(chunk: list[Run], buffers: _Buffers) -> tuple[_Buffers, int, int]:
+        if not hasattr(local, "worker"):
+            local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
         worker: _Worker = local.worker
         return worker.pack(chunk, buffers)
 
     pages = CHUNK_BYTES // page_size
     free = [_Buffers(pages) for _ in range(2 * threads + 1)]
     pending: deque[Future[tuple[_Buffers, int, int]]] = deque()
-    new_packer()  # where the codec cannot be had, say so here and not in a thread
-    pool = ThreadPoolExecutor(threads, "vmfilter", start)
+    pool = ThreadPoolExecutor(threads, "vmfilter")
     try:
         for chunk in chunks_of(runs, pages):
             pending.append(pool.submit(work, chunk, free.pop()))

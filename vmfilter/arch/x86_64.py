@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
 _ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of an entry
 _PRESENT = 1 << 0
+_MASK = (1 << 64) - 1
 _HUGE = 1 << 7  # PS: in the second and third level the entry maps memory
 
 
@@ -33,8 +34,8 @@ def _paging(levels: int, sme_mask: int) -> Paging:
                 shift,
                 9,
                 _HUGE,
-                _HUGE if can_be_huge else ~0 & (1 << 64) - 1,  # an all-ones value is never equal: always a table
-                address & -(1 << shift) & (1 << 64) - 1,
+                _HUGE if can_be_huge else _MASK,  # an all-ones value is never equal: always a table
+                address & -(1 << shift) & _MASK,
                 address,
             )
         )
@@ -54,7 +55,7 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
     # Before that the kernel text's own PT_LOAD tells: kexec-tools and the kernel give it its virtual address.
     bases += [p.start - (p.vaddr - _START_KERNEL_MAP) for p in loads if p.vaddr >= _START_KERNEL_MAP]
     bases.append(0)
-    return [Root(symbol - _START_KERNEL_MAP + base, paging, base) for base in dict.fromkeys(bases)]
+    return [Root(symbol - _START_KERNEL_MAP + base & _MASK, paging, base) for base in dict.fromkeys(bases)]
 
 
 ARCH = Arch(

@@ -7,6 +7,7 @@ Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the in
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from types import FrameType
@@ -25,6 +26,9 @@ _EPILOG = """exit status:
 """
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _Ended(BaseException):
     """A signal asked the run to end; raised where it is, so that everything cleans up after itself."""
 
@@ -34,6 +38,8 @@ class _Ended(BaseException):
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
+    for other in _SIGNALS:  # a second one must not disturb the cleaning up
+        signal.signal(other, signal.SIG_IGN)
     raise _Ended(number)
 
 
@@ -61,17 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    filter_command.add_to(commands)
+    filter_command.add_to(commands, _EPILOG)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = _parser().parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _end)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
         return status
     except VmfilterError as e:
         print(f"vmfilter: {e}", file=sys.stderr)
@@ -79,6 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         print("vmfilter: out of memory; fewer threads (-j 1) need less", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the report has gone; what was to be done is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        print(f"vmfilter: {e.strerror}", file=sys.stderr)
+        return 1
     except _Ended as e:
-        print(f"vmfilter: ended by {signal.Signals(e.number).name}; nothing is left at the output", file=sys.stderr)
+        print(f"vmfilter: ended by {signal.Signals(e.number).name}; no half-written dump is left", file=sys.stderr)
         return 128 + e.number

@@ -33,17 +33,18 @@ def _level(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads from 1 to 1024")
+    if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to 1024")
     return int(text)
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "filter",
         help="make a small dump of a vmcore",
         description=_DESCRIPTION,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("-d", "--level", type=_level, default=31, metavar="LEVEL", help="what to leave out (default: 31)")

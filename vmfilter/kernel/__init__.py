@@ -40,7 +40,7 @@ def page_size_of(dump: Dump, info: Vmcoreinfo | None) -> int:
     if said is None:
         return dump.arch.page_size
     if not 4096 <= said <= 65536 or said & said - 1:
-        raise KernelError(f"{dump.path}: VMCOREINFO says that pages have {said} bytes")
+        raise KernelError(f"VMCOREINFO says that pages have {said} bytes")
     return said
 
 
@@ -68,7 +68,7 @@ class Kernel:
         self.page_size = page_size_of(dump, info)
         roots = dump.arch.roots(info, dump.loads)
         if not roots:
-            raise KernelError(f"{dump.path}: VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")
+            raise KernelError("VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")
         for root in roots:
             self.memory = VirtualMemory(dump, root)
             self.phys_base = root.phys_base
@@ -78,7 +78,7 @@ class Kernel:
                 self.uts = uts
                 return
         raise KernelError(
-            f"{dump.path}: the kernel's page tables (physical address {roots[0].address:#x}) do not lead to its name: "
+            f"the kernel's page tables (physical address {roots[0].address:#x}) do not lead to its name: "
             "VMCOREINFO is not this kernel's, or its memory is damaged or not in the dump"
         )
 

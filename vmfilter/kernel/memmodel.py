@@ -68,8 +68,8 @@ class SparseMemory:
                 "VMCOREINFO lacks SYMBOL(mem_section), SIZE(mem_section), OFFSET(mem_section.section_mem_map) or "
                 "SIZE(page): the kernel's memory model is not known"
             )
-        if offset + arch.word > size or size > page_size or not 8 <= struct_page <= 1024:
-            raise KernelError(f"VMCOREINFO contradicts itself: SIZE(mem_section)={size}, SIZE(page)={struct_page}")
+        if not 0 <= offset <= size - arch.word or size > page_size:
+            raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
         self._size, self._offset, self._struct_page = size, offset, struct_page
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
         physical_bits = info.number("MAX_PHYSMEM_BITS") or arch.max_physmem_bits(paging)

@@ -108,7 +108,7 @@ class VirtualMemory:
         """
         data = self.try_read(vaddr, size)
         if data is None:
-            raise KernelError(f"{self._dump.path}: {what} at virtual address {vaddr:#x} cannot be read from this dump")
+            raise KernelError(f"{what} at virtual address {vaddr:#x} cannot be read from this dump")
         return data
 
     def try_read(self, vaddr: int, size: int) -> bytes | None:

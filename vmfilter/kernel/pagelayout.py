@@ -22,6 +22,8 @@ NO_TYPE = (1, 0)
 
 _UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
 """Versions that have the compound page of 4.4 and, before their stable updates, export nothing of it."""
+_MIN_SIZE, _MAX_SIZE = 32, 1024
+_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
 _DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of every kernel that does not export LENGTH(zone.free_area)
 
 
@@ -107,6 +109,8 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
     """
     source = _Source(info)
     size = _required(info.size("page"), "SIZE(page)")
+    if not _MIN_SIZE <= size <= _MAX_SIZE:
+        raise KernelError(f"VMCOREINFO has SIZE(page)={size}, which cannot be")
     word = arch.word
     head = _head_mask(info, source)
     tail, tail_mask = _tail(info, source, word, head)
@@ -114,7 +118,10 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
     warnings = []
     if not head:
         warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): pages of huge pages may be kept needlessly")
-    return PageLayout(
+    free_orders = info.length("zone.free_area") or _DEFAULT_FREE_ORDERS
+    if not 0 < free_orders <= 64:
+        raise KernelError(f"VMCOREINFO has LENGTH(zone.free_area)={free_orders}, which cannot be")
+    layout = PageLayout(
         size=size,
         swap=not arch.little_endian,
         flags=(source.offset("flags"), word),
@@ -137,9 +144,14 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
         destructor=destructor,
         destructor_value=destructor_value,
         destructor_mask=destructor_mask,
-        free_orders=info.length("zone.free_area") or _DEFAULT_FREE_ORDERS,
+        free_orders=free_orders,
         warnings=tuple(warnings),
     )
+    for name in _FIELDS:
+        offset, width = getattr(layout, name)
+        if not 0 <= offset <= size - width:
+            raise KernelError(f"VMCOREINFO puts {name} at {offset} of a struct page of {size} bytes")
+    return layout
 
 
 def _required_type(value: tuple[int, int]) -> tuple[int, int]:
@@ -198,15 +210,13 @@ def _compound(
         order, dtor = info.offset("folio._folio_order"), info.offset("folio._folio_dtor")
         order = None if order is None else order - size
         dtor = None if dtor is None else dtor - size
-    if order is not None and not 0 <= order < size:
-        raise KernelError(f"VMCOREINFO puts a compound page's order at {order} of a struct page of {size} bytes")
     if order is not None:
         # The destructor's number comes right before the order, in a field of the same width: unsigned int (or u16) up
         # to 4.15, u8 since (036e7aa49fb2).
         width = order - dtor if dtor is not None and order - dtor in (1, 2, 4) else 1
         if dtor is None or hugetlb_id is None:
             return (order, width), NOTHING, 0, 0
-        return (order, width), (dtor, width), hugetlb_id, (1 << 8 * width) - 1
+        return (order, width), (dtor, width), hugetlb_id & (1 << 8 * width) - 1, (1 << 8 * width) - 1
     if info.version() in _UNEXPORTED_COMPOUND and info.offset("page.compound_head") is None:
         # compound_head, the destructor and the order lie where a head has lru, as unsigned long and two unsigned int.
         lru = source.offset("lru")

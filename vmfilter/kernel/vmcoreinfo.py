@@ -52,9 +52,13 @@ class Vmcoreinfo:
             return None
         try:
             # Some numbers are printed in hexadecimal, with 0x: VMALLOC_START, for one.
-            return int(value, 16 if value.startswith("0x") else base)
+            number = int(value, 16 if value.startswith("0x") else base)
         except ValueError:
-            raise KernelError(f"VMCOREINFO has {kind}({name})={value!r}, which is not a number") from None
+            number = None
+        lowest = -(1 << 63) if kind == "NUMBER" else 0
+        if number is None or not lowest <= number < 1 << 64:
+            raise KernelError(f"VMCOREINFO has {kind}({name})={value[:40]!r}, which is not a number of 64 bits")
+        return number
 
     def symbol(self, name: str) -> int | None:
         """Virtual address of a kernel symbol."""

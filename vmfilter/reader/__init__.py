@@ -24,7 +24,8 @@ def open_dump(path: str | os.PathLike[str]) -> Dump:
     from vmfilter.reader.elf import ElfDump
 
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not to wait for whoever may write to a pipe: it would be refused all the same.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
         raise InputError(f"{os.fspath(path)}: cannot be opened: {e.strerror}") from e
     try:

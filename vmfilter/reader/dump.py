@@ -68,7 +68,7 @@ class Dump:
         loads: the PT_LOADs as the file has them, in its order; for hints only (their vaddr is not to be trusted).
         pieces: the same memory, sorted and without overlaps.
         notes: the ELF notes, in order.
-        notes_offset, notes_size: where all notes lie in the file, in bytes.
+        note_parts: where the notes lie in the file: offset and bytes of each PT_NOTE.
 
     """
 
@@ -82,8 +82,7 @@ class Dump:
         self.pieces: list[Piece] = []
         self._starts: list[int] = []
         self.notes: list[Note] = []
-        self.notes_offset = 0
-        self.notes_size = 0
+        self.note_parts: list[tuple[int, int]] = []
 
     def _set_memory(self, loads: list[Piece]) -> None:
         self.loads = loads

@@ -17,6 +17,7 @@ from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note, Piece
 
 _NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
+_MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
 _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
@@ -95,8 +96,10 @@ class ElfDump(Dump):
                 self._parse_notes(start, size)
             elif segment["p_paddr"] != _NO_ADDRESS:
                 paddr = segment["p_paddr"]
-                if paddr + size > 1 << 64:
-                    raise InputError(f"{self.path}: program header {i} ends beyond the last address")
+                if paddr + size > _MAX_ADDRESS:
+                    raise InputError(
+                        f"{self.path}: program header {i} is of memory at {paddr:#x}, which no machine has"
+                    )
                 loads.append(Piece(paddr, paddr + size, start, segment["p_flags"], segment["p_vaddr"]))
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
@@ -112,8 +115,7 @@ class ElfDump(Dump):
         """Note where each note lies: some (NT_VMCOREDD) are too large to hold, so descriptions are read when wanted."""
         header = struct.Struct("<III" if self._little_endian else ">III")
         at, end = start, start + size
-        if not self.notes_size:
-            self.notes_offset, self.notes_size = start, size
+        self.note_parts.append((start, size))
         while at + header.size <= end and len(self.notes) < _MAX_NOTES:
             name_size, desc_size, kind = header.unpack(self.read_file(at, header.size))
             if not name_size and not desc_size:

@@ -78,7 +78,8 @@ class KdumpWriter:
         block = header.page_size
         self._block = block
         self._notes_at = block + struct.calcsize(self._order + _SUB)
-        self._sub_blocks = -(-(self._notes_at - block + source.notes_size) // block)
+        self._notes_size = sum(size for _, size in source.note_parts)
+        self._sub_blocks = -(-(self._notes_at - block + self._notes_size) // block)
         self._bitmap_bytes = -(-header.max_mapnr // (8 * block)) * block
         self._bitmap1 = block * (1 + self._sub_blocks)
         self._bitmap2 = self._bitmap1 + self._bitmap_bytes
@@ -109,7 +110,7 @@ class KdumpWriter:
             0,
             sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1),  # NT_PRSTATUS: one a CPU
         )
-        info_at, info_size = h.vmcoreinfo or (0, 0)
+        info_at, info_size = self._copied(*h.vmcoreinfo) if h.vmcoreinfo else (0, 0)
         sub = struct.pack(
             self._order + _SUB,
             h.phys_base & (1 << 64) - 1,
@@ -117,10 +118,10 @@ class KdumpWriter:
             0,
             0,
             0,
-            self._notes_at + info_at - source.notes_offset if info_size else 0,
+            info_at,
             info_size,
-            self._notes_at if source.notes_size else 0,
-            source.notes_size,
+            self._notes_at if self._notes_size else 0,
+            self._notes_size,
             0,
             0,
             0,
@@ -129,9 +130,21 @@ class KdumpWriter:
         )
         self._transport.write(0, main)
         self._transport.write(self._block, sub)
-        for at in range(0, source.notes_size, _COPY):
-            part = source.read_file(source.notes_offset + at, min(_COPY, source.notes_size - at))
-            self._transport.write(self._notes_at + at, part)
+        at = self._notes_at
+        for start, size in source.note_parts:
+            for done in range(0, size, _COPY):
+                part = source.read_file(start + done, min(_COPY, size - done))
+                self._transport.write(at + done, part)
+            at += size
+
+    def _copied(self, offset: int, size: int) -> tuple[int, int]:
+        """Where a stretch of the source's notes lies in the new file, and its bytes; (0, 0) where it is no note."""
+        at = self._notes_at
+        for start, part in self._source.note_parts:
+            if start <= offset and offset + size <= start + part:
+                return at + offset - start, size
+            at += part
+        return 0, 0
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""

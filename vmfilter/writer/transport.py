@@ -47,9 +47,9 @@ class FileTransport:
         self._path = path
         self._force = force
         self._check_free()
-        folder, name = os.path.split(os.path.abspath(path))
+        folder = os.path.dirname(os.path.abspath(path))
         try:
-            self._temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.{id(self):x}.incomplete")
+            self._temporary = os.path.join(folder, f".vmfilter.{os.getpid()}.{id(self):x}.incomplete")
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise OutputError(f"{path}: cannot be written: {e.strerror} (in {folder})") from e
@@ -157,7 +157,10 @@ class Discard:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
         if offset < self._end:
-            os.pwrite(self._kept.fileno(), data, offset)
+            try:
+                os.pwrite(self._kept.fileno(), data, offset)
+            except OSError as e:
+                raise OutputError(f"{self._kept.name}: the temporary file cannot be written: {e.strerror}") from e
 
     def read(self, offset: int, size: int) -> bytes:
         """See Transport."""

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * ISA-L's igzip, made to give the same bytes for the same page wherever its stream lies.
+ *
+ * Its x86_64 match finder (igzip_icf_body_h1_gr_bt.asm, .write_first_byte, in 2.30 and still in 2.32) hashes a register
+ * that holds the stream's address instead of the input's third position: the position is entered in the slot
+ * crc32c(address >> 16) of the hash table. Where that happens to be the slot of one of the first bytes, a match is found
+ * or missed, and the output, though right, is another. So the stream is put where this slot is a constant.
+ */
+#define _DEFAULT_SOURCE	/* MAP_ANONYMOUS */
+#include "isal.h"
+
+#ifdef HAVE_ISAL
+#include <isa-l/igzip_lib.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define SLOT 0x1555u		/* any of the table's 8192, but never another: outputs depend on it */
+#define BLOCK ((uintptr_t)1 << 16)
+/* 64 KiB blocks of 2 GiB reach every slot: crc32c is linear. Twice that holds 2 GiB that are aligned so. */
+#define SEARCH ((size_t)1 << 32)
+
+struct vmf_isal {
+	struct isal_zstream *stream;
+	size_t stream_size;		/* mapped, in whole pages */
+	uint8_t level_buffer[ISAL_DEF_LVL1_SMALL];
+};
+
+static uint32_t slot_of(uintptr_t address)
+{
+	uint32_t crc = (uint32_t)(address >> 16);
+
+	for (int i = 0; i < 32; i++)
+		crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
+	return crc & 0x1fff;
+}
+
+/* size bytes of zeros in the right slot; NULL where there are none. */
+static void *map_in_slot(size_t size)
+{
+	char *all = mmap(NULL, SEARCH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uintptr_t begin = (uintptr_t)all, end = begin + SEARCH;
+
+	if (all == MAP_FAILED)
+		return NULL;
+	for (uintptr_t at = (begin + BLOCK - 1) & -BLOCK; at + size <= end; at += BLOCK) {
+		char *found = all + (at - begin);
+
+		if (slot_of(at) != SLOT)
+			continue;
+		if (mprotect(found, size, PROT_READ | PROT_WRITE))
+			break;
+		if (at > begin)
+			munmap(all, at - begin);
+		if (end > at + size)
+			munmap(found + size, end - at - size);
+		return found;
+	}
+	munmap(all, SEARCH);
+	return NULL;
+}
+
+struct vmf_isal *vmf_isal_new(void)
+{
+	struct vmf_isal *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->stream_size = (sizeof(*s->stream) + BLOCK - 1) & -BLOCK;
+	s->stream = map_in_slot(s->stream_size);
+	if (!s->stream) {
+		free(s);
+		return NULL;
+	}
+	return s;
+}
+
+void vmf_isal_free(struct vmf_isal *s)
+{
+	if (!s)
+		return;
+	munmap(s->stream, s->stream_size);
+	free(s);
+}
+
+int64_t vmf_isal_compress(struct vmf_isal *s, const uint8_t *page, uint32_t size, uint8_t *out)
+{
+	struct isal_zstream *z = s->stream;
+	int status;
+
+	isal_deflate_stateless_init(z);
+	z->level = 1;
+	z->level_buf = s->level_buffer;
+	z->level_buf_size = sizeof(s->level_buffer);
+	z->gzip_flag = IGZIP_ZLIB;
+	z->end_of_stream = 1;
+	z->next_in = (uint8_t *)(uintptr_t)page;	/* the library takes no const, and does not write there */
+	z->avail_in = size;
+	z->next_out = out;
+	z->avail_out = size - 1;
+	status = isal_deflate_stateless(z);
+	if (status == STATELESS_OVERFLOW)
+		return 0;
+	if (status != COMP_OK)
+		return -1;
+	return z->total_out < size ? (int64_t)z->total_out : 0;
+}
+#endif

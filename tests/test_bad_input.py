@@ -1,0 +1,643 @@
+"""Bad input, bad output, bad machine: one clean line, the right exit status, nothing left behind. Never a traceback."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note
+
+import vmfilter
+from vmfilter.cli import main
+
+INPUT, OUTPUT, KERNEL = 3, 4, 5
+EM_386, EM_RISCV = 3, 243
+PHDR, EHDR = 56, 64
+P_OFFSET, P_PADDR, P_FILESZ = 8, 24, 32  # within a program header
+E_PHOFF, E_PHENTSIZE, E_PHNUM = 32, 54, 56
+
+MAP = 0xFFFFFFFF80000000  # __START_KERNEL_map; physical address 0 lies there in the vmcore made below
+INFO = f"""OSRELEASE=6.12.0
+PAGESIZE=4096
+SYMBOL(init_uts_ns)={MAP + 0x4000:x}
+OFFSET(uts_namespace.name)=0
+SYMBOL(swapper_pg_dir)={MAP + 0x1000:x}
+SYMBOL(mem_section)={MAP + 0x5000:x}
+LENGTH(mem_section)=2048
+SIZE(mem_section)=16
+OFFSET(mem_section.section_mem_map)=0
+NUMBER(SECTION_SIZE_BITS)=27
+NUMBER(MAX_PHYSMEM_BITS)=46
+SIZE(page)=64
+OFFSET(page.flags)=0
+OFFSET(page.mapping)=24
+OFFSET(page.lru)=8
+OFFSET(page._mapcount)=48
+OFFSET(page.private)=40
+OFFSET(page.compound_head)=8
+LENGTH(zone.free_area)=11
+NUMBER(PG_lru)=5
+NUMBER(PG_private)=14
+NUMBER(PG_swapcache)=10
+NUMBER(PG_swapbacked)=17
+NUMBER(PG_head_mask)=64
+NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456
+NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-201326592
+NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-251658240
+NUMBER(phys_base)=0
+NUMBER(pgtable_l5_enabled)=0
+NUMBER(sme_mask)=0
+CRASHTIME=1795242831
+""".encode()
+
+
+def _struct_page(pfn: int) -> bytes:
+    """Frames from 48 on: 8 free ones (one block), 4 of processes, 4 of the page cache; the kernel's before."""
+    flags, mapping, order, mapcount = 0, 0, 0, 0xFFFFFFFF
+    if pfn == 48:
+        order, mapcount = 3, 0xF0000000
+    elif 56 <= pfn < 60:
+        flags, mapping, mapcount = 1 << 5, 0xFFFF888000001001, 0
+    elif pfn >= 60:
+        flags, mapping = 1 << 5, 0xFFFF888000001000
+    return struct.pack("<QQQQQQII8x", flags, 0, 0, mapping, 0, order, mapcount, 1)
+
+
+def _kernel_memory() -> bytes:
+    """Memory of a kernel that has all that level 31 asks for: 32 frames of it, of the machine's 64."""
+    memory = bytearray(random.Random(5).randbytes(32 * PAGE))
+    for table, index, entry in ((0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0x83)):
+        memory[table : table + PAGE] = bytes(PAGE)
+        struct.pack_into("<Q", memory, table + 8 * index, entry)
+    uts = (b"Linux", b"crashed", b"6.12.0", b"#1 SMP", b"x86_64", b"(none)")
+    memory[0x4000 : 0x4000 + 6 * 65] = b"".join(field.ljust(65, b"\0") for field in uts)
+    memory[0x5000:0x7000] = bytes(0x2000)
+    struct.pack_into("<Q", memory, 0x5000, MAP + 0x6000)
+    struct.pack_into("<Q", memory, 0x6000, MAP + 0x8000 | 3)
+    memory[0x8000 : 0x8000 + 64 * 64] = b"".join(map(_struct_page, range(64)))
+    memory[0xA000:0xB000] = bytes(PAGE)  # a zero page
+    return bytes(memory)
+
+
+def _notes(info: bytes | None = INFO) -> bytes:
+    return prstatus_note() * 2 + (note(b"VMCOREINFO", 0, info) if info is not None else b"")
+
+
+def vmcore(info: bytes | None = INFO) -> Elf:
+    """A small vmcore that every level works on."""
+    second = Load(0x30000, random.Random(6).randbytes(16 * PAGE))
+    return Elf([Load(0, _kernel_memory(), vaddr=MAP), second], _notes(info))
+
+
+GOOD = vmcore().build()
+
+
+def patched(offset: int, form: str, *values: int) -> bytes:
+    """GOOD with other numbers somewhere."""
+    data = bytearray(GOOD)
+    struct.pack_into("<" + form, data, offset, *values)
+    return bytes(data)
+
+
+def headers(data: bytes) -> list[tuple[int, int, int, int]]:
+    """Of each program header: where it lies, its type, p_offset and p_filesz."""
+    (count,) = struct.unpack_from("<H", data, E_PHNUM)
+    found = []
+    for at in range(EHDR, EHDR + count * PHDR, PHDR):
+        (kind,) = struct.unpack_from("<I", data, at)
+        found.append(
+            (at, kind, *struct.unpack_from("<Q", data, at + P_OFFSET), *struct.unpack_from("<Q", data, at + 32))
+        )
+    return found
+
+
+def header_of(kind: int) -> int:
+    return next(at for at, k, _, _ in headers(GOOD) if k == kind)
+
+
+class Ran:
+    """What one run of the command said and left."""
+
+    def __init__(self, status: int, out: str, err: str, left: list[str]) -> None:
+        self.status, self.out, self.err, self.left = status, out, err, left
+
+    def fails(self, status: int, named: Path | str | None) -> None:
+        assert (self.status, self.left) == (status, []), self.err
+        assert self.err.count("\n") == 1
+        assert self.err.endswith("\n")
+        assert self.err.startswith("vmfilter: ")
+        assert named is None or str(named) in self.err
+        assert self.out == ""
+
+    def works(self) -> None:
+        assert (self.status, self.left) == (0, ["dump"]), self.err
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where outputs go; nothing else is in it."""
+    made = tmp_path / "output"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """What main() sets is put back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(n) for n in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run vmfilter filter -q on a path, or on bytes, which are written to folder/../vmcore first."""
+
+    def call(source: Path | bytes, *options: str, output: Path | None = None) -> Ran:
+        if isinstance(source, bytes):
+            data, source = source, folder.parent / "vmcore"
+            source.write_bytes(data)
+        capsys.readouterr()
+        status = main(["filter", "-q", "-j", "1", *options, str(source), str(output or folder / "dump")])
+        captured = capsys.readouterr()
+        return Ran(status, captured.out, captured.err, sorted(os.listdir(folder)))
+
+    return call
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A good vmcore, named vmcore."""
+    path = tmp_path / "vmcore"
+    path.write_bytes(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("level", ["0", "1", "31", "63"])
+def test_the_vmcore_that_the_others_are_spoilt_copies_of_is_good(run: Run, level: str) -> None:
+    ran = run(GOOD, "-d", level)
+    ran.works()
+    assert ran.err == ""
+
+
+# What is not a vmcore
+
+
+@pytest.mark.parametrize("level", ["0", "31"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x7f", b"\x7fEL", b"KDUMP   " + bytes(4096), b"#!/bin/sh\n", bytes(4096), b"\xff" * 100]
+)
+def test_a_file_that_is_not_elf_is_refused(run: Run, folder: Path, data: bytes, level: str) -> None:
+    run(data, "-d", level).fails(INPUT, folder.parent / "vmcore")
+
+
+def test_a_directory_is_refused(run: Run, tmp_path: Path) -> None:
+    run(tmp_path).fails(INPUT, tmp_path)
+
+
+def test_a_missing_file_is_refused(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "nowhere").fails(INPUT, tmp_path / "nowhere")
+    run(tmp_path / "no" / "where").fails(INPUT, tmp_path / "no" / "where")
+
+
+def test_a_symlink_to_itself_is_refused(run: Run, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    run(loop).fails(INPUT, loop)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(run: Run, source: Path) -> None:
+    source.chmod(0)
+    run(source).fails(INPUT, source)
+
+
+def test_a_file_that_cannot_be_read_is_refused(run: Run) -> None:
+    run(Path("/proc/self/mem")).fails(INPUT, "/proc/self/mem")  # opens, and its first page is not mapped: EIO
+
+
+def test_a_device_without_data_is_refused(run: Run) -> None:
+    run(Path("/dev/null")).fails(INPUT, "/dev/null")
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 5, 0xFE00, 0xFFFF])
+def test_elf_that_is_no_core_is_refused(run: Run, folder: Path, kind: int) -> None:
+    run(replace(vmcore(), kind=kind).build()).fails(INPUT, folder.parent / "vmcore")
+
+
+def test_a_program_is_refused(run: Run) -> None:
+    run(Path(sys.executable)).fails(INPUT, sys.executable)
+
+
+@pytest.mark.parametrize("machine", [0, EM_386, EM_RISCV, 0xFFFF])
+@pytest.mark.parametrize("level", ["0", "31"])
+def test_an_unknown_machine_is_refused(run: Run, folder: Path, machine: int, level: str) -> None:
+    run(replace(vmcore(), machine=machine).build(), "-d", level).fails(KERNEL, folder.parent / "vmcore")
+
+
+def test_elf32_is_refused(run: Run, folder: Path) -> None:
+    run(replace(vmcore(), elf_class=1).build()).fails(KERNEL, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize(("elf_class", "data"), [(0, 1), (3, 1), (2, 0), (2, 3), (255, 255)])
+def test_an_identification_that_cannot_be_is_refused(run: Run, folder: Path, elf_class: int, data: int) -> None:
+    run(replace(vmcore(), elf_class=elf_class, data=data).build()).fails(INPUT, folder.parent / "vmcore")
+
+
+def test_the_other_byte_order_is_refused(run: Run, folder: Path) -> None:
+    ran = run(replace(vmcore(), data=2).build())  # its numbers are little-endian all the same: no core by its type
+    ran.fails(INPUT, folder.parent / "vmcore")
+
+
+# Truncation
+
+
+def _cuts() -> list[int]:
+    """Before, in and after each structure of GOOD; its whole length is not among them."""
+    edges = {0, 4, 16, 24, E_PHOFF, E_PHNUM, EHDR}
+    for at, kind, offset, size in headers(GOOD):
+        edges |= {at, at + 4, at + P_OFFSET, at + P_FILESZ, at + PHDR}
+        edges |= {offset, offset + 1, offset + size // 2, offset + size}
+        if kind == PT_NOTE:
+            edges |= {offset + 12, offset + 20, offset + 20 + 336, offset + 2 * len(prstatus_note()) + 12}
+        else:
+            edges |= {offset + PAGE, offset + size - PAGE}
+    near = {e + d for e in edges for d in (-1, 0, 1)}
+    return sorted(n for n in near if 0 <= n < len(GOOD))
+
+
+def test_a_file_truncated_anywhere_is_refused(run: Run, folder: Path) -> None:
+    cuts = _cuts()
+    assert len(cuts) > 60
+    assert len(GOOD) - 1 in cuts
+    for cut in cuts:
+        for level in "0", "31":
+            ran = run(GOOD[:cut], "-d", level)
+            assert ran.status == INPUT, f"cut at {cut:#x}: {ran.err}"
+            ran.fails(INPUT, folder.parent / "vmcore")
+
+
+def test_a_real_vmcore_truncated_in_a_pt_load_is_refused(run: Run, real: Callable[[str], Path], tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    with open(real("x86_64-6.12-small"), "rb") as f:
+        head = f.read(1 << 20)
+    with open(cut, "wb") as f:
+        f.write(head)
+        f.truncate(131043328 - 1)
+    run(cut).fails(INPUT, cut)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(source: Path, folder: Path) -> None:
+    with vmfilter.open_dump(source) as dump:
+        os.truncate(source, len(GOOD) - 8 * PAGE)
+        with pytest.raises(vmfilter.InputError, match="vmcore: ends at offset"):
+            vmfilter.filter_dump(dump, folder / "dump", level=0)
+    assert os.listdir(folder) == []
+
+
+# Headers that lie
+
+
+@pytest.mark.parametrize("size", [0, 1, 32, 55, 57, 64, 0xFFFF])
+def test_a_wrong_size_of_program_headers_is_refused(run: Run, folder: Path, size: int) -> None:
+    run(patched(E_PHENTSIZE, "H", size)).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("count", [0, 20_000, PN_XNUM - 1, PN_XNUM])
+def test_a_wrong_number_of_program_headers_is_refused(run: Run, folder: Path, count: int) -> None:
+    run(patched(E_PHNUM, "H", count)).fails(INPUT, folder.parent / "vmcore")  # there are no section headers
+
+
+@pytest.mark.parametrize("count", [1 << 20, (1 << 22) + 1, (1 << 32) - 1])
+def test_a_wrong_number_in_section_0_is_refused(run: Run, folder: Path, count: int) -> None:
+    data = bytearray(patched(E_PHNUM, "H", PN_XNUM) + bytes(64))
+    struct.pack_into("<Q", data, 40, len(GOOD))  # e_shoff
+    struct.pack_into("<I", data, len(GOOD) + 44, count)  # sh_info
+    run(bytes(data)).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("offset", [len(GOOD), len(GOOD) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - PHDR])
+def test_program_headers_outside_the_file_are_refused(run: Run, folder: Path, offset: int) -> None:
+    run(patched(E_PHOFF, "Q", offset)).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("kind", [PT_LOAD, PT_NOTE])
+@pytest.mark.parametrize("offset", [len(GOOD), len(GOOD) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - PAGE])
+def test_a_segment_outside_the_file_is_refused(run: Run, folder: Path, kind: int, offset: int) -> None:
+    run(patched(header_of(kind) + P_OFFSET, "Q", offset)).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("kind", [PT_LOAD, PT_NOTE])
+@pytest.mark.parametrize("size", [1 << 20, 1 << 40, 1 << 63, (1 << 64) - 1])
+def test_a_segment_longer_than_the_file_is_refused(run: Run, folder: Path, kind: int, size: int) -> None:
+    run(patched(header_of(kind) + P_FILESZ, "Q", size)).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("level", ["0", "31"])
+@pytest.mark.parametrize("before_the_end", [2, 0x1000, 0x1FFFF])
+def test_memory_beyond_the_last_address_is_refused(run: Run, folder: Path, level: str, before_the_end: int) -> None:
+    data = patched(header_of(PT_LOAD) + P_PADDR, "Q", (1 << 64) - before_the_end)
+    run(data, "-d", level).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("level", ["0", "31"])
+@pytest.mark.parametrize("loads", [[], [Load(0x1000, b"")], [Load((1 << 64) - 1, b"virtual")]])
+def test_no_memory_is_refused(run: Run, folder: Path, loads: list[Load], level: str) -> None:
+    run(Elf(loads, _notes()).build(), "-d", level).fails(INPUT, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize(
+    ("name_size", "description_size"),
+    [(5, 0xFFFFFFFF), (0xFFFFFFFF, 336), (0xFFFFFFFF, 0xFFFFFFFF), (5, 4000), (4097, 0)],
+)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_notes_longer_than_all_notes_are_refused(
+    run: Run, folder: Path, index: int, name_size: int, description_size: int
+) -> None:
+    at = next(offset for _, kind, offset, _ in headers(GOOD) if kind == PT_NOTE) + index * len(prstatus_note())
+    run(patched(at, "II", name_size, description_size)).fails(INPUT, folder.parent / "vmcore")
+
+
+# VMCOREINFO
+
+
+@pytest.mark.parametrize("level", range(2, 64))
+def test_a_level_that_needs_vmcoreinfo_is_refused_without(run: Run, folder: Path, level: int) -> None:
+    run(vmcore(None).build(), "-d", str(level)).fails(KERNEL, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize("level", ["0", "1", "zero"])
+@pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param(None, id="no note"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"rubbish\n" * 50, id="rubbish"),
+        pytest.param(bytes(range(256)) * 4, id="binary"),
+        pytest.param(INFO.replace(b"swapper_pg_dir", b"nothing_at_all"), id="no page tables"),
+        pytest.param(INFO.replace(b"80001000", b"80011000"), id="another kernel's page tables"),
+        pytest.param(INFO.replace(b"80005000", b"8000f000"), id="another kernel's sections"),
+        pytest.param(INFO.replace(b"SIZE(page)=64", b"SIZE(page)=abc"), id="not a number"),
+    ],
+)
+def test_levels_0_and_1_do_without_vmcoreinfo_and_say_what_that_costs(run: Run, info: bytes | None, level: str) -> None:
+    ran = run(vmcore(info).build(), "-d", level)
+    ran.works()
+    assert ran.err.count("\n") == 1
+    assert ran.err.startswith("vmfilter: warning: ")
+    assert "hwpoisoned and offline pages" in ran.err
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"rubbish\n" * 50, id="rubbish"),
+        pytest.param(bytes(range(256)) * 4, id="binary"),
+        pytest.param(random.Random(3).randbytes(2000), id="random"),
+        pytest.param(INFO.replace(b"\n", b" "), id="one line"),
+        pytest.param(INFO[: len(INFO) // 8], id="cut short"),
+        pytest.param(INFO.replace(b"80001000", b"80011000"), id="another kernel's page tables"),
+        pytest.param(INFO.replace(b"phys_base)=0", b"phys_base)=65536"), id="another phys_base"),
+        pytest.param(INFO.replace(b"80004000", b"80007000"), id="another kernel's name"),
+        pytest.param(INFO.replace(b"PAGESIZE=4096", b"PAGESIZE=0"), id="pages of 0 bytes"),
+        pytest.param(INFO.replace(b"PAGESIZE=4096", b"PAGESIZE=-4096"), id="pages of -4096 bytes"),
+        pytest.param(INFO.replace(b"PAGESIZE=4096", b"PAGESIZE=4097"), id="pages of 4097 bytes"),
+        pytest.param(INFO.replace(b"PAGESIZE=4096", b"PAGESIZE=131072"), id="huge pages"),
+    ],
+)
+def test_vmcoreinfo_that_is_not_this_kernels_is_refused(run: Run, folder: Path, info: bytes) -> None:
+    if b"phys_base)=65536" in info:  # the PT_LOAD of the kernel's text would tell otherwise
+        info = info.replace(b"80001000", b"80011000").replace(b"80004000", b"80014000")
+    run(vmcore(info).build(), "-d", "31").fails(KERNEL, folder.parent / "vmcore")
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        (b"PAGESIZE=4096", b"PAGESIZE=abc"),
+        (b"PAGESIZE=4096", b"PAGESIZE="),
+        (b"PAGESIZE=4096", b"PAGESIZE=" + b"9" * 30),
+        (b"SIZE(page)=64", b"SIZE(page)=0"),
+        (b"SIZE(page)=64", b"SIZE(page)=abc"),
+        (b"SIZE(page)=64", b"SIZE(page)=8"),
+        (b"SIZE(mem_section)=16", b"SIZE(mem_section)=0"),
+        (b"SIZE(mem_section)=16", b"SIZE(mem_section)=8192"),
+        (b"section_mem_map)=0", b"section_mem_map)=16"),
+        (b"SECTION_SIZE_BITS)=27", b"SECTION_SIZE_BITS)=12"),
+        (b"SECTION_SIZE_BITS)=27", b"SECTION_SIZE_BITS)=-5"),
+        (b"MAX_PHYSMEM_BITS)=46", b"MAX_PHYSMEM_BITS)=1000000"),
+        (b"NUMBER(PG_lru)=5", b"NUMBER(PG_lru)=64"),
+        (b"NUMBER(PG_lru)=5", b"NUMBER(PG_lru)=-1"),
+        (b"NUMBER(PG_lru)=5\n", b""),
+        (b"OFFSET(page.flags)=0\n", b""),
+        (b"OFFSET(page.flags)=0", b"OFFSET(page.flags)=57"),
+        (b"OFFSET(page._mapcount)=48", b"OFFSET(page._mapcount)=64"),
+        (b"NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456\n", b""),
+        (b"SYMBOL(mem_section)=ffffffff80005000", b"SYMBOL(mem_section)=xyz"),
+        (b"SYMBOL(mem_section)=ffffffff80005000", b"SYMBOL(mem_section)=" + b"f" * 40),
+        (b"SYMBOL(swapper_pg_dir)=", b"SYMBOL(swapper_pg_dir)=-"),
+    ],
+)
+def test_vmcoreinfo_with_a_wrong_line_is_refused(run: Run, line: bytes, wrong: bytes) -> None:
+    assert line in INFO
+    run(vmcore(INFO.replace(line, wrong)).build(), "-d", "31").fails(KERNEL, None)
+
+
+def test_a_crash_time_that_is_no_number_is_refused_only_where_the_kernel_matters(run: Run) -> None:
+    wrong = vmcore(INFO.replace(b"CRASHTIME=", b"CRASHTIME=abc")).build()
+    run(wrong, "-d", "31").fails(KERNEL, None)
+    run(wrong, "-d", "0").works()
+
+
+# The output
+
+
+@pytest.mark.parametrize("content", [b"precious", b""])
+def test_an_output_that_exists_stays_as_it_is(run: Run, source: Path, tmp_path: Path, content: bytes) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(content)
+    before = there.stat()
+    ran = run(source, output=there)
+    ran.fails(OUTPUT, there)
+    assert "--force" in ran.err
+    assert there.read_bytes() == content
+    assert (there.stat().st_ino, there.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_an_output_that_is_a_directory_is_refused(run: Run, source: Path, folder: Path, options: list[str]) -> None:
+    run(source, *options, output=folder).fails(OUTPUT, folder)
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_an_output_in_a_missing_folder_is_refused(run: Run, source: Path, folder: Path, options: list[str]) -> None:
+    missing = folder / "missing" / "dump"
+    run(source, *options, output=missing).fails(OUTPUT, missing)
+    run(source, *options, output=source / "dump").fails(OUTPUT, source / "dump")  # the folder is a file
+
+
+@pytest.mark.parametrize("options", [(), ("--force",), ("--force", "--dry-run")])
+@pytest.mark.parametrize("link", ["itself", "hard link", "symlink"])
+def test_the_input_is_never_replaced_by_its_own_filtering(
+    run: Run, source: Path, tmp_path: Path, link: str, options: list[str]
+) -> None:
+    output = tmp_path / "link" if link != "itself" else source
+    if link == "hard link":
+        os.link(source, output)
+    elif link == "symlink":
+        output.symlink_to(source)
+    run(source, *options, output=output).fails(OUTPUT, output)
+    assert source.read_bytes() == output.read_bytes() == GOOD
+    assert sorted(os.listdir(tmp_path)) == sorted({"output", "vmcore", output.name})
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_device_is_never_replaced(run: Run, source: Path, options: list[str]) -> None:
+    run(source, *options, output=Path("/dev/null")).fails(OUTPUT, "/dev/null")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_symlink_to_nowhere_is_refused(run: Run, source: Path, tmp_path: Path, options: list[str]) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    run(source, *options, output=link).fails(OUTPUT, link)
+    assert link.is_symlink()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_name_that_is_too_long_is_refused(run: Run, source: Path, folder: Path) -> None:
+    output = folder / ("n" * 300)
+    run(source, output=output).fails(OUTPUT, output)
+
+
+def test_a_failed_run_with_force_leaves_the_old_output(run: Run, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"precious")
+    run(vmcore(None).build(), "--force", output=there).fails(KERNEL, tmp_path / "vmcore")
+    assert there.read_bytes() == b"precious"
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "vmfilter", "filter", *map(str, arguments)]
+
+
+def _clean_failure(done: subprocess.CompletedProcess[str], output: Path) -> None:
+    assert done.returncode == OUTPUT, done.stderr
+    assert done.stderr.startswith(f"vmfilter: {output}: ")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(output.parent) == []
+
+
+@pytest.mark.parametrize("room", [0, 100, 5000, 100_000, 150_000])
+def test_a_limit_of_file_sizes_ends_the_run_cleanly(source: Path, folder: Path, room: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    done = subprocess.run(
+        _command("-q", "-d", 0, source, folder / "dump"), capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+    _clean_failure(done, folder / "dump")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount")
+def test_a_full_file_system_ends_the_run_cleanly(real: Callable[[str], Path], folder: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "vmfilter-test", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount")
+    try:
+        command = _command("-q", "-d", 0, real("x86_64-6.12-small"), folder / "dump")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        _clean_failure(done, folder / "dump")
+        assert "No space left on device" in done.stderr
+        assert os.statvfs(folder).f_bfree == os.statvfs(folder).f_blocks
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_signal_ends_the_run_and_leaves_nothing(
+    real: Callable[[str], Path], folder: Path, number: signal.Signals, threads: int
+) -> None:
+    command = _command(
+        "-q", "-d", 0, "--compress", "zstd:19", "-j", threads, real("x86_64-6.12-small"), folder / "dump"
+    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 10
+    while not any(os.stat(folder / n).st_size > 1 << 16 for n in os.listdir(folder)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert err == f"vmfilter: ended by {number.name}; no half-written dump is left\n"
+    assert out == ""
+    assert os.listdir(folder) == []
+
+
+# Damage at random
+
+
+def _spoilt(chance: random.Random) -> bytes:
+    """GOOD with some bytes of its headers and notes flipped, or some of its kernel's memory."""
+    data = bytearray(GOOD)
+    notes = next(offset for _, kind, offset, _ in headers(GOOD) if kind == PT_NOTE)
+    used = EHDR + 3 * PHDR
+    places = (range(used), range(EHDR, used), range(notes, notes + len(_notes())), range(notes, notes + 0x9000))
+    where = chance.choice(places)
+    for _ in range(chance.choice((1, 1, 2, 5, 50))):
+        at = chance.choice(where)
+        data[at] = chance.choice((data[at] ^ 1 << chance.randrange(8), chance.randrange(256), 0, 0xFF))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damage_anywhere_never_gives_a_traceback(run: Run, folder: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    statuses = set()
+    for i in range(100):
+        ran = run(_spoilt(chance), "-d", chance.choice(("0", "1", "31", "63")))
+        statuses.add(ran.status)
+        if ran.status:
+            assert ran.status in (INPUT, OUTPUT, KERNEL), f"variant {i}: {ran.err}"
+            ran.fails(ran.status, None)
+        else:
+            ran.works()
+            (folder / "dump").unlink()
+    assert statuses >= {0, INPUT}
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    run(tmp_path / "pipe").fails(INPUT, tmp_path / "pipe")
+
+
+def test_a_report_that_nobody_reads_does_not_fail_a_dump(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(GOOD)
+    command = _command(tmp_path / "v", folder / "dump")
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert os.listdir(folder) == ["dump"]
