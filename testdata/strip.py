@@ -4,8 +4,8 @@
     strip.py VMCORE OUT.zst [--every N]
 
 Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
-pages, the kernel's name. Of the other pages one in N (default 64) keeps its content and the rest become zeros. OUT is
-zstd-compressed; tests/unpack.py unpacks it.
+pages, the kernel's name, the list and the info blocks of pmem. Of the other pages one in N (default 64) keeps its
+content and the rest become zeros. OUT is zstd-compressed; tests/unpack.py unpacks it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import zstandard
 
 from vmfilter.classify import Classifier
 from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 
 PAGE = 4096
@@ -33,7 +34,8 @@ def pages_read(dump: Dump) -> set[int]:
     dump.read_into = recording  # type: ignore[method-assign]
     info = Vmcoreinfo.of(dump)
     assert info is not None
-    for _ in Classifier(dump, PAGE, Kernel(dump, info)).windows():
+    kernel = Kernel(dump, info)
+    for _ in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel).metadata).windows():
         pass
     return wanted
 

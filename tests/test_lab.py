@@ -127,7 +127,22 @@ def test_no_user_data_of_persistent_memory_is_ever_written(
     ranges = reference("x86-pmem2")["63"]["pmem_metadata"]
     metadata = {pfn for r in ranges for pfn in range(r["start_pfn"], r["end_pfn"])}
     pmem_start = 0x100000000 // 4096
-    assert not [pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= pmem_start and pfn not in metadata]
+    kept = {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= pmem_start}
+    assert kept == (set() if level == 63 else metadata)
+
+
+def test_metadata_of_persistent_memory_is_kept_byte_for_byte(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    vmfilter.filter_dump(lab("x86-pmem2"), tmp_path / "dump")
+    pages = dict(Kdump(tmp_path / "dump").pages())
+    for r in reference("x86-pmem2")["31"]["pmem_metadata"]:
+        found = hashlib.sha256(b"".join(pages[pfn] for pfn in range(r["start_pfn"], r["end_pfn"])))
+        assert found.hexdigest() == r["sha256"]
+
+
+def test_metadata_without_list_or_flag_is_known_by_its_info_block(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    statistics = vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "dump", level=63)
+    assert statistics.classes[vmfilter.PageClass.PMEM_METADATA] == 3072
+    assert statistics.classes[vmfilter.PageClass.PMEM_USERDATA] == 0
 
 
 @pytest.mark.parametrize("name", PMEM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 WINDOW_PAGES = 1 << 15
 """Page frames of a window, at most: their struct pages are 2 MiB, one huge page of the usual memmap."""
+
+
+# What the dump has of a range of metadata becomes PMEM_METADATA, holes stay holes.
+_TO_METADATA = bytes(PageClass.PMEM_METADATA if c else PageClass.HOLE for c in range(256))
 
 
 class Window(NamedTuple):
@@ -50,13 +54,16 @@ class Classifier:
 
     """
 
-    def __init__(self, dump: Dump, page_size: int, kernel: Kernel | None) -> None:
+    def __init__(
+        self, dump: Dump, page_size: int, kernel: Kernel | None, pmem_metadata: Sequence[tuple[int, int]] = ()
+    ) -> None:
         """Prepare for one dump.
 
         Args:
             dump: it.
             page_size: bytes.
             kernel: the crashed kernel; without it every frame is KERNEL, and hwpoison and offline are not known.
+            pmem_metadata: ranges of page frames [first, end) that hold struct pages and lie on persistent memory.
 
         Raises:
             KernelError: the kernel does not say where its struct pages are and what they look like.
@@ -65,6 +72,7 @@ class Classifier:
         self._dump = dump
         self._page_size = page_size
         self._kernel = kernel
+        self._pmem_metadata = pmem_metadata
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
@@ -97,6 +105,11 @@ class Classifier:
             last = min(-(-piece.end // size) - pfn, count)
             value = PageClass.PMEM_USERDATA if piece.flags & PF_PMEM else PageClass.KERNEL
             classes[first:last] = bytes((value,)) * (last - first)
+        for start, end in self._pmem_metadata:
+            first, last = max(start - pfn, 0), min(end - pfn, count)
+            if first < last:
+                held = bytes(classes[first:last])
+                classes[first:last] = held.translate(_TO_METADATA)
 
     def _apply_struct_pages(self, pfn: int, count: int, classes: memoryview) -> None:
         per_section = self._model.section_pages
@@ -106,7 +119,9 @@ class Classifier:
             n = min((section + 1) * per_section, pfn + count) - at
             part = classes[at - pfn : at - pfn + n]
             memmap = self._model.memmap(section)
-            if memmap is None:
+            if PageClass.KERNEL not in bytes(part):
+                pass  # no memory, or pmem: struct pages have no say in that
+            elif memmap is None:
                 self._count_unknown(part)
             else:
                 self._apply_memmap(memmap + at % per_section * self._struct_page, at, part)

@@ -14,6 +14,7 @@ from vmfilter.errors import KernelError, OutputError, VmfilterError
 from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
 from vmfilter.pack import Run, packed, runs_in
+from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
@@ -108,14 +109,14 @@ class _Run:
         self._kernel: Kernel | None = None
         try:
             self._understand()
-            self._classifier = Classifier(dump, self._page_size, self._kernel)
+            self._classifier = self._new_classifier(self._kernel)
         except KernelError as e:
             if needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}") from e
             self._warnings.append(f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept")
-            self._classifier = Classifier(dump, self._page_size, None)
+            self._classifier = self._new_classifier(None)
         self._max_mapnr = max_pfn(dump, self._page_size)
-        self._warnings += self._classifier.warnings
+        self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
     def _understand(self) -> None:
         """Learn what there is to know of the kernel, as far as it goes: levels 0 and 1 do without the rest."""
@@ -126,6 +127,10 @@ class _Run:
         self._page_size = page_size_of(self._dump, info)
         self._crash_time = (info.plain_number("CRASHTIME") or 0) & (1 << 63) - 1
         self._kernel = Kernel(self._dump, info)
+
+    def _new_classifier(self, kernel: Kernel | None) -> Classifier:
+        self._pmem = find_pmem(self._dump, self._page_size, kernel)
+        return Classifier(self._dump, self._page_size, kernel, self._pmem.metadata)
 
     def write(self, transport: Transport, codec: Codec, effort: int, threads: int) -> Statistics:
         started = time.monotonic()

@@ -1,0 +1,269 @@
+"""Persistent memory: what is metadata and what is people's files, by the kernel's list and by info blocks."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from elfbuilder import Elf, Load
+from kdumpreader import Kdump
+
+import vmfilter
+from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.levels import PageClass
+from vmfilter.pmem import Namespace, find_pmem, fletcher64, parse_info_block
+
+PAGE = 4096
+PMEM = 0x100000000  # of the real vmcores
+RANGES = [(0x100000, 0x100600), (0x110000, 0x110600)]  # frames, by the lab's reference
+NAMESPACES = [
+    Namespace(PMEM, PMEM + (256 << 20), "fsdax", PMEM + (6 << 20)),
+    Namespace(PMEM + (256 << 20), PMEM + (512 << 20), "devdax", PMEM + (262 << 20)),
+    Namespace(PMEM + (512 << 20), PMEM + (640 << 20), "fsdax", PMEM + (512 << 20)),  # its memmap is in RAM
+]
+
+
+class Machine:
+    """A copy of the real vmcore whose kernel memory and VMCOREINFO can be changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with vmfilter.open_dump(path) as dump:
+            info = Vmcoreinfo.of(dump)
+            assert info is not None
+            self.kernel, self.info, self._pieces = Kernel(dump, info), info, dump.pieces
+            head = info.symbol("devm_memmap_vmcore_head")
+            assert head is not None
+            self.head = head
+            self.first = self._read(head)
+            self.second = self._read(self.first)
+            assert self._read(self.second) == head
+            addresses = {a: self._place(a) for a in (self.head, self.first, self.second)}
+            self._places = addresses
+
+    def _read(self, vaddr: int) -> int:
+        return int.from_bytes(self.kernel.memory.read(vaddr, 8, "a pointer"), "little")
+
+    def _place(self, vaddr: int) -> int:
+        """Offset in the file of a virtual address."""
+        (mapping,) = self.kernel.memory.mappings(vaddr, 8)
+        piece = next(p for p in self._pieces if p.start <= mapping.paddr < p.end)
+        return piece.offset + mapping.paddr - piece.start
+
+    def poke(self, entry: int, member: int, value: int) -> None:
+        """Write a word: member 0 is next, 8 prev, 16 start, 24 end."""
+        with open(self.path, "r+b") as f:
+            f.seek(self._places[entry] + member)
+            f.write(struct.pack("<Q", value & (1 << 64) - 1))
+
+    def edit_info(self, old: str, new: str) -> None:
+        """Change VMCOREINFO; what becomes shorter is filled up with newlines."""
+        assert old in self.info.text
+        text = self.info.text.replace(old, new).encode()
+        with open(self.path, "r+b") as f:
+            f.seek(self.info.file_offset)
+            f.write(text.ljust(self.info.file_size, b"\n")[: self.info.file_size])
+
+    def found(self) -> tuple[list[tuple[int, int]], list[str]]:
+        with vmfilter.open_dump(self.path) as dump:
+            info = Vmcoreinfo.of(dump)
+            assert info is not None
+            pmem = find_pmem(dump, PAGE, Kernel(dump, info))
+            return pmem.metadata, pmem.warnings
+
+
+@pytest.fixture
+def machine(real: Callable[[str], Path], tmp_path: Path) -> Machine:
+    """A copy that shares nothing with the original; holes stay holes."""
+    import subprocess
+
+    subprocess.run(["cp", "--sparse=always", real("x86_64-6.12-pmem2"), tmp_path / "vmcore"], check=True)
+    return Machine(tmp_path / "vmcore")
+
+
+# The kernel's list
+
+
+def test_the_kernels_list_gives_the_ranges_of_the_reference(machine: Machine) -> None:
+    assert machine.found() == (RANGES, [])
+
+
+NEXT, PREV, START, END = 0, 8, 16, 24
+BROKEN: dict[str, Callable[[Machine], list[tuple[int, int, int]]]] = {
+    "the first entry is its own next": lambda m: [(m.first, NEXT, m.first)],
+    "the second entry leads back to the first": lambda m: [(m.second, NEXT, m.first)],
+    "the second entry's prev is the head": lambda m: [(m.second, PREV, m.head)],
+    "the head's next is NULL": lambda m: [(m.head, NEXT, 0)],
+    "an entry's next is NULL": lambda m: [(m.first, NEXT, 0)],
+    "an entry's next is LIST_POISON1": lambda m: [(m.first, NEXT, 0xDEAD000000000100)],
+    "an entry's next is at the end of the address space": lambda m: [(m.first, NEXT, -4)],
+    "the head's prev is not the last entry": lambda m: [(m.head, PREV, m.first)],
+    "an entry ends where it starts": lambda m: [(m.second, END, 0x110000)],
+    "an entry ends before it starts": lambda m: [(m.second, END, 0x10FFFF)],
+    "an entry is outside pmem": lambda m: [(m.second, START, 0x1000), (m.second, END, 0x1600)],
+    "an entry goes beyond pmem's end": lambda m: [(m.second, END, 0x200000)],
+    "an entry is all of the address space": lambda m: [(m.second, START, 0), (m.second, END, -1)],
+    "two entries overlap": lambda m: [(m.second, START, 0x1005FF), (m.second, END, 0x100700)],
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_list_ends_the_walk_with_a_warning_that_names_the_address(machine: Machine, kind: str) -> None:
+    for entry, member, value in BROKEN[kind](machine):
+        machine.poke(entry, member, value)
+    ranges, warnings = machine.found()
+    assert len(warnings) == 1
+    assert "devm_memmap_vmcore_head" in warnings[0]
+    assert "\n" not in warnings[0]
+    assert any(
+        f"{a & (1 << 64) - 1:#x}" in warnings[0] for a in (machine.head, machine.first, machine.second, 0, -4)
+    ) or ("0xdead000000000100" in warnings[0]), warnings
+    assert ranges == RANGES, "info blocks make up for what the list lost"
+
+
+@pytest.mark.parametrize("member", ["entry", "start", "end"])
+def test_a_list_whose_offsets_are_not_exported_is_made_up_for_by_info_blocks(machine: Machine, member: str) -> None:
+    machine.edit_info(f"OFFSET(devm_memmap_vmcore.{member})", f"OFFSET(devm_memmap_vmcore.x{member[1:]})")
+    ranges, warnings = machine.found()
+    assert ranges == RANGES
+    assert f"OFFSET(devm_memmap_vmcore.{member})" in warnings[0]
+
+
+def test_a_structure_too_small_for_its_members_is_not_read(machine: Machine) -> None:
+    machine.edit_info("SIZE(devm_memmap_vmcore)=40", "SIZE(devm_memmap_vmcore)=24")
+    ranges, warnings = machine.found()
+    assert ranges == RANGES
+    assert "24 bytes" in warnings[0]
+
+
+def test_a_structure_of_another_size_is_read_all_the_same(machine: Machine) -> None:
+    machine.edit_info("SIZE(devm_memmap_vmcore)=40", "SIZE(devm_memmap_vmcore)=96")
+    assert machine.found() == (RANGES, [])
+
+
+def test_without_the_list_info_blocks_give_the_same_ranges(machine: Machine, tmp_path: Path) -> None:
+    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    assert machine.found() == (RANGES, [])
+    statistics = vmfilter.filter_dump(machine.path, tmp_path / "dump")
+    assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+
+
+# Whole runs
+
+
+def test_metadata_is_kept_unless_bit_32_says_so_and_user_data_never(
+    real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    metadata = {pfn for first, end in RANGES for pfn in range(first, end)}
+    for level in 0, 1, 31, 32, 63:
+        statistics = vmfilter.filter_dump(real("x86_64-6.12-pmem2"), tmp_path / "dump", level=level, force=True)
+        assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+        assert statistics.classes[PageClass.PMEM_USERDATA] == 160768 + 65536
+        kept = {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE}
+        assert kept == (set() if level & 32 else metadata), level
+
+
+def test_device_backed_vmemmap_without_list_or_flag_is_metadata(real: Callable[[str], Path], tmp_path: Path) -> None:
+    for level, wanted in (31, 3072), (63, 0):
+        statistics = vmfilter.filter_dump(real("x86_64-6.12-pmem3"), tmp_path / "dump", level=level, force=True)
+        assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+        assert statistics.classes[PageClass.PMEM_USERDATA] == 0
+        assert len([pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE]) == wanted
+
+
+def test_namespaces_are_found_by_their_info_blocks(real: Callable[[str], Path]) -> None:
+    with vmfilter.open_dump(real("x86_64-6.12-pmem2")) as dump:
+        assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES
+    with vmfilter.open_dump(real("x86_64-6.12-pmem3")) as dump:
+        assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES[:2]
+
+
+# Info blocks
+
+
+def info_block(
+    signature: bytes = b"NVDIMM_PFN_INFO\0", minor: int = 4, offset: int = 6 << 20, npfns: int = 64000, mode: int = 2,
+    start_pad: int = 0, end_trunc: int = 0, align: int = 2 << 20, major: int = 1,
+) -> bytes:  # fmt: skip
+    """struct nd_pfn_sb, with its checksum."""
+    head = struct.pack(
+        "<16s16s16sIHHQQIIIIIH", signature, b"u" * 16, b"p" * 16, 0, major, minor, offset, npfns, mode, start_pad,
+        end_trunc, align, PAGE, 64,
+    )  # fmt: skip
+    body = head.ljust(PAGE - 8, b"\0") + bytes(8)
+    low = high = 0
+    for (word,) in struct.iter_unpack("<I", body):
+        low = (low + word) % 2**32
+        high = (high + low) % 2**32
+    return body[:-8] + struct.pack("<II", low, high)
+
+
+@pytest.mark.parametrize("minor", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["fsdax", "devdax"])
+def test_info_blocks_of_every_version(minor: int, kind: str) -> None:
+    signature = {"fsdax": b"NVDIMM_PFN_INFO\0", "devdax": b"NVDIMM_DAX_INFO\0"}[kind]
+    block = info_block(signature, minor, start_pad=0x10000, end_trunc=0x20000)
+    pad, trunc = (0x10000, 0x20000) if minor else (0, 0)  # 1.0 has neither
+    data = PMEM + pad + (6 << 20)
+    assert parse_info_block(block, PMEM) == Namespace(PMEM, data + 64000 * PAGE + trunc, kind, data)
+
+
+@pytest.mark.parametrize("align", [4 << 10, 2 << 20, 1 << 30])
+def test_the_alignment_does_not_matter(align: int) -> None:
+    namespace = parse_info_block(info_block(align=align), PMEM)
+    assert namespace is not None
+    assert namespace.metadata_end == PMEM + (6 << 20)
+
+
+def test_a_memmap_in_ram_leaves_no_metadata_on_the_device() -> None:
+    namespace = parse_info_block(info_block(mode=1, offset=2 << 20), PMEM)
+    assert namespace is not None
+    assert namespace.metadata_end == namespace.start
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        info_block(signature=b"NVDIMM_BTT_INFO\0"),
+        info_block(major=2),
+        info_block(mode=0),
+        info_block(mode=3),
+        info_block(offset=0),
+        info_block(offset=1 << 60),
+        info_block(npfns=1 << 60),
+        info_block()[:-1] + b"\x77",
+        info_block()[:60] + b"\x77" + info_block()[61:],
+        info_block()[:-100],
+        bytes(PAGE),
+    ],
+    ids=["BTT", "version 2", "no mode", "mode 3", "no offset", "far", "huge", "checksum", "damaged", "short", "zeros"],
+)
+def test_what_is_no_info_block_is_none(block: bytes) -> None:
+    assert parse_info_block(block, PMEM) is None
+
+
+def test_the_checksum_is_the_kernels() -> None:
+    assert fletcher64(struct.pack("<III", 1, 2, 0xFFFFFFFF)) == (1 + 3 + 2) << 32 | 2
+
+
+def test_an_info_block_in_ram_that_is_more_than_metadata_is_only_data(tmp_path: Path) -> None:
+    # A PT_LOAD of RAM can hold a copy of an info block: in the page cache, for one.
+    copy = bytes(PAGE) + info_block() + bytes(8 << 20)
+    with vmfilter.open_dump(Elf([Load(PMEM, copy)]).write(tmp_path / "v")) as dump:
+        assert find_pmem(dump, PAGE, None).metadata == []
+
+
+def test_namespaces_one_after_the_other_are_found_wherever_they_begin(tmp_path: Path) -> None:
+    small = info_block(offset=1 << 20, npfns=16)
+    space = (bytes(PAGE) + small).ljust((1 << 20) + 16 * PAGE, b"\0")
+    load = Load(PMEM, space + space + bytes(PAGE), flags=0x17)
+    with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
+        assert [n.start - PMEM for n in find_pmem(dump, PAGE, None).namespaces] == [0, len(space)]
+
+
+def test_a_namespace_that_ends_outside_its_pt_load_is_none(tmp_path: Path) -> None:
+    load = Load(PMEM, (bytes(PAGE) + info_block()).ljust(8 << 20, b"\0"), flags=0x17)
+    with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
+        assert find_pmem(dump, PAGE, None).namespaces == []
