@@ -106,10 +106,14 @@ static struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		 */
 		b.page_class = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.tails_alike = 1;
-	} else if ((int32_t)mapcount < -1)
+	} else if ((int32_t)mapcount < -1) {
 		b.page_class = typed_class(l, page, mapcount, pfn, &order);
-	else
+	} else {
 		b.page_class = untyped_class(l, page, flags);
+		/* Only hugetlb's are larger than the page allocator's blocks. */
+		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
+			order = 0;
+	}
 	b.end_pfn = pfn + (1ull << order);
 	return b;
 }
@@ -157,18 +161,11 @@ static int fits(const struct vmf_page_layout *l, struct vmf_field f)
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, uint8_t *classes)
 {
-	/* A copy that nobody else can see lets the compiler keep the usual case's widths out of the loop. */
-	struct vmf_page_layout l = *layout;
+	const struct vmf_page_layout *l = layout;
 
-	if (!fits(&l, l.flags) || !fits(&l, l.mapcount) || !fits(&l, l.mapping) || !fits(&l, l.private_) ||
-	    !fits(&l, l.tail) || !fits(&l, l.order) || !fits(&l, l.destructor) || l.free_orders > 64)
+	if (!fits(l, l->flags) || !fits(l, l->mapcount) || !fits(l, l->mapping) || !fits(l, l->private_) ||
+	    !fits(l, l->tail) || !fits(l, l->order) || !fits(l, l->destructor) || l->free_orders > 64)
 		return -1;
-	if (l.flags.width == 8 && !l.swap) {
-		l.swap = 0;
-		l.flags.width = l.mapping.width = l.private_.width = 8;
-		l.tail.width = 8;
-		l.mapcount.width = 4;
-	}
-	classify(&l, structs, pfn, count, block, classes);
+	classify(l, structs, pfn, count, block, classes);
 	return 0;
 }

@@ -20,6 +20,7 @@
 #endif
 #ifdef HAVE_ZSTD
 #include <zstd.h>
+#include <zstd_errors.h>
 #endif
 #ifdef HAVE_LZ4
 #include <lz4.h>
@@ -166,8 +167,9 @@ static int64_t zstd(struct vmf_codec *codec, const uint8_t *page, uint32_t size,
 	ZSTD_CCtx **c = codec->state;
 	size_t written = ZSTD_compress2(*c, out, size - 1, page, size);
 
-	/* With too little room the library says so, and that means that the page did not get smaller. */
-	return ZSTD_isError(written) ? 0 : if_smaller(written, size);
+	if (ZSTD_isError(written))	/* too little room means that the page did not get smaller */
+		return ZSTD_getErrorCode(written) == ZSTD_error_dstSize_tooSmall ? 0 : FAILED;
+	return if_smaller(written, size);
 }
 #endif
 
@@ -209,33 +211,21 @@ static const struct codec_kind kinds[] = {
 #endif
 };
 
-const char *vmf_codec_names(void)
+#define KINDS (sizeof(kinds) / sizeof(kinds[0]))
+
+const char *vmf_codec_name(uint32_t i)
 {
-	return "none=vmfilter"
-#ifdef HAVE_ISAL
-	       " zlib=ISA-L"
-#endif
-#ifdef HAVE_LIBDEFLATE
-	       " zlib=libdeflate"
-#endif
-#ifdef HAVE_LZO
-	       " lzo=lzo2"
-#endif
-#ifdef HAVE_SNAPPY
-	       " snappy=snappy"
-#endif
-#ifdef HAVE_ZSTD
-	       " zstd=zstd"
-#endif
-#ifdef HAVE_LZ4
-	       " lz4=lz4"
-#endif
-		;
+	return i < KINDS ? kinds[i].name : NULL;
+}
+
+const char *vmf_codec_library(uint32_t i)
+{
+	return i < KINDS ? kinds[i].library : NULL;
 }
 
 static const struct codec_kind *find_kind(const char *name, int level)
 {
-	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+	for (size_t i = 0; i < KINDS; i++)
 		if (!strcmp(kinds[i].name, name) && level >= kinds[i].min_level && level <= kinds[i].max_level)
 			return &kinds[i];
 	return NULL;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The C core: pure functions over the caller's buffers. Nothing here opens a file, keeps a global or trusts a
- * length: what a function may touch is what its caller handed over. setup.py gives this file, without its
+ * The C core: pure functions over the caller's buffers. Nothing here opens a file, keeps a global, or trusts what a
+ * dump says: what a function may touch is what its caller handed over, by the lengths that it gives. setup.py gives this file, without its
  * preprocessor lines, to cffi; so it holds plain declarations only.
  */
 #ifndef VMFILTER_H
@@ -79,7 +79,6 @@ uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t 
 /* One level of a page table, as this machine's numbers. */
 struct vmf_table_level {
 	uint32_t shift;			/* log2 of what one entry maps */
-	uint32_t bits;			/* log2 of the entries of one table */
 	uint64_t leaf_mask, leaf_value;	/* an entry that maps memory itself */
 	uint64_t leaf_address, table_address;	/* the address bits of either kind */
 };
@@ -106,8 +105,9 @@ int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const 
 /* A page codec, with what it keeps between pages. One thread at a time. */
 struct vmf_codec;
 
-/* "zlib=ISA-L,libdeflate lzo=lzo2 ...": the codecs built in, and their libraries. */
-const char *vmf_codec_names(void);
+/* The codecs built in and their libraries, one after the other, the best library of a codec first; NULL at the end. */
+const char *vmf_codec_name(uint32_t i);
+const char *vmf_codec_library(uint32_t i);
 
 /* 1 where the codec is built in, with this level. */
 int vmf_codec_supports(const char *name, int level);

@@ -515,12 +515,22 @@ def test_a_device_is_never_replaced(run: Run, source: Path, options: list[str]) 
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)])
-def test_a_symlink_to_nowhere_is_refused(run: Run, source: Path, tmp_path: Path, options: list[str]) -> None:
+def test_a_symlink_stays_and_what_it_points_to_is_made(
+    run: Run, source: Path, tmp_path: Path, options: list[str]
+) -> None:
     link = tmp_path / "link"
-    link.symlink_to(tmp_path / "nowhere")
-    run(source, *options, output=link).fails(OUTPUT, link)
+    link.symlink_to(tmp_path / "target")
+    assert run(source, *options, output=link).status == 0
     assert link.is_symlink()
-    assert not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "target").read_bytes().startswith(b"KDUMP   ")
+
+
+def test_with_force_what_a_symlink_points_to_is_replaced(run: Run, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert run(source, "--force", output=tmp_path / "link").status == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes().startswith(b"KDUMP   ")
 
 
 def test_a_name_that_is_too_long_is_refused(run: Run, source: Path, folder: Path) -> None:
@@ -631,13 +641,38 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(run: Run, tmp_path: Path
     run(tmp_path / "pipe").fails(INPUT, tmp_path / "pipe")
 
 
-def test_a_report_that_nobody_reads_does_not_fail_a_dump(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("state", ["its reader has gone", "full", "closed"])
+def test_whether_anybody_reads_what_is_printed_changes_nothing(
+    folder: Path, tmp_path: Path, stream: str, state: str
+) -> None:
     (tmp_path / "v").write_bytes(GOOD)
-    command = _command(tmp_path / "v", folder / "dump")
+    number = {"stdout": 1, "stderr": 2}[stream]
     read, write = os.pipe()
     os.close(read)
-    ran = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    def prepare() -> None:
+        if state == "closed":
+            os.close(number)
+        else:
+            os.dup2(full if state == "full" else write, number)
+
+    command = [part for part in _command(tmp_path / "v", folder / "dump") if part != "-q"]
+    ran = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare, pass_fds=(full, write)
+    )
     os.close(write)
+    os.close(full)
     assert ran.returncode == 0, ran.stderr
     assert "Traceback" not in ran.stderr
     assert os.listdir(folder) == ["dump"]
+
+
+@pytest.mark.parametrize("name", ["", "new/"])
+def test_a_name_of_no_file_is_refused_before_the_work(
+    source: Path, folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["filter", "-q", str(source), str(folder) + "/" + name if name else ""]) == OUTPUT
+    assert "is no name of a file" in capsys.readouterr().err
+    assert os.listdir(folder) == []

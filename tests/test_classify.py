@@ -309,13 +309,26 @@ def test_compound_pages_of_impossible_order_do_not_swallow_what_follows(
 def test_the_largest_compound_page_is_16_gib(tmp_path: Path, order: int) -> None:
     machine = Synthetic(FLAVOURS["6.12"], physical_bits=36)
     first = 1 << 23  # aligned to either order
+    machine.compound(first, 1, mapping=FILE, hugetlb=True)
+    page = bytearray(machine.section(first // 512)[64:128])
+    page[0] = order
+    machine.put_raw(first + 1, bytes(page))
+    found, _ = classify(machine, tmp_path)
+    assert found[first] == USER
+    assert {found[first + i] for i in range(1, 512)} == {USER if order == 22 else KERNEL}
+
+
+@pytest.mark.parametrize("order", [10, 11])
+def test_only_hugetlb_pages_are_larger_than_free_blocks_can_be(tmp_path: Path, order: int) -> None:
+    machine = Synthetic(FLAVOURS["6.12"])
+    first = 1 << 12
     machine.compound(first, 1, "lru", mapping=FILE)
     page = bytearray(machine.section(first // 512)[64:128])
     page[0] = order
     machine.put_raw(first + 1, bytes(page))
     found, _ = classify(machine, tmp_path)
     assert found[first] == CACHE
-    assert {found[first + i] for i in range(1, 512)} == {CACHE if order == 22 else KERNEL}
+    assert {found[first + i] for i in range(1, 512)} == {CACHE if order == 10 else KERNEL}
 
 
 def test_compound_pages_of_unknown_extent_are_kept_but_for_the_head(tmp_path: Path) -> None:

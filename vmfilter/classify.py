@@ -100,7 +100,8 @@ class Classifier:
         """Every frame of which the dump has a part is KERNEL until more is known, pmem's are PMEM_USERDATA."""
         size = self._page_size
         classes[:] = bytes(count)
-        for piece in self._dump.pieces_in(pfn * size, (pfn + count) * size):
+        pieces = self._dump.pieces_in(pfn * size, (pfn + count) * size)
+        for piece in sorted(pieces, key=lambda p: p.flags & PF_PMEM):  # a frame that is a part of pmem is pmem
             first = max(piece.start // size - pfn, 0)
             last = min(-(-piece.end // size) - pfn, count)
             value = PageClass.PMEM_USERDATA if piece.flags & PF_PMEM else PageClass.KERNEL
@@ -154,14 +155,14 @@ class Classifier:
         start = end = 0
         view = memoryview(self._structs)
         for m in self._memory.mappings(vaddr, length):
-            at = m.vaddr - vaddr
-            if not self._dump.read_into(m.paddr, view[at : at + m.length]):
-                continue
-            if at != end:
-                if end > start:
-                    yield start, end - start
-                start = at
-            end = at + m.length
+            for first, last in self._dump.covered(m.paddr, m.paddr + m.length):
+                at = m.vaddr - vaddr + first - m.paddr
+                self._dump.read_into(first, view[at : at + last - first])
+                if at != end:
+                    if end > start:
+                        yield start, end - start
+                    start = at
+                end = at + last - first
         if end > start:
             yield start, end - start
 

@@ -6,6 +6,7 @@ A codec is served by the C core where it was built with the library, else by a P
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 from vmfilter import _core
@@ -76,9 +77,12 @@ MISSING = "missing"
 def native_libraries() -> dict[str, list[str]]:
     """Libraries that the C core serves each codec with, best first."""
     found: dict[str, list[str]] = {}
-    for item in _core.ffi.string(_core.lib.vmf_codec_names()).decode().split():
-        name, library = item.split("=")
-        found.setdefault(name, []).append(library)
+    for i in count():
+        name = _core.lib.vmf_codec_name(i)
+        if not name:
+            break
+        library = _core.ffi.string(_core.lib.vmf_codec_library(i)).decode()
+        found.setdefault(_core.ffi.string(name).decode(), []).append(library)
     return found
 
 
@@ -198,13 +202,14 @@ def packer(codec: Codec, level: int, page_size: int) -> Packer:
 
     Raises:
         CodecError: the codec is not available, or not at this level.
+        VmfilterError: there is no memory for it.
 
     """
     name, native_level = codec.name.encode(), level if codec.levels else 0
     if _core.lib.vmf_codec_supports(name, native_level):
         handle = _core.lib.vmf_codec_new(name, native_level, page_size)
         if not handle:
-            raise CodecError(f"codec {codec.name}: its library found no memory to work with")
+            raise VmfilterError(f"codec {codec.name}: its library found no memory to work with")
         return _NativePacker(codec, handle, page_size)
     if codec.fallback is None:
         raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")

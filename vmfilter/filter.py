@@ -13,7 +13,7 @@ from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.errors import KernelError, OutputError, VmfilterError
 from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
-from vmfilter.pack import Run, packed, runs_in
+from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
@@ -60,8 +60,8 @@ def filter_dump(
     """
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
-    if threads is not None and threads < 1:
-        raise VmfilterError(f"{threads} threads cannot compress anything")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
     codec, effort = parse_codec(compress)
     if not isinstance(source, Dump):
         with open_dump(source) as dump:
@@ -112,7 +112,7 @@ class _Run:
             self._classifier = self._new_classifier(self._kernel)
         except KernelError as e:
             if needs_kernel(level):
-                raise KernelError(f"{dump.path}: {e}") from e
+                raise KernelError(f"{dump.path}: {e}; -d 1 leaves out zero pages without knowing the kernel") from e
             self._warnings.append(f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept")
             self._classifier = self._new_classifier(None)
         self._max_mapnr = max_pfn(dump, self._page_size)
@@ -122,7 +122,7 @@ class _Run:
         """Learn what there is to know of the kernel, as far as it goes: levels 0 and 1 do without the rest."""
         info = Vmcoreinfo.of(self._dump)
         if info is None:
-            raise KernelError("no VMCOREINFO note, so pages cannot be classified; levels 0 and 1 do without (-d 1)")
+            raise KernelError("no VMCOREINFO note, so pages cannot be classified")
         self._info = info
         self._page_size = page_size_of(self._dump, info)
         self._crash_time = (info.plain_number("CRASHTIME") or 0) & (1 << 63) - 1

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
+from vmfilter.errors import VmfilterError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from vmfilter.codec import Packer
     from vmfilter.reader import Dump
@@ -22,6 +23,7 @@ CHUNK_BYTES = 1 << 20
 """Pages that one thread takes at a time."""
 _BATCH_BYTES = 1 << 18  # of a chunk, read and compressed while they are in the CPU's cache
 _MAX_RUNS = 1024
+MAX_THREADS = 1024
 
 Run = tuple[int, int]
 """First page frame and number of frames."""
@@ -61,6 +63,10 @@ class _Buffers:
         self.sizes = array("I", bytes(4 * pages))
 
 
+_Packed = tuple[_Buffers, int, int]
+"""Buffers, number of pages, and bytes of their data."""
+
+
 class _Worker:
     """Reads and compresses chunks; each thread has one, for the codec's and the reading's memory."""
 
@@ -71,7 +77,7 @@ class _Worker:
         self._skip_zero = skip_zero
         self._pages = memoryview(bytearray(max(_BATCH_BYTES, page_size)))
 
-    def pack(self, chunk: list[Run], buffers: _Buffers) -> tuple[_Buffers, int, int]:
+    def pack(self, chunk: list[Run], buffers: _Buffers) -> _Packed:
         """Return the buffers, the number of pages and the bytes of their data in the buffers."""
         size = self._page_size
         out, sizes = memoryview(buffers.out), memoryview(buffers.sizes)
@@ -115,20 +121,24 @@ def packed(
 
     local = threading.local()
 
-    def work(chunk: list[Run], buffers: _Buffers) -> tuple[_Buffers, int, int]:
+    def work(chunk: list[Run], buffers: _Buffers) -> _Packed:
         if not hasattr(local, "worker"):
             local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
         worker: _Worker = local.worker
         return worker.pack(chunk, buffers)
 
     pages = CHUNK_BYTES // page_size
-    free = [_Buffers(pages) for _ in range(2 * threads + 1)]
-    pending: deque[Future[tuple[_Buffers, int, int]]] = deque()
+    free: list[_Buffers] = []
+    made = 0
+    pending: deque[Future[_Packed]] = deque()
     pool = ThreadPoolExecutor(threads, "vmfilter")
     try:
         for chunk in chunks_of(runs, pages):
-            pending.append(pool.submit(work, chunk, free.pop()))
             if not free:
+                free.append(_Buffers(pages))
+                made += 1
+            pending.append(_submit(pool, work, chunk, free.pop()))
+            if pending[0].done() or (not free and made == 2 * threads + 1):
                 yield from _take(pending, free)
         while pending:
             yield from _take(pending, free)
@@ -136,9 +146,16 @@ def packed(
         pool.shutdown(cancel_futures=True)
 
 
-def _take(
-    pending: deque[Future[tuple[_Buffers, int, int]]], free: list[_Buffers]
-) -> Iterator[tuple[memoryview, memoryview]]:
+def _submit(
+    pool: ThreadPoolExecutor, work: Callable[[list[Run], _Buffers], _Packed], chunk: list[Run], buffers: _Buffers
+) -> Future[_Packed]:
+    try:
+        return pool.submit(work, chunk, buffers)
+    except RuntimeError as e:  # no thread can be started: a limit, or no memory
+        raise VmfilterError(f"{e}; fewer threads (-j 1) need less") from e
+
+
+def _take(pending: deque[Future[_Packed]], free: list[_Buffers]) -> Iterator[tuple[memoryview, memoryview]]:
     buffers, count, used = pending.popleft().result()
     yield memoryview(buffers.sizes)[:count], memoryview(buffers.out)[:used]
     free.append(buffers)

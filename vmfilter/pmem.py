@@ -151,7 +151,8 @@ def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word:
     entry, start_at, end_at = (offset or 0 for offset in offsets)
 
     def read(vaddr: int, what: str) -> int:
-        raw = memory.try_read(vaddr & (1 << 8 * word) - 1, word)
+        vaddr &= (1 << 8 * word) - 1
+        raw = memory.try_read(vaddr, word)
         if raw is None:
             raise BrokenListError(f"{what} at {vaddr:#x} cannot be read")
         return int.from_bytes(raw, "little" if order == "little" else "big")

@@ -7,12 +7,11 @@ Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the in
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import sys
 from types import FrameType
 from typing import NoReturn
 
+from vmfilter.cli.output import flush, say
 from vmfilter.errors import VmfilterError
 
 _EPILOG = """exit status:
@@ -78,20 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, _end)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
         return status
     except VmfilterError as e:
-        print(f"vmfilter: {e}", file=sys.stderr)
+        say(str(e))
         return e.exit_status
     except MemoryError:
-        print("vmfilter: out of memory; fewer threads (-j 1) need less", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever read the report has gone; what was to be done is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as e:
-        print(f"vmfilter: {e.strerror}", file=sys.stderr)
+        say("out of memory; fewer threads (-j 1) need less")
         return 1
     except _Ended as e:
-        print(f"vmfilter: ended by {signal.Signals(e.number).name}; no half-written dump is left", file=sys.stderr)
+        say(f"ended by {signal.Signals(e.number).name}; no half-written dump is left")
         return 128 + e.number
+    finally:
+        flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import VmfilterError
@@ -20,7 +19,8 @@ dump level, a sum or names joined by commas (-d 31 is -d zero,cache,user,free):
    8  user              memory of processes: anonymous and hugetlb
   16  free              free pages
   32  pmem-metadata     struct pages that lie on persistent memory
-Hwpoisoned and offline pages and user data on persistent memory are in no dump."""
+Hwpoisoned and offline pages are in no dump, as far as the kernel can be understood (levels 0 and 1 do without), and
+neither is user data on persistent memory, as far as the vmcore marks it (p_flags 0x10)."""
 
 
 def _level(text: str) -> int:
@@ -66,12 +66,13 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
+    from vmfilter.cli.output import say, show
     from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import filter_dump
     from vmfilter.report.text import report, table
 
     if options.compress.partition(":")[0] == "lz4":
-        _say("lz4 is vmfilter's own extension of the format: crash, drgn and makedumpfile cannot open this dump")
+        say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")
     progress = None if options.quiet else ProgressPrinter()
     try:
         result = filter_dump(
@@ -88,15 +89,11 @@ def run(options: argparse.Namespace) -> int:
         if progress:
             progress.close()
     for warning in result.warnings:
-        _say(warning)
+        say(f"warning: {warning}")
     if not options.quiet:
         lines = list(report(result))
         if options.stats:
             lines += ["", *table(result)]
         what = "would be" if options.dry_run else "is"
-        print(*lines, "", f"{options.dump} {what} {result.output_size} bytes.", sep="\n")
+        show(*lines, "", f"{options.dump} {what} {result.output_size} bytes.")
     return 0
-
-
-def _say(text: str) -> None:
-    print(f"vmfilter: warning: {text}", file=sys.stderr)

@@ -16,7 +16,8 @@ class ProgressPrinter:
 
     def __init__(self) -> None:
         """Look what standard error is."""
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._heard = sys.stderr is not None
         self._stage = ""
         self._last = 0.0
         self._started = time.monotonic()
@@ -37,12 +38,20 @@ class ProgressPrinter:
         if self._terminal:
             width = max(min(shutil.get_terminal_size().columns - len(text) - 6, 40), 0)
             bar = "#" * round(share * width)
-            print(f"\r{text}  [{bar:{width}}]\x1b[K", end="", file=sys.stderr, flush=True)
+            self._print(f"\r{text}  [{bar:{width}}]\x1b[K", end="")
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._print(text)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        """Print, as long as there is somebody to read it: nobody's going away must end the run."""
+        if self._heard:
+            try:
+                print(text, end=end, file=sys.stderr, flush=True)
+            except OSError:
+                self._heard = False
 
     def close(self) -> None:
         """End the bar's line."""
         if self._terminal and self._stage:
-            print(file=sys.stderr)
+            self._print("")
         self._stage = ""

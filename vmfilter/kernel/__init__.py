@@ -85,7 +85,7 @@ class Kernel:
     def _find_uts(self) -> Utsname | None:
         symbol = self.info.symbol("init_uts_ns")
         if symbol is None:
-            return None
+            raise KernelError("VMCOREINFO lacks SYMBOL(init_uts_ns)")
         # The name follows a reference count of 4 bytes until 5.10; the offset is exported since 5.11 (ca4a9241cc5e).
         said = self.info.offset("uts_namespace.name")
         for offset in (0, 4) if said is None else (said,):

@@ -40,7 +40,6 @@ class VirtualMemory:
         for i, level in enumerate(self._levels):
             form.levels[i] = (
                 level.shift,
-                level.bits,
                 level.leaf_mask,
                 level.leaf_value,
                 level.leaf_address,

@@ -64,9 +64,7 @@ class PageLayout(NamedTuple):
 
 def _required(value: int | None, what: str) -> int:
     if value is None:
-        raise KernelError(
-            f"VMCOREINFO lacks {what}: pages cannot be classified; levels 0 and 1 (zero pages) do without it"
-        )
+        raise KernelError(f"VMCOREINFO lacks {what}: pages cannot be classified")
     return value
 
 

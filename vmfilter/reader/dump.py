@@ -115,6 +115,18 @@ class Dump:
                 yield self.pieces[i]
             i += 1
 
+    def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Stretches of the physical addresses [start, end) that the dump has, as pairs of the same kind, in order."""
+        at = stop = start
+        for piece in self.pieces_in(start, end):
+            if piece.start > stop:
+                if stop > at:
+                    yield at, stop
+                at = piece.start
+            stop = min(piece.end, end)
+        if stop > at:
+            yield at, stop
+
     def read_into(self, address: int, view: memoryview) -> bool:
         """Fill the view with physical memory from address on.
 

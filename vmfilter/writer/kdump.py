@@ -15,6 +15,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
+from vmfilter.errors import OutputError
 
 if TYPE_CHECKING:
     from vmfilter.codec import Codec
@@ -83,10 +84,10 @@ class KdumpWriter:
         self._bitmap_bytes = -(-header.max_mapnr // (8 * block)) * block
         self._bitmap1 = block * (1 + self._sub_blocks)
         self._bitmap2 = self._bitmap1 + self._bitmap_bytes
-        self.descriptors = self._bitmap2 + self._bitmap_bytes
+        self._descriptors = self._bitmap2 + self._bitmap_bytes
         self._pending = bytearray()
-        self._pending_at = self.descriptors
-        transport.keep_below(self.descriptors)
+        self._pending_at = self._descriptors
+        transport.keep_below(self._descriptors)
         self._write_headers()
 
     def _write_headers(self) -> None:
@@ -157,7 +158,7 @@ class KdumpWriter:
 
     def begin_pages(self, count: int, share_zero: bool) -> None:
         """Say how many pages there will be, and whether a zero page is there for the ones that are left out."""
-        self.size = self.descriptors + count * _DESCRIPTOR
+        self.size = self._descriptors + count * _DESCRIPTOR
         self._zero_at = self.size
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
@@ -189,5 +190,7 @@ class KdumpWriter:
     def finish(self) -> int:
         """Write what is left, and make it a dump. Returns its size in bytes."""
         self._flush()
+        if self._pending_at != self._zero_at:
+            raise OutputError("fewer pages were written than there are in the bitmap: this is a mistake in vmfilter")
         self._transport.commit(self.size)
         return self.size

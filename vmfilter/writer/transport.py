@@ -44,19 +44,23 @@ class FileTransport:
             OutputError: it exists, or cannot be made.
 
         """
-        self._path = path
+        if not os.path.basename(path):
+            raise OutputError(f"{path!r}: is no name of a file")
+        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._check_free()
-        folder = os.path.dirname(os.path.abspath(path))
+        folder, name = os.path.split(self._path)
+        short = os.fsdecode(os.fsencode(name)[:200])
         try:
-            self._temporary = os.path.join(folder, f".vmfilter.{os.getpid()}.{id(self):x}.incomplete")
+            # Not hidden: who kills a run with SIGKILL shall see what it leaves.
+            self._temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as e:
-            raise OutputError(f"{path}: cannot be written: {e.strerror} (in {folder})") from e
+            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
 
     def _check_free(self) -> None:
         try:
-            info = os.lstat(self._path) if not os.path.exists(self._path) else os.stat(self._path)
+            info = os.lstat(self._path)
         except FileNotFoundError:
             return
         except OSError as e:
@@ -121,7 +125,8 @@ class FileTransport:
             self._check_free()
             os.rename(self._temporary, self._path)
         else:
-            os.unlink(self._temporary)
+            with contextlib.suppress(OSError):  # the dump has its name by now
+                os.unlink(self._temporary)
 
     def _sync_folder(self) -> None:
         with contextlib.suppress(OSError):  # some file systems cannot; the file itself is synced
@@ -134,7 +139,8 @@ class FileTransport:
     def abort(self) -> None:
         """See Transport."""
         if self._fd >= 0:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
             self._fd = -1
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
@@ -157,10 +163,12 @@ class Discard:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
         if offset < self._end:
+            import tempfile
+
             try:
                 os.pwrite(self._kept.fileno(), data, offset)
             except OSError as e:
-                raise OutputError(f"{self._kept.name}: the temporary file cannot be written: {e.strerror}") from e
+                raise OutputError(f"a temporary file in {tempfile.gettempdir()} cannot be written: {e.strerror}") from e
 
     def read(self, offset: int, size: int) -> bytes:
         """See Transport."""

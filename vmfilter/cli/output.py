@@ -1,0 +1,35 @@
+"""What a command prints. Whether anybody reads it changes nothing of what was done, so nothing here fails a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TextIO
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is not None:  # closed by whoever started us
+        with contextlib.suppress(OSError):
+            print(text, file=stream)
+
+
+def show(*lines: str) -> None:
+    """Print lines of a report to standard output."""
+    _print("\n".join(lines), sys.stdout)
+
+
+def say(message: str) -> None:
+    """Print one line of trouble to standard error."""
+    _print(f"vmfilter: {message}", sys.stderr)
+
+
+def flush() -> None:
+    """Write out what is printed; what cannot be written is dropped, and not tried again when the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
