@@ -659,9 +659,7 @@ def test_whether_anybody_reads_what_is_printed_changes_nothing(
             os.dup2(full if state == "full" else write, number)
 
     command = [part for part in _command(tmp_path / "v", folder / "dump") if part != "-q"]
-    ran = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare, pass_fds=(full, write)
-    )
+    ran = subprocess.run(command, capture_output=True, text=True, preexec_fn=prepare, pass_fds=(full, write))
     os.close(write)
     os.close(full)
     assert ran.returncode == 0, ran.stderr

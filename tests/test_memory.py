@@ -133,10 +133,10 @@ def test_the_last_page_of_the_address_space(tmp_path: Path, levels: int, sme_mas
     space.tables.map(last, paddr)
     dump, virtual = space.open(tmp_path)
     with dump:
-        assert virtual.try_read((1 << 64) - 8, 8) == b"the end."
-        assert virtual.try_read((1 << 64) - 8, 9) is None
-        assert virtual.try_read(1 << 64, 1) is None
-        assert virtual.try_read(-8, 8) is None
+        assert virtual.read((1 << 64) - 8, 8) == b"the end."
+        assert virtual.read((1 << 64) - 8, 9) is None
+        assert virtual.read(1 << 64, 1) is None
+        assert virtual.read(-8, 8) is None
 
 
 @FORMS
@@ -204,16 +204,13 @@ def test_reading_needs_every_byte_to_be_mapped_and_in_the_dump(tmp_path: Path) -
     dump, virtual = space.open(tmp_path)
     with dump:
         whole = b"".join(content.values())
-        assert virtual.try_read(vaddr, 4 * PAGE) == whole
-        assert virtual.try_read(vaddr + 100, 3 * PAGE) == whole[100 : 100 + 3 * PAGE]
-        assert virtual.try_read(vaddr + 4 * PAGE - 8, 8) == whole[-8:]
-        assert virtual.try_read(vaddr, 0) == b""
-        assert virtual.try_read(vaddr - 1, 2) is None  # begins before
-        assert virtual.try_read(vaddr + 4 * PAGE - 8, 16) is None  # goes on where the dump has nothing
-        assert virtual.try_read(vaddr + 5 * PAGE, 8) is None  # mapped nowhere
-        assert virtual.read(vaddr, 8, "it") == whole[:8]
-        with pytest.raises(KernelError, match=r"it at virtual address 0xffffc90000203000"):
-            virtual.read(vaddr + 5 * PAGE, 8, "it")
+        assert virtual.read(vaddr, 4 * PAGE) == whole
+        assert virtual.read(vaddr + 100, 3 * PAGE) == whole[100 : 100 + 3 * PAGE]
+        assert virtual.read(vaddr + 4 * PAGE - 8, 8) == whole[-8:]
+        assert virtual.read(vaddr, 0) == b""
+        assert virtual.read(vaddr - 1, 2) is None  # begins before
+        assert virtual.read(vaddr + 4 * PAGE - 8, 16) is None  # goes on where the dump has nothing
+        assert virtual.read(vaddr + 5 * PAGE, 8) is None  # mapped nowhere
 
 
 def test_more_tables_than_are_kept_in_memory(tmp_path: Path) -> None:
@@ -333,7 +330,7 @@ def test_struct_pages_of_every_section(tmp_path: Path, sparse: str, vmemmap: boo
             assert memmap is not None
             assert not vmemmap or memmap == VMEMMAP[levels] + number * 512 * 64
             for pfn, private in ((0, number), (511, number + 1)):
-                raw = kernel.memory.read(memmap + pfn * 64 + 40, 8, "private")
+                raw = kernel.memory.read(memmap + pfn * 64 + 40, 8)
                 assert int.from_bytes(raw, "little") == private
         for number in (0, 18, 101, 1 << bits - 21, 1 << 40):
             assert model.memmap(number) is None

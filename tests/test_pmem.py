@@ -44,7 +44,9 @@ class Machine:
             self._places = addresses
 
     def _read(self, vaddr: int) -> int:
-        return int.from_bytes(self.kernel.memory.read(vaddr, 8, "a pointer"), "little")
+        raw = self.kernel.memory.read(vaddr, 8)
+        assert raw is not None
+        return int.from_bytes(raw, "little")
 
     def _place(self, vaddr: int) -> int:
         """Offset in the file of a virtual address."""
@@ -60,9 +62,11 @@ class Machine:
 
     def edit_info(self, old: str, new: str) -> None:
         """Change VMCOREINFO; what becomes shorter is filled up with newlines."""
-        assert old in self.info.text
-        text = self.info.text.replace(old, new).encode()
         with open(self.path, "r+b") as f:
+            f.seek(self.info.file_offset)
+            before = f.read(self.info.file_size)
+            assert old.encode() in before
+            text = before.replace(old.encode(), new.encode())
             f.seek(self.info.file_offset)
             f.write(text.ljust(self.info.file_size, b"\n")[: self.info.file_size])
 

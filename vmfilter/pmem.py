@@ -152,7 +152,7 @@ def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word:
 
     def read(vaddr: int, what: str) -> int:
         vaddr &= (1 << 8 * word) - 1
-        raw = memory.try_read(vaddr, word)
+        raw = memory.read(vaddr, word)
         if raw is None:
             raise BrokenListError(f"{what} at {vaddr:#x} cannot be read")
         return int.from_bytes(raw, "little" if order == "little" else "big")

@@ -89,7 +89,7 @@ class Kernel:
         # The name follows a reference count of 4 bytes until 5.10; the offset is exported since 5.11 (ca4a9241cc5e).
         said = self.info.offset("uts_namespace.name")
         for offset in (0, 4) if said is None else (said,):
-            raw = self.memory.try_read(symbol + offset, 6 * _UTS_FIELD)
+            raw = self.memory.read(symbol + offset, 6 * _UTS_FIELD)
             if raw is None:
                 continue
             fields = [raw[i : i + _UTS_FIELD].split(b"\0")[0] for i in range(0, len(raw), _UTS_FIELD)]

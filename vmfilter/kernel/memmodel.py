@@ -120,7 +120,7 @@ class SparseMemory:
         where: int | None = self._array + root * (self._size if self._per_root == 1 else self._word)
         if self._per_root > 1:
             where = self._pointer(where or 0)
-        raw = self._memory.try_read(where, self._per_root * self._size) if where else None
+        raw = self._memory.read(where, self._per_root * self._size) if where else None
         values = array("Q")
         for at in range(self._offset, len(raw or b""), self._size):
             values.append(self._number(raw[at : at + self._word]) if raw else 0)
@@ -130,7 +130,7 @@ class SparseMemory:
         return values
 
     def _pointer(self, vaddr: int) -> int | None:
-        raw = self._memory.try_read(vaddr, self._word)
+        raw = self._memory.read(vaddr, self._word)
         return self._number(raw) if raw else None
 
     def _number(self, raw: bytes) -> int:

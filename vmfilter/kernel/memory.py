@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
-from vmfilter.errors import KernelError
 
 if TYPE_CHECKING:
     from vmfilter.arch import Root
@@ -93,25 +92,8 @@ class VirtualMemory:
             self._tables.popitem(last=False)
         return table
 
-    def read(self, vaddr: int, size: int, what: str) -> bytes:
-        """Kernel memory as bytes.
-
-        Args:
-            vaddr: virtual address.
-            size: bytes.
-            what: its name, for the message.
-
-        Raises:
-            KernelError: not all of it is mapped and in the dump.
-
-        """
-        data = self.try_read(vaddr, size)
-        if data is None:
-            raise KernelError(f"{what} at virtual address {vaddr:#x} cannot be read from this dump")
-        return data
-
-    def try_read(self, vaddr: int, size: int) -> bytes | None:
-        """As read(), but None where it cannot be read."""
+    def read(self, vaddr: int, size: int) -> bytes | None:
+        """Kernel memory at a virtual address as bytes; None where not all of it is mapped and in the dump."""
         if not 0 <= vaddr <= vaddr + size <= 1 << 64:
             return None
         parts = []
