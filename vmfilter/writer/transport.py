@@ -10,6 +10,8 @@ from typing import Protocol
 
 from vmfilter.errors import OutputError
 
+_WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
+
 
 class Transport(Protocol):
     """Bytes at offsets. Exactly one of commit() and abort() ends it."""
@@ -46,6 +48,7 @@ class FileTransport:
         """
         if not os.path.basename(path):
             raise OutputError(f"{path!r}: is no name of a file")
+        self._unsynced = 0
         self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._check_free()
@@ -88,6 +91,12 @@ class FileTransport:
             while view:
                 n = os.pwrite(self._fd, view, offset)
                 view, offset = view[n:], offset + n
+                self._unsynced += n
+            if self._unsynced >= _WRITE_BEHIND:
+                # Has the disk begin with what is dirty, so that it is not all left to the sync at the end, and drops
+                # what is clean: a capture kernel has no memory for it.
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                self._unsynced = 0
         except OSError as e:
             raise self._failed(e) from e
 
