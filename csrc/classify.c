@@ -132,25 +132,6 @@ static void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 	}
 }
 
-static inline void classify(const struct vmf_page_layout *l, const uint8_t *structs, uint64_t pfn, uint64_t count,
-			    struct vmf_block *block, uint8_t *classes)
-{
-	const uint8_t *end = structs + count * l->size;
-	uint64_t i = 0;
-
-	while (i < count) {
-		uint64_t n;
-
-		if (block->end_pfn <= pfn + i)
-			*block = block_at(l, structs + i * l->size, pfn + i, end);
-		n = block->end_pfn - (pfn + i);
-		if (n > count - i)
-			n = count - i;
-		apply(l, block, structs + i * l->size, n, classes + i);
-		i += n;
-	}
-}
-
 static int fits(const struct vmf_page_layout *l, struct vmf_field f)
 {
 	int width_known = f.width == 0 || f.width == 1 || f.width == 2 || f.width == 4 || f.width == 8;
@@ -162,10 +143,22 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 		 struct vmf_block *block, uint8_t *classes)
 {
 	const struct vmf_page_layout *l = layout;
+	const uint8_t *end = structs + count * l->size;
+	uint64_t i = 0;
 
 	if (!fits(l, l->flags) || !fits(l, l->mapcount) || !fits(l, l->mapping) || !fits(l, l->private_) ||
 	    !fits(l, l->tail) || !fits(l, l->order) || !fits(l, l->destructor) || l->free_orders > 64)
 		return -1;
-	classify(l, structs, pfn, count, block, classes);
+	while (i < count) {
+		uint64_t n;
+
+		if (block->end_pfn <= pfn + i)
+			*block = block_at(l, structs + i * l->size, pfn + i, end);
+		n = block->end_pfn - (pfn + i);
+		if (n > count - i)
+			n = count - i;
+		apply(l, block, structs + i * l->size, n, classes + i);
+		i += n;
+	}
 	return 0;
 }

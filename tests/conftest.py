@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from unpack import unpack_sparse
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
+
+
+@pytest.fixture(autouse=True)
+def _own_process() -> Iterator[None]:
+    """What the command's main() sets for its process is put back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(n) for n in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

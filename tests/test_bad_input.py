@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,16 +153,6 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "output"
     made.mkdir()
     return made
-
-
-@pytest.fixture(autouse=True)
-def _own_signals() -> Iterator[None]:
-    """What main() sets is put back."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.getsignal(n) for n in numbers]
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -119,13 +119,12 @@ class Classifier:
             section = at // per_section
             n = min((section + 1) * per_section, pfn + count) - at
             part = classes[at - pfn : at - pfn + n]
-            memmap = self._model.memmap(section)
-            if PageClass.KERNEL not in bytes(part):
-                pass  # no memory, or pmem: struct pages have no say in that
-            elif memmap is None:
-                self._count_unknown(part)
-            else:
-                self._apply_memmap(memmap + at % per_section * self._struct_page, at, part)
+            if PageClass.KERNEL in bytes(part):  # else no memory, or pmem: struct pages have no say in that
+                memmap = self._model.memmap(section)
+                if memmap is None:
+                    self._count_unknown(part)
+                else:
+                    self._apply_memmap(memmap + at % per_section * self._struct_page, at, part)
             at += n
 
     def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:

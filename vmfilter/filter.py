@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
@@ -63,27 +64,16 @@ def filter_dump(
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
     codec, effort = parse_codec(compress)
-    if not isinstance(source, Dump):
-        with open_dump(source) as dump:
-            return filter_dump(
-                dump,
-                output,
-                level=level,
-                compress=compress,
-                threads=threads,
-                force=force,
-                dry_run=dry_run,
-                progress=progress,
-            )
     path = os.fspath(output)
-    _refuse_same_file(source, path)
-    run = _Run(source, level, progress or (lambda stage, done, total: None))
-    transport: Transport = Discard() if dry_run else FileTransport(path, force)
-    try:
-        return run.write(transport, codec, effort, threads or len(os.sched_getaffinity(0)))
-    except BaseException:
-        transport.abort()
-        raise
+    with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
+        _refuse_same_file(dump, path)
+        run = _Run(dump, level, progress or (lambda stage, done, total: None))
+        transport: Transport = Discard() if dry_run else FileTransport(path, force)
+        try:
+            return run.write(transport, codec, effort, threads or len(os.sched_getaffinity(0)))
+        except BaseException:
+            transport.abort()
+            raise
 
 
 def _refuse_same_file(source: Dump, path: str) -> None:

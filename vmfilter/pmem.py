@@ -123,7 +123,7 @@ class BrokenListError(Exception):
     """Why the walk of the kernel's list ended before the list did; one line, with the address."""
 
 
-def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word: int, order: str) -> Iterator[Range]:
+def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word: int) -> Iterator[Range]:
     """Walk devm_memmap_vmcore_head; yields ranges of page frames.
 
     Args:
@@ -131,7 +131,6 @@ def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word:
         info: its VMCOREINFO, with SYMBOL(devm_memmap_vmcore_head).
         pmem: ranges of frames that are persistent memory; entries lie in one of them.
         word: bytes of a long.
-        order: "little" or "big".
 
     Raises:
         BrokenListError: the list is cyclic, broken, too long, overlapping, or leaves pmem; what came before holds.
@@ -152,10 +151,10 @@ def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word:
 
     def read(vaddr: int, what: str) -> int:
         vaddr &= (1 << 8 * word) - 1
-        raw = memory.read(vaddr, word)
-        if raw is None:
+        value = memory.read_word(vaddr)
+        if value is None:
             raise BrokenListError(f"{what} at {vaddr:#x} cannot be read")
-        return int.from_bytes(raw, "little" if order == "little" else "big")
+        return value
 
     assert head is not None
     seen: list[Range] = []
@@ -210,10 +209,9 @@ def find_pmem(dump: Dump, page_size: int, kernel: Kernel | None) -> Pmem:
     pmem = [(p.start // page_size, p.end // page_size) for p in dump.loads if p.flags & PF_PMEM]
     if kernel is None or kernel.info.symbol("devm_memmap_vmcore_head") is None or not pmem:
         return Pmem(by_blocks, spaces, [])
-    arch = dump.arch
     by_list: list[Range] = []
     try:
-        for found in listed(kernel.memory, kernel.info, pmem, arch.word, "little" if arch.little_endian else "big"):
+        for found in listed(kernel.memory, kernel.info, pmem, dump.arch.word):
             by_list.append(found)
     except BrokenListError as e:
         missed = [r for r in by_blocks if not any(r[0] < b and a < r[1] for a, b in by_list)]

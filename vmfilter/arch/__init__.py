@@ -1,6 +1,6 @@
 """Architectures: each is one small module that describes a paging form and an address layout, as data.
 
-To add one: write the module, give it an entry in _ARCHES, and test it.
+To add one: write the module, give it an entry in arch_of(), and test it.
 """
 
 from __future__ import annotations

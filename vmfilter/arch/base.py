@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
@@ -79,3 +79,8 @@ class Arch(NamedTuple):
     section_size_bits: int
     max_physmem_bits: Callable[[Paging], int]
     roots: Callable[[Vmcoreinfo, Sequence[Piece]], Sequence[Root]]
+
+    @property
+    def byteorder(self) -> Literal["little", "big"]:
+        """Byte order as int.from_bytes() takes it."""
+        return "little" if self.little_endian else "big"

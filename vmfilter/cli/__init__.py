@@ -12,7 +12,7 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
-from vmfilter.cli.output import flush, say
+from vmfilter.cli.output import flush, say, show
 from vmfilter.errors import VmfilterError
 
 _EPILOG = """exit status:
@@ -50,9 +50,8 @@ class _Version(argparse.Action):
         from vmfilter import __version__
         from vmfilter.codec import availability
 
-        print(f"vmfilter {__version__}")
-        for codec, served_by in availability().items():
-            print(f"  {codec:7} {served_by}")
+        show(f"vmfilter {__version__}", *(f"  {codec:7} {by}" for codec, by in availability().items()))
+        flush()
         parser.exit()
 
 

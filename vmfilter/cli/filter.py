@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import VmfilterError
+from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -24,8 +25,6 @@ neither is user data on persistent memory, as far as the vmcore marks it (p_flag
 
 
 def _level(text: str) -> int:
-    from vmfilter.levels import parse_level
-
     try:
         return parse_level(text)
     except VmfilterError as e:
@@ -33,8 +32,10 @@ def _level(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to 1024")
+    from vmfilter.pack import MAX_THREADS
+
+    if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to {MAX_THREADS}")
     return int(text)
 
 
@@ -47,7 +48,14 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("-d", "--level", type=_level, default=31, metavar="LEVEL", help="what to leave out (default: 31)")
+    p.add_argument(
+        "-d",
+        "--level",
+        type=_level,
+        default=DEFAULT_LEVEL,
+        metavar="LEVEL",
+        help="what to leave out (default: %(default)s)",
+    )
     p.add_argument(
         "--compress",
         default="zstd",

@@ -29,14 +29,14 @@ class Utsname(NamedTuple):
     domainname: bytes = b""
 
 
-def page_size_of(dump: Dump, info: Vmcoreinfo | None) -> int:
+def page_size_of(dump: Dump, info: Vmcoreinfo) -> int:
     """Bytes of a page: by VMCOREINFO, else the architecture's usual.
 
     Raises:
         KernelError: VMCOREINFO names a size that cannot be.
 
     """
-    said = info.plain_number("PAGESIZE") if info else None
+    said = info.plain_number("PAGESIZE")
     if said is None:
         return dump.arch.page_size
     if not 4096 <= said <= 65536 or said & said - 1:

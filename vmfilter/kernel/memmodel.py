@@ -59,7 +59,7 @@ class SparseMemory:
         """
         self._memory = memory
         self._word = arch.word
-        self._little_endian = arch.little_endian
+        self._byteorder = arch.byteorder
         self._page_size = page_size
         symbol, size = info.symbol("mem_section"), info.size("mem_section")
         offset, struct_page = info.offset("mem_section.section_mem_map"), info.size("page")
@@ -85,7 +85,7 @@ class SparseMemory:
         if self._per_root > 1:
             # An array of pointers until 4.14; a pointer to one since (83e3c48729d9), exported as its own address at
             # first and as its value after (a0b1280368d1): both readings are tried.
-            pointed = self._pointer(symbol)
+            pointed = memory.read_word(symbol)
             readings = [symbol, pointed] if pointed else [symbol]
         self._map_cache: dict[int, array[int]] = {}
         for reading in readings:
@@ -119,22 +119,15 @@ class SparseMemory:
             return self._map_cache[root]
         where: int | None = self._array + root * (self._size if self._per_root == 1 else self._word)
         if self._per_root > 1:
-            where = self._pointer(where or 0)
+            where = self._memory.read_word(where or 0)
         raw = self._memory.read(where, self._per_root * self._size) if where else None
         values = array("Q")
         for at in range(self._offset, len(raw or b""), self._size):
-            values.append(self._number(raw[at : at + self._word]) if raw else 0)
+            values.append(int.from_bytes(raw[at : at + self._word], self._byteorder) if raw else 0)
         if len(self._map_cache) >= _CACHED_ROOTS:
             self._map_cache.clear()
         self._map_cache[root] = values
         return values
-
-    def _pointer(self, vaddr: int) -> int | None:
-        raw = self._memory.read(vaddr, self._word)
-        return self._number(raw) if raw else None
-
-    def _number(self, raw: bytes) -> int:
-        return int.from_bytes(raw, "little" if self._little_endian else "big")
 
     def memmap(self, section: int) -> int | None:
         """Virtual address of the section's first struct page, None where it has none."""

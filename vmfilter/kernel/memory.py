@@ -105,3 +105,9 @@ class VirtualMemory:
             parts.append(part)
             at += m.length
         return b"".join(parts) if at == vaddr + size else None
+
+    def read_word(self, vaddr: int) -> int | None:
+        """A long of the kernel's memory; None where it cannot be read."""
+        arch = self._dump.arch
+        raw = self.read(vaddr, arch.word)
+        return None if raw is None else int.from_bytes(raw, arch.byteorder)

@@ -162,6 +162,7 @@ class Discard:
         """Begin."""
         import tempfile
 
+        self._folder = tempfile.gettempdir()
         self._kept = tempfile.TemporaryFile()  # noqa: SIM115 - closed by commit() and abort()
         self._end = 0
 
@@ -172,12 +173,10 @@ class Discard:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
         if offset < self._end:
-            import tempfile
-
             try:
                 os.pwrite(self._kept.fileno(), data, offset)
             except OSError as e:
-                raise OutputError(f"a temporary file in {tempfile.gettempdir()} cannot be written: {e.strerror}") from e
+                raise OutputError(f"a temporary file in {self._folder} cannot be written: {e.strerror}") from e
 
     def read(self, offset: int, size: int) -> bytes:
         """See Transport."""
