@@ -76,17 +76,23 @@ void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256
  */
 uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
 
-/* One level of a page table, as this machine's numbers. */
+/* One level of a page table: an entry e is there where (e & present_mask) == present_value, and so on. */
 struct vmf_table_level {
 	uint32_t shift;			/* log2 of what one entry maps */
+	uint64_t present_mask, present_value;
 	uint64_t leaf_mask, leaf_value;	/* an entry that maps memory itself */
 	uint64_t leaf_address, table_address;	/* the address bits of either kind */
 };
 
 struct vmf_paging {
 	uint32_t swap;			/* entries are not in this machine's byte order */
-	uint64_t present_mask;		/* an entry is there where any of these bits is set */
-	struct vmf_table_level levels[6];	/* the last table (4 KiB pages) first */
+	uint32_t entry_size;		/* 4 or 8 bytes */
+	uint32_t address_shift;		/* an entry's address bits are to be shifted left by this */
+	uint32_t high_shift;		/* and these more by that */
+	uint64_t high_mask;
+	uint64_t block_mask;		/* a leaf with this bit is one of those that map an aligned block of */
+	uint64_t block_size;		/* so many bytes together, all with the block's address */
+	struct vmf_table_level levels[6];	/* the last table first */
 };
 
 struct vmf_mapping {
@@ -95,9 +101,8 @@ struct vmf_mapping {
 };
 
 /*
- * Entries [first, first + count) of one table (8 bytes each, from table on, which is entry `first`) to mappings; those
- * of memory that follow each other are one. vaddr: what entry `first` maps. Returns how many, -1 where max is
- * too few.
+ * Count entries of one table, from table on, to mappings; those of memory that follow each other are one. vaddr: what
+ * the first of them maps. Returns how many, -1 where max is too few or the paging form cannot be.
  */
 int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const uint8_t *table, uint64_t count,
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);

@@ -1,37 +1,40 @@
 """Architectures: each is one small module that describes a paging form and an address layout, as data.
 
-To add one: write the module, give it an entry in arch_of(), and test it.
+To add one: write the module, give it an entry in _MODULES, and test it.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from vmfilter.arch.base import Arch, Level, Paging, Root
 from vmfilter.errors import KernelError
+
+# ELF machine (as pyelftools names it), whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers
+# says nothing of the machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
+_MODULES = {
+    ("EM_X86_64", True): "x86_64",
+}
 
 __all__ = ["Arch", "Level", "Paging", "Root", "arch_of"]
 
 
-def arch_of(path: str, machine: str, word_bits: int, little_endian: bool) -> Arch:
-    """Architecture of an ELF file.
+def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
+    """Architecture of a dump.
 
     Args:
         path: of the file, for the message.
-        machine: e_machine, as pyelftools names it.
-        word_bits: 32 or 64, by the ELF class.
-        little_endian: by the ELF data encoding.
+        machine: ELF's e_machine, as pyelftools names it.
+        little_endian: byte order of the file.
 
     Raises:
         KernelError: it is not known.
 
     """
-    from vmfilter.arch import x86_64
-
-    arches = {("EM_X86_64", 64, True): x86_64.ARCH}
-    try:
-        return arches[machine, word_bits, little_endian]
-    except KeyError:
+    module = _MODULES.get((machine, little_endian))
+    if module is None:
         order = "little" if little_endian else "big"
-        known = ", ".join(sorted(a.name for a in arches.values()))
-        raise KernelError(
-            f"{path}: dumps of machine {machine} ({word_bits} bits, {order}-endian) are not supported; {known} are"
-        ) from None
+        known = ", ".join(sorted(set(_MODULES.values())))
+        raise KernelError(f"{path}: dumps of machine {machine} ({order}-endian) are not supported; {known} are")
+    arch: Arch = import_module(f"vmfilter.arch.{module}").ARCH
+    return arch

@@ -18,6 +18,7 @@ class Level(NamedTuple):
         bits: log2 of the entries in a table.
         leaf_mask, leaf_value: an entry is of memory, not of a table, where ``entry & leaf_mask == leaf_value``.
         leaf_address, table_address: the bits of either kind of entry that are a physical address.
+        present_mask, present_value: an entry is there where ``entry & present_mask == present_value``.
 
     """
 
@@ -27,6 +28,8 @@ class Level(NamedTuple):
     leaf_value: int
     leaf_address: int
     table_address: int
+    present_mask: int = 1
+    present_value: int = 1
 
 
 class Paging(NamedTuple):
@@ -34,12 +37,23 @@ class Paging(NamedTuple):
 
     Attributes:
         levels: from the last table (whose entries map one page) up to the root.
-        present_mask: an entry is there where any of these bits is set.
+        big_endian: byte order of the entries.
+        entry_size: bytes of an entry, 4 or 8.
+        address_shift: an entry's address bits, as the levels mask them, are to be shifted left by this.
+        high_mask, high_shift: more bits of an entry that are address, and how far left they are to be shifted.
+        block_mask, block_size: leaves with this bit map an aligned block of so many bytes together, and all have the
+            block's address.
 
     """
 
     levels: tuple[Level, ...]
-    present_mask: int
+    big_endian: bool = False
+    entry_size: int = 8
+    address_shift: int = 0
+    high_mask: int = 0
+    high_shift: int = 0
+    block_mask: int = 0
+    block_size: int = 0
 
 
 class Root(NamedTuple):
@@ -49,12 +63,14 @@ class Root(NamedTuple):
         address: physical, of the root table.
         paging: its form.
         phys_base: what the kdump-compressed header gives as phys_base.
+        linear: virtual addresses that are mapped without tables: (vaddr, bytes, paddr), tried before the tables.
 
     """
 
     address: int
     paging: Paging
     phys_base: int
+    linear: tuple[tuple[int, int, int], ...] = ()
 
 
 class Arch(NamedTuple):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
 _ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of an entry
-_PRESENT = 1 << 0
 _MASK = (1 << 64) - 1
 _HUGE = 1 << 7  # PS: in the second and third level the entry maps memory
 
@@ -39,7 +38,7 @@ def _paging(levels: int, sme_mask: int) -> Paging:
                 address,
             )
         )
-    return Paging(tuple(table), _PRESENT)
+    return Paging(tuple(table))
 
 
 def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmfilter import _core
 
 if TYPE_CHECKING:
-    from vmfilter.arch import Root
+    from vmfilter.arch import Paging, Root
     from vmfilter.reader import Dump
 
 _CACHED_TABLES = 64
-_ENTRY = 8
 
 
 class Mapping(NamedTuple):
@@ -22,6 +22,27 @@ class Mapping(NamedTuple):
     vaddr: int
     length: int
     paddr: int
+
+
+def _native(paging: Paging) -> Any:
+    """struct vmf_paging of csrc/vmfilter.h."""
+    form = _core.ffi.new(
+        "struct vmf_paging *",
+        {
+            "swap": paging.big_endian != (sys.byteorder == "big"),
+            "entry_size": paging.entry_size,
+            "address_shift": paging.address_shift,
+            "high_shift": paging.high_shift,
+            "high_mask": paging.high_mask,
+            "block_mask": paging.block_mask,
+            "block_size": paging.block_size,
+        },
+    )
+    for i, level in enumerate(paging.levels):
+        values = level._asdict()
+        del values["bits"]
+        form.levels[i] = values
+    return form
 
 
 class VirtualMemory:
@@ -33,18 +54,8 @@ class VirtualMemory:
         self._root = root
         self._levels = root.paging.levels
         self._tables: OrderedDict[int, bytes | None] = OrderedDict()
-        form = _core.ffi.new("struct vmf_paging *")
-        form.swap = not dump.arch.little_endian
-        form.present_mask = root.paging.present_mask
-        for i, level in enumerate(self._levels):
-            form.levels[i] = (
-                level.shift,
-                level.leaf_mask,
-                level.leaf_value,
-                level.leaf_address,
-                level.table_address,
-            )
-        self._form = form
+        self._entry = root.paging.entry_size
+        self._form = _native(root.paging)
         self._most = 1 << max(level.bits for level in self._levels)
         self._found = _core.ffi.new("struct vmf_mapping[]", self._most)
 
@@ -53,22 +64,32 @@ class VirtualMemory:
 
         Neighbours are not joined across tables. A table that is not in the dump maps nothing.
         """
+        end = vaddr + length
+        for start, size, paddr in self._root.linear:
+            if start <= vaddr < start + size:
+                upto = min(end, start + size)
+                yield Mapping(vaddr, upto - vaddr, paddr + vaddr - start)
+                vaddr = upto
+        if vaddr < end:
+            yield from self._mapped_by_tables(vaddr, end)
+
+    def _mapped_by_tables(self, vaddr: int, end: int) -> Iterator[Mapping]:
         top = self._levels[-1]
         span = 1 << top.shift + top.bits
         base = vaddr & ~(span - 1)  # of the part of the address space that these tables map: sign extension, undone
-        return self._walk(len(self._levels) - 1, self._root.address, base, vaddr, vaddr + length)
+        return self._walk(len(self._levels) - 1, self._root.address, base, vaddr, end)
 
     def _walk(self, level: int, table: int, base: int, start: int, end: int) -> Iterator[Mapping]:
         shift, bits = self._levels[level].shift, self._levels[level].bits
         first = start - base >> shift
         last = min((end - 1 - base >> shift) + 1, 1 << bits)
-        entries = self._table(table, _ENTRY << bits)
+        entries = self._table(table, self._entry << bits)
         if entries is None or first >= last:
             return
         n = _core.lib.vmf_decode_table(
             self._form,
             level,
-            _core.ffi.from_buffer("uint8_t[]", entries) + first * _ENTRY,
+            _core.ffi.from_buffer("uint8_t[]", entries) + first * self._entry,
             last - first,
             base + (first << shift) & (1 << 64) - 1,
             self._found,

@@ -73,7 +73,7 @@ class ElfDump(Dump):
         header = self._struct(structs.Elf_Ehdr, 0, "the ELF header")
         if header["e_type"] != "ET_CORE":
             raise InputError(f"{self.path}: an ELF file, but not a core: its type is {header['e_type']}")
-        self.arch = arch_of(self.path, header["e_machine"], self._word_bits, self._little_endian)
+        self.arch = arch_of(self.path, header["e_machine"], self._little_endian)
         count, entry_size, offset = header["e_phnum"], header["e_phentsize"], header["e_phoff"]
         if count == _PN_XNUM:
             count = self._struct(structs.Elf_Shdr, header["e_shoff"], "the section header with PN_XNUM's count")[
