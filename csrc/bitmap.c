@@ -18,6 +18,24 @@ void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256
 		bits[i / 8] |= (uint8_t)((chosen[classes[i]] != 0) << (i % 8));
 }
 
+void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)
+{
+	for (uint64_t i = 0; i < count; i++)
+		if (bits[i / 8] >> (i % 8) & 1)
+			classes[i] = value;
+}
+
+uint64_t vmf_rank(const uint8_t *bits, uint64_t count)
+{
+	uint64_t i = 0, rank = 0;
+
+	for (; count - i >= 64; i += 64)
+		rank += (uint64_t)__builtin_popcountll(vmf_load64(bits + i / 8, 0));
+	for (; i < count; i++)
+		rank += bits[i / 8] >> (i % 8) & 1;
+	return rank;
+}
+
 /* The first bit from i on that has the value wanted; count where there is none. */
 static uint64_t find(const uint8_t *bits, uint64_t i, uint64_t count, int wanted)
 {

@@ -23,3 +23,51 @@ uint64_t vmf_descriptors(const uint32_t *sizes, uint64_t count, uint32_t page_si
 	}
 	return offset;
 }
+
+void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		struct vmf_descriptor *d = &descriptors[i];
+
+		d->offset = __builtin_bswap64(d->offset);
+		d->size = __builtin_bswap32(d->size);
+		d->flags = __builtin_bswap32(d->flags);
+		d->page_flags = __builtin_bswap64(d->page_flags);
+	}
+}
+
+/* Whether the extent has the descriptor's data, or can be made longer to have it without much that nobody wants. */
+static int takes(const struct vmf_extent *e, const struct vmf_descriptor *d, int is_last, uint32_t page_size)
+{
+	uint64_t end = e->offset + e->size;
+
+	if (d->offset < e->offset)
+		return 0;
+	return d->offset + d->size <= end || (is_last && d->offset <= end + page_size - d->size);
+}
+
+uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size,
+		     struct vmf_extent *extents)
+{
+	uint64_t n = 0, at = 0;
+
+	for (uint64_t i = 0; i < count; i++) {
+		const struct vmf_descriptor *d = &descriptors[i];
+		struct vmf_extent *e = NULL;
+
+		if (d->size > page_size || d->offset > (uint64_t)INT64_MAX - page_size)
+			return UINT64_MAX - i;
+		for (uint64_t j = n; j-- > 0 && !e;)
+			if (takes(&extents[j], d, j == n - 1, page_size))
+				e = &extents[j];
+		if (!e) {
+			e = &extents[n++];
+			*e = (struct vmf_extent){d->offset, 0, at};
+		}
+		if (d->offset + d->size > e->offset + e->size) {
+			e->size = d->offset + d->size - e->offset;
+			at = e->at + e->size;
+		}
+	}
+	return n;
+}

@@ -22,7 +22,8 @@ enum vmf_class {
 	VMF_OFFLINE = 7,
 	VMF_PMEM_METADATA = 8,
 	VMF_PMEM_USERDATA = 9,
-	VMF_CLASSES = 10
+	VMF_EXCLUDED = 10,
+	VMF_CLASSES = 11
 };
 
 /* A page type is there where (_mapcount & mask) == value; {1, 0} matches nothing. */
@@ -65,10 +66,16 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 		 struct vmf_block *block, uint8_t *classes);
 
 /* counts[classes[i]] += 1 for each i; classes out of range count as VMF_KERNEL. */
-void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[10]);
+void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[11]);
 
 /* Bit i of bits (least significant first) = chosen[classes[i]] != 0. bits: (count + 7) / 8 bytes. */
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits);
+
+/* classes[i] = value where bit i of bits is set. */
+void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes);
+
+/* Number of set bits among the first count. */
+uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
 
 /*
  * Runs of set bits from bit *next on: pairs (first bit, length) to runs, at most max_runs pairs. *next becomes where
@@ -145,5 +152,38 @@ struct vmf_descriptor {
  */
 uint64_t vmf_descriptors(const uint32_t *sizes, uint64_t count, uint32_t page_size, uint64_t offset,
 			 uint64_t zero_offset, uint32_t codec_flag, int swap, struct vmf_descriptor *descriptors);
+
+/* Descriptors of a file in the other byte order become this machine's, in place. */
+void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count);
+
+/* Bytes of a file, and where in a buffer they are to lie. */
+struct vmf_extent {
+	uint64_t offset, size, at;
+};
+
+/*
+ * What must be read of a file to have the data of count descriptors: extents (room for count), that lie one after the
+ * other in a buffer of at most count * page_size bytes; what is shared, or near to what came before, is in one. Returns how
+ * many, or UINT64_MAX - i where descriptor i is larger than a page or beyond the address space.
+ */
+uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size,
+		     struct vmf_extent *extents);
+
+/* Decompresses pages. One thread at a time. */
+struct vmf_decoder;
+
+/* 1 where pages with this flag in their descriptor can be decompressed here. */
+int vmf_decodes(uint32_t flag);
+
+/* NULL where there is no memory. */
+struct vmf_decoder *vmf_decoder_new(uint32_t page_size);
+void vmf_decoder_free(struct vmf_decoder *decoder);
+
+/*
+ * Pages of count descriptors, one after the other, from data that has their extents. Returns how many are done: fewer
+ * than count where the next one's data is damaged, or of a codec that is not decoded here.
+ */
+uint64_t vmf_unpack(struct vmf_decoder *decoder, const struct vmf_descriptor *descriptors, uint64_t count,
+		    const struct vmf_extent *extents, uint64_t extent_count, const uint8_t *data, uint8_t *pages);
 
 #endif

@@ -35,7 +35,7 @@ def pages_read(dump: Dump) -> set[int]:
     info = Vmcoreinfo.of(dump)
     assert info is not None
     kernel = Kernel(dump, info)
-    for _ in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel).metadata).windows():
+    for _ in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel)).windows():
         pass
     return wanted
 

@@ -205,7 +205,7 @@ def test_stats_tell_every_class(run: Run, small: Path, tmp_path: Path) -> None:
     n = numbers(ran.out)
     table = dict(re.findall(r"^([a-z][a-z, ]+?) {2,}(\d+) ", ran.out, re.MULTILINE))
     classes = ["kernel and all else", "cache", "cache with private data", "user process data", "free", "hwpoisoned",
-               "offline", "pmem metadata", "pmem user data"]  # fmt: skip
+               "offline", "pmem metadata", "pmem user data", "left out before"]  # fmt: skip
     assert sum(int(table[c]) for c in classes) == int(table["all memory"]) == n["Original pages"]
     assert int(table["free"]) == n["Free pages"] > 0
     assert int(table["kept, less zero pages"]) == n["Remaining pages"]

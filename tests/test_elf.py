@@ -10,7 +10,8 @@ import pytest
 from elfbuilder import PAGE, PN_XNUM, Elf, Load, prstatus_note, vmcoreinfo_note
 
 from vmfilter import open_dump
-from vmfilter.reader.dump import Piece, flatten
+from vmfilter.reader.dump import Piece
+from vmfilter.reader.pieces import flatten
 
 
 def test_memory_reads_back_whatever_the_order_of_pt_loads(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_struct_pages_of_every_section(tmp_path: Path, sparse: str, vmemmap: boo
         machine.put(number * 512, private=number)
         machine.put(number * 512 + 511, private=number + 1)
     with machine.opened(tmp_path) as (_, kernel):
-        model = kernel.memory_model()
+        model = kernel.memory_model
         assert model.section_pages == 512
         for number in numbers:
             memmap = model.memmap(number)
@@ -342,15 +342,15 @@ def test_a_section_without_struct_pages_has_none(tmp_path: Path, flags: int) -> 
     machine = Synthetic(sparse="static", physical_bits=28)
     machine.memory.write_word(machine.text + PAGE + 17 * 16, DIRECT[4] | flags)
     with machine.opened(tmp_path) as (_, kernel):
-        assert kernel.memory_model().memmap(17) is None
-        assert kernel.memory_model().memmap(16) is not None
+        assert kernel.memory_model.memmap(17) is None
+        assert kernel.memory_model.memmap(16) is not None
 
 
 def test_a_root_that_is_not_in_the_dump_has_no_sections(tmp_path: Path) -> None:
     machine = Synthetic(sparse="array")
     machine.memory.write_word(machine.text + PAGE + 8, DIRECT[4] + 0x30000000)  # of sections 256 to 511
     with machine.opened(tmp_path) as (_, kernel):
-        model = kernel.memory_model()
+        model = kernel.memory_model
         assert model.memmap(300) is None
         assert model.memmap(16) is not None
 
@@ -362,7 +362,7 @@ def test_sizes_of_sections_default_to_the_architectures(tmp_path: Path) -> None:
     machine._structs = {0: bytearray(64 << 15)}
     machine.absent = set(range(1 << 15)) - set(range(KERNEL_AT // PAGE, KERNEL_AT // PAGE + 2048))
     with machine.opened(tmp_path) as (_, kernel):
-        model = kernel.memory_model()
+        model = kernel.memory_model
         assert model.section_pages == 1 << 15
         assert model.memmap(0) == VMEMMAP[4]
 
@@ -389,17 +389,17 @@ def test_a_memory_model_that_cannot_be_is_an_error(tmp_path: Path, line: str, me
         Synthetic(extra=[line]).opened(tmp_path) as (_, kernel),
         pytest.raises(KernelError, match=message),
     ):
-        kernel.memory_model()
+        _ = kernel.memory_model
 
 
 def test_a_symbol_that_leads_to_no_sections_but_other_data_is_an_error(tmp_path: Path) -> None:
     """What is found where the array should be has not the flags of sections."""
     machine = Synthetic(sparse="static", physical_bits=28)
     with machine.opened(tmp_path) as (_, kernel):
-        kernel.memory_model()
+        _ = kernel.memory_model
     machine = Synthetic(sparse="static", physical_bits=28)
     noise = machine.memory.take()
     machine.memory.write(noise, (0xFFFF888000ABC000).to_bytes(8, "little") * 512)
     machine.extra.append(f"SYMBOL(mem_section)={machine.symbol(noise):x}")
     with machine.opened(tmp_path) as (_, kernel), pytest.raises(KernelError, match="leads to no memory section"):
-        kernel.memory_model()
+        _ = kernel.memory_model

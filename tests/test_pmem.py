@@ -13,7 +13,8 @@ from kdumpreader import Kdump
 import vmfilter
 from vmfilter.kernel import Kernel, Vmcoreinfo
 from vmfilter.levels import PageClass
-from vmfilter.pmem import Namespace, find_pmem, fletcher64, parse_info_block
+from vmfilter.pmem import find_pmem
+from vmfilter.pmem.infoblock import Namespace, fletcher64, parse_info_block
 
 PAGE = 4096
 PMEM = 0x100000000  # of the real vmcores
@@ -75,7 +76,7 @@ class Machine:
             info = Vmcoreinfo.of(dump)
             assert info is not None
             pmem = find_pmem(dump, PAGE, Kernel(dump, info))
-            return pmem.metadata, pmem.warnings
+            return list(pmem.metadata), list(pmem.warnings)
 
 
 @pytest.fixture

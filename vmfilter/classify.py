@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import KernelError
 from vmfilter.levels import PageClass
-from vmfilter.reader.dump import PF_PMEM
+from vmfilter.pmem import NO_PMEM, Pmem
+from vmfilter.ranges import intersection
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
@@ -18,8 +19,13 @@ WINDOW_PAGES = 1 << 15
 """Page frames of a window, at most: their struct pages are 2 MiB, one huge page of the usual memmap."""
 
 
-# What the dump has of a range of metadata becomes PMEM_METADATA, holes stay holes.
-_TO_METADATA = bytes(PageClass.PMEM_METADATA if c else PageClass.HOLE for c in range(256))
+def _becomes(page_class: PageClass) -> bytes:
+    """Table of what becomes of each class: memory that the dump has gets this one."""
+    absent = {PageClass.HOLE, PageClass.EXCLUDED}
+    return bytes(c if c in absent else page_class for c in range(256))
+
+
+_TO_METADATA, _TO_USERDATA = _becomes(PageClass.PMEM_METADATA), _becomes(PageClass.PMEM_USERDATA)
 
 
 class Window(NamedTuple):
@@ -31,19 +37,15 @@ class Window(NamedTuple):
 
 def max_pfn(dump: Dump, page_size: int) -> int:
     """First page frame after all memory: max_mapnr."""
-    return -(-dump.pieces[-1].end // page_size)
+    return -(-dump.end // page_size)
 
 
 def windows_of(dump: Dump, page_size: int) -> Iterator[tuple[int, int]]:
     """First frame and number of frames of each window that has any memory, in order."""
     end = max_pfn(dump, page_size)
-    after = 0
-    for piece in dump.pieces:
-        first = max(piece.start // page_size // WINDOW_PAGES * WINDOW_PAGES, after)
-        while first * page_size < piece.end:
-            yield first, min(WINDOW_PAGES, end - first)
-            first += WINDOW_PAGES
-        after = first
+    for address in dump.blocks(WINDOW_PAGES * page_size):
+        first = address // page_size
+        yield first, min(WINDOW_PAGES, end - first)
 
 
 class Classifier:
@@ -54,16 +56,14 @@ class Classifier:
 
     """
 
-    def __init__(
-        self, dump: Dump, page_size: int, kernel: Kernel | None, pmem_metadata: Sequence[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, dump: Dump, page_size: int, kernel: Kernel | None, pmem: Pmem = NO_PMEM) -> None:
         """Prepare for one dump.
 
         Args:
             dump: it.
             page_size: bytes.
             kernel: the crashed kernel; without it every frame is KERNEL, and hwpoison and offline are not known.
-            pmem_metadata: ranges of page frames [first, end) that hold struct pages and lie on persistent memory.
+            pmem: what is known of its persistent memory.
 
         Raises:
             KernelError: the kernel does not say where its struct pages are and what they look like.
@@ -72,7 +72,7 @@ class Classifier:
         self._dump = dump
         self._page_size = page_size
         self._kernel = kernel
-        self._pmem_metadata = pmem_metadata
+        self._pmem = pmem
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
@@ -81,7 +81,7 @@ class Classifier:
             self.warnings = layout.warnings
             self._layout = layout.native()
             self._struct_page = layout.size
-            self._model = kernel.memory_model()
+            self._model = kernel.memory_model
             self._memory = kernel.memory
             self._structs = bytearray(min(WINDOW_PAGES, self._model.section_pages) * layout.size)
 
@@ -97,20 +97,13 @@ class Classifier:
             yield Window(pfn, classes)
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
-        """Every frame of which the dump has a part is KERNEL until more is known, pmem's are PMEM_USERDATA."""
-        size = self._page_size
+        """Every frame of which the dump has a part is KERNEL until more is known, pmem's is PMEM_USERDATA."""
         classes[:] = bytes(count)
-        pieces = self._dump.pieces_in(pfn * size, (pfn + count) * size)
-        for piece in sorted(pieces, key=lambda p: p.flags & PF_PMEM):  # a frame that is a part of pmem is pmem
-            first = max(piece.start // size - pfn, 0)
-            last = min(-(-piece.end // size) - pfn, count)
-            value = PageClass.PMEM_USERDATA if piece.flags & PF_PMEM else PageClass.KERNEL
-            classes[first:last] = bytes((value,)) * (last - first)
-        for start, end in self._pmem_metadata:
-            first, last = max(start - pfn, 0), min(end - pfn, count)
-            if first < last:
-                held = bytes(classes[first:last])
-                classes[first:last] = held.translate(_TO_METADATA)
+        self._dump.mark(pfn, self._page_size, classes)
+        for ranges, table in (self._pmem.areas, _TO_USERDATA), (self._pmem.metadata, _TO_METADATA):
+            for first, end in intersection(ranges, [(pfn, pfn + count)]):
+                held = bytes(classes[first - pfn : end - pfn])
+                classes[first - pfn : end - pfn] = held.translate(table)
 
     def _apply_struct_pages(self, pfn: int, count: int, classes: memoryview) -> None:
         per_section = self._model.section_pages

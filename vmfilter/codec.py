@@ -22,6 +22,7 @@ class Codec(NamedTuple):
         levels: lowest and highest level of effort, None where there is no choice.
         package: Python module that serves it where the C core does not, None where none is used.
         fallback: makes a compressing function of a level, with that module.
+        expand: decompresses data to a page of that size, with that module; None where the data are damaged.
         signature: of a file whose pages may be compressed so.
 
     """
@@ -31,6 +32,7 @@ class Codec(NamedTuple):
     levels: tuple[int, int] | None = None
     package: str | None = None
     fallback: Callable[[int], Callable[[bytes], bytes]] | None = None
+    expand: Callable[[bytes, int], bytes | None] | None = None
     signature: bytes = b"KDUMP   "
 
 
@@ -57,17 +59,46 @@ def _lz4(level: int) -> Callable[[bytes], bytes]:
     return compress
 
 
+def _expand_zlib(data: bytes, size: int) -> bytes | None:
+    import zlib
+
+    expander = zlib.decompressobj()
+    try:
+        return expander.decompress(data, size)
+    except zlib.error:
+        return None
+
+
+def _expand_zstd(data: bytes, size: int) -> bytes | None:
+    import zstandard
+
+    try:
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError:
+        return None
+
+
+def _expand_lz4(data: bytes, size: int) -> bytes | None:
+    import lz4.block
+
+    try:
+        page: bytes = lz4.block.decompress(data, uncompressed_size=size)
+    except lz4.block.LZ4BlockError:
+        return None
+    return page
+
+
 CODECS = {
     c.name: c
     for c in (
         Codec("none", 0),
-        Codec("zlib", 1, (1, 9), "zlib", _zlib),
+        Codec("zlib", 1, (1, 9), "zlib", _zlib, _expand_zlib),
         Codec("lzo", 2),
         Codec("snappy", 4),
-        Codec("zstd", 32, (1, 19), "zstandard", _zstd),
+        Codec("zstd", 32, (1, 19), "zstandard", _zstd, _expand_zstd),
         # No other tool knows it. crash hands out a page with an unknown flag as if it were raw, so the whole file has
         # a signature that makes every other reader refuse it.
-        Codec("lz4", 64, None, "lz4", _lz4, signature=b"VMFLZ4  "),
+        Codec("lz4", 64, None, "lz4", _lz4, _expand_lz4, signature=b"VMFLZ4  "),
     )
 }
 DEFAULT = "zstd"

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
+from vmfilter.coverage import gaps
 from vmfilter.errors import KernelError, OutputError, VmfilterError
 from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
 from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
-from vmfilter.statistics import Statistics
+from vmfilter.statistics import NamespaceCounter, Statistics
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
 
@@ -37,6 +38,7 @@ def filter_dump(
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    include_pmem_userdata: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
     """Write a kdump-compressed dump with the pages of another that a dump level keeps.
@@ -50,6 +52,8 @@ def filter_dump(
         threads: that compress; None: one a CPU. The output does not depend on it.
         force: whether a file at output is replaced.
         dry_run: do all the work, write nothing.
+        include_pmem_userdata: also write what people keep on persistent memory, which no level does by itself. Of use
+            only for a vmcore that has it (p_flags 0x10), and as large as the devices are.
         progress: called from time to time.
 
     Returns:
@@ -67,7 +71,7 @@ def filter_dump(
     path = os.fspath(output)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         _refuse_same_file(dump, path)
-        run = _Run(dump, level, progress or (lambda stage, done, total: None))
+        run = _Run(dump, level, include_pmem_userdata, progress or (lambda stage, done, total: None))
         transport: Transport = Discard() if dry_run else FileTransport(path, force)
         try:
             return run.write(transport, codec, effort, threads or len(os.sched_getaffinity(0)))
@@ -88,14 +92,15 @@ def _refuse_same_file(source: Dump, path: str) -> None:
 class _Run:
     """One filtering, from what is known of the kernel to the statistics."""
 
-    def __init__(self, dump: Dump, level: int, progress: Progress) -> None:
+    def __init__(self, dump: Dump, level: int, include_pmem_userdata: bool, progress: Progress) -> None:
         self._dump = dump
         self._level = level
+        self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress
         self._warnings: list[str] = []
         self._info: Vmcoreinfo | None = None
-        self._page_size = dump.arch.page_size
-        self._crash_time = 0
+        self._page_size = dump.page_size or dump.arch.page_size
+        self._crash_time = dump.header.crash_time
         self._kernel: Kernel | None = None
         try:
             self._understand()
@@ -115,12 +120,12 @@ class _Run:
             raise KernelError("no VMCOREINFO note, so pages cannot be classified")
         self._info = info
         self._page_size = page_size_of(self._dump, info)
-        self._crash_time = (info.plain_number("CRASHTIME") or 0) & (1 << 63) - 1
+        self._crash_time = (info.plain_number("CRASHTIME") or self._crash_time) & (1 << 63) - 1
         self._kernel = Kernel(self._dump, info)
 
     def _new_classifier(self, kernel: Kernel | None) -> Classifier:
         self._pmem = find_pmem(self._dump, self._page_size, kernel)
-        return Classifier(self._dump, self._page_size, kernel, self._pmem.metadata)
+        return Classifier(self._dump, self._page_size, kernel, self._pmem)
 
     def write(self, transport: Transport, codec: Codec, effort: int, threads: int) -> Statistics:
         started = time.monotonic()
@@ -151,17 +156,22 @@ class _Run:
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info
         return KdumpHeader(
-            uts=kernel.uts if kernel else Utsname(machine=self._dump.arch.name.encode()),
+            uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=self._crash_time,
             phys_base=kernel.phys_base if kernel else 0,
-            level=self._level,
+            level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=(info.file_offset, info.file_size) if info else None,
         )
 
+    def _uts_without_kernel(self) -> Utsname:
+        said = Utsname(*self._dump.header.uts)
+        return said if said.machine else Utsname(machine=self._dump.arch.name.encode())
+
     def _classify(self, writer: KdumpWriter) -> Statistics:
-        excluded = excluded_classes(self._level)
+        excluded = excluded_classes(self._level, self._include_pmem_userdata)
+        namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
         present = bytes(c != PageClass.HOLE for c in range(256))
         chosen = bytes(c != PageClass.HOLE and c not in excluded for c in range(256))
         counts = _core.ffi.new("uint64_t[]", len(PageClass))
@@ -169,12 +179,17 @@ class _Run:
         for window in self._classifier.windows():
             classes, count = _core.ffi.from_buffer("uint8_t[]", window.classes), len(window.classes)
             _core.lib.vmf_count(classes, count, counts)
+            namespaces.add(window.pfn, window.classes)
             used = -(-count // 8)
             for table, out in zip((present, chosen), bits, strict=True):
                 _core.lib.vmf_bitmap(classes, count, table, _core.ffi.from_buffer("uint8_t[]", out))
             writer.put_bitmaps(window.pfn, bytes(bits[0][:used]), bytes(bits[1][:used]))
             self._progress("classify", window.pfn + count, self._max_mapnr)
-        result = Statistics(self._level, self._page_size, self._max_mapnr, {c: counts[c] for c in PageClass})
+        found = {c: counts[c] for c in PageClass}
+        result = Statistics(self._level, self._page_size, self._max_mapnr, found, self._include_pmem_userdata)
+        result.pmem = namespaces.result(found)
+        if self._kernel is not None:
+            result.gaps = gaps(self._dump, self._kernel)
         result.unknown = self._classifier.unknown
         if result.unknown:
             self._warnings.append(

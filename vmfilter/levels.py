@@ -10,7 +10,8 @@ from vmfilter.errors import VmfilterError
 class PageClass(IntEnum):
     """What a page frame was used for when the kernel crashed. The numbers are those of csrc/vmfilter.h.
 
-    A zero page is no class of its own: it is known by its content, when a page that is kept is read.
+    A zero page is no class of its own: it is known by its content, when a page that is kept is read. EXCLUDED is memory
+    that the dump which is read has lost already.
     """
 
     HOLE = 0
@@ -23,6 +24,7 @@ class PageClass(IntEnum):
     OFFLINE = 7
     PMEM_METADATA = 8
     PMEM_USERDATA = 9
+    EXCLUDED = 10
 
 
 ZERO = 1
@@ -40,13 +42,17 @@ _BITS: dict[int, frozenset[PageClass]] = {
 NAMES = {"zero": 1, "cache-nonprivate": 2, "cache": 2 | 4, "user": 8, "free": 16, "pmem-metadata": 32}
 """Names for bits, as parse_level takes them. A user who says cache means all of it."""
 
-# In no dump: the first two because to touch them can kill the capture kernel, the third because it is people's files.
-NEVER = frozenset({PageClass.HWPOISON, PageClass.OFFLINE, PageClass.PMEM_USERDATA})
+# In no dump: the first two because to touch them can kill the capture kernel, the last because it is not there.
+_NEVER = frozenset({PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED})
 
 
-def excluded_classes(level: int) -> frozenset[PageClass]:
-    """Classes that a dump of this level leaves out, those that no dump has among them; bit 1 is about content."""
-    return NEVER.union(*(classes for bit, classes in _BITS.items() if level & bit))
+def excluded_classes(level: int, include_pmem_userdata: bool = False) -> frozenset[PageClass]:
+    """Classes that a dump of this level leaves out, those that no dump has among them; bit 1 is about content.
+
+    What people keep on persistent memory is theirs: it is left out at every level, unless it is asked for.
+    """
+    never = _NEVER if include_pmem_userdata else _NEVER | {PageClass.PMEM_USERDATA}
+    return never.union(*(classes for bit, classes in _BITS.items() if level & bit))
 
 
 def needs_kernel(level: int) -> bool:

@@ -29,10 +29,10 @@ Run = tuple[int, int]
 """First page frame and number of frames."""
 
 
-def runs_in(bits: bytes, pfn: int, count: int) -> Iterator[Run]:
-    """Runs of set bits among the first count of a bitmap whose first bit is frame pfn."""
+def runs_in(bits: bytes, pfn: int, count: int, skip: int = 0) -> Iterator[Run]:
+    """Runs of set bits among the first count of a bitmap whose first bit is frame pfn, without the first skip bits."""
     found = _core.ffi.new("uint64_t[]", 2 * _MAX_RUNS)
-    at = _core.ffi.new("uint64_t *", 0)
+    at = _core.ffi.new("uint64_t *", skip)
     while at[0] < count:
         n = _core.lib.vmf_runs(bits, count, at, found, _MAX_RUNS)
         for i in range(n):

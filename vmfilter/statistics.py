@@ -2,7 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
 from vmfilter.levels import PageClass, excluded_classes
+
+if TYPE_CHECKING:
+    from vmfilter.coverage import Gap
+    from vmfilter.pmem.infoblock import Namespace
+
+
+class NamespacePages(NamedTuple):
+    """Page frames of one namespace of persistent memory, of what the dump that was read has of it.
+
+    Attributes:
+        namespace: it; None stands for all that is in no namespace.
+        metadata: frames that hold struct pages.
+        userdata: frames that hold people's files, or nobody knows what.
+
+    """
+
+    namespace: Namespace | None
+    metadata: int
+    userdata: int
+
+
+class NamespaceCounter:
+    """Counts frames of persistent memory by namespace."""
+
+    def __init__(self, namespaces: Sequence[Namespace], page_size: int) -> None:
+        """Begin, for these namespaces."""
+        self._namespaces = namespaces
+        self._page_size = page_size
+        self._counts = [[0, 0] for _ in namespaces]
+
+    def add(self, pfn: int, classes: memoryview) -> None:
+        """Count frames from pfn on."""
+        for namespace, counts in zip(self._namespaces, self._counts, strict=True):
+            first = max(namespace.start // self._page_size - pfn, 0)
+            part = bytes(classes[first : max(-(-namespace.end // self._page_size) - pfn, first)])
+            counts[0] += part.count(PageClass.PMEM_METADATA)
+            counts[1] += part.count(PageClass.PMEM_USERDATA)
+
+    def result(self, classes: dict[PageClass, int]) -> list[NamespacePages]:
+        """What was counted, and last what of all those classes is in no namespace; nothing where there is no pmem."""
+        found = [NamespacePages(n, *counts) for n, counts in zip(self._namespaces, self._counts, strict=True)]
+        metadata = classes[PageClass.PMEM_METADATA] - sum(n.metadata for n in found)
+        userdata = classes[PageClass.PMEM_USERDATA] - sum(n.userdata for n in found)
+        if found or metadata or userdata:
+            found.append(NamespacePages(None, metadata, userdata))
+        return found
 
 
 class Statistics:
@@ -10,28 +59,39 @@ class Statistics:
 
     Attributes:
         level: dump level.
-        excluded_classes: what that level leaves out.
+        excluded_classes: what is left out.
         page_size: bytes.
         max_mapnr: first frame after all memory.
         classes: frames of each class; HOLE counts just those near memory, see holes.
         zero: frames of kept classes that are left out for holding nothing but zeros; 0 where the level does not
             ask for that.
         unknown: kept frames whose struct page could not be read.
+        pmem: persistent memory by namespace.
+        gaps: memory that the kernel had and the dump that was read does not describe.
         output_size: bytes of the dump, as written or as it would be.
         warnings: one line each.
         seconds: wall time of each stage.
 
     """
 
-    def __init__(self, level: int, page_size: int, max_mapnr: int, classes: dict[PageClass, int]) -> None:
+    def __init__(
+        self,
+        level: int,
+        page_size: int,
+        max_mapnr: int,
+        classes: dict[PageClass, int],
+        include_pmem_userdata: bool = False,
+    ) -> None:
         """Begin with what classification found."""
         self.level = level
-        self.excluded_classes = excluded_classes(level)
+        self.excluded_classes = excluded_classes(level, include_pmem_userdata)
         self.page_size = page_size
         self.max_mapnr = max_mapnr
         self.classes = classes
         self.zero = 0
         self.unknown = 0
+        self.pmem: list[NamespacePages] = []
+        self.gaps: list[Gap] = []
         self.output_size = 0
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}

@@ -16,7 +16,12 @@ _MODULES = {
     ("EM_X86_64", True): "x86_64",
 }
 
-__all__ = ["Arch", "Level", "Paging", "Root", "arch_of"]
+# What utsname says of the machine: module. It has no patterns but those of families.
+_UTS = {
+    "x86_64": "x86_64",
+}
+
+__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts"]
 
 
 def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
@@ -34,7 +39,22 @@ def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
     module = _MODULES.get((machine, little_endian))
     if module is None:
         order = "little" if little_endian else "big"
-        known = ", ".join(sorted(set(_MODULES.values())))
-        raise KernelError(f"{path}: dumps of machine {machine} ({order}-endian) are not supported; {known} are")
+        raise KernelError(f"{path}: dumps of machine {machine} ({order}-endian) are not supported; {_known()} are")
+    return _load(module)
+
+
+def arch_of_uts(path: str, machine: str) -> Arch:
+    """Architecture of a machine by its name in utsname; the path is for the message. Raises KernelError likewise."""
+    module = _UTS.get(machine)
+    if module is None:
+        raise KernelError(f"{path}: dumps of machine {machine!r} are not supported; {_known()} are")
+    return _load(module)
+
+
+def _known() -> str:
+    return ", ".join(sorted(set(_MODULES.values())))
+
+
+def _load(module: str) -> Arch:
     arch: Arch = import_module(f"vmfilter.arch.{module}").ARCH
     return arch

@@ -57,6 +57,7 @@ class _Version(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     from vmfilter.cli import filter as filter_command
+    from vmfilter.cli import info as info_command
 
     parser = argparse.ArgumentParser(
         prog="vmfilter",
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     filter_command.add_to(commands, _EPILOG)
+    info_command.add_to(commands, _EPILOG)
     return parser
 
 

@@ -23,6 +23,9 @@ dump level, a sum or names joined by commas (-d 31 is -d zero,cache,user,free):
 Hwpoisoned and offline pages are in no dump, as far as the kernel can be understood (levels 0 and 1 do without), and
 neither is user data on persistent memory, as far as the vmcore marks it (p_flags 0x10)."""
 
+_PMEM_USERDATA = """also write the user data on persistent memory that the vmcore has: what its namespaces hold, which
+is people's files, and what lies outside of any; as large as the devices are"""
+
 
 def _level(text: str) -> int:
     try:
@@ -63,6 +66,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
     )
     p.add_argument("-j", "--threads", type=_threads, metavar="THREADS", help="threads (default: one for each CPU)")
+    p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
     p.add_argument("--stats", action="store_true", help="report every class of pages, sizes and times as well")
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
@@ -77,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.cli.output import say, show
     from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import filter_dump
-    from vmfilter.report.text import report, table
+    from vmfilter.levels import PageClass
+    from vmfilter.report.text import coverage, report, table
 
     if options.compress.partition(":")[0] == "lz4":
         say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")
@@ -91,13 +96,17 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             force=options.force,
             dry_run=options.dry_run,
+            include_pmem_userdata=options.include_pmem_userdata,
             progress=progress,
         )
     finally:
         if progress:
             progress.close()
-    for warning in result.warnings:
+    for warning in [*result.warnings, *(f"{options.vmcore}: {line}" for line in coverage(result.gaps))]:
         say(f"warning: {warning}")
+    if options.include_pmem_userdata:
+        pages = result.classes[PageClass.PMEM_USERDATA]
+        say(f"warning: {options.dump} has {pages} pages of user data on persistent memory: people's files")
     if not options.quiet:
         lines = list(report(result))
         if options.stats:

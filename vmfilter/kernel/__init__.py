@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.memmodel import SparseMemory
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Kernel", "Utsname", "Vmcoreinfo", "page_size_of"]
 
 _UTS_FIELD = 65  # __NEW_UTS_LEN + 1
+_SMALLEST_SECTION = 1 << 24  # bytes, of a memory section on any architecture
+_KNOWN = 64  # how many places with memory the memory model is tried on
 
 
 class Utsname(NamedTuple):
@@ -97,11 +101,17 @@ class Kernel:
                 return Utsname(*fields)
         return None
 
+    @property
+    def byteorder(self) -> Literal["little", "big"]:
+        """Byte order of its memory, as int.from_bytes() takes it."""
+        return self._dump.arch.byteorder
+
     def page_layout(self) -> PageLayout:
         """Return what its struct pages look like. Raises KernelError where VMCOREINFO does not say enough."""
         return page_layout(self.info, self._dump.arch)
 
+    @cached_property
     def memory_model(self) -> SparseMemory:
-        """Return where its struct pages are. Raises KernelError where that cannot be known."""
-        known = [piece.start for piece in self._dump.pieces[:64]]
+        """Where its struct pages are. Raises KernelError where that cannot be known."""
+        known = list(islice(self._dump.blocks(_SMALLEST_SECTION), _KNOWN))
         return SparseMemory(self.memory, self.info, self._dump.arch, self._paging, self.page_size, known)

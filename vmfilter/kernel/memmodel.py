@@ -7,8 +7,8 @@ section_mem_map of the section's struct mem_section (include/linux/mmzone.h).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
 
@@ -20,8 +20,25 @@ if TYPE_CHECKING:
 _MASK = (1 << 64) - 1
 _MARKED_PRESENT = 1 << 0
 _HAS_MEM_MAP = 1 << 1
+_IS_ONLINE = 1 << 2  # since 4.13 (2d070eab2e82)
 _FLAGS = (1 << 6) - 1  # the low bits of section_mem_map are flags: two at first, six by now
 _CACHED_ROOTS = 64
+_ROOTS_AT_ONCE = 1 << 13  # pointers read at a time: riscv64's array of them has 32 MiB
+
+
+class Section(NamedTuple):
+    """A memory section that is present.
+
+    Attributes:
+        number: times the bytes of a section it is its physical address.
+        memmap: virtual address of its first struct page, None where it has none.
+        online: whether it is RAM in use. What is not is device memory, or memory that was never or is no longer used.
+
+    """
+
+    number: int
+    memmap: int | None
+    online: bool
 
 
 class SparseMemory:
@@ -31,6 +48,8 @@ class SparseMemory:
 
     Attributes:
         section_pages: page frames of a section.
+        struct_page: bytes of a struct page.
+        knows_online: whether this kernel says which sections are online.
 
     """
 
@@ -70,7 +89,7 @@ class SparseMemory:
             )
         if not 0 <= offset <= size - arch.word or size > page_size:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
-        self._size, self._offset, self._struct_page = size, offset, struct_page
+        self._size, self._offset, self.struct_page = size, offset, struct_page
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
         physical_bits = info.number("MAX_PHYSMEM_BITS") or arch.max_physmem_bits(paging)
         page_bits = page_size.bit_length() - 1
@@ -98,11 +117,13 @@ class SparseMemory:
     def _knows(self, addresses: Sequence[int]) -> bool:
         """Whether what is found for sections with memory looks like sections, and there is any."""
         found = 0
+        self.knows_online = False
         for section in {address // (self.section_pages * self._page_size) for address in addresses}:
             value = self._value(section)
             if value and (not value & _MARKED_PRESENT or not value & ~_FLAGS):
                 return False
             found += value != 0
+            self.knows_online |= value & _IS_ONLINE != 0
         return found > 0
 
     def _value(self, section: int) -> int:
@@ -129,10 +150,40 @@ class SparseMemory:
         self._map_cache[root] = values
         return values
 
-    def memmap(self, section: int) -> int | None:
-        """Virtual address of the section's first struct page, None where it has none."""
-        value = self._value(section)
-        if not value & _MARKED_PRESENT or not value & _HAS_MEM_MAP:
+    def section(self, number: int) -> Section | None:
+        """One section, None where it is not present."""
+        value = self._value(number)
+        if not value & _MARKED_PRESENT:
             return None
-        # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
-        return (value & ~_FLAGS) + section * self.section_pages * self._struct_page & _MASK
+        memmap = None
+        if value & _HAS_MEM_MAP:
+            # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
+            memmap = (value & ~_FLAGS) + number * self.section_pages * self.struct_page & _MASK
+        return Section(number, memmap, value & _IS_ONLINE != 0)
+
+    def memmap(self, number: int) -> int | None:
+        """Virtual address of the section's first struct page, None where it has none."""
+        section = self.section(number)
+        return section.memmap if section else None
+
+    def sections(self) -> Iterator[Section]:
+        """All sections that are present, in order."""
+        for root in self._roots():
+            for number in range(root * self._per_root, min((root + 1) * self._per_root, self._sections)):
+                section = self.section(number)
+                if section:
+                    yield section
+
+    def _roots(self) -> Iterator[int]:
+        """Roots that there are."""
+        count = -(-self._sections // self._per_root)
+        if self._per_root == 1:
+            yield from range(count)
+            return
+        for first in range(0, count, _ROOTS_AT_ONCE):
+            size = min(_ROOTS_AT_ONCE, count - first) * self._word
+            raw = self._memory.read(self._array + first * self._word, size)
+            if raw and raw.count(0) != size:
+                for i in range(0, size, self._word):
+                    if any(raw[i : i + self._word]):
+                        yield first + i // self._word

@@ -21,12 +21,14 @@ class Vmcoreinfo:
     """What VMCOREINFO says; None stands for what it does not.
 
     Attributes:
+        text: all of it.
         file_offset, file_size: of the text in the dump file, bytes.
 
     """
 
     def __init__(self, text: str, file_offset: int = 0, file_size: int = 0) -> None:
         """Parse the text; lines of other forms are passed over."""
+        self.text = text
         self.file_offset, self.file_size = file_offset, file_size
         self._values: dict[tuple[str, str], str] = {}
         for line in text.splitlines():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -15,6 +13,7 @@ from vmfilter.reader.source import Source, open_source
 
 PF_PMEM = 0x10
 """p_flags of a PT_LOAD of persistent memory, by the pmem RFC v2."""
+_MAX_READ = 1 << 30
 
 
 class Piece(NamedTuple):
@@ -36,58 +35,55 @@ class Note(NamedTuple):
     size: int
 
 
-def flatten(pieces: Iterable[Piece]) -> list[Piece]:
-    """Sort pieces by address and cut them so that none overlaps another.
+class Header(NamedTuple):
+    """What the file's own header says of the crash, beside VMCOREINFO; ELF says none of it.
 
-    Where several hold the same address the first one counts: they are the same memory (the kernel's text is in a
-    PT_LOAD of its own and in that of the RAM around it).
+    Attributes:
+        uts: fields of struct new_utsname.
+        crash_time: seconds since 1970, 0 where it is not known.
+        level: dump level of what was left out before.
+        incomplete: whether space or time ran out when it was written.
+
     """
-    by_start = sorted((p.start, rank, p) for rank, p in enumerate(pieces) if p.start < p.end)
-    flat: list[Piece] = []
-    begun: list[tuple[int, Piece]] = []  # heap, by rank, of those that began before here
-    for i, (at, rank, piece) in enumerate(by_start):
-        heapq.heappush(begun, (rank, piece))
-        until = by_start[i + 1][0] if i + 1 < len(by_start) else max(p.end for _, p in begun)
-        while at < until and begun:
-            first = begun[0][1]
-            if first.end <= at:
-                heapq.heappop(begun)
-                continue
-            end = min(until, first.end)
-            flat.append(Piece(at, end, first.offset + at - first.start, first.flags))
-            at = end
-    return flat
+
+    uts: tuple[bytes, ...] = ()
+    crash_time: int = 0
+    level: int = 0
+    incomplete: bool = False
 
 
 class Dump:
-    """A dump file that is open for reading.
+    """A dump file that is open for reading. Reading is safe for several threads at once.
 
     Attributes:
         path: of the file.
+        format: what kind of file it is, in words.
         arch: of the crashed machine.
-        loads: the PT_LOADs as the file has them, in its order; for hints only (their vaddr is not to be trusted).
-        pieces: the same memory, sorted and without overlaps.
+        page_size: bytes of the file's own pages; None where it has bytes of memory, as ELF does.
+        header: what the file says of the crash.
+        loads: the PT_LOADs as an ELF file has them, in its order; for hints only (their vaddr is not to be trusted).
+        marks_pmem: whether the file tells persistent memory from other memory, where its maker did.
+        end: physical address after all memory.
         notes: the ELF notes, in order.
         note_parts: where the notes lie in the file: offset and bytes of each PT_NOTE.
 
     """
+
+    format: str
+    arch: Arch
+    end: int
+    page_size: int | None = None
+    header = Header()
+    marks_pmem = False
 
     def __init__(self, path: str, fd: int) -> None:
         """Take over fd, which close() closes."""
         self.path = path
         self._fd = fd
         self._source: Source = open_source(path, fd)
-        self.arch: Arch
         self.loads: list[Piece] = []
-        self.pieces: list[Piece] = []
-        self._starts: list[int] = []
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
-
-    def _set_memory(self, loads: list[Piece]) -> None:
-        self.loads = loads
-        self.pieces = flatten(loads)
-        self._starts = [p.start for p in self.pieces]
 
     def close(self) -> None:
         """Close the file. The dump cannot be used after."""
@@ -107,25 +103,25 @@ class Dump:
         """Return the file descriptor, for fstat and the like."""
         return self._fd
 
-    def pieces_in(self, start: int, end: int) -> Iterator[Piece]:
-        """Pieces that overlap the physical addresses [start, end), in order, uncut."""
-        i = max(bisect_right(self._starts, start) - 1, 0)
-        while i < len(self.pieces) and self.pieces[i].start < end:
-            if self.pieces[i].end > start:
-                yield self.pieces[i]
-            i += 1
+    def next_memory(self, address: int) -> int | None:
+        """First physical address from this one on that is memory, in the file or left out of it; None after all."""
+        raise NotImplementedError
+
+    def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
+        """Say what the file itself knows of page frames.
+
+        Args:
+            pfn: the first.
+            page_size: bytes of a frame.
+            classes: in: all HOLE; out: KERNEL for each frame of which the file has a part, PMEM_USERDATA where that
+                is marked as persistent memory, EXCLUDED for memory that is not in the file.
+
+        """
+        raise NotImplementedError
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Stretches of the physical addresses [start, end) that the dump has, as pairs of the same kind, in order."""
-        at = stop = start
-        for piece in self.pieces_in(start, end):
-            if piece.start > stop:
-                if stop > at:
-                    yield at, stop
-                at = piece.start
-            stop = min(piece.end, end)
-        if stop > at:
-            yield at, stop
+        """Stretches of the physical addresses [start, end) that the file has, as pairs of the same kind, in order."""
+        raise NotImplementedError
 
     def read_into(self, address: int, view: memoryview) -> bool:
         """Fill the view with physical memory from address on.
@@ -135,29 +131,28 @@ class Dump:
             PT_LOAD holds a part.
 
         Raises:
-            InputError: the file cannot be read.
+            InputError: the file cannot be read, or is damaged there.
 
         """
-        end = address + len(view)
-        at = address
-        missing = 0
-        for piece in self.pieces_in(address, end):
-            if piece.start > at:
-                view[at - address : piece.start - address] = bytes(piece.start - at)
-                missing += piece.start - at
-                at = piece.start
-            stop = min(piece.end, end)
-            self._source.read_into(piece.offset + at - piece.start, view[at - address : stop - address])
-            at = stop
-        if at < end:
-            view[at - address :] = bytes(end - at)
-            missing += end - at
-        return missing == 0
+        raise NotImplementedError
 
     def read(self, address: int, size: int) -> bytes | None:
         """Physical memory as bytes; None where not all of it is in the dump."""
         buffer = bytearray(size)
         return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+
+    def has_memory(self, start: int, end: int) -> bool:
+        """Whether any of the physical addresses [start, end) is memory, in the file or left out of it."""
+        first = self.next_memory(start)
+        return first is not None and first < end
+
+    def blocks(self, size: int) -> Iterator[int]:
+        """Addresses of the aligned blocks of so many bytes that have any memory, in order."""
+        at = self.next_memory(0)
+        while at is not None:
+            block = at // size * size
+            yield block
+            at = self.next_memory(block + size)
 
     def read_file(self, offset: int, size: int) -> bytes:
         """Bytes of the file itself.
@@ -166,7 +161,7 @@ class Dump:
             InputError: the file ends before, or cannot be read.
 
         """
-        if size < 0 or size > 1 << 30:
+        if size < 0 or size > _MAX_READ:
             raise InputError(f"{self.path}: a size of {size} bytes at offset {offset:#x} cannot be right")
         buffer = bytearray(size)
         self._source.read_into(offset, memoryview(buffer))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +13,9 @@ from elftools.elf.structs import ELFStructs
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
-from vmfilter.reader.dump import Dump, Note, Piece
+from vmfilter.reader.dump import Piece
+from vmfilter.reader.notes import parse_notes
+from vmfilter.reader.pieces import PieceDump
 
 _NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
@@ -22,12 +23,12 @@ _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
-_MAX_NOTES = 1 << 20
-_MAX_NAME = 4096  # bytes of a note's name
 
 
-class ElfDump(Dump):
-    """An ELF64 vmcore with any number of PT_LOADs in any order."""
+class ElfDump(PieceDump):
+    """An ELF vmcore with any number of PT_LOADs in any order."""
+
+    format = "ELF"
 
     def __init__(self, path: str, fd: int) -> None:
         """Parse the headers; fd is the dump's from then on.
@@ -43,19 +44,15 @@ class ElfDump(Dump):
             ident = os.pread(fd, _IDENT_SIZE, 0)
         except OSError as e:
             raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-        if not ident.startswith(b"\x7fELF"):
-            found = f"it begins with {ident[:8]!r}" if ident else "it is empty"
-            raise InputError(f"{path}: not an ELF vmcore: {found}")
         if len(ident) < _IDENT_SIZE or ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
             raise InputError(f"{path}: damaged or truncated ELF identification at offset 0: {ident.hex()}")
-        self._little_endian = ident[5] == 1
-        self._word_bits = _WORD_BITS[ident[4]]
+        little_endian = ident[5] == 1
         # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
-        structs = ELFStructs(self._little_endian, self._word_bits)
+        structs = ELFStructs(little_endian, _WORD_BITS[ident[4]])
         structs.create_basic_structs()
         structs.create_advanced_structs()
         try:
-            self._parse(structs)
+            self._parse(structs, little_endian)
         except ELFParseError as e:
             raise InputError(f"{path}: damaged ELF headers ({e})") from e
 
@@ -69,11 +66,11 @@ class ElfDump(Dump):
         self._within(offset, form.sizeof(), what)
         return struct_parse(form, BytesIO(self.read_file(offset, form.sizeof())))
 
-    def _parse(self, structs: ELFStructs) -> None:
+    def _parse(self, structs: ELFStructs, little_endian: bool) -> None:
         header = self._struct(structs.Elf_Ehdr, 0, "the ELF header")
         if header["e_type"] != "ET_CORE":
             raise InputError(f"{self.path}: an ELF file, but not a core: its type is {header['e_type']}")
-        self.arch = arch_of(self.path, header["e_machine"], self._little_endian)
+        self.arch = arch_of(self.path, header["e_machine"], little_endian)
         count, entry_size, offset = header["e_phnum"], header["e_phentsize"], header["e_phoff"]
         if count == _PN_XNUM:
             count = self._struct(structs.Elf_Shdr, header["e_shoff"], "the section header with PN_XNUM's count")[
@@ -93,7 +90,8 @@ class ElfDump(Dump):
                 continue
             self._within(start, size, f"program header {i} ({kind})")
             if kind == "PT_NOTE":
-                self._parse_notes(start, size)
+                self.note_parts.append((start, size))
+                self.notes += parse_notes(self, start, size)
             elif segment["p_paddr"] != _NO_ADDRESS:
                 paddr = segment["p_paddr"]
                 if paddr + size > _MAX_ADDRESS:
@@ -103,26 +101,10 @@ class ElfDump(Dump):
                 loads.append(Piece(paddr, paddr + size, start, segment["p_flags"], segment["p_vaddr"]))
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
-        self._set_memory(loads)
+        self.set_memory(loads)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         if self._file_size is not None and offset + size > self._file_size:
             raise InputError(
                 f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {self._file_size:#x}"
             )
-
-    def _parse_notes(self, start: int, size: int) -> None:
-        """Note where each note lies: some (NT_VMCOREDD) are too large to hold, so descriptions are read when wanted."""
-        header = struct.Struct("<III" if self._little_endian else ">III")
-        at, end = start, start + size
-        self.note_parts.append((start, size))
-        while at + header.size <= end and len(self.notes) < _MAX_NOTES:
-            name_size, desc_size, kind = header.unpack(self.read_file(at, header.size))
-            if not name_size and not desc_size:
-                break  # the kernel leaves what it reserved for notes and did not use as zeros
-            desc = at + header.size + (name_size + 3 & ~3)
-            if name_size > _MAX_NAME or desc + desc_size > end:
-                raise InputError(f"{self.path}: the note at offset {at:#x} goes beyond the notes' end at {end:#x}")
-            name = self.read_file(at + header.size, name_size).rstrip(b"\0")
-            self.notes.append(Note(name, kind, desc, desc_size))
-            at = desc + (desc_size + 3 & ~3)

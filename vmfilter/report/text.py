@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from vmfilter.levels import PageClass
-from vmfilter.statistics import Statistics
+from vmfilter.statistics import NamespacePages, Statistics
+
+if TYPE_CHECKING:
+    from vmfilter.coverage import Gap
+    from vmfilter.info import DumpInfo
 
 # makedumpfile's words (its print_report()), and the two that pmem adds.
 _EXCLUDED = {
@@ -17,6 +23,7 @@ _EXCLUDED = {
     "Offline pages": PageClass.OFFLINE,
     "Pmem metadata pages": PageClass.PMEM_METADATA,
     "Pmem userdata pages": PageClass.PMEM_USERDATA,
+    "Pages left out before": PageClass.EXCLUDED,
 }
 
 _NAMES = {
@@ -29,6 +36,7 @@ _NAMES = {
     PageClass.OFFLINE: "offline",
     PageClass.PMEM_METADATA: "pmem metadata",
     PageClass.PMEM_USERDATA: "pmem user data",
+    PageClass.EXCLUDED: "left out before",
 }
 
 
@@ -64,3 +72,60 @@ def table(s: Statistics) -> Iterator[str]:
     yield f"{'size of the dump':24} {'':12} {s.output_size / 2**20:10.1f}"
     for stage, seconds in s.seconds.items():
         yield f"time to {stage:16} {seconds:23.2f} s"
+    if s.pmem:
+        yield ""
+        yield from pmem_table(s.pmem)
+
+
+def pmem_table(pmem: Sequence[NamespacePages]) -> Iterator[str]:
+    """Lines of a table of persistent memory by namespace, in page frames."""
+    yield f"{'persistent memory':42} {'metadata':>12} {'user data':>12}"
+    for n in pmem:
+        space = n.namespace
+        name = f"{space.kind:6} {space.start:#x}-{space.end - 1:#x}" if space else "in no namespace"
+        yield f"{name:42} {n.metadata:12} {n.userdata:12}"
+
+
+def info_lines(info: DumpInfo) -> Iterator[str]:
+    """Lines of what a dump is."""
+    uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
+    crash_time = datetime.fromtimestamp(info.crash_time, UTC).isoformat(" ") if 0 < info.crash_time < 1 << 37 else ""
+    rows = {
+        "format": info.format + (", incomplete: space or time ran out when it was written" if info.incomplete else ""),
+        "machine": info.machine,
+        "host": uts[1],
+        "kernel": " ".join((uts[0], uts[2], uts[3])).strip(),
+        "crash time": crash_time,
+        "CPUs": str(info.cpus) if info.cpus else "",
+    }
+    for name, value in rows.items():
+        yield f"{name:12} {_harmless(value) or 'not known'}"
+    yield f"{'page size':12} {info.page_size}"
+    yield f"{'dump level':12} {info.level}"
+    yield ""
+    yield from _memory(info)
+    if info.pmem:
+        yield ""
+        yield from pmem_table(info.pmem)
+    yield ""
+    yield from coverage(info.gaps) if info.gaps else ["no memory of the crashed machine is known to be missing"]
+
+
+def _memory(info: DumpInfo) -> Iterator[str]:
+    here = {c: n for c, n in info.classes.items() if c not in (PageClass.HOLE, PageClass.EXCLUDED)}
+    counts = {"in the dump": sum(here.values()), "left out": info.classes[PageClass.EXCLUDED]}
+    yield f"{'memory':24} {'pages':>12} {'MiB':>10}"
+    for name, pages in {**counts, "all": sum(counts.values())}.items():
+        yield f"{name:24} {pages:12} {pages * info.page_size / 2**20:10.1f}"
+
+
+def _harmless(text: str) -> str:
+    """Text out of a dump without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def coverage(gaps: Sequence[Gap]) -> Iterator[str]:
+    """One line for each stretch of memory that the kernel had and the dump does not describe."""
+    for gap in gaps:
+        size = gap.end - gap.start
+        yield f"memory at {gap.start:#x}-{gap.end - 1:#x} ({size} bytes, {size / 2**20:.0f} MiB) is missing: {gap.loss}"

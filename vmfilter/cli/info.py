@@ -1,0 +1,41 @@
+"""vmfilter info: what a dump is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """Say what DUMP is: its format, whose memory it is, what of it is there, which persistent memory it has,
+and which memory of the crashed machine it does not describe."""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "info",
+        help="say what a dump is",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--vmcoreinfo", action="store_true", help="print VMCOREINFO, and nothing else")
+    p.add_argument("dump", metavar="DUMP", help="ELF vmcore or kdump-compressed file")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print it, return the exit status."""
+    from vmfilter.cli.output import say, show
+    from vmfilter.info import dump_info
+    from vmfilter.reader import open_dump
+    from vmfilter.report.text import info_lines
+
+    with open_dump(options.dump) as dump:
+        info = dump_info(dump)
+    for warning in info.warnings:
+        say(f"warning: {warning}")
+    show(info.vmcoreinfo.rstrip("\n") if options.vmcoreinfo else "\n".join(info_lines(info)))
+    return 0

@@ -1,0 +1,101 @@
+"""What the crashed kernel had that its vmcore does not describe: memory sections that are in no PT_LOAD.
+
+The elfcorehdr is made when the crash kernel is loaded (by kexec-tools, or by the kernel itself), and describes the
+memory of that moment. What was plugged later is missing from every dump until the crash kernel is loaded again.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmfilter.errors import KernelError
+
+if TYPE_CHECKING:
+    from vmfilter.kernel import Kernel
+    from vmfilter.kernel.memmodel import Section, SparseMemory
+    from vmfilter.reader import Dump
+
+
+class Loss(StrEnum):
+    """What it means that memory is missing, as a user reads it."""
+
+    PLUGGED = (
+        "memory that the kernel used, plugged after the crash kernel was loaded (or kept for the crash kernel's CMA): "
+        "load the crash kernel again whenever memory changes"
+    )
+    DEVICE_MEMMAP = (
+        "device memory whose struct pages lie on the device, and were not dumped: "
+        "the kernel does not export its device backed memmap, or the namespace came after the crash kernel was loaded"
+    )
+
+
+class Gap(NamedTuple):
+    """Memory sections one after the other that no PT_LOAD covers.
+
+    Attributes:
+        start, end: physical addresses.
+        loss: what that means.
+
+    """
+
+    start: int
+    end: int
+    loss: Loss
+
+
+def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
+    """Sections that the kernel has present and of which the dump has nothing, where that is a loss.
+
+    No loss are the crash kernel's own reservation (all its struct pages are reserved), memory that is plugged but
+    offline, and the user data of persistent memory.
+
+    Args:
+        dump: to look in.
+        kernel: the crashed one.
+
+    Returns:
+        In order of addresses; nothing where the memory model is not known.
+
+    """
+    try:
+        model = kernel.memory_model
+    except KernelError:
+        return []
+    size = model.section_pages * kernel.page_size
+    found: list[Gap] = []
+    for section in model.sections():
+        start, end = section.number * size, (section.number + 1) * size
+        loss = None if dump.has_memory(start, end) else _loss(dump, kernel, model, section)
+        if loss is None:
+            continue
+        if found and found[-1].end == start and found[-1].loss is loss:
+            found[-1] = found[-1]._replace(end=end)
+        else:
+            found.append(Gap(start, end, loss))
+    return found
+
+
+def _loss(dump: Dump, kernel: Kernel, model: SparseMemory, section: Section) -> Loss | None:
+    if section.memmap is None:
+        return None
+    mapped = list(kernel.memory.mappings(section.memmap, model.section_pages * model.struct_page))
+    offline = model.knows_online and not section.online
+    if any(not dump.has_memory(at, at + 1) for m in mapped for at in (m.paddr, m.paddr + m.length - 1)):
+        return Loss.DEVICE_MEMMAP if offline else Loss.PLUGGED
+    if offline or all(_all_reserved(kernel, m.vaddr, m.length) for m in mapped):
+        return None
+    return Loss.PLUGGED
+
+
+def _all_reserved(kernel: Kernel, vaddr: int, length: int) -> bool:
+    """Whether struct pages are all of memory that the kernel reserved when it booted."""
+    layout, raw = kernel.page_layout(), kernel.memory.read(vaddr, length)
+    if raw is None:
+        return False
+    reserved = layout.private_data >> 1  # PG_reserved is not exported; it is the flag before PG_private in every kernel
+    offset, width = layout.flags
+    order = "<" if kernel.byteorder == "little" else ">"
+    flags = struct.Struct(f"{order}{offset}x{'Q' if width == 8 else 'I'}{layout.size - offset - width}x")
+    return all(f & reserved for (f,) in flags.iter_unpack(raw[: len(raw) // layout.size * layout.size]))

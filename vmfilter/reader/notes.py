@@ -1,0 +1,36 @@
+"""ELF notes: where each lies. The format: elf(5)."""
+
+from __future__ import annotations
+
+import struct
+
+from vmfilter.errors import InputError
+from vmfilter.reader.dump import Dump, Note
+
+_MAX_NOTES = 1 << 20
+_MAX_NAME = 4096  # bytes of a note's name
+
+
+def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
+    """Find the notes in size bytes of a dump's file from start on.
+
+    Some (NT_VMCOREDD) are too large to hold, so descriptions are read when they are wanted.
+
+    Raises:
+        InputError: they are damaged, or the file cannot be read.
+
+    """
+    header = struct.Struct("<III" if dump.arch.little_endian else ">III")
+    notes: list[Note] = []
+    at, end = start, start + size
+    while at + header.size <= end and len(notes) < _MAX_NOTES:
+        name_size, desc_size, kind = header.unpack(dump.read_file(at, header.size))
+        if not name_size and not desc_size:
+            break  # the kernel leaves what it reserved for notes and did not use as zeros
+        desc = at + header.size + (name_size + 3 & ~3)
+        if name_size > _MAX_NAME or desc + desc_size > end:
+            raise InputError(f"{dump.path}: the note at offset {at:#x} goes beyond the notes' end at {end:#x}")
+        name = dump.read_file(at + header.size, name_size).rstrip(b"\0")
+        notes.append(Note(name, kind, desc, desc_size))
+        at = desc + (desc_size + 3 & ~3)
+    return notes
