@@ -16,6 +16,7 @@ import pathlib
 import zstandard
 
 from vmfilter.classify import Classifier
+from vmfilter.coverage import gaps
 from vmfilter.kernel import Kernel, Vmcoreinfo
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
@@ -37,6 +38,7 @@ def pages_read(dump: Dump) -> set[int]:
     kernel = Kernel(dump, info)
     for _ in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel)).windows():
         pass
+    gaps(dump, kernel)
     return wanted
 
 

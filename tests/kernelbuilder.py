@@ -22,6 +22,7 @@ TEXT = 0xFFFFFFFF80000000  # __START_KERNEL_map
 DIRECT = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}  # page_offset_base, by levels
 VMEMMAP = {4: 0xFFFFEA0000000000, 5: 0xFFD4000000000000}
 MIB, GIB = 1 << 20, 1 << 30
+RAM, DEVICE = 0b1111, 0b0011  # present, has a memmap; online, early
 KERNEL_AT = 32 * MIB  # physical, of all that the builder itself writes
 FREE_HUGE_PAGE = TEXT + 0x11C5D60
 FREE_COMPOUND_PAGE = TEXT + 0x1180120
@@ -246,6 +247,8 @@ class Synthetic:
         sparse: "static", "array", "pointer" (the symbol is a pointer's address), "value" (is the pointer's value).
         vmemmap: struct pages are mapped by 4K pages of their own, out of order; else they lie in the direct map.
         section_bits, physical_bits: of memory sections.
+        section_flags: low bits of section_mem_map of sections that are not RAM as all others.
+        memmap_at: physical address of a section's struct pages, where they do not lie in RAM that nobody uses.
         free_orders: LENGTH(zone.free_area).
         extra, without: lines to add to VMCOREINFO, beginnings of lines to leave out.
         absent: frames that are not in the dump.
@@ -264,6 +267,8 @@ class Synthetic:
     vmemmap: bool = True
     section_bits: int = 21
     physical_bits: int = 30
+    section_flags: dict[int, int] = field(default_factory=dict)
+    memmap_at: dict[int, int] = field(default_factory=dict)
     free_orders: int = 11
     extra: list[str] = field(default_factory=list)
     without: tuple[str, ...] = ()
@@ -385,17 +390,17 @@ class Synthetic:
     def _lay_out_memmap(self) -> dict[int, int]:
         """section_mem_map of each section; struct pages get written to memory."""
         encoded = {}
-        flags = 0b1111  # present, has a memmap, online, early
         for number, structs in self._structs.items():
             first = number * self.section_pages * self.flavour.size // PAGE  # page of the whole memmap
             pages = len(structs) // PAGE
-            base = self.memory.take(len(structs))
+            base = self.memmap_at[number] if number in self.memmap_at else self.memory.take(len(structs))
             for i in range(pages):
                 # With VMEMMAP the last comes first, so that a stretch of struct pages is many pieces of memory.
                 paddr = base + PAGE * (pages - 1 - i if self.vmemmap else i)
                 self.memory.write(paddr, bytes(structs[i * PAGE : (i + 1) * PAGE]))
                 self._memmap_frames[first + i] = paddr // PAGE
             vaddr = VMEMMAP[self.levels] + first * PAGE if self.vmemmap else self.direct + base
+            flags = self.section_flags.get(number, RAM)
             encoded[number] = vaddr - number * len(structs) & (1 << 64) - 1 | flags
         if self.vmemmap:
             for page in self._memmap_frames:

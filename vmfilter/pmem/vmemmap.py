@@ -27,17 +27,20 @@ def _model(kernel: Kernel) -> SparseMemory | None:
 
 
 def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
-    """Sections with memory of the dump that are device memory, as ranges of frames."""
+    """Sections with memory of the dump that are device memory, as ranges of frames.
+
+    On a machine that has any, memory in no section at all is taken for a part of a device that belongs to no namespace.
+    """
     model = _model(kernel)
-    if model is None:
+    if model is None or all(section.online for section in model.sections()):
         return []
-    found: list[Range] = []
-    for address in dump.blocks(model.section_pages * kernel.page_size):
-        first = address // kernel.page_size
-        section = model.section(first // model.section_pages)
-        if section is not None and not section.online:
-            found.append((first, first + model.section_pages))
-    return merged(found)
+    starts = [address // kernel.page_size for address in dump.blocks(model.section_pages * kernel.page_size)]
+    return merged((f, f + model.section_pages) for f in starts if not _is_ram(model, f))
+
+
+def _is_ram(model: SparseMemory, pfn: int) -> bool:
+    section = model.section(pfn // model.section_pages)
+    return section is not None and section.online
 
 
 def struct_pages_outside_ram(kernel: Kernel) -> list[Range]:
@@ -58,9 +61,7 @@ def struct_pages_outside_ram(kernel: Kernel) -> list[Range]:
 def _without_ram(model: SparseMemory, first: int, end: int) -> Iterator[Range]:
     """Parts of a range of frames that lie in no online section."""
     while first < end:
-        number = first // model.section_pages
-        until = min(end, (number + 1) * model.section_pages)
-        section = model.section(number)
-        if section is None or not section.online:
+        until = min(end, (first // model.section_pages + 1) * model.section_pages)
+        if not _is_ram(model, first):
             yield first, until
         first = until
