@@ -237,6 +237,17 @@ def test_user_data_that_a_dump_has_is_not_in_one_made_of_it(real: Callable[[str]
     assert statistics.pmem[3:] == [NamespacePages(None, 0, 65536)]
 
 
+def test_what_a_namespace_that_is_no_more_has_left_behind_is_not_believed(machine: Machine, tmp_path: Path) -> None:
+    # A valid info block in a part of the device that belongs to no namespace; its "metadata" would be anybody's data.
+    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    stale = PMEM + (700 << 20)
+    with vmfilter.open_dump(machine.path) as dump, open(machine.path, "r+b") as f:
+        load = next(p for p in dump.loads if p.start <= stale < p.end)
+        f.seek(load.offset + stale + PAGE - load.start)
+        f.write(info_block(npfns=16384))
+    assert machine.found() == (RANGES, [])
+
+
 # By page tables
 
 

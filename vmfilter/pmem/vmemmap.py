@@ -26,6 +26,15 @@ def _model(kernel: Kernel) -> SparseMemory | None:
     return model if model.knows_online else None
 
 
+def has_sections(kernel: Kernel, start: int, end: int) -> bool:
+    """Whether the kernel has a memory section in the middle of these physical addresses; True where it cannot say."""
+    try:
+        model = kernel.memory_model
+    except KernelError:
+        return True
+    return model.section((start + end) // 2 // kernel.page_size // model.section_pages) is not None
+
+
 def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
     """Sections with memory of the dump that are device memory, as ranges of frames.
 
