@@ -82,10 +82,10 @@ def filter_dump(
 
 def _refuse_same_file(source: Dump, path: str) -> None:
     try:
-        same = os.path.samestat(os.stat(path), os.fstat(source.fileno()))
+        info = os.stat(path)
     except OSError:
         return
-    if same:
+    if source.is_file(info):
         raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
 
 

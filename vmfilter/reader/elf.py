@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from io import BytesIO
 from typing import Any
 
@@ -16,6 +14,7 @@ from vmfilter.errors import InputError
 from vmfilter.reader.dump import Piece
 from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.pieces import PieceDump
+from vmfilter.reader.source import Source
 
 _NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
@@ -30,22 +29,18 @@ class ElfDump(PieceDump):
 
     format = "ELF"
 
-    def __init__(self, path: str, fd: int) -> None:
-        """Parse the headers; fd is the dump's from then on.
+    def __init__(self, source: Source) -> None:
+        """Parse the headers; the source is the dump's from then on.
 
         Raises:
             InputError: not ELF, not a core, or truncated.
             KernelError: unknown architecture.
 
         """
-        super().__init__(path, fd)
-        try:
-            self._file_size = self._size()
-            ident = os.pread(fd, _IDENT_SIZE, 0)
-        except OSError as e:
-            raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-        if len(ident) < _IDENT_SIZE or ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
-            raise InputError(f"{path}: damaged or truncated ELF identification at offset 0: {ident.hex()}")
+        super().__init__(source)
+        ident = self.read_file(0, _IDENT_SIZE)
+        if ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
+            raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
         little_endian = ident[5] == 1
         # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
         structs = ELFStructs(little_endian, _WORD_BITS[ident[4]])
@@ -54,12 +49,7 @@ class ElfDump(PieceDump):
         try:
             self._parse(structs, little_endian)
         except ELFParseError as e:
-            raise InputError(f"{path}: damaged ELF headers ({e})") from e
-
-    def _size(self) -> int | None:
-        """Bytes of the file, None where the system does not say (a device)."""
-        info = os.fstat(self._fd)
-        return info.st_size if stat.S_ISREG(info.st_mode) else None
+            raise InputError(f"{self.path}: damaged ELF headers ({e})") from e
 
     def _struct(self, form: Any, offset: int, what: str) -> Any:
         """Parse one structure of the file."""
@@ -104,7 +94,8 @@ class ElfDump(PieceDump):
         self.set_memory(loads)
 
     def _within(self, offset: int, size: int, what: str) -> None:
-        if self._file_size is not None and offset + size > self._file_size:
+        file_size = self._source.size
+        if file_size is not None and offset + size > file_size:
             raise InputError(
-                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {self._file_size:#x}"
+                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {file_size:#x}"
             )

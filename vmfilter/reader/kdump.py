@@ -5,7 +5,6 @@ The format is drawn in vmfilter/writer/kdump.py. Sources: makedumpfile's IMPLEME
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 import threading
@@ -21,6 +20,7 @@ from vmfilter.levels import PageClass
 from vmfilter.pack import Run, runs_in
 from vmfilter.reader.dump import Dump, Header, Note
 from vmfilter.reader.notes import parse_notes
+from vmfilter.reader.source import Source
 
 SIGNATURES = {codec.signature for codec in CODECS.values()}
 _UTS_AT, _UTS_FIELD, _UTS_FIELDS = 12, 65, 6
@@ -52,15 +52,16 @@ class KdumpDump(Dump):
 
     format = "kdump-compressed"
 
-    def __init__(self, path: str, fd: int) -> None:
-        """Parse the headers; fd is the dump's from then on.
+    def __init__(self, source: Source) -> None:
+        """Parse the headers; the source is the dump's from then on.
 
         Raises:
             InputError: damaged or truncated, or a part of a set.
             KernelError: unknown architecture.
 
         """
-        super().__init__(path, fd)
+        super().__init__(source)
+        path = self.path
         self._local = threading.local()
         head = self.read_file(0, _MAIN_SIZE)
         either_order = (int.from_bytes(head[8:12], "little"), int.from_bytes(head[8:12], "big"))
@@ -154,7 +155,7 @@ class KdumpDump(Dump):
 
     def _read_descriptors(self, rank: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         form = struct.Struct(("<" if self.arch.little_endian else ">") + "QIIQ")
-        room = os.fstat(self._fd).st_size - self._descriptors
+        room = (self._source.size or 1 << 62) - self._descriptors
         whole = max(min(count, room // form.size - rank), 0)  # the file may be cut short
         yield from form.iter_unpack(self.read_file(self._descriptors + rank * form.size, whole * form.size))
         yield from [(0, 0, 0, 0)] * (count - whole)
