@@ -76,7 +76,7 @@ void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256
  */
 uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
 
-/* One level of a page table: an entry e is there where (e & present_mask) == present_value, and so on. */
+/* One level of a page table: an entry e is there where it is not 0 and (e & present_mask) == present_value, and so on. */
 struct vmf_table_level {
 	uint32_t shift;			/* log2 of what one entry maps */
 	uint64_t present_mask, present_value;

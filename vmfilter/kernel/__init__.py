@@ -71,11 +71,12 @@ class Kernel:
             raise KernelError("VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")
         for root in roots:
             self.memory = VirtualMemory(dump, root)
-            self.phys_base = root.phys_base
-            self._paging = root.paging
             uts = self._find_uts()
             if uts is not None:
                 self.uts = uts
+                self._root = dump.arch.settle(info, self.memory, root)
+                self.memory = VirtualMemory(dump, self._root)
+                self.phys_base = root.phys_base
                 return
         raise KernelError(
             f"the kernel's page tables (physical address {roots[0].address:#x}) do not lead to its name: "
@@ -104,4 +105,4 @@ class Kernel:
     def memory_model(self) -> SparseMemory:
         """Return where its struct pages are. Raises KernelError where that cannot be known."""
         known = [piece.start for piece in self._dump.pieces[:64]]
-        return SparseMemory(self.memory, self.info, self._dump.arch, self._paging, self.page_size, known)
+        return SparseMemory(self.memory, self.info, self._dump.arch, self._root.paging, self.page_size, known)
