@@ -107,6 +107,12 @@ struct vmf_mapping {
 int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const uint8_t *table, uint64_t count,
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);
 
+/*
+ * Offset of the first 4 bytes that are word, looked for at multiples of 4 from at (one, too) on; size where there are
+ * none. Whatever is in data, each byte is looked at once or twice.
+ */
+uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t word[4]);
+
 /* A page codec, with what it keeps between pages. One thread at a time. */
 struct vmf_codec;
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Root(NamedTuple):
             overlaps another.
         ram_start: physical address of the first struct page's frame where all of them are one array (FLATMEM):
             the kernel's ARCH_PFN_OFFSET, in bytes.
+        section_size_bits: where it depends on the paging form: Arch's is not right then, and this is. Else 0.
 
     """
 
@@ -76,6 +77,7 @@ class Root(NamedTuple):
     phys_base: int
     linear: tuple[tuple[int, int, int], ...] = ()
     ram_start: int = 0
+    section_size_bits: int = 0
 
 
 def as_it_is(_info: Vmcoreinfo, _memory: VirtualMemory, root: Root) -> Root:
@@ -96,6 +98,10 @@ class Arch(NamedTuple):
         roots: readings of where the page tables begin, the likeliest first. The kernel's own name, read through the
             tables, tells which is right.
         settle: completes the right one with what only the kernel's memory tells, given that memory as the root has it.
+        vmcoreinfo_hints: given a way to read physical memory (address, bytes), where VMCOREINFO's note or its text may
+            lie, for dumps without that note.
+        align_64: bytes to which this machine's structures align members of 64 bits.
+        counts_from_ram: a kdump-compressed dump of this machine counts page frames from the root's ram_start on.
 
     """
 
@@ -107,6 +113,9 @@ class Arch(NamedTuple):
     max_physmem_bits: Callable[[Paging], int]
     roots: Callable[[Vmcoreinfo, Sequence[Piece]], Sequence[Root]]
     settle: Callable[[Vmcoreinfo, VirtualMemory, Root], Root] = as_it_is
+    vmcoreinfo_hints: Callable[[Callable[[int, int], bytes | None]], Iterable[int]] = lambda read: ()
+    align_64: int = 8
+    counts_from_ram: bool = False
 
     @property
     def byteorder(self) -> Literal["little", "big"]:

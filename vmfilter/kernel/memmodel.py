@@ -1,14 +1,16 @@
-"""Where the crashed kernel keeps the struct pages of a page frame: SPARSEMEM in all its forms.
+"""Where the crashed kernel keeps the struct pages of a page frame: SPARSEMEM in all its forms, DISCONTIGMEM, FLATMEM.
 
-Physical memory is cut into sections; each that is present has an array of struct pages. Its address is encoded in
-section_mem_map of the section's struct mem_section (include/linux/mmzone.h).
+SPARSEMEM cuts physical memory into sections; each that is present has an array of struct pages. Its address is encoded
+in section_mem_map of the section's struct mem_section (include/linux/mmzone.h). DISCONTIGMEM (until 5.13) has one array
+a node, FLATMEM has one.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from vmfilter.errors import KernelError
 
@@ -17,11 +19,31 @@ if TYPE_CHECKING:
     from vmfilter.kernel.memory import VirtualMemory
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
 
-_MASK = (1 << 64) - 1
+_MAX_NODES = 1 << 16
+_NO_END = 1 << 52  # a frame that no machine has
 _MARKED_PRESENT = 1 << 0
 _HAS_MEM_MAP = 1 << 1
 _FLAGS = (1 << 6) - 1  # the low bits of section_mem_map are flags: two at first, six by now
 _CACHED_ROOTS = 64
+
+
+class MemoryModel(Protocol):
+    """Where struct pages are.
+
+    Attributes:
+        section_pages: frames whose struct pages lie one after the other, at most.
+
+    """
+
+    section_pages: int
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """Struct pages of frames from pfn on, as far as they lie one after the other, and at most to frame end.
+
+        Returns:
+            The first frame that is not among them, and the virtual address of pfn's; None where they have none.
+
+        """
 
 
 class SparseMemory:
@@ -59,6 +81,7 @@ class SparseMemory:
         """
         self._memory = memory
         self._word = arch.word
+        self._word_mask = (1 << 8 * arch.word) - 1
         self._byteorder = arch.byteorder
         self._page_size = page_size
         symbol, size = info.symbol("mem_section"), info.size("mem_section")
@@ -135,4 +158,109 @@ class SparseMemory:
         if not value & _MARKED_PRESENT or not value & _HAS_MEM_MAP:
             return None
         # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
-        return (value & ~_FLAGS) + section * self.section_pages * self._struct_page & _MASK
+        return (value & ~_FLAGS) + section * self.section_pages * self._struct_page & self._word_mask
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """See MemoryModel."""
+        section, inside = divmod(pfn, self.section_pages)
+        memmap = self.memmap(section)
+        end = min(end, pfn - inside + self.section_pages)
+        return end, None if memmap is None else memmap + inside * self._struct_page & self._word_mask
+
+
+class _Arrays:
+    """A few arrays of struct pages: (first frame, frame after the last, virtual address), in order."""
+
+    section_pages = _NO_END
+
+    def __init__(self, arrays: Sequence[tuple[int, int, int]], struct_page: int, word: int) -> None:
+        self._arrays = sorted(arrays)
+        self._struct_page = struct_page
+        self._word_mask = (1 << 8 * word) - 1
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """See MemoryModel."""
+        i = bisect_right(self._arrays, (pfn, _NO_END, 0)) - 1
+        if i >= 0 and pfn < self._arrays[i][1]:
+            first, after, vaddr = self._arrays[i]
+            return min(end, after), vaddr + (pfn - first) * self._struct_page & self._word_mask
+        following = self._arrays[i + 1][0] if i + 1 < len(self._arrays) else end
+        return min(end, following), None
+
+
+def _node(memory: VirtualMemory, info: Vmcoreinfo, node: int) -> tuple[int, int, int] | None:
+    """Frames and struct pages of a node by its struct pglist_data; None where it has none."""
+    fields = [info.offset(f"pglist_data.{name}") for name in ("node_start_pfn", "node_spanned_pages", "node_mem_map")]
+    start, spanned, memmap = (None if at is None else memory.read_word(node + at) for at in fields)
+    if start is None or not spanned or not memmap:
+        return None
+    return start, start + spanned, memmap
+
+
+class NodeMemory(_Arrays):
+    """DISCONTIGMEM: each node has an array of struct pages."""
+
+    def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int) -> None:
+        """Read every node.
+
+        Raises:
+            KernelError: there is none that has struct pages.
+
+        """
+        nodes = {node: _node(memory, info, node) for node in self._nodes(memory, info, word)}
+        arrays = [array for array in nodes.values() if array]
+        if not arrays:
+            raise KernelError("no node (node_data, pgdat_list) with struct pages is found in this dump")
+        super().__init__(arrays, _struct_page(info), word)
+
+    @staticmethod
+    def _nodes(memory: VirtualMemory, info: Vmcoreinfo, word: int) -> Iterator[int]:
+        """Addresses of each struct pglist_data."""
+        array, length = info.symbol("node_data"), info.length("node_data")
+        if array is not None and length:
+            for i in range(min(length, _MAX_NODES)):
+                node = memory.read_word(array + i * word)
+                if node:
+                    yield node
+            return
+        head, following = info.symbol("pgdat_list"), info.offset("pglist_data.pgdat_next")
+        node = None if head is None else memory.read_word(head)
+        for _ in range(_MAX_NODES):
+            if not node:
+                return
+            yield node
+            node = None if following is None else memory.read_word(node + following)
+
+
+class FlatMemory(_Arrays):
+    """FLATMEM: one array of struct pages."""
+
+    def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int, first_pfn: int) -> None:
+        """Find the array.
+
+        Args:
+            memory: the kernel's virtual memory.
+            info: its VMCOREINFO.
+            word: bytes of a long.
+            first_pfn: frame of mem_map's first struct page (the kernel's ARCH_PFN_OFFSET).
+
+        Raises:
+            KernelError: it cannot be found.
+
+        """
+        node = info.symbol("contig_page_data")
+        array = None if node is None else _node(memory, info, node)
+        symbol = info.symbol("mem_map")
+        if array is None and symbol is not None:
+            pointer = memory.read_word(symbol)
+            array = (first_pfn, _NO_END, pointer) if pointer else None
+        if array is None:
+            raise KernelError("the array of struct pages (mem_map, contig_page_data) is not found in this dump")
+        super().__init__([array], _struct_page(info), word)
+
+
+def _struct_page(info: Vmcoreinfo) -> int:
+    size = info.size("page")
+    if not size:
+        raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is not known")
+    return size

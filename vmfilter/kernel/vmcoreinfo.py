@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from vmfilter.reader.dump import Dump
 
 _MAX_SIZE = 1 << 20  # the kernel keeps it in a page or two
-_LINE = re.compile(r"^(?:(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^)]+)\)|([A-Za-z_-]+))=(.*)$")
+_LINE = re.compile(r"^(?:(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^)]+)\)|([A-Za-z][A-Za-z0-9_-]*))=(.*)$")
 
 
 class Vmcoreinfo:
     """What VMCOREINFO says; None stands for what it does not.
 
     Attributes:
-        file_offset, file_size: of the text in the dump file, bytes.
+        text: all of it.
+        file_offset, file_size: of the text in the dump file, bytes; 0 where it is in no note there.
 
     """
 
     def __init__(self, text: str, file_offset: int = 0, file_size: int = 0) -> None:
         """Parse the text; lines of other forms are passed over."""
+        self.text = text
         self.file_offset, self.file_size = file_offset, file_size
         self._values: dict[tuple[str, str], str] = {}
         for line in text.splitlines():
@@ -82,9 +84,9 @@ class Vmcoreinfo:
         """Value of a line without a kind: OSRELEASE, CRASHTIME, PAGESIZE."""
         return self._values.get(("", name))
 
-    def plain_number(self, name: str) -> int | None:
-        """Value of a line without a kind, in decimal."""
-        return self._number("", name, 10)
+    def plain_number(self, name: str, base: int = 10) -> int | None:
+        """Value of a line without a kind; the kernel prints KERNELOFFSET and its like in hexadecimal, without 0x."""
+        return self._number("", name, base)
 
     def version(self) -> tuple[int, int]:
         """Kernel version, (0, 0) where OSRELEASE does not tell. For what nothing else tells only."""

@@ -14,7 +14,7 @@ def open_dump(path: str | os.PathLike[str]) -> Dump:
     """Open a dump of the crashed machine's memory.
 
     Args:
-        path: of an ELF64 vmcore: ``/proc/vmcore`` itself or a copy of it.
+        path: of an ELF vmcore: ``/proc/vmcore`` itself or a copy of it.
 
     Raises:
         InputError: it cannot be read, is not a dump, or is damaged.

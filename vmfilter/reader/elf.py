@@ -16,7 +16,6 @@ from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note, Piece
 
-_NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
 _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
@@ -27,7 +26,7 @@ _MAX_NAME = 4096  # bytes of a note's name
 
 
 class ElfDump(Dump):
-    """An ELF64 vmcore with any number of PT_LOADs in any order."""
+    """An ELF32 or ELF64 vmcore, of either byte order, with any number of PT_LOADs in any order."""
 
     def __init__(self, path: str, fd: int) -> None:
         """Parse the headers; fd is the dump's from then on.
@@ -85,6 +84,7 @@ class ElfDump(Dump):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
         table = BytesIO(self.read_file(offset, count * entry_size))
+        no_address = (1 << self._word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
         loads = []
         for i in range(count):
             segment = struct_parse(structs.Elf_Phdr, table)
@@ -94,7 +94,7 @@ class ElfDump(Dump):
             self._within(start, size, f"program header {i} ({kind})")
             if kind == "PT_NOTE":
                 self._parse_notes(start, size)
-            elif segment["p_paddr"] != _NO_ADDRESS:
+            elif segment["p_paddr"] != no_address:
                 paddr = segment["p_paddr"]
                 if paddr + size > _MAX_ADDRESS:
                     raise InputError(
