@@ -15,7 +15,7 @@ from vmfilter.ranges import merged
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
-    from vmfilter.kernel.memmodel import Section, SparseMemory
+    from vmfilter.kernel.memmodel import MemoryModel, Section
     from vmfilter.kernel.memory import Mapping
     from vmfilter.reader import Dump
 
@@ -79,7 +79,7 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
     return found
 
 
-def _loss(dump: Dump, kernel: Kernel, model: SparseMemory, section: Section) -> Loss | None:
+def _loss(dump: Dump, kernel: Kernel, model: MemoryModel, section: Section) -> Loss | None:
     if section.memmap is None:
         return None
     mapped = list(kernel.memory.mappings(section.memmap, model.section_pages * model.struct_page))

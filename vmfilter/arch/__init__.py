@@ -13,6 +13,11 @@ from vmfilter.errors import KernelError
 # ELF machine (as pyelftools names it), whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers
 # says nothing of the machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
 _MODULES = {
+    ("EM_386", True): "i386",
+    ("EM_ARM", True): "arm",
+    ("EM_PPC64", False): "ppc64",
+    ("EM_PPC64", True): "ppc64le",
+    ("EM_S390", False): "s390x",
     ("EM_X86_64", True): "x86_64",
 }
 

@@ -14,11 +14,11 @@ from vmfilter.ranges import Range, merged
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
-    from vmfilter.kernel.memmodel import SparseMemory
+    from vmfilter.kernel.memmodel import MemoryModel
     from vmfilter.reader import Dump
 
 
-def _model(kernel: Kernel) -> SparseMemory | None:
+def _model(kernel: Kernel) -> MemoryModel | None:
     try:
         model = kernel.memory_model
     except KernelError:
@@ -28,11 +28,8 @@ def _model(kernel: Kernel) -> SparseMemory | None:
 
 def has_sections(kernel: Kernel, start: int, end: int) -> bool:
     """Whether the kernel has a memory section in the middle of these physical addresses; True where it cannot say."""
-    try:
-        model = kernel.memory_model
-    except KernelError:
-        return True
-    return model.section((start + end) // 2 // kernel.page_size // model.section_pages) is not None
+    model = _model(kernel)
+    return model is None or model.section((start + end) // 2 // kernel.page_size // model.section_pages) is not None
 
 
 def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
@@ -47,7 +44,7 @@ def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
     return merged((f, f + model.section_pages) for f in starts if not _is_ram(model, f))
 
 
-def _is_ram(model: SparseMemory, pfn: int) -> bool:
+def _is_ram(model: MemoryModel, pfn: int) -> bool:
     section = model.section(pfn // model.section_pages)
     return section is not None and section.online
 
@@ -67,7 +64,7 @@ def struct_pages_outside_ram(kernel: Kernel) -> list[Range]:
     return merged(found)
 
 
-def _without_ram(model: SparseMemory, first: int, end: int) -> Iterator[Range]:
+def _without_ram(model: MemoryModel, first: int, end: int) -> Iterator[Range]:
     """Parts of a range of frames that lie in no online section."""
     while first < end:
         until = min(end, (first // model.section_pages + 1) * model.section_pages)

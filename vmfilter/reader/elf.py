@@ -16,7 +16,6 @@ from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.pieces import PieceDump
 from vmfilter.reader.source import Source
 
-_NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
 _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
@@ -25,7 +24,7 @@ _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or m
 
 
 class ElfDump(PieceDump):
-    """An ELF vmcore with any number of PT_LOADs in any order."""
+    """An ELF32 or ELF64 vmcore, of either byte order, with any number of PT_LOADs in any order."""
 
     format = "ELF"
 
@@ -43,11 +42,12 @@ class ElfDump(PieceDump):
             raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
         little_endian = ident[5] == 1
         # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
-        structs = ELFStructs(little_endian, _WORD_BITS[ident[4]])
+        word_bits = _WORD_BITS[ident[4]]
+        structs = ELFStructs(little_endian, word_bits)
         structs.create_basic_structs()
         structs.create_advanced_structs()
         try:
-            self._parse(structs, little_endian)
+            self._parse(structs, word_bits, little_endian)
         except ELFParseError as e:
             raise InputError(f"{self.path}: damaged ELF headers ({e})") from e
 
@@ -56,7 +56,7 @@ class ElfDump(PieceDump):
         self._within(offset, form.sizeof(), what)
         return struct_parse(form, BytesIO(self.read_file(offset, form.sizeof())))
 
-    def _parse(self, structs: ELFStructs, little_endian: bool) -> None:
+    def _parse(self, structs: ELFStructs, word_bits: int, little_endian: bool) -> None:
         header = self._struct(structs.Elf_Ehdr, 0, "the ELF header")
         if header["e_type"] != "ET_CORE":
             raise InputError(f"{self.path}: an ELF file, but not a core: its type is {header['e_type']}")
@@ -72,6 +72,7 @@ class ElfDump(PieceDump):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
         table = BytesIO(self.read_file(offset, count * entry_size))
+        no_address = (1 << word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
         loads = []
         for i in range(count):
             segment = struct_parse(structs.Elf_Phdr, table)
@@ -82,7 +83,7 @@ class ElfDump(PieceDump):
             if kind == "PT_NOTE":
                 self.note_parts.append((start, size))
                 self.notes += parse_notes(self, start, size)
-            elif segment["p_paddr"] != _NO_ADDRESS:
+            elif segment["p_paddr"] != no_address:
                 paddr = segment["p_paddr"]
                 if paddr + size > _MAX_ADDRESS:
                     raise InputError(

@@ -12,12 +12,15 @@ Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the
 from __future__ import annotations
 
 import struct
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import OutputError
 
 if TYPE_CHECKING:
+    from vmfilter.arch import Arch
     from vmfilter.codec import Codec
     from vmfilter.kernel import Utsname
     from vmfilter.reader import Dump
@@ -29,13 +32,28 @@ _COPY = 1 << 20  # bytes of notes copied at a time
 _DESCRIPTOR = 24
 _DESCRIPTORS_AT_ONCE = 1 << 13
 _UTS_FIELD = 65
+_NOTE_HEADER = 24  # bytes before the text in a VMCOREINFO note
 
-# header_version, utsname, padding, timeval, status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr,
+# Members of the headers in order, for _layout(): L is a long, i and I have 32 bits, Q has 64.
+# signature, header_version, utsname, timeval, status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr,
 # total_ram_blocks, device_blocks, written_blocks, current_cpu, nr_cpus
-_MAIN = "8si390s6xqqIiiIIIIIIi"
+_MAIN = ("8s", "i", "390s", "L", "L", "I", "i", "i", "I", "I", "I", "I", "I", "I", "i")
 # phys_base, dump_level, split, start_pfn, end_pfn, offset and size of vmcoreinfo, of the notes, of erase info,
 # start_pfn_64, end_pfn_64, max_mapnr_64
-_SUB = "QiiQQQQQQQQQQQ"
+_SUB = ("L", "i", "i", "L", "L", "Q", "L", "Q", "L", "Q", "L", "Q", "Q", "Q")
+
+
+_ALIGNED = {"i": 4, "I": 4, "Q": 8}
+
+
+def _layout(arch: Arch, members: Sequence[str]) -> struct.Struct:
+    """Return the structure of these members as the machine's own compiler lays it out."""
+    form = "<" if arch.little_endian else ">"
+    for member in members:
+        kind = ("Q" if arch.word == 8 else "I") if member == "L" else member
+        to = min(_ALIGNED.get(kind, 1), arch.align_64 if kind == "Q" else 4)
+        form += f"{-struct.calcsize(form) % to}x{kind}"
+    return struct.Struct(form)
 
 
 class KdumpHeader(NamedTuple):
@@ -49,6 +67,8 @@ class KdumpHeader(NamedTuple):
         max_mapnr: first frame after all memory.
         page_size: bytes.
         vmcoreinfo: offset in the source's file and bytes of the VMCOREINFO text; None where it has none.
+        found_vmcoreinfo: the text where it was found elsewhere: it gets a note of its own.
+        first_pfn: frame that is the first in the dump's own counting, which is that of its format: a multiple of 8.
 
     """
 
@@ -59,6 +79,14 @@ class KdumpHeader(NamedTuple):
     max_mapnr: int
     page_size: int
     vmcoreinfo: tuple[int, int] | None
+    found_vmcoreinfo: bytes = b""
+    first_pfn: int = 0
+
+
+def _vmcoreinfo_note(arch: Arch, text: bytes) -> bytes:
+    """Return the note that the kernel itself would have written."""
+    head = struct.pack("<III" if arch.little_endian else ">III", len(b"VMCOREINFO\0"), len(text), 0)
+    return head + b"VMCOREINFO\0\0" + text.ljust(-(-len(text) // 4) * 4, b"\0")
 
 
 class KdumpWriter:
@@ -75,13 +103,15 @@ class KdumpWriter:
         self._source = source
         self._header = header
         self._codec = codec
-        self._order = "<" if source.arch.little_endian else ">"
+        self._main, self._sub = _layout(source.arch, _MAIN), _layout(source.arch, _SUB)
+        self._own_note = _vmcoreinfo_note(source.arch, header.found_vmcoreinfo) if header.found_vmcoreinfo else b""
+        self._max_mapnr = header.max_mapnr - header.first_pfn
         block = header.page_size
         self._block = block
-        self._notes_at = block + struct.calcsize(self._order + _SUB)
-        self._notes_size = sum(size for _, size in source.note_parts)
+        self._notes_at = block + self._sub.size
+        self._notes_size = len(self._own_note) + sum(size for _, size in source.note_parts)
         self._sub_blocks = -(-(self._notes_at - block + self._notes_size) // block)
-        self._bitmap_bytes = -(-header.max_mapnr // (8 * block)) * block
+        self._bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
         self._bitmap1 = block * (1 + self._sub_blocks)
         self._bitmap2 = self._bitmap1 + self._bitmap_bytes
         self._descriptors = self._bitmap2 + self._bitmap_bytes
@@ -93,18 +123,18 @@ class KdumpWriter:
     def _write_headers(self) -> None:
         h, source = self._header, self._source
         uts = b"".join(field[: _UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in h.uts)
-        main = struct.pack(
-            self._order + _MAIN,
+        words = (1 << 8 * source.arch.word) - 1  # what a long holds
+        main = self._main.pack(
             self._codec.signature,
             _VERSION,
             uts,
-            h.crash_time,
+            h.crash_time & words,
             0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
             self._codec.flag,
             self._block,
             self._sub_blocks,
             2 * self._bitmap_bytes // self._block,
-            min(h.max_mapnr, _MAX_32),
+            min(self._max_mapnr, _MAX_32),
             0,
             0,
             0,
@@ -112,9 +142,10 @@ class KdumpWriter:
             sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1),  # NT_PRSTATUS: one a CPU
         )
         info_at, info_size = self._copied(*h.vmcoreinfo) if h.vmcoreinfo else (0, 0)
-        sub = struct.pack(
-            self._order + _SUB,
-            h.phys_base & (1 << 64) - 1,
+        if self._own_note:
+            info_at, info_size = self._notes_at + _NOTE_HEADER, len(h.found_vmcoreinfo)
+        sub = self._sub.pack(
+            h.phys_base & words,
             h.level,
             0,
             0,
@@ -127,11 +158,12 @@ class KdumpWriter:
             0,
             0,
             0,
-            h.max_mapnr,
+            self._max_mapnr,
         )
         self._transport.write(0, main)
         self._transport.write(self._block, sub)
-        at = self._notes_at
+        self._transport.write(self._notes_at, self._own_note)
+        at = self._notes_at + len(self._own_note)
         for start, size in source.note_parts:
             for done in range(0, size, _COPY):
                 part = source.read_file(start + done, min(_COPY, size - done))
@@ -140,7 +172,7 @@ class KdumpWriter:
 
     def _copied(self, offset: int, size: int) -> tuple[int, int]:
         """Where a stretch of the source's notes lies in the new file, and its bytes; (0, 0) where it is no note."""
-        at = self._notes_at
+        at = self._notes_at + len(self._own_note)
         for start, part in self._source.note_parts:
             if start <= offset and offset + size <= start + part:
                 return at + offset - start, size
@@ -149,12 +181,16 @@ class KdumpWriter:
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
-        self._transport.write(self._bitmap1 + pfn // 8, present)
-        self._transport.write(self._bitmap2 + pfn // 8, kept)
+        at = (pfn - self._header.first_pfn) // 8
+        before = max(-at, 0)  # of frames that the format cannot count; no memory is there
+        self._transport.write(self._bitmap1 + at + before, present[before:])
+        self._transport.write(self._bitmap2 + at + before, kept[before:])
 
     def kept(self, pfn: int, count: int) -> bytes:
         """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
-        return self._transport.read(self._bitmap2 + pfn // 8, -(-count // 8))
+        at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
+        before = min(max(-at, 0), size)
+        return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
 
     def begin_pages(self, count: int, share_zero: bool) -> None:
         """Say how many pages there will be, and whether a zero page is there for the ones that are left out."""
@@ -175,7 +211,7 @@ class KdumpWriter:
             self.size,
             self._zero_at,
             self._codec.flag,
-            not self._source.arch.little_endian,
+            self._source.arch.byteorder != sys.byteorder,
             found,
         )
         self._pending += _core.ffi.buffer(found)
