@@ -7,7 +7,7 @@ are those of the kernels' own sources (include/linux/mm_types.h, page-flags.h, m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -268,6 +268,7 @@ class Synthetic:
         memmap_at: physical address of a section's struct pages, where they do not lie in RAM that nobody uses.
         free_orders: LENGTH(zone.free_area).
         note: the vmcore has VMCOREINFO as a note.
+        told: is given VMCOREINFO's text once it is known, before the file is written.
         extra, without: lines to add to VMCOREINFO, beginnings of lines to leave out.
         absent: frames that are not in the dump.
 
@@ -290,6 +291,7 @@ class Synthetic:
     memmap_at: dict[int, int] = field(default_factory=dict)
     free_orders: int = 11
     note: bool = True
+    told: Callable[[str], None] | None = None
     extra: list[str] = field(default_factory=list)
     without: tuple[str, ...] = ()
     absent: set[int] = field(default_factory=set)
@@ -603,6 +605,8 @@ class Synthetic:
         said = self._lay_out_nodes() if nodes else self._lay_out_sections(self._lay_out_memmap())
         text = self._vmcoreinfo(said)
         self.info = text
+        if self.told:
+            self.told(text)
         page, m = self.page, self.machine
         ram = {pfn for s in self._structs for pfn in range(s * self.section_pages, (s + 1) * self.section_pages)}
         ram = {pfn for pfn in ram if pfn >= self.ram // page}
