@@ -131,3 +131,11 @@ def test_without_tables_there_are_still_the_windows(tmp_path: Path, pages: str, 
     with space.kernel(tmp_path, lines(space, f"SYMBOL(init_uts_ns)={CACHED + 0x9876_5000:x}")) as kernel:
         assert kernel.uts.release == b"6.18.0"
         assert list(kernel.memory.mappings(base(space.form), 8)) == []
+
+
+def test_a_table_that_leads_to_itself(tmp_path: Path) -> None:
+    space = Space(loongarch64(16, 3))
+    space.write(space.root, (CACHED | space.root).to_bytes(8, "little") * 8192)
+    with space.virtual(tmp_path, lines(space)) as virtual:
+        assert len(virtual._levels) == 3
+        assert virtual.read(base(space.form), 8) is None

@@ -58,12 +58,12 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
 
 
 def _depth(memory: VirtualMemory, table: int, size: int) -> int:
-    """How many tables there are from this one to the last, at most: entries that are addresses of tables tell."""
+    """How many tables there are from this one to the last. Only entries of directories are addresses of tables."""
     depth = 1
     while depth <= _MOST_LEVELS:
         raw = memory.read(table, size) or b""
         entries = struct.unpack(f"<{len(raw) // 8}Q", raw)
-        following = next((e for e in entries if e >> _PHYSICAL_BITS == _CACHED and not e % size), None)
+        following = next((e for e in entries if e >> _PHYSICAL_BITS == _CACHED), None)
         if following is None:
             break
         table = following

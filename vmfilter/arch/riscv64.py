@@ -26,18 +26,13 @@ _SATP_MODES = {8: 3, 9: 4, 10: 5}  # bits 63:60 of the register satp to levels
 _LINK_ADDRESS = 0xFFFFFFFF80000000  # of the kernel since 5.13, before KASLR: the last 2 GiB are its image's
 _LINK_SIZE = 2 << 30
 _FIRMWARE = 2 << 20  # bytes before the kernel, where it is loaded as usual
-
-
-def _bits(low: int) -> int:
-    """Mask of an entry's bits from low up to the last of the page frame number, 53; what follows are attributes."""
-    return (1 << 54) - (1 << low)
+_ADDRESS = (1 << 54) - (1 << 10)  # of an entry: the page frame number; what follows are attributes
 
 
 def _paging(levels: int) -> Paging:
-    """Tables with page frame numbers in bits 53:10."""
-    address = _bits(10)
-    table = [Level(12, 9, 0, 0, address, 0, _VALID | _LEAF, _VALID | _LEAF)]
-    table += [Level(12 + 9 * i, 9, _LEAF, _LEAF, _bits(10 + 9 * i), address) for i in range(1, levels)]
+    present = _VALID | _LEAF  # in the last table: an entry that is no leaf would be of a table, and there is none
+    table = [Level(12, 9, 0, 0, _ADDRESS, 0, present, present)]
+    table += [Level(12 + 9 * i, 9, _LEAF, _LEAF, _ADDRESS, _ADDRESS) for i in range(1, levels)]
     return Paging(tuple(table), address_shift=2, block_mask=_NAPOT, block_size=_NAPOT_SIZE)
 
 
