@@ -45,7 +45,7 @@ def _ram(info: Vmcoreinfo, loads: Sequence[Piece]) -> int:
 def _addresses(info: Vmcoreinfo, loads: Sequence[Piece], symbol: int) -> Iterator[int]:
     """Physical addresses that a symbol of the kernel's image can have, the likeliest first."""
     offset = info.number("va_kernel_pa_offset")
-    if offset is not None:  # since 6.6, and in stable updates
+    if offset is not None:  # a year younger than the others
         yield symbol - offset & _MASK
     for p in loads:
         if p.vaddr <= symbol < p.vaddr + p.end - p.start:
@@ -58,7 +58,7 @@ def _addresses(info: Vmcoreinfo, loads: Sequence[Piece], symbol: int) -> Iterato
 def _levels(info: Vmcoreinfo) -> list[int]:
     """Numbers of levels of page tables, the likeliest first: what the kernel runs with, whatever it was built for."""
     bits = info.number("VA_BITS")  # since 6.2
-    satp = info.number("satp")  # since 7.0
+    satp = info.number("satp")  # 7.2 exports it, 6.12 does not
     said = _LEVELS.get(bits or 0) or _SATP_MODES.get((satp or 0) >> 60)
     return [said] if said else list(_LEVELS.values())
 
