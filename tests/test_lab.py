@@ -268,3 +268,39 @@ def test_crash_opens_the_dump(lab: Callable[[str], Path], tmp_path: Path) -> Non
         "peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem"), tmp_path / "dump"
     )
     assert "sysrq triggered crash" in said
+
+
+def test_arm64_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    """Pages of 4 KiB and 52 bits of address: makedumpfile 1.7.8 refuses it."""
+    vmfilter.filter_dump(lab("arm64-6.12"), tmp_path / "dump")
+    dump = Kdump(tmp_path / "dump")
+    table = kpageflags.table(lab("arm64-6.12.kpageflags"), dump.present, dump.kept)
+    assert sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN) <= 60, table
+    assert sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN) <= 110, table
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("arm64-6.12"))
+
+
+def test_riscv64_of_kexec_load_has_nothing_to_tell_pages_by(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    """kexec-tools leaves out "Reserved" memory: the first page tables, all sections and struct pages are not there.
+
+    libkdumpfile does not find the kernel's name in it by virtual address either.
+    """
+    with pytest.raises(vmfilter.KernelError, match="mem_section"):
+        vmfilter.filter_dump(lab("riscv64-6.12"), tmp_path / "dump")
+    vmfilter.filter_dump(lab("riscv64-6.12"), tmp_path / "dump", level=1)
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("riscv64-6.12"))
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "machine", "release"),
+    [("arm64-6.12", 31, "aarch64", "6.12.94+deb13-cloud"), ("riscv64-6.12", 1, "riscv64", "6.12.94+deb13-riscv64")],
+)
+def test_kdumpid_recognises_other_machines(
+    lab: Callable[[str], Path], tmp_path: Path, name: str, level: int, machine: str, release: str
+) -> None:
+    if not peer_is_here("kdumpid", "--version"):
+        pytest.skip("kdumpid cannot be had here")
+    vmfilter.filter_dump(lab(name), tmp_path / "dump", level=level)
+    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    assert f"Arch: {machine}\n" in said
+    assert release in said

@@ -14,9 +14,12 @@ from vmfilter.errors import KernelError
 # says nothing of the machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
 _MODULES = {
     ("EM_386", True): "i386",
+    ("EM_AARCH64", True): "arm64",
     ("EM_ARM", True): "arm",
+    ("EM_LOONGARCH", True): "loongarch64",
     ("EM_PPC64", False): "ppc64",
     ("EM_PPC64", True): "ppc64le",
+    ("EM_RISCV", True): "riscv64",
     ("EM_S390", False): "s390x",
     ("EM_X86_64", True): "x86_64",
 }

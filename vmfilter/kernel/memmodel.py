@@ -145,7 +145,8 @@ class SparseMemory:
             self._map_cache.clear()
             if self._knows(known):
                 return
-        raise KernelError(f"SYMBOL(mem_section)={symbol:#x} leads to no memory section in this dump")
+        absent = "" if any(memory.read_word(r) is not None for r in readings) else ": nothing is there"
+        raise KernelError(f"SYMBOL(mem_section)={symbol:#x} leads to no memory section in this dump{absent}")
 
     def _knows(self, addresses: Sequence[int]) -> bool:
         """Whether what is found for sections with memory looks like sections, and there is any."""
