@@ -85,6 +85,8 @@ class Arch(NamedTuple):
         max_physmem_bits: log2 of the highest physical address, likewise, given the paging form in use.
         roots: readings of where the page tables begin, the likeliest first. The kernel's own name, read through the
             tables, tells which is right.
+        align_64: bytes to which this machine's structures align members of 64 bits.
+        counts_from_ram: a kdump-compressed dump of this machine counts page frames from phys_base on.
 
     """
 
@@ -95,6 +97,8 @@ class Arch(NamedTuple):
     section_size_bits: int
     max_physmem_bits: Callable[[Paging], int]
     roots: Callable[[Vmcoreinfo, Sequence[Piece]], Sequence[Root]]
+    align_64: int = 8
+    counts_from_ram: bool = False
 
     @property
     def byteorder(self) -> Literal["little", "big"]:

@@ -1,23 +1,27 @@
 """The kdump-compressed format, header version 6.
 
     block 0             main header (struct disk_dump_header)
-    block 1             sub header (struct kdump_sub_header), the ELF notes after it
+    block 1             sub header (struct kdump_sub_header), the ELF notes after it, and erase info after them
     then                bitmap 1: frames that are memory; bitmap 2: frames that are in the dump; each from a block on
     then                a page descriptor (24 bytes) for each bit of bitmap 2
     then                page data; the shared zero page first
 
-Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order.
+Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order; the
+headers are in vmfilter/kdumpformat.py.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import OutputError
+from vmfilter.kdumpformat import DESCRIPTOR, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
 
 if TYPE_CHECKING:
+    from vmfilter.arch import Arch
     from vmfilter.codec import Codec
     from vmfilter.kernel import Utsname
     from vmfilter.reader import Dump
@@ -26,16 +30,8 @@ if TYPE_CHECKING:
 _VERSION = 6
 _MAX_32 = (1 << 32) - 1
 _COPY = 1 << 20  # bytes of notes copied at a time
-_DESCRIPTOR = 24
 _DESCRIPTORS_AT_ONCE = 1 << 13
-_UTS_FIELD = 65
-
-# header_version, utsname, padding, timeval, status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr,
-# total_ram_blocks, device_blocks, written_blocks, current_cpu, nr_cpus
-_MAIN = "8si390s6xqqIiiIIIIIIi"
-# phys_base, dump_level, split, start_pfn, end_pfn, offset and size of vmcoreinfo, of the notes, of erase info,
-# start_pfn_64, end_pfn_64, max_mapnr_64
-_SUB = "QiiQQQQQQQQQQQ"
+_NOTE_HEADER = 24  # bytes before the text in a VMCOREINFO note
 
 
 class KdumpHeader(NamedTuple):
@@ -48,7 +44,9 @@ class KdumpHeader(NamedTuple):
         level: dump level.
         max_mapnr: first frame after all memory.
         page_size: bytes.
-        vmcoreinfo: offset in the source's file and bytes of the VMCOREINFO text; None where it has none.
+        cpus: how many, where the notes do not tell.
+        vmcoreinfo: offset in the source's file and bytes of the VMCOREINFO text; None where it has none. Where it is
+            in no note there, it gets one.
 
     """
 
@@ -59,6 +57,13 @@ class KdumpHeader(NamedTuple):
     max_mapnr: int
     page_size: int
     vmcoreinfo: tuple[int, int] | None
+    cpus: int = 0
+
+
+def _vmcoreinfo_note(arch: Arch, text: bytes) -> bytes:
+    """Return the note that the kernel itself would have written."""
+    head = struct.pack("<III" if arch.little_endian else ">III", len(b"VMCOREINFO\0"), len(text), 0)
+    return head + b"VMCOREINFO\0\0" + text.ljust(-(-len(text) // 4) * 4, b"\0")
 
 
 class KdumpWriter:
@@ -75,12 +80,17 @@ class KdumpWriter:
         self._source = source
         self._header = header
         self._codec = codec
-        self._order = "<" if source.arch.little_endian else ">"
+        self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
         block = header.page_size
         self._block = block
-        self._notes_at = block + struct.calcsize(self._order + _SUB)
-        self._notes_size = sum(size for _, size in source.note_parts)
-        self._sub_blocks = -(-(self._notes_at - block + self._notes_size) // block)
+        self._notes_at = block + self._sub.size
+        self._own_note = b""
+        if header.vmcoreinfo and self._copied(*header.vmcoreinfo) == (0, 0):
+            # libkdumpfile looks for it nowhere but in a note from version 4 on.
+            self._own_note = _vmcoreinfo_note(source.arch, source.read_file(*header.vmcoreinfo))
+        self._notes_size = len(self._own_note) + sum(size for _, size in source.note_parts)
+        self._erase_size = source.erase_info[1] if source.erase_info else 0
+        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + self._erase_size) // block)
         self._bitmap_bytes = -(-header.max_mapnr // (8 * block)) * block
         self._bitmap1 = block * (1 + self._sub_blocks)
         self._bitmap2 = self._bitmap1 + self._bitmap_bytes
@@ -92,47 +102,42 @@ class KdumpWriter:
 
     def _write_headers(self) -> None:
         h, source = self._header, self._source
-        uts = b"".join(field[: _UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in h.uts)
-        main = struct.pack(
-            self._order + _MAIN,
-            self._codec.signature,
-            _VERSION,
-            uts,
-            h.crash_time,
-            0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
-            self._codec.flag,
-            self._block,
-            self._sub_blocks,
-            2 * self._bitmap_bytes // self._block,
-            min(h.max_mapnr, _MAX_32),
-            0,
-            0,
-            0,
-            0,
-            sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1),  # NT_PRSTATUS: one a CPU
+        uts = b"".join(field[: UTS_FIELD - 1].ljust(UTS_FIELD, b"\0") for field in h.uts)
+        words = (1 << 8 * source.arch.word) - 1  # what a long holds
+        main = MainHeader(
+            signature=self._codec.signature,
+            header_version=_VERSION,
+            utsname=uts,
+            tv_sec=h.crash_time & words,
+            tv_usec=0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
+            status=self._codec.flag,
+            block_size=self._block,
+            sub_hdr_size=self._sub_blocks,
+            bitmap_blocks=2 * self._bitmap_bytes // self._block,
+            max_mapnr=min(h.max_mapnr, _MAX_32),
+            # NT_PRSTATUS: one a CPU
+            nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1) or h.cpus,
         )
         info_at, info_size = self._copied(*h.vmcoreinfo) if h.vmcoreinfo else (0, 0)
-        sub = struct.pack(
-            self._order + _SUB,
-            h.phys_base & (1 << 64) - 1,
-            h.level,
-            0,
-            0,
-            0,
-            info_at,
-            info_size,
-            self._notes_at if self._notes_size else 0,
-            self._notes_size,
-            0,
-            0,
-            0,
-            0,
-            h.max_mapnr,
+        if h.vmcoreinfo and self._own_note:
+            info_at, info_size = self._notes_at + _NOTE_HEADER, h.vmcoreinfo[1]
+        erase_at = self._notes_at + self._notes_size
+        sub = SubHeader(
+            phys_base=h.phys_base & words,
+            dump_level=h.level,
+            offset_vmcoreinfo=info_at,
+            size_vmcoreinfo=info_size,
+            offset_note=self._notes_at if self._notes_size else 0,
+            size_note=self._notes_size,
+            offset_eraseinfo=erase_at if self._erase_size else 0,
+            size_eraseinfo=self._erase_size,
+            max_mapnr_64=h.max_mapnr,
         )
-        self._transport.write(0, main)
-        self._transport.write(self._block, sub)
-        at = self._notes_at
-        for start, size in source.note_parts:
+        self._transport.write(0, self._main.pack(*main))
+        self._transport.write(self._block, self._sub.pack(*sub))
+        self._transport.write(self._notes_at, self._own_note)
+        at = self._notes_at + len(self._own_note)
+        for start, size in [*source.note_parts, *([source.erase_info] if source.erase_info else [])]:
             for done in range(0, size, _COPY):
                 part = source.read_file(start + done, min(_COPY, size - done))
                 self._transport.write(at + done, part)
@@ -140,7 +145,7 @@ class KdumpWriter:
 
     def _copied(self, offset: int, size: int) -> tuple[int, int]:
         """Where a stretch of the source's notes lies in the new file, and its bytes; (0, 0) where it is no note."""
-        at = self._notes_at
+        at = self._notes_at + len(self._own_note)
         for start, part in self._source.note_parts:
             if start <= offset and offset + size <= start + part:
                 return at + offset - start, size
@@ -158,7 +163,7 @@ class KdumpWriter:
 
     def begin_pages(self, count: int, share_zero: bool) -> None:
         """Say how many pages there will be, and whether a zero page is there for the ones that are left out."""
-        self.size = self._descriptors + count * _DESCRIPTOR
+        self.size = self._descriptors + count * DESCRIPTOR
         self._zero_at = self.size
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
@@ -175,11 +180,11 @@ class KdumpWriter:
             self.size,
             self._zero_at,
             self._codec.flag,
-            not self._source.arch.little_endian,
+            self._source.arch.byteorder != sys.byteorder,
             found,
         )
         self._pending += _core.ffi.buffer(found)
-        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * _DESCRIPTOR:
+        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
             self._flush()
 
     def _flush(self) -> None:
