@@ -111,6 +111,8 @@ class _Run:
             self._warnings.append(f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept")
             self._classifier = self._new_classifier(None)
         self._max_mapnr = max_pfn(dump, self._page_size)
+        if dump.header.incomplete:
+            self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
     def _understand(self) -> None:
@@ -158,11 +160,12 @@ class _Run:
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=self._crash_time,
-            phys_base=kernel.phys_base if kernel else 0,
+            phys_base=kernel.phys_base if kernel else self._dump.header.phys_base or 0,
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=(info.file_offset, info.file_size) if info else None,
+            cpus=self._dump.header.cpus,
         )
 
     def _uts_without_kernel(self) -> Utsname:
