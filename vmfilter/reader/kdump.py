@@ -40,7 +40,7 @@ _MAX_NOTES_SIZE = 1 << 28
 _MAX_VMCOREINFO_SIZE = 1 << 20
 _STRETCH = 1 << 15  # page frames whose bits are read at a time; of each the first page's rank is kept: 8 bytes
 _BATCH_BYTES = 1 << 18  # of pages read and decompressed at a time
-_RANKED_BYTES = 1 << 20  # of bitmap 2 read at a time when the file is opened
+_RANKED_BYTES = 1 << 18  # of bitmap 2 read at a time when the file is opened
 
 
 class _Stretch(NamedTuple):
@@ -69,7 +69,9 @@ class _Tools:
         self.descriptors = _core.ffi.new("struct vmf_descriptor[]", self.batch)
         self.extents = _core.ffi.new("struct vmf_extent[]", self.batch)
         self.data = bytearray(self.batch * page_size)
-        self.page = bytearray(page_size)
+        self.page = bytearray(page_size)  # the last one of which a part was read: the next part is often beside it
+        self.page_of: int | None = None
+        self.page_whole = False
         self.stretch = _Stretch(-1, b"", b"")
 
 
@@ -203,6 +205,8 @@ class KdumpDump(Dump):
             for pfn in range(0, count, _STRETCH):
                 n = _core.lib.vmf_rank(_core.ffi.cast("uint8_t *", bits) + pfn // 8, min(_STRETCH, count - pfn))
                 self._ranks.append(self._ranks[-1] + n)
+        if not self._ranks[-1]:
+            raise InputError(f"{self.path}: has no page: bitmap 2, at offset {self._bitmap2:#x}, is empty")
         self._data = self._descriptors + self._ranks[-1] * DESCRIPTOR  # lowest offset at which data can lie
 
     def _bits(self, bitmap: int, number: int) -> bytes:
@@ -234,9 +238,16 @@ class KdumpDump(Dump):
         _core.lib.vmf_drop_lost(descriptors, count, self._file_size, len(kept) * 8, bits)
         return bytes(held)
 
+    def _has_kept(self, number: int) -> bool:
+        """Whether a stretch has any page: bitmap 2 need not be read to know."""
+        return self._ranks[number] != self._ranks[number + 1]
+
     def _memory(self, number: int) -> bytes:
-        """Bits of the frames of a stretch that are memory, in the file or left out of it."""
-        present, kept = self._bits(self._bitmap1, number), self._stretch(number).kept
+        """Bits of the frames of a stretch that are memory, in the file or left out of it; b"" where there is none."""
+        present = self._bits(self._bitmap1, number)
+        if not self._has_kept(number):
+            return present if present.count(0) != len(present) else b""
+        kept = self._stretch(number).kept
         both = int.from_bytes(present, "little") | int.from_bytes(kept, "little")
         return both.to_bytes(len(kept), "little")
 
@@ -248,7 +259,8 @@ class KdumpDump(Dump):
             number = at // _STRETCH
             base = number * _STRETCH
             upto = min(base + _STRETCH, end)
-            for pfn, n in runs_in(bits_of(number), base, upto - base, at - base):
+            bits = bits_of(number)
+            for pfn, n in runs_in(bits, base, upto - base, at - base) if bits else ():
                 if pfn != stop:
                     if stop > start:
                         yield start, stop - start
@@ -259,8 +271,8 @@ class KdumpDump(Dump):
             yield start, stop - start
 
     def _held(self, number: int) -> bytes:
-        """Bits of the frames of a stretch whose content is there."""
-        return self._stretch(number).held
+        """Bits of the frames of a stretch whose content is there; b"" where there is none."""
+        return self._stretch(number).held if self._has_kept(number) else b""
 
     def _next_frame(self, first: int, end: int) -> int | None:
         """First of the frames [first, end) that is memory, in the file or left out of it."""
@@ -269,7 +281,8 @@ class KdumpDump(Dump):
             number = at // _STRETCH
             base = number * _STRETCH
             upto = min(base + _STRETCH, end)
-            for pfn, _ in runs_in(self._memory(number), base, upto - base, at - base):
+            bits = self._memory(number)
+            for pfn, _ in runs_in(bits, base, upto - base, at - base) if bits else ():
                 return pfn
             at = upto
         return None
@@ -297,7 +310,7 @@ class KdumpDump(Dump):
             number = pfn // _STRETCH
             for bits, value in (
                 (self._memory(number), PageClass.EXCLUDED),
-                (self._stretch(number).held, PageClass.KERNEL),
+                (self._held(number), PageClass.KERNEL),
             ):
                 _core.lib.vmf_mark(bits, min(count, len(bits) * 8), value, values)
 
@@ -327,9 +340,13 @@ class KdumpDump(Dump):
             pfn, skip = divmod(address - self._start + done, size)
             n = min(size - skip, len(view) - done)
             if n < size:
-                page = memoryview(self._tools().page)
-                whole &= self._read_pages(pfn, page)
-                view[done : done + n] = page[skip : skip + n]
+                tools = self._tools()
+                if tools.page_of != pfn:
+                    tools.page_of = None
+                    tools.page_whole = self._read_pages(pfn, memoryview(tools.page))
+                    tools.page_of = pfn
+                whole &= tools.page_whole
+                view[done : done + n] = memoryview(tools.page)[skip : skip + n]
             else:
                 n = (len(view) - done) // size * size
                 whole &= self._read_pages(pfn, view[done : done + n])
