@@ -36,6 +36,25 @@ void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count)
 	}
 }
 
+uint64_t vmf_drop_lost(const struct vmf_descriptor *descriptors, uint64_t descriptor_count, uint64_t file_size,
+		       uint64_t count, uint8_t *bits)
+{
+	uint64_t seen = 0, left = 0;
+
+	for (uint64_t i = 0; i < count; i++) {
+		const struct vmf_descriptor *d = &descriptors[seen];
+
+		if (!(bits[i / 8] >> (i % 8) & 1))
+			continue;
+		if (seen++ < descriptor_count && d->offset && d->offset <= file_size &&
+		    d->size <= file_size - d->offset)
+			left++;
+		else
+			bits[i / 8] &= (uint8_t)~(1u << (i % 8));
+	}
+	return left;
+}
+
 /* Whether the extent has the descriptor's data, or can be made longer to have it without much that nobody wants. */
 static int takes(const struct vmf_extent *e, const struct vmf_descriptor *d, int is_last, uint32_t page_size)
 {
@@ -46,7 +65,7 @@ static int takes(const struct vmf_extent *e, const struct vmf_descriptor *d, int
 	return d->offset + d->size <= end || (is_last && d->offset <= end + page_size - d->size);
 }
 
-uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size,
+uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size, uint64_t lowest,
 		     struct vmf_extent *extents)
 {
 	uint64_t n = 0, at = 0;
@@ -55,7 +74,7 @@ uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, u
 		const struct vmf_descriptor *d = &descriptors[i];
 		struct vmf_extent *e = NULL;
 
-		if (d->size > page_size || d->offset > (uint64_t)INT64_MAX - page_size)
+		if (d->size > page_size || d->offset < lowest || d->offset > (uint64_t)INT64_MAX - page_size)
 			return UINT64_MAX - i;
 		for (uint64_t j = n; j-- > 0 && !e;)
 			if (takes(&extents[j], d, j == n - 1, page_size))

@@ -162,6 +162,14 @@ uint64_t vmf_descriptors(const uint32_t *sizes, uint64_t count, uint32_t page_si
 /* Descriptors of a file in the other byte order become this machine's, in place. */
 void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count);
 
+/*
+ * An incomplete file: clears those of the first count bits whose page is lost. The set bits have a descriptor each, in
+ * order, of which there are so many; a page is lost where it has none, its offset is 0, or its data would end after
+ * file_size. Returns how many are left.
+ */
+uint64_t vmf_drop_lost(const struct vmf_descriptor *descriptors, uint64_t descriptor_count, uint64_t file_size,
+		       uint64_t count, uint8_t *bits);
+
 /* Bytes of a file, and where in a buffer they are to lie. */
 struct vmf_extent {
 	uint64_t offset, size, at;
@@ -170,9 +178,10 @@ struct vmf_extent {
 /*
  * What must be read of a file to have the data of count descriptors: extents (room for count), that lie one after the
  * other in a buffer of at most count * page_size bytes; what is shared, or near to what came before, is in one. Returns how
- * many, or UINT64_MAX - i where descriptor i is larger than a page or beyond the address space.
+ * many, or UINT64_MAX - i where descriptor i is larger than a page, before the lowest offset where data can be, or
+ * beyond the longest file.
  */
-uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size,
+uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size, uint64_t lowest,
 		     struct vmf_extent *extents);
 
 /* Decompresses pages. One thread at a time. */

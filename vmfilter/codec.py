@@ -64,15 +64,19 @@ def _expand_zlib(data: bytes, size: int) -> bytes | None:
 
     expander = zlib.decompressobj()
     try:
-        return expander.decompress(data, size)
+        page = expander.decompress(data, size + 1)  # one more: else it stops before its checksum
     except zlib.error:
         return None
+    return page if expander.eof else None
 
 
 def _expand_zstd(data: bytes, size: int) -> bytes | None:
     import zstandard
 
     try:
+        # What the frame says of its size is what is allocated, whatever the limit: -1 where it says nothing.
+        if zstandard.frame_content_size(data) not in (-1, size):
+            return None
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError:
         return None

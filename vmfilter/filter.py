@@ -112,6 +112,8 @@ class _Run:
             self._warnings.append(f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept")
             self._classifier = self._new_classifier(None)
         self._max_mapnr = max_pfn(dump, self._page_size)
+        if dump.header.incomplete:
+            self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
     def _understand(self) -> None:
@@ -161,12 +163,12 @@ class _Run:
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=self._crash_time,
-            phys_base=kernel.phys_base if kernel else 0,
+            phys_base=kernel.phys_base if kernel else self._dump.header.phys_base or 0,
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
-            vmcoreinfo=(info.file_offset, info.file_size) if info and info.file_size else None,
-            found_vmcoreinfo=info.text.encode() if info and not info.file_size else b"",
+            vmcoreinfo=info,
+            cpus=self._dump.header.cpus,
             first_pfn=kernel.first_pfn if kernel else 0,
         )
 
@@ -193,6 +195,7 @@ class _Run:
         found = {c: counts[c] for c in PageClass}
         result = Statistics(self._level, self._page_size, self._max_mapnr, found, self._include_pmem_userdata)
         result.pmem = namespaces.result(found)
+        writer.finish_bitmaps()
         if self._kernel is not None:
             result.gaps = gaps(self._dump, self._kernel)
         result.unknown = self._classifier.unknown

@@ -31,10 +31,11 @@ Run = tuple[int, int]
 
 def runs_in(bits: bytes, pfn: int, count: int, skip: int = 0) -> Iterator[Run]:
     """Runs of set bits among the first count of a bitmap whose first bit is frame pfn, without the first skip bits."""
-    found = _core.ffi.new("uint64_t[]", 2 * _MAX_RUNS)
+    most = min(max(count - skip, 0) // 2 + 1, _MAX_RUNS)
+    found = _core.ffi.new("uint64_t[]", 2 * most)
     at = _core.ffi.new("uint64_t *", skip)
     while at[0] < count:
-        n = _core.lib.vmf_runs(bits, count, at, found, _MAX_RUNS)
+        n = _core.lib.vmf_runs(bits, count, at, found, most)
         for i in range(n):
             yield pfn + found[2 * i], found[2 * i + 1]
 

@@ -71,6 +71,8 @@ class Kernel:
         self._dump = dump
         self.info = info
         self.page_size = page_size_of(dump, info)
+        if dump.header.phys_base is not None:
+            info.supply("phys_base", dump.header.phys_base)  # x86_64 exports it since 4.10 only
         roots = dump.arch.roots(info, dump.loads)
         if not roots:
             raise KernelError("VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")

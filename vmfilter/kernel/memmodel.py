@@ -203,8 +203,9 @@ class SparseMemory:
     def sections(self) -> Iterator[Section]:
         """All sections that are present, in order."""
         for root in self._roots():
-            for number in range(root * self._per_root, min((root + 1) * self._per_root, self._sections)):
-                section = self.section(number)
+            first = root * self._per_root
+            for number, value in enumerate(self._root(root)[: self._sections - first], first):
+                section = self.section(number) if value & _MARKED_PRESENT else None
                 if section:
                     yield section
 

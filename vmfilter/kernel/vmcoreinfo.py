@@ -46,6 +46,10 @@ class Vmcoreinfo:
                 return cls(text, note.offset, note.size)
         return None
 
+    def supply(self, name: str, value: int) -> None:
+        """Add the value of a constant or variable that is known from elsewhere, where the text does not say it."""
+        self._values.setdefault(("NUMBER", name), str(value))
+
     def _number(self, kind: str, name: str, base: int) -> int | None:
         value = self._values.get((kind, name))
         if value is None:

@@ -43,6 +43,8 @@ class Header(NamedTuple):
         crash_time: seconds since 1970, 0 where it is not known.
         level: dump level of what was left out before.
         incomplete: whether space or time ran out when it was written.
+        cpus: of the machine, 0 where it is not known.
+        phys_base: of the kernel, None where it is not known; negative where x86_64's KASLR made it so.
 
     """
 
@@ -50,6 +52,8 @@ class Header(NamedTuple):
     crash_time: int = 0
     level: int = 0
     incomplete: bool = False
+    cpus: int = 0
+    phys_base: int | None = None
 
 
 class Dump:
@@ -66,6 +70,7 @@ class Dump:
         end: physical address after all memory.
         notes: the ELF notes, in order.
         note_parts: where the notes lie in the file: offset and bytes of each PT_NOTE.
+        erase_info: where makedumpfile says what it erased from memory: offset and bytes of that text.
 
     """
 
@@ -83,6 +88,7 @@ class Dump:
         self.loads: list[Piece] = []
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
+        self.erase_info: tuple[int, int] | None = None
 
     def close(self) -> None:
         """Close the file. The dump cannot be used after."""

@@ -7,8 +7,9 @@ import struct
 from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note
 
-_MAX_NOTES = 1 << 20
+_MAX_NOTES = 1 << 16  # s390x has a dozen for each of its 512 CPUs
 _MAX_NAME = 4096  # bytes of a note's name
+_KEPT_NAME = 64  # of which so many are kept: no name that means something has more
 
 
 def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
@@ -30,7 +31,7 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
         desc = at + header.size + (name_size + 3 & ~3)
         if name_size > _MAX_NAME or desc + desc_size > end:
             raise InputError(f"{dump.path}: the note at offset {at:#x} goes beyond the notes' end at {end:#x}")
-        name = dump.read_file(at + header.size, name_size).rstrip(b"\0")
+        name = dump.read_file(at + header.size, min(name_size, _KEPT_NAME)).rstrip(b"\0")
         notes.append(Note(name, kind, desc, desc_size))
         at = desc + (desc_size + 3 & ~3)
     return notes
