@@ -127,7 +127,7 @@ static void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 
 		if (!b->tails_alike && (field(l, structs + i * l->size, l->flags) & l->hwpoison))
 			c = VMF_HWPOISON;
-		if (classes[i] == VMF_KERNEL)
+		if (classes[i] == VMF_KERNEL || (classes[i] == VMF_PMEM_USERDATA && c == VMF_HWPOISON))
 			classes[i] = c;
 	}
 }

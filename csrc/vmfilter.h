@@ -59,8 +59,8 @@ struct vmf_block {
 
 /*
  * Gives each of count frames from pfn its class. structs: their struct pages, count * layout->size bytes.
- * classes: one byte a frame, in and out; only those that are VMF_KERNEL are changed. Returns 0, or -1 where the
- * layout points outside the struct page.
+ * classes: one byte a frame, in and out; only those that are VMF_KERNEL are changed, and VMF_PMEM_USERDATA to
+ * VMF_HWPOISON. Returns 0, or -1 where the layout points outside the struct page.
  */
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, uint8_t *classes);

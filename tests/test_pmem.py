@@ -28,6 +28,9 @@ NAMESPACES = [
 ]
 
 
+WITHOUT_LIST = ("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+
+
 class Machine:
     """A copy of the real vmcore whose kernel memory and VMCOREINFO can be changed."""
 
@@ -79,6 +82,14 @@ class Machine:
             assert info is not None
             pmem = find_pmem(dump, PAGE, Kernel(dump, info))
             return list(pmem.metadata), list(pmem.warnings)
+
+
+def patch(path: Path, paddr: int, data: bytes) -> None:
+    """Write physical memory of a vmcore."""
+    with vmfilter.open_dump(path) as dump, open(path, "r+b") as f:
+        load = next(p for p in dump.loads if p.start <= paddr < p.end)
+        f.seek(load.offset + paddr - load.start)
+        f.write(data)
 
 
 @pytest.fixture
@@ -151,7 +162,7 @@ def test_a_structure_of_another_size_is_read_all_the_same(machine: Machine) -> N
 
 
 def test_without_the_list_info_blocks_give_the_same_ranges(machine: Machine, tmp_path: Path) -> None:
-    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    machine.edit_info(*WITHOUT_LIST)
     assert machine.found() == (RANGES, [])
     statistics = vmfilter.filter_dump(machine.path, tmp_path / "dump")
     assert statistics.classes[PageClass.PMEM_METADATA] == 3072
@@ -216,7 +227,7 @@ def test_user_data_is_written_only_when_it_is_asked_for(real: Callable[[str], Pa
 @pytest.mark.parametrize("listed", [True, False])
 def test_filtering_again_drops_exactly_the_metadata(machine: Machine, tmp_path: Path, listed: bool) -> None:
     if not listed:
-        machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+        machine.edit_info(*WITHOUT_LIST)
     vmfilter.filter_dump(machine.path, tmp_path / "31", level=31)
     statistics = vmfilter.filter_dump(tmp_path / "31", tmp_path / "63", level=63)
     before, after = Kdump(tmp_path / "31"), Kdump(tmp_path / "63")
@@ -239,13 +250,135 @@ def test_user_data_that_a_dump_has_is_not_in_one_made_of_it(real: Callable[[str]
 
 def test_what_a_namespace_that_is_no_more_has_left_behind_is_not_believed(machine: Machine, tmp_path: Path) -> None:
     # A valid info block in a part of the device that belongs to no namespace; its "metadata" would be anybody's data.
-    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    machine.edit_info(*WITHOUT_LIST)
     stale = PMEM + (700 << 20)
     with vmfilter.open_dump(machine.path) as dump, open(machine.path, "r+b") as f:
         load = next(p for p in dump.loads if p.start <= stale < p.end)
         f.seek(load.offset + stale + PAGE - load.start)
         f.write(info_block(npfns=16384))
     assert machine.found() == (RANGES, [])
+
+
+MISLEADING: dict[str, Callable[[Machine], None]] = {
+    "a block outside any namespace": lambda m: patch(m.path, PMEM + (768 << 20) + PAGE, info_block(npfns=16384)),
+    "a block among a namespace's files, which has lost its own": lambda m: (
+        patch(m.path, PMEM + PAGE, bytes(PAGE)), patch(m.path, PMEM + (64 << 20) + PAGE, info_block(npfns=16384))
+    ),
+    "a namespace that claims more than the device": lambda m: (
+        patch(m.path, PMEM + PAGE, info_block(npfns=1 << 30)),
+        patch(m.path, PMEM + (64 << 20) + PAGE, info_block(npfns=16384)),
+    ),
+    "a reserve that no struct pages can need": lambda m: patch(
+        m.path, PMEM + PAGE, info_block(offset=128 << 20, npfns=65536 - 32768)
+    ),
+    "a reserve of a namespace whose struct pages are in RAM": lambda m: patch(
+        m.path, PMEM + (512 << 20) + PAGE, info_block(offset=2 << 20, npfns=32768 - 512)
+    ),
+    "no pages": lambda m: patch(m.path, PMEM + PAGE, info_block(offset=512 << 20, npfns=0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISLEADING)
+def test_no_info_block_turns_user_data_into_metadata(machine: Machine, kind: str) -> None:
+    machine.edit_info(*WITHOUT_LIST)
+    MISLEADING[kind](machine)
+    ranges, _ = machine.found()
+    reserved = {pfn for first, end in RANGES for pfn in range(first, end)}
+    assert ranges
+    assert {pfn for first, end in ranges for pfn in range(first, end)} <= reserved
+
+
+@pytest.mark.parametrize(("start", "end"), [(0x100000, 0x108600), (0x100000, 0x138000), (0x128000, 0x138000)])
+def test_no_entry_of_the_list_turns_user_data_into_metadata(machine: Machine, start: int, end: int) -> None:
+    machine.poke(machine.first, START, start)
+    machine.poke(machine.first, END, end)
+    ranges, warnings = machine.found()
+    assert ranges == RANGES
+    assert f"{machine.first:#x}" in warnings[0]
+
+
+@pytest.mark.parametrize("old", ["SIZE(devm_memmap_vmcore)=40", "OFFSET(devm_memmap_vmcore.start)=16"])
+def test_what_is_no_number_ends_the_list_and_not_the_run(machine: Machine, old: str) -> None:
+    machine.edit_info(old, old[:-2] + "xx")
+    ranges, warnings = machine.found()
+    assert ranges == RANGES
+    assert "not a number" in warnings[0]
+
+
+def test_a_list_without_entries_is_made_up_for(machine: Machine) -> None:
+    machine.poke(machine.head, NEXT, machine.head)
+    machine.poke(machine.head, PREV, machine.head)
+    assert machine.found() == (RANGES, [])
+
+
+def test_an_info_block_in_ram_is_page_cache(real: Callable[[str], Path], tmp_path: Path) -> None:
+    import subprocess
+
+    vmcore = tmp_path / "vmcore"
+    subprocess.run(["cp", "--sparse=always", real("x86_64-6.12-pmem3"), vmcore], check=True)
+    with vmfilter.open_dump(vmcore) as dump:
+        ram = [p.start for p in dump.loads if p.start < PMEM and p.end - p.start > 1 << 20]
+    for start in ram:
+        patch(vmcore, start + PAGE, info_block(offset=1 << 30, npfns=1 << 24))
+    statistics = vmfilter.filter_dump(vmcore, tmp_path / "dump", level=63)
+    assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+
+
+def test_metadata_alone_survives_filtering_again(real: Callable[[str], Path], tmp_path: Path) -> None:
+    vmfilter.filter_dump(real("x86_64-6.12-pmem3"), tmp_path / "a")
+    statistics = vmfilter.filter_dump(tmp_path / "a", tmp_path / "b")
+    assert Kdump(tmp_path / "a").kept == Kdump(tmp_path / "b").kept
+    assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+
+
+def test_a_pt_load_without_its_flag_is_pmem_all_the_same(machine: Machine, tmp_path: Path) -> None:
+    with vmfilter.open_dump(machine.path) as dump:
+        number = next(i for i, p in enumerate(dump.loads) if p.flags & 0x10)
+    with open(machine.path, "r+b") as f:
+        at = 64 + 56 * (number + 1) + 4  # after the ELF header and the PT_NOTE
+        f.seek(at)
+        assert f.read(4) == b"\x17\0\0\0"
+        f.seek(at)
+        f.write(b"\x07\0\0\0")
+    vmfilter.filter_dump(machine.path, tmp_path / "dump", level=0)
+    reserved = {pfn for first, end in RANGES for pfn in range(first, end)}
+    assert {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE} == reserved
+
+
+def test_a_marked_pt_load_wins_over_one_that_overlaps_it(tmp_path: Path) -> None:
+    plain, marked = Load(PMEM, bytes(4 * PAGE)), Load(PMEM, bytes(4 * PAGE), flags=0x17)
+    for loads in [plain, marked], [marked, plain]:
+        with vmfilter.open_dump(Elf(loads).write(tmp_path / "v")) as dump:
+            classes = bytearray(4)
+            dump.mark(PMEM // PAGE, PAGE, memoryview(classes))
+            assert set(classes) == {PageClass.PMEM_USERDATA}
+
+
+def test_pmem_that_is_used_as_ram_is_ram(tmp_path: Path) -> None:
+    # daxctl reconfigure-device --mode=system-ram: its sections are online.
+    machine = Synthetic()
+    machine.section(200)
+    machine.put(200 * 512, "lru")
+    path = machine.write(tmp_path / "v")
+    with open(path, "r+b") as f:
+        raw = f.read(64 + 56 * 64)
+        for i in range((len(raw) - 64) // 56):
+            kind, flags, _, _, paddr, *_ = struct.unpack_from("<IIQQQQ", raw, 64 + 56 * i)
+            if kind == 1 and paddr == 200 * 512 * PAGE:
+                f.seek(64 + 56 * i + 4)
+                f.write(struct.pack("<I", flags | 0x10))
+    statistics = vmfilter.filter_dump(path, tmp_path / "dump", level=31)
+    assert statistics.classes[PageClass.PMEM_USERDATA] == 0
+    assert statistics.classes[PageClass.CACHE] == 1
+
+
+def test_a_poisoned_page_of_pmem_is_not_written_either(tmp_path: Path) -> None:
+    machine = Synthetic(section_flags={200: DEVICE})
+    machine.section(200)
+    machine.put(200 * 512 + 7, "hwpoison")
+    statistics = vmfilter.filter_dump(machine.write(tmp_path / "v"), tmp_path / "dump", include_pmem_userdata=True)
+    assert statistics.classes[PageClass.PMEM_USERDATA] == 511
+    assert 200 * 512 + 7 not in Kdump(tmp_path / "dump").kept
 
 
 # By page tables
@@ -276,7 +409,7 @@ def test_metadata_alone_is_known_by_page_tables_without_its_info_block(
 def test_struct_pages_on_pmem_are_known_by_page_tables_without_list_or_info_block(
     machine: Machine, tmp_path: Path
 ) -> None:
-    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    machine.edit_info(*WITHOUT_LIST)
     wipe(machine.path, NAMESPACES)
     vmfilter.filter_dump(machine.path, tmp_path / "dump")
     kept = {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE}
@@ -302,7 +435,8 @@ def test_a_pt_load_is_metadata_where_most_of_it_is_struct_pages(tmp_path: Path, 
     machine = device_with_its_own_struct_pages(200, load)
     with machine.opened(tmp_path) as (dump, kernel):
         # Offline memory with its struct pages on it (memmap_on_memory) is 64 times as large as they are.
-        assert list(find_pmem(dump, PAGE, kernel).metadata) == ([(load.start, load.stop)] if count < 16 else [])
+        metadata = load.stop if count < 16 else load.start + 8
+        assert list(find_pmem(dump, PAGE, kernel).metadata) == [(load.start, metadata)]
 
 
 def test_struct_pages_in_ram_are_no_metadata(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from vmfilter import _core
 from vmfilter.errors import KernelError
 from vmfilter.levels import PageClass
 from vmfilter.pmem import NO_PMEM, Pmem
-from vmfilter.ranges import intersection
+from vmfilter.ranges import clipped
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
@@ -26,6 +26,7 @@ def _becomes(page_class: PageClass) -> bytes:
 
 
 _TO_METADATA, _TO_USERDATA = _becomes(PageClass.PMEM_METADATA), _becomes(PageClass.PMEM_USERDATA)
+_TO_KERNEL = _becomes(PageClass.KERNEL)
 
 
 class Window(NamedTuple):
@@ -56,7 +57,14 @@ class Classifier:
 
     """
 
-    def __init__(self, dump: Dump, page_size: int, kernel: Kernel | None, pmem: Pmem = NO_PMEM) -> None:
+    def __init__(
+        self,
+        dump: Dump,
+        page_size: int,
+        kernel: Kernel | None,
+        pmem: Pmem = NO_PMEM,
+        include_pmem_userdata: bool = False,
+    ) -> None:
         """Prepare for one dump.
 
         Args:
@@ -64,6 +72,7 @@ class Classifier:
             page_size: bytes.
             kernel: the crashed kernel; without it every frame is KERNEL, and hwpoison and offline are not known.
             pmem: what is known of its persistent memory.
+            include_pmem_userdata: whether hwpoisoned pages among that matter.
 
         Raises:
             KernelError: the kernel does not say where its struct pages are and what they look like.
@@ -73,6 +82,7 @@ class Classifier:
         self._page_size = page_size
         self._kernel = kernel
         self._pmem = pmem
+        self._asked = (PageClass.KERNEL, *([PageClass.PMEM_USERDATA] if include_pmem_userdata else []))
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
@@ -100,8 +110,9 @@ class Classifier:
         """Every frame of which the dump has a part is KERNEL until more is known, pmem's is PMEM_USERDATA."""
         classes[:] = bytes(count)
         self._dump.mark(pfn, self._page_size, classes)
-        for ranges, table in (self._pmem.areas, _TO_USERDATA), (self._pmem.metadata, _TO_METADATA):
-            for first, end in intersection(ranges, [(pfn, pfn + count)]):
+        pmem = self._pmem
+        for ranges, table in (pmem.areas, _TO_USERDATA), (pmem.ram, _TO_KERNEL), (pmem.metadata, _TO_METADATA):
+            for first, end in clipped(ranges, pfn, pfn + count):
                 held = bytes(classes[first - pfn : end - pfn])
                 classes[first - pfn : end - pfn] = held.translate(table)
 
@@ -110,7 +121,7 @@ class Classifier:
         while at < pfn + count:
             end, memmap = self._model.stretch(at, pfn + count)
             part = classes[at - pfn : end - pfn]
-            if PageClass.KERNEL in bytes(part):  # else no memory, or pmem: struct pages have no say in that
+            if any(c in bytes(part) for c in self._asked):
                 if memmap is None:
                     self._count_unknown(part)
                 else:

@@ -13,8 +13,8 @@ from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.coverage import gaps
 from vmfilter.errors import KernelError, OutputError, VmfilterError
-from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
-from vmfilter.kernel.search import search_kernel
+from vmfilter.kernel import Utsname
+from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
 from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
@@ -99,38 +99,24 @@ class _Run:
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress
         self._warnings: list[str] = []
-        self._info: Vmcoreinfo | None = None
-        self._page_size = dump.page_size or dump.arch.page_size
-        self._crash_time = dump.header.crash_time
-        self._kernel: Kernel | None = None
+        self._page_size, self._info, self._kernel, error = understand(dump)
+        self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
-            self._understand()
-            self._classifier = self._new_classifier(self._kernel)
+            if error is not None:
+                raise error
+            self._classifier = Classifier(dump, self._page_size, self._kernel, self._pmem, include_pmem_userdata)
         except KernelError as e:
             if needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 leaves out zero pages without knowing the kernel") from e
-            self._warnings.append(f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept")
-            self._classifier = self._new_classifier(None)
+            self._warnings.append(
+                f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept, and persistent memory "
+                "only as far as the file marks it"
+            )
+            self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
         if dump.header.incomplete:
             self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
-
-    def _understand(self) -> None:
-        """Learn what there is to know of the kernel, as far as it goes: levels 0 and 1 do without the rest."""
-        info = Vmcoreinfo.of(self._dump)
-        if info is None:
-            self._kernel = search_kernel(self._dump)
-            info = self._kernel.info
-        self._info = info
-        self._page_size = page_size_of(self._dump, info)
-        self._crash_time = (info.plain_number("CRASHTIME") or self._crash_time) & (1 << 63) - 1
-        if self._kernel is None:
-            self._kernel = Kernel(self._dump, info)
-
-    def _new_classifier(self, kernel: Kernel | None) -> Classifier:
-        self._pmem = find_pmem(self._dump, self._page_size, kernel)
-        return Classifier(self._dump, self._page_size, kernel, self._pmem)
 
     def write(self, transport: Transport, codec: Codec, effort: int, threads: int) -> Statistics:
         started = time.monotonic()
@@ -162,7 +148,7 @@ class _Run:
         kernel, info = self._kernel, self._info
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
-            crash_time=self._crash_time,
+            crash_time=crash_time(self._dump, info),
             phys_base=kernel.phys_base if kernel else self._dump.header.phys_base or 0,
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,

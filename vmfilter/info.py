@@ -8,8 +8,8 @@ from vmfilter import _core
 from vmfilter.classify import Classifier
 from vmfilter.coverage import Gap, gaps
 from vmfilter.errors import KernelError
-from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
-from vmfilter.kernel.search import search_kernel
+from vmfilter.kernel import Utsname
+from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import PageClass
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump
@@ -62,19 +62,15 @@ def dump_info(dump: Dump) -> DumpInfo:
 
     """
     warnings: list[str] = []
-    kernel = None
-    page_size = dump.page_size or dump.arch.page_size
-    info = Vmcoreinfo.of(dump)
+    page_size, info, kernel, error = understand(dump)
+    lost: list[Gap] = []
     try:
-        if info is None:
-            kernel = search_kernel(dump)
-            info = kernel.info
-        page_size = page_size_of(dump, info)
-        kernel = kernel or Kernel(dump, info)
-        lost = gaps(dump, kernel)
+        if error is not None:
+            raise error
+        if kernel is not None:
+            lost = gaps(dump, kernel)
     except KernelError as e:
         warnings.append(f"{dump.path}: {e}; what lies where cannot be known")
-        lost = []
     pmem = find_pmem(dump, page_size, kernel)
     counts = _core.ffi.new("uint64_t[]", len(PageClass))
     namespaces = NamespaceCounter(pmem.namespaces, page_size)
@@ -87,8 +83,8 @@ def dump_info(dump: Dump) -> DumpInfo:
         format=dump.format,
         machine=dump.arch.name,
         uts=kernel.uts if kernel else Utsname(*dump.header.uts),
-        crash_time=(info and info.plain_number("CRASHTIME")) or dump.header.crash_time,
-        cpus=sum(1 for note in dump.notes if note.name == b"CORE" and note.kind == 1),
+        crash_time=crash_time(dump, info),
+        cpus=sum(1 for note in dump.notes if note.name == b"CORE" and note.kind == 1) or dump.header.cpus,
         page_size=page_size,
         level=dump.header.level,
         incomplete=dump.header.incomplete,

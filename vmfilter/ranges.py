@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 Range = tuple[int, int]
 """Page frames [first, end)."""
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Sort ranges and join those that touch or overlap."""
+    """Sort ranges and join those that touch or overlap; what the functions below take."""
     out: list[Range] = []
     for first, end in sorted(ranges):
         if out and first <= out[-1][1]:
             out[-1] = (out[-1][0], max(out[-1][1], end))
-        else:
+        elif first < end:
             out.append((first, end))
     return out
 
 
-def intersection(some: Iterable[Range], others: Iterable[Range]) -> list[Range]:
-    """What is in both."""
-    others = list(others)
-    pairs = ((max(a, c), min(b, d)) for a, b in some for c, d in others)
-    return [(first, end) for first, end in pairs if first < end]
+def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:
+    """What of merged ranges is in [first, end)."""
+    i = max(bisect_left(ranges, (first + 1,)) - 1, 0)
+    out = []
+    while i < len(ranges) and ranges[i][0] < end:
+        a, b = max(ranges[i][0], first), min(ranges[i][1], end)
+        if a < b:
+            out.append((a, b))
+        i += 1
+    return out
+
+
+def intersection(some: Iterable[Range], others: Sequence[Range]) -> list[Range]:
+    """What is in both, of merged ranges."""
+    return [part for first, end in some for part in clipped(others, first, end)]
+
+
+def without(ranges: Iterable[Range], others: Sequence[Range]) -> list[Range]:
+    """What of merged ranges is not in others."""
+    out = []
+    for first, end in ranges:
+        for a, b in clipped(others, first, end):
+            if first < a:
+                out.append((first, a))
+            first = b
+        if first < end:
+            out.append((first, end))
+    return out
 
 
 def frames_in(ranges: Iterable[Range]) -> int:

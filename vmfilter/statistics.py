@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,15 +35,19 @@ class NamespaceCounter:
         """Begin, for these namespaces."""
         self._namespaces = namespaces
         self._page_size = page_size
+        self._starts = [n.start for n in namespaces]
         self._counts = [[0, 0] for _ in namespaces]
 
     def add(self, pfn: int, classes: memoryview) -> None:
         """Count frames from pfn on."""
-        for namespace, counts in zip(self._namespaces, self._counts, strict=True):
-            first = max(namespace.start // self._page_size - pfn, 0)
-            part = bytes(classes[first : max(-(-namespace.end // self._page_size) - pfn, first)])
-            counts[0] += part.count(PageClass.PMEM_METADATA)
-            counts[1] += part.count(PageClass.PMEM_USERDATA)
+        size, end = self._page_size, pfn + len(classes)
+        i = max(bisect_right(self._starts, pfn * size) - 1, 0)
+        while i < len(self._namespaces) and self._starts[i] < end * size:
+            first = max(self._starts[i] // size - pfn, 0)
+            part = bytes(classes[first : max(-(-self._namespaces[i].end // size) - pfn, first)])
+            self._counts[i][0] += part.count(PageClass.PMEM_METADATA)
+            self._counts[i][1] += part.count(PageClass.PMEM_USERDATA)
+            i += 1
 
     def result(self, classes: dict[PageClass, int]) -> list[NamespacePages]:
         """What was counted, and last what of all those classes is in no namespace; nothing where there is no pmem."""

@@ -21,7 +21,7 @@ dump level, a sum or names joined by commas (-d 31 is -d zero,cache,user,free):
   16  free              free pages
   32  pmem-metadata     struct pages that lie on persistent memory
 Hwpoisoned and offline pages are in no dump, as far as the kernel can be understood (levels 0 and 1 do without), and
-neither is user data on persistent memory, as far as the vmcore marks it (p_flags 0x10)."""
+neither is user data on persistent memory."""
 
 _PMEM_USERDATA = """also write the user data on persistent memory that the vmcore has: what its namespaces hold, which
 is people's files, and what lies outside of any; as large as the devices are"""
@@ -71,7 +71,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("--stats", action="store_true", help="report every class of pages, sizes and times as well")
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
-    p.add_argument("vmcore", metavar="VMCORE", help="ELF vmcore: /proc/vmcore or a copy of it")
+    p.add_argument("vmcore", metavar="VMCORE", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
     p.add_argument("dump", metavar="DUMP", help="file to make")
     p.set_defaults(run=run)
 
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         if progress:
             progress.close()
-    warnings = result.warnings
+    warnings = list(result.warnings)
     if options.quiet:  # else they are in the report
         warnings += [f"{options.vmcore}: {line}" for line in coverage(result.gaps)]
     for warning in warnings:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import KernelError
@@ -70,6 +70,43 @@ def _searched(dump: Dump) -> Iterator[bytes]:
                 if text:
                     yield text
                 at = _core.lib.vmf_find_word(data, size, at + 4, word)
+
+
+class Understood(NamedTuple):
+    """What is known of the crashed kernel, as far as it goes.
+
+    Attributes:
+        page_size: bytes.
+        info: VMCOREINFO, None where there is none.
+        kernel: it, None where it cannot be understood.
+        error: why not.
+
+    """
+
+    page_size: int
+    info: Vmcoreinfo | None
+    kernel: Kernel | None
+    error: KernelError | None
+
+
+def understand(dump: Dump) -> Understood:
+    """Learn what there is to know of the kernel whose memory a dump is."""
+    page_size, info = dump.page_size or dump.arch.page_size, None
+    try:
+        info = Vmcoreinfo.of(dump)
+        kernel = search_kernel(dump) if info is None else Kernel(dump, info)
+    except KernelError as e:
+        return Understood(page_size, info, None, e)
+    return Understood(kernel.page_size, kernel.info, kernel, None)
+
+
+def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
+    """Seconds since 1970 at which the kernel crashed, 0 where neither it nor the file says."""
+    try:
+        said = info.plain_number("CRASHTIME") if info else None
+    except KernelError:
+        said = None
+    return (said or dump.header.crash_time) & (1 << 63) - 1
 
 
 def search_kernel(dump: Dump) -> Kernel:

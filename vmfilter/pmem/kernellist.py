@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vmfilter.ranges import Range
@@ -19,58 +19,69 @@ class BrokenListError(Exception):
     """Why the walk of the kernel's list ended before the list did; one line, with the address."""
 
 
-def listed(memory: VirtualMemory, info: Vmcoreinfo, pmem: Sequence[Range], word: int) -> Iterator[Range]:
-    """Walk devm_memmap_vmcore_head; yields ranges of page frames.
+def listed(
+    memory: VirtualMemory, info: Vmcoreinfo, objection: Callable[[int, int], str | None], word: int
+) -> Iterator[Range]:
+    """Walk devm_memmap_vmcore_head; yields ranges of page frames, nothing where VMCOREINFO does not have it.
 
     Args:
         memory: the kernel's.
-        info: its VMCOREINFO, with SYMBOL(devm_memmap_vmcore_head).
-        pmem: ranges of frames that are persistent memory; entries lie in one of them.
+        info: its VMCOREINFO.
+        objection: says of an entry's frames [first, end) why they cannot be metadata, None where they can.
         word: bytes of a long.
 
     Raises:
-        BrokenListError: the list is cyclic, broken, too long, overlapping, or leaves pmem; what came before holds.
+        BrokenListError: the list is cyclic, broken, too long, overlapping, or has frames to which there is an
+            objection; what came before holds.
+        KernelError: VMCOREINFO has something else than numbers.
 
     """
     head = info.symbol("devm_memmap_vmcore_head")
-    names = ("entry", "start", "end")
-    offsets = [info.offset(f"devm_memmap_vmcore.{name}") for name in names]
-    size = info.size("devm_memmap_vmcore")
-    for name, offset in zip(names, offsets, strict=True):
-        if offset is None:
-            raise BrokenListError(f"VMCOREINFO lacks OFFSET(devm_memmap_vmcore.{name})")
-        if size is not None and offset + word * (2 if name == "entry" else 1) > size:
-            raise BrokenListError(
-                f"OFFSET(devm_memmap_vmcore.{name})={offset} is outside the {size} bytes of the structure"
-            )
-    entry, start_at, end_at = (offset or 0 for offset in offsets)
+    if head is None:
+        return
+    entry, start_at, end_at = _members(info, word)
 
     def read(vaddr: int, what: str) -> int:
         vaddr &= (1 << 8 * word) - 1
         value = memory.read_word(vaddr)
         if value is None:
-            raise BrokenListError(f"{what} at {vaddr:#x} cannot be read")
+            raise BrokenListError(f"{what} cannot be read at {vaddr:#x}")
         return value
 
-    assert head is not None
     seen: list[Range] = []
     before, node = head, read(head, "the list's head")
     while node != head:
         if len(seen) >= _MAX_ENTRIES:
             raise BrokenListError(f"it has more than {_MAX_ENTRIES} entries, the last at {node:#x}")
-        if read(node + word, "an entry") != before:
+        named = f"the entry at {node:#x}, to which {before:#x} points,"
+        if read(node + word, named) != before:
             raise BrokenListError(f"the entry at {node:#x} does not point back to the one before it, {before:#x}")
         at = node - entry
-        first, end = read(at + start_at, "an entry's start"), read(at + end_at, "an entry's end")
-        if not any(a <= first < end <= b for a, b in pmem):
-            raise BrokenListError(
-                f"the entry at {node:#x} has frames {first:#x} to {end:#x}, which are not persistent memory"
-            )
+        first, end = read(at + start_at, named), read(at + end_at, named)
+        why = "which is no range" if first >= end else objection(first, end)
         place = bisect_left(seen, (first, end))
         if (place and seen[place - 1][1] > first) or (place < len(seen) and seen[place][0] < end):
-            raise BrokenListError(f"the entry at {node:#x} has frames {first:#x} to {end:#x}, which another has too")
+            why = "which another has too"
+        if why:
+            raise BrokenListError(f"the entry at {node:#x} has frames {first:#x} to {end:#x}, {why}")
         seen.insert(place, (first, end))
         yield first, end
-        before, node = node, read(node, "an entry")
+        before, node = node, read(node, named)
     if read(head + word, "the list's head") != before:
         raise BrokenListError(f"its head at {head:#x} does not point back to its last entry, {before:#x}")
+
+
+def _members(info: Vmcoreinfo, word: int) -> list[int]:
+    """Offsets of entry, start and end in struct devm_memmap_vmcore."""
+    size = info.size("devm_memmap_vmcore")
+    offsets = []
+    for name, words in ("entry", 2), ("start", 1), ("end", 1):
+        offset = info.offset(f"devm_memmap_vmcore.{name}")
+        if offset is None:
+            raise BrokenListError(f"VMCOREINFO lacks OFFSET(devm_memmap_vmcore.{name})")
+        if size is not None and offset + word * words > size:
+            raise BrokenListError(
+                f"OFFSET(devm_memmap_vmcore.{name})={offset} is outside the {size} bytes of the structure"
+            )
+        offsets.append(offset)
+    return offsets

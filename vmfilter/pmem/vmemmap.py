@@ -1,73 +1,91 @@
-"""What lies outside RAM, by the kernel's own account: sections that are present but not online.
+"""What lies outside RAM, by the kernel's own account: memory sections that are present but not online.
 
 Device memory (ZONE_DEVICE) has sections and struct pages, but is never online. A struct page whose own frame is in no
-online section lies on the device. SECTION_IS_ONLINE is there since 4.13; before, nothing is known.
+online section lies on the device. SECTION_IS_ONLINE is there since 4.13 (2d070eab2e82); before, nothing is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
-from vmfilter.ranges import Range, merged
+from vmfilter.ranges import Range, frames_in, intersection, merged, without
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
-    from vmfilter.kernel.memmodel import MemoryModel
     from vmfilter.reader import Dump
 
 
-def _model(kernel: Kernel) -> MemoryModel | None:
-    try:
-        model = kernel.memory_model
-    except KernelError:
-        return None
-    return model if model.knows_online else None
+class Sections:
+    """The kernel's memory sections, as ranges of page frames; all are empty where it does not say which are online.
 
+    Attributes:
+        known: whether it does.
+        online: those that are RAM in use.
+        device: those that are present and not online.
+        struct_pages: frames outside RAM that hold the device sections' struct pages, by the page tables.
 
-def has_sections(kernel: Kernel, start: int, end: int) -> bool:
-    """Whether the kernel has a memory section in the middle of these physical addresses; True where it cannot say."""
-    model = _model(kernel)
-    return model is None or model.section((start + end) // 2 // kernel.page_size // model.section_pages) is not None
-
-
-def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
-    """Sections with memory of the dump that are device memory, as ranges of frames.
-
-    On a machine that has any, memory in no section at all is taken for a part of a device that belongs to no namespace.
     """
-    model = _model(kernel)
-    if model is None or all(section.online for section in model.sections()):
-        return []
-    starts = [address // kernel.page_size for address in dump.blocks(model.section_pages * kernel.page_size)]
-    return merged((f, f + model.section_pages) for f in starts if not _is_ram(model, f))
+
+    def __init__(self, kernel: Kernel | None) -> None:
+        """Look at all of them."""
+        self.known = False
+        self.online: list[Range] = []
+        self.device: list[Range] = []
+        self.struct_pages: list[Range] = []
+        if kernel is None:
+            return
+        try:
+            model = kernel.memory_model
+        except KernelError:
+            return
+        self.known = model.knows_online
+        if not self.known:
+            return
+        self._pages = model.section_pages
+        sections = list(model.sections())
+        self.online = merged(self._frames(s.number) for s in sections if s.online)
+        self.device = merged(self._frames(s.number) for s in sections if not s.online)
+        memmaps = [s.memmap for s in sections if not s.online and s.memmap is not None]
+        size = model.section_pages * model.struct_page
+        mapped = merged(
+            (m.paddr // kernel.page_size, -(-(m.paddr + m.length) // kernel.page_size))
+            for memmap in memmaps
+            for m in kernel.memory.mappings(memmap, size)
+        )
+        self.struct_pages = without(mapped, self.online)
+
+    def _frames(self, number: int) -> Range:
+        return number * self._pages, (number + 1) * self._pages
+
+    @property
+    def present(self) -> list[Range]:
+        """All sections."""
+        return merged(self.online + self.device)
+
+    def whole_online(self, ranges: Sequence[Range]) -> list[Range]:
+        """Online sections that lie in ranges as a whole."""
+        return merged(
+            self._frames(number)
+            for first, end in self.online
+            for number in range(first // self._pages, end // self._pages)
+            if frames_in(intersection([self._frames(number)], ranges)) == self._pages
+        )
+
+    def outside_ram(self, dump: Dump, page_size: int) -> list[Range]:
+        """Device sections; and on a machine that has any, the dump's memory in no section at all.
+
+        The latter is a part of a device that belongs to no namespace.
+        """
+        if not self.device:
+            return []
+        blocks = merged(self._frames(a // page_size // self._pages) for a in dump.blocks(self._pages * page_size))
+        return merged([*self.device, *without(blocks, self.present)])
 
 
-def _is_ram(model: MemoryModel, pfn: int) -> bool:
-    section = model.section(pfn // model.section_pages)
-    return section is not None and section.online
-
-
-def struct_pages_outside_ram(kernel: Kernel) -> list[Range]:
-    """Frames outside RAM that hold struct pages of device memory, by the page tables."""
-    model = _model(kernel)
-    if model is None:
-        return []
-    found: list[Range] = []
-    for section in model.sections():
-        if section.online or section.memmap is None:
-            continue
-        for m in kernel.memory.mappings(section.memmap, model.section_pages * model.struct_page):
-            first, end = m.paddr // kernel.page_size, -(-(m.paddr + m.length) // kernel.page_size)
-            found += _without_ram(model, first, end)
-    return merged(found)
-
-
-def _without_ram(model: MemoryModel, first: int, end: int) -> Iterator[Range]:
-    """Parts of a range of frames that lie in no online section."""
-    while first < end:
-        until = min(end, (first // model.section_pages + 1) * model.section_pages)
-        if not _is_ram(model, first):
-            yield first, until
-        first = until
+def mostly(ranges: Sequence[Range], others: Sequence[Range]) -> Iterator[Range]:
+    """Those of some ranges of which more than a half is in others."""
+    for first, end in ranges:
+        if 2 * frames_in(intersection([(first, end)], others)) > end - first:
+            yield first, end

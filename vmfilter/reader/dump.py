@@ -66,7 +66,6 @@ class Dump:
         page_size: bytes of the file's own pages; None where it has bytes of memory, as ELF does.
         header: what the file says of the crash.
         loads: the PT_LOADs as an ELF file has them, in its order; for hints only (their vaddr is not to be trusted).
-        marks_pmem: whether the file tells persistent memory from other memory, where its maker did.
         end: physical address after all memory.
         notes: the ELF notes, in order.
         note_parts: where the notes lie in the file: offset and bytes of each PT_NOTE.
@@ -79,7 +78,6 @@ class Dump:
     end: int
     page_size: int | None = None
     header = Header()
-    marks_pmem = False
 
     def __init__(self, source: Source) -> None:
         """Take over the source, which close() closes."""

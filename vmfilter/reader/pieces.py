@@ -41,14 +41,13 @@ class PieceDump(Dump):
 
     """
 
-    marks_pmem = True
-
     def set_memory(self, loads: list[Piece]) -> None:
         """Take the PT_LOADs; there is at least one, none is empty."""
         self.loads = loads
         self.pieces = flatten(loads)
         self._starts = [p.start for p in self.pieces]
         self.end = self.pieces[-1].end
+        self._pmem = [p for p in loads if p.flags & PF_PMEM]
 
     def _pieces_in(self, start: int, end: int) -> Iterator[Piece]:
         """Pieces that overlap the physical addresses [start, end), in order, uncut."""
@@ -69,11 +68,13 @@ class PieceDump(Dump):
         """See Dump."""
         count = len(classes)
         pieces = self._pieces_in(pfn * page_size, (pfn + count) * page_size)
-        for piece in sorted(pieces, key=lambda p: p.flags & PF_PMEM):  # a frame that is a part of pmem is pmem
-            first = max(piece.start // page_size - pfn, 0)
-            last = min(-(-piece.end // page_size) - pfn, count)
-            value = PageClass.PMEM_USERDATA if piece.flags & PF_PMEM else PageClass.KERNEL
-            classes[first:last] = bytes((value,)) * (last - first)
+        # A frame of which anything is pmem is pmem, whichever PT_LOAD has it too.
+        for found, value in (pieces, PageClass.KERNEL), (self._pmem, PageClass.PMEM_USERDATA):
+            for piece in found:
+                first = max(piece.start // page_size - pfn, 0)
+                last = min(-(-piece.end // page_size) - pfn, count)
+                if first < last:
+                    classes[first:last] = bytes((value,)) * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See Dump."""
