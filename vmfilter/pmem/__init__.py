@@ -91,7 +91,7 @@ class _Search:
 
     def _by_list(self) -> tuple[list[Range], list[str]]:
         kernel = self._kernel
-        if kernel is None:
+        if kernel is None or not self._pmem:
             return [], []
         found: list[Range] = []
         try:
