@@ -8,7 +8,7 @@ a node, FLATMEM has one.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -181,7 +181,7 @@ class _Arrays:
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         """See MemoryModel."""
-        i = bisect_right(self._arrays, (pfn, _NO_END, 0)) - 1
+        i = bisect_left(self._arrays, (pfn + 1,)) - 1
         if i >= 0 and pfn < self._arrays[i][1]:
             first, after, vaddr = self._arrays[i]
             return min(end, after), vaddr + (pfn - first) * self._struct_page & self._word_mask
