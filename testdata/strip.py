@@ -4,8 +4,9 @@
     strip.py VMCORE OUT.zst [--every N]
 
 Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
-pages, the kernel's name, the list and the info blocks of pmem. Of the other pages one in N (default 64) keeps its
-content and the rest become zeros. OUT is zstd-compressed; tests/unpack.py unpacks it.
+pages, the kernel's name, the list and the info blocks of pmem; where no note has VMCOREINFO, its text and what leads to
+it. Of the other pages (4 KiB each, whatever the machine's own size) one in N (default 64) keeps its content and the
+rest become zeros. OUT is zstd-compressed; tests/unpack.py unpacks it.
 """
 
 from __future__ import annotations
@@ -17,27 +18,49 @@ import zstandard
 
 from vmfilter.classify import Classifier
 from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.kernel.search import search_kernel
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 
 PAGE = 4096
+CHUNK = 1 << 24
+NOTE_HEADER = 24
 
 
 def pages_read(dump: Dump) -> set[int]:
-    """Page frames whose content classification depends on."""
+    """Pages whose content classification depends on."""
     read_into, wanted = dump.read_into, set()
+    info = Vmcoreinfo.of(dump)
+    if info is None:
+        info = search_kernel(dump).info
+        wanted |= pages_with(dump, info.text.encode())
 
     def recording(address: int, view: memoryview) -> bool:
         wanted.update(range(address // PAGE, (address + len(view) - 1) // PAGE + 1))
         return read_into(address, view)
 
     dump.read_into = recording  # type: ignore[method-assign]
-    info = Vmcoreinfo.of(dump)
-    assert info is not None
+    for _ in dump.arch.vmcoreinfo_hints(dump.read):
+        pass
     kernel = Kernel(dump, info)
-    for _ in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel).metadata).windows():
+    size = kernel.page_size
+    for _ in Classifier(dump, size, kernel, find_pmem(dump, size, kernel).metadata).windows():
         pass
     return wanted
+
+
+def pages_with(dump: Dump, text: bytes) -> set[int]:
+    """Pages in which the text lies, or the header of the note that it is in."""
+    found = set()
+    for piece in dump.pieces:
+        for start in range(piece.start, piece.end, CHUNK):
+            data = bytearray(min(CHUNK + len(text), piece.end - start))
+            dump.read_into(start, memoryview(data))
+            at = data.find(text)
+            while at >= 0:
+                found |= set(range((start + at - NOTE_HEADER) // PAGE, (start + at + len(text)) // PAGE + 1))
+                at = data.find(text, at + 1)
+    return found
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ _PRESENT = 1 << 63
 _PTE = 1 << 62  # the entry maps memory
 _RPN = 0x001FFFFFFFFFF000  # bits 12 to 52 (_PAGE_PA_MAX); above them are storage keys and software's bits
 _TABLE = 0x0FFFFFFFFFFFFF00  # tables can be as small as 256 bytes
-_MAX_BACKINGS = 1 << 20  # each of 64 KiB or 16 MiB of vmemmap: more than any machine has
+_MAX_BACKINGS = 1 << 18  # each of 64 KiB or 16 MiB of vmemmap: more than any machine has
 
 _RADIX = {4096: (9, 9, 9, 13), 65536: (5, 9, 9, 13)}
 """Index bits of each level, the last table first, by page size."""
@@ -78,9 +78,14 @@ def _backings(info: Vmcoreinfo, memory: VirtualMemory) -> Iterator[tuple[int, in
         return
     following, virtual, physical = (offset or 0 for offset in offsets)
     node = memory.read_word(head)
-    for _ in range(_MAX_BACKINGS):
+    seen = None  # an earlier node, a later one each time that the length doubles: a cycle comes back to it
+    for i in range(_MAX_BACKINGS):
         if not node:
             return
+        if node == seen:
+            raise KernelError(f"vmemmap_list comes back to its entry at {node:#x}: it is damaged")
+        if i & i - 1 == 0:
+            seen = node
         vaddr, paddr = memory.read_word(node + virtual), memory.read_word(node + physical)
         if vaddr is None or paddr is None:
             raise KernelError(f"the entry at {node:#x} of vmemmap_list is not in the dump")
@@ -108,8 +113,14 @@ def _with_vmemmap(info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
         return root  # radix; the list is there on some kernels and empty on others, the tables are right on all
     backings = dict(_backings(info, memory))
     size = _backing_size(info, memory) if backings else 0
-    vmemmap = tuple((vaddr, size, paddr) for vaddr, paddr in sorted(backings.items()))
-    return root._replace(linear=root.linear + vmemmap)
+    vmemmap: list[tuple[int, int, int]] = []
+    for vaddr, paddr in sorted(backings.items()):
+        start, length, first = vmemmap[-1] if vmemmap else (0, 0, 0)
+        if length and (start + length, first + length) == (vaddr, paddr):
+            vmemmap[-1] = (start, length + size, first)
+        else:
+            vmemmap.append((vaddr, size, paddr))
+    return root._replace(linear=(*root.linear, *vmemmap))
 
 
 def arch(name: str, little_endian: bool) -> Arch:
