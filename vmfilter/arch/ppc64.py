@@ -7,7 +7,6 @@ hash-4k.h, hash-64k.h, pgtable.h), arch/powerpc/mm/init_64.c (vmemmap_list) and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, Level, Paging, Root
@@ -31,11 +30,14 @@ _RADIX = {4096: (9, 9, 9, 13), 65536: (5, 9, 9, 13)}
 _HASH = (  # the same of the hash MMU's Linux page tables, from this version on
     ((4, 17), {4096: (9, 7, 9, 9), 65536: (8, 10, 10, 8)}),
     ((4, 12), {4096: (9, 7, 9, 9), 65536: (8, 10, 7, 8)}),
-    ((0, 0), {4096: (9, 7, 9, 9), 65536: (8, 5, 5, 12)}),
+    ((4, 7), {4096: (9, 7, 9, 9), 65536: (8, 5, 5, 12)}),
 )
+# Before 4.7 (which brought radix, and big-endian entries on little-endian machines too) entries had other forms. Only
+# vmalloc is lost by that: the linear map and the vmemmap need no tables.
+_NOTHING = Paging((Level(12, 9, 0, 0, 0, 0, 0, 1),), big_endian=True)
 
 
-def _paging(page_size: int, bits: Sequence[int], radix: bool, big_endian: bool) -> Paging:
+def _paging(page_size: int, bits: Sequence[int], radix: bool) -> Paging:
     levels = []
     shift = page_size.bit_length() - 1
     # Radix marks tables as present; the hash MMU's tables are for software alone, and any entry but 0 is there.
@@ -46,10 +48,10 @@ def _paging(page_size: int, bits: Sequence[int], radix: bool, big_endian: bool) 
         here = _PRESENT if i == 0 else present
         levels.append(Level(shift, n, leaf, leaf, address, _TABLE, here, here))
         shift += n
-    return Paging(tuple(levels), big_endian)
+    return Paging(tuple(levels), big_endian=True)
 
 
-def _roots(info: Vmcoreinfo, _loads: Sequence[Piece], little_endian: bool) -> list[Root]:
+def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -58,12 +60,10 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece], little_endian: bool) -> li
         raise KernelError(f"VMCOREINFO says that pages have {page_size} bytes, which no ppc64 has")
     version = info.version()
     address = symbol - _LINEAR & (1 << 64) - 1
-    # Since 4.7 (the kernel that brought radix) entries are big-endian on little-endian machines too.
-    radix = Root(address, _paging(page_size, _RADIX[page_size], True, True), 0)
-    hash_bits = next(bits for since, bits in _HASH if version >= since)[page_size]
-    big_endian = not little_endian or version >= (4, 7) or version == (0, 0)
+    radix = Root(address, _paging(page_size, _RADIX[page_size], radix=True), 0)
     linear = ((_LINEAR, _LINEAR_SIZE, 0),)
-    hashed = Root(address, _paging(page_size, hash_bits, False, big_endian), 0, linear)
+    hash_bits = next((bits for since, bits in _HASH if version >= since), None)
+    hashed = Root(address, _paging(page_size, hash_bits[page_size], radix=False) if hash_bits else _NOTHING, 0, linear)
     # NUMBER(RADIX_MMU) is younger than the MMU. But only radix has the linear map in its tables, so the kernel's name,
     # which lies in it, tells them apart.
     said = info.number("RADIX_MMU")
@@ -133,7 +133,7 @@ def arch(name: str, little_endian: bool) -> Arch:
         section_size_bits=24,
         # 51 since 4.20, less before; VMCOREINFO says so itself since 5.9 (1d50e5d0c505).
         max_physmem_bits=lambda paging: 51,
-        roots=partial(_roots, little_endian=little_endian),
+        roots=_roots,
         settle=_with_vmemmap,
     )
 
