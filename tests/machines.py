@@ -91,6 +91,7 @@ class Machine:
         form: of its page tables.
         direct: virtual address of physical address 0 in the linear map (it wraps).
         direct_leaf: bytes that one entry of the linear map maps; 0: it is in no table.
+        more_leaves: sizes of other leaves that the form has.
         direct_size: bytes of the linear map, from ram on.
         vmemmap: virtual address of frame 0's struct page; None: struct pages lie in the linear map.
         text: as direct, of the kernel's own mapping; None: it is the linear map.
@@ -113,6 +114,7 @@ class Machine:
     direct: int
     direct_leaf: int
     direct_size: int = GIB
+    more_leaves: tuple[int, ...] = ()
     vmemmap: int | None = None
     text: int | None = None
     text_leaf: int = 0
@@ -173,6 +175,7 @@ def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number
         form,
         direct=0xC000000000000000,
         direct_leaf=0 if hashed else GIB,
+        more_leaves=() if hashed else (2 * MIB,),
         vmemmap=0xF000000000000000 if big_endian and hashed else 0xC00C000000000000,
         big_endian=big_endian,
         page=page,
