@@ -4,8 +4,9 @@
     strip.py VMCORE OUT.zst [--every N]
 
 Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
-pages, the kernel's name, the list and the info blocks of pmem. Of the other pages one in N (default 64) keeps its
-content and the rest become zeros. OUT is zstd-compressed; tests/unpack.py unpacks it.
+pages, the kernel's name, the list and the info blocks of pmem; where no note has VMCOREINFO, its text and what leads to
+it. Of the other pages (4 KiB each, whatever the machine's own size) one in N (default 64) keeps its content and the
+rest become zeros. OUT is zstd-compressed; tests/unpack.py unpacks it.
 """
 
 from __future__ import annotations
@@ -23,52 +24,49 @@ from vmfilter.kernel.search import search_kernel
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 
-UNIT = 4096
-"""Bytes that are kept or not, whatever the page size."""
+PAGE = 4096
+CHUNK = 1 << 24
+NOTE_HEADER = 24
 
 
-def units_of(start: int, end: int) -> range:
-    """Numbers of the units of the addresses [start, end)."""
-    return range(start // UNIT, -(-end // UNIT))
-
-
-def text_units(dump: Dump, text: bytes) -> set[int]:
-    """Units with VMCOREINFO's text in them, for dumps that have no note of it."""
-    found: set[int] = set()
-    for piece in dump.pieces:
-        for start in range(piece.start, piece.end, 1 << 20):
-            raw = bytearray(min((1 << 20) + len(text), piece.end - start))
-            dump.read_into(start, memoryview(raw))
-            at = raw.find(text)
-            if at >= 0:
-                found.update(units_of(start + at, start + at + len(text) + 1))
-    return found
-
-
-def units_read(dump: Dump) -> tuple[set[int], int]:
-    """Units whose content classification depends on, and the page size."""
-    wanted: set[int] = set()
+def pages_read(dump: Dump) -> set[int]:
+    """Pages whose content classification depends on."""
+    read_into, wanted = dump.read_into, set()
     info = Vmcoreinfo.of(dump)
     if info is None:
         info = search_kernel(dump).info
-        wanted = text_units(dump, info.text.encode())
-    read_into = dump.read_into
+        wanted |= pages_with(dump, info.text.encode())
 
     def recording(address: int, view: memoryview) -> bool:
-        wanted.update(units_of(address, address + len(view)))
+        wanted.update(range(address // PAGE, (address + len(view) - 1) // PAGE + 1))
         return read_into(address, view)
 
     dump.read_into = recording  # type: ignore[method-assign]
+    for _ in dump.arch.vmcoreinfo_hints(dump.read):
+        pass
     kernel = Kernel(dump, info)
+    size = kernel.page_size
     try:
-        classifier = Classifier(dump, kernel.page_size, kernel, find_pmem(dump, kernel.page_size, kernel))
-    except KernelError as e:
-        print(f"{dump.path}: {e}")
-    else:
-        for _ in classifier.windows():
+        for _ in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
             pass
         gaps(dump, kernel)
-    return wanted, kernel.page_size
+    except KernelError as e:  # riscv64 without struct pages: what is needed to say so is enough
+        print(e)
+    return wanted
+
+
+def pages_with(dump: Dump, text: bytes) -> set[int]:
+    """Pages in which the text lies, or the header of the note that it is in."""
+    found = set()
+    for piece in dump.pieces:
+        for start in range(piece.start, piece.end, CHUNK):
+            data = bytearray(min(CHUNK + len(text), piece.end - start))
+            dump.read_into(start, memoryview(data))
+            at = data.find(text)
+            while at >= 0:
+                found |= set(range((start + at - NOTE_HEADER) // PAGE, (start + at + len(text)) // PAGE + 1))
+                at = data.find(text, at + 1)
+    return found
 
 
 def main() -> None:
@@ -79,7 +77,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=64)
     options = parser.parse_args()
     with open_dump(options.vmcore) as dump:
-        wanted, page_size = units_read(dump)
+        wanted = pages_read(dump)
         size = pathlib.Path(options.vmcore).stat().st_size
         parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=27, enable_ldm=True)
         compressor = zstandard.ZstdCompressor(compression_params=parameters)
@@ -87,15 +85,14 @@ def main() -> None:
         with open(options.out, "wb") as out, compressor.stream_writer(out, size=size) as stream:
             for load in sorted(dump.loads, key=lambda load: load.offset):
                 stream.write(dump.read_file(at, load.offset - at))
-                for offset in range(load.offset, load.offset + load.end - load.start, UNIT):
-                    address = load.start + offset - load.offset
-                    n = min(UNIT, load.offset + load.end - load.start - offset)
-                    keep = address // UNIT in wanted or address // page_size % options.every == 0
+                for offset in range(load.offset, load.offset + load.end - load.start, PAGE):
+                    pfn = (load.start + offset - load.offset) // PAGE
+                    n = min(PAGE, load.offset + load.end - load.start - offset)
+                    keep = pfn in wanted or pfn % options.every == 0
                     stream.write(dump.read_file(offset, n) if keep else bytes(n))
                 at = load.offset + load.end - load.start
             stream.write(dump.read_file(at, size - at))
-    made = pathlib.Path(options.out).stat().st_size
-    print(f"{options.out}: {made} bytes of {size}, {len(wanted) * UNIT >> 10} KiB needed")
+    print(f"{options.out}: {pathlib.Path(options.out).stat().st_size} bytes of {size}, {len(wanted)} pages needed")
 
 
 if __name__ == "__main__":

@@ -241,10 +241,15 @@ FLAVOURS: dict[str, Flavour] = {
 
 
 def for_words_of_4(f: Flavour) -> Flavour:
-    """The same struct page on a 32-bit machine: each pointer and long of its members has half the size."""
-    members = {name: at if name == "_refcount" else at // 2 for name, at in f.members.items()}
-    members["_refcount"] = members["_mapcount"] + (f.members["_refcount"] - f.members["_mapcount"])
-    dtor_at = f.dtor_at // 2
+    """The same struct page on a 32-bit machine: pointers and longs have half the size, the two counters have not."""
+    counters = f.members["_mapcount"]
+
+    def halved(at: int) -> int:
+        return at // 2 + (4 if at > counters else 0)
+
+    members = {name: halved(at) for name, at in f.members.items()}
+    members["_refcount"] = members["_mapcount"] + 4
+    dtor_at = halved(f.dtor_at)
     return replace(f, members=members, size=32, hvo=False, dtor_at=dtor_at, order_at=dtor_at + f.order_at - f.dtor_at)
 
 
@@ -509,9 +514,8 @@ class Synthetic:
         for i, group in enumerate(groups):
             first = max(self.ram // page, 0 if self.sparse == "flat" else group[0] * self.section_pages)
             numbers = range(first // self.section_pages, group[-1] + 1)
-            structs = b"".join(bytes(self.section(s)) for s in numbers)[
-                first % self.section_pages * self.flavour.size :
-            ]
+            structs = b"".join(bytes(self.section(s)) for s in numbers)
+            structs = structs[first % self.section_pages * self.flavour.size :]
             structs = structs.ljust(-(-len(structs) // page) * page, b"\0")
             odd = int(self.sparse != "flat" and i == 0)  # a node need not begin where anything else does
             base = self.memory.take(len(structs))

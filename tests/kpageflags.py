@@ -5,6 +5,7 @@ Bits: Documentation/admin-guide/mm/pagemap.rst, and include/linux/kernel-page-fl
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -34,9 +35,17 @@ def kind(flags: int) -> str:
     return "reserved" if flags >> _RESERVED & 1 else "kernel"
 
 
-def table(path: Path, present: Iterable[int], kept: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """For each kind of page that is present: how many a dump keeps and how many it leaves out."""
+def table(
+    path: Path, present: Iterable[int], kept: Iterable[int], order: str = "<", first: int = 0
+) -> dict[str, tuple[int, int]]:
+    """For each kind of page that is present: how many a dump keeps and how many it leaves out.
+
+    order: struct's sign of the machine's byte order. first: frame that is 0 in the dump.
+    """
     flags = array("Q", path.read_bytes())
+    if (order == ">") != (sys.byteorder == "big"):
+        flags.byteswap()
+    flags = flags[first:]
     inside = set(kept)
     counts = Counter((kind(flags[pfn]), pfn in inside) for pfn in present if pfn < len(flags))
     return {name: (counts[name, True], counts[name, False]) for name in {k for k, _ in counts}}

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import tablebuilder
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
@@ -91,6 +93,7 @@ class Machine:
         form: of its page tables.
         direct: virtual address of physical address 0 in the linear map (it wraps).
         direct_leaf: bytes that one entry of the linear map maps; 0: it is in no table.
+        more_leaves: sizes of other leaves that the form has.
         direct_size: bytes of the linear map, from ram on.
         vmemmap: virtual address of frame 0's struct page; None: struct pages lie in the linear map.
         text: as direct, of the kernel's own mapping; None: it is the linear map.
@@ -113,6 +116,7 @@ class Machine:
     direct: int
     direct_leaf: int
     direct_size: int = GIB
+    more_leaves: tuple[int, ...] = ()
     vmemmap: int | None = None
     text: int | None = None
     text_leaf: int = 0
@@ -173,6 +177,7 @@ def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number
         form,
         direct=0xC000000000000000,
         direct_leaf=0 if hashed else GIB,
+        more_leaves=() if hashed else (2 * MIB,),
         vmemmap=0xF000000000000000 if big_endian and hashed else 0xC00C000000000000,
         big_endian=big_endian,
         page=page,
@@ -269,6 +274,81 @@ def _arm(form: Form, ram: int, sparse: str, *lines: str) -> Machine:
     )  # fmt: skip
 
 
+# arm64, riscv64, loongarch64: as tablebuilder.py has them, with attributes
+
+
+def _form(form: tablebuilder.Form, noise: int) -> Form:
+    levels = tuple((form.shift(i), form.widths[i]) for i in reversed(range(len(form.widths))))
+    return Form(
+        levels, lambda level, paddr: form.leaf(paddr, level) | noise, lambda level, child: form.table(child)
+    )  # fmt: skip
+
+
+def _arm64(page_shift: int, bits: int, *lines: str, ram: int = 0x40000000) -> Machine:
+    """The image lies where KASLR put it; the linear map begins at the lowest address that there is."""
+    page, low = 1 << page_shift, (1 << 64) - (1 << bits)
+    image = 0xFFFF9A5734C00000 if bits >= 48 else 0xFFFFFFD034C00000
+    leaf = {12: 2 * MIB, 14: 32 * MIB, 16: 512 * MIB}[page_shift]
+    voffset = image - ram
+    said = (f"NUMBER(VA_BITS)={bits}", f"NUMBER(kimage_voffset)={voffset:#x}", f"NUMBER(PHYS_OFFSET)={ram:#x}")
+    return Machine(
+        "aarch64",
+        183,
+        _form(tablebuilder.arm64(page_shift, bits), 0xF8 << 52 | 0xCFC),
+        direct=low - ram,
+        direct_leaf=leaf,
+        more_leaves=(GIB,) if page_shift == 12 else (),
+        vmemmap=low + (1 << bits - 2),
+        text=voffset,
+        text_leaf=2 * MIB if page_shift == 12 else page,
+        page=page,
+        ram=ram,
+        sparse="pointer",
+        section_bits={12: 21, 14: 24, 16: 27}[page_shift],
+        physical_bits=34,
+        lines=(*said, *lines),
+        phys_base=ram,
+    )
+
+
+def _riscv64(bits: int, *lines: str) -> Machine:
+    """The kernel 2 MiB after the beginning of RAM, as firmware loads it."""
+    ram, link = 0x80000000, 0xFFFFFFFF80000000
+    direct = {39: 0xFFFFFFD600000000, 48: 0xFFFFAF8000000000, 57: 0xFF60000000000000}[bits]
+    offset = link - ram - 2 * MIB
+    return Machine(
+        "riscv64",
+        243,
+        _form(tablebuilder.riscv64(bits), 3 << 61 | 3 << 8),
+        direct=direct - ram,
+        direct_leaf=2 * MIB,
+        more_leaves=(GIB,),
+        vmemmap={39: 0xFFFFFFC700000000, 48: 0xFFFF8D8000000000, 57: 0xFF1C000000000000}[bits],
+        text=offset,
+        text_leaf=2 * MIB,
+        ram=ram,
+        sparse="pointer",
+        physical_bits=34,
+        lines=(f"NUMBER(va_kernel_pa_offset)={offset:#x}", f"NUMBER(phys_ram_base)={ram}", *lines),
+        phys_base=ram,
+    )
+
+
+def _loongarch64(page_shift: int, levels: int) -> Machine:
+    return Machine(
+        "loongarch64",
+        258,
+        _form(tablebuilder.loongarch64(page_shift, levels), 3 << 62),
+        direct=0x9000 << 48,
+        direct_leaf=0,
+        vmemmap=0xFFFFFE0000000000,
+        page=1 << page_shift,
+        sparse="pointer",
+        section_bits={12: 21, 14: 24, 16: 27}[page_shift],
+        physical_bits=34,
+    )
+
+
 _RADIX_4K, _RADIX_64K = _radix(9, 9, 9, 13, page=4 * KIB), _radix(5, 9, 9, 13, page=64 * KIB)
 _HASH_4K, _HASH_64K = _hash(9, 7, 9, 9, page=4 * KIB), _hash(8, 10, 10, 8, page=64 * KIB)
 
@@ -294,4 +374,17 @@ MACHINES: dict[str, Machine] = {
     "arm, short, node": _arm(_SHORT, 0x10200000, "contig"),
     "arm, LPAE": _arm(_LPAE, 0x80000000, "flat", "CONFIG_ARM_LPAE=y"),
     "arm, LPAE, SPARSEMEM": _arm(_LPAE, 0x40000000, "array", "CONFIG_ARM_LPAE=y"),
+    "arm64, 4K, 39 bits": _arm64(12, 39),
+    "arm64, 4K, 48 bits": _arm64(12, 48, "NUMBER(TCR_EL1_T1SZ)=0x10"),
+    "arm64, 4K, LPA2": _arm64(12, 52, "NUMBER(TCR_EL1_T1SZ)=0xc"),
+    "arm64, 16K, LPA2": _arm64(14, 52, "NUMBER(TCR_EL1_T1SZ)=0xc"),
+    "arm64, 64K, 48 bits": _arm64(16, 48, "NUMBER(TCR_EL1_T1SZ)=0x10"),
+    "arm64, 64K, 52 bits": _arm64(16, 52, "NUMBER(TCR_EL1_T1SZ)=0xc"),
+    "riscv64, Sv39": _riscv64(39, "NUMBER(VA_BITS)=39"),
+    "riscv64, Sv48": _riscv64(48, "NUMBER(VA_BITS)=48"),
+    "riscv64, Sv57, not said": _riscv64(57),
+    "loongarch64, 4K, 3 levels": _loongarch64(12, 3),
+    "loongarch64, 4K, 4 levels": _loongarch64(12, 4),
+    "loongarch64, 16K": _loongarch64(14, 3),
+    "loongarch64, 64K": _loongarch64(16, 3),
 }

@@ -121,6 +121,37 @@ def test_level_31_agrees_with_the_kernels_own_account(lab: Callable[[str], Path]
     assert sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN) <= 110, table
 
 
+# Other machines
+
+
+def test_ppc64_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    vmfilter.filter_dump(lab("ppc64-6.12"), tmp_path / "dump")
+    dump = Kdump(tmp_path / "dump")
+    table = kpageflags.table(lab("ppc64-6.12.kpageflags"), dump.present, dump.kept)
+    assert sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN) <= 60, table
+    assert sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN) <= 110, table
+    assert min(table[kind][1] for kind in ("free", "cache", "anonymous", "hugetlb")) > 2000, table
+
+
+@pytest.mark.parametrize("level", [0, 1, 31])
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_page_of_ppc64_is_the_vmcores_byte_for_byte(
+    lab: Callable[[str], Path], tmp_path: Path, codec: str, level: int
+) -> None:
+    vmfilter.filter_dump(lab("ppc64-6.12"), tmp_path / "dump", compress=codec, level=level)
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("ppc64-6.12"))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_kdumpid_recognises_ppc64(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
+    if not peer_is_here("kdumpid", "--version"):
+        pytest.skip("kdumpid cannot be had here")
+    vmfilter.filter_dump(lab("ppc64-6.12"), tmp_path / "dump", compress=codec)
+    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    assert "Arch: ppc64" in said
+    assert "6.12.94+deb13-powerpc64le" in said
+
+
 @pytest.mark.parametrize("level", [0, 31, 63])
 def test_no_user_data_of_persistent_memory_is_ever_written(
     lab: Callable[[str], Path], tmp_path: Path, level: int

@@ -7,7 +7,6 @@ hash-4k.h, hash-64k.h, pgtable.h), arch/powerpc/mm/init_64.c (vmemmap_list) and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, Level, Paging, Root
@@ -24,18 +23,21 @@ _PRESENT = 1 << 63
 _PTE = 1 << 62  # the entry maps memory
 _RPN = 0x001FFFFFFFFFF000  # bits 12 to 52 (_PAGE_PA_MAX); above them are storage keys and software's bits
 _TABLE = 0x0FFFFFFFFFFFFF00  # tables can be as small as 256 bytes
-_MAX_BACKINGS = 1 << 20  # each of 64 KiB or 16 MiB of vmemmap: more than any machine has
+_MAX_BACKINGS = 1 << 18  # each of 64 KiB or 16 MiB of vmemmap: more than any machine has
 
 _RADIX = {4096: (9, 9, 9, 13), 65536: (5, 9, 9, 13)}
 """Index bits of each level, the last table first, by page size."""
 _HASH = (  # the same of the hash MMU's Linux page tables, from this version on
     ((4, 17), {4096: (9, 7, 9, 9), 65536: (8, 10, 10, 8)}),
     ((4, 12), {4096: (9, 7, 9, 9), 65536: (8, 10, 7, 8)}),
-    ((0, 0), {4096: (9, 7, 9, 9), 65536: (8, 5, 5, 12)}),
+    ((4, 7), {4096: (9, 7, 9, 9), 65536: (8, 5, 5, 12)}),
 )
+# Before 4.7 (which brought radix, and big-endian entries on little-endian machines too) entries had other forms. Only
+# vmalloc is lost by that: the linear map and the vmemmap need no tables.
+_NOTHING = Paging((Level(12, 9, 0, 0, 0, 0, 0, 1),), big_endian=True)
 
 
-def _paging(page_size: int, bits: Sequence[int], radix: bool, big_endian: bool) -> Paging:
+def _paging(page_size: int, bits: Sequence[int], radix: bool) -> Paging:
     levels = []
     shift = page_size.bit_length() - 1
     # Radix marks tables as present; the hash MMU's tables are for software alone, and any entry but 0 is there.
@@ -46,10 +48,10 @@ def _paging(page_size: int, bits: Sequence[int], radix: bool, big_endian: bool) 
         here = _PRESENT if i == 0 else present
         levels.append(Level(shift, n, leaf, leaf, address, _TABLE, here, here))
         shift += n
-    return Paging(tuple(levels), big_endian)
+    return Paging(tuple(levels), big_endian=True)
 
 
-def _roots(info: Vmcoreinfo, _loads: Sequence[Piece], little_endian: bool) -> list[Root]:
+def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -58,12 +60,10 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece], little_endian: bool) -> li
         raise KernelError(f"VMCOREINFO says that pages have {page_size} bytes, which no ppc64 has")
     version = info.version()
     address = symbol - _LINEAR & (1 << 64) - 1
-    # Since 4.7 (the kernel that brought radix) entries are big-endian on little-endian machines too.
-    radix = Root(address, _paging(page_size, _RADIX[page_size], True, True), 0)
-    hash_bits = next(bits for since, bits in _HASH if version >= since)[page_size]
-    big_endian = not little_endian or version >= (4, 7) or version == (0, 0)
+    radix = Root(address, _paging(page_size, _RADIX[page_size], radix=True), 0)
     linear = ((_LINEAR, _LINEAR_SIZE, 0),)
-    hashed = Root(address, _paging(page_size, hash_bits, False, big_endian), 0, linear)
+    hash_bits = next((bits for since, bits in _HASH if version >= since), None)
+    hashed = Root(address, _paging(page_size, hash_bits[page_size], radix=False) if hash_bits else _NOTHING, 0, linear)
     # NUMBER(RADIX_MMU) is younger than the MMU. But only radix has the linear map in its tables, so the kernel's name,
     # which lies in it, tells them apart.
     said = info.number("RADIX_MMU")
@@ -78,9 +78,14 @@ def _backings(info: Vmcoreinfo, memory: VirtualMemory) -> Iterator[tuple[int, in
         return
     following, virtual, physical = (offset or 0 for offset in offsets)
     node = memory.read_word(head)
-    for _ in range(_MAX_BACKINGS):
+    seen = None  # an earlier node, a later one each time that the length doubles: a cycle comes back to it
+    for i in range(_MAX_BACKINGS):
         if not node:
             return
+        if node == seen:
+            raise KernelError(f"vmemmap_list comes back to its entry at {node:#x}: it is damaged")
+        if i & i - 1 == 0:
+            seen = node
         vaddr, paddr = memory.read_word(node + virtual), memory.read_word(node + physical)
         if vaddr is None or paddr is None:
             raise KernelError(f"the entry at {node:#x} of vmemmap_list is not in the dump")
@@ -108,8 +113,14 @@ def _with_vmemmap(info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
         return root  # radix; the list is there on some kernels and empty on others, the tables are right on all
     backings = dict(_backings(info, memory))
     size = _backing_size(info, memory) if backings else 0
-    vmemmap = tuple((vaddr, size, paddr) for vaddr, paddr in sorted(backings.items()))
-    return root._replace(linear=root.linear + vmemmap)
+    vmemmap: list[tuple[int, int, int]] = []
+    for vaddr, paddr in sorted(backings.items()):
+        start, length, first = vmemmap[-1] if vmemmap else (0, 0, 0)
+        if length and (start + length, first + length) == (vaddr, paddr):
+            vmemmap[-1] = (start, length + size, first)
+        else:
+            vmemmap.append((vaddr, size, paddr))
+    return root._replace(linear=(*root.linear, *vmemmap))
 
 
 def arch(name: str, little_endian: bool) -> Arch:
@@ -122,7 +133,7 @@ def arch(name: str, little_endian: bool) -> Arch:
         section_size_bits=24,
         # 51 since 4.20, less before; VMCOREINFO says so itself since 5.9 (1d50e5d0c505).
         max_physmem_bits=lambda paging: 51,
-        roots=partial(_roots, little_endian=little_endian),
+        roots=_roots,
         settle=_with_vmemmap,
     )
 
