@@ -62,7 +62,9 @@ def find_pmem(dump: Dump, page_size: int, kernel: Kernel | None) -> Pmem:
     marked = merged(frames(p.start, p.end) for p in dump.loads if p.flags & PF_PMEM)
     plain = [frames(p.start, p.end) for p in dump.loads if not p.flags & PF_PMEM]
     areas = [] if dump.marks_pmem or kernel is None else outside_ram(dump, kernel)
-    spaces = [n for first, end in marked + areas for n in _namespaces(dump, first * page_size, end * page_size)]
+    spaces = [n for first, end in marked for n in _namespaces(dump, first * page_size, end * page_size)]
+    # Of a namespace that is known by its sections a dump may have the metadata alone.
+    spaces += [n for first, end in areas for n in _namespaces(dump, first * page_size, end * page_size, part=True)]
     # Metadata alone (the pmem RFC v3: "Device Backed Vmemmap") has a PT_LOAD as any other.
     alone = [(r, _namespace_at(dump, r[0] * page_size, r[1] * page_size)) for r in plain]
     spaces += [n for r, n in alone if n and r[1] * page_size <= n.metadata_end]
@@ -96,12 +98,12 @@ def _by_list(
     return by_list, []
 
 
-def _namespaces(dump: Dump, start: int, end: int) -> Iterator[Namespace]:
-    """Namespaces in the physical addresses [start, end), by their info blocks."""
+def _namespaces(dump: Dump, start: int, end: int, part: bool = False) -> Iterator[Namespace]:
+    """Namespaces in the physical addresses [start, end), by their info blocks; part: their metadata will do."""
     at = start
     while at < end:
         namespace = _namespace_at(dump, at, end)
-        if namespace and namespace.end <= end:
+        if namespace and (namespace.metadata_end if part else namespace.end) <= end:
             yield namespace
             at = namespace.end
         else:
