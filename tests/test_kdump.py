@@ -859,6 +859,18 @@ def test_a_dump_of_level_0_is_filtered_to_each_level_as_the_vmcore_is(
             assert all(n == direct.classes[c] for c, n in found.classes.items() if c not in never)
 
 
+@pytest.mark.parametrize("name", ["x86_64-6.12-pmem2", "x86_64-6.12-pmem3"])
+def test_persistent_memory_is_known_in_a_dump_as_in_the_vmcore(
+    real: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    vmfilter.filter_dump(real(name), tmp_path / "whole", level=0, compress="lzo")
+    for level in 31, 63:
+        direct = vmfilter.filter_dump(real(name), tmp_path / "direct", level=level, compress="lzo", force=True)
+        found = vmfilter.filter_dump(tmp_path / "whole", tmp_path / "again", level=level, compress="lzo", force=True)
+        assert found.classes[PageClass.PMEM_METADATA] == direct.classes[PageClass.PMEM_METADATA] > 0
+        assert Kdump(tmp_path / "again").kept == Kdump(tmp_path / "direct").kept
+
+
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(("first", "second"), [(31, 0), (16, 8), (8, 31), (1, 1)])
 def test_what_was_left_out_stays_out_and_the_counts_add_up(
