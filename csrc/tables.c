@@ -41,7 +41,7 @@ int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const 
 		uint64_t entry = wide ? vmf_load64(table + i * 8, swap) : vmf_load32(table + i * 4, swap);
 		struct vmf_mapping m;
 
-		if ((entry & l->present_mask) != l->present_value)
+		if (!entry || (entry & l->present_mask) != l->present_value)
 			continue;
 		m = mapping(paging, l, entry, vaddr + (i << l->shift));
 		if (used && follows(&mappings[used - 1], &m)) {

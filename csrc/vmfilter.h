@@ -83,7 +83,7 @@ uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
  */
 uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
 
-/* One level of a page table: an entry e is there where (e & present_mask) == present_value, and so on. */
+/* One level of a page table: an entry e is there where it is not 0 and (e & present_mask) == present_value, and so on. */
 struct vmf_table_level {
 	uint32_t shift;			/* log2 of what one entry maps */
 	uint64_t present_mask, present_value;
@@ -113,6 +113,12 @@ struct vmf_mapping {
  */
 int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const uint8_t *table, uint64_t count,
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);
+
+/*
+ * Offset of the first 4 bytes that are word, looked for at multiples of 4 from at (one, too) on; size where there are
+ * none. Whatever is in data, each byte is looked at once or twice.
+ */
+uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t word[4]);
 
 /* A page codec, with what it keeps between pages. One thread at a time. */
 struct vmf_codec;

@@ -16,28 +16,59 @@ import pathlib
 import zstandard
 
 from vmfilter.classify import Classifier
+from vmfilter.coverage import gaps
+from vmfilter.errors import KernelError
 from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.kernel.search import search_kernel
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 
-PAGE = 4096
+UNIT = 4096
+"""Bytes that are kept or not, whatever the page size."""
 
 
-def pages_read(dump: Dump) -> set[int]:
-    """Page frames whose content classification depends on."""
-    read_into, wanted = dump.read_into, set()
+def units_of(start: int, end: int) -> range:
+    """Numbers of the units of the addresses [start, end)."""
+    return range(start // UNIT, -(-end // UNIT))
+
+
+def text_units(dump: Dump, text: bytes) -> set[int]:
+    """Units with VMCOREINFO's text in them, for dumps that have no note of it."""
+    found: set[int] = set()
+    for piece in dump.pieces:
+        for start in range(piece.start, piece.end, 1 << 20):
+            raw = bytearray(min((1 << 20) + len(text), piece.end - start))
+            dump.read_into(start, memoryview(raw))
+            at = raw.find(text)
+            if at >= 0:
+                found.update(units_of(start + at, start + at + len(text) + 1))
+    return found
+
+
+def units_read(dump: Dump) -> tuple[set[int], int]:
+    """Units whose content classification depends on, and the page size."""
+    wanted: set[int] = set()
+    info = Vmcoreinfo.of(dump)
+    if info is None:
+        info = search_kernel(dump).info
+        wanted = text_units(dump, info.text.encode())
+    read_into = dump.read_into
 
     def recording(address: int, view: memoryview) -> bool:
-        wanted.update(range(address // PAGE, (address + len(view) - 1) // PAGE + 1))
+        wanted.update(units_of(address, address + len(view)))
         return read_into(address, view)
 
     dump.read_into = recording  # type: ignore[method-assign]
-    info = Vmcoreinfo.of(dump)
-    assert info is not None
     kernel = Kernel(dump, info)
-    for _ in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel)).windows():
-        pass
-    return wanted
+    try:
+        classifier = Classifier(dump, kernel.page_size, kernel, find_pmem(dump, kernel.page_size, kernel))
+    except KernelError as e:
+        print(f"{dump.path}: {e}")
+    else:
+        for _ in classifier.windows():
+            pass
+        gaps(dump, kernel)
+    return wanted, kernel.page_size
 
 
 def main() -> None:
@@ -48,7 +79,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=64)
     options = parser.parse_args()
     with open_dump(options.vmcore) as dump:
-        wanted = pages_read(dump)
+        wanted, page_size = units_read(dump)
         size = pathlib.Path(options.vmcore).stat().st_size
         parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=27, enable_ldm=True)
         compressor = zstandard.ZstdCompressor(compression_params=parameters)
@@ -56,14 +87,15 @@ def main() -> None:
         with open(options.out, "wb") as out, compressor.stream_writer(out, size=size) as stream:
             for load in sorted(dump.loads, key=lambda load: load.offset):
                 stream.write(dump.read_file(at, load.offset - at))
-                for offset in range(load.offset, load.offset + load.end - load.start, PAGE):
-                    pfn = (load.start + offset - load.offset) // PAGE
-                    n = min(PAGE, load.offset + load.end - load.start - offset)
-                    keep = pfn in wanted or pfn % options.every == 0
+                for offset in range(load.offset, load.offset + load.end - load.start, UNIT):
+                    address = load.start + offset - load.offset
+                    n = min(UNIT, load.offset + load.end - load.start - offset)
+                    keep = address // UNIT in wanted or address // page_size % options.every == 0
                     stream.write(dump.read_file(offset, n) if keep else bytes(n))
                 at = load.offset + load.end - load.start
             stream.write(dump.read_file(at, size - at))
-    print(f"{options.out}: {pathlib.Path(options.out).stat().st_size} bytes of {size}, {len(wanted)} pages needed")
+    made = pathlib.Path(options.out).stat().st_size
+    print(f"{options.out}: {made} bytes of {size}, {len(wanted) * UNIT >> 10} KiB needed")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ PN_XNUM = 0xFFFF
 PAGE = 4096
 
 
-def note(name: bytes, kind: int, description: bytes) -> bytes:
-    """One ELF note, padded."""
+def note(name: bytes, kind: int, description: bytes, order: str = "<") -> bytes:
+    """One ELF note, padded. order: struct's sign of the byte order."""
     padded = (name + b"\0").ljust(-(-(len(name) + 1) // 4) * 4, b"\0")
     body = description.ljust(-(-len(description) // 4) * 4, b"\0")
-    return struct.pack("<III", len(name) + 1, len(description), kind) + padded + body
+    return struct.pack(order + "III", len(name) + 1, len(description), kind) + padded + body
 
 
 def vmcoreinfo_note(text: str) -> bytes:
@@ -41,7 +41,7 @@ class Load:
 
 @dataclass
 class Elf:
-    """An ELF64 file; every field of its header can be set to what it should not be."""
+    """An ELF file of either class and byte order; every field of its header can be set to what it should not be."""
 
     loads: Sequence[Load] = ()
     notes: bytes = b""
@@ -49,29 +49,45 @@ class Elf:
     kind: int = ET_CORE
     elf_class: int = 2
     data: int = 1
-    phentsize: int = 56
+    phentsize: int = 0
     extra_headers: list[bytes] = field(default_factory=list)
 
+    @property
+    def _order(self) -> str:
+        return ">" if self.data == 2 else "<"
+
+    def note(self, name: bytes, kind: int, description: bytes) -> bytes:
+        """One note in this file's byte order."""
+        return note(name, kind, description, self._order)
+
+    def header(self, kind: int, offset: int, paddr: int, size: int, vaddr: int = 0, flags: int = 0) -> bytes:
+        """One program header; ELF32 has the flags further on."""
+        if self.elf_class == 1:
+            return struct.pack(self._order + "8I", kind, offset, vaddr, paddr, size, size, flags, 0)
+        return struct.pack(self._order + "IIQQQQQQ", kind, flags, offset, vaddr, paddr, size, size, 0)
+
     def build(self) -> bytes:
-        headers: list[bytes] = list(self.extra_headers)
+        order, wide = self._order, self.elf_class != 1
+        ehsize, phsize, shsize, word = (64, 56, 64, "Q") if wide else (52, 32, 40, "I")
+        headers: list[bytes] = [h or bytes(phsize) for h in self.extra_headers]
         count = len(headers) + len(self.loads) + 1
         xnum = count >= PN_XNUM
-        phoff = 64 + (64 if xnum else 0)
-        at = -(-(phoff + 56 * count) // PAGE) * PAGE
+        phoff = ehsize + (shsize if xnum else 0)
+        at = -(-(phoff + phsize * count) // PAGE) * PAGE
         body = bytearray()
-        headers.append(struct.pack("<IIQQQQQQ", PT_NOTE, 0, at, 0, 0, len(self.notes), len(self.notes), 4))
+        headers.append(self.header(PT_NOTE, at, 0, len(self.notes)))
         body += self.notes.ljust(-(-len(self.notes) // PAGE) * PAGE, b"\0")
         for load in self.loads:
             offset, size = at + len(body), len(load.data)
-            headers.append(struct.pack("<IIQQQQQQ", PT_LOAD, load.flags, offset, load.vaddr, load.paddr, size, size, 0))
+            headers.append(self.header(PT_LOAD, offset, load.paddr, size, load.vaddr, load.flags))
             body += load.data
         ident = b"\x7fELF" + bytes((self.elf_class, self.data, 1)) + bytes(9)
         head = ident + struct.pack(
-            "<HHIQQQIHHHHHH", self.kind, self.machine, 1, 0, phoff, 64 if xnum else 0, 0, 64, self.phentsize,
-            PN_XNUM if xnum else count, 64 if xnum else 0, 1 if xnum else 0, 0,
+            f"{order}HHI3{word}IHHHHHH", self.kind, self.machine, 1, 0, phoff, ehsize if xnum else 0, 0, ehsize,
+            self.phentsize or phsize, PN_XNUM if xnum else count, shsize if xnum else 0, 1 if xnum else 0, 0,
         )  # fmt: skip
         if xnum:  # section 0 has the true number in sh_info
-            head += struct.pack("<IIQQQQIIQQ", 0, 0, 0, 0, 0, 0, 0, count, 0, 0)
+            head += struct.pack(f"{order}II4{word}II2{word}", 0, 0, 0, 0, 0, 0, 0, count, 0, 0)
         head += b"".join(headers)
         return head.ljust(at, b"\0") + bytes(body)
 

@@ -1,19 +1,20 @@
-"""Builds tiny x86_64 vmcores that have all of a kernel that classification needs.
+"""Builds tiny vmcores, of x86_64 or another machine (machines.py), that have all that classification needs.
 
-These are page tables, a name, SPARSEMEM and struct pages. None of it comes from vmfilter: offsets, bits and values are
-those of the kernels' own sources (include/linux/mm_types.h, page-flags.h, mmzone.h, kernel/crash_core.c).
+These are page tables, a name, a memory model and struct pages. None of it comes from vmfilter: offsets, bits and values
+are those of the kernels' own sources (include/linux/mm_types.h, page-flags.h, mmzone.h, kernel/crash_core.c).
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from elfbuilder import PAGE, PT_LOAD, Elf, Load, vmcoreinfo_note
+from elfbuilder import PAGE, PT_LOAD, Elf, Load
+from machines import FormTables, Machine
 
 from vmfilter import Dump, open_dump
 from vmfilter.kernel import Kernel, Vmcoreinfo
@@ -22,6 +23,7 @@ TEXT = 0xFFFFFFFF80000000  # __START_KERNEL_map
 DIRECT = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}  # page_offset_base, by levels
 VMEMMAP = {4: 0xFFFFEA0000000000, 5: 0xFFD4000000000000}
 MIB, GIB = 1 << 20, 1 << 30
+RAM, DEVICE = 0b1111, 0b0011  # present, has a memmap; online, early
 KERNEL_AT = 32 * MIB  # physical, of all that the builder itself writes
 FREE_HUGE_PAGE = TEXT + 0x11C5D60
 FREE_COMPOUND_PAGE = TEXT + 0x1180120
@@ -32,30 +34,36 @@ _ADDRESS = 0x000FFFFFFFFFF000
 class Memory:
     """Physical memory: the frames that somebody wrote to, new ones from `first` up."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, page: int = PAGE, size: int = 8, order: Literal["little", "big"] = "little") -> None:
         self.frames: dict[int, bytearray] = {}
         self.next = first
+        self.page, self.word_size, self.order = page, size, order
 
-    def take(self, size: int = PAGE) -> int:
-        """Zeroed frames, one after the other; the address of the first."""
+    def take(self, size: int = 1) -> int:
+        """Zeroed frames, one after the other, aligned to their size; the address of the first."""
+        size = -(-size // self.page) * self.page
+        if size & size - 1 == 0:
+            self.next = -(-self.next // size) * size
         paddr = self.next
-        for at in range(paddr, paddr + size, PAGE):
-            self.frames[at // PAGE] = bytearray(PAGE)
-            self.next = at + PAGE
+        for at in range(paddr, paddr + size, self.page):
+            self.frames[at // self.page] = bytearray(self.page)
+            self.next = at + self.page
         return paddr
 
     def write(self, paddr: int, data: bytes) -> None:
+        page = self.page
         while data:
-            room = PAGE - paddr % PAGE
-            frame = self.frames.setdefault(paddr // PAGE, bytearray(PAGE))
-            frame[paddr % PAGE : paddr % PAGE + len(data[:room])] = data[:room]
+            room = page - paddr % page
+            frame = self.frames.setdefault(paddr // page, bytearray(page))
+            frame[paddr % page : paddr % page + len(data[:room])] = data[:room]
             paddr, data = paddr + room, data[room:]
 
     def word(self, paddr: int) -> int:
-        return int.from_bytes(self.frames[paddr // PAGE][paddr % PAGE : paddr % PAGE + 8], "little")
+        at = paddr % self.page
+        return int.from_bytes(self.frames[paddr // self.page][at : at + self.word_size], self.order)
 
     def write_word(self, paddr: int, value: int) -> None:
-        self.write(paddr, value.to_bytes(8, "little"))
+        self.write(paddr, value.to_bytes(self.word_size, self.order))
 
 
 class PageTables:
@@ -180,6 +188,7 @@ _TYPES_6_11 = {
 }
 _TOP_6_12 = {"buddy": 0xF0, "offline": 0xF1, "table": 0xF2, "hugetlb": 0xF4, "slab": 0xF5, "unaccepted": 0xF7}
 _TYPES_6_12 = {name: top << 24 for name, top in _TOP_6_12.items()}
+_NODE_MEMBERS = {"mem_map": 3, "start_pfn": 5, "spanned_pages": 7}  # words before them in struct pglist_data
 _NO_SWAPBACKED = frozenset({"swapbacked"})
 
 _V3_10 = Flavour(
@@ -231,6 +240,14 @@ FLAVOURS: dict[str, Flavour] = {
 }
 
 
+def for_words_of_4(f: Flavour) -> Flavour:
+    """The same struct page on a 32-bit machine: each pointer and long of its members has half the size."""
+    members = {name: at if name == "_refcount" else at // 2 for name, at in f.members.items()}
+    members["_refcount"] = members["_mapcount"] + (f.members["_refcount"] - f.members["_mapcount"])
+    dtor_at = f.dtor_at // 2
+    return replace(f, members=members, size=32, hvo=False, dtor_at=dtor_at, order_at=dtor_at + f.order_at - f.dtor_at)
+
+
 @dataclass
 class Synthetic:
     """One crashed machine.
@@ -239,20 +256,26 @@ class Synthetic:
 
     Attributes:
         flavour: its struct pages.
-        levels, sme_mask: its page tables.
+        machine: that it is; None: x86_64.
+        levels, sme_mask: x86_64's page tables.
         phys_base: physical address of the kernel text's virtual base; not exported where export_phys_base is not set.
         text_vaddr: the kernel's PT_LOAD has its virtual address.
         name_at: of the name in init_uts_ns; exported where export_name_at is set (since 5.11).
         sparse: "static", "array", "pointer" (the symbol is a pointer's address), "value" (is the pointer's value).
         vmemmap: struct pages are mapped by 4K pages of their own, out of order; else they lie in the direct map.
         section_bits, physical_bits: of memory sections.
+        section_flags: low bits of section_mem_map of sections that are not RAM as all others.
+        memmap_at: physical address of a section's struct pages, where they do not lie in RAM that nobody uses.
         free_orders: LENGTH(zone.free_area).
+        note: the vmcore has VMCOREINFO as a note.
+        told: is given VMCOREINFO's text once it is known, before the file is written.
         extra, without: lines to add to VMCOREINFO, beginnings of lines to leave out.
         absent: frames that are not in the dump.
 
     """
 
     flavour: Flavour = _V5_10
+    machine: Machine | None = None
     levels: int = 4
     sme_mask: int = 0
     phys_base: int = 16 * MIB
@@ -264,31 +287,69 @@ class Synthetic:
     vmemmap: bool = True
     section_bits: int = 21
     physical_bits: int = 30
+    section_flags: dict[int, int] = field(default_factory=dict)
+    memmap_at: dict[int, int] = field(default_factory=dict)
     free_orders: int = 11
+    note: bool = True
+    told: Callable[[str], None] | None = None
     extra: list[str] = field(default_factory=list)
     without: tuple[str, ...] = ()
     absent: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.memory = Memory(KERNEL_AT)
-        self.tables = PageTables(self.memory, self.levels, self.sme_mask)
-        self.direct = DIRECT[self.levels]
-        self.section_pages = 1 << self.section_bits - 12
+        m = self.machine
+        if m:
+            self.sparse, self.vmemmap = m.sparse, m.vmemmap is not None
+            self.section_bits, self.physical_bits = m.section_bits, m.physical_bits
+            if m.word == 4:
+                self.flavour = for_words_of_4(self.flavour)
+        self.page, self.word = (m.page, m.word) if m else (PAGE, 8)
+        self.order: Literal["little", "big"] = m.order if m else "little"
+        self.ram = m.ram if m else 0
+        self.memory = Memory(self.ram + KERNEL_AT, self.page, self.word, self.order)
+        self.tables: Any = FormTables(self.memory, m.form) if m else PageTables(self.memory, self.levels, self.sme_mask)
+        self.direct = m.direct if m else DIRECT[self.levels]
+        self.vmemmap_at = (m.vmemmap or 0) if m else VMEMMAP[self.levels]
+        self.unknown = 0  # frames without struct pages
+        self.mask = (1 << 8 * self.word) - 1
+        self.section_pages = (1 << self.section_bits) // self.page
         self._structs: dict[int, bytearray] = {}
         self._aliases: dict[int, int] = {}
         self._memmap_frames: dict[int, int] = {}
-        self.text = self.memory.take(2 * PAGE)  # init_uts_ns and mem_section
-        self.tables.map(self.direct, 0, GIB)
-        start = KERNEL_AT - self.phys_base
-        for at in range(start, start + 4 * MIB, 2 * MIB):
-            self.tables.map(TEXT + at, at + self.phys_base, 2 * MIB)
-        fields = (b"Linux", b"synthetic", self.flavour.release.encode(), b"#1 SMP", b"x86_64", b"(none)")
+        self.text = self.memory.take(2 * self.page)  # init_uts_ns and mem_section
+        if m:
+            self._map_kernel(m)
+        else:
+            self.tables.map(self.direct, 0, GIB)
+            start = KERNEL_AT - self.phys_base
+            for at in range(start, start + 4 * MIB, 2 * MIB):
+                self.tables.map(TEXT + at, at + self.phys_base, 2 * MIB)
+        name = m.name.encode() if m else b"x86_64"
+        fields = (b"Linux", b"synthetic", self.flavour.release.encode(), b"#1 SMP", name, b"(none)")
         self.memory.write(self.text + self.name_at, b"".join(f.ljust(65, b"\0") for f in fields))
-        self.section(KERNEL_AT >> self.section_bits)
+        self.section(self.ram + KERNEL_AT >> self.section_bits)
+        if self.ram:
+            self.section(self.ram >> self.section_bits)
+
+    def _map_kernel(self, m: Machine) -> None:
+        """Map the linear map and the kernel's own, as far as they are in tables."""
+        ranges = [(m.direct, m.direct_leaf, m.ram, m.direct_size)]
+        if m.text is not None:
+            ranges.append((m.text, m.text_leaf, m.ram + KERNEL_AT, 4 * MIB))
+        for offset, leaf, start, size in ranges:
+            for paddr in range(start, start + size, leaf) if leaf else ():
+                self.tables.map(offset + paddr & self.mask, paddr, leaf)
 
     def symbol(self, paddr: int) -> int:
         """Virtual address in the kernel text's mapping."""
+        if self.machine:
+            text = self.machine.text
+            return (self.direct if text is None else text) + paddr & self.mask
         return TEXT + paddr - self.phys_base
+
+    def linear(self, paddr: int) -> int:
+        """Virtual address in the linear map."""
+        return self.direct + paddr & self.mask
 
     # Struct pages
 
@@ -300,19 +361,26 @@ class Synthetic:
 
     def address(self, pfn: int) -> int:
         """Virtual address of a struct page, as pages point at each other."""
-        return VMEMMAP[self.levels] + pfn * self.flavour.size
+        return self.vmemmap_at + pfn * self.flavour.size & self.mask
 
     def _page(self, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0, more_flags: int = 0) -> bytes:
         f = self.flavour
         page = bytearray(f.size)
         bits = more_flags | sum(1 << f.bits[name] for name in flags)
         # The top bits of flags are zone and node numbers; referenced, uptodate are what nobody asks for.
-        struct.pack_into("<Q", page, f.members["flags"], bits | 0x17FFFF << 42 & (1 << 64) - 1)
-        struct.pack_into("<I", page, f.members["_mapcount"], mapcount & 0xFFFFFFFF)
-        struct.pack_into("<I", page, f.members["_refcount"], 1)
-        struct.pack_into("<Q", page, f.members["mapping"], mapping)
-        struct.pack_into("<Q", page, f.members["private"], private)
+        zone = 0x17FFFF << 42 if self.word == 8 else 0x40000000
+        self._store(page, "flags", bits | zone)
+        self._store(page, "_mapcount", mapcount, 4)
+        self._store(page, "_refcount", 1, 4)
+        self._store(page, "mapping", mapping)
+        self._store(page, "private", private)
         return bytes(page)
+
+    def _store(self, page: bytearray, member: str | int, value: int, size: int = 0) -> None:
+        """Write a member of a struct page: a long, where no size is given."""
+        at = self.flavour.members[member] if isinstance(member, str) else member
+        size = size or self.word
+        page[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, self.order)
 
     def put_raw(self, pfn: int, page: bytes) -> None:
         at = pfn % self.section_pages * self.flavour.size
@@ -353,7 +421,7 @@ class Synthetic:
             tail_mapping = 0xFFFF888000012345 if i < 3 else TAIL_MAPPING
             page = bytearray(self._page(*poison, mapping=tail_mapping, more_flags=more_flags))
             if f.tail_member:
-                struct.pack_into("<Q", page, f.members["lru"], self.address(pfn) | 1)
+                self._store(page, "lru", self.address(pfn) | 1)
             if i == 1:
                 self._write_order(page, order, hugetlb)
             self.put_raw(pfn + i, bytes(page))
@@ -362,15 +430,15 @@ class Synthetic:
         f = self.flavour
         if f.compound == "lru":
             destructor = FREE_HUGE_PAGE if hugetlb else FREE_COMPOUND_PAGE
-            struct.pack_into("<QQ", page, f.members["lru"], destructor, order)
+            self._store(page, "lru", destructor)
+            self._store(page, f.members["lru"] + self.word, order)
         elif f.compound in ("member", "folio"):
-            form = {1: "<B", 2: "<H", 4: "<I"}[f.order_width]
-            struct.pack_into(form, page, f.dtor_at, 2 if hugetlb else 1)
-            struct.pack_into(form, page, f.order_at, order)
+            self._store(page, f.dtor_at, 2 if hugetlb else 1, f.order_width)
+            self._store(page, f.order_at, order, f.order_width)
 
     def alias_tails(self, pfn: int, order: int) -> None:
         """Hugetlb's vmemmap optimisation: all its struct pages are the page that has the head."""
-        first = self.address(pfn) - VMEMMAP[self.levels]
+        first = self.address(pfn) - self.vmemmap_at
         assert self.vmemmap
         assert first % PAGE == 0
         for i in range(1, (self.flavour.size << order) // PAGE):
@@ -385,44 +453,119 @@ class Synthetic:
     def _lay_out_memmap(self) -> dict[int, int]:
         """section_mem_map of each section; struct pages get written to memory."""
         encoded = {}
-        flags = 0b1111  # present, has a memmap, online, early
+        page = self.page
         for number, structs in self._structs.items():
-            first = number * self.section_pages * self.flavour.size // PAGE  # page of the whole memmap
-            pages = len(structs) // PAGE
-            base = self.memory.take(len(structs))
+            first = number * self.section_pages * self.flavour.size // page  # page of the whole memmap
+            pages = len(structs) // page
+            base = self.memmap_at[number] if number in self.memmap_at else self.memory.take(len(structs))
             for i in range(pages):
                 # With VMEMMAP the last comes first, so that a stretch of struct pages is many pieces of memory.
-                paddr = base + PAGE * (pages - 1 - i if self.vmemmap else i)
-                self.memory.write(paddr, bytes(structs[i * PAGE : (i + 1) * PAGE]))
-                self._memmap_frames[first + i] = paddr // PAGE
-            vaddr = VMEMMAP[self.levels] + first * PAGE if self.vmemmap else self.direct + base
-            encoded[number] = vaddr - number * len(structs) & (1 << 64) - 1 | flags
-        if self.vmemmap:
-            for page in self._memmap_frames:
-                frame = self._memmap_frames[self._aliases.get(page, page)]
-                self.tables.map(VMEMMAP[self.levels] + page * PAGE, frame * PAGE)
+                paddr = base + page * (pages - 1 - i if self.vmemmap else i)
+                self.memory.write(paddr, bytes(structs[i * page : (i + 1) * page]))
+                self._memmap_frames[first + i] = paddr // page
+            vaddr = self.vmemmap_at + first * page if self.vmemmap else self.linear(base)
+            flags = self.section_flags.get(number, RAM)
+            encoded[number] = vaddr - number * len(structs) & self.mask | flags
+        if self.vmemmap and self.machine and self.machine.backing:
+            self._lay_out_backings(self.machine.backing)
+        elif self.vmemmap:
+            for at in self._memmap_frames:
+                frame = self._memmap_frames[self._aliases.get(at, at)]
+                self.tables.map(self.vmemmap_at + at * page, frame * page, page)
         return encoded
+
+    def _lay_out_backings(self, size: int) -> None:
+        """Write the hash MMU's list of what its vmemmap is made of, and its table of page sizes."""
+        node, count = 0, size // self.page
+        for at in sorted(self._memmap_frames):
+            if at % count:
+                continue
+            # Parts are as large as the MMU's page, of whose pages some may have no struct pages.
+            paddr = self.memory.take(size)
+            for i in range(count):
+                frame = self._memmap_frames.get(at + i)
+                if frame is not None:
+                    self.memory.write(paddr + i * self.page, bytes(self.memory.frames[frame]))
+            entry = self.memory.take()
+            for i, value in enumerate((node, paddr, self.vmemmap_at + at * self.page)):
+                self.memory.write_word(entry + 8 * i, value)
+            node = self.linear(entry)
+        head = self.memory.take()
+        self.memory.write_word(head, node)
+        self.memory.write(head + 8, (3).to_bytes(4, self.order))  # mmu_vmemmap_psize
+        self.memory.write(head + 16 + 3 * 96, (size.bit_length() - 1).to_bytes(4, self.order))
+        self.extra += [
+            f"SYMBOL(vmemmap_list)={self.symbol(head):x}",
+            f"SYMBOL(mmu_vmemmap_psize)={self.symbol(head + 8):x}",
+            f"SYMBOL(mmu_psize_defs)={self.symbol(head + 16):x}",
+        ]
+
+    def _lay_out_nodes(self) -> list[str]:
+        """Memory models without sections: one array of struct pages, or one a node."""
+        word, page, known = self.word, self.page, sorted(self._structs)
+        known += [known[-1] + 1] * (len(known) == 1)
+        groups = [known] if self.sparse in ("flat", "contig") else [known[:1], known[1:]]
+        nodes = []
+        for i, group in enumerate(groups):
+            first = max(self.ram // page, 0 if self.sparse == "flat" else group[0] * self.section_pages)
+            numbers = range(first // self.section_pages, group[-1] + 1)
+            structs = b"".join(bytes(self.section(s)) for s in numbers)[
+                first % self.section_pages * self.flavour.size :
+            ]
+            structs = structs.ljust(-(-len(structs) // page) * page, b"\0")
+            odd = int(self.sparse != "flat" and i == 0)  # a node need not begin where anything else does
+            base = self.memory.take(len(structs))
+            self.memory.write(base, structs)
+            for at in range(0, len(structs), page):
+                self._memmap_frames[(first * self.flavour.size + at) // page] = (base + at) // page
+            node = self.memory.take()
+            count = (numbers[-1] + 1) * self.section_pages - first
+            self.unknown += odd
+            fields = {3: self.linear(base) + odd * self.flavour.size, 5: first + odd, 7: count - odd}
+            for at, value in fields.items():
+                self.memory.write_word(node + word * at, value)
+            nodes.append(node)
+        table = self.memory.take()
+        lines = [f"OFFSET(pglist_data.node_{n})={word * i}" for n, i in _NODE_MEMBERS.items()]
+        if self.sparse == "flat":
+            self.memory.write_word(table, self.linear(base))
+            return [f"SYMBOL(mem_map)={self.symbol(table):x}"]
+        if self.sparse == "contig":
+            return [
+                *lines,
+                f"SYMBOL(contig_page_data)={self.symbol(nodes[0]):x}",
+                f"SYMBOL(mem_map)={self.symbol(table):x}",
+            ]
+        if self.sparse == "nodes":  # the second is not online
+            empty = self.memory.take()
+            for i, node in enumerate((nodes[0], 0, empty, nodes[1])):
+                self.memory.write_word(table + word * i, self.linear(node) if node else 0)
+            return [*lines, f"SYMBOL(node_data)={self.symbol(table):x}", "LENGTH(node_data)=4"]
+        self.memory.write_word(table, self.linear(nodes[0]))
+        self.memory.write_word(nodes[0] + word * 9, self.linear(nodes[1]))
+        return [*lines, f"SYMBOL(pgdat_list)={self.symbol(table):x}", f"OFFSET(pglist_data.pgdat_next)={word * 9}"]
 
     def _lay_out_sections(self, encoded: Mapping[int, int]) -> list[str]:
         """Write the array of sections; return what VMCOREINFO says of it."""
-        size, sections = 16, 1 << self.physical_bits - self.section_bits
-        per_root = PAGE // size
-        symbol_at = self.text + PAGE
+        size, sections = 2 * self.word, 1 << self.physical_bits - self.section_bits
+        per_root = self.page // size
+        symbol_at = self.text + self.page
         if self.sparse == "static":
-            assert sections * size <= PAGE
+            assert sections * size <= self.page
             for number, value in encoded.items():
                 self.memory.write_word(symbol_at + number * size, value)
             symbol, length = self.symbol(symbol_at), sections
         else:
             length = -(-sections // per_root)
             in_text = self.sparse == "array"
-            roots = symbol_at if in_text else self.memory.take(-(-8 * length // PAGE) * PAGE)
+            roots = symbol_at if in_text else self.memory.take(self.word * length)
             for number, value in encoded.items():
-                if not self.memory.word(roots + 8 * (number // per_root)):
-                    self.memory.write_word(roots + 8 * (number // per_root), self.direct + self.memory.take())
-                root = self.memory.word(roots + 8 * (number // per_root)) - self.direct
+                at = roots + self.word * (number // per_root)
+                if not self.memory.word(at):
+                    self.memory.write_word(at, self.linear(self.memory.take()))
+                root = self.memory.word(at) - self.direct & self.mask
                 self.memory.write_word(root + number % per_root * size, value)
-            symbol = self.symbol(symbol_at) if in_text else self.direct + roots
+            symbol = self.symbol(symbol_at) if in_text else self.linear(roots)
             if self.sparse == "pointer":
                 self.memory.write_word(symbol_at, symbol)
                 symbol = self.symbol(symbol_at)
@@ -437,17 +580,19 @@ class Synthetic:
         lines = [
             *self.flavour.lines(),
             *sections,
-            "PAGESIZE=4096",
+            f"PAGESIZE={self.page}",
             f"SYMBOL(init_uts_ns)={self.symbol(self.text):x}",
             f"SYMBOL(swapper_pg_dir)={self.symbol(self.tables.root):x}",
             f"NUMBER(SECTION_SIZE_BITS)={self.section_bits}",
             f"NUMBER(MAX_PHYSMEM_BITS)={self.physical_bits}",
             f"LENGTH(zone.free_area)={self.free_orders}",
-            f"NUMBER(pgtable_l5_enabled)={int(self.levels == 5)}",
-            f"NUMBER(sme_mask)={self.sme_mask}",
             "CRASHTIME=1795235227",
         ]
-        if self.export_phys_base:
+        if self.machine:
+            lines += self.machine.lines
+        else:
+            lines += [f"NUMBER(pgtable_l5_enabled)={int(self.levels == 5)}", f"NUMBER(sme_mask)={self.sme_mask}"]
+        if self.export_phys_base and not self.machine:
             lines.append(f"NUMBER(phys_base)={self.phys_base}")
         if self.export_name_at:
             lines.append(f"OFFSET(uts_namespace.name)={self.name_at}")
@@ -456,20 +601,30 @@ class Synthetic:
 
     def write(self, path: Path) -> Path:
         """The vmcore. Frames that nobody wrote to are a hole at the file's end. Call it once."""
-        said = self._lay_out_sections(self._lay_out_memmap())
+        nodes = self.sparse in ("flat", "contig", "nodes", "pgdat")
+        said = self._lay_out_nodes() if nodes else self._lay_out_sections(self._lay_out_memmap())
+        text = self._vmcoreinfo(said)
+        self.info = text
+        if self.told:
+            self.told(text)
+        page, m = self.page, self.machine
         ram = {pfn for s in self._structs for pfn in range(s * self.section_pages, (s + 1) * self.section_pages)}
+        ram = {pfn for pfn in ram if pfn >= self.ram // page}
         loads = []
         for first, count in _runs(set(self.memory.frames) - self.absent):
             data = b"".join(bytes(self.memory.frames[first + i]) for i in range(count))
-            vaddr = self.symbol(first * PAGE) if self.text_vaddr else 0
-            loads.append(Load(first * PAGE, data, vaddr))
+            vaddr = self.symbol(first * page) if self.text_vaddr else 0
+            loads.append(Load(first * page, data, vaddr))
         empty = list(_runs(ram - set(self.memory.frames) - self.absent))
-        elf = Elf(loads, vmcoreinfo_note(self._vmcoreinfo(said)), extra_headers=[bytes(56)] * len(empty))
+        elf = Elf(loads, extra_headers=[b""] * len(empty))
+        if m:
+            elf.machine, elf.elf_class, elf.data = m.em, m.elf_class, 2 if m.big_endian else 1
+        elf.notes = elf.note(b"VMCOREINFO", 0, text.encode()) if self.note else b""
         end = -(-len(elf.build()) // PAGE) * PAGE
         elf.extra_headers = []
         for first, count in empty:
-            size = count * PAGE
-            elf.extra_headers.append(struct.pack("<IIQQQQQQ", PT_LOAD, 6, end, 0, first * PAGE, size, size, 0))
+            size = count * page
+            elf.extra_headers.append(elf.header(PT_LOAD, end, first * page, size, flags=6))
             end += size
         elf.write(path)
         os.truncate(path, end)

@@ -10,11 +10,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from elfbuilder import PAGE, Elf, Load
 from kdumpreader import Kdump
+from kernelbuilder import FLAVOURS, Synthetic
 
 import vmfilter
 from vmfilter import PageClass
@@ -32,6 +34,7 @@ EXCLUDED = [
     "Offline pages",
     "Pmem metadata pages",
     "Pmem userdata pages",
+    "Pages left out before",
 ]
 
 
@@ -445,3 +448,71 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         vmfilter.no_such_name  # noqa: B018
     assert all(getattr(vmfilter, name) for name in vmfilter.__all__)
+
+
+# info
+
+
+def test_info_says_what_a_vmcore_is(run: Run, small: Path) -> None:
+    ran = run("info", small)
+    assert (ran.status, ran.err) == (0, "")
+    said = dict(re.findall(r"^(\S.*?) {2,}(.*)$", ran.out, re.MULTILINE))
+    assert said["format"] == "ELF"
+    assert said["machine"] == "x86_64"
+    assert said["kernel"].startswith("Linux 6.12.95")
+    assert re.fullmatch(r"2026-\d\d-\d\d \d\d:\d\d:\d\d\+00:00", said["crash time"])
+    assert said["left out"].split() == ["0", "0.0"]
+    assert "no memory of the crashed machine is known to be missing" in ran.out
+
+
+def test_info_says_what_a_filtered_dump_is(run: Run, small: Path, tmp_path: Path) -> None:
+    report = numbers(run("filter", "-d", 30, small, tmp_path / "dump").out)
+    said = dict(re.findall(r"^(\S.*?) {2,}(.*)$", run("info", tmp_path / "dump").out, re.MULTILINE))
+    assert said["format"] == "kdump-compressed"
+    assert said["dump level"] == "30"
+    assert int(said["in the dump"].split()[0]) == report["Remaining pages"]
+    assert int(said["left out"].split()[0]) == report["Excluded pages"]
+
+
+def test_info_prints_vmcoreinfo_as_it_is(run: Run, small: Path) -> None:
+    out = run("info", "--vmcoreinfo", small).out
+    assert out.startswith("OSRELEASE=6.12.95")
+    assert out.encode() in small.read_bytes()
+
+
+def test_info_of_what_is_no_dump_fails(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no dump")
+    ran = run("info", tmp_path / "text")
+    assert ran.status == 3
+    assert ran.err.count("\n") == 1
+
+
+def test_info_cannot_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+    machine = Synthetic(flavour=replace(FLAVOURS["6.12"], release="6.12\x1b[2J\a"))
+    ran = run("info", machine.write(tmp_path / "v"))
+    assert ran.status == 0
+    assert ran.out.isascii()
+    assert all(c.isprintable() or c == "\n" for c in ran.out)
+
+
+# Memory that is missing
+
+
+def test_missing_memory_is_in_the_report_and_a_warning_where_there_is_none(
+    run: Run, real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    vmcore = real("x86_64-5.10-dimm")
+    line = "memory at 0x100000000-0x10fffffff (268435456 bytes, 256 MiB) is missing: memory that the kernel used"
+    assert line in run("info", vmcore).out
+    ran = run("filter", vmcore, tmp_path / "a")
+    assert line in ran.out
+    assert "missing" not in ran.err
+    ran = run("filter", "-q", vmcore, tmp_path / "b")
+    assert ran.out == ""
+    assert f"warning: {vmcore}: {line}" in ran.err
+
+
+def test_including_user_data_of_pmem_says_so(run: Run, real: Callable[[str], Path], tmp_path: Path) -> None:
+    ran = run("filter", "-q", "--include-pmem-userdata", "--dry-run", real("x86_64-6.12-pmem2"), tmp_path / "dump")
+    assert ran.status == 0
+    assert "226304 pages of user data on persistent memory" in ran.err

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from elfbuilder import Elf, Load
 from kdumpreader import Kdump
+from kernelbuilder import DEVICE, RAM, Synthetic
 
 import vmfilter
 from vmfilter.kernel import Kernel, Vmcoreinfo
 from vmfilter.levels import PageClass
 from vmfilter.pmem import find_pmem
 from vmfilter.pmem.infoblock import Namespace, fletcher64, parse_info_block
+from vmfilter.statistics import NamespacePages
 
 PAGE = 4096
 PMEM = 0x100000000  # of the real vmcores
@@ -183,6 +185,139 @@ def test_namespaces_are_found_by_their_info_blocks(real: Callable[[str], Path]) 
         assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES
     with vmfilter.open_dump(real("x86_64-6.12-pmem3")) as dump:
         assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES[:2]
+
+
+def test_statistics_tell_each_namespace_and_what_is_in_none(real: Callable[[str], Path], tmp_path: Path) -> None:
+    found = vmfilter.filter_dump(real("x86_64-6.12-pmem2"), tmp_path / "dump").pmem
+    counts = [(1536, 64000), (1536, 64000), (0, 32768)]
+    assert found[:3] == [NamespacePages(n, *c) for n, c in zip(NAMESPACES, counts, strict=True)]
+    assert found[3:] == [NamespacePages(None, 0, 65536)]
+    found = vmfilter.filter_dump(real("x86_64-6.12-pmem3"), tmp_path / "dump3").pmem
+    assert found == [*(NamespacePages(n, 1536, 0) for n in NAMESPACES[:2]), NamespacePages(None, 0, 0)]
+
+
+def test_user_data_is_written_only_when_it_is_asked_for(real: Callable[[str], Path], tmp_path: Path) -> None:
+    vmcore = real("x86_64-6.12-pmem2")
+    for level in 0, 63:
+        statistics = vmfilter.filter_dump(
+            vmcore, tmp_path / "dump", level=level, include_pmem_userdata=True, compress="lzo", force=True
+        )
+        assert statistics.excluded(PageClass.PMEM_USERDATA) == 0
+        assert statistics.classes[PageClass.PMEM_USERDATA] == 160768 + 65536
+        kept = {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE}
+        everything = set(range(PMEM // PAGE, PMEM // PAGE + 229376))
+        metadata = {pfn for first, end in RANGES for pfn in range(first, end)}
+        assert kept == (everything - metadata if level == 63 else everything)
+
+
+# Without the file's flags: a kdump-compressed file has lost them
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_filtering_again_drops_exactly_the_metadata(machine: Machine, tmp_path: Path, listed: bool) -> None:
+    if not listed:
+        machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    vmfilter.filter_dump(machine.path, tmp_path / "31", level=31)
+    statistics = vmfilter.filter_dump(tmp_path / "31", tmp_path / "63", level=63)
+    before, after = Kdump(tmp_path / "31"), Kdump(tmp_path / "63")
+    metadata = {pfn for first, end in RANGES for pfn in range(first, end)}
+    assert set(before.kept) - set(after.kept) == metadata
+    assert set(after.kept) < set(before.kept)
+    assert after.present == before.present
+    assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+
+
+def test_user_data_that_a_dump_has_is_not_in_one_made_of_it(real: Callable[[str], Path], tmp_path: Path) -> None:
+    vmfilter.filter_dump(real("x86_64-6.12-pmem2"), tmp_path / "all", level=0, include_pmem_userdata=True)
+    statistics = vmfilter.filter_dump(tmp_path / "all", tmp_path / "0", level=0)
+    metadata = {pfn for first, end in RANGES for pfn in range(first, end)}
+    assert {pfn for pfn in Kdump(tmp_path / "0").kept if pfn >= PMEM // PAGE} == metadata
+    counts = [(1536, 64000), (1536, 64000), (0, 32768)]
+    assert statistics.pmem[:3] == [NamespacePages(n, *c) for n, c in zip(NAMESPACES, counts, strict=True)]
+    assert statistics.pmem[3:] == [NamespacePages(None, 0, 65536)]
+
+
+def test_what_a_namespace_that_is_no_more_has_left_behind_is_not_believed(machine: Machine, tmp_path: Path) -> None:
+    # A valid info block in a part of the device that belongs to no namespace; its "metadata" would be anybody's data.
+    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    stale = PMEM + (700 << 20)
+    with vmfilter.open_dump(machine.path) as dump, open(machine.path, "r+b") as f:
+        load = next(p for p in dump.loads if p.start <= stale < p.end)
+        f.seek(load.offset + stale + PAGE - load.start)
+        f.write(info_block(npfns=16384))
+    assert machine.found() == (RANGES, [])
+
+
+# By page tables
+
+
+def wipe(path: Path, namespaces: list[Namespace]) -> None:
+    """Make a vmcore's info blocks unreadable."""
+    with vmfilter.open_dump(path) as dump, open(path, "r+b") as f:
+        for namespace in namespaces:
+            load = next(p for p in dump.loads if p.start <= namespace.start < p.end)
+            f.seek(load.offset + namespace.start - load.start + PAGE)
+            f.write(bytes(PAGE))
+
+
+def test_metadata_alone_is_known_by_page_tables_without_its_info_block(
+    real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import subprocess
+
+    vmcore = tmp_path / "vmcore"
+    subprocess.run(["cp", "--sparse=always", real("x86_64-6.12-pmem3"), vmcore], check=True)
+    wipe(vmcore, NAMESPACES[:2])
+    statistics = vmfilter.filter_dump(vmcore, tmp_path / "dump", level=63)
+    assert statistics.classes[PageClass.PMEM_METADATA] == 3072
+    assert statistics.pmem == [NamespacePages(None, 3072, 0)]
+
+
+def test_struct_pages_on_pmem_are_known_by_page_tables_without_list_or_info_block(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.edit_info("SYMBOL(devm_memmap_vmcore_head)", "SYMBOL(devm_memmap_vmcore_hea_)")
+    wipe(machine.path, NAMESPACES)
+    vmfilter.filter_dump(machine.path, tmp_path / "dump")
+    kept = {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE}
+    # Each namespace of 256 MiB has as many struct pages as fill 4 MiB; the rest of its reserve is unused.
+    assert len(kept) == 2 * 1024
+    assert kept < {pfn for first, end in RANGES for pfn in range(first, end)}
+
+
+def device_with_its_own_struct_pages(number: int, load: range) -> Synthetic:
+    """A section of device memory whose struct pages lie on it; of its frames, the vmcore has some."""
+    frames = range(number * 512, (number + 1) * 512)
+    machine = Synthetic(section_flags={number: DEVICE}, memmap_at={number: load.start * PAGE})
+    machine.section(number)
+    machine.absent = set(frames) - set(load)
+    for pfn in load:
+        machine.memory.write(pfn * PAGE, b"data")  # so that all are in one PT_LOAD
+    return machine
+
+
+@pytest.mark.parametrize("count", [8, 15, 16, 17, 400])
+def test_a_pt_load_is_metadata_where_most_of_it_is_struct_pages(tmp_path: Path, count: int) -> None:
+    load = range(200 * 512, 200 * 512 + count)  # 8 frames hold the section's 512 struct pages
+    machine = device_with_its_own_struct_pages(200, load)
+    with machine.opened(tmp_path) as (dump, kernel):
+        # Offline memory with its struct pages on it (memmap_on_memory) is 64 times as large as they are.
+        assert list(find_pmem(dump, PAGE, kernel).metadata) == ([(load.start, load.stop)] if count < 16 else [])
+
+
+def test_struct_pages_in_ram_are_no_metadata(tmp_path: Path) -> None:
+    machine = Synthetic(section_flags={200: DEVICE})
+    machine.section(200)
+    with machine.opened(tmp_path) as (dump, kernel):
+        assert list(find_pmem(dump, PAGE, kernel).metadata) == []
+
+
+def test_a_kernel_that_knows_no_online_sections_has_no_pmem_by_page_tables(tmp_path: Path) -> None:
+    load = range(200 * 512, 200 * 512 + 8)
+    machine = device_with_its_own_struct_pages(200, load)
+    machine.section_flags[16] = RAM & ~4  # the builder's own section; before 4.13 there was no such flag
+    with machine.opened(tmp_path) as (dump, kernel):
+        assert list(find_pmem(dump, PAGE, kernel).metadata) == []
 
 
 # Info blocks

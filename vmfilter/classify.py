@@ -106,19 +106,16 @@ class Classifier:
                 classes[first - pfn : end - pfn] = held.translate(table)
 
     def _apply_struct_pages(self, pfn: int, count: int, classes: memoryview) -> None:
-        per_section = self._model.section_pages
         at = pfn
         while at < pfn + count:
-            section = at // per_section
-            n = min((section + 1) * per_section, pfn + count) - at
-            part = classes[at - pfn : at - pfn + n]
+            end, memmap = self._model.stretch(at, pfn + count)
+            part = classes[at - pfn : end - pfn]
             if PageClass.KERNEL in bytes(part):  # else no memory, or pmem: struct pages have no say in that
-                memmap = self._model.memmap(section)
                 if memmap is None:
                     self._count_unknown(part)
                 else:
-                    self._apply_memmap(memmap + at % per_section * self._struct_page, at, part)
-            at += n
+                    self._apply_memmap(memmap, at, part)
+            at = end
 
     def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
         """Classify frames whose struct pages lie one after the other from vaddr on, as far as the dump has them."""

@@ -11,10 +11,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
+from vmfilter.ranges import merged
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
-    from vmfilter.kernel.memmodel import Section, SparseMemory
+    from vmfilter.kernel.memmodel import MemoryModel, Section
+    from vmfilter.kernel.memory import Mapping
     from vmfilter.reader import Dump
 
 
@@ -77,25 +79,28 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
     return found
 
 
-def _loss(dump: Dump, kernel: Kernel, model: SparseMemory, section: Section) -> Loss | None:
+def _loss(dump: Dump, kernel: Kernel, model: MemoryModel, section: Section) -> Loss | None:
     if section.memmap is None:
         return None
     mapped = list(kernel.memory.mappings(section.memmap, model.section_pages * model.struct_page))
     offline = model.knows_online and not section.online
     if any(not dump.has_memory(at, at + 1) for m in mapped for at in (m.paddr, m.paddr + m.length - 1)):
         return Loss.DEVICE_MEMMAP if offline else Loss.PLUGGED
-    if offline or all(_all_reserved(kernel, m.vaddr, m.length) for m in mapped):
+    if offline or _all_reserved(kernel, section.memmap, mapped):
         return None
     return Loss.PLUGGED
 
 
-def _all_reserved(kernel: Kernel, vaddr: int, length: int) -> bool:
-    """Whether struct pages are all of memory that the kernel reserved when it booted."""
-    layout, raw = kernel.page_layout(), kernel.memory.read(vaddr, length)
-    if raw is None:
-        return False
+def _all_reserved(kernel: Kernel, memmap: int, mapped: list[Mapping]) -> bool:
+    """Whether the struct pages that are mapped are all of memory that the kernel reserved when it booted."""
+    layout = kernel.page_layout()
     reserved = layout.private_data >> 1  # PG_reserved is not exported; it is the flag before PG_private in every kernel
     offset, width = layout.flags
     order = "<" if kernel.byteorder == "little" else ">"
     flags = struct.Struct(f"{order}{offset}x{'Q' if width == 8 else 'I'}{layout.size - offset - width}x")
-    return all(f & reserved for (f,) in flags.iter_unpack(raw[: len(raw) // layout.size * layout.size]))
+    for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
+        first, last = -(-start // layout.size) * layout.size, end // layout.size * layout.size
+        raw = kernel.memory.read(memmap + first, max(last - first, 0))
+        if raw is None or not all(f & reserved for (f,) in flags.iter_unpack(raw)):
+            return False
+    return True

@@ -14,6 +14,7 @@ from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.coverage import gaps
 from vmfilter.errors import KernelError, OutputError, VmfilterError
 from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
+from vmfilter.kernel.search import search_kernel
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
 from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
@@ -82,10 +83,10 @@ def filter_dump(
 
 def _refuse_same_file(source: Dump, path: str) -> None:
     try:
-        same = os.path.samestat(os.stat(path), os.fstat(source.fileno()))
+        info = os.stat(path)
     except OSError:
         return
-    if same:
+    if source.is_file(info):
         raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
 
 
@@ -119,11 +120,13 @@ class _Run:
         """Learn what there is to know of the kernel, as far as it goes: levels 0 and 1 do without the rest."""
         info = Vmcoreinfo.of(self._dump)
         if info is None:
-            raise KernelError("no VMCOREINFO note, so pages cannot be classified")
+            self._kernel = search_kernel(self._dump)
+            info = self._kernel.info
         self._info = info
         self._page_size = page_size_of(self._dump, info)
         self._crash_time = (info.plain_number("CRASHTIME") or self._crash_time) & (1 << 63) - 1
-        self._kernel = Kernel(self._dump, info)
+        if self._kernel is None:
+            self._kernel = Kernel(self._dump, info)
 
     def _new_classifier(self, kernel: Kernel | None) -> Classifier:
         self._pmem = find_pmem(self._dump, self._page_size, kernel)
@@ -164,7 +167,9 @@ class _Run:
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
-            vmcoreinfo=(info.file_offset, info.file_size) if info else None,
+            vmcoreinfo=(info.file_offset, info.file_size) if info and info.file_size else None,
+            found_vmcoreinfo=info.text.encode() if info and not info.file_size else b"",
+            first_pfn=kernel.first_pfn if kernel else 0,
             cpus=self._dump.header.cpus,
         )
 

@@ -9,6 +9,7 @@ from vmfilter.classify import Classifier
 from vmfilter.coverage import Gap, gaps
 from vmfilter.errors import KernelError
 from vmfilter.kernel import Kernel, Utsname, Vmcoreinfo, page_size_of
+from vmfilter.kernel.search import search_kernel
 from vmfilter.levels import PageClass
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump
@@ -66,9 +67,10 @@ def dump_info(dump: Dump) -> DumpInfo:
     info = Vmcoreinfo.of(dump)
     try:
         if info is None:
-            raise KernelError("no VMCOREINFO note")
+            kernel = search_kernel(dump)
+            info = kernel.info
         page_size = page_size_of(dump, info)
-        kernel = Kernel(dump, info)
+        kernel = kernel or Kernel(dump, info)
         lost = gaps(dump, kernel)
     except KernelError as e:
         warnings.append(f"{dump.path}: {e}; what lies where cannot be known")

@@ -13,11 +13,27 @@ from vmfilter.errors import KernelError
 # ELF machine (as pyelftools names it), whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers
 # says nothing of the machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
 _MODULES = {
+    ("EM_386", True): "i386",
+    ("EM_AARCH64", True): "arm64",
+    ("EM_ARM", True): "arm",
+    ("EM_LOONGARCH", True): "loongarch64",
+    ("EM_PPC64", False): "ppc64",
+    ("EM_PPC64", True): "ppc64le",
+    ("EM_RISCV", True): "riscv64",
+    ("EM_S390", False): "s390x",
     ("EM_X86_64", True): "x86_64",
 }
 
-# What utsname says of the machine: module. It has no patterns but those of families.
+# What utsname says of the machine: module.
 _UTS = {
+    "aarch64": "arm64",
+    **{f"armv{version}": "arm" for version in ("5tel", "5tejl", "6l", "7l", "8l")},
+    **{f"i{generation}86": "i386" for generation in (3, 4, 5, 6)},
+    "loongarch64": "loongarch64",
+    "ppc64": "ppc64",
+    "ppc64le": "ppc64le",
+    "riscv64": "riscv64",
+    "s390x": "s390x",
     "x86_64": "x86_64",
 }
 

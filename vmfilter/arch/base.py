@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from vmfilter.kernel.memory import VirtualMemory
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader.dump import Piece
 
@@ -18,7 +19,7 @@ class Level(NamedTuple):
         bits: log2 of the entries in a table.
         leaf_mask, leaf_value: an entry is of memory, not of a table, where ``entry & leaf_mask == leaf_value``.
         leaf_address, table_address: the bits of either kind of entry that are a physical address.
-        present_mask, present_value: an entry is there where ``entry & present_mask == present_value``.
+        present_mask, present_value: an entry is there where ``entry & present_mask == present_value`` and it is not 0.
 
     """
 
@@ -63,7 +64,11 @@ class Root(NamedTuple):
         address: physical, of the root table.
         paging: its form.
         phys_base: what the kdump-compressed header gives as phys_base.
-        linear: virtual addresses that are mapped without tables: (vaddr, bytes, paddr), tried before the tables.
+        linear: virtual addresses that are mapped without tables: (vaddr, bytes, paddr), tried before the tables. None
+            overlaps another.
+        ram_start: physical address of the first struct page's frame where all of them are one array (FLATMEM):
+            the kernel's ARCH_PFN_OFFSET, in bytes.
+        section_size_bits: where it depends on the paging form: Arch's is not right then, and this is. Else 0.
 
     """
 
@@ -71,6 +76,13 @@ class Root(NamedTuple):
     paging: Paging
     phys_base: int
     linear: tuple[tuple[int, int, int], ...] = ()
+    ram_start: int = 0
+    section_size_bits: int = 0
+
+
+def as_it_is(_info: Vmcoreinfo, _memory: VirtualMemory, root: Root) -> Root:
+    """Settle for a root that VMCOREINFO alone tells."""
+    return root
 
 
 class Arch(NamedTuple):
@@ -85,8 +97,11 @@ class Arch(NamedTuple):
         max_physmem_bits: log2 of the highest physical address, likewise, given the paging form in use.
         roots: readings of where the page tables begin, the likeliest first. The kernel's own name, read through the
             tables, tells which is right.
+        settle: completes the right one with what only the kernel's memory tells, given that memory as the root has it.
+        vmcoreinfo_hints: given a way to read physical memory (address, bytes), where VMCOREINFO's note or its text may
+            lie, for dumps without that note.
         align_64: bytes to which this machine's structures align members of 64 bits.
-        counts_from_ram: a kdump-compressed dump of this machine counts page frames from phys_base on.
+        counts_from_ram: a kdump-compressed dump of this machine counts page frames from the root's ram_start on.
 
     """
 
@@ -97,6 +112,8 @@ class Arch(NamedTuple):
     section_size_bits: int
     max_physmem_bits: Callable[[Paging], int]
     roots: Callable[[Vmcoreinfo, Sequence[Piece]], Sequence[Root]]
+    settle: Callable[[Vmcoreinfo, VirtualMemory, Root], Root] = as_it_is
+    vmcoreinfo_hints: Callable[[Callable[[int, int], bytes | None]], Iterable[int]] = lambda read: ()
     align_64: int = 8
     counts_from_ram: bool = False
 

@@ -102,7 +102,10 @@ def run(options: argparse.Namespace) -> int:
     finally:
         if progress:
             progress.close()
-    for warning in [*result.warnings, *(f"{options.vmcore}: {line}" for line in coverage(result.gaps))]:
+    warnings = result.warnings
+    if options.quiet:  # else they are in the report
+        warnings += [f"{options.vmcore}: {line}" for line in coverage(result.gaps)]
+    for warning in warnings:
         say(f"warning: {warning}")
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vmfilter.errors import KernelError
-from vmfilter.kernel.memmodel import SparseMemory
+from vmfilter.kernel.memmodel import FlatMemory, MemoryModel, NodeMemory, SparseMemory
 from vmfilter.kernel.memory import VirtualMemory
 from vmfilter.kernel.pagelayout import PageLayout, page_layout
 from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
@@ -56,6 +56,7 @@ class Kernel:
         page_size: bytes.
         memory: its virtual memory.
         phys_base: for the kdump-compressed header; may be negative.
+        first_pfn: page frame from which that format counts.
         uts: who it was.
 
     """
@@ -77,11 +78,13 @@ class Kernel:
             raise KernelError("VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")
         for root in roots:
             self.memory = VirtualMemory(dump, root)
-            self.phys_base = root.phys_base
-            self._paging = root.paging
             uts = self._find_uts()
             if uts is not None:
                 self.uts = uts
+                self._root = dump.arch.settle(info, self.memory, root)
+                self.memory = VirtualMemory(dump, self._root)
+                self.phys_base = root.phys_base
+                self.first_pfn = root.ram_start // self.page_size if dump.arch.counts_from_ram else 0
                 return
         raise KernelError(
             f"the kernel's page tables (physical address {roots[0].address:#x}) do not lead to its name: "
@@ -113,7 +116,17 @@ class Kernel:
         return page_layout(self.info, self._dump.arch)
 
     @cached_property
-    def memory_model(self) -> SparseMemory:
+    def memory_model(self) -> MemoryModel:
         """Where its struct pages are. Raises KernelError where that cannot be known."""
+        info, arch, root = self.info, self._dump.arch, self._root
+        # A kernel with sections but without NUMA exports mem_map and contig_page_data too, which lead nowhere.
+        if info.symbol("mem_section") is None:
+            has_nodes = info.symbol("node_data") is not None or info.symbol("pgdat_list") is not None
+            if has_nodes and info.offset("pglist_data.node_mem_map") is not None:
+                return NodeMemory(self.memory, info, arch.word)
+            if info.symbol("mem_map") is not None or info.symbol("contig_page_data") is not None:
+                return FlatMemory(self.memory, info, arch.word, root.ram_start // self.page_size)
+        if root.section_size_bits:
+            arch = arch._replace(section_size_bits=root.section_size_bits)
         known = list(islice(self._dump.blocks(_SMALLEST_SECTION), _KNOWN))
-        return SparseMemory(self.memory, self.info, self._dump.arch, self._paging, self.page_size, known)
+        return SparseMemory(self.memory, info, arch, root.paging, self.page_size, known)

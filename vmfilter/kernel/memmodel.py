@@ -1,14 +1,16 @@
-"""Where the crashed kernel keeps the struct pages of a page frame: SPARSEMEM in all its forms.
+"""Where the crashed kernel keeps the struct pages of a page frame: SPARSEMEM in all its forms, DISCONTIGMEM, FLATMEM.
 
-Physical memory is cut into sections; each that is present has an array of struct pages. Its address is encoded in
-section_mem_map of the section's struct mem_section (include/linux/mmzone.h).
+SPARSEMEM cuts physical memory into sections; each that is present has an array of struct pages. Its address is encoded
+in section_mem_map of the section's struct mem_section (include/linux/mmzone.h). DISCONTIGMEM (until 5.13) has one array
+a node, FLATMEM has one.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from vmfilter.kernel.memory import VirtualMemory
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
 
-_MASK = (1 << 64) - 1
+_MAX_NODES = 1 << 16
+_NO_END = 1 << 52  # a frame that no machine has
 _MARKED_PRESENT = 1 << 0
 _HAS_MEM_MAP = 1 << 1
 _IS_ONLINE = 1 << 2  # since 4.13 (2d070eab2e82)
@@ -39,6 +42,35 @@ class Section(NamedTuple):
     number: int
     memmap: int | None
     online: bool
+
+
+class MemoryModel(Protocol):
+    """Where struct pages are.
+
+    Attributes:
+        section_pages: frames whose struct pages lie one after the other, at most.
+        struct_page: bytes of a struct page.
+        knows_online: whether this kernel says which sections are online.
+
+    """
+
+    section_pages: int
+    struct_page: int
+    knows_online: bool
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """Struct pages of frames from pfn on, as far as they lie one after the other, and at most to frame end.
+
+        Returns:
+            The first frame that is not among them, and the virtual address of pfn's; None where they have none.
+
+        """
+
+    def section(self, number: int) -> Section | None:
+        """One memory section, None where it is not present or there are none."""
+
+    def sections(self) -> Iterator[Section]:
+        """All memory sections that are present, in order."""
 
 
 class SparseMemory:
@@ -78,6 +110,7 @@ class SparseMemory:
         """
         self._memory = memory
         self._word = arch.word
+        self._word_mask = (1 << 8 * arch.word) - 1
         self._byteorder = arch.byteorder
         self._page_size = page_size
         symbol, size = info.symbol("mem_section"), info.size("mem_section")
@@ -112,7 +145,8 @@ class SparseMemory:
             self._map_cache.clear()
             if self._knows(known):
                 return
-        raise KernelError(f"SYMBOL(mem_section)={symbol:#x} leads to no memory section in this dump")
+        absent = "" if any(memory.read_word(r) is not None for r in readings) else ": nothing is there"
+        raise KernelError(f"SYMBOL(mem_section)={symbol:#x} leads to no memory section in this dump{absent}")
 
     def _knows(self, addresses: Sequence[int]) -> bool:
         """Whether what is found for sections with memory looks like sections, and there is any."""
@@ -158,7 +192,7 @@ class SparseMemory:
         memmap = None
         if value & _HAS_MEM_MAP:
             # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
-            memmap = (value & ~_FLAGS) + number * self.section_pages * self.struct_page & _MASK
+            memmap = (value & ~_FLAGS) + number * self.section_pages * self.struct_page & self._word_mask
         return Section(number, memmap, value & _IS_ONLINE != 0)
 
     def memmap(self, number: int) -> int | None:
@@ -188,3 +222,117 @@ class SparseMemory:
                 for i in range(0, size, self._word):
                     if any(raw[i : i + self._word]):
                         yield first + i // self._word
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """See MemoryModel."""
+        section, inside = divmod(pfn, self.section_pages)
+        memmap = self.memmap(section)
+        end = min(end, pfn - inside + self.section_pages)
+        return end, None if memmap is None else memmap + inside * self.struct_page & self._word_mask
+
+
+class _Arrays:
+    """A few arrays of struct pages: (first frame, frame after the last, virtual address), in order."""
+
+    section_pages = _NO_END
+    knows_online = False
+
+    def __init__(self, arrays: Sequence[tuple[int, int, int]], struct_page: int, word: int) -> None:
+        self._arrays = sorted(arrays)
+        self.struct_page = struct_page
+        self._word_mask = (1 << 8 * word) - 1
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """See MemoryModel."""
+        i = bisect_left(self._arrays, (pfn + 1,)) - 1
+        if i >= 0 and pfn < self._arrays[i][1]:
+            first, after, vaddr = self._arrays[i]
+            return min(end, after), vaddr + (pfn - first) * self.struct_page & self._word_mask
+        following = self._arrays[i + 1][0] if i + 1 < len(self._arrays) else end
+        return min(end, following), None
+
+    def section(self, number: int) -> Section | None:
+        """See MemoryModel."""
+        return None
+
+    def sections(self) -> Iterator[Section]:
+        """See MemoryModel."""
+        return iter(())
+
+
+def _node(memory: VirtualMemory, info: Vmcoreinfo, node: int) -> tuple[int, int, int] | None:
+    """Frames and struct pages of a node by its struct pglist_data; None where it has none."""
+    fields = [info.offset(f"pglist_data.{name}") for name in ("node_start_pfn", "node_spanned_pages", "node_mem_map")]
+    start, spanned, memmap = (None if at is None else memory.read_word(node + at) for at in fields)
+    if start is None or not spanned or not memmap:
+        return None
+    return start, start + spanned, memmap
+
+
+class NodeMemory(_Arrays):
+    """DISCONTIGMEM: each node has an array of struct pages."""
+
+    def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int) -> None:
+        """Read every node.
+
+        Raises:
+            KernelError: there is none that has struct pages.
+
+        """
+        nodes = {node: _node(memory, info, node) for node in self._nodes(memory, info, word)}
+        arrays = [array for array in nodes.values() if array]
+        if not arrays:
+            raise KernelError("no node (node_data, pgdat_list) with struct pages is found in this dump")
+        super().__init__(arrays, _struct_page(info), word)
+
+    @staticmethod
+    def _nodes(memory: VirtualMemory, info: Vmcoreinfo, word: int) -> Iterator[int]:
+        """Addresses of each struct pglist_data."""
+        array, length = info.symbol("node_data"), info.length("node_data")
+        if array is not None and length:
+            for i in range(min(length, _MAX_NODES)):
+                node = memory.read_word(array + i * word)
+                if node:
+                    yield node
+            return
+        head, following = info.symbol("pgdat_list"), info.offset("pglist_data.pgdat_next")
+        node = None if head is None else memory.read_word(head)
+        for _ in range(_MAX_NODES):
+            if not node:
+                return
+            yield node
+            node = None if following is None else memory.read_word(node + following)
+
+
+class FlatMemory(_Arrays):
+    """FLATMEM: one array of struct pages."""
+
+    def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int, first_pfn: int) -> None:
+        """Find the array.
+
+        Args:
+            memory: the kernel's virtual memory.
+            info: its VMCOREINFO.
+            word: bytes of a long.
+            first_pfn: frame of mem_map's first struct page (the kernel's ARCH_PFN_OFFSET).
+
+        Raises:
+            KernelError: it cannot be found.
+
+        """
+        node = info.symbol("contig_page_data")
+        array = None if node is None else _node(memory, info, node)
+        symbol = info.symbol("mem_map")
+        if array is None and symbol is not None:
+            pointer = memory.read_word(symbol)
+            array = (first_pfn, _NO_END, pointer) if pointer else None
+        if array is None:
+            raise KernelError("the array of struct pages (mem_map, contig_page_data) is not found in this dump")
+        super().__init__([array], _struct_page(info), word)
+
+
+def _struct_page(info: Vmcoreinfo) -> int:
+    size = info.size("page")
+    if not size:
+        raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is not known")
+    return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +53,7 @@ class VirtualMemory:
         """Walk from the given root in the given dump."""
         self._dump = dump
         self._root = root
+        self._linear = sorted(root.linear)
         self._levels = root.paging.levels
         self._tables: OrderedDict[int, bytes | None] = OrderedDict()
         self._entry = root.paging.entry_size
@@ -65,13 +67,17 @@ class VirtualMemory:
         Neighbours are not joined across tables. A table that is not in the dump maps nothing.
         """
         end = vaddr + length
-        for start, size, paddr in self._root.linear:
+        i = max(bisect_right(self._linear, (vaddr, 1 << 64, 0)) - 1, 0)
+        while vaddr < end:
+            start, size, paddr = self._linear[i] if i < len(self._linear) else (end, 0, 0)
             if start <= vaddr < start + size:
                 upto = min(end, start + size)
                 yield Mapping(vaddr, upto - vaddr, paddr + vaddr - start)
                 vaddr = upto
-        if vaddr < end:
-            yield from self._mapped_by_tables(vaddr, end)
+            elif vaddr < start:
+                yield from self._mapped_by_tables(vaddr, min(start, end))
+                vaddr = start
+            i += 1
 
     def _mapped_by_tables(self, vaddr: int, end: int) -> Iterator[Mapping]:
         top = self._levels[-1]
@@ -127,8 +133,11 @@ class VirtualMemory:
             at += m.length
         return b"".join(parts) if at == vaddr + size else None
 
+    def read_int(self, vaddr: int, size: int) -> int | None:
+        """An unsigned integer of the kernel's memory, of so many bytes; None where it cannot be read."""
+        raw = self.read(vaddr, size)
+        return None if raw is None else int.from_bytes(raw, self._dump.arch.byteorder)
+
     def read_word(self, vaddr: int) -> int | None:
         """A long of the kernel's memory; None where it cannot be read."""
-        arch = self._dump.arch
-        raw = self.read(vaddr, arch.word)
-        return None if raw is None else int.from_bytes(raw, arch.byteorder)
+        return self.read_int(vaddr, self._dump.arch.word)

@@ -6,6 +6,7 @@ or version that made it so.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmfilter import _core
@@ -121,7 +122,7 @@ def page_layout(info: Vmcoreinfo, arch: Arch) -> PageLayout:
         raise KernelError(f"VMCOREINFO has LENGTH(zone.free_area)={free_orders}, which cannot be")
     layout = PageLayout(
         size=size,
-        swap=not arch.little_endian,
+        swap=arch.byteorder != sys.byteorder,
         flags=(source.offset("flags"), word),
         mapcount=(source.offset("_mapcount"), 4),
         mapping=(source.offset("mapping"), word),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmfilter.reader.dump import Dump
 
 _MAX_SIZE = 1 << 20  # the kernel keeps it in a page or two
-_LINE = re.compile(r"^(?:(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^)]+)\)|([A-Za-z_-]+))=(.*)$")
+_LINE = re.compile(r"^(?:(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^)]+)\)|([A-Za-z][A-Za-z0-9_-]*))=(.*)$")
 
 
 class Vmcoreinfo:
@@ -22,7 +22,7 @@ class Vmcoreinfo:
 
     Attributes:
         text: all of it.
-        file_offset, file_size: of the text in the dump file, bytes.
+        file_offset, file_size: of the text in the dump file, bytes; 0 where it is in no note there.
 
     """
 
@@ -88,9 +88,9 @@ class Vmcoreinfo:
         """Value of a line without a kind: OSRELEASE, CRASHTIME, PAGESIZE."""
         return self._values.get(("", name))
 
-    def plain_number(self, name: str) -> int | None:
-        """Value of a line without a kind, in decimal."""
-        return self._number("", name, 10)
+    def plain_number(self, name: str, base: int = 10) -> int | None:
+        """Value of a line without a kind; the kernel prints KERNELOFFSET and its like in hexadecimal, without 0x."""
+        return self._number("", name, base)
 
     def version(self) -> tuple[int, int]:
         """Kernel version, (0, 0) where OSRELEASE does not tell. For what nothing else tells only."""

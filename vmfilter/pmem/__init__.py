@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.pmem.infoblock import BLOCK, Namespace, parse_info_block
 from vmfilter.pmem.kernellist import BrokenListError, listed
-from vmfilter.pmem.vmemmap import outside_ram, struct_pages_outside_ram
+from vmfilter.pmem.vmemmap import has_sections, outside_ram, struct_pages_outside_ram
 from vmfilter.ranges import Range, frames_in, intersection, merged
 from vmfilter.reader.dump import PF_PMEM
 
@@ -62,11 +62,12 @@ def find_pmem(dump: Dump, page_size: int, kernel: Kernel | None) -> Pmem:
     marked = merged(frames(p.start, p.end) for p in dump.loads if p.flags & PF_PMEM)
     plain = [frames(p.start, p.end) for p in dump.loads if not p.flags & PF_PMEM]
     areas = [] if dump.marks_pmem or kernel is None else outside_ram(dump, kernel)
-    spaces = [n for first, end in marked for n in _namespaces(dump, first * page_size, end * page_size)]
+    finder = _Finder(dump, kernel)
+    spaces = [n for first, end in marked for n in finder.within(first * page_size, end * page_size)]
     # Of a namespace that is known by its sections a dump may have the metadata alone.
-    spaces += [n for first, end in areas for n in _namespaces(dump, first * page_size, end * page_size, part=True)]
+    spaces += [n for first, end in areas for n in finder.within(first * page_size, end * page_size, part=True)]
     # Metadata alone (the pmem RFC v3: "Device Backed Vmemmap") has a PT_LOAD as any other.
-    alone = [(r, _namespace_at(dump, r[0] * page_size, r[1] * page_size)) for r in plain]
+    alone = [(r, finder.at(r[0] * page_size, r[1] * page_size)) for r in plain]
     spaces += [n for r, n in alone if n and r[1] * page_size <= n.metadata_end]
     by_blocks = [frames(n.start, n.metadata_end) for n in spaces if n.metadata_end > n.start]
     metadata, warnings = _by_list(dump, kernel, marked + areas, by_blocks)
@@ -98,20 +99,32 @@ def _by_list(
     return by_list, []
 
 
-def _namespaces(dump: Dump, start: int, end: int, part: bool = False) -> Iterator[Namespace]:
-    """Namespaces in the physical addresses [start, end), by their info blocks; part: their metadata will do."""
-    at = start
-    while at < end:
-        namespace = _namespace_at(dump, at, end)
-        if namespace and (namespace.metadata_end if part else namespace.end) <= end:
-            yield namespace
-            at = namespace.end
-        else:
-            at = (at // _STRIDE + 1) * _STRIDE
+class _Finder:
+    """Finds namespaces by their info blocks."""
 
+    def __init__(self, dump: Dump, kernel: Kernel | None) -> None:
+        self._dump = dump
+        self._kernel = kernel
 
-def _namespace_at(dump: Dump, start: int, end: int) -> Namespace | None:
-    if start % BLOCK or start + 2 * BLOCK > end:
-        return None
-    block = dump.read(start + BLOCK, BLOCK)
-    return parse_info_block(block, start) if block else None
+    def within(self, start: int, end: int, part: bool = False) -> Iterator[Namespace]:
+        """Namespaces in the physical addresses [start, end); part: their metadata will do."""
+        at = start
+        while at < end:
+            namespace = self.at(at, end)
+            if namespace and (namespace.metadata_end if part else namespace.end) <= end:
+                yield namespace
+                at = namespace.end
+            else:
+                at = (at // _STRIDE + 1) * _STRIDE
+
+    def at(self, start: int, end: int) -> Namespace | None:
+        """Namespace that begins at start, of which the dump has memory up to end."""
+        if start % BLOCK or start + 2 * BLOCK > end:
+            return None
+        block = self._dump.read(start + BLOCK, BLOCK)
+        namespace = parse_info_block(block, start) if block else None
+        # What a namespace that is no more has left behind is believed in nothing: what it calls metadata can be
+        # anybody's data by now. Where the kernel has struct pages for it, it is in use.
+        if namespace and self._kernel and not has_sections(self._kernel, namespace.start, namespace.end):
+            return None
+        return namespace

@@ -14,11 +14,11 @@ from vmfilter.ranges import Range, merged
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
-    from vmfilter.kernel.memmodel import SparseMemory
+    from vmfilter.kernel.memmodel import MemoryModel
     from vmfilter.reader import Dump
 
 
-def _model(kernel: Kernel) -> SparseMemory | None:
+def _model(kernel: Kernel) -> MemoryModel | None:
     try:
         model = kernel.memory_model
     except KernelError:
@@ -26,18 +26,27 @@ def _model(kernel: Kernel) -> SparseMemory | None:
     return model if model.knows_online else None
 
 
-def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
-    """Sections with memory of the dump that are device memory, as ranges of frames."""
+def has_sections(kernel: Kernel, start: int, end: int) -> bool:
+    """Whether the kernel has a memory section in the middle of these physical addresses; True where it cannot say."""
     model = _model(kernel)
-    if model is None:
+    return model is None or model.section((start + end) // 2 // kernel.page_size // model.section_pages) is not None
+
+
+def outside_ram(dump: Dump, kernel: Kernel) -> list[Range]:
+    """Sections with memory of the dump that are device memory, as ranges of frames.
+
+    On a machine that has any, memory in no section at all is taken for a part of a device that belongs to no namespace.
+    """
+    model = _model(kernel)
+    if model is None or all(section.online for section in model.sections()):
         return []
-    found: list[Range] = []
-    for address in dump.blocks(model.section_pages * kernel.page_size):
-        first = address // kernel.page_size
-        section = model.section(first // model.section_pages)
-        if section is not None and not section.online:
-            found.append((first, first + model.section_pages))
-    return merged(found)
+    starts = [address // kernel.page_size for address in dump.blocks(model.section_pages * kernel.page_size)]
+    return merged((f, f + model.section_pages) for f in starts if not _is_ram(model, f))
+
+
+def _is_ram(model: MemoryModel, pfn: int) -> bool:
+    section = model.section(pfn // model.section_pages)
+    return section is not None and section.online
 
 
 def struct_pages_outside_ram(kernel: Kernel) -> list[Range]:
@@ -55,12 +64,10 @@ def struct_pages_outside_ram(kernel: Kernel) -> list[Range]:
     return merged(found)
 
 
-def _without_ram(model: SparseMemory, first: int, end: int) -> Iterator[Range]:
+def _without_ram(model: MemoryModel, first: int, end: int) -> Iterator[Range]:
     """Parts of a range of frames that lie in no online section."""
     while first < end:
-        number = first // model.section_pages
-        until = min(end, (number + 1) * model.section_pages)
-        section = model.section(number)
-        if section is None or not section.online:
+        until = min(end, (first // model.section_pages + 1) * model.section_pages)
+        if not _is_ram(model, first):
             yield first, until
         first = until

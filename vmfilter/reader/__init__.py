@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note, Piece
+from vmfilter.reader.source import PreadSource, Source, open_source
 
 __all__ = ["Dump", "Note", "Piece", "open_dump"]
 
@@ -14,38 +16,86 @@ def open_dump(path: str | os.PathLike[str]) -> Dump:
     """Open a dump of the crashed machine's memory.
 
     Args:
-        path: of an ELF vmcore (``/proc/vmcore`` itself or a copy of it) or a kdump-compressed file.
+        path: of an ELF vmcore (``/proc/vmcore`` itself or a copy of it) or a kdump-compressed file; either flattened,
+            and any of them compressed as a whole by zstd, gzip or xz. "-" is standard input. What cannot be read in
+            place (a pipe, a compressed file) is unpacked to a temporary file first.
 
     Raises:
         InputError: it cannot be read, is not a dump, or is damaged.
         KernelError: it is of an architecture that vmfilter does not know.
 
     """
+    source = _opened(os.fspath(path))
     try:
-        # Not to wait for whoever may write to a pipe: it would be refused all the same.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as e:
-        raise InputError(f"{os.fspath(path)}: cannot be opened: {e.strerror}") from e
-    try:
-        return _reader(os.fspath(path), fd)
+        return _reader(source)
     except BaseException:
-        os.close(fd)
+        source.close()
         raise
 
 
-def _reader(path: str, fd: int) -> Dump:
-    """Return the reader of the format that the file begins with; each is imported only when it is needed."""
+def _opened(path: str) -> Source:
+    """Open a file so that the dump in it can be read at any offset."""
     try:
-        begin = os.pread(fd, 8, 0)
+        # Not to wait for whoever may write to a pipe that has a name: a pipe is standard input.
+        fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}") from e
+        raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
+    name = "standard input" if path == "-" else path
+    if not _can_seek(fd):
+        return _spooled(name, fd)
+    source = open_source(name, fd)
+    try:
+        begin = _begin(source)
+        if begin.startswith(b"makedumpfile"):
+            from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
+
+            with contextlib.suppress(TooManyRecordsError):
+                return FlattenedSource(source)
+            return _spooled(name, os.dup(fd))
+        if begin[:4] not in (b"\x7fELF", b"KDUM"):
+            from vmfilter.reader.spool import compression_of
+
+            if compression_of(begin):
+                return _spooled(name, fd)
+        return source
+    except BaseException:
+        source.close()
+        raise
+
+
+def _can_seek(fd: int) -> bool:
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+    except OSError:
+        return False
+    return True
+
+
+def _spooled(name: str, fd: int) -> Source:
+    from vmfilter.reader.spool import spooled
+
+    with open(fd, "rb", buffering=0) as stream:
+        return PreadSource(name, spooled(name, stream))
+
+
+def _begin(source: Source) -> bytes:
+    """First 16 bytes, fewer where there are no more."""
+    size = 16 if source.size is None else min(source.size, 16)
+    begin = bytearray(size)
+    source.read_into(0, memoryview(begin))
+    return bytes(begin)
+
+
+def _reader(source: Source) -> Dump:
+    """Return the reader of the format that the file begins with; each is imported only when it is needed."""
+    begin = _begin(source)[:8]
     if begin.startswith(b"\x7fELF"):
         from vmfilter.reader.elf import ElfDump
 
-        return ElfDump(path, fd)
+        return ElfDump(source)
     from vmfilter.reader.kdump import SIGNATURES, KdumpDump
 
     if begin in SIGNATURES:
-        return KdumpDump(path, fd)
+        return KdumpDump(source)
     found = f"it begins with {begin!r}" if begin else "it is empty"
-    raise InputError(f"{path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
+    raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")

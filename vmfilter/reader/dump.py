@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError
-from vmfilter.reader.source import Source, open_source
+from vmfilter.reader.source import Source
 
 PF_PMEM = 0x10
 """p_flags of a PT_LOAD of persistent memory, by the pmem RFC v2."""
@@ -81,11 +81,10 @@ class Dump:
     header = Header()
     marks_pmem = False
 
-    def __init__(self, path: str, fd: int) -> None:
-        """Take over fd, which close() closes."""
-        self.path = path
-        self._fd = fd
-        self._source: Source = open_source(path, fd)
+    def __init__(self, source: Source) -> None:
+        """Take over the source, which close() closes."""
+        self.path = source.path
+        self._source = source
         self.loads: list[Piece] = []
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
@@ -93,9 +92,7 @@ class Dump:
 
     def close(self) -> None:
         """Close the file. The dump cannot be used after."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._source.close()
 
     def __enter__(self) -> Self:
         """Use it as a context that closes the file."""
@@ -105,9 +102,9 @@ class Dump:
         """Close the file."""
         self.close()
 
-    def fileno(self) -> int:
-        """Return the file descriptor, for fstat and the like."""
-        return self._fd
+    def is_file(self, info: os.stat_result) -> bool:
+        """Whether it reads the file that stat() says this of."""
+        return self._source.is_file(info)
 
     def next_memory(self, address: int) -> int | None:
         """First physical address from this one on that is memory, in the file or left out of it; None after all."""

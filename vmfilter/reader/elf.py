@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from io import BytesIO
 from typing import Any
 
@@ -16,8 +14,8 @@ from vmfilter.errors import InputError
 from vmfilter.reader.dump import Piece
 from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.pieces import PieceDump
+from vmfilter.reader.source import Source
 
-_NO_ADDRESS = (1 << 64) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
 _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
@@ -26,47 +24,39 @@ _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or m
 
 
 class ElfDump(PieceDump):
-    """An ELF vmcore with any number of PT_LOADs in any order."""
+    """An ELF32 or ELF64 vmcore, of either byte order, with any number of PT_LOADs in any order."""
 
     format = "ELF"
 
-    def __init__(self, path: str, fd: int) -> None:
-        """Parse the headers; fd is the dump's from then on.
+    def __init__(self, source: Source) -> None:
+        """Parse the headers; the source is the dump's from then on.
 
         Raises:
             InputError: not ELF, not a core, or truncated.
             KernelError: unknown architecture.
 
         """
-        super().__init__(path, fd)
-        try:
-            self._file_size = self._size()
-            ident = os.pread(fd, _IDENT_SIZE, 0)
-        except OSError as e:
-            raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-        if len(ident) < _IDENT_SIZE or ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
-            raise InputError(f"{path}: damaged or truncated ELF identification at offset 0: {ident.hex()}")
+        super().__init__(source)
+        ident = self.read_file(0, _IDENT_SIZE)
+        if ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
+            raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
         little_endian = ident[5] == 1
         # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
-        structs = ELFStructs(little_endian, _WORD_BITS[ident[4]])
+        word_bits = _WORD_BITS[ident[4]]
+        structs = ELFStructs(little_endian, word_bits)
         structs.create_basic_structs()
         structs.create_advanced_structs()
         try:
-            self._parse(structs, little_endian)
+            self._parse(structs, word_bits, little_endian)
         except ELFParseError as e:
-            raise InputError(f"{path}: damaged ELF headers ({e})") from e
-
-    def _size(self) -> int | None:
-        """Bytes of the file, None where the system does not say (a device)."""
-        info = os.fstat(self._fd)
-        return info.st_size if stat.S_ISREG(info.st_mode) else None
+            raise InputError(f"{self.path}: damaged ELF headers ({e})") from e
 
     def _struct(self, form: Any, offset: int, what: str) -> Any:
         """Parse one structure of the file."""
         self._within(offset, form.sizeof(), what)
         return struct_parse(form, BytesIO(self.read_file(offset, form.sizeof())))
 
-    def _parse(self, structs: ELFStructs, little_endian: bool) -> None:
+    def _parse(self, structs: ELFStructs, word_bits: int, little_endian: bool) -> None:
         header = self._struct(structs.Elf_Ehdr, 0, "the ELF header")
         if header["e_type"] != "ET_CORE":
             raise InputError(f"{self.path}: an ELF file, but not a core: its type is {header['e_type']}")
@@ -82,6 +72,7 @@ class ElfDump(PieceDump):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
         table = BytesIO(self.read_file(offset, count * entry_size))
+        no_address = (1 << word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
         loads = []
         for i in range(count):
             segment = struct_parse(structs.Elf_Phdr, table)
@@ -92,7 +83,7 @@ class ElfDump(PieceDump):
             if kind == "PT_NOTE":
                 self.note_parts.append((start, size))
                 self.notes += parse_notes(self, start, size)
-            elif segment["p_paddr"] != _NO_ADDRESS:
+            elif segment["p_paddr"] != no_address:
                 paddr = segment["p_paddr"]
                 if paddr + size > _MAX_ADDRESS:
                     raise InputError(
@@ -104,7 +95,8 @@ class ElfDump(PieceDump):
         self.set_memory(loads)
 
     def _within(self, offset: int, size: int, what: str) -> None:
-        if self._file_size is not None and offset + size > self._file_size:
+        file_size = self._source.size
+        if file_size is not None and offset + size > file_size:
             raise InputError(
-                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {self._file_size:#x}"
+                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {file_size:#x}"
             )

@@ -6,7 +6,6 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from array import array
@@ -33,6 +32,7 @@ from vmfilter.levels import MAX_LEVEL, PageClass
 from vmfilter.pack import Run, runs_in
 from vmfilter.reader.dump import Dump, Header, Note, Piece
 from vmfilter.reader.notes import parse_notes
+from vmfilter.reader.source import Source
 
 SIGNATURES = {codec.signature for codec in CODECS.values()}
 _MAX_MAPNR = 1 << 44  # 56 bits of address, in pages of 4 KiB
@@ -84,15 +84,16 @@ class KdumpDump(Dump):
 
     format = "kdump-compressed"
 
-    def __init__(self, path: str, fd: int) -> None:
-        """Parse the headers; fd is the dump's from then on.
+    def __init__(self, source: Source) -> None:
+        """Parse the headers; the source is the dump's from then on.
 
         Raises:
             InputError: damaged or truncated, or a part of a set.
             KernelError: unknown architecture.
 
         """
-        super().__init__(path, fd)
+        super().__init__(source)
+        path = self.path
         self._local = threading.local()
         head = self.read_file(0, MAIN_SIZE)
         if not any(int.from_bytes(head[8:12], order) in VERSIONS for order in ("little", "big")):
@@ -186,10 +187,8 @@ class KdumpDump(Dump):
         ):  # else there is one for both, as diskdump had it: crash's dump_is_partial()
             self._bitmap2 += main.bitmap_blocks * self._size // 2
         self._descriptors = self._bitmap1 + main.bitmap_blocks * self._size
-        try:
-            self._file_size = os.lseek(self._fd, 0, os.SEEK_END)  # of a block device as well
-        except OSError as e:
-            raise InputError(f"{self.path}: cannot be read: {e.strerror}") from e
+        size = self._source.size
+        self._file_size = (1 << 63) - 1 if size is None else size  # a device does not say
         if self._descriptors > self._file_size:
             raise InputError(
                 f"{self.path}: ends at offset {self._file_size:#x}, but its bitmaps lie from {self._bitmap1:#x} to "

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from typing import Protocol
 
 from vmfilter.errors import InputError
 
 
 class Source(Protocol):
-    """What a reader reads from. Safe to use by several threads at once."""
+    """What a reader reads from. Safe to use by several threads at once.
+
+    Attributes:
+        path: for messages.
+        size: bytes; None where the system does not say (a device, a file of procfs).
+
+    """
+
+    path: str
+    size: int | None
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill the view with the file's bytes from offset on.
@@ -20,14 +30,33 @@ class Source(Protocol):
 
         """
 
+    def close(self) -> None:
+        """Let go of the file. May be called again."""
+
+    def is_file(self, info: os.stat_result) -> bool:
+        """Whether it reads the file that stat() says this of."""
+
 
 class PreadSource:
     """Any file that pread works on."""
 
     def __init__(self, path: str, fd: int) -> None:
-        """Read from fd; path is for messages."""
-        self._path = path
+        """Read from fd, which close() closes; path is for messages."""
+        self.path = path
         self._fd = fd
+        info = os.fstat(fd)
+        known = stat.S_ISREG(info.st_mode) and (info.st_size or not _on_procfs(fd))
+        self.size = info.st_size if known else None
+
+    def close(self) -> None:
+        """See Source."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def is_file(self, info: os.stat_result) -> bool:
+        """See Source."""
+        return os.path.samestat(info, os.fstat(self._fd))
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """See Source."""
@@ -37,26 +66,21 @@ class PreadSource:
                 n = os.preadv(self._fd, [view[done:]], offset + done)
             except (OSError, OverflowError) as e:
                 reason = e.strerror if isinstance(e, OSError) else "no file is that long"
-                raise InputError(f"{self._path}: cannot be read at offset {offset + done:#x}: {reason}") from e
+                raise InputError(f"{self.path}: cannot be read at offset {offset + done:#x}: {reason}") from e
             if n == 0:
                 raise InputError(
-                    f"{self._path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "
+                    f"{self.path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "
                     "the file is truncated"
                 )
             done += n
 
 
-class MmapSource:
+class MmapSource(PreadSource):
     """Maps just what each read wants: on /proc/vmcore a read remaps every single page, a mapping does so once.
 
     Only for files that cannot shrink meanwhile: a mapping that lost its file kills the process. What cannot be mapped
     is read.
     """
-
-    def __init__(self, path: str, fd: int) -> None:
-        """Map from fd; path is for messages."""
-        self._fd = fd
-        self._pread = PreadSource(path, fd)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """See Source."""
@@ -64,16 +88,19 @@ class MmapSource:
         try:
             mapping = mmap.mmap(self._fd, offset - start + len(view), mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start)
         except (OSError, ValueError, OverflowError):
-            self._pread.read_into(offset, view)
+            super().read_into(offset, view)
             return
         with mapping, memoryview(mapping) as mapped:
             view[:] = mapped[offset - start : offset - start + len(view)]
 
 
+def _on_procfs(fd: int) -> bool:
+    try:
+        return os.fstat(fd).st_dev == os.stat("/proc/self").st_dev
+    except OSError:
+        return False
+
+
 def open_source(path: str, fd: int) -> Source:
     """Map files of procfs (/proc/vmcore, which the kernel never shrinks); read all others."""
-    try:
-        on_procfs = os.fstat(fd).st_dev == os.stat("/proc/self").st_dev
-    except OSError:
-        on_procfs = False
-    return MmapSource(path, fd) if on_procfs else PreadSource(path, fd)
+    return MmapSource(path, fd) if _on_procfs(fd) else PreadSource(path, fd)

@@ -41,7 +41,10 @@ _NAMES = {
 
 
 def report(s: Statistics) -> Iterator[str]:
-    """Lines of the report that adds up: original = excluded + remaining, total = original + hole."""
+    """Lines of the report that adds up: original = excluded + remaining, total = original + hole.
+
+    What the dump that was read does not describe is said after that.
+    """
     excluded = s.present - s.kept
 
     def line(name: str, pages: int) -> str:
@@ -58,6 +61,9 @@ def report(s: Statistics) -> Iterator[str]:
     yield line("Memory Hole", s.holes)
     yield "-" * 43
     yield line("Total pages", s.max_mapnr)
+    if s.gaps:
+        yield ""
+        yield from coverage(s.gaps)
 
 
 def table(s: Statistics) -> Iterator[str]:

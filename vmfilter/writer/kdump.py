@@ -47,6 +47,8 @@ class KdumpHeader(NamedTuple):
         cpus: how many, where the notes do not tell.
         vmcoreinfo: offset in the source's file and bytes of the VMCOREINFO text; None where it has none. Where it is
             in no note there, it gets one.
+        found_vmcoreinfo: the text where it was found elsewhere: it gets a note of its own.
+        first_pfn: frame that is the first in the dump's own counting, which is that of its format: a multiple of 8.
 
     """
 
@@ -58,6 +60,8 @@ class KdumpHeader(NamedTuple):
     page_size: int
     vmcoreinfo: tuple[int, int] | None
     cpus: int = 0
+    found_vmcoreinfo: bytes = b""
+    first_pfn: int = 0
 
 
 def _vmcoreinfo_note(arch: Arch, text: bytes) -> bytes:
@@ -81,17 +85,20 @@ class KdumpWriter:
         self._header = header
         self._codec = codec
         self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
+        self._max_mapnr = header.max_mapnr - header.first_pfn
         block = header.page_size
         self._block = block
         self._notes_at = block + self._sub.size
         self._own_note = b""
+        self._found = header.found_vmcoreinfo
         if header.vmcoreinfo and self._copied(*header.vmcoreinfo) == (0, 0):
-            # libkdumpfile looks for it nowhere but in a note from version 4 on.
-            self._own_note = _vmcoreinfo_note(source.arch, source.read_file(*header.vmcoreinfo))
+            self._found = source.read_file(*header.vmcoreinfo)
+        if self._found:  # libkdumpfile looks for it nowhere but in a note from version 4 on
+            self._own_note = _vmcoreinfo_note(source.arch, self._found)
         self._notes_size = len(self._own_note) + sum(size for _, size in source.note_parts)
         self._erase_size = source.erase_info[1] if source.erase_info else 0
         self._sub_blocks = -(-(self._notes_at - block + self._notes_size + self._erase_size) // block)
-        self._bitmap_bytes = -(-header.max_mapnr // (8 * block)) * block
+        self._bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
         self._bitmap1 = block * (1 + self._sub_blocks)
         self._bitmap2 = self._bitmap1 + self._bitmap_bytes
         self._descriptors = self._bitmap2 + self._bitmap_bytes
@@ -114,13 +121,13 @@ class KdumpWriter:
             block_size=self._block,
             sub_hdr_size=self._sub_blocks,
             bitmap_blocks=2 * self._bitmap_bytes // self._block,
-            max_mapnr=min(h.max_mapnr, _MAX_32),
+            max_mapnr=min(self._max_mapnr, _MAX_32),
             # NT_PRSTATUS: one a CPU
             nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1) or h.cpus,
         )
         info_at, info_size = self._copied(*h.vmcoreinfo) if h.vmcoreinfo else (0, 0)
-        if h.vmcoreinfo and self._own_note:
-            info_at, info_size = self._notes_at + _NOTE_HEADER, h.vmcoreinfo[1]
+        if self._own_note:
+            info_at, info_size = self._notes_at + _NOTE_HEADER, len(self._found)
         erase_at = self._notes_at + self._notes_size
         sub = SubHeader(
             phys_base=h.phys_base & words,
@@ -131,7 +138,7 @@ class KdumpWriter:
             size_note=self._notes_size,
             offset_eraseinfo=erase_at if self._erase_size else 0,
             size_eraseinfo=self._erase_size,
-            max_mapnr_64=h.max_mapnr,
+            max_mapnr_64=self._max_mapnr,
         )
         self._transport.write(0, self._main.pack(*main))
         self._transport.write(self._block, self._sub.pack(*sub))
@@ -154,12 +161,16 @@ class KdumpWriter:
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
-        self._transport.write(self._bitmap1 + pfn // 8, present)
-        self._transport.write(self._bitmap2 + pfn // 8, kept)
+        at = (pfn - self._header.first_pfn) // 8
+        before = max(-at, 0)  # of frames that the format cannot count; no memory is there
+        self._transport.write(self._bitmap1 + at + before, present[before:])
+        self._transport.write(self._bitmap2 + at + before, kept[before:])
 
     def kept(self, pfn: int, count: int) -> bytes:
         """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
-        return self._transport.read(self._bitmap2 + pfn // 8, -(-count // 8))
+        at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
+        before = min(max(-at, 0), size)
+        return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
 
     def begin_pages(self, count: int, share_zero: bool) -> None:
         """Say how many pages there will be, and whether a zero page is there for the ones that are left out."""

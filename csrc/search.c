@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Where in memory something begins. */
+#include <string.h>
+
+#include "vmfilter.h"
+
+#define STRIDE 64	/* words looked at before asking whether any was it: the compiler makes vectors of that */
+
+uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t word[4])
+{
+	uint64_t end = size & ~3ull;
+	uint32_t wanted;
+
+	memcpy(&wanted, word, sizeof(wanted));
+	for (; at + 4 * STRIDE <= end; at += 4 * STRIDE) {
+		uint32_t words[STRIDE], found = 0;
+
+		memcpy(words, data + at, sizeof(words));
+		for (int i = 0; i < STRIDE; i++)
+			found |= words[i] == wanted;
+		if (found)
+			break;
+	}
+	for (; at + 4 <= end; at += 4) {
+		if (memcmp(data + at, word, 4) == 0)
+			return at;
+	}
+	return size;
+}

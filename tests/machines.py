@@ -1,0 +1,297 @@
+"""Machines of other architectures as synthetic kernels run on them: their page tables, addresses, words.
+
+None of it comes from vmfilter: the page tables are written as the processors' manuals and the kernels' own headers have
+them, with every attribute bit set that is no address. To add a machine: a Form, and an entry of MACHINES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+
+class Frames(Protocol):
+    """Physical memory to write page tables to."""
+
+    def take(self, size: int = ...) -> int:
+        """Zeroed frames."""
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Write anywhere."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A paging form.
+
+    Attributes:
+        levels: (shift, bits) of each, the root first.
+        leaf: entry of level (0 is the last table) that maps memory at an address.
+        table: entry of a level that points at a table.
+        entry_size, order: of entries.
+        fragment: where in its frame a table that is smaller begins.
+
+    """
+
+    levels: tuple[tuple[int, int], ...]
+    leaf: Callable[[int, int], int]
+    table: Callable[[int, int], int]
+    entry_size: int = 8
+    order: Literal["little", "big"] = "little"
+    fragment: int = 0
+
+
+class FormTables:
+    """Page tables of a form in somebody's memory."""
+
+    def __init__(self, memory: Frames, form: Form) -> None:
+        self.memory, self.form = memory, form
+        self._children: dict[int, int] = {}  # by the entry's address
+        self._leaves: set[int] = set()
+        self.root = memory.take(form.entry_size << form.levels[0][1])
+
+    def entry(self, vaddr: int, leaf: int) -> tuple[int, int]:
+        """Level and physical address of the entry that maps leaf bytes at vaddr; tables on the way are made."""
+        table = self.root
+        for i, (shift, bits) in enumerate(self.form.levels):
+            level = len(self.form.levels) - 1 - i
+            at = table + self.form.entry_size * (vaddr >> shift & (1 << bits) - 1)
+            if 1 << shift == leaf:
+                return level, at
+            assert at not in self._leaves, f"{vaddr:#x} is in a larger leaf"
+            if at not in self._children:
+                size = self.form.entry_size << self.form.levels[i + 1][1]
+                small = size + self.form.fragment <= 4096
+                self._children[at] = self.memory.take(size) + (self.form.fragment if small else 0)
+                self._put(at, self.form.table(level, self._children[at]))
+            table = self._children[at]
+        raise AssertionError(f"no level has leaves of {leaf:#x} bytes")
+
+    def map(self, vaddr: int, paddr: int, leaf: int) -> None:
+        assert vaddr % leaf == paddr % leaf == 0
+        level, at = self.entry(vaddr, leaf)
+        assert at not in self._children
+        self._leaves.add(at)
+        self._put(at, self.form.leaf(level, paddr))
+
+    def _put(self, at: int, entry: int) -> None:
+        self.memory.write(at, entry.to_bytes(self.form.entry_size, self.form.order))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine and the kernel's address layout on it.
+
+    Attributes:
+        name: utsname's machine.
+        em: e_machine.
+        form: of its page tables.
+        direct: virtual address of physical address 0 in the linear map (it wraps).
+        direct_leaf: bytes that one entry of the linear map maps; 0: it is in no table.
+        direct_size: bytes of the linear map, from ram on.
+        vmemmap: virtual address of frame 0's struct page; None: struct pages lie in the linear map.
+        text: as direct, of the kernel's own mapping; None: it is the linear map.
+        text_leaf: as direct_leaf.
+        word, big_endian, page: of the machine.
+        elf_class: of its vmcores: 1 for ELF32, 2 for ELF64.
+        ram: physical address where RAM begins.
+        sparse: form of SPARSEMEM, or "flat", "contig", "nodes", "pgdat".
+        section_bits, physical_bits: of memory sections.
+        lines: of VMCOREINFO.
+        backing: bytes of each part of a vmemmap that the kernel keeps in a list (hash MMU); 0: it has page tables.
+        phys_base: that a dump's header has.
+        counts_from: frame from which the kdump-compressed format counts.
+
+    """
+
+    name: str
+    em: int
+    form: Form
+    direct: int
+    direct_leaf: int
+    direct_size: int = GIB
+    vmemmap: int | None = None
+    text: int | None = None
+    text_leaf: int = 0
+    word: int = 8
+    big_endian: bool = False
+    page: int = 4096
+    elf_class: int = 2
+    ram: int = 0
+    sparse: str = "value"
+    section_bits: int = 21
+    physical_bits: int = 30
+    lines: tuple[str, ...] = ()
+    backing: int = 0
+    phys_base: int = 0
+    counts_from: int = 0
+
+    @property
+    def order(self) -> Literal["little", "big"]:
+        return "big" if self.big_endian else "little"
+
+
+# ppc64: radix-4k.h and radix-64k.h; every software bit, storage key and attribute set
+
+_PRESENT, _PTE = 1 << 63, 1 << 62
+_NOISE = 0x3FC0000000000FFF
+
+
+def _radix(*bits: int, page: int) -> Form:
+    shifts = [page.bit_length() - 1]
+    for n in bits[:-1]:
+        shifts.append(shifts[-1] + n)
+    levels = tuple(zip(reversed(shifts), reversed(bits), strict=True))
+    return Form(
+        levels,
+        leaf=lambda level, paddr: _PRESENT | _PTE | _NOISE | paddr,
+        table=lambda level, child: _PRESENT | child | 5,
+        order="big",
+        fragment=768,
+    )
+
+
+def _hash(*bits: int, page: int) -> Form:
+    radix = _radix(*bits, page=page)
+    return Form(radix.levels, radix.leaf, lambda level, child: child, order="big", fragment=768)
+
+
+_PPC64 = 21
+_BACKING_LINES = (
+    "SIZE(vmemmap_backing)=24", "OFFSET(vmemmap_backing.list)=0", "OFFSET(vmemmap_backing.phys)=8",
+    "OFFSET(vmemmap_backing.virt_addr)=16", "SIZE(mmu_psize_def)=96", "OFFSET(mmu_psize_def.shift)=0",
+)  # fmt: skip
+
+
+def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number: bool = True) -> Machine:
+    return Machine(
+        "ppc64" if big_endian else "ppc64le",
+        _PPC64,
+        form,
+        direct=0xC000000000000000,
+        direct_leaf=0 if hashed else GIB,
+        vmemmap=0xF000000000000000 if big_endian and hashed else 0xC00C000000000000,
+        big_endian=big_endian,
+        page=page,
+        sparse="pointer",
+        # Sections whose struct pages are whole pages, and several parts of the hash MMU's list.
+        section_bits=21 if page == 4096 else 27,
+        physical_bits=34,
+        lines=(*_BACKING_LINES, f"NUMBER(RADIX_MMU)={int(not hashed)}") if number else _BACKING_LINES,
+        backing=0 if not hashed else 64 * KIB,
+    )
+
+
+# s390x: Principles of Operation; bits 52 and 55 of a page table's entry must be 0, all the others may be anything
+
+
+def _dat(levels: int) -> Form:
+    shifts = ((53, 11), (42, 11), (31, 11), (20, 11), (12, 8))[-levels:]
+
+    def leaf(level: int, paddr: int) -> int:
+        if level == 0:
+            return paddr | 0x3FF
+        return paddr | 0x400 | (level - 1) << 2 | 0x203 | 0x8000  # format control, type, protection, software, ACCF
+
+    return Form(
+        shifts,
+        leaf,
+        # A segment table's entry points at 2 KiB, the others' at 16: type, length 3; protection
+        lambda level, child: child | (level - 1) << 2 | (0x200 if level == 1 else 3),
+        order="big",
+        fragment=2048,
+    )
+
+
+def _s390x(levels: int, *lines: str, direct: int = 0, text: int | None = None) -> Machine:
+    return Machine(
+        "s390x",
+        22,
+        _dat(levels),
+        direct=direct,
+        direct_leaf=2 * GIB,
+        vmemmap={3: 0x37200000000, 4: 0x3720000000000, 5: 0x3720000000000000}[levels],
+        text=text,
+        text_leaf=MIB,
+        big_endian=True,
+        sparse="pointer",
+        lines=lines,
+    )
+
+
+# i386: SDM volume 3A; attributes in the low bits, bit 63 (NX) and what software may use
+
+_CLASSIC = Form(
+    ((22, 10), (12, 10)),
+    leaf=lambda level, paddr: paddr | (0x1EFF if level else 0xF7F),  # bit 7: PS, or PAT, which is bit 12 then
+    table=lambda level, child: child | 0x67,
+    entry_size=4,
+)
+_PAE = Form(
+    ((30, 2), (21, 9), (12, 9)),
+    leaf=lambda level, paddr: paddr | 1 << 63 | 0x7F << 52 | (0x1EFF if level else 0xF7F),
+    table=lambda level, child: child | (1 if level == 2 else 0x67),
+)
+
+
+def _i386(form: Form, sparse: str, *lines: str) -> Machine:
+    pae = form is _PAE
+    return Machine(
+        "i686", 3, form, 0xC0000000, 2 * MIB if pae else 4 * MIB, 512 * MIB, word=4, elf_class=1, sparse=sparse,
+        section_bits=27 if pae else 24, physical_bits=36 if pae else 32, lines=lines,
+    )  # fmt: skip
+
+
+# arm: ARMv7-A B3; access, execute-never, domain, cache bits
+
+_SHORT = Form(
+    ((20, 12), (12, 8)),
+    leaf=lambda level, paddr: paddr | (0x2BC0E | 0x11 if level else 0xFFF),
+    table=lambda level, child: child | 0x1E1,
+    entry_size=4,
+    fragment=2048,  # the first half of the page has Linux's own bits
+)
+_LPAE = Form(
+    ((30, 2), (21, 9), (12, 9)),
+    leaf=lambda level, paddr: paddr | 0x7FF << 52 | (0xFFD if level else 0xFFF),
+    table=lambda level, child: child | 3,
+)
+
+
+def _arm(form: Form, ram: int, sparse: str, *lines: str) -> Machine:
+    return Machine(
+        "armv7l", 40, form, 0xC0000000 - ram, MIB if form is _SHORT else 2 * MIB, 256 * MIB, word=4, elf_class=1,
+        ram=ram, sparse=sparse, section_bits=24, physical_bits=32 if form is _SHORT else 40, lines=lines,
+        phys_base=ram, counts_from=ram // 4096,
+    )  # fmt: skip
+
+
+_RADIX_4K, _RADIX_64K = _radix(9, 9, 9, 13, page=4 * KIB), _radix(5, 9, 9, 13, page=64 * KIB)
+_HASH_4K, _HASH_64K = _hash(9, 7, 9, 9, page=4 * KIB), _hash(8, 10, 10, 8, page=64 * KIB)
+
+MACHINES: dict[str, Machine] = {
+    "ppc64le, radix, 4K": _ppc64(_RADIX_4K, 4 * KIB, hashed=False),
+    "ppc64le, radix, 64K": _ppc64(_RADIX_64K, 64 * KIB, hashed=False),
+    "ppc64le, radix, not said": _ppc64(_RADIX_64K, 64 * KIB, hashed=False, number=False),
+    "ppc64, radix, 64K": _ppc64(_RADIX_64K, 64 * KIB, hashed=False, big_endian=True),
+    "ppc64le, hash, 4K": _ppc64(_HASH_4K, 4 * KIB, hashed=True),
+    "ppc64le, hash, 64K, not said": _ppc64(_HASH_64K, 64 * KIB, hashed=True, number=False),
+    "ppc64, hash, 64K": _ppc64(_HASH_64K, 64 * KIB, hashed=True, big_endian=True),
+    "s390x, 3 levels": _s390x(3),
+    # The kernel at 16 MiB of memory, its own mapping and the linear map (IDENTITYBASE) elsewhere, as since 6.10
+    "s390x, 4 levels, KASLR": _s390x(
+        4, "KERNELOFFSET=3ffe0000000", "KERNELOFFPHYS=1000000", direct=1 << 45, text=0x3FFE0000000 - 0x1000000
+    ),
+    "s390x, 5 levels": _s390x(5),
+    "i386, classic, FLATMEM": _i386(_CLASSIC, "flat"),
+    "i386, classic, DISCONTIGMEM": _i386(_CLASSIC, "nodes"),
+    "i386, PAE, SPARSEMEM": _i386(_PAE, "static", "CONFIG_X86_PAE=y"),
+    "i386, PAE, ELF64": replace(_i386(_PAE, "pgdat", "CONFIG_X86_PAE=y"), elf_class=2),
+    "arm, short": _arm(_SHORT, 0x60000000, "flat"),
+    "arm, short, node": _arm(_SHORT, 0x10200000, "contig"),
+    "arm, LPAE": _arm(_LPAE, 0x80000000, "flat", "CONFIG_ARM_LPAE=y"),
+    "arm, LPAE, SPARSEMEM": _arm(_LPAE, 0x40000000, "array", "CONFIG_ARM_LPAE=y"),
+}

@@ -1,0 +1,113 @@
+"""Which memory of the crashed machine its vmcore does not describe, and what is no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kernelbuilder import DEVICE, FLAVOURS, RAM, Synthetic
+
+import vmfilter
+from vmfilter.coverage import Gap, Loss, gaps
+from vmfilter.kernel import Kernel, Vmcoreinfo
+
+SECTION = 1 << 21  # bytes of a synthetic machine's memory section
+ALONE = 200  # number of a section far from all others
+KERNELS = ["5.10", "6.1", "6.12-hvo", "6.12-la57", "6.12-pmem2", "6.12-pmem3", "6.12-small", "6.18", "7.2-hvo"]
+
+
+def gaps_of(path: Path) -> list[Gap]:
+    with vmfilter.open_dump(path) as dump:
+        info = Vmcoreinfo.of(dump)
+        assert info is not None
+        return gaps(dump, Kernel(dump, info))
+
+
+def frames(number: int) -> range:
+    return range(number * SECTION // 4096, (number + 1) * SECTION // 4096)
+
+
+def without_memory(number: int = ALONE, **more: object) -> Synthetic:
+    """A machine of whose section the vmcore has the struct pages and nothing else."""
+    machine = Synthetic(absent=set(frames(number)), **more)  # type: ignore[arg-type]
+    machine.section(number)
+    return machine
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_nothing_is_missing_where_nothing_was_plugged(real: Callable[[str], Path], name: str) -> None:
+    assert gaps_of(real(f"x86_64-{name}")) == []
+
+
+def test_a_plugged_dimm_is_missing(real: Callable[[str], Path], tmp_path: Path) -> None:
+    # 256 MiB, plugged into the running machine after its crash kernel was loaded.
+    wanted = [Gap(0x100000000, 0x110000000, Loss.PLUGGED)]
+    vmcore = real("x86_64-5.10-dimm")
+    assert gaps_of(vmcore) == wanted
+    assert vmfilter.filter_dump(vmcore, tmp_path / "dump").gaps == wanted
+    assert gaps_of(tmp_path / "dump") == wanted, "the filtered dump tells it too"
+
+
+def test_sections_that_follow_each_other_are_one_gap(tmp_path: Path) -> None:
+    machine = Synthetic(absent={f for n in (ALONE, ALONE + 1, ALONE + 3) for f in frames(n)})
+    for number in (ALONE, ALONE + 1, ALONE + 3):
+        machine.section(number)
+    assert gaps_of(machine.write(tmp_path / "v")) == [
+        Gap(ALONE * SECTION, (ALONE + 2) * SECTION, Loss.PLUGGED),
+        Gap((ALONE + 3) * SECTION, (ALONE + 4) * SECTION, Loss.PLUGGED),
+    ]
+
+
+@pytest.mark.parametrize("release", FLAVOURS)
+def test_a_section_that_is_all_reserved_is_no_loss(tmp_path: Path, release: str) -> None:
+    # The crash kernel's own memory. PG_reserved comes before PG_private in every kernel.
+    flavour = FLAVOURS[release]
+    flavour = replace(flavour, bits={**flavour.bits, "reserved": flavour.bits["private"] - 1})
+    machine = without_memory(flavour=flavour)
+    for pfn in frames(ALONE):
+        machine.put(pfn, "reserved")
+    assert gaps_of(machine.write(tmp_path / "v")) == []
+
+
+def test_one_page_that_is_not_reserved_is_a_loss(tmp_path: Path) -> None:
+    flavour = FLAVOURS["6.12"]
+    flavour = replace(flavour, bits={**flavour.bits, "reserved": flavour.bits["private"] - 1})
+    machine = without_memory(flavour=flavour)
+    for pfn in frames(ALONE)[:-1]:
+        machine.put(pfn, "reserved")
+    assert len(gaps_of(machine.write(tmp_path / "v"))) == 1
+
+
+def test_memory_that_is_plugged_but_offline_is_no_loss(tmp_path: Path) -> None:
+    machine = without_memory(section_flags={ALONE: DEVICE})
+    assert gaps_of(machine.write(tmp_path / "v")) == []
+
+
+def test_a_section_without_struct_pages_is_no_loss(tmp_path: Path) -> None:
+    machine = without_memory(section_flags={ALONE: 0b0001})
+    assert gaps_of(machine.write(tmp_path / "v")) == []
+
+
+def test_struct_pages_on_a_device_that_was_not_dumped_are_a_loss(tmp_path: Path) -> None:
+    machine = without_memory(section_flags={ALONE: DEVICE}, memmap_at={ALONE: ALONE * SECTION})
+    assert gaps_of(machine.write(tmp_path / "v")) == [Gap(ALONE * SECTION, (ALONE + 1) * SECTION, Loss.DEVICE_MEMMAP)]
+
+
+def test_plugged_memory_that_keeps_its_own_struct_pages_is_missing_with_them(tmp_path: Path) -> None:
+    machine = without_memory(memmap_at={ALONE: ALONE * SECTION})  # memmap_on_memory
+    assert gaps_of(machine.write(tmp_path / "v")) == [Gap(ALONE * SECTION, (ALONE + 1) * SECTION, Loss.PLUGGED)]
+
+
+def test_before_4_13_no_kernel_says_what_is_online_and_plugged_memory_is_missing_all_the_same(tmp_path: Path) -> None:
+    number_of_kernel = 16
+    flags = {number_of_kernel: RAM & ~4, ALONE: RAM & ~4}
+    machine = without_memory(flavour=FLAVOURS["4.9"], section_flags=flags)
+    assert gaps_of(machine.write(tmp_path / "v")) == [Gap(ALONE * SECTION, (ALONE + 1) * SECTION, Loss.PLUGGED)]
+
+
+def test_a_part_of_a_section_is_enough(tmp_path: Path) -> None:
+    machine = Synthetic(absent=set(frames(ALONE)[1:]))  # holes inside of sections are everywhere
+    machine.section(ALONE)
+    assert gaps_of(machine.write(tmp_path / "v")) == []

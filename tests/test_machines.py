@@ -1,0 +1,228 @@
+"""Whole filterings of synthetic kernels of other machines: every page form, memory model, byte order and word."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from elfbuilder import Elf, Load
+from kdumpreader import Kdump
+from kernelbuilder import FLAVOURS, KERNEL_AT, Memory, Synthetic
+from machines import MACHINES, MIB, FormTables, Machine
+from test_classify import ANON, FILE, Scene
+
+import vmfilter
+from vmfilter import PageClass, open_dump
+from vmfilter.arch import Root
+from vmfilter.errors import KernelError
+from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.kernel.memory import Mapping, VirtualMemory
+
+KERNEL, CACHE, PRIVATE, USER = PageClass.KERNEL, PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER
+FREE, HWPOISON, OFFLINE = PageClass.FREE, PageClass.HWPOISON, PageClass.OFFLINE
+EXCLUDED = {
+    0: (),
+    1: (),
+    2: (CACHE,),
+    4: (CACHE, PRIVATE),
+    8: (USER,),
+    16: (FREE,),
+    31: (CACHE, PRIVATE, USER, FREE),
+}
+KERNELS = ["4.16", "5.10", "6.3", "6.6", "6.9", "6.12", "7.2"]  # each way to have an order, a destructor and a type
+
+every_machine = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+
+
+def scene(machine: Machine, kernel: str = "6.12") -> Scene:
+    """One of each class, in single pages and in blocks, over several sections."""
+    s = Scene(Synthetic(FLAVOURS[kernel], machine), (machine.ram + KERNEL_AT) // machine.page + 2048)
+    s.page("kernel", KERNEL)
+    s.page("kernel, mapped to user space", KERNEL, mapcount=3)
+    s.page("cache", CACHE, "lru", mapping=FILE)
+    s.page("cache with buffers", PRIVATE, "lru", "private", mapping=FILE)
+    s.page("swap cache, not on a list", CACHE, "swapcache", "swapbacked")
+    s.page("anonymous", USER, "lru", "swapbacked", mapping=ANON, mapcount=0)
+    s.page("poisoned", HWPOISON, "hwpoison", "lru", mapping=FILE)
+    if "slab" in s.flavour.bits:
+        s.page("slab", KERNEL, "slab", mapping=ANON)
+    else:
+        s.typed("slab", KERNEL, "slab", low=0x1234 if kernel in ("6.12", "7.2") else 0, mapping=ANON)
+    if s.flavour.has_type("offline"):
+        s.typed("offline", OFFLINE, "offline")
+    s.typed("page table", KERNEL, "table", mapping=ANON)
+    s.compound("kernel", KERNEL, 3)
+    s.compound("THP", USER, 5, "lru", "swapbacked", mapping=ANON)
+    s.compound("large folio of cache", CACHE, 4, "lru", mapping=FILE)
+    s.compound("THP with a bad page", USER, 2, "lru", "swapbacked", mapping=ANON, bad=(2,))
+    s.wanted[s.at - 2] = HWPOISON
+    s.compound("hugetlb", USER, 9, hugetlb=True)
+    for order in (0, 1, 4, 10):
+        s.free(order)
+    s.page("kernel after all that", KERNEL)
+    return s
+
+
+@every_machine
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_rule_on_every_machine(tmp_path: Path, machine: Machine, kernel: str) -> None:
+    scene(machine, kernel).check(tmp_path)
+
+
+@every_machine
+@pytest.mark.parametrize("level", EXCLUDED)
+def test_a_whole_filtering(tmp_path: Path, machine: Machine, level: int) -> None:
+    s = scene(machine)
+    content = {}
+    for i, pfn in enumerate(s.wanted):
+        content[pfn] = struct.pack(">I", 0xABC00000 + pfn) * (machine.page // 4) if i % 3 else bytes(machine.page)
+        s.machine.memory.write(pfn * machine.page, content[pfn])
+    vmcore = s.machine.write(tmp_path / "vmcore")
+    statistics = vmfilter.filter_dump(vmcore, tmp_path / "dump", level=level)
+    dump = Kdump(tmp_path / "dump")
+    assert dump.order == (">" if machine.big_endian else "<")
+    assert dump.utsname[4] == machine.name
+    assert (dump.header_version, dump.block_size, dump.dump_level) == (6, machine.page, level)
+    assert (dump.tv_sec, dump.tv_usec, dump.nr_cpus, dump.phys_base) == (1795235227, 0, 0, machine.phys_base)
+    assert dump.m[dump.offset_vmcoreinfo :][: dump.size_vmcoreinfo] == s.machine.info.encode()
+    assert dump.max_mapnr == statistics.max_mapnr - machine.counts_from
+    shown = {pfn - machine.counts_from: c for pfn, c in s.wanted.items()}
+    assert set(shown) <= set(dump.present)
+    excluded = (*EXCLUDED[level], HWPOISON, OFFLINE)
+    kept = set(dump.kept)
+    for pfn, page_class in shown.items():
+        assert (pfn in kept) == (page_class not in excluded), (s.what[pfn + machine.counts_from], page_class)
+    assert set(dump.present) - kept == {pfn for pfn, c in shown.items() if c in excluded}
+    pages = dict(dump.pages())
+    assert set(pages) == kept
+    for pfn in shown:
+        assert pfn not in kept or pages[pfn] == content[pfn + machine.counts_from]
+    for pfn, frame in s.machine.memory.frames.items():  # page tables, struct pages, the kernel
+        assert pfn in s.wanted or pages[pfn - machine.counts_from] == bytes(frame)
+
+
+@every_machine
+def test_the_kernels_name(tmp_path: Path, machine: Machine) -> None:
+    with Synthetic(FLAVOURS["6.12"], machine).opened(tmp_path) as (dump, kernel):
+        assert kernel.uts.nodename == b"synthetic"
+        assert kernel.uts.machine == dump.arch.name.encode() == machine.name.encode()
+        assert (dump.arch.word, dump.arch.byteorder) == (machine.word, machine.order)
+        assert kernel.phys_base == machine.phys_base
+
+
+# Page tables alone
+
+
+def root_of(machine: Machine, folder: Path) -> Root:
+    """The reading of a machine's page tables that its kernel proves."""
+    with Synthetic(FLAVOURS["6.12"], machine).opened(folder) as (_, kernel):
+        return kernel._root
+
+
+@every_machine
+def test_leaves_of_every_size_over_tables_and_holes(tmp_path: Path, machine: Machine) -> None:
+    root = root_of(machine, tmp_path)
+    memory = Memory(MIB, machine.page, machine.word, machine.order)
+    tables = FormTables(memory, machine.form)
+    shifts = [shift for shift, _ in machine.form.levels]
+    # Which levels can have leaves is the machine's: those that its linear map, its kernel or its pages use.
+    leaves = {
+        machine.page,
+        machine.direct_leaf,
+        machine.text_leaf,
+        *({2 * MIB} if 21 in shifts and root.paging.big_endian else ()),
+    }
+    leaves = sorted(leaves - {0})
+    if root.linear:
+        leaves = [machine.page]
+    base = {4: 0xF0000000, 8: 0xC008000000000000}[machine.word] if machine.em != 22 else 1 << 40
+    at, wanted = base, []
+    for i, leaf in enumerate(leaves * 2):
+        at = -(-at // leaf) * leaf + (leaf if i % 2 else 0)  # some after a hole
+        paddr = (i + 3) * leaf if leaf * (i + 4) < 1 << 32 else 0
+        if machine.word == 4 and at + leaf > 1 << 32:
+            break
+        tables.map(at, paddr, leaf)
+        wanted.append(Mapping(at, leaf, paddr))
+        at += leaf
+    loads = [Load(pfn * machine.page, bytes(frame)) for pfn, frame in memory.frames.items()]
+    elf = Elf(loads, machine=machine.em, elf_class=machine.elf_class, data=2 if machine.big_endian else 1)
+    with open_dump(elf.write(tmp_path / "tables")) as dump:
+        virtual = VirtualMemory(dump, root._replace(address=tables.root, linear=()))
+        got = [m for w in wanted for m in virtual.mappings(w.vaddr, w.length)]
+        assert got == wanted
+        assert list(virtual.mappings(wanted[0].vaddr - machine.page, machine.page)) == []
+
+
+# ppc64
+
+
+HASHED = MACHINES["ppc64le, hash, 64K, not said"]
+
+
+def test_a_damaged_list_of_the_vmemmap_is_an_error_not_an_endless_walk(tmp_path: Path) -> None:
+    machine = Synthetic(FLAVOURS["6.12"], HASHED)
+    write = machine._lay_out_backings
+
+    def cyclic(size: int) -> None:
+        write(size)
+        head = int(next(line for line in machine.extra if "vmemmap_list" in line).split("=")[1], 16) - machine.direct
+        entry = machine.memory.word(head) - machine.direct
+        machine.memory.write_word(entry, machine.memory.word(head))
+
+    machine._lay_out_backings = cyclic  # type: ignore[method-assign]
+    with pytest.raises(KernelError, match="vmemmap_list"), machine.opened(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["ppc64le, radix, 4K", "ppc64le, radix, not said"])
+def test_a_list_that_is_null_says_nothing_of_radix_tables(tmp_path: Path, name: str) -> None:
+    machine = Synthetic(FLAVOURS["6.12"], MACHINES[name])
+    machine.extra.append(f"SYMBOL(vmemmap_list)={machine.symbol(machine.memory.take()):x}")
+    machine.put(KERNEL_AT // machine.page + 3, "lru", private=77)
+    with machine.opened(tmp_path) as (_, kernel):
+        _, vaddr = kernel.memory_model.stretch(KERNEL_AT // machine.page + 3, 1 << 40)
+        assert vaddr is not None
+        assert kernel.memory.read_word(vaddr + 40) == 77
+
+
+def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
+    # Firmware assisted dumps describe each block (256 MiB) by a PT_LOAD; some were added since boot, some removed.
+    blocks = [i for i in range(900) if i % 7]
+    machine = Synthetic(FLAVOURS["6.12"], replace(MACHINES["ppc64le, radix, 64K"], physical_bits=40))
+    s = Scene(machine, KERNEL_AT // machine.page + 2048)
+    s.page("cache", CACHE, "lru", mapping=FILE)
+    s.free(8)
+    path = machine.write(tmp_path / "vmcore")
+    size = 256 * MIB
+    elf = bytearray(path.read_bytes()[: 64 + 56 * 4096])
+    with open_dump(path) as dump:
+        covered = [(p.start, p.end, p.offset) for p in dump.pieces]
+    # The same memory again, cut at blocks; blocks beyond it have no section: memory that was added, or never onlined.
+    builder = Elf(notes=Elf().note(b"VMCOREINFO", 0, machine.info.encode()), machine=machine.machine.em)  # type: ignore[union-attr]
+    end = path.stat().st_size
+    headers = [builder.header(1, offset, start, stop - start) for start, stop, offset in covered]
+    first_free = -(-covered[-1][1] // size)
+    headers += [builder.header(1, end, (first_free + b) * size, size) for b in blocks]
+    builder.extra_headers = headers
+    image = builder.build()
+    del elf
+    with open(path, "r+b") as f:
+        raw = f.read()
+        f.seek(0)
+        shift = -(-len(image) // 65536) * 65536
+        builder.extra_headers = [
+            builder.header(1, offset + shift, start, stop - start) for start, stop, offset in covered
+        ] + [builder.header(1, end + shift, (first_free + b) * size, size) for b in blocks]
+        f.write(builder.build().ljust(shift, b"\0") + raw)
+        f.truncate(shift + end + size)
+    with open_dump(path) as dump:
+        assert len(dump.loads) == len(covered) + len(blocks)
+        kernel = Kernel(dump, Vmcoreinfo(machine.info))
+        assert kernel.uts.sysname == b"Linux"
+    statistics = vmfilter.filter_dump(path, tmp_path / "dump", dry_run=True)
+    assert statistics.classes[FREE] == 256
+    assert statistics.classes[CACHE] == 1
+    assert statistics.unknown == len(blocks) * size // machine.page

@@ -1,0 +1,68 @@
+"""arm: short descriptors (two levels of 4 bytes) and LPAE (three of 8); RAM begins at phys_base.
+
+Sources: ARM Architecture Reference Manual ARMv7-A, B3; the kernel's Documentation/arch/arm/memory.rst,
+arch/arm/include/asm/pgtable-2level.h, pgtable-3level.h and arch/arm/kernel/head.S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vmfilter.arch.base import Arch, Level, Paging, Root
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+    from vmfilter.reader.dump import Piece
+
+_PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000)  # CONFIG_VMSPLIT, 3G first
+_MIB = 1 << 20
+_ALIGNMENTS = (1 << 12, 2 * _MIB, 16 * _MIB, 128 * _MIB)  # head.S rounds where it runs down to 2, 16 or 128 MiB
+_ADDRESS = 0x000000FFFFFFF000  # bits 12 to 39 of LPAE's descriptors
+_TABLE = 1 << 1  # LPAE: not a block
+
+# Supersections and large pages are left out: the kernel maps devices alone by them.
+_SHORT = Paging(
+    (
+        Level(12, 8, 0, 0, 0xFFFFF000, 0, 2, 2),  # the hardware's half of a page of tables; bit 0 is execute-never
+        Level(20, 12, 2, 2, 0xFFF00000, 0xFFFFFC00, 0, 0),
+    ),
+    entry_size=4,
+)
+_LPAE = Paging(
+    (
+        Level(12, 9, 0, 0, _ADDRESS, 0, 3, 3),
+        Level(21, 9, _TABLE, 0, _ADDRESS & -(1 << 21), _ADDRESS),
+        Level(30, 2, _TABLE, 0, _ADDRESS & -(1 << 30), _ADDRESS),
+    )
+)
+
+
+def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
+    symbol = info.symbol("swapper_pg_dir")
+    if symbol is None or not loads:
+        return []
+    lpae = info.plain("CONFIG_ARM_LPAE") == "y"  # there only where it is so
+    forms = [_LPAE, _SHORT] if lpae else [_SHORT, _LPAE]
+    # The kernel does not export phys_base: it is where RAM begins, or a little before where a firmware has the start.
+    lowest = min(p.start for p in loads)
+    bases = list(dict.fromkeys(lowest & -alignment for alignment in _ALIGNMENTS))
+    return [
+        Root(symbol - offset + base, paging, base, ram_start=base)
+        for paging in forms
+        for base in bases
+        for offset in _PAGE_OFFSETS
+        if symbol >= offset
+    ]
+
+
+ARCH = Arch(
+    name="armv7l",
+    word=4,
+    little_endian=True,
+    page_size=4096,
+    section_size_bits=28,
+    max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
+    roots=_roots,
+    counts_from_ram=True,
+)

@@ -1,0 +1,63 @@
+"""i386: two levels of 4-byte entries, or three of 8 bytes with PAE; memory above the linear map is highmem.
+
+Sources: Intel SDM volume 3A chapter 4; the kernel's arch/x86/include/asm/pgtable_32.h, page_32_types.h, sparsemem.h and
+arch/x86/kernel/vmcore_info_32.c (machine_kexec_32.c before).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vmfilter.arch.base import Arch, Level, Paging, Root
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+    from vmfilter.reader.dump import Piece
+
+_PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000, 0x78000000)  # CONFIG_VMSPLIT, 3G first
+_HUGE = 1 << 7  # PS
+_ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of PAE's entries
+
+_PAE = Paging(
+    (
+        Level(12, 9, 0, 0, _ADDRESS, 0),
+        Level(21, 9, _HUGE, _HUGE, _ADDRESS & -(1 << 21), _ADDRESS),
+        Level(30, 2, 0, 1, 0, _ADDRESS),  # never a leaf
+    )
+)
+# PSE-36's addresses above 4 GiB are left out: a kernel without PAE does not use memory there.
+_CLASSIC = Paging(
+    (
+        Level(12, 10, 0, 0, 0xFFFFF000, 0),
+        Level(22, 10, _HUGE, _HUGE, 0xFFC00000, 0xFFFFF000),
+    ),
+    entry_size=4,
+)
+
+
+def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
+    symbol = info.symbol("swapper_pg_dir")
+    if symbol is None:
+        return []
+    said = info.plain("CONFIG_X86_PAE")  # there only where it is so
+    forms = [(_PAE, 29), (_CLASSIC, 26)] if said == "y" else [(_CLASSIC, 26), (_PAE, 29)]
+    # A relocated kernel has moved both its addresses by the same: what lies between them is the split alone.
+    return [
+        Root(symbol - offset, paging, 0, section_size_bits=bits)
+        for paging, bits in forms
+        for offset in _PAGE_OFFSETS
+        if symbol >= offset
+    ]
+
+
+ARCH = Arch(
+    name="i686",
+    word=4,
+    little_endian=True,
+    page_size=4096,
+    section_size_bits=26,
+    max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
+    roots=_roots,
+    align_64=4,
+)

@@ -1,0 +1,130 @@
+"""ppc64, big-endian: the radix MMU (POWER9 on) and the hash MMU, pages of 4 KiB and 64 KiB.
+
+Sources: Power ISA 3.0B book III chapter 5.7; the kernel's arch/powerpc/include/asm/book3s/64 (radix-4k.h, radix-64k.h,
+hash-4k.h, hash-64k.h, pgtable.h), arch/powerpc/mm/init_64.c (vmemmap_list) and arch/powerpc/kexec (VMCOREINFO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.errors import KernelError
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.memory import VirtualMemory
+    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+    from vmfilter.reader.dump import Piece
+
+_LINEAR = 0xC000000000000000  # PAGE_OFFSET; the kernel itself lies there too
+_LINEAR_SIZE = 1 << 51  # up to vmalloc at 0xc008... (since 5.2; before, the region ended at 0xd000...)
+_PRESENT = 1 << 63
+_PTE = 1 << 62  # the entry maps memory
+_RPN = 0x001FFFFFFFFFF000  # bits 12 to 52 (_PAGE_PA_MAX); above them are storage keys and software's bits
+_TABLE = 0x0FFFFFFFFFFFFF00  # tables can be as small as 256 bytes
+_MAX_BACKINGS = 1 << 20  # each of 64 KiB or 16 MiB of vmemmap: more than any machine has
+
+_RADIX = {4096: (9, 9, 9, 13), 65536: (5, 9, 9, 13)}
+"""Index bits of each level, the last table first, by page size."""
+_HASH = (  # the same of the hash MMU's Linux page tables, from this version on
+    ((4, 17), {4096: (9, 7, 9, 9), 65536: (8, 10, 10, 8)}),
+    ((4, 12), {4096: (9, 7, 9, 9), 65536: (8, 10, 7, 8)}),
+    ((0, 0), {4096: (9, 7, 9, 9), 65536: (8, 5, 5, 12)}),
+)
+
+
+def _paging(page_size: int, bits: Sequence[int], radix: bool, big_endian: bool) -> Paging:
+    levels = []
+    shift = page_size.bit_length() - 1
+    # Radix marks tables as present; the hash MMU's tables are for software alone, and any entry but 0 is there.
+    present = _PRESENT if radix else 0
+    for i, n in enumerate(bits):
+        address = _RPN & -(1 << shift)
+        leaf = 0 if i == 0 else _PTE
+        here = _PRESENT if i == 0 else present
+        levels.append(Level(shift, n, leaf, leaf, address, _TABLE, here, here))
+        shift += n
+    return Paging(tuple(levels), big_endian)
+
+
+def _roots(info: Vmcoreinfo, _loads: Sequence[Piece], little_endian: bool) -> list[Root]:
+    symbol = info.symbol("swapper_pg_dir")
+    if symbol is None:
+        return []
+    page_size = info.plain_number("PAGESIZE") or 65536
+    if page_size not in _RADIX:
+        raise KernelError(f"VMCOREINFO says that pages have {page_size} bytes, which no ppc64 has")
+    version = info.version()
+    address = symbol - _LINEAR & (1 << 64) - 1
+    # Since 4.7 (the kernel that brought radix) entries are big-endian on little-endian machines too.
+    radix = Root(address, _paging(page_size, _RADIX[page_size], True, True), 0)
+    hash_bits = next(bits for since, bits in _HASH if version >= since)[page_size]
+    big_endian = not little_endian or version >= (4, 7) or version == (0, 0)
+    linear = ((_LINEAR, _LINEAR_SIZE, 0),)
+    hashed = Root(address, _paging(page_size, hash_bits, False, big_endian), 0, linear)
+    # NUMBER(RADIX_MMU) is younger than the MMU. But only radix has the linear map in its tables, so the kernel's name,
+    # which lies in it, tells them apart.
+    said = info.number("RADIX_MMU")
+    return [radix, hashed] if said is None else [radix if said else hashed]
+
+
+def _backings(info: Vmcoreinfo, memory: VirtualMemory) -> Iterator[tuple[int, int]]:
+    """Virtual and physical address of each part of the hash MMU's vmemmap."""
+    head = info.symbol("vmemmap_list")
+    offsets = [info.offset(f"vmemmap_backing.{name}") for name in ("list", "virt_addr", "phys")]
+    if head is None or None in offsets:
+        return
+    following, virtual, physical = (offset or 0 for offset in offsets)
+    node = memory.read_word(head)
+    for _ in range(_MAX_BACKINGS):
+        if not node:
+            return
+        vaddr, paddr = memory.read_word(node + virtual), memory.read_word(node + physical)
+        if vaddr is None or paddr is None:
+            raise KernelError(f"the entry at {node:#x} of vmemmap_list is not in the dump")
+        yield vaddr, paddr
+        node = memory.read_word(node + following)
+    raise KernelError(f"vmemmap_list has more than {_MAX_BACKINGS} entries: it is damaged")
+
+
+def _backing_size(info: Vmcoreinfo, memory: VirtualMemory) -> int:
+    """Bytes of each part of the vmemmap: a page of the size that the MMU uses there."""
+    sizes, index_at = info.symbol("mmu_psize_defs"), info.symbol("mmu_vmemmap_psize")
+    size, offset = info.size("mmu_psize_def"), info.offset("mmu_psize_def.shift")
+    shift = None
+    if sizes is not None and index_at is not None and size is not None and offset is not None:
+        index = memory.read_int(index_at, 4)
+        shift = None if index is None else memory.read_int(sizes + index * size + offset, 4)
+    if shift is None or not 12 <= shift <= 34:
+        raise KernelError("the page size of vmemmap (mmu_vmemmap_psize, mmu_psize_defs) cannot be known")
+    return 1 << shift
+
+
+def _with_vmemmap(info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
+    """Add what the hash MMU maps without tables that a dump has: its vmemmap, which the kernel lists for dump tools."""
+    if not root.linear:
+        return root  # radix; the list is there on some kernels and empty on others, the tables are right on all
+    backings = dict(_backings(info, memory))
+    size = _backing_size(info, memory) if backings else 0
+    vmemmap = tuple((vaddr, size, paddr) for vaddr, paddr in sorted(backings.items()))
+    return root._replace(linear=root.linear + vmemmap)
+
+
+def arch(name: str, little_endian: bool) -> Arch:
+    """Return ppc64 of either byte order."""
+    return Arch(
+        name=name,
+        word=8,
+        little_endian=little_endian,
+        page_size=65536,
+        section_size_bits=24,
+        # 51 since 4.20, less before; VMCOREINFO says so itself since 5.9 (1d50e5d0c505).
+        max_physmem_bits=lambda paging: 51,
+        roots=partial(_roots, little_endian=little_endian),
+        settle=_with_vmemmap,
+    )
+
+
+ARCH = arch("ppc64", little_endian=False)

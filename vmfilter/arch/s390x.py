@@ -1,0 +1,86 @@
+"""s390x: three to five levels of big-endian tables; VMCOREINFO by way of the lowcore.
+
+Sources: z/Architecture Principles of Operation, dynamic address translation; the kernel's
+arch/s390/include/asm/pgtable.h, page.h (__kernel_pa()), lowcore.h and os_info.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from vmfilter.arch.base import Arch, Level, Paging, Root
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+    from vmfilter.reader.dump import Piece
+
+_ALL = (1 << 64) - 1
+_INVALID = 0x20  # of a region or segment table's entry
+_TYPE = 0x0C  # and which table it is in: 0 segment, then region third, second, first
+_LARGE = 0x400  # format control: memory of 1 MiB in a segment table, of 2 GiB in a region third table
+_PAGE_INVALID = 0x400
+_PAGE_ZERO = 0x800  # of a page table's entry: always 0
+_VMCOREINFO_POINTER, _OS_INFO_POINTER = 0x0E0C, 0x0E18  # absolute addresses, in the lowcore
+_OS_INFO_MAGIC = 0x4F53494E464F535A
+_OS_INFO = struct.Struct(">QIHHQQQQI")  # to the end of the first entry, VMCOREINFO's: address, size, checksum
+
+
+def _paging(levels: int) -> Paging:
+    table = [Level(12, 8, 0, 0, _ALL & -(1 << 12), 0, _PAGE_INVALID | _PAGE_ZERO, 0)]
+    for kind in range(levels - 1):
+        shift = 20 if kind == 0 else 20 + 11 * kind
+        can_be_large = kind <= 1
+        table.append(
+            Level(
+                shift,
+                11,
+                _LARGE if can_be_large else 0,
+                _LARGE if can_be_large else 1,  # never equal: always a table
+                _ALL & -(1 << shift),
+                _ALL & -(1 << (11 if kind == 0 else 12)),  # page tables have 2 KiB, the others 16
+                _INVALID | _TYPE,
+                kind << 2,
+            )
+        )
+    return Paging(tuple(table), big_endian=True)
+
+
+def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
+    symbol = info.symbol("swapper_pg_dir")
+    if symbol is None:
+        return []
+    # 6.10 took virtual and physical addresses of the kernel apart, and exports both; before, they were the same.
+    offset, physical = (info.plain_number(name, 16) for name in ("KERNELOFFSET", "KERNELOFFPHYS"))
+    addresses = [symbol]
+    if physical is not None:
+        addresses.insert(0, symbol - (offset or 0) + physical & _ALL)
+    # How many levels there are depends on memory and vmalloc size; entries say which table they are in, so that the
+    # other readings find nothing.
+    return [Root(address, _paging(levels), 0) for address in addresses for levels in (4, 3, 5)]
+
+
+def _hints(read: Callable[[int, int], bytes | None]) -> Iterator[int]:
+    """Where the lowcore says that VMCOREINFO is: its note, and what os_info has."""
+    raw = read(_VMCOREINFO_POINTER, 8)
+    if raw:
+        yield int.from_bytes(raw, "big")
+    raw = read(_OS_INFO_POINTER, 8)
+    raw = raw and read(int.from_bytes(raw, "big"), _OS_INFO.size)
+    if raw:
+        magic, *_, address, _size, _checksum = _OS_INFO.unpack(raw)
+        if magic == _OS_INFO_MAGIC:
+            yield address
+
+
+ARCH = Arch(
+    name="s390x",
+    word=8,
+    little_endian=False,
+    page_size=4096,
+    section_size_bits=28,
+    max_physmem_bits=lambda paging: 46,
+    roots=_roots,
+    vmcoreinfo_hints=_hints,
+)
