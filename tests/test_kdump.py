@@ -192,6 +192,15 @@ def test_bitmaps_have_the_blocks_that_the_header_says(opened: Opened, bitmap_blo
     check_all(opened(file), Model(file))
 
 
+def test_bits_past_the_last_frame_are_nothing(opened: Opened) -> None:
+    file = some_file(max_mapnr=91)
+    data = bytearray(file.build())
+    for bitmap in file.bitmap1, file.bitmap2:
+        data[bitmap + 11] |= 0xF8  # frame 91 and those after it
+        data[bitmap + 12 : bitmap + PAGE] = b"\xff" * (PAGE - 12)
+    check_all(opened(bytes(data)), Model(file))
+
+
 @pytest.mark.parametrize("block", [4096, 16384, 65536])
 def test_blocks_of_any_size_are_read(opened: Opened, block: int) -> None:
     file = some_file(block=block, frames=40)

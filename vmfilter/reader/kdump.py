@@ -182,9 +182,8 @@ class KdumpDump(Dump):
                 f"{self.path}: bitmaps of {main.bitmap_blocks} blocks are too few for {self._frames:#x} page frames"
             )
         self._bitmap1 = self._bitmap2 = (1 + main.sub_hdr_size) * self._size
-        if (
-            main.bitmap_blocks >= 2 * needed
-        ):  # else there is one for both, as diskdump had it: crash's dump_is_partial()
+        # Where there are too few blocks for two, one bitmap is both, as diskdump had it: crash's dump_is_partial().
+        if main.bitmap_blocks >= 2 * needed:
             self._bitmap2 += main.bitmap_blocks * self._size // 2
         self._descriptors = self._bitmap1 + main.bitmap_blocks * self._size
         size = self._source.size
