@@ -198,7 +198,9 @@ def test_bits_past_the_last_frame_are_nothing(opened: Opened) -> None:
     for bitmap in file.bitmap1, file.bitmap2:
         data[bitmap + 11] |= 0xF8  # frame 91 and those after it
         data[bitmap + 12 : bitmap + PAGE] = b"\xff" * (PAGE - 12)
-    check_all(opened(bytes(data)), Model(file))
+    dump, model = opened(bytes(data)), Model(file)
+    check_all(dump, model)
+    assert marked(dump, 0, PAGE, 99) == model.mark(0, PAGE, 99)
 
 
 @pytest.mark.parametrize("block", [4096, 16384, 65536])
