@@ -167,10 +167,9 @@ class _Run:
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
-            vmcoreinfo=(info.file_offset, info.file_size) if info and info.file_size else None,
-            found_vmcoreinfo=info.text.encode() if info and not info.file_size else b"",
-            first_pfn=kernel.first_pfn if kernel else 0,
+            vmcoreinfo=info,
             cpus=self._dump.header.cpus,
+            first_pfn=kernel.first_pfn if kernel else 0,
         )
 
     def _uts_without_kernel(self) -> Utsname:
@@ -196,6 +195,7 @@ class _Run:
         found = {c: counts[c] for c in PageClass}
         result = Statistics(self._level, self._page_size, self._max_mapnr, found, self._include_pmem_userdata)
         result.pmem = namespaces.result(found)
+        writer.finish_bitmaps()
         if self._kernel is not None:
             result.gaps = gaps(self._dump, self._kernel)
         result.unknown = self._classifier.unknown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from typing import Protocol
 
 from vmfilter.errors import InputError
@@ -15,7 +14,7 @@ class Source(Protocol):
 
     Attributes:
         path: for messages.
-        size: bytes; None where the system does not say (a device, a file of procfs).
+        size: bytes; None where the system does not say (some files of procfs).
 
     """
 
@@ -44,9 +43,11 @@ class PreadSource:
         """Read from fd, which close() closes; path is for messages."""
         self.path = path
         self._fd = fd
-        info = os.fstat(fd)
-        known = stat.S_ISREG(info.st_mode) and (info.st_size or not _on_procfs(fd))
-        self.size = info.st_size if known else None
+        try:
+            size = os.lseek(fd, 0, os.SEEK_END)  # of a block device as well
+        except OSError:
+            size = 0
+        self.size = size if size or not _on_procfs(fd) else None
 
     def close(self) -> None:
         """See Source."""

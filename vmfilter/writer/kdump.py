@@ -6,8 +6,11 @@
     then                a page descriptor (24 bytes) for each bit of bitmap 2
     then                page data; the shared zero page first
 
+Each file of a split set has all of that, but descriptors and data of its own stretch of frames only; its data begins
+where the descriptors of the whole set would end, which makedumpfile's --reassemble relies on.
+
 Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order; the
-headers are in vmfilter/kdumpformat.py.
+headers are in vmfilter/kdumpformat.py. The main header is written last: what is not finished is no dump.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import OutputError
-from vmfilter.kdumpformat import DESCRIPTOR, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
+from vmfilter.kdumpformat import DESCRIPTOR, INCOMPLETE, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
 
 if TYPE_CHECKING:
     from vmfilter.arch import Arch
     from vmfilter.codec import Codec
-    from vmfilter.kernel import Utsname
+    from vmfilter.kernel import Utsname, Vmcoreinfo
     from vmfilter.reader import Dump
     from vmfilter.writer.transport import Transport
 
@@ -31,6 +34,7 @@ _VERSION = 6
 _MAX_32 = (1 << 32) - 1
 _COPY = 1 << 20  # bytes of notes copied at a time
 _DESCRIPTORS_AT_ONCE = 1 << 13
+_BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected
 _NOTE_HEADER = 24  # bytes before the text in a VMCOREINFO note
 
 
@@ -44,10 +48,8 @@ class KdumpHeader(NamedTuple):
         level: dump level.
         max_mapnr: first frame after all memory.
         page_size: bytes.
+        vmcoreinfo: of the kernel, None where it has none; it gets a note where it is in none of those that are copied.
         cpus: how many, where the notes do not tell.
-        vmcoreinfo: offset in the source's file and bytes of the VMCOREINFO text; None where it has none. Where it is
-            in no note there, it gets one.
-        found_vmcoreinfo: the text where it was found elsewhere: it gets a note of its own.
         first_pfn: frame that is the first in the dump's own counting, which is that of its format: a multiple of 8.
 
     """
@@ -58,10 +60,17 @@ class KdumpHeader(NamedTuple):
     level: int
     max_mapnr: int
     page_size: int
-    vmcoreinfo: tuple[int, int] | None
+    vmcoreinfo: Vmcoreinfo | None
     cpus: int = 0
-    found_vmcoreinfo: bytes = b""
     first_pfn: int = 0
+
+
+class Part(NamedTuple):
+    """What one file of a split set has: frames [start_pfn, end_pfn), of which so many pages are kept."""
+
+    start_pfn: int
+    end_pfn: int
+    pages: int
 
 
 def _vmcoreinfo_note(arch: Arch, text: bytes) -> bytes:
@@ -70,8 +79,37 @@ def _vmcoreinfo_note(arch: Arch, text: bytes) -> bytes:
     return head + b"VMCOREINFO\0\0" + text.ljust(-(-len(text) // 4) * 4, b"\0")
 
 
+class _Bitmap:
+    """One of the two bitmaps on its way to the file: collected, so that few large pieces are written."""
+
+    def __init__(self, transport: Transport, offset: int, end: int) -> None:
+        self._transport = transport
+        self._written, self._end = offset, end
+        self._offset = self._at = offset
+        self._bits = bytearray()
+
+    def put(self, byte: int, bits: bytes) -> None:
+        """Add bits from a byte of the bitmap on; those before are all there."""
+        at = self._offset + byte
+        if at != self._at + len(self._bits) or len(self._bits) >= _BITS_AT_ONCE:
+            self.flush()
+            self._at = at
+        self._bits += bits
+
+    def flush(self) -> None:
+        if self._bits:
+            self._transport.zeros(self._written, self._at - self._written)
+            self._transport.write(self._at, self._bits)
+            self._written = self._at = self._at + len(self._bits)
+            self._bits = bytearray()
+
+    def finish(self) -> None:
+        self.flush()
+        self._transport.zeros(self._written, self._end - self._written)
+
+
 class KdumpWriter:
-    """Writes one dump: bitmaps first, then pages in order of their frames, then finish().
+    """Writes one file: bitmaps first, then pages in order of their frames, then finish().
 
     Attributes:
         size: bytes of the file so far.
@@ -79,92 +117,60 @@ class KdumpWriter:
     """
 
     def __init__(self, transport: Transport, source: Dump, header: KdumpHeader, codec: Codec) -> None:
-        """Lay the file out and write its headers; source's notes are copied."""
+        """Lay the file out; source's notes are copied."""
         self._transport = transport
         self._source = source
         self._header = header
         self._codec = codec
         self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
         self._max_mapnr = header.max_mapnr - header.first_pfn
-        block = header.page_size
-        self._block = block
+        self._block = block = header.page_size
         self._notes_at = block + self._sub.size
-        self._own_note = b""
-        self._found = header.found_vmcoreinfo
-        if header.vmcoreinfo and self._copied(*header.vmcoreinfo) == (0, 0):
-            self._found = source.read_file(*header.vmcoreinfo)
-        if self._found:  # libkdumpfile looks for it nowhere but in a note from version 4 on
-            self._own_note = _vmcoreinfo_note(source.arch, self._found)
+        self._own_note = b""  # for _copied(), which is asked before it is known
+        self._own_note = self._note_of_its_own()
         self._notes_size = len(self._own_note) + sum(size for _, size in source.note_parts)
-        self._erase_size = source.erase_info[1] if source.erase_info else 0
-        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + self._erase_size) // block)
-        self._bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
-        self._bitmap1 = block * (1 + self._sub_blocks)
-        self._bitmap2 = self._bitmap1 + self._bitmap_bytes
-        self._descriptors = self._bitmap2 + self._bitmap_bytes
+        erase_size = source.erase_info[1] if source.erase_info else 0
+        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + erase_size) // block)
+        bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
+        self._bitmap_blocks = 2 * bitmap_bytes // block
+        self._bitmap2 = block * (1 + self._sub_blocks) + bitmap_bytes
+        self._descriptors = self._bitmap2 + bitmap_bytes
+        self._bitmaps = (
+            _Bitmap(transport, self._bitmap2 - bitmap_bytes, self._bitmap2),
+            _Bitmap(transport, self._bitmap2, self._descriptors),
+        )
         self._pending = bytearray()
         self._pending_at = self._descriptors
-        transport.keep_below(self._descriptors)
-        self._write_headers()
+        transport.keep(self._bitmap2, self._descriptors)
 
-    def _write_headers(self) -> None:
-        h, source = self._header, self._source
-        uts = b"".join(field[: UTS_FIELD - 1].ljust(UTS_FIELD, b"\0") for field in h.uts)
-        words = (1 << 8 * source.arch.word) - 1  # what a long holds
-        main = MainHeader(
-            signature=self._codec.signature,
-            header_version=_VERSION,
-            utsname=uts,
-            tv_sec=h.crash_time & words,
-            tv_usec=0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
-            status=self._codec.flag,
-            block_size=self._block,
-            sub_hdr_size=self._sub_blocks,
-            bitmap_blocks=2 * self._bitmap_bytes // self._block,
-            max_mapnr=min(self._max_mapnr, _MAX_32),
-            # NT_PRSTATUS: one a CPU
-            nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1) or h.cpus,
-        )
-        info_at, info_size = self._copied(*h.vmcoreinfo) if h.vmcoreinfo else (0, 0)
-        if self._own_note:
-            info_at, info_size = self._notes_at + _NOTE_HEADER, len(self._found)
-        erase_at = self._notes_at + self._notes_size
-        sub = SubHeader(
-            phys_base=h.phys_base & words,
-            dump_level=h.level,
-            offset_vmcoreinfo=info_at,
-            size_vmcoreinfo=info_size,
-            offset_note=self._notes_at if self._notes_size else 0,
-            size_note=self._notes_size,
-            offset_eraseinfo=erase_at if self._erase_size else 0,
-            size_eraseinfo=self._erase_size,
-            max_mapnr_64=self._max_mapnr,
-        )
-        self._transport.write(0, self._main.pack(*main))
-        self._transport.write(self._block, self._sub.pack(*sub))
-        self._transport.write(self._notes_at, self._own_note)
-        at = self._notes_at + len(self._own_note)
-        for start, size in [*source.note_parts, *([source.erase_info] if source.erase_info else [])]:
-            for done in range(0, size, _COPY):
-                part = source.read_file(start + done, min(_COPY, size - done))
-                self._transport.write(at + done, part)
-            at += size
+    def _note_of_its_own(self) -> bytes:
+        """Return a note of VMCOREINFO where none of those that are copied is it: libkdumpfile looks nowhere else."""
+        info = self._header.vmcoreinfo
+        if info is None or self._copied(info.file_offset, info.file_size) is not None:
+            return b""
+        in_file = self._source.read_file(info.file_offset, info.file_size) if info.file_size else b""
+        return _vmcoreinfo_note(self._source.arch, in_file or info.text.encode())
 
-    def _copied(self, offset: int, size: int) -> tuple[int, int]:
-        """Where a stretch of the source's notes lies in the new file, and its bytes; (0, 0) where it is no note."""
+    def _copied(self, offset: int, size: int) -> int | None:
+        """Where a stretch of the source's notes lies in the new file; None where it is no note."""
         at = self._notes_at + len(self._own_note)
         for start, part in self._source.note_parts:
-            if start <= offset and offset + size <= start + part:
-                return at + offset - start, size
+            if size and start <= offset and offset + size <= start + part:
+                return at + offset - start
             at += part
-        return 0, 0
+        return None
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
         at = (pfn - self._header.first_pfn) // 8
         before = max(-at, 0)  # of frames that the format cannot count; no memory is there
-        self._transport.write(self._bitmap1 + at + before, present[before:])
-        self._transport.write(self._bitmap2 + at + before, kept[before:])
+        for bitmap, bits in zip(self._bitmaps, (present, kept), strict=True):
+            bitmap.put(at + before, bits[before:])
+
+    def finish_bitmaps(self) -> None:
+        """Write what is left of the bitmaps."""
+        for bitmap in self._bitmaps:
+            bitmap.finish()
 
     def kept(self, pfn: int, count: int) -> bytes:
         """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
@@ -172,10 +178,13 @@ class KdumpWriter:
         before = min(max(-at, 0), size)
         return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
 
-    def begin_pages(self, count: int, share_zero: bool) -> None:
-        """Say how many pages there will be, and whether a zero page is there for the ones that are left out."""
+    def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
+        """Say how many pages there will be in all, whether zero pages share one, and what of that is in this file."""
+        self._part = part
+        self._last = self._descriptors + (part.pages if part else count) * DESCRIPTOR
         self.size = self._descriptors + count * DESCRIPTOR
         self._zero_at = self.size
+        self._write_sub_header()
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
@@ -203,10 +212,75 @@ class KdumpWriter:
         self._pending_at += len(self._pending)
         self._pending = bytearray()
 
-    def finish(self) -> int:
-        """Write what is left, and make it a dump. Returns its size in bytes."""
+    def finish(self, incomplete: bool = False) -> int:
+        """Write what is left, and make it a dump; one that says so of itself where pages are missing.
+
+        Returns:
+            Its size in bytes.
+
+        """
         self._flush()
-        if self._pending_at != self._zero_at:
-            raise OutputError("fewer pages were written than there are in the bitmap: this is a mistake in vmfilter")
+        if self._pending_at != self._last:
+            if not incomplete:
+                raise OutputError("fewer pages were written than the bitmap has: this is a mistake in vmfilter")
+            self._transport.zeros(self._pending_at, self._last - self._pending_at)
+        self._write_main_header(INCOMPLETE if incomplete else 0)
         self._transport.commit(self.size)
         return self.size
+
+    def _write_main_header(self, status: int) -> None:
+        h, source = self._header, self._source
+        main = MainHeader(
+            signature=self._codec.signature,
+            header_version=_VERSION,
+            utsname=b"".join(field[: UTS_FIELD - 1].ljust(UTS_FIELD, b"\0") for field in h.uts),
+            tv_sec=h.crash_time & self._words(),
+            tv_usec=0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
+            status=self._codec.flag | status,
+            block_size=self._block,
+            sub_hdr_size=self._sub_blocks,
+            bitmap_blocks=self._bitmap_blocks,
+            max_mapnr=min(self._max_mapnr, _MAX_32),
+            # NT_PRSTATUS: one a CPU
+            nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1) or h.cpus,
+        )
+        self._transport.write(0, self._main.pack(*main).ljust(self._block, b"\0"))
+
+    def _words(self) -> int:
+        """Mask of what a long of the machine holds."""
+        return (1 << 8 * self._source.arch.word) - 1
+
+    def _write_sub_header(self) -> None:
+        h, source, info = self._header, self._source, self._header.vmcoreinfo
+        info_at, info_size = 0, 0
+        if info is not None:
+            copied = None if self._own_note else self._copied(info.file_offset, info.file_size)
+            info_at = self._notes_at + _NOTE_HEADER if copied is None else copied
+            info_size = info.file_size or len(info.text.encode())
+        start, end = (self._part.start_pfn, self._part.end_pfn) if self._part else (0, 0)
+        erase_at = self._notes_at + self._notes_size
+        erase = [source.erase_info] if source.erase_info else []
+        sub = SubHeader(
+            phys_base=h.phys_base & self._words(),
+            dump_level=h.level,
+            split=int(self._part is not None),
+            start_pfn=min(start, self._words()),
+            end_pfn=min(end, self._words()),
+            offset_vmcoreinfo=info_at,
+            size_vmcoreinfo=info_size,
+            offset_note=self._notes_at if self._notes_size else 0,
+            size_note=self._notes_size,
+            offset_eraseinfo=erase_at if erase else 0,
+            size_eraseinfo=sum(size for _, size in erase),
+            start_pfn_64=start,
+            end_pfn_64=end,
+            max_mapnr_64=self._max_mapnr,
+        )
+        at = self._notes_at + len(self._own_note)
+        self._transport.write(self._block, self._sub.pack(*sub) + self._own_note)
+        for offset, size in [*source.note_parts, *erase]:
+            for done in range(0, size, _COPY):
+                part = source.read_file(offset + done, min(_COPY, size - done))
+                self._transport.write(at + done, part)
+            at += size
+        self._transport.zeros(at, self._block * (1 + self._sub_blocks) - at)

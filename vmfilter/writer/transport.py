@@ -19,11 +19,14 @@ class Transport(Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at offset. Raises OutputError where that fails."""
 
-    def keep_below(self, offset: int) -> None:
-        """Prepare for read() of what will be written at lower offsets."""
+    def zeros(self, offset: int, size: int) -> None:
+        """Have zeros at an offset where nothing is written."""
+
+    def keep(self, start: int, end: int) -> None:
+        """Prepare for read() of what will be written at the offsets [start, end)."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read back what was written below keep_below()'s offset; zeros where nothing was."""
+        """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
     def commit(self, size: int) -> None:
         """Make it a dump of size bytes. Raises OutputError where that fails."""
@@ -81,7 +84,10 @@ class FileTransport:
             )
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
-    def keep_below(self, offset: int) -> None:
+    def zeros(self, offset: int, size: int) -> None:
+        """See Transport: a file has them where nothing is written."""
+
+    def keep(self, start: int, end: int) -> None:
         """See Transport: a file keeps everything."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -155,32 +161,55 @@ class FileTransport:
                 os.unlink(self._temporary)
 
 
-class Discard:
-    """Nowhere: for --dry-run. What a writer reads back is kept in a temporary file without a name."""
+class _Kept:
+    """What must be read back of what is written elsewhere, in a temporary file without a name."""
 
     def __init__(self) -> None:
-        """Begin."""
         import tempfile
 
         self._folder = tempfile.gettempdir()
-        self._kept = tempfile.TemporaryFile()  # noqa: SIM115 - closed by commit() and abort()
-        self._end = 0
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._start = self._end = 0
 
-    def keep_below(self, offset: int) -> None:
-        """See Transport."""
-        self._end = offset
+    def keep(self, start: int, end: int) -> None:
+        self._start, self._end = start, end
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
-        if offset < self._end:
+        """Keep what of the data is to be kept: nothing is half inside."""
+        if self._start <= offset < self._end:
             try:
-                os.pwrite(self._kept.fileno(), data, offset)
+                os.pwrite(self._file.fileno(), data, offset - self._start)
             except OSError as e:
                 raise OutputError(f"a temporary file in {self._folder} cannot be written: {e.strerror}") from e
 
     def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, offset - self._start).ljust(size, b"\0")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Discard:
+    """Nowhere: for --dry-run."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self._kept = _Kept()
+
+    def keep(self, start: int, end: int) -> None:
         """See Transport."""
-        return os.pread(self._kept.fileno(), size, offset).ljust(size, b"\0")
+        self._kept.keep(start, end)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        self._kept.write(offset, data)
+
+    def zeros(self, offset: int, size: int) -> None:
+        """See Transport."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See Transport."""
+        return self._kept.read(offset, size)
 
     def commit(self, size: int) -> None:
         """See Transport."""
