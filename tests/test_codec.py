@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from elfbuilder import PAGE, Elf, Load
+from kdumpbuilder import KdumpFile
 from kdumpreader import Kdump
 
 from vmfilter import CodecError, VmfilterError, _core, codec
@@ -263,6 +264,14 @@ def test_a_build_without_any_library_filters_all_the_same(tmp_path: Path) -> Non
         ran = python("-m", "vmfilter", "filter", "-q", "-d", 0, "--compress", name, vmcore, dump)
         assert ran.returncode == 0, ran.stderr
         assert b"".join(page for _, page in Kdump(dump).pages()) == memory
+        ran = python("-m", "vmfilter", "filter", "-q", "-d", 0, "--compress", "none", dump, tmp_path / f"{name}-again")
+        assert ran.returncode == 0, ran.stderr
+        assert b"".join(page for _, page in Kdump(tmp_path / f"{name}-again").pages()) == memory
+    KdumpFile({7: b"m" * PAGE}, codec=lambda pfn: "lzo").write(tmp_path / "theirs")
+    refused = python("-m", "vmfilter", "filter", "-q", "-d", 0, tmp_path / "theirs", tmp_path / "lzo")
+    assert refused.returncode == 3
+    assert "frame 0x7" in refused.stderr
+    assert "built without the library of lzo" in refused.stderr
     refused = python("-m", "vmfilter", "filter", "-q", "-d", 0, "--compress", "lzo", vmcore, tmp_path / "lzo")
     assert refused.returncode == 2
     assert refused.stderr.startswith("vmfilter: codec lzo is not available here")

@@ -192,6 +192,17 @@ def test_bitmaps_have_the_blocks_that_the_header_says(opened: Opened, bitmap_blo
     check_all(opened(file), Model(file))
 
 
+def test_bits_past_the_last_frame_are_nothing(opened: Opened) -> None:
+    file = some_file(max_mapnr=91)
+    data = bytearray(file.build())
+    for bitmap in file.bitmap1, file.bitmap2:
+        data[bitmap + 11] |= 0xF8  # frame 91 and those after it
+        data[bitmap + 12 : bitmap + PAGE] = b"\xff" * (PAGE - 12)
+    dump, model = opened(bytes(data)), Model(file)
+    check_all(dump, model)
+    assert marked(dump, 0, PAGE, 99) == model.mark(0, PAGE, 99)
+
+
 @pytest.mark.parametrize("block", [4096, 16384, 65536])
 def test_blocks_of_any_size_are_read(opened: Opened, block: int) -> None:
     file = some_file(block=block, frames=40)
@@ -857,6 +868,18 @@ def test_a_dump_of_level_0_is_filtered_to_each_level_as_the_vmcore_is(
             never = [PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED]  # the first dump left them out
             assert sum(found.classes[c] for c in never) == sum(direct.classes[c] for c in never)
             assert all(n == direct.classes[c] for c, n in found.classes.items() if c not in never)
+
+
+@pytest.mark.parametrize("name", ["x86_64-6.12-pmem2", "x86_64-6.12-pmem3"])
+def test_persistent_memory_is_known_in_a_dump_as_in_the_vmcore(
+    real: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    vmfilter.filter_dump(real(name), tmp_path / "whole", level=0, compress="lzo")
+    for level in 31, 63:
+        direct = vmfilter.filter_dump(real(name), tmp_path / "direct", level=level, compress="lzo", force=True)
+        found = vmfilter.filter_dump(tmp_path / "whole", tmp_path / "again", level=level, compress="lzo", force=True)
+        assert found.classes[PageClass.PMEM_METADATA] == direct.classes[PageClass.PMEM_METADATA] > 0
+        assert Kdump(tmp_path / "again").kept == Kdump(tmp_path / "direct").kept
 
 
 @pytest.mark.parametrize("name", REAL)

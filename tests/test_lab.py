@@ -9,6 +9,8 @@ import functools
 import hashlib
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -299,6 +301,65 @@ def test_crash_opens_the_dump(lab: Callable[[str], Path], tmp_path: Path) -> Non
         "peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem"), tmp_path / "dump"
     )
     assert "sysrq triggered crash" in said
+
+
+MAKEDUMPFILE = {"zlib": ["-c"], "lzo": ["-l"], "zstd": ["-z"], "none": []}
+
+
+@pytest.mark.parametrize("codec", MAKEDUMPFILE)
+def test_makedumpfiles_dump_is_filtered_as_the_vmcore_is(
+    lab: Callable[[str], Path], tmp_path: Path, codec: str
+) -> None:
+    if not peer_is_here("makedumpfile", "-v"):
+        pytest.skip("makedumpfile cannot be had here")
+    for theirs, ours in (0, 31), (1, 8), (31, 0):
+        first, second, direct = (tmp_path / f"{name}{theirs}" for name in ("theirs", "again", "direct"))
+        judge("peer.py", "makedumpfile", *MAKEDUMPFILE[codec], "-d", str(theirs), lab("x86-pmem3"), first)
+        vmfilter.filter_dump(first, second, level=ours, compress="lzo")
+        vmfilter.filter_dump(lab("x86-pmem3"), direct, level=theirs | ours, compress="lzo")
+        assert Kdump(second).kept == Kdump(direct).kept
+        assert ", 0 differ" in judge("kdumpcheck.py", "compare", second, direct)
+        first.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount")
+@pytest.mark.parametrize("codec", ["lzo", "none"])
+def test_makedumpfiles_incomplete_dump_is_filtered_to_what_it_still_has(
+    lab: Callable[[str], Path], tmp_path: Path, codec: str
+) -> None:
+    if not peer_is_here("makedumpfile", "-v"):
+        pytest.skip("makedumpfile cannot be had here")
+    full = tmp_path / "full"
+    full.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "vmfilter-test", str(full)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount")
+    try:
+        command = [sys.executable, LAB / "lab" / "peer.py", "makedumpfile", *MAKEDUMPFILE[codec], "-d", "1"]
+        done = subprocess.run([*command, lab("x86-pmem3"), full / "dump"], capture_output=True, text=True)
+        assert "incomplete" in done.stderr + done.stdout
+        shutil.copy(full / "dump", tmp_path / "copy")  # to map holes of a full tmpfs kills
+        theirs = Kdump(tmp_path / "copy")
+        rows = struct.iter_unpack("<QIIQ", theirs.m[theirs.descriptors : theirs.descriptors + 24 * len(theirs.kept)])
+        left = [pfn for pfn, (offset, *_) in zip(theirs.kept, rows, strict=False) if offset]
+        assert 1000 < len(left) < len(theirs.kept)
+        statistics = vmfilter.filter_dump(full / "dump", tmp_path / "dump", level=0, compress="lzo")
+        assert any("is incomplete" in warning for warning in statistics.warnings)
+        assert Kdump(tmp_path / "dump").kept == left
+        assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("x86-pmem3"))
+    finally:
+        subprocess.run(["umount", str(full)], check=True)
+
+
+@pytest.mark.parametrize("name", ["x86-6.12", "x86-pmem2"])
+def test_a_dump_filtered_twice_is_the_vmcore_filtered_once(
+    lab: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    vmfilter.filter_dump(lab(name), tmp_path / "whole", level=0, compress="lzo")
+    for level in 31, 63:
+        vmfilter.filter_dump(tmp_path / "whole", tmp_path / "again", level=level, compress="lzo", force=True)
+        vmfilter.filter_dump(lab(name), tmp_path / "direct", level=level, compress="lzo", force=True)
+        assert digest(tmp_path / "again") == digest(tmp_path / "direct")
 
 
 def test_arm64_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], tmp_path: Path) -> None:

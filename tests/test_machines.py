@@ -100,6 +100,15 @@ def test_a_whole_filtering(tmp_path: Path, machine: Machine, level: int) -> None
 
 
 @every_machine
+def test_a_dump_is_filtered_again_as_the_vmcore_is(tmp_path: Path, machine: Machine) -> None:
+    vmcore = scene(machine).machine.write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "whole", level=0)
+    vmfilter.filter_dump(vmcore, tmp_path / "direct", level=31)
+    vmfilter.filter_dump(tmp_path / "whole", tmp_path / "again", level=31)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "direct").read_bytes()
+
+
+@every_machine
 def test_the_kernels_name(tmp_path: Path, machine: Machine) -> None:
     with Synthetic(FLAVOURS["6.12"], machine).opened(tmp_path) as (dump, kernel):
         assert kernel.uts.nodename == b"synthetic"

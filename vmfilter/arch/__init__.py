@@ -24,8 +24,16 @@ _MODULES = {
     ("EM_X86_64", True): "x86_64",
 }
 
-# What utsname says of the machine: module. It has no patterns but those of families.
+# What utsname says of the machine: module.
 _UTS = {
+    "aarch64": "arm64",
+    **{f"armv{version}": "arm" for version in ("5tel", "5tejl", "6l", "7l", "8l")},
+    **{f"i{generation}86": "i386" for generation in (3, 4, 5, 6)},
+    "loongarch64": "loongarch64",
+    "ppc64": "ppc64",
+    "ppc64le": "ppc64le",
+    "riscv64": "riscv64",
+    "s390x": "s390x",
     "x86_64": "x86_64",
 }
 

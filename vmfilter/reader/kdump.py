@@ -182,12 +182,12 @@ class KdumpDump(Dump):
                 f"{self.path}: bitmaps of {main.bitmap_blocks} blocks are too few for {self._frames:#x} page frames"
             )
         self._bitmap1 = self._bitmap2 = (1 + main.sub_hdr_size) * self._size
-        if (
-            main.bitmap_blocks >= 2 * needed
-        ):  # else there is one for both, as diskdump had it: crash's dump_is_partial()
+        # Where there are too few blocks for two, one bitmap is both, as diskdump had it: crash's dump_is_partial().
+        if main.bitmap_blocks >= 2 * needed:
             self._bitmap2 += main.bitmap_blocks * self._size // 2
         self._descriptors = self._bitmap1 + main.bitmap_blocks * self._size
-        self._file_size = self._source.size or 0
+        size = self._source.size
+        self._file_size = (1 << 63) - 1 if size is None else size  # a device does not say
         if self._descriptors > self._file_size:
             raise InputError(
                 f"{self.path}: ends at offset {self._file_size:#x}, but its bitmaps lie from {self._bitmap1:#x} to "
