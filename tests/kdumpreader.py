@@ -48,7 +48,12 @@ class Kdump:
 
     @staticmethod
     def _bits(bitmap: bytes) -> list[int]:
-        return [8 * i + b for i, byte in enumerate(bitmap) if byte for b in range(8) if byte >> b & 1]
+        bits, zeros = [], bytes(1 << 16)  # bitmaps can have a GiB of them: QEMU's dumps have a device at 32 TiB
+        for at in range(0, len(bitmap), len(zeros)):
+            part = bitmap[at : at + len(zeros)]
+            if part != zeros[: len(part)]:
+                bits += [8 * (at + i) + b for i, byte in enumerate(part) if byte for b in range(8) if byte >> b & 1]
+        return bits
 
     def pages(self) -> Iterator[tuple[int, bytes]]:
         """Page frames and their content, decompressed."""

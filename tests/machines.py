@@ -96,6 +96,7 @@ class Machine:
         more_leaves: sizes of other leaves that the form has.
         direct_size: bytes of the linear map, from ram on.
         vmemmap: virtual address of frame 0's struct page; None: struct pages lie in the linear map.
+        vmalloc: a virtual address that page tables map, if anything.
         text: as direct, of the kernel's own mapping; None: it is the linear map.
         text_leaf: as direct_leaf.
         word, big_endian, page: of the machine.
@@ -118,6 +119,7 @@ class Machine:
     direct_size: int = GIB
     more_leaves: tuple[int, ...] = ()
     vmemmap: int | None = None
+    vmalloc: int = 0xF0000000
     text: int | None = None
     text_leaf: int = 0
     word: int = 8
@@ -178,7 +180,15 @@ def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number
         direct=0xC000000000000000,
         direct_leaf=0 if hashed else GIB,
         more_leaves=() if hashed else (2 * MIB,),
-        vmemmap=0xF000000000000000 if big_endian and hashed else 0xC00C000000000000,
+        # Before 5.2 the hash MMU's was a region of its own; since, with 4K pages, it lies in 64 TiB with all the rest.
+        vmemmap=(
+            0xF000000000000000
+            if big_endian and hashed
+            else 0xC0003F0000000000
+            if hashed and page == 4096
+            else 0xC00C000000000000
+        ),
+        vmalloc=0xC0003D0000000000 if hashed and page == 4096 else 0xC008000000000000,
         big_endian=big_endian,
         page=page,
         sparse="pointer",
@@ -218,6 +228,7 @@ def _s390x(levels: int, *lines: str, direct: int = 0, text: int | None = None) -
         _dat(levels),
         direct=direct,
         direct_leaf=2 * GIB,
+        vmalloc=1 << 40,
         vmemmap={3: 0x37200000000, 4: 0x3720000000000, 5: 0x3720000000000000}[levels],
         text=text,
         text_leaf=MIB,

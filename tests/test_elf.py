@@ -13,6 +13,8 @@ from vmfilter import open_dump
 from vmfilter.reader.dump import Piece
 from vmfilter.reader.pieces import flatten
 
+EM_386, EM_S390 = 3, 22
+
 
 def test_memory_reads_back_whatever_the_order_of_pt_loads(tmp_path: Path) -> None:
     content = {0x5000: b"five" * 1024, 0x1000: b"one." * 1024, 0x9000: b"nine" * 1024}
@@ -50,6 +52,35 @@ def test_any_number_of_pt_loads(tmp_path: Path, count: int) -> None:
     with open_dump(Elf(loads).write(tmp_path / "v")) as dump:
         assert len(dump.pieces) == count
         assert dump.read((count - 1) * 3 * PAGE, 4) == (count - 1).to_bytes(4, "little")
+
+
+EVERY_FORM = [(elf_class, data) for elf_class in (1, 2) for data in (1, 2)]
+
+
+@pytest.mark.parametrize("count", [2, PN_XNUM + 10])
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_each_class_and_byte_order(tmp_path: Path, elf_class: int, data: int, count: int) -> None:
+    """The machine's word says nothing of the file's: kexec writes ELF64 for i386 with PAE."""
+    machine = EM_386 if data == 1 else EM_S390
+    loads = [Load(0x10000 + i * 2 * PAGE, b"%8d" % i, vaddr=0xC0000000, flags=5) for i in range(count)]
+    elf = Elf(loads, machine=machine, elf_class=elf_class, data=data)
+    elf.notes = elf.note(b"CORE", 1, bytes(33)) + elf.note(b"VMCOREINFO", 0, b"OSRELEASE=6.1\n")
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert (dump.arch.name, dump.arch.byteorder) == (("i686", "little") if data == 1 else ("s390x", "big"))
+        assert len(dump.pieces) == count
+        assert dump.read(0x10000 + (count - 1) * 2 * PAGE, 8) == b"%8d" % (count - 1)
+        assert (dump.loads[0].vaddr, dump.loads[0].flags) == (0xC0000000, 5)
+        assert [(n.name, n.kind, n.size) for n in dump.notes] == [(b"CORE", 1, 33), (b"VMCOREINFO", 0, 14)]
+
+
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_a_pt_load_without_physical_address_is_passed_over(tmp_path: Path, elf_class: int, data: int) -> None:
+    """In /proc/kcore that of virtual ranges is -1, of the file's own width."""
+    none = (1 << 32 * elf_class) - 1
+    loads = [Load(0x1000, b"memory"), Load(none, b"vmalloc")]
+    elf = Elf(loads, machine=EM_386 if data == 1 else EM_S390, elf_class=elf_class, data=data)
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert [(p.start, p.end) for p in dump.pieces] == [(0x1000, 0x1006)]
 
 
 def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:

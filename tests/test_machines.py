@@ -12,7 +12,7 @@ import pytest
 from elfbuilder import PT_LOAD, Elf, Load
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, KERNEL_AT, Memory, Synthetic
-from machines import MACHINES, MIB, FormTables, Machine
+from machines import GIB, MACHINES, MIB, FormTables, Machine
 from test_classify import ANON, FILE, Scene
 
 import vmfilter
@@ -133,8 +133,7 @@ def test_leaves_of_every_size_over_tables_and_holes(tmp_path: Path, machine: Mac
     tables = FormTables(memory, machine.form)
     # Which levels can have leaves is the machine's: those that its linear map, its kernel or its pages use.
     leaves = sorted({machine.page, machine.direct_leaf, machine.text_leaf, *machine.more_leaves} - {0})
-    base = {4: 0xF0000000, 8: 0xC008000000000000}[machine.word] if machine.em != 22 else 1 << 40
-    at, wanted = base, []
+    at, wanted = machine.vmalloc, []
     for i, leaf in enumerate(leaves * 2):
         at = -(-at // leaf) * leaf + (leaf if i % 2 else 0)  # some after a hole
         paddr = (i + 3) * leaf if leaf * (i + 4) < 1 << 32 else 0
@@ -146,10 +145,11 @@ def test_leaves_of_every_size_over_tables_and_holes(tmp_path: Path, machine: Mac
     loads = [Load(pfn * machine.page, bytes(frame)) for pfn, frame in memory.frames.items()]
     elf = Elf(loads, machine=machine.em, elf_class=machine.elf_class, data=2 if machine.big_endian else 1)
     with open_dump(elf.write(tmp_path / "tables")) as dump:
-        virtual = VirtualMemory(dump, root._replace(address=tables.root, linear=()))
+        virtual = VirtualMemory(dump, root._replace(address=tables.root))
         got = [m for w in wanted for m in virtual.mappings(w.vaddr, w.length)]
         assert got == wanted
-        assert list(virtual.mappings(wanted[0].vaddr - machine.page, machine.page)) == []
+        hole = wanted[-1].vaddr + 4 * wanted[-1].length
+        assert list(virtual.mappings(hole & -machine.page, machine.page)) == []
 
 
 # ppc64
@@ -212,3 +212,30 @@ def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
         counts = Counter(c for window in classifier.windows() for c in bytes(window.classes))
     assert (counts[FREE], counts[CACHE]) == (256, 1)
     assert classifier.unknown == len(blocks) * size // machine.page
+
+
+# i386
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_sections_of_pae_are_as_large_as_its_header_file_says(tmp_path: Path, said: bool) -> None:
+    """Sections of 512 MiB, above 4 GiB too (highmem), where VMCOREINFO does not say so (before 5.9)."""
+    pae = replace(MACHINES["i386, PAE, SPARSEMEM"], section_bits=29, elf_class=2)
+    machine = Synthetic(FLAVOURS["5.10"], pae)
+    if not said:
+        machine.without = ("NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)")
+    high = (5 * GIB >> 12) + 77
+    machine.section(high // machine.section_pages)
+    machine.put(high, "lru", mapping=FILE)
+    with machine.opened(tmp_path) as (dump, kernel):
+        assert kernel.memory_model().section_pages == 1 << 29 - 12
+        windows = Classifier(dump, 4096, kernel).windows()
+        found = {w.pfn + i for w in windows for i, c in enumerate(bytes(w.classes)) if c == CACHE}
+    assert found == {high}
+
+
+@pytest.mark.parametrize("split", [0xC0000000, 0x80000000, 0x40000000, 0xB0000000, 0x78000000])
+def test_each_split_of_the_address_space(tmp_path: Path, split: int) -> None:
+    for name in ("i386, classic, FLATMEM", "i386, PAE, SPARSEMEM"):
+        with Synthetic(FLAVOURS["5.10"], replace(MACHINES[name], direct=split)).opened(tmp_path) as (_, kernel):
+            assert kernel.uts.sysname == b"Linux"

@@ -48,7 +48,8 @@ def test_found_as_a_note_of_which_it_is_a_part(tmp_path: Path, name: str | None)
 
     def place(memory: Memory, text: str) -> None:
         whole = note(b"VMCOREINFO", 0, text.encode(), ">" if memory.order == "big" else "<")
-        memory.write((MACHINES[name].ram if name else 0) + PLACE, whole + b"RUBBISH=1\n")
+        at = (MACHINES[name].ram if name else 0) + PLACE
+        memory.write(at, whole[: HEAD + len(text)] + b"RUBBISH=1\n")
 
     machine = machine_with(place, name)
     assert found(machine, tmp_path) == machine.info

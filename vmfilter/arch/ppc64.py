@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmfilter.reader.dump import Piece
 
 _LINEAR = 0xC000000000000000  # PAGE_OFFSET; the kernel itself lies there too
-_LINEAR_SIZE = 1 << 51  # up to vmalloc at 0xc008... (since 5.2; before, the region ended at 0xd000...)
+_LINEAR_SIZES = {4096: 0x3D << 40, 65536: 1 << 51}  # to where vmalloc begins with the hash MMU since 5.2, by page size
 _PRESENT = 1 << 63
 _PTE = 1 << 62  # the entry maps memory
 _RPN = 0x001FFFFFFFFFF000  # bits 12 to 52 (_PAGE_PA_MAX); above them are storage keys and software's bits
@@ -61,7 +61,7 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
     version = info.version()
     address = symbol - _LINEAR & (1 << 64) - 1
     radix = Root(address, _paging(page_size, _RADIX[page_size], radix=True), 0)
-    linear = ((_LINEAR, _LINEAR_SIZE, 0),)
+    linear = ((_LINEAR, _LINEAR_SIZES[page_size], 0),)
     hash_bits = next((bits for since, bits in _HASH if version >= since), None)
     hashed = Root(address, _paging(page_size, hash_bits[page_size], radix=False) if hash_bits else _NOTHING, 0, linear)
     # NUMBER(RADIX_MMU) is younger than the MMU. But only radix has the linear map in its tables, so the kernel's name,
