@@ -228,7 +228,7 @@ def test_sections_of_pae_are_as_large_as_its_header_file_says(tmp_path: Path, sa
     machine.section(high // machine.section_pages)
     machine.put(high, "lru", mapping=FILE)
     with machine.opened(tmp_path) as (dump, kernel):
-        assert kernel.memory_model().section_pages == 1 << 29 - 12
+        assert kernel.memory_model.section_pages == 1 << 29 - 12
         windows = Classifier(dump, 4096, kernel).windows()
         found = {w.pfn + i for w in windows for i, c in enumerate(bytes(w.classes)) if c == CACHE}
     assert found == {high}
