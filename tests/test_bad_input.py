@@ -241,8 +241,13 @@ def test_an_unknown_machine_is_refused(run: Run, folder: Path, machine: int, lev
     run(replace(vmcore(), machine=machine).build(), "-d", level).fails(KERNEL, folder.parent / "vmcore")
 
 
+def identified(elf: bytes, elf_class: int = 2, data: int = 1) -> bytes:
+    """The file with another class and byte order in its identification alone."""
+    return elf[:4] + bytes((elf_class, data)) + elf[6:]
+
+
 def test_64_bit_headers_that_say_32_are_refused(run: Run, folder: Path) -> None:
-    run(replace(vmcore(), elf_class=1).build()).fails(INPUT, folder.parent / "vmcore")
+    run(identified(vmcore().build(), elf_class=1)).fails(INPUT, folder.parent / "vmcore")
 
 
 @pytest.mark.parametrize(("elf_class", "data"), [(0, 1), (3, 1), (2, 0), (2, 3), (255, 255)])
@@ -251,7 +256,7 @@ def test_an_identification_that_cannot_be_is_refused(run: Run, folder: Path, elf
 
 
 def test_the_other_byte_order_is_refused(run: Run, folder: Path) -> None:
-    ran = run(replace(vmcore(), data=2).build())  # its numbers are little-endian all the same: no core by its type
+    ran = run(identified(vmcore().build(), data=2))  # its numbers are little-endian all the same: no core by its type
     ran.fails(INPUT, folder.parent / "vmcore")
 
 
