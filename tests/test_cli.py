@@ -155,11 +155,17 @@ def test_a_bad_number_of_threads_is_refused_with_what_is_good(
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["filter"], ["filter", "one"], ["filter", "1", "2", "3"], ["no"], ["-x"]])
+@pytest.mark.parametrize("arguments", [[], ["filter"], ["filter", "one"], ["no"], ["-x"]])
 def test_a_wrong_command_line_ends_with_2_and_the_usage(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.status == 2
     assert ran.err.startswith("usage: vmfilter")
+
+
+def test_several_files_without_split_are_a_mistake(run: Run) -> None:
+    ran = run("filter", "1", "2", "3")
+    assert ran.status == 2
+    assert ran.err == "vmfilter: 2 files to make: more than one is a set, which --split makes\n"
     assert ran.out == ""
 
 

@@ -5,6 +5,9 @@ Every message is one line: what is wrong, where (file, offset, address), and wha
 
 from __future__ import annotations
 
+INCOMPLETE = 6
+"""Exit status where a dump was made that is incomplete, and says so of itself."""
+
 
 class VmfilterError(Exception):
     """Any failure that is the input's, the output's or the machine's, never a mistake in vmfilter itself."""
@@ -28,6 +31,12 @@ class KernelError(VmfilterError):
     """The crashed kernel cannot be understood: no VMCOREINFO, an unknown architecture, damaged memory."""
 
     exit_status = 5
+
+
+class UsageError(VmfilterError):
+    """What is asked for contradicts itself."""
+
+    exit_status = 2
 
 
 class CodecError(VmfilterError):

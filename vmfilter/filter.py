@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.coverage import gaps
-from vmfilter.errors import KernelError, OutputError, VmfilterError
+from vmfilter.errors import CodecError, KernelError, OutputError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
@@ -20,36 +20,45 @@ from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
+from vmfilter.writer import Writer
+from vmfilter.writer.elf import ElfWriter
+from vmfilter.writer.flattened import FlattenedTransport, StreamTransport
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
+from vmfilter.writer.split import SplitWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
 
-if TYPE_CHECKING:
-    from vmfilter.codec import Codec
-
+FORMATS = ("kdump", "elf")
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("classify", "write"), the page frames done, and all of that stage."""
 
 
 def filter_dump(
     source: Dump | str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     level: int = DEFAULT_LEVEL,
-    compress: str = DEFAULT,
+    format: str = "kdump",
+    compress: str | None = None,
+    flatten: bool = False,
+    limit: int | None = None,
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Write a kdump-compressed dump with the pages of another that a dump level keeps.
+    """Write a dump with the pages of another that a dump level keeps.
 
     Args:
         source: the dump, or its path.
-        output: path of the new file. It appears whole or not at all.
+        output: path of the new file, which appears whole or not at all; "-" for standard output, to which it goes
+            flattened. Several paths are a split set: each gets about as many pages.
         level: dump level, 0 to 63: sum of 1 zero, 2 cache without private data, 4 all cache, 8 user, 16 free,
             32 pmem metadata.
-        compress: codec, NAME or NAME:LEVEL.
+        format: "kdump" (kdump-compressed) or "elf".
+        compress: codec of kdump, NAME or NAME:LEVEL; None: the default.
+        flatten: write a flattened file.
+        limit: bytes that the new file is not to exceed; what does not go in is missing, and it says so of itself.
         threads: that compress; None: one a CPU. The output does not depend on it.
         force: whether a file at output is replaced.
         dry_run: do all the work, write nothing.
@@ -66,19 +75,29 @@ def filter_dump(
     """
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
-    codec, effort = parse_codec(compress)
-    path = os.fspath(output)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        _refuse_same_file(dump, path)
-        run = _Run(dump, level, include_pmem_userdata, progress or (lambda stage, done, total: None))
-        transport: Transport = Discard() if dry_run else FileTransport(path, force)
-        try:
-            return run.write(transport, codec, effort, threads or len(os.sched_getaffinity(0)))
-        except BaseException:
-            transport.abort()
-            raise
+        to = _Output(dump, output, format, compress, flatten, limit, threads, force, dry_run)
+        return to.write(lambda: _Run(dump, level, True, include_pmem_userdata, progress))
+
+
+def convert_dump(
+    source: Dump | str | os.PathLike[str],
+    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    format: str = "kdump",
+    compress: str | None = None,
+    flatten: bool = False,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Write a dump in another format or with another codec, with the same pages. No kernel needs to be understood.
+
+    Args and errors: as filter_dump() has them. User data on persistent memory is left out where the source marks it.
+    """
+    with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
+        to = _Output(dump, output, format, compress, flatten, None, threads, force, dry_run=False)
+        return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
 
 def _refuse_same_file(source: Dump, path: str) -> None:
@@ -90,23 +109,88 @@ def _refuse_same_file(source: Dump, path: str) -> None:
         raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
 
 
+class _Output:
+    """Where a dump goes, and in which form."""
+
+    def __init__(
+        self,
+        dump: Dump,
+        output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        form: str,
+        compress: str | None,
+        flatten: bool,
+        limit: int | None,
+        threads: int | None,
+        force: bool,
+        dry_run: bool,
+    ) -> None:
+        paths = [output] if isinstance(output, str | os.PathLike) else list(output)
+        self.paths = [os.fspath(path) for path in paths]
+        self.form = form
+        self.flatten = flatten
+        self.limit = limit
+        self._force = force
+        self._dry_run = dry_run
+        if form not in FORMATS:
+            raise VmfilterError(f"format {form!r} is not known: {', '.join(FORMATS)} are")
+        if not self.paths or len(set(self.paths)) < len(self.paths):
+            raise VmfilterError("a set needs as many names as it has files")
+        if len(self.paths) > 1 and (form != "kdump" or limit is not None or "-" in self.paths):
+            raise VmfilterError("a set can only be of files in format kdump, and without a limit")
+        if form == "elf" and compress not in (None, "none"):
+            raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.codec, self.effort = parse_codec("none" if form == "elf" else DEFAULT if compress is None else compress)
+        for path in self.paths:
+            _refuse_same_file(dump, path)
+
+    def write(self, new_run: Callable[[], _Run]) -> Statistics:
+        """Run, and leave nothing where that fails."""
+        run = new_run()
+        transports: list[Transport] = []
+        try:
+            for path in self.paths:
+                transports.append(self._transport(path))
+            return run.write(self, transports)
+        except BaseException:
+            for transport in transports:
+                transport.abort()
+            raise
+
+    def _transport(self, path: str) -> Transport:
+        to: Transport
+        if self._dry_run:
+            to = Discard()
+        elif path == "-":
+            to = StreamTransport(sys.stdout.fileno(), "standard output")
+        else:
+            to = FileTransport(path, self._force)
+        return FlattenedTransport(to) if self.flatten or path == "-" else to
+
+
 class _Run:
     """One filtering, from what is known of the kernel to the statistics."""
 
-    def __init__(self, dump: Dump, level: int, include_pmem_userdata: bool, progress: Progress) -> None:
+    def __init__(
+        self, dump: Dump, level: int, classify: bool, include_pmem_userdata: bool, progress: Progress | None
+    ) -> None:
+        """Learn what there is to know; without classify, all that the dump has is kept, whatever it was used for."""
         self._dump = dump
         self._level = level
         self._include_pmem_userdata = include_pmem_userdata
-        self._progress = progress
+        self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
         self._page_size, self._info, self._kernel, error = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
             if error is not None:
                 raise error
-            self._classifier = Classifier(dump, self._page_size, self._kernel, self._pmem, include_pmem_userdata)
+            known = self._kernel if classify else None
+            self._classifier = Classifier(dump, self._page_size, known, self._pmem, include_pmem_userdata)
         except KernelError as e:
-            if needs_kernel(level):
+            if classify and needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 leaves out zero pages without knowing the kernel") from e
             self._warnings.append(
                 f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept, and persistent memory "
@@ -118,9 +202,10 @@ class _Run:
             self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
-    def write(self, transport: Transport, codec: Codec, effort: int, threads: int) -> Statistics:
+    def write(self, to: _Output, transports: Sequence[Transport]) -> Statistics:
+        """Classify, and write what is kept."""
         started = time.monotonic()
-        writer = KdumpWriter(transport, self._dump, self._header(), codec)
+        writer = self._writer(to, transports)
         result = self._classify(writer)
         classified = time.monotonic()
         kept = result.kept
@@ -131,18 +216,28 @@ class _Run:
             self._dump,
             self._page_size,
             self._kept_runs(writer),
-            lambda: packer(codec, effort, self._page_size),
+            lambda: packer(to.codec, to.effort, self._page_size),
             share_zero,
-            threads,
+            to.threads,
         ):
+            if to.limit is not None and writer.size + len(data) > to.limit:
+                break
             writer.put_pages(sizes, data)
             done += len(sizes)
             result.zero += sizes.tolist().count(0)
             self._progress("write", done, kept)
-        result.output_size = writer.finish()
+        result.lost = kept - done
+        result.output_size = writer.finish(incomplete=done < kept)
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = self._warnings
         return result
+
+    def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
+        if to.form == "elf":
+            return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size)
+        header = self._header()
+        writers = [KdumpWriter(transport, self._dump, header, to.codec) for transport in transports]
+        return writers[0] if len(writers) == 1 else SplitWriter(writers, self._max_mapnr)
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info
@@ -162,7 +257,7 @@ class _Run:
         said = Utsname(*self._dump.header.uts)
         return said if said.machine else Utsname(machine=self._dump.arch.name.encode())
 
-    def _classify(self, writer: KdumpWriter) -> Statistics:
+    def _classify(self, writer: Writer) -> Statistics:
         excluded = excluded_classes(self._level, self._include_pmem_userdata)
         namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
         present = bytes(c != PageClass.HOLE for c in range(256))
@@ -191,6 +286,6 @@ class _Run:
             )
         return result
 
-    def _kept_runs(self, writer: KdumpWriter) -> Iterator[Run]:
+    def _kept_runs(self, writer: Writer) -> Iterator[Run]:
         for pfn, count in windows_of(self._dump, self._page_size):
             yield from runs_in(writer.kept(pfn, count), pfn, count)

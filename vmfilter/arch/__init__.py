@@ -37,7 +37,7 @@ _UTS = {
     "x86_64": "x86_64",
 }
 
-__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts"]
+__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine"]
 
 
 def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
@@ -74,3 +74,12 @@ def _known() -> str:
 def _load(module: str) -> Arch:
     arch: Arch = import_module(f"vmfilter.arch.{module}").ARCH
     return arch
+
+
+def elf_machine(arch: Arch) -> int:
+    """ELF's e_machine of an architecture."""
+    from elftools.elf.enums import ENUM_E_MACHINE
+
+    machines = (machine for (machine, _), module in _MODULES.items() if _load(module) is arch)
+    number: int = ENUM_E_MACHINE[next(machines)]
+    return number

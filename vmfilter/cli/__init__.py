@@ -1,7 +1,8 @@
 """The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else lives here.
 
 Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the input cannot be read or is not a dump;
-4 the output cannot be written; 5 the crashed kernel cannot be understood; 128 + N ended by signal N.
+4 the output cannot be written; 5 the crashed kernel cannot be understood; 6 the new dump is incomplete; 128 + N ended
+by signal N.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _EPILOG = """exit status:
   3  the input cannot be read, is not a dump, or is damaged
   4  the output cannot be written, or exists
   5  the crashed kernel cannot be understood (no VMCOREINFO, unknown machine, damaged memory)
+  6  the new dump is incomplete, and marked so
   128 + N  ended by signal N
 """
 
@@ -56,8 +58,8 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from vmfilter.cli import convert, info, rearrange
     from vmfilter.cli import filter as filter_command
-    from vmfilter.cli import info as info_command
 
     parser = argparse.ArgumentParser(
         prog="vmfilter",
@@ -67,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    filter_command.add_to(commands, _EPILOG)
-    info_command.add_to(commands, _EPILOG)
+    for command in (filter_command, convert, rearrange, info):
+        command.add_to(commands, _EPILOG)
     return parser
 
 

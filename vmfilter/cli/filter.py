@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import INCOMPLETE, UsageError, VmfilterError
 from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ def _threads(text: str) -> int:
     return int(text)
 
 
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def _size(text: str) -> int:
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no size: a number of bytes, or of K, M, G or T")
+    return int(digits) << _UNITS.get(unit, 0)
+
+
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
@@ -59,21 +69,33 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         metavar="LEVEL",
         help="what to leave out (default: %(default)s)",
     )
+    add_form(p)
+    p.add_argument("--split", action="store_true", help="write a set of dumps, each with about as many pages")
     p.add_argument(
-        "--compress",
-        default="zstd",
-        metavar="NAME[:LEVEL]",
-        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
+        "--limit", type=_size, metavar="SIZE", help="end the dump, marked incomplete, before it is larger (K, M, G, T)"
     )
-    p.add_argument("-j", "--threads", type=_threads, metavar="THREADS", help="threads (default: one for each CPU)")
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
     p.add_argument("--stats", action="store_true", help="report every class of pages, sizes and times as well")
+    p.add_argument("vmcore", metavar="VMCORE", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
+    p.add_argument("dump", metavar="DUMP", nargs="+", help="file to make, - for standard output; several with --split")
+    p.set_defaults(run=run)
+
+
+def add_form(p: argparse.ArgumentParser) -> None:
+    """Add the options of every command that makes a dump."""
+    p.add_argument(
+        "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default), or ELF as it was"
+    )
+    p.add_argument(
+        "--compress",
+        metavar="NAME[:LEVEL]",
+        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
+    )
+    p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
+    p.add_argument("-j", "--threads", type=_threads, metavar="THREADS", help="threads (default: one for each CPU)")
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
-    p.add_argument("vmcore", metavar="VMCORE", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
-    p.add_argument("dump", metavar="DUMP", help="file to make")
-    p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,15 +106,19 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.levels import PageClass
     from vmfilter.report.text import coverage, report, table
 
-    if options.compress.partition(":")[0] == "lz4":
-        say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")
+    if len(options.dump) > 1 and not options.split:
+        raise UsageError(f"{len(options.dump)} files to make: more than one is a set, which --split makes")
+    warn_of_codec(options.compress)
     progress = None if options.quiet else ProgressPrinter()
     try:
         result = filter_dump(
             options.vmcore,
             options.dump,
             level=options.level,
+            format=options.format,
             compress=options.compress,
+            flatten=options.flatten,
+            limit=options.limit,
             threads=options.threads,
             force=options.force,
             dry_run=options.dry_run,
@@ -105,15 +131,26 @@ def run(options: argparse.Namespace) -> int:
     warnings = list(result.warnings)
     if options.quiet:  # else they are in the report
         warnings += [f"{options.vmcore}: {line}" for line in coverage(result.gaps)]
-    for warning in warnings:
-        say(f"warning: {warning}")
+    names = " ".join(options.dump)
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]
-        say(f"warning: {options.dump} has {pages} pages of user data on persistent memory: people's files")
+        warnings.append(f"{names} has {pages} pages of user data on persistent memory: people's files")
+    if result.lost:
+        warnings.append(f"{names} is incomplete: {result.lost} pages more would have made it larger than --limit")
+    for warning in warnings:
+        say(f"warning: {warning}")
     if not options.quiet:
         lines = list(report(result))
         if options.stats:
             lines += ["", *table(result)]
-        what = "would be" if options.dry_run else "is"
-        show(*lines, "", f"{options.dump} {what} {result.output_size} bytes.")
-    return 0
+        what = "would be" if options.dry_run else "is" if len(options.dump) == 1 else "are"
+        show(*lines, "", f"{names} {what} {result.output_size} bytes.", aside="-" in options.dump)
+    return INCOMPLETE if result.lost else 0
+
+
+def warn_of_codec(compress: str | None) -> None:
+    """Say which codec no other tool reads."""
+    from vmfilter.cli.output import say
+
+    if compress and compress.partition(":")[0] == "lz4":
+        say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")

@@ -14,9 +14,9 @@ def _print(text: str, stream: TextIO | None) -> None:
             print(text, file=stream)
 
 
-def show(*lines: str) -> None:
-    """Print lines of a report to standard output."""
-    _print("\n".join(lines), sys.stdout)
+def show(*lines: str, aside: bool = False) -> None:
+    """Print lines of a report to standard output, or aside to standard error where a dump goes there."""
+    _print("\n".join(lines), sys.stderr if aside else sys.stdout)
 
 
 def say(message: str) -> None:

@@ -1,1 +1,39 @@
 """New dumps: a format (what is written at which offset) over a transport (what that means)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Writer(Protocol):
+    """Writes one dump: bitmaps, then pages in order of their frames, then finish()."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of it so far, once begin_pages() was called."""
+
+    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
+        """Take a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame.
+
+        Parts come in order; where none came nothing is present.
+        """
+
+    def finish_bitmaps(self) -> None:
+        """Know that there are no more of them."""
+
+    def kept(self, pfn: int, count: int) -> bytes:
+        """Give back what put_bitmaps() took of the bitmap of kept frames, for count frames from pfn on."""
+
+    def begin_pages(self, count: int, share_zero: bool) -> None:
+        """Know how many pages there will be, and whether zero pages among them are left out."""
+
+    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+        """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
+
+    def finish(self, incomplete: bool = False) -> int:
+        """Write what is left, and make it a dump; one that says so of itself where pages are missing.
+
+        Returns:
+            Its size in bytes.
+
+        """

@@ -15,16 +15,15 @@ headers are in vmfilter/kdumpformat.py. The main header is written last: what is
 
 from __future__ import annotations
 
-import struct
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import OutputError
 from vmfilter.kdumpformat import DESCRIPTOR, INCOMPLETE, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
+from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
-    from vmfilter.arch import Arch
     from vmfilter.codec import Codec
     from vmfilter.kernel import Utsname, Vmcoreinfo
     from vmfilter.reader import Dump
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
 
 _VERSION = 6
 _MAX_32 = (1 << 32) - 1
-_COPY = 1 << 20  # bytes of notes copied at a time
 _DESCRIPTORS_AT_ONCE = 1 << 13
 _BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected
-_NOTE_HEADER = 24  # bytes before the text in a VMCOREINFO note
 
 
 class KdumpHeader(NamedTuple):
@@ -71,12 +68,6 @@ class Part(NamedTuple):
     start_pfn: int
     end_pfn: int
     pages: int
-
-
-def _vmcoreinfo_note(arch: Arch, text: bytes) -> bytes:
-    """Return the note that the kernel itself would have written."""
-    head = struct.pack("<III" if arch.little_endian else ">III", len(b"VMCOREINFO\0"), len(text), 0)
-    return head + b"VMCOREINFO\0\0" + text.ljust(-(-len(text) // 4) * 4, b"\0")
 
 
 class _Bitmap:
@@ -126,11 +117,10 @@ class KdumpWriter:
         self._max_mapnr = header.max_mapnr - header.first_pfn
         self._block = block = header.page_size
         self._notes_at = block + self._sub.size
-        self._own_note = b""  # for _copied(), which is asked before it is known
-        self._own_note = self._note_of_its_own()
-        self._notes_size = len(self._own_note) + sum(size for _, size in source.note_parts)
-        erase_size = source.erase_info[1] if source.erase_info else 0
-        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + erase_size) // block)
+        self._notes = Notes(source, header.vmcoreinfo)
+        self._erase = [source.erase_info] if source.erase_info else []
+        erase_size = sum(size for _, size in self._erase)
+        self._sub_blocks = -(-(self._notes_at - block + self._notes.size + erase_size) // block)
         bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
         self._bitmap_blocks = 2 * bitmap_bytes // block
         self._bitmap2 = block * (1 + self._sub_blocks) + bitmap_bytes
@@ -142,23 +132,6 @@ class KdumpWriter:
         self._pending = bytearray()
         self._pending_at = self._descriptors
         transport.keep(self._bitmap2, self._descriptors)
-
-    def _note_of_its_own(self) -> bytes:
-        """Return a note of VMCOREINFO where none of those that are copied is it: libkdumpfile looks nowhere else."""
-        info = self._header.vmcoreinfo
-        if info is None or self._copied(info.file_offset, info.file_size) is not None:
-            return b""
-        in_file = self._source.read_file(info.file_offset, info.file_size) if info.file_size else b""
-        return _vmcoreinfo_note(self._source.arch, in_file or info.text.encode())
-
-    def _copied(self, offset: int, size: int) -> int | None:
-        """Where a stretch of the source's notes lies in the new file; None where it is no note."""
-        at = self._notes_at + len(self._own_note)
-        for start, part in self._source.note_parts:
-            if size and start <= offset and offset + size <= start + part:
-                return at + offset - start
-            at += part
-        return None
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
@@ -251,15 +224,11 @@ class KdumpWriter:
         return (1 << 8 * self._source.arch.word) - 1
 
     def _write_sub_header(self) -> None:
-        h, source, info = self._header, self._source, self._header.vmcoreinfo
-        info_at, info_size = 0, 0
-        if info is not None:
-            copied = None if self._own_note else self._copied(info.file_offset, info.file_size)
-            info_at = self._notes_at + _NOTE_HEADER if copied is None else copied
-            info_size = info.file_size or len(info.text.encode())
-        start, end = (self._part.start_pfn, self._part.end_pfn) if self._part else (0, 0)
-        erase_at = self._notes_at + self._notes_size
-        erase = [source.erase_info] if source.erase_info else []
+        h, notes = self._header, self._notes
+        info_at, info_size = notes.vmcoreinfo(self._notes_at)
+        start, end = (self._part.start_pfn, self._part.end_pfn) if self._part else (h.first_pfn, h.first_pfn)
+        start, end = max(start - h.first_pfn, 0), end - h.first_pfn
+        erase_at = self._notes_at + notes.size
         sub = SubHeader(
             phys_base=h.phys_base & self._words(),
             dump_level=h.level,
@@ -268,19 +237,16 @@ class KdumpWriter:
             end_pfn=min(end, self._words()),
             offset_vmcoreinfo=info_at,
             size_vmcoreinfo=info_size,
-            offset_note=self._notes_at if self._notes_size else 0,
-            size_note=self._notes_size,
-            offset_eraseinfo=erase_at if erase else 0,
-            size_eraseinfo=sum(size for _, size in erase),
+            offset_note=self._notes_at if notes.size else 0,
+            size_note=notes.size,
+            offset_eraseinfo=erase_at if self._erase else 0,
+            size_eraseinfo=sum(size for _, size in self._erase),
             start_pfn_64=start,
             end_pfn_64=end,
             max_mapnr_64=self._max_mapnr,
         )
-        at = self._notes_at + len(self._own_note)
-        self._transport.write(self._block, self._sub.pack(*sub) + self._own_note)
-        for offset, size in [*source.note_parts, *erase]:
-            for done in range(0, size, _COPY):
-                part = source.read_file(offset + done, min(_COPY, size - done))
-                self._transport.write(at + done, part)
-            at += size
+        self._transport.write(self._block, self._sub.pack(*sub))
+        at = notes.write(self._transport, self._notes_at)
+        for offset, size in self._erase:
+            at = copy(self._source, offset, size, self._transport, at)
         self._transport.zeros(at, self._block * (1 + self._sub_blocks) - at)

@@ -161,10 +161,11 @@ class FileTransport:
                 os.unlink(self._temporary)
 
 
-class _Kept:
+class Kept:
     """What must be read back of what is written elsewhere, in a temporary file without a name."""
 
     def __init__(self) -> None:
+        """Begin."""
         import tempfile
 
         self._folder = tempfile.gettempdir()
@@ -172,6 +173,7 @@ class _Kept:
         self._start = self._end = 0
 
     def keep(self, start: int, end: int) -> None:
+        """See Transport."""
         self._start, self._end = start, end
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -183,9 +185,11 @@ class _Kept:
                 raise OutputError(f"a temporary file in {self._folder} cannot be written: {e.strerror}") from e
 
     def read(self, offset: int, size: int) -> bytes:
+        """See Transport."""
         return os.pread(self._file.fileno(), size, offset - self._start).ljust(size, b"\0")
 
     def close(self) -> None:
+        """Forget it."""
         self._file.close()
 
 
@@ -194,7 +198,7 @@ class Discard:
 
     def __init__(self) -> None:
         """Begin."""
-        self._kept = _Kept()
+        self._kept = Kept()
 
     def keep(self, start: int, end: int) -> None:
         """See Transport."""

@@ -1,0 +1,62 @@
+"""vmfilter convert and vmfilter reassemble: the same pages in another form."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmfilter.cli.filter import add_form
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_CONVERT = """Write the pages of DUMP, all that it has, in another format or with another codec. No kernel needs to be
+understood for that. User data on persistent memory is left out where DUMP marks it."""
+_REASSEMBLE = """Write one dump with the pages of all files of a split set, in whatever order they are named."""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommands to the parser."""
+    for name, text, count, said in (
+        ("convert", _CONVERT, 1, "write a dump in another format or with another codec"),
+        ("reassemble", _REASSEMBLE, "+", "make one dump of a split set"),
+    ):
+        p = commands.add_parser(
+            name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_form(p)
+        p.add_argument("dump", metavar="DUMP", nargs=count, help="dump to read")
+        p.add_argument("new", metavar="NEW", help="file to make, - for standard output")
+        p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, say what was made, return the exit status."""
+    from vmfilter.cli.filter import warn_of_codec
+    from vmfilter.cli.output import say, show
+    from vmfilter.cli.progress import ProgressPrinter
+    from vmfilter.filter import convert_dump
+    from vmfilter.reader import open_dump
+
+    warn_of_codec(options.compress)
+    progress = None if options.quiet else ProgressPrinter()
+    try:
+        with open_dump(options.dump if len(options.dump) > 1 else options.dump[0]) as dump:
+            result = convert_dump(
+                dump,
+                options.new,
+                format=options.format,
+                compress=options.compress,
+                flatten=options.flatten,
+                threads=options.threads,
+                force=options.force,
+                progress=progress,
+            )
+    finally:
+        if progress:
+            progress.close()
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    if not options.quiet:
+        show(f"{options.new}: {result.kept} pages, {result.output_size} bytes.", aside=options.new == "-")
+    return 0

@@ -1,0 +1,39 @@
+"""vmfilter rearrange: a flattened stream to a dump."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """Write the dump that standard input is a flattened stream of, as makedumpfile -R does:
+vmfilter filter /proc/vmcore - | ssh HOST vmfilter rearrange DUMP"""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "rearrange",
+        help="make a dump of a flattened stream",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    p.add_argument("dump", metavar="DUMP", help="file to make")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Rearrange, say what was made, return the exit status."""
+    from vmfilter.cli.output import show
+    from vmfilter.rearrange import rearrange
+
+    with open(0, "rb", buffering=0, closefd=False) as stream:
+        size = rearrange(stream, options.dump, force=options.force, name="standard input")
+    if not options.quiet:
+        show(f"{options.dump} is {size} bytes.")
+    return 0

@@ -1,0 +1,43 @@
+"""A flattened stream to the dump that it is of, without holding it in memory."""
+
+from __future__ import annotations
+
+import os
+
+from vmfilter.errors import InputError
+from vmfilter.reader.flattened import SIGNATURE
+from vmfilter.reader.spool import Reader, Stream, rearranged
+from vmfilter.writer.transport import FileTransport
+
+
+def rearrange(stream: Stream, output: str | os.PathLike[str], *, force: bool = False, name: str = "the stream") -> int:
+    """Write the dump that a flattened stream is of.
+
+    Args:
+        stream: it.
+        output: path of the new file. It appears whole or not at all.
+        force: whether a file at output is replaced.
+        name: of the stream, for messages.
+
+    Returns:
+        Bytes of the dump.
+
+    Raises:
+        InputError: the stream is none, is damaged, or ends before its last record.
+        OutputError: the file exists or cannot be written.
+
+    """
+    reader = Reader(name, stream)
+    if reader.peek(len(SIGNATURE)) != SIGNATURE:
+        raise InputError(f"{name}: is not flattened: it begins with {reader.peek(8)!r}")
+    transport = FileTransport(os.fspath(output), force)
+    size = 0
+    try:
+        for offset, data in rearranged(reader):
+            transport.write(offset, data)
+            size = max(size, offset + len(data))
+        transport.commit(size)
+    except BaseException:
+        transport.abort()
+        raise
+    return size

@@ -1,0 +1,211 @@
+"""ELF output: memory as it was, in a PT_LOAD for each run of kept pages. What is left out is in no PT_LOAD.
+
+    offset 0       ELF header, then all program headers: crash looks for them nowhere else
+    then           a section header where there are more than e_phnum can say (PN_XNUM)
+    then           the notes
+    then           kept pages, in order of their frames; zero pages that are left out are holes of the file
+
+The format: elf(5). Everything is in the crashed machine's byte order.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmfilter.arch import elf_machine
+from vmfilter.errors import OutputError
+from vmfilter.pack import Run, runs_in
+from vmfilter.reader.dump import Piece
+from vmfilter.writer.notes import Notes
+
+if TYPE_CHECKING:
+    from vmfilter.kernel import Vmcoreinfo
+    from vmfilter.reader import Dump
+    from vmfilter.writer.transport import Transport
+
+_PT_LOAD, _PT_NOTE, _ET_CORE, _PN_XNUM = 1, 4, 4, 0xFFFF
+_INCOMPLETE = 1  # e_flags of a dump that ends early, as makedumpfile sets it
+_RWX = 7
+_WINDOW = 1 << 15  # page frames whose bits are read at a time
+_HEADERS_AT_ONCE = 1 << 12
+_ALIGN = 4096
+
+
+class _Layout(NamedTuple):
+    """Structures of one ELF class: members in the order of elf(5)."""
+
+    elf_class: int
+    header: str
+    section: str
+
+    def program_header(self, kind: int, flags: int, offset: int, vaddr: int, paddr: int, size: int) -> tuple[int, ...]:
+        """Members of a program header in this class's order."""
+        if self.elf_class == 2:
+            return kind, flags, offset, vaddr, paddr, size, size, 0
+        return kind, offset, vaddr, paddr, size, size, flags, 0
+
+
+_ELF32 = _Layout(1, "16sHHIIIIIHHHHHH", "IIIIIIIIII")
+_ELF64 = _Layout(2, "16sHHIQQQIHHHHHH", "IIQQQQIIQQ")
+_PROGRAM = {1: "IIIIIIII", 2: "IIQQQQQQ"}
+
+
+class ElfWriter:
+    """Writes one file: bitmaps first, of which the second is kept aside, then pages in order, then finish().
+
+    Attributes:
+        size: bytes of the file so far.
+
+    """
+
+    def __init__(
+        self, transport: Transport, source: Dump, vmcoreinfo: Vmcoreinfo | None, max_mapnr: int, page_size: int
+    ) -> None:
+        """Begin.
+
+        Args:
+            transport: to write to.
+            source: whose notes are copied, and whose PT_LOADs tell flags and virtual addresses.
+            vmcoreinfo: of the kernel, None where it has none; it gets a note where it has none.
+            max_mapnr: first frame after all memory.
+            page_size: bytes.
+
+        """
+        self._transport = transport
+        self._source = source
+        self._notes = Notes(source, vmcoreinfo)
+        self._max_mapnr = max_mapnr
+        self._page_size = page_size
+        self._order = "<" if source.arch.little_endian else ">"
+        small = source.arch.word == 4 and max_mapnr * page_size <= 1 << 32
+        self._layout = _ELF32 if small else _ELF64
+        self._bits = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finish()
+        self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
+        self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
+        for load in self._loads:
+            self._ends.append(max(self._ends[-1], load.end))
+
+    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
+        """Take a part of both bitmaps; the first is not in this format."""
+        try:
+            self._bits.seek(pfn // 8)
+            self._bits.write(kept)
+        except OSError as e:
+            raise OutputError(f"a temporary file in {tempfile.gettempdir()} cannot be written: {e.strerror}") from e
+
+    def finish_bitmaps(self) -> None:
+        """Nothing is left."""
+        self._bits.flush()
+
+    def kept(self, pfn: int, count: int) -> bytes:
+        """Give back what put_bitmaps() took of the second bitmap."""
+        self._bits.seek(pfn // 8)
+        size = -(-count // 8)
+        return self._bits.read(size).ljust(size, b"\0")
+
+    def _runs(self) -> Iterator[Run]:
+        """Runs of kept frames, joined over the windows that they are read in."""
+        start = stop = 0
+        for pfn in range(0, self._max_mapnr, _WINDOW):
+            count = min(_WINDOW, self._max_mapnr - pfn)
+            bits = self.kept(pfn, count)
+            if bits.count(0) == len(bits):
+                continue
+            for first, n in runs_in(bits, pfn, count):
+                if first != stop:
+                    if stop > start:
+                        yield start, stop - start
+                    start = first
+                stop = first + n
+        if stop > start:
+            yield start, stop - start
+
+    def _segments(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """Flags, offset from the first page's data, virtual and physical address, and bytes of each PT_LOAD.
+
+        Where PT_LOADs of the source overlap (the kernel's text lies in RAM) so do these, and share their data.
+        """
+        size, before = self._page_size, 0
+        for pfn, count in self._runs():
+            start, end = pfn * size, (pfn + count) * size
+            for i in range(bisect_right(self._ends, start) - 1, len(self._loads)):
+                load = self._loads[i]
+                if load.start >= end:
+                    break
+                first = max(start, load.start // size * size)
+                last = min(end, -(-load.end // size) * size)
+                if first < last:
+                    vaddr = load.vaddr + first - load.start if load.vaddr else 0
+                    offset = before * size + first - start
+                    yield load.flags or _RWX, offset, vaddr & (1 << 64) - 1, first, last - first
+            before += count
+
+    def begin_pages(self, count: int, share_zero: bool) -> None:
+        """Write all headers; count pages follow."""
+        layout, order = self._layout, self._order
+        header, program = struct.Struct(order + layout.header), struct.Struct(order + _PROGRAM[layout.elf_class])
+        section = struct.Struct(order + layout.section)
+        self._header, self._program = header, program
+        self._count = 1 + sum(1 for _ in self._segments())
+        self._section_at = header.size + self._count * program.size
+        notes_at = self._section_at + section.size
+        self._data = -(-(notes_at + self._notes.size) // _ALIGN) * _ALIGN
+        counted = section.pack(0, 0, 0, 0, 0, 0, 0, self._count, 0, 0)  # sh_info is the number of program headers
+        pending = bytearray(program.pack(*layout.program_header(_PT_NOTE, 0, notes_at, 0, 0, self._notes.size)))
+        at, mask = header.size, (1 << (32 if layout is _ELF32 else 64)) - 1
+        for flags, offset, vaddr, paddr, size in self._segments():
+            pending += program.pack(
+                *layout.program_header(_PT_LOAD, flags, self._data + offset, vaddr & mask, paddr, size)
+            )
+            if len(pending) >= _HEADERS_AT_ONCE * program.size:
+                self._transport.write(at, pending)
+                at, pending = at + len(pending), bytearray()
+        self._transport.write(at, pending + counted)
+        at = self._notes.write(self._transport, notes_at)
+        self._transport.zeros(at, self._data - at)
+        self.size = self._data
+
+    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+        """Write the next pages; those of size 0 are zero, and holes."""
+        done = 0
+        kept = bytes(size != 0 for size in sizes.tolist())
+        i = 0
+        while i < len(kept):
+            value = kept[i]
+            end = kept.find(1 - value, i)
+            end = len(kept) if end < 0 else end
+            length = (end - i) * self._page_size
+            if value:
+                self._transport.write(self.size, data[done : done + length])
+                done += length
+            self.size += length
+            i = end
+
+    def finish(self, incomplete: bool = False) -> int:
+        """Write the ELF header, which makes it a dump. Returns its size in bytes."""
+        self._bits.close()
+        ident = b"\x7fELF" + bytes((self._layout.elf_class, 1 if self._order == "<" else 2, 1)) + bytes(9)
+        many = self._count >= _PN_XNUM
+        header = self._header.pack(
+            ident,
+            _ET_CORE,
+            elf_machine(self._source.arch),
+            1,
+            0,
+            self._header.size,
+            self._section_at if many else 0,
+            _INCOMPLETE if incomplete else 0,
+            self._header.size,
+            self._program.size,
+            _PN_XNUM if many else self._count,
+            struct.calcsize(self._order + self._layout.section) if many else 0,
+            1 if many else 0,
+            0,
+        )
+        self._transport.write(0, header)
+        self._transport.commit(self.size)
+        return self.size

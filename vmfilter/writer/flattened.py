@@ -1,0 +1,114 @@
+"""Flattened output: a dump as a stream of what is to be written where, for pipes and other places that cannot seek.
+
+The format is drawn in vmfilter/reader/flattened.py. No offset is written twice.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmfilter.errors import OutputError
+from vmfilter.reader.flattened import END, RECORD, flattened_header
+from vmfilter.writer.transport import Kept, Transport
+
+_COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, more where they come as one
+_ZEROS = bytes(1 << 16)
+
+
+class FlattenedTransport:
+    """Writes records, one after the other, to another transport."""
+
+    def __init__(self, below: Transport) -> None:
+        """Begin."""
+        self._below = below
+        self._kept = Kept()
+        self._at = 0  # in the stream
+        self._offset = 0  # in the dump, of what is collected
+        self._collected = bytearray()
+        self._append(flattened_header())
+
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
+        self._below.write(self._at, data)
+        self._at += len(data)
+
+    def keep(self, start: int, end: int) -> None:
+        """See Transport."""
+        self._kept.keep(start, end)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See Transport."""
+        return self._kept.read(offset, size)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        self._kept.write(offset, data)
+        self._record(offset, data)
+
+    def _record(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        if offset != self._offset + len(self._collected) or len(self._collected) + len(data) > _COLLECTED:
+            self._flush()
+            self._offset = offset
+        self._collected += data
+
+    def _flush(self) -> None:
+        if self._collected:
+            self._append(RECORD.pack(self._offset, len(self._collected)))
+            self._append(self._collected)
+            self._collected = bytearray()
+
+    def zeros(self, offset: int, size: int) -> None:
+        """See Transport: crash, which reads flattened files in place, must find them."""
+        while size > 0:
+            n = min(size, len(_ZEROS))
+            self._record(offset, _ZEROS[:n])
+            offset, size = offset + n, size - n
+
+    def commit(self, size: int) -> None:
+        """See Transport."""
+        self._flush()
+        self._append(END)
+        self._kept.close()
+        self._below.commit(self._at)
+
+    def abort(self) -> None:
+        """See Transport: a stream without its last record is no dump."""
+        self._kept.close()
+        self._below.abort()
+
+
+class StreamTransport:
+    """A pipe, a terminal, a device: what is written follows what was written before."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        """Write to fd, which stays open; name is for messages."""
+        self._fd = fd
+        self._name = name
+        self._at = 0
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport; offsets leave nothing out."""
+        assert offset == self._at
+        view = memoryview(data)
+        try:
+            while view:
+                n = os.write(self._fd, view)
+                view, self._at = view[n:], self._at + n
+        except OSError as e:
+            raise OutputError(f"{self._name}: cannot be written after {self._at} bytes: {e.strerror}") from e
+
+    def zeros(self, offset: int, size: int) -> None:
+        """See Transport."""
+        self.write(offset, bytes(size))
+
+    def keep(self, start: int, end: int) -> None:
+        """See Transport."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See Transport: what went into a pipe is gone."""
+        raise OutputError(f"{self._name}: cannot be read back")
+
+    def commit(self, size: int) -> None:
+        """See Transport."""
+
+    def abort(self) -> None:
+        """See Transport: who reads the other end sees it end early."""

@@ -1,0 +1,85 @@
+"""A split set: one dump in several kdump-compressed files, each with its stretch of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from vmfilter import _core
+from vmfilter.writer.kdump import KdumpWriter, Part
+
+_CUT = 64  # cuts are at multiples of this: crash counts whole words of the bitmap from a part's first frame on
+_WINDOW = 1 << 15  # page frames whose bits are read at a time
+
+
+class SplitWriter:
+    """Writes all files of a set. See vmfilter.writer.Writer."""
+
+    def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int) -> None:
+        """Write to these, in this order; max_mapnr is the first frame after all memory."""
+        self._writers = writers
+        self._max_mapnr = max_mapnr
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files so far."""
+        return sum(writer.size for writer in self._writers)
+
+    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
+        """See Writer: each file has all of both."""
+        for writer in self._writers:
+            writer.put_bitmaps(pfn, present, kept)
+
+    def finish_bitmaps(self) -> None:
+        """See Writer."""
+        for writer in self._writers:
+            writer.finish_bitmaps()
+
+    def kept(self, pfn: int, count: int) -> bytes:
+        """See Writer."""
+        return self._writers[0].kept(pfn, count)
+
+    def begin_pages(self, count: int, share_zero: bool) -> None:
+        """See Writer; the parts get about as many pages each."""
+        parts = self._parts(count)
+        self._left = [part.pages for part in parts]
+        for writer, part in zip(self._writers, parts, strict=True):
+            writer.begin_pages(count, share_zero, part)
+
+    def _parts(self, count: int) -> list[Part]:
+        """Cut the kept frames."""
+        number = len(self._writers)
+        cuts: list[tuple[int, int]] = [(0, 0)]  # first frame of a part, and pages before it
+        rank = 0
+        for pfn in range(0, self._max_mapnr, _WINDOW):
+            n = min(_WINDOW, self._max_mapnr - pfn)
+            bits = self.kept(pfn, n)
+            in_window = _core.lib.vmf_rank(bits, n)
+            while len(cuts) < number and rank + in_window >= (wanted := count * len(cuts) // number) > 0:
+                at = self._place(bits, n, wanted - rank)
+                cuts.append((pfn + at, rank + _core.lib.vmf_rank(bits, at)))
+            rank += in_window
+        cuts += [(self._max_mapnr, count)] * (number + 1 - len(cuts))
+        return [Part(start, end, after - before) for (start, before), (end, after) in pairwise(cuts)]
+
+    @staticmethod
+    def _place(bits: bytes, count: int, wanted: int) -> int:
+        """First place for a cut that has at least the wanted number of pages before it."""
+        at = next(i for i in range(0, count + _CUT, _CUT) if _core.lib.vmf_rank(bits, min(i, count)) >= wanted)
+        return min(at, count)
+
+    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+        """See Writer."""
+        done = used = 0
+        for i, writer in enumerate(self._writers):
+            n = min(self._left[i], len(sizes) - done)
+            if n:
+                part = sizes[done : done + n]
+                length = sum(part.tolist())
+                writer.put_pages(part, data[used : used + length])
+                done, used = done + n, used + length
+                self._left[i] -= n
+
+    def finish(self, incomplete: bool = False) -> int:
+        """See Writer."""
+        return sum(writer.finish(incomplete) for writer in self._writers)
