@@ -21,10 +21,7 @@ from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
 from vmfilter.writer import Writer
-from vmfilter.writer.elf import ElfWriter
-from vmfilter.writer.flattened import FlattenedTransport, StreamTransport
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
-from vmfilter.writer.split import SplitWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
 
 FORMATS = ("kdump", "elf")
@@ -160,14 +157,20 @@ class _Output:
             raise
 
     def _transport(self, path: str) -> Transport:
-        to: Transport
+        if not self.flatten and path != "-":
+            return self._place(path)
+        from vmfilter.writer.flattened import FlattenedTransport
+
+        return FlattenedTransport(self._place(path))
+
+    def _place(self, path: str) -> Transport:
         if self._dry_run:
-            to = Discard()
-        elif path == "-":
-            to = StreamTransport(sys.stdout.fileno(), "standard output")
-        else:
-            to = FileTransport(path, self._force)
-        return FlattenedTransport(to) if self.flatten or path == "-" else to
+            return Discard()
+        if path != "-":
+            return FileTransport(path, self._force)
+        from vmfilter.writer.flattened import StreamTransport
+
+        return StreamTransport(sys.stdout.fileno(), "standard output")
 
 
 class _Run:
@@ -234,10 +237,16 @@ class _Run:
 
     def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
         if to.form == "elf":
+            from vmfilter.writer.elf import ElfWriter
+
             return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size)
         header = self._header()
         writers = [KdumpWriter(transport, self._dump, header, to.codec) for transport in transports]
-        return writers[0] if len(writers) == 1 else SplitWriter(writers, self._max_mapnr)
+        if len(writers) == 1:
+            return writers[0]
+        from vmfilter.writer.split import SplitWriter
+
+        return SplitWriter(writers, self._max_mapnr)
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info

@@ -11,16 +11,15 @@ The format: elf(5). Everything is in the crashed machine's byte order.
 from __future__ import annotations
 
 import struct
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.arch import elf_machine
-from vmfilter.errors import OutputError
 from vmfilter.pack import Run, runs_in
 from vmfilter.reader.dump import Piece
 from vmfilter.writer.notes import Notes
+from vmfilter.writer.transport import Kept
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Vmcoreinfo
@@ -83,7 +82,8 @@ class ElfWriter:
         self._order = "<" if source.arch.little_endian else ">"
         small = source.arch.word == 4 and max_mapnr * page_size <= 1 << 32
         self._layout = _ELF32 if small else _ELF64
-        self._bits = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finish()
+        self._kept = Kept()
+        self._kept.keep(0, -(-max_mapnr // 8))
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
@@ -91,21 +91,14 @@ class ElfWriter:
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Take a part of both bitmaps; the first is not in this format."""
-        try:
-            self._bits.seek(pfn // 8)
-            self._bits.write(kept)
-        except OSError as e:
-            raise OutputError(f"a temporary file in {tempfile.gettempdir()} cannot be written: {e.strerror}") from e
+        self._kept.write(pfn // 8, kept)
 
     def finish_bitmaps(self) -> None:
         """Nothing is left."""
-        self._bits.flush()
 
     def kept(self, pfn: int, count: int) -> bytes:
         """Give back what put_bitmaps() took of the second bitmap."""
-        self._bits.seek(pfn // 8)
-        size = -(-count // 8)
-        return self._bits.read(size).ljust(size, b"\0")
+        return self._kept.read(pfn // 8, -(-count // 8))
 
     def _runs(self) -> Iterator[Run]:
         """Runs of kept frames, joined over the windows that they are read in."""
@@ -187,7 +180,7 @@ class ElfWriter:
 
     def finish(self, incomplete: bool = False) -> int:
         """Write the ELF header, which makes it a dump. Returns its size in bytes."""
-        self._bits.close()
+        self._kept.close()
         ident = b"\x7fELF" + bytes((self._layout.elf_class, 1 if self._order == "<" else 2, 1)) + bytes(9)
         many = self._count >= _PN_XNUM
         header = self._header.pack(
