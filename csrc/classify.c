@@ -162,3 +162,13 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 	}
 	return 0;
 }
+
+int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count, uint64_t flags)
+{
+	if (!fits(layout, layout->flags))
+		return 0;
+	for (uint64_t i = 0; i < count; i++)
+		if (!(field(layout, structs + i * layout->size, layout->flags) & flags))
+			return 0;
+	return 1;
+}

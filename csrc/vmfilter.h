@@ -65,6 +65,9 @@ struct vmf_block {
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, uint8_t *classes);
 
+/* 1 where each of count struct pages has one of these flags. The layout is one that vmf_classify() takes. */
+int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count, uint64_t flags);
+
 /* counts[classes[i]] += 1 for each i; classes out of range count as VMF_KERNEL. */
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[11]);
 

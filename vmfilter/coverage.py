@@ -6,10 +6,10 @@ memory of that moment. What was plugged later is missing from every dump until t
 
 from __future__ import annotations
 
-import struct
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmfilter import _core
 from vmfilter.errors import KernelError
 from vmfilter.ranges import merged
 
@@ -95,12 +95,11 @@ def _all_reserved(kernel: Kernel, memmap: int, mapped: list[Mapping]) -> bool:
     """Whether the struct pages that are mapped are all of memory that the kernel reserved when it booted."""
     layout = kernel.page_layout()
     reserved = layout.private_data >> 1  # PG_reserved is not exported; it is the flag before PG_private in every kernel
-    offset, width = layout.flags
-    order = "<" if kernel.byteorder == "little" else ">"
-    flags = struct.Struct(f"{order}{offset}x{'Q' if width == 8 else 'I'}{layout.size - offset - width}x")
+    native = layout.native()
     for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
-        first, last = -(-start // layout.size) * layout.size, end // layout.size * layout.size
-        raw = kernel.memory.read(memmap + first, max(last - first, 0))
-        if raw is None or not all(f & reserved for (f,) in flags.iter_unpack(raw)):
+        first, last = -(-start // layout.size), end // layout.size
+        count = max(last - first, 0)
+        raw = kernel.memory.read(memmap + first * layout.size, count * layout.size)
+        if raw is None or not _core.lib.vmf_all_have(native, raw, count, reserved):
             return False
     return True

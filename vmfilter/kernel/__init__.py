@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.memmodel import FlatMemory, MemoryModel, NodeMemory, SparseMemory
@@ -105,11 +105,6 @@ class Kernel:
             if fields[0] == b"Linux":
                 return Utsname(*fields)
         return None
-
-    @property
-    def byteorder(self) -> Literal["little", "big"]:
-        """Byte order of its memory, as int.from_bytes() takes it."""
-        return self._dump.arch.byteorder
 
     def page_layout(self) -> PageLayout:
         """Return what its struct pages look like. Raises KernelError where VMCOREINFO does not say enough."""

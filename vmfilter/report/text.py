@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmfilter.levels import PageClass
@@ -94,6 +93,8 @@ def pmem_table(pmem: Sequence[NamespacePages]) -> Iterator[str]:
 
 def info_lines(info: DumpInfo) -> Iterator[str]:
     """Lines of what a dump is."""
+    from datetime import UTC, datetime
+
     uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
     crash_time = datetime.fromtimestamp(info.crash_time, UTC).isoformat(" ") if 0 < info.crash_time < 1 << 37 else ""
     rows = {
