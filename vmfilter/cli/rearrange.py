@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.errors import InputError
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -32,8 +34,11 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.cli.output import show
     from vmfilter.rearrange import rearrange
 
-    with open(0, "rb", buffering=0, closefd=False) as stream:
-        size = rearrange(stream, options.dump, force=options.force, name="standard input")
+    try:
+        stream = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - not ours to close
+    except OSError as e:
+        raise InputError(f"standard input: cannot be read: {e.strerror}") from e
+    size = rearrange(stream, options.dump, force=options.force, name="standard input")
     if not options.quiet:
         show(f"{options.dump} is {size} bytes.")
     return 0
