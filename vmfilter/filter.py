@@ -170,6 +170,8 @@ class _Output:
             return FileTransport(path, self._force)
         from vmfilter.writer.flattened import StreamTransport
 
+        if sys.stdout is None:
+            raise OutputError("standard output: is closed")
         return StreamTransport(sys.stdout.fileno(), "standard output")
 
 
@@ -215,6 +217,8 @@ class _Run:
         share_zero = bool(self._level & ZERO)
         writer.begin_pages(kept, share_zero)
         done = 0
+        if to.limit is not None and writer.size > to.limit:
+            raise OutputError(f"the new dump would have {writer.size} bytes without any page: more than the limit")
         for sizes, data in packed(
             self._dump,
             self._page_size,
@@ -223,12 +227,17 @@ class _Run:
             share_zero,
             to.threads,
         ):
-            if to.limit is not None and writer.size + len(data) > to.limit:
-                break
+            fitting = len(sizes) if to.limit is None else writer.fitting(sizes, to.limit)
+            full = fitting < len(sizes)
+            if full:
+                sizes = sizes[:fitting]
+                data = data[: sum(sizes.tolist())]
             writer.put_pages(sizes, data)
-            done += len(sizes)
+            done += fitting
             result.zero += sizes.tolist().count(0)
             self._progress("write", done, kept)
+            if full:
+                break
         result.lost = kept - done
         result.output_size = writer.finish(incomplete=done < kept)
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}

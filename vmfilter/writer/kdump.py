@@ -16,6 +16,7 @@ headers are in vmfilter/kdumpformat.py. The main header is written last: what is
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
@@ -161,6 +162,12 @@ class KdumpWriter:
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
+
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """See Writer."""
+        ends = accumulate(sizes.tolist())
+        room = limit - self.size
+        return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, sizes: memoryview, data: memoryview) -> None:
         """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
