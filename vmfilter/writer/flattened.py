@@ -21,7 +21,11 @@ class FlattenedTransport:
     def __init__(self, below: Transport) -> None:
         """Begin."""
         self._below = below
-        self._kept = Kept()
+        try:
+            self._kept = Kept()
+        except OutputError:
+            below.abort()
+            raise
         self._end = 0  # of the dump, as far as there are records of it
         self._at = 0  # in the stream
         self._offset = 0  # in the dump, of what is collected

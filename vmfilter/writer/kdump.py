@@ -149,7 +149,9 @@ class KdumpWriter:
     def kept(self, pfn: int, count: int) -> bytes:
         """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
         at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
-        before = min(max(-at, 0), size)
+        before = max(-at, 0)
+        if before >= size:
+            return bytes(size)
         return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
 
     def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
