@@ -218,7 +218,7 @@ class _Run:
         writer.begin_pages(kept, share_zero)
         if to.limit is not None and writer.size > to.limit:
             raise OutputError(
-                f"{to.paths[0]}: what comes before its pages has {writer.size} bytes, more than the limit"
+                f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
             )
         done = 0
         for sizes, data in packed(
