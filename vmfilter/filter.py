@@ -12,7 +12,7 @@ from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.coverage import gaps
-from vmfilter.errors import CodecError, KernelError, OutputError, VmfilterError
+from vmfilter.errors import CodecError, KernelError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
@@ -129,11 +129,11 @@ class _Output:
         self._force = force
         self._dry_run = dry_run
         if form not in FORMATS:
-            raise VmfilterError(f"format {form!r} is not known: {', '.join(FORMATS)} are")
+            raise UsageError(f"format {form!r} is not known: {', '.join(FORMATS)} are")
         if not self.paths or len(set(self.paths)) < len(self.paths):
-            raise VmfilterError("a set needs as many names as it has files")
+            raise UsageError("the files to make need names that differ")
         if len(self.paths) > 1 and (form != "kdump" or limit is not None or "-" in self.paths):
-            raise VmfilterError("a set can only be of files in format kdump, and without a limit")
+            raise UsageError("a set can only be of files in format kdump, and without a limit")
         if form == "elf" and compress not in (None, "none"):
             raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -168,10 +168,12 @@ class _Output:
             return Discard()
         if path != "-":
             return FileTransport(path, self._force)
-        from vmfilter.writer.flattened import StreamTransport
-
         if sys.stdout is None:
             raise OutputError("standard output: is closed")
+        if os.isatty(sys.stdout.fileno()):
+            raise UsageError("standard output is a terminal, not a place for a dump: send it into a pipe or a file")
+        from vmfilter.writer.flattened import StreamTransport
+
         return StreamTransport(sys.stdout.fileno(), "standard output")
 
 
@@ -216,9 +218,11 @@ class _Run:
         kept = result.kept
         share_zero = bool(self._level & ZERO)
         writer.begin_pages(kept, share_zero)
-        done = 0
         if to.limit is not None and writer.size > to.limit:
-            raise OutputError(f"the new dump would have {writer.size} bytes without any page: more than the limit")
+            raise OutputError(
+                f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
+            )
+        done = 0
         for sizes, data in packed(
             self._dump,
             self._page_size,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.cli.output import show
     from vmfilter.rearrange import rearrange
 
+    if os.isatty(0):
+        raise UsageError("standard input is a terminal: a flattened stream is to come from there")
     try:
         stream = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - not ours to close
     except OSError as e:

@@ -41,6 +41,9 @@ def _opened(path: str) -> Source:
     except OSError as e:
         raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
     name = "standard input" if path == "-" else path
+    if os.isatty(fd):
+        os.close(fd)
+        raise InputError(f"{name}: is a terminal, not a dump")
     if not _can_seek(fd):
         return _spooled(name, fd)
     source = open_source(name, fd)
