@@ -58,25 +58,35 @@ def _opened(path: str) -> Source:
         return _spooled(name, fd)
     source = open_source(name, fd)
     try:
-        begin = _begin(source)
-        if begin.startswith(b"makedumpfile"):
-            from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
-
-            with contextlib.suppress(TooManyRecordsError):
-                return FlattenedSource(source)
-            return _spooled(name, os.dup(fd))
-        if begin[:4] not in (b"\x7fELF", b"KDUM"):
-            from vmfilter.reader.spool import compression_of
-
-            if compression_of(begin):
-                return _spooled(name, fd)
-        return source
+        in_place = _in_place(source)
+        if in_place is not None:
+            return in_place
+        unpacked = _spooled(name, os.dup(fd))
     except BaseException:
         source.close()
         raise
+    source.close()
+    return unpacked
+
+
+def _in_place(source: Source) -> Source | None:
+    """Return what reads the dump in a file as it lies there; None where it must be unpacked."""
+    begin = _begin(source)
+    if begin.startswith(b"makedumpfile"):
+        from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
+
+        with contextlib.suppress(TooManyRecordsError):
+            return FlattenedSource(source)
+        return None
+    if begin[:4] in (b"\x7fELF", b"KDUM"):
+        return source
+    from vmfilter.reader.spool import compression_of
+
+    return None if compression_of(begin) else source
 
 
 def _can_seek(fd: int) -> bool:
+    """Whether it can; then it is at its beginning."""
     try:
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError:
@@ -88,7 +98,9 @@ def _spooled(name: str, fd: int) -> Source:
     from vmfilter.reader.spool import spooled
 
     with open(fd, "rb", buffering=0) as stream:
-        return PreadSource(name, spooled(name, stream))
+        _can_seek(fd)
+        unpacked, wrappings = spooled(name, stream)
+    return PreadSource(name, unpacked, wrappings)
 
 
 def _begin(source: Source) -> bytes:

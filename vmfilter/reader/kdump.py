@@ -108,7 +108,7 @@ class KdumpDump(Dump):
         file = self._file = self.files[0]  # the headers, notes and bitmaps of all are its
         self._source = file.source
         self.path = file.path if len(sources) == 1 else f"{file.path} and {len(sources) - 1} more"
-        self.arch, self.header = file.arch, file.header
+        self.arch = file.arch
         self.page_size = self._size = file.block
         self._frames = file.frames
         self._find_notes(file)
@@ -174,14 +174,13 @@ class KdumpDump(Dump):
         self._firsts = [part.first for part in self.parts]
         none = without([(0, self._frames)], [(part.first, part.end) for part in self.parts])
         self.missing: list[Range] = [r for r in none if self._rank(r[1]) > self._rank(r[0])]
-        if self.missing:
-            if not missing_parts:
-                pages = sum(self._rank(end) - self._rank(first) for first, end in self.missing)
-                raise InputError(f"{describe(self.path, self.missing, pages)}: name all files of the set")
-            self._local = threading.local()  # what it has looked at until now was not known to be lost
-        self.header = self.header._replace(
+        if self.missing and not missing_parts:
+            pages = sum(self._rank(end) - self._rank(first) for first, end in self.missing)
+            raise InputError(f"{describe(self.files, self.missing, pages)}: name all files of the set")
+        self.header = self._file.header._replace(
             incomplete=bool(self.missing) or any(file.header.incomplete for file in self.files)
         )
+        self._local = threading.local()  # what was looked at until now was not known to be lost
 
     def _parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that have the frames [first, end), and which of these each has."""

@@ -90,7 +90,8 @@ def check_bitmap(one: KdumpFile, other: KdumpFile) -> None:
             )
 
 
-def describe(path: str, missing: Sequence[Range], pages: int) -> str:
+def describe(files: Sequence[KdumpFile], missing: Sequence[Range], pages: int) -> str:
     """Say which frames a set lacks."""
+    names = ", ".join(file.path for file in files)
     ranges = ", ".join(f"{first:#x}-{end - 1:#x}" for first, end in missing)
-    return f"{path}: a split set of which a part is missing: the frames {ranges} ({pages} pages)"
+    return f"{names}: a split set of which a part is missing: the frames {ranges} ({pages} pages)"
