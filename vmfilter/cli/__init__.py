@@ -1,7 +1,8 @@
 """The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else lives here.
 
 Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the input cannot be read or is not a dump;
-4 the output cannot be written; 5 the crashed kernel cannot be understood; 128 + N ended by signal N.
+4 the output cannot be written; 5 the crashed kernel cannot be understood; 6 what is verified is incomplete; 128 + N
+ended by signal N.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     from vmfilter.cli import filter as filter_command
     from vmfilter.cli import info as info_command
+    from vmfilter.cli import verify as verify_command
 
     parser = argparse.ArgumentParser(
         prog="vmfilter",
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     filter_command.add_to(commands, _EPILOG)
     info_command.add_to(commands, _EPILOG)
+    verify_command.add_to(commands, _EPILOG)
     return parser
 
 

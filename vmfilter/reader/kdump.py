@@ -129,6 +129,11 @@ class KdumpDump(Dump):
         """See Dump."""
         return any(source.is_file(info) for source in self._sources)
 
+    @property
+    def kept(self) -> int:
+        """Number of pages that have a descriptor, in all parts, those that are not there included."""
+        return self._ranks[-1]
+
     def _find_notes(self, file: KdumpFile) -> None:
         sub = file.sub
         for since, what, at, size, most in (
