@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
@@ -24,6 +25,9 @@ from vmfilter.writer import Writer
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
 
+if TYPE_CHECKING:
+    from vmfilter.dedup import Deduplicator
+
 FORMATS = ("kdump", "elf")
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("classify", "write"), the page frames done, and all of that stage."""
@@ -37,6 +41,7 @@ def filter_dump(
     format: str = "kdump",
     compress: str | None = None,
     flatten: bool = False,
+    dedup: bool = False,
     limit: int | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -55,6 +60,7 @@ def filter_dump(
         format: "kdump" (kdump-compressed) or "elf".
         compress: codec of kdump, NAME or NAME:LEVEL; None: the default.
         flatten: write a flattened file.
+        dedup: store identical pages once; not in format "elf".
         limit: bytes that the new file is not to exceed; what does not go in is missing, and it says so of itself.
         threads: that compress; None: one a CPU. The output does not depend on it.
         force: whether a file at output is replaced.
@@ -73,7 +79,7 @@ def filter_dump(
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, limit, threads, force, dry_run)
+        to = _Output(dump, output, format, compress, flatten, dedup, limit, threads, force, dry_run)
         return to.write(lambda: _Run(dump, level, True, include_pmem_userdata, progress))
 
 
@@ -84,6 +90,7 @@ def convert_dump(
     format: str = "kdump",
     compress: str | None = None,
     flatten: bool = False,
+    dedup: bool = False,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -93,7 +100,7 @@ def convert_dump(
     Args and errors: as filter_dump() has them. User data on persistent memory is left out where the source marks it.
     """
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, None, threads, force, dry_run=False)
+        to = _Output(dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False)
         return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
 
@@ -116,6 +123,7 @@ class _Output:
         form: str,
         compress: str | None,
         flatten: bool,
+        dedup: bool,
         limit: int | None,
         threads: int | None,
         force: bool,
@@ -125,6 +133,7 @@ class _Output:
         self.paths = [os.fspath(path) for path in paths]
         self.form = form
         self.flatten = flatten
+        self.dedup = dedup
         self.limit = limit
         self._force = force
         self._dry_run = dry_run
@@ -134,6 +143,8 @@ class _Output:
             raise UsageError("the files to make need names that differ")
         if len(self.paths) > 1 and (form != "kdump" or limit is not None or "-" in self.paths):
             raise UsageError("a set can only be of files in format kdump, and without a limit")
+        if form == "elf" and dedup:
+            raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
         if form == "elf" and compress not in (None, "none"):
             raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -189,6 +200,7 @@ class _Run:
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
+        self._deduplicator: Deduplicator | None = None
         self._page_size, self._info, self._kernel, error = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
@@ -217,32 +229,34 @@ class _Run:
         classified = time.monotonic()
         kept = result.kept
         share_zero = bool(self._level & ZERO)
-        writer.begin_pages(kept, share_zero)
+        skip_zero = share_zero or to.dedup
+        writer.begin_pages(kept, skip_zero)
         if to.limit is not None and writer.size > to.limit:
-            raise OutputError(
-                f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
-            )
-        done = 0
-        for sizes, data in packed(
+            raise OutputError(f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit")
+        done = zero = 0
+        for pages in packed(
             self._dump,
             self._page_size,
             self._kept_runs(writer),
             lambda: packer(to.codec, to.effort, self._page_size),
-            share_zero,
+            skip_zero,
             to.threads,
+            to.dedup,
         ):
-            fitting = len(sizes) if to.limit is None else writer.fitting(sizes, to.limit)
-            full = fitting < len(sizes)
+            fitting = len(pages.sizes) if to.limit is None else writer.fitting(pages.sizes, to.limit)
+            full = fitting < len(pages.sizes)
             if full:
-                sizes = sizes[:fitting]
-                data = data[: sum(sizes.tolist())]
-            writer.put_pages(sizes, data)
+                pages = pages.part(slice(fitting), slice(sum(pages.sizes[:fitting].tolist())))
+            writer.put_pages(pages)
             done += fitting
-            result.zero += sizes.tolist().count(0)
+            zero += pages.sizes.tolist().count(0)
             self._progress("write", done, kept)
             if full:
                 break
         result.lost = kept - done
+        result.zero = zero if share_zero else 0
+        if self._deduplicator:
+            result.shared = self._deduplicator.shared + zero - result.zero
         result.output_size = writer.finish(incomplete=done < kept)
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = self._warnings
@@ -254,7 +268,11 @@ class _Run:
 
             return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size)
         header = self._header()
-        writers = [KdumpWriter(transport, self._dump, header, to.codec) for transport in transports]
+        if to.dedup:
+            from vmfilter.dedup import Deduplicator
+
+            self._deduplicator = Deduplicator(self._dump, self._page_size)
+        writers = [KdumpWriter(transport, self._dump, header, to.codec, self._deduplicator) for transport in transports]
         if len(writers) == 1:
             return writers[0]
         from vmfilter.writer.split import SplitWriter

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
 from vmfilter.errors import VmfilterError
@@ -27,6 +27,27 @@ MAX_THREADS = 1024
 
 Run = tuple[int, int]
 """First page frame and number of frames."""
+
+
+class Pages(NamedTuple):
+    """Pages in order, compressed.
+
+    Attributes:
+        sizes: a u32 each, as Packer.pack() gives them.
+        data: theirs, one after the other.
+        frames: a u64 each; nothing where nobody asked.
+        hashes: of the data, a u64 each; likewise.
+
+    """
+
+    sizes: memoryview
+    data: memoryview
+    frames: memoryview = memoryview(b"")
+    hashes: memoryview = memoryview(b"")
+
+    def part(self, pages: slice, data: slice) -> Pages:
+        """Some of them."""
+        return Pages(self.sizes[pages], self.data[data], self.frames[pages], self.hashes[pages])
 
 
 def runs_in(bits: bytes, pfn: int, count: int, skip: int = 0) -> Iterator[Run]:
@@ -59,9 +80,22 @@ def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
 class _Buffers:
     """What one chunk in flight needs."""
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, hashed: bool) -> None:
         self.out = bytearray(CHUNK_BYTES)
         self.sizes = array("I", bytes(4 * pages))
+        self.frames = array("Q")
+        self.hashes = array("Q", bytes(8 * pages if hashed else 0))
+
+    def hash(self, chunk: list[Run], count: int) -> None:
+        """Say which frames the pages are, and make hashes of their data."""
+        self.frames = array("Q", (frame for pfn, n in chunk for frame in range(pfn, pfn + n)))
+        hash_all(self.out, self.sizes, count, self.hashes)
+
+
+def hash_all(data: bytearray, sizes: array[int], count: int, hashes: array[int]) -> None:
+    """Make hashes of the data of pages."""
+    buffer = _core.ffi.from_buffer
+    _core.lib.vmf_hashes(buffer(data), buffer("uint32_t[]", sizes), count, buffer("uint64_t[]", hashes))
 
 
 _Packed = tuple[_Buffers, int, int]
@@ -102,7 +136,8 @@ def packed(
     new_packer: Callable[[], Packer],
     skip_zero: bool,
     threads: int,
-) -> Iterator[tuple[memoryview, memoryview]]:
+    hashed: bool = False,
+) -> Iterator[Pages]:
     """Compress pages.
 
     Args:
@@ -112,9 +147,10 @@ def packed(
         new_packer: makes a thread's packer.
         skip_zero: whether zero pages are left out.
         threads: how many work, at least 1.
+        hashed: whether frames and hashes are wanted.
 
     Yields:
-        For each chunk, in order: a u32 a page (see Packer.pack), and the data. Both are valid until the next.
+        Those of each chunk, in order; valid until the next.
 
     """
     import threading
@@ -126,7 +162,10 @@ def packed(
         if not hasattr(local, "worker"):
             local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
         worker: _Worker = local.worker
-        return worker.pack(chunk, buffers)
+        result = worker.pack(chunk, buffers)
+        if hashed:
+            buffers.hash(chunk, result[1])
+        return result
 
     pages = CHUNK_BYTES // page_size
     free: list[_Buffers] = []
@@ -136,7 +175,7 @@ def packed(
     try:
         for chunk in chunks_of(runs, pages):
             if not free:
-                free.append(_Buffers(pages))
+                free.append(_Buffers(pages, hashed))
                 made += 1
             pending.append(_submit(pool, work, chunk, free.pop()))
             if pending[0].done() or (not free and made == 2 * threads + 1):
@@ -156,7 +195,12 @@ def _submit(
         raise VmfilterError(f"{e}; fewer threads (-j 1) need less") from e
 
 
-def _take(pending: deque[Future[_Packed]], free: list[_Buffers]) -> Iterator[tuple[memoryview, memoryview]]:
+def _take(pending: deque[Future[_Packed]], free: list[_Buffers]) -> Iterator[Pages]:
     buffers, count, used = pending.popleft().result()
-    yield memoryview(buffers.sizes)[:count], memoryview(buffers.out)[:used]
+    yield Pages(
+        memoryview(buffers.sizes)[:count],
+        memoryview(buffers.out)[:used],
+        memoryview(buffers.frames),
+        memoryview(buffers.hashes)[:count],
+    )
     free.append(buffers)

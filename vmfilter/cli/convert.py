@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
                 format=options.format,
                 compress=options.compress,
                 flatten=options.flatten,
+                dedup=options.dedup,
                 threads=options.threads,
                 force=options.force,
                 progress=progress,

@@ -93,6 +93,7 @@ def add_form(p: argparse.ArgumentParser) -> None:
         help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
     )
     p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
+    p.add_argument("--dedup", action="store_true", help="store identical pages once; every tool can read that")
     p.add_argument("-j", "--threads", type=_threads, metavar="THREADS", help="threads (default: one for each CPU)")
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
@@ -118,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
             format=options.format,
             compress=options.compress,
             flatten=options.flatten,
+            dedup=options.dedup,
             limit=options.limit,
             threads=options.threads,
             force=options.force,

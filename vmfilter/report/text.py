@@ -75,6 +75,8 @@ def table(s: Statistics) -> Iterator[str]:
         yield f"{name:24} {pages:12} {pages * s.page_size / 2**20:10.1f}  {fate}"
     yield f"{'all memory':24} {s.present:12} {s.present * s.page_size / 2**20:10.1f}"
     yield f"{'kept, less zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
+    if s.shared is not None:
+        yield f"{'stored with another page':24} {s.shared:12} {s.shared * s.page_size / 2**20:10.1f}"
     yield f"{'size of the dump':24} {'':12} {s.output_size / 2**20:10.1f}"
     for stage, seconds in s.seconds.items():
         yield f"time to {stage:16} {seconds:23.2f} s"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from vmfilter.pack import Pages
 
 
 class Writer(Protocol):
@@ -30,8 +33,8 @@ class Writer(Protocol):
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """Return how many of the next pages, of these sizes, go in before the dump is larger than a limit."""
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
-        """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
+    def put_pages(self, pages: Pages) -> None:
+        """Write the next pages."""
 
     def finish(self, incomplete: bool = False) -> int:
         """Write what is left, and make it a dump; one that says so of itself where pages are missing.

@@ -23,6 +23,7 @@ from vmfilter.writer.transport import Kept
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Vmcoreinfo
+    from vmfilter.pack import Pages
     from vmfilter.reader import Dump
     from vmfilter.writer.transport import Transport
 
@@ -160,10 +161,11 @@ class ElfWriter:
         """See Writer: holes count as well, for whoever copies the file."""
         return min(max(limit - self.size, 0) // self._page_size, len(sizes))
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+    def put_pages(self, pages: Pages) -> None:
         """Write the next pages; those of size 0 are zero, and holes."""
+        data = pages.data
         done = 0
-        kept = bytes(size != 0 for size in sizes.tolist())
+        kept = bytes(size != 0 for size in pages.sizes.tolist())
         i = 0
         while i < len(kept):
             value = kept[i]

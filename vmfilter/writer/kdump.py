@@ -26,7 +26,9 @@ from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
     from vmfilter.codec import Codec
+    from vmfilter.dedup import Deduplicator
     from vmfilter.kernel import Utsname, Vmcoreinfo
+    from vmfilter.pack import Pages
     from vmfilter.reader import Dump
     from vmfilter.writer.transport import Transport
 
@@ -108,12 +110,20 @@ class KdumpWriter:
 
     """
 
-    def __init__(self, transport: Transport, source: Dump, header: KdumpHeader, codec: Codec) -> None:
-        """Lay the file out; source's notes are copied."""
+    def __init__(
+        self,
+        transport: Transport,
+        source: Dump,
+        header: KdumpHeader,
+        codec: Codec,
+        deduplicator: Deduplicator | None = None,
+    ) -> None:
+        """Lay the file out; source's notes are copied, and identical pages stored once with a deduplicator."""
         self._transport = transport
         self._source = source
         self._header = header
         self._codec = codec
+        self._deduplicator = deduplicator
         self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
         self._max_mapnr = header.max_mapnr - header.first_pfn
         self._block = block = header.page_size
@@ -157,6 +167,8 @@ class KdumpWriter:
     def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
         """Say how many pages there will be in all, whether zero pages share one, and what of that is in this file."""
         self._part = part
+        if self._deduplicator:
+            self._deduplicator.expect(count)
         self._last = self._descriptors + (part.pages if part else count) * DESCRIPTOR
         self.size = self._descriptors + count * DESCRIPTOR
         self._zero_at = self.size
@@ -171,12 +183,16 @@ class KdumpWriter:
         room = limit - self.size
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
-        """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
+    def put_pages(self, pages: Pages) -> None:
+        """Write the next pages."""
+        sizes, data, shared = pages.sizes, pages.data, _core.ffi.NULL
+        if self._deduplicator:
+            data, shared = self._deduplicator.share(pages, self.size, self._part.start_pfn if self._part else 0)
         found = _core.ffi.new("struct vmf_descriptor[]", len(sizes))
         self._transport.write(self.size, data)
         self.size = _core.lib.vmf_descriptors(
             _core.ffi.from_buffer("uint32_t[]", sizes),
+            shared,
             len(sizes),
             self._block,
             self.size,
