@@ -111,6 +111,11 @@ class Kernel:
         """Byte order of its memory, as int.from_bytes() takes it."""
         return self._dump.arch.byteorder
 
+    @property
+    def word(self) -> int:
+        """Bytes of its long."""
+        return self._dump.arch.word
+
     def page_layout(self) -> PageLayout:
         """Return what its struct pages look like. Raises KernelError where VMCOREINFO does not say enough."""
         return page_layout(self.info, self._dump.arch)
