@@ -52,7 +52,8 @@ class KernelLog:
         """All records, the oldest first; those that are damaged, overwritten or not in the dump are left out.
 
         Raises:
-            KernelError: VMCOREINFO does not say where the log is, or nothing of it is in the dump.
+            KernelError: VMCOREINFO does not say where the log is, or nothing of it is in the dump
+                or whole.
 
         """
         self.losses = Losses()
@@ -70,6 +71,8 @@ class KernelLog:
         first = next(records, None)
         if first is None and self.losses.missing:
             raise KernelError("the kernel's log is not in the dump")
+        if first is None and self.losses.damaged:
+            raise KernelError("the kernel's log is damaged: no record of it is whole")
         if first is not None:
             yield first
             yield from records

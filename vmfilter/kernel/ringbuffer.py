@@ -89,9 +89,9 @@ class Ringbuffer:
         said = self._desc.get(desc, "state_var")
         state, owner = said >> self._id_bits, said & (1 << self._id_bits) - 1
         if owner != number:
-            # A writer takes a number first and its descriptor after, which was never used or is the lap before's.
+            # A writer takes a number first, and then the descriptor, which is still the lap before's.
             before = number - self._count & (1 << self._id_bits) - 1
-            if said == 0 or (owner == before and state == _REUSABLE):
+            if owner == before and state == _REUSABLE:
                 self._losses.unfinished += 1
             else:
                 self._losses.damaged += 1
@@ -103,7 +103,10 @@ class Ringbuffer:
         if info is None:
             self._losses.missing += 1
             return None
-        lengths = self._info.raw(info, "text_len")
+        seq, lengths = self._info.get(info, "seq"), self._info.raw(info, "text_len")
+        if seq % self._count != index:  # each number is one record, so both count alike
+            self._losses.damaged += 1
+            return None
         text = self._text_of(number, desc, int.from_bytes(lengths[:2], self._kernel.byteorder))
         if text is None:
             return None
@@ -114,7 +117,7 @@ class Ringbuffer:
             level=level,
             facility=facility,
             caller=caller_of(self._info.get(info, "caller_id")),
-            seq=self._info.get(info, "seq"),
+            seq=seq,
             dict=self._dict_of(info),
             cont=bool(flags & CONT),
         )
