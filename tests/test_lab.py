@@ -24,6 +24,9 @@ from unpack import unpack_sparse
 
 import vmfilter
 from vmfilter.info import dump_info
+from vmfilter.kernel.log import KernelLog, Record
+from vmfilter.kernel.search import understand
+from vmfilter.report.log import log_lines
 
 LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parent.parent.parent / "shared"))
 VMCORES = LAB / "vmcores"
@@ -396,3 +399,70 @@ def test_kdumpid_recognises_other_machines(
     said = judge("peer.py", "kdumpid", tmp_path / "dump")
     assert f"Arch: {machine}\n" in said
     assert release in said
+
+
+# The kernel's log
+
+LAST_LINES = {
+    "x86-6.12": " </TASK>",
+    "x86-7.2": " </TASK>",
+    "x86-pmem2": "Kernel panic - not syncing: sysrq triggered crash",
+    "x86-pmem3": "Kernel panic - not syncing: sysrq triggered crash",
+    "arm64-6.12": "Bye!",
+    "ppc64-6.12": "kexec: Starting switchover sequence.",
+    "riscv64-6.12": "Bye...",
+}
+
+
+def log_of(path: Path) -> tuple[list[Record], list[str]]:
+    with vmfilter.open_dump(path) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        log = KernelLog(kernel)
+        return list(log.records()), log.losses.warnings()
+
+
+@pytest.mark.parametrize("name", LAST_LINES)
+def test_the_log_is_what_the_console_showed(lab: Callable[[str], Path], name: str) -> None:
+    records, warnings = log_of(lab(name))
+    assert not warnings
+    assert [r.seq for r in records] == list(range(len(records)))
+    assert records[0].text.startswith((b"Linux version", b"Booting Linux", b"random: crng", b"hash-mmu", b"radix-mmu"))
+    lines = list(log_lines(records))
+    assert lines[-1][15:] == LAST_LINES[name]
+    shown = (VMCORES / f"{name}.console.txt").read_text(errors="replace").replace("\r", "")
+    missing = [line for line in lines if line[15:] not in shown]
+    assert len(missing) < len(lines) // 8, missing  # what the console's level left out
+
+
+@pytest.mark.parametrize("name", PMEM)
+@pytest.mark.parametrize("level", [None, 31])
+def test_drgn_reads_the_same_log(lab: Callable[[str], Path], tmp_path: Path, name: str, level: int | None) -> None:
+    drgn = pytest.importorskip("drgn")
+    from drgn.helpers.linux.printk import get_dmesg, get_printk_records
+
+    path = lab(name)
+    if level is not None:
+        vmfilter.filter_dump(path, tmp_path / "dump", level=level)
+        path = tmp_path / "dump"
+    prog = drgn.Program()
+    prog.set_core_dump(str(path))
+    prog.load_debug_info([str(lab("vmlinux-pmem"))])
+    records, _ = log_of(path)
+    assert list(log_lines(records)) == get_dmesg(prog).decode().splitlines()
+    for ours, theirs in zip(records, get_printk_records(prog), strict=True):
+        caller = f"C{theirs.caller_cpu}" if theirs.caller_tid is None else f"T{theirs.caller_tid}"
+        said = {key.decode(): value.decode() for key, value in theirs.context.items()}
+        assert ours[:8] == (
+            theirs.text, theirs.timestamp, theirs.level, theirs.facility, caller, theirs.seq, said, theirs.continuation,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x86-6.12", "x86-7.2", *PMEM])
+def test_makedumpfile_reads_the_same_log(lab: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    if not peer_is_here("makedumpfile", "-v"):
+        pytest.skip("makedumpfile cannot be had here")
+    judge("peer.py", "makedumpfile", "--dump-dmesg", lab(name), tmp_path / "log")
+    records, _ = log_of(lab(name))
+    said = (tmp_path / "log").read_text(encoding="latin-1").split("\n")
+    assert [*log_lines(records, caller=True), ""] == said

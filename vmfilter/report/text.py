@@ -26,7 +26,7 @@ _EXCLUDED = {
     "Pages left out before": PageClass.EXCLUDED,
 }
 
-_NAMES = {
+CLASS_NAMES = {
     PageClass.KERNEL: "kernel and all else",
     PageClass.CACHE: "cache",
     PageClass.CACHE_PRIVATE: "cache with private data",
@@ -69,7 +69,7 @@ def report(s: Statistics) -> Iterator[str]:
 def table(s: Statistics) -> Iterator[str]:
     """Lines of a table of all classes, whether they are left out or not, and of what was written."""
     yield f"{'class':24} {'pages':>12} {'MiB':>10}  in the dump"
-    for page_class, name in _NAMES.items():
+    for page_class, name in CLASS_NAMES.items():
         pages = s.classes[page_class]
         fate = "no" if page_class in s.excluded_classes else "yes"
         yield f"{name:24} {pages:12} {pages * s.page_size / 2**20:10.1f}  {fate}"
