@@ -58,7 +58,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         "--limit",
         type=size_of,
         metavar="SIZE",
-        help="end the dump, marked incomplete, before it is larger (K, M, G, T)",
+        help="end the dump before it is larger (K, M, G, T), marked incomplete",
     )
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
