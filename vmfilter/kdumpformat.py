@@ -29,6 +29,14 @@ MAIN_SIZE = 464
 """Bytes of the main header, at most."""
 
 
+class Form(NamedTuple):
+    """What a layout depends on: see Arch, which has it too."""
+
+    word: int
+    little_endian: bool
+    align_64: int
+
+
 class MainHeader(NamedTuple):
     """struct disk_dump_header, at the file's beginning."""
 
@@ -74,17 +82,17 @@ _SUB = ("L", "i", "i", "L", "L", "Q", "L", "Q", "L", "Q", "L", "Q", "Q", "Q")
 _ALIGNED = {"i": 4, "I": 4, "Q": 8}
 
 
-def main_layout(arch: Arch) -> struct.Struct:
+def main_layout(arch: Arch | Form) -> struct.Struct:
     """Return the main header's layout on a machine; MainHeader has its members."""
     return _layout(arch, _MAIN, arch.align_64)
 
 
-def sub_layout(arch: Arch, align_64: int | None = None) -> struct.Struct:
+def sub_layout(arch: Arch | Form, align_64: int | None = None) -> struct.Struct:
     """Return the sub header's layout on a machine, or one that aligns otherwise; SubHeader has its members."""
     return _layout(arch, _SUB, align_64 or arch.align_64)
 
 
-def _layout(arch: Arch, members: Iterable[str], align_64: int) -> struct.Struct:
+def _layout(arch: Arch | Form, members: Iterable[str], align_64: int) -> struct.Struct:
     form = "<" if arch.little_endian else ">"
     for member in members:
         kind = ("Q" if arch.word == 8 else "I") if member == "L" else member

@@ -37,7 +37,20 @@ _UTS = {
     "x86_64": "x86_64",
 }
 
-__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts"]
+# Bytes of struct elf_prstatus (with its registers), whether little-endian: module.
+_PRSTATUS = {
+    (144, True): "i386",
+    (148, True): "arm",
+    (336, False): "s390x",
+    (336, True): "x86_64",
+    (376, True): "riscv64",
+    (392, True): "arm64",
+    (480, True): "loongarch64",
+    (504, False): "ppc64",
+    (504, True): "ppc64le",
+}
+
+__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_prstatus", "arch_of_uts"]
 
 
 def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
@@ -65,6 +78,12 @@ def arch_of_uts(path: str, machine: str) -> Arch:
     if module is None:
         raise KernelError(f"{path}: dumps of machine {machine!r} are not supported; {_known()} are")
     return _load(module)
+
+
+def arch_of_prstatus(size: int, little_endian: bool) -> Arch | None:
+    """Architecture whose NT_PRSTATUS notes have so many bytes; None where that is none that is known."""
+    module = _PRSTATUS.get((size, little_endian))
+    return None if module is None else _load(module)
 
 
 def _known() -> str:

@@ -112,7 +112,7 @@ class KdumpDump(Dump):
         self.page_size = self._size = file.block
         self._frames = file.frames
         self._find_notes(file)
-        self._start = file.sub.phys_base // self._size * self._size if self.arch.counts_from_ram else 0
+        self._start = file.start
         self.end = self._start + self._frames * self._size
         self._rank_stretches()
         self._find_parts(missing_parts)

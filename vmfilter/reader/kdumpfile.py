@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from vmfilter.arch import arch_of_uts
 from vmfilter.codec import CODECS
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, KernelError
 from vmfilter.kdumpformat import (
     INCOMPLETE,
     MAIN_SIZE,
     UTS_AT,
     UTS_FIELD,
     VERSIONS,
+    Form,
     MainHeader,
     SubHeader,
     main_layout,
@@ -42,6 +43,7 @@ class KdumpFile:
         frames: that the bitmaps count.
         bitmap1, bitmap2: offset of the bitmap of memory, and of that of pages with a descriptor.
         descriptors: offset of the first descriptor.
+        start: physical address of frame 0.
         is_part: whether it is a part of a split set.
         first, end: page frames whose descriptors it has; all of them where it is no part.
         header: what it says of the crash.
@@ -64,8 +66,8 @@ class KdumpFile:
         uts = tuple(
             head[at : at + UTS_FIELD].split(b"\0")[0] for at in range(UTS_AT, UTS_AT + 6 * UTS_FIELD, UTS_FIELD)
         )
-        self.arch = arch_of_uts(self.path, uts[4].decode("ascii", "replace"))
-        layout = main_layout(self.arch)
+        self._identify(uts[4].decode("ascii", "replace"), head)
+        layout = main_layout(self._layout)
         self.main = main = MainHeader._make(layout.unpack(head[: layout.size]))
         if main.header_version not in VERSIONS:
             raise InputError(f"{self.path}: a header in another byte order than {self.arch.name}'s at offset 8")
@@ -78,7 +80,8 @@ class KdumpFile:
         self.frames = sub.max_mapnr_64 if self.version >= 6 else main.max_mapnr
         self._lay_out(main)
         self._find_part(sub)
-        signed = self.arch.word == 8 and sub.phys_base >> 63
+        self.start = sub.phys_base // self.block * self.block if self._counts_from_ram else 0
+        signed = self._layout.word == 8 and sub.phys_base >> 63
         self.header = Header(
             uts,
             main.tv_sec,
@@ -88,6 +91,22 @@ class KdumpFile:
             sub.phys_base - (signed << 64),
         )
 
+    def _identify(self, name: str, head: bytes) -> None:
+        """Find out of which machine it is, and how its headers are laid out."""
+        self._counts_from_ram = False  # QEMU never does
+        try:
+            self.arch = arch_of_uts(self.path, name)
+        except KernelError:
+            from vmfilter.reader.qemu import machine_of
+
+            machine = machine_of(head, self.read)
+            if machine is None:
+                raise
+            self.arch, self._layout = machine
+        else:
+            self._layout = Form(self.arch.word, self.arch.little_endian, self.arch.align_64)
+            self._counts_from_ram = self.arch.counts_from_ram
+
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the file. Raises InputError where it ends before, or cannot be read."""
         buffer = bytearray(size)
@@ -96,10 +115,10 @@ class KdumpFile:
 
     def _sub_header(self, main: MainHeader) -> SubHeader:
         """Read it in the layout that makes sense: QEMU packs it on every 32-bit machine, others as the machine does."""
-        likeliest = self.arch.align_64
+        likeliest = self._layout.align_64
         readings = []
-        for align_64 in (likeliest, 12 - likeliest) if self.arch.word == 4 else (likeliest,):
-            layout = sub_layout(self.arch, align_64)
+        for align_64 in (likeliest, 12 - likeliest) if self._layout.word == 4 else (likeliest,):
+            layout = sub_layout(self._layout, align_64)
             readings.append(SubHeader._make(layout.unpack(self.read(self.block, layout.size))))
         return next((sub for sub in readings if self._makes_sense(main, sub)), readings[0])
 
