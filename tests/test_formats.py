@@ -39,6 +39,7 @@ from vmfilter.filter import convert_dump, filter_dump
 from vmfilter.reader import Piece
 from vmfilter.rearrange import rearrange
 from vmfilter.writer.elf import ElfWriter
+from vmfilter.writer.flattened import FlattenedTransport
 from vmfilter.writer.transport import FileTransport
 
 SMALL = "x86_64-6.12-small"
@@ -56,7 +57,10 @@ Pages = dict[int, bytes]
 
 
 def unflattened(data: bytes) -> bytes:
-    """The dump in a flattened file as vmfilter writes it: no byte is written twice, nothing follows the end."""
+    """The dump in a flattened file as vmfilter writes it: every byte is written, none twice; nothing follows the end.
+
+    crash reads flattened files in place, and finds nothing where no record is.
+    """
     assert data[:32] == b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)
     assert data[32:4096] == bytes(4064)
     out, seen, at = bytearray(), [], 4096
@@ -73,7 +77,8 @@ def unflattened(data: bytes) -> bytes:
         at += size
     assert at == len(data)
     seen.sort()
-    assert all(a + n <= b for (a, n), (b, _) in pairwise(seen))
+    assert seen[0][0] == 0
+    assert all(a + n == b for (a, n), (b, _) in pairwise(seen))
     return bytes(out)
 
 
@@ -567,22 +572,30 @@ def test_zero_pages_are_holes_of_the_file_and_read_as_zeros(tmp_path: Path) -> N
     assert {pfn for pfn, page in pages.items() if page != bytes(PAGE)} == {0x100, 0x101 + zeros}
 
 
+def test_a_flattened_file_has_the_length_that_it_is_committed_with(tmp_path: Path) -> None:
+    flat = FlattenedTransport(FileTransport(str(tmp_path / "flat")))
+    flat.write(0, b"beginning")
+    flat.commit(1000)
+    assert rearranged((tmp_path / "flat").read_bytes(), tmp_path) == b"beginning".ljust(1000, b"\0")
+
+
 @pytest.mark.parametrize("level", [0, 1])
 @pytest.mark.parametrize("form", ["elf", "kdump"])
 def test_a_dump_that_ends_with_zero_pages_is_rearranged_to_its_length(tmp_path: Path, level: int, form: str) -> None:
-    vmcore = Elf([Load(0x1000, b"a" * PAGE + bytes(5 * PAGE))]).write(tmp_path / "vmcore")
+    vmcore = Elf([Load(0x1000, b"a" * PAGE + bytes(500 * PAGE))]).write(tmp_path / "vmcore")
     filter_dump(vmcore, tmp_path / "direct", level=level, format=form)
     filter_dump(vmcore, tmp_path / "flat", level=level, format=form, flatten=True)
     with open(tmp_path / "flat", "rb") as stream:
         rearrange(stream, tmp_path / "rearranged")
     assert (tmp_path / "rearranged").read_bytes() == (tmp_path / "direct").read_bytes()
     with open_dump(tmp_path / "flat") as dump:
-        assert dump.read(0x1000, 6 * PAGE) == b"a" * PAGE + bytes(5 * PAGE)
+        assert dump.read(0x1000, 501 * PAGE) == b"a" * PAGE + bytes(500 * PAGE)
+    assert (tmp_path / "rearranged").stat().st_blocks * 512 < 200 * PAGE
 
 
 def test_more_pt_loads_than_e_phnum_can_say(tmp_path: Path) -> None:
-    """Every second frame is left out before: 65,600 PT_LOADs."""
-    count = 65_600
+    """Every second frame is left out before."""
+    count = 65_540
     page = b"one page".ljust(PAGE, b".")
     file = KdumpFile({2 * i: page for i in range(count)}, share=True, codec=lambda pfn: "zlib")
     convert_dump(file.write(tmp_path / "kdump"), tmp_path / "elf", format="elf", threads=1)
@@ -593,12 +606,11 @@ def test_more_pt_loads_than_e_phnum_can_say(tmp_path: Path) -> None:
         assert (phnum, shnum, struct.unpack("<IIQQQQIIQQ", f.read(64))[7]) == (0xFFFF, 1, count + 1)
         elf = ELFFile(f)
         assert elf.num_segments() == count + 1
-        for i in (1, 2, 40_000, 65_534, 65_535, 65_536, count):
+        for i in (1, 2, 65_534, 65_535, 65_536, count):
             segment = elf.get_segment(i)
             assert (segment["p_paddr"], segment["p_filesz"]) == (2 * (i - 1) * PAGE, PAGE)
             assert segment.data() == page
     with open_dump(tmp_path / "elf") as dump:
-        assert len(dump.loads) == count
         assert dump.read(2 * (count - 1) * PAGE, PAGE) == page
 
 
@@ -640,7 +652,7 @@ def test_words_of_32_bits_whose_offsets_are_too_large_make_elf64(tmp_path: Path,
 
 
 OTHERS = [
-    "ppc64le, hash, 4K", "s390x, 3 levels", "i386, PAE, SPARSEMEM",
+    "ppc64le, hash, 4K", "s390x, 3 levels", "i386, classic, FLATMEM",
     "arm, short", "arm, LPAE", "arm64, 4K, 48 bits", "riscv64, Sv39", "loongarch64, 16K",
 ]  # fmt: skip
 

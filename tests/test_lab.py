@@ -608,3 +608,23 @@ def test_kdumpid_recognises_every_form(lab: Callable[[str], Path], tmp_path: Pat
     assert f"Format: {'elf' if form == 'elf' else 'diskdump'}" in said
     assert "Arch: x86_64" in said
     assert "6.12.95" in said
+
+
+@pytest.mark.parametrize("how", ["split", "flattened", "elf", "flattened elf", "limited elf"])
+def test_crash_opens_every_form(lab: Callable[[str], Path], tmp_path: Path, how: str) -> None:
+    if not peer_is_here("crash", "--version"):
+        pytest.skip("crash cannot be had here")
+    paths = [tmp_path / str(i) for i in range(3 if how == "split" else 1)]
+    vmfilter.filter_dump(
+        lab("x86-pmem3"),
+        paths,
+        format="elf" if "elf" in how else "kdump",
+        flatten="flattened" in how,
+        limit=120 << 20 if "limited" in how else None,
+    )
+    (tmp_path / "commands").write_text("sys\nps\nexit\n")
+    crash = ("peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem"))
+    said = judge(*crash, *paths)
+    assert "sysrq triggered crash" in said
+    assert "[kthreadd]" in said
+    assert ("[INCOMPLETE]" in said) == ("limited" in how)
