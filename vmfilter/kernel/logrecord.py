@@ -134,6 +134,11 @@ class Area:
             at += len(parts[-1])
         return b"".join(parts)
 
+    def gap(self, offset: int) -> int:
+        """Bytes after the one at an offset that cannot be read either, as far as that is known without trying."""
+        at = self._address + offset
+        return _BLOCK - 1 - at % _BLOCK if self._block(at // _BLOCK) is None else 0
+
     def _block(self, number: int) -> bytes | None:
         if number not in self._blocks:
             if len(self._blocks) >= _CACHED_BLOCKS:

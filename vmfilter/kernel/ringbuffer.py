@@ -75,17 +75,22 @@ class Ringbuffer:
         if count > self._count:  # the tail is not to be trusted: as many as there can be
             self._losses.damaged += 1
             count = self._count
-        for number in range(self._head - count + 1, self._head + 1):
-            record = self._record(number & ids)
+        number = self._head - count + 1
+        while number <= self._head:
+            index = number % self._count
+            desc = self._descs.read(index * self._desc.size, self._desc.size)
+            if desc is None:
+                lost = 1 + self._descs.gap(index * self._desc.size) // self._desc.size
+                lost = min(lost, self._count - index, self._head - number + 1)
+                self._losses.missing += lost
+                number += lost
+                continue
+            record = self._record(number & ids, index, desc)
             if record:
                 yield record
+            number += 1
 
-    def _record(self, number: int) -> Record | None:
-        index = number % self._count
-        desc = self._descs.read(index * self._desc.size, self._desc.size)
-        if desc is None:
-            self._losses.missing += 1
-            return None
+    def _record(self, number: int, index: int, desc: bytes) -> Record | None:
         said = self._desc.get(desc, "state_var")
         state, owner = said >> self._id_bits, said & (1 << self._id_bits) - 1
         if owner != number:
