@@ -78,9 +78,10 @@ class KcoreDump(ElfDump):
             room = _PAGE - address % _PAGE
             if len(view) > room:
                 cuts = [0, *range(room, len(view), _PAGE), len(view)]
+                whole = True
                 for at, end in pairwise(cuts):
-                    self.read_into(address + at, view[at:end])
-                return False
+                    whole &= self.read_into(address + at, view[at:end])
+                return whole
         view[:] = bytes(len(view))
         with self._lock:
             self.unreadable += 1
