@@ -36,7 +36,7 @@ import vmfilter
 from vmfilter import InputError, OutputError, PageClass, VmfilterError, open_dump
 from vmfilter.cli import main
 from vmfilter.filter import convert_dump, filter_dump
-from vmfilter.pack import Pages
+from vmfilter.pack import Pages as PackedPages
 from vmfilter.reader import Piece
 from vmfilter.rearrange import rearrange
 from vmfilter.writer.elf import ElfWriter
@@ -629,7 +629,7 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
         writer.finish_bitmaps()
         writer.begin_pages(count, True)
         sizes = memoryview(array("I", bytes(4 * count)))
-        writer.put_pages(Pages(sizes, memoryview(b"")))
+        writer.put_pages(PackedPages(sizes, memoryview(b"")))
         assert writer.finish() == (folder / "elf").stat().st_size
     return folder / "elf"
 
