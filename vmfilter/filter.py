@@ -12,7 +12,7 @@ from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.coverage import gaps
-from vmfilter.errors import CodecError, KernelError, OutputError, UsageError, VmfilterError
+from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
@@ -217,7 +217,7 @@ class _Run:
         share_zero = bool(self._level & ZERO)
         writer.begin_pages(kept, share_zero)
         if to.limit is not None and writer.size > to.limit:
-            raise OutputError(
+            raise NoSpaceError(
                 f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
             )
         done = 0

@@ -86,6 +86,7 @@ class KdumpFile:
             bool(main.status & INCOMPLETE),
             max(main.nr_cpus, 0),
             sub.phys_base - (signed << 64),
+            next((c.name for c in CODECS.values() if main.status & c.flag), "none"),
         )
 
     def read(self, offset: int, size: int) -> bytes:
