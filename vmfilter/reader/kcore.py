@@ -60,7 +60,7 @@ class KcoreDump(ElfDump):
     def set_memory(self, loads: list[Piece]) -> None:
         """See PieceDump."""
         if sum(load.start == 0 for load in loads) > 1:
-            raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11 (464920104bf7)")
+            raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
         cut = [
             load._replace(start=start, end=end, offset=load.offset + start - load.start)
             for load in loads
