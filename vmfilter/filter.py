@@ -17,7 +17,7 @@ from vmfilter.errors import CodecError, KernelError, OutputError, UsageError, Vm
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
-from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
+from vmfilter.pack import MAX_THREADS, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
@@ -179,6 +179,8 @@ class _Output:
             return Discard()
         if path != "-":
             return FileTransport(path, self._force)
+        if sys.stdout is None:
+            raise OutputError("standard output: is closed")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("standard output is a terminal, not a place for a dump: send it into a pipe or a file")
         from vmfilter.writer.flattened import StreamTransport
@@ -241,12 +243,12 @@ class _Run:
             to.threads,
             to.dedup,
         ):
-            if to.limit is not None and writer.size + len(pages.data) > to.limit:
-                break
-            writer.put_pages(pages)
-            done += len(pages.sizes)
-            zero += pages.sizes.tolist().count(0)
+            written = self._put(writer, pages, to.limit)
+            done += len(written)
+            zero += written.tolist().count(0)
             self._progress("write", done, kept)
+            if len(written) < len(pages.sizes):
+                break
         result.lost = kept - done
         result.zero = zero if share_zero else 0
         if self._deduplicator:
@@ -255,6 +257,19 @@ class _Run:
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = self._warnings
         return result
+
+    @staticmethod
+    def _put(writer: Writer, pages: Pages, limit: int | None) -> memoryview:
+        """Write pages as far as a limit lets them in; return the sizes of those that were written."""
+        if limit is None:
+            writer.put_pages(pages)
+            return pages.sizes
+        done = used = 0
+        while n := writer.fitting(pages.sizes[done:], limit):  # more fit in where some of those before were shared
+            size = sum(pages.sizes[done : done + n].tolist())
+            writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
+            done, used = done + n, used + size
+        return pages.sizes[:done]
 
     def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
         if to.form == "elf":

@@ -90,6 +90,8 @@ class ElfDump(PieceDump):
                         f"{self.path}: program header {i} is of memory at {paddr:#x}, which no machine has"
                     )
                 loads.append(Piece(paddr, paddr + size, start, segment["p_flags"], segment["p_vaddr"]))
+        # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
+        self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
         self.set_memory(loads)

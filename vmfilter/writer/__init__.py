@@ -30,6 +30,9 @@ class Writer(Protocol):
     def begin_pages(self, count: int, share_zero: bool) -> None:
         """Know how many pages there will be, and whether zero pages among them are left out."""
 
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """Return how many of the next pages, of these sizes, go in before the dump is larger than a limit."""
+
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages."""
 

@@ -16,6 +16,7 @@ headers are in vmfilter/kdumpformat.py. The main header is written last: what is
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
@@ -158,7 +159,9 @@ class KdumpWriter:
     def kept(self, pfn: int, count: int) -> bytes:
         """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
         at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
-        before = min(max(-at, 0), size)
+        before = max(-at, 0)
+        if before >= size:
+            return bytes(size)
         return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
 
     def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
@@ -173,6 +176,12 @@ class KdumpWriter:
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
+
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """See Writer."""
+        ends = accumulate(sizes.tolist())
+        room = limit - self.size
+        return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages."""

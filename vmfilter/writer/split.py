@@ -69,6 +69,10 @@ class SplitWriter:
         at = next(i for i in range(0, count + _CUT, _CUT) if _core.lib.vmf_rank(bits, min(i, count)) >= wanted)
         return min(at, count)
 
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """See Writer: a set has no limit."""
+        return len(sizes)
+
     def put_pages(self, pages: Pages) -> None:
         """See Writer."""
         count = len(pages.sizes)
