@@ -27,7 +27,7 @@ from vmfilter import PageClass, _core
 from vmfilter.arch.x86_64 import ARCH as X86_64
 from vmfilter.cli import main
 from vmfilter.kernel import Kernel, Vmcoreinfo
-from vmfilter.reader import kdump
+from vmfilter.reader import kdump, kdumpfile
 from vmfilter.reader.dump import Dump
 
 INPUT, KERNEL = 3, 5
@@ -241,7 +241,7 @@ MACHINES = [
 def test_headers_are_laid_out_as_the_machine_does(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, endian: str, header: str, machine: dict[str, Any], version: int
 ) -> None:
-    monkeypatch.setattr(kdump, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
+    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
     head = struct.pack(endian + "III", 11, 14, 0)
     notes = (head + b"VMCOREINFO\0\0OSRELEASE=6.1\n\0\0" if version >= 4 else b"") + bytes(40)
     where = {"notes": notes} if version >= 4 else {"vmcoreinfo": b"OSRELEASE=6.1\n"} if version == 3 else {}
@@ -259,7 +259,7 @@ def test_frames_are_counted_from_phys_base_where_the_machine_does(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, phys_base: int
 ) -> None:
     arm = X86_64._replace(word=4, counts_from_ram=True)
-    monkeypatch.setattr(kdump, "arch_of_uts", lambda path, name: arm)
+    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: arm)
     file = some_file(header="32 padded", sub={"phys_base": phys_base})
     dump, model = opened(file), Model(file, phys_base)
     check_all(dump, model)
@@ -397,7 +397,7 @@ def test_an_incomplete_dump_that_is_cut_short_has_lost_what_was_cut_off(opened: 
 def test_an_incomplete_dump_of_the_other_byte_order_has_lost_the_same(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kdump, "arch_of_uts", lambda path, name: X86_64._replace(little_endian=False))
+    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: X86_64._replace(little_endian=False))
     file = some_file(endian=">")
     file.build()
     file.lost = set(file.frames[5::3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note, Piece
@@ -12,24 +13,36 @@ from vmfilter.reader.source import PreadSource, Source, open_source
 __all__ = ["Dump", "Note", "Piece", "open_dump"]
 
 
-def open_dump(path: str | os.PathLike[str]) -> Dump:
+Path = str | os.PathLike[str]
+
+
+def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Dump:
     """Open a dump of the crashed machine's memory.
 
     Args:
         path: of an ELF vmcore (``/proc/vmcore`` itself or a copy of it) or a kdump-compressed file; either flattened,
             and any of them compressed as a whole by zstd, gzip or xz. "-" is standard input. What cannot be read in
-            place (a pipe, a compressed file) is unpacked to a temporary file first.
+            place (a pipe, a compressed file) is unpacked to a temporary file first. Several paths, in any order, are
+            those of a split set.
+        missing_parts: whether to do without a part of a split set: what it had counts as lost. Else a set that is not
+            all there is refused.
 
     Raises:
-        InputError: it cannot be read, is not a dump, or is damaged.
+        InputError: it cannot be read, is not a dump, or is damaged; or the files are not one split set.
         KernelError: it is of an architecture that vmfilter does not know.
 
     """
-    source = _opened(os.fspath(path))
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not paths:
+        raise InputError("no dump is named")
+    sources: list[Source] = []
     try:
-        return _reader(source)
+        for each in paths:
+            sources.append(_opened(os.fspath(each)))
+        return _reader(sources, missing_parts)
     except BaseException:
-        source.close()
+        for source in sources:
+            source.close()
         raise
 
 
@@ -48,25 +61,35 @@ def _opened(path: str) -> Source:
         return _spooled(name, fd)
     source = open_source(name, fd)
     try:
-        begin = _begin(source)
-        if begin.startswith(b"makedumpfile"):
-            from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
-
-            with contextlib.suppress(TooManyRecordsError):
-                return FlattenedSource(source)
-            return _spooled(name, os.dup(fd))
-        if begin[:4] not in (b"\x7fELF", b"KDUM"):
-            from vmfilter.reader.spool import compression_of
-
-            if compression_of(begin):
-                return _spooled(name, fd)
-        return source
+        in_place = _in_place(source)
+        if in_place is not None:
+            return in_place
+        unpacked = _spooled(name, os.dup(fd))
     except BaseException:
         source.close()
         raise
+    source.close()
+    return unpacked
+
+
+def _in_place(source: Source) -> Source | None:
+    """Return what reads the dump in a file as it lies there; None where it must be unpacked."""
+    begin = _begin(source)
+    if begin.startswith(b"makedumpfile"):
+        from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
+
+        with contextlib.suppress(TooManyRecordsError):
+            return FlattenedSource(source)
+        return None
+    if begin[:4] in (b"\x7fELF", b"KDUM"):
+        return source
+    from vmfilter.reader.spool import compression_of
+
+    return None if compression_of(begin) else source
 
 
 def _can_seek(fd: int) -> bool:
+    """Whether it can; then it is at its beginning."""
     try:
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError:
@@ -78,7 +101,9 @@ def _spooled(name: str, fd: int) -> Source:
     from vmfilter.reader.spool import spooled
 
     with open(fd, "rb", buffering=0) as stream:
-        return PreadSource(name, spooled(name, stream))
+        _can_seek(fd)
+        unpacked, wrappings = spooled(name, stream)
+    return PreadSource(name, unpacked, wrappings)
 
 
 def _begin(source: Source) -> bytes:
@@ -89,16 +114,19 @@ def _begin(source: Source) -> bytes:
     return bytes(begin)
 
 
-def _reader(source: Source) -> Dump:
-    """Return the reader of the format that the file begins with; each is imported only when it is needed."""
-    begin = _begin(source)[:8]
-    if begin.startswith(b"\x7fELF"):
+def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
+    """Return the reader of the format that the files begin with; each is imported only when it is needed."""
+    begins = [_begin(source)[:8] for source in sources]
+    if len(sources) == 1 and begins[0].startswith(b"\x7fELF"):
         from vmfilter.reader.elf import ElfDump
 
-        return ElfDump(source)
+        return ElfDump(sources[0])
     from vmfilter.reader.kdump import SIGNATURES, KdumpDump
 
-    if begin in SIGNATURES:
-        return KdumpDump(source)
-    found = f"it begins with {begin!r}" if begin else "it is empty"
-    raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
+    for source, begin in zip(sources, begins, strict=True):
+        if begin.startswith(b"\x7fELF"):
+            raise InputError(f"{source.path}: an ELF file, no part of a split set: it is read alone")
+        if begin not in SIGNATURES:
+            found = f"it begins with {begin!r}" if begin else "it is empty"
+            raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
+    return KdumpDump(*sources, missing_parts=missing_parts)

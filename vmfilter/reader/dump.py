@@ -62,6 +62,7 @@ class Dump:
     Attributes:
         path: of the file.
         format: what kind of file it is, in words.
+        wrappings: what was taken off to come to it, the outermost first: "zstd", "flattened".
         arch: of the crashed machine.
         page_size: bytes of the file's own pages; None where it has bytes of memory, as ELF does.
         header: what the file says of the crash.
@@ -82,6 +83,7 @@ class Dump:
     def __init__(self, source: Source) -> None:
         """Take over the source, which close() closes."""
         self.path = source.path
+        self.wrappings = source.wrappings
         self._source = source
         self.loads: list[Piece] = []
         self.notes: list[Note] = []

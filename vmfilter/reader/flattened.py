@@ -13,11 +13,14 @@ import os
 import struct
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.reader.source import Source
 
+FLATTENED = "flattened"
+"""What a Source says that it took off."""
 SIGNATURE = b"makedumpfile\0\0\0\0"
 HEADER_SIZE = 4096
 RECORD = struct.Struct(">qq")
@@ -42,6 +45,7 @@ class FlattenedSource:
     Attributes:
         path: of the file.
         size: bytes of the dump.
+        wrappings: see Source.
 
     """
 
@@ -54,6 +58,7 @@ class FlattenedSource:
 
         """
         self.path = source.path
+        self.wrappings: Sequence[str] = [*source.wrappings, FLATTENED]
         self.size: int | None
         self._source = source
         check_header(source.path, self._bytes(0, 32))

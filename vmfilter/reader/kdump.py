@@ -6,36 +6,29 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from vmfilter import _core
-from vmfilter.arch import arch_of_uts
 from vmfilter.codec import CODECS, Codec
 from vmfilter.errors import InputError, VmfilterError
-from vmfilter.kdumpformat import (
-    DESCRIPTOR,
-    INCOMPLETE,
-    MAIN_SIZE,
-    UTS_AT,
-    UTS_FIELD,
-    VERSIONS,
-    MainHeader,
-    SubHeader,
-    main_layout,
-    sub_layout,
-)
-from vmfilter.levels import MAX_LEVEL, PageClass
+from vmfilter.kdumpformat import DESCRIPTOR
+from vmfilter.levels import PageClass
 from vmfilter.pack import Run, runs_in
-from vmfilter.reader.dump import Dump, Header, Note, Piece
+from vmfilter.ranges import Range, without
+from vmfilter.reader.dump import Dump, Note, Piece
+from vmfilter.reader.kdumpfile import SIGNATURES, KdumpFile
 from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.source import Source
+from vmfilter.reader.splitset import Part, check_bitmap, describe, in_order
 
-SIGNATURES = {codec.signature for codec in CODECS.values()}
-_MAX_MAPNR = 1 << 44  # 56 bits of address, in pages of 4 KiB
+__all__ = ["SIGNATURES", "KdumpDump", "Part"]
+
 _MAX_NOTES_SIZE = 1 << 28
 _MAX_VMCOREINFO_SIZE = 1 << 20
 _STRETCH = 1 << 15  # page frames whose bits are read at a time; of each the first page's rank is kept: 8 bytes
@@ -75,137 +68,132 @@ class _Tools:
         self.stretch = _Stretch(-1, b"", b"")
 
 
+def _masked(bits: bytes, first: int, end: int) -> bytes:
+    """Bits without those that are not in [first, end)."""
+    mask = (1 << end) - (1 << first)
+    return (int.from_bytes(bits, "little") & mask).to_bytes(len(bits), "little")
+
+
 class KdumpDump(Dump):
-    """A kdump-compressed file, header versions 1 to 6, of any machine that is known.
+    """A kdump-compressed file of any machine that is known, or the files of a split set.
+
+    Attributes:
+        files: them, in order of their frames.
+        parts: which file has the descriptors of which frames, in order.
+        missing: ranges of frames whose pages are in parts that are not there.
 
     Frames are numbered as the file does: from its first address on, which is 0 but on arm; and they are its blocks,
     which QEMU makes larger than the kernel's pages on some machines.
+
     """
 
     format = "kdump-compressed"
 
-    def __init__(self, source: Source) -> None:
-        """Parse the headers; the source is the dump's from then on.
+    def __init__(self, *sources: Source, missing_parts: bool = False) -> None:
+        """Parse the headers; the sources are the dump's from then on.
+
+        Args:
+            sources: of the file, or of all files of a split set, in any order.
+            missing_parts: whether a set may lack parts; what they have counts as lost, as in an incomplete dump.
 
         Raises:
-            InputError: damaged or truncated, or a part of a set.
+            InputError: damaged or truncated, files that are not one dump, or a part is missing.
             KernelError: unknown architecture.
 
         """
-        super().__init__(source)
-        path = self.path
+        super().__init__(sources[0])
+        self._sources = sources
         self._local = threading.local()
-        head = self.read_file(0, MAIN_SIZE)
-        if not any(int.from_bytes(head[8:12], order) in VERSIONS for order in ("little", "big")):
-            raise InputError(f"{path}: a header of no version that is known at offset 8: {head[8:12].hex()}")
-        uts = tuple(
-            head[at : at + UTS_FIELD].split(b"\0")[0] for at in range(UTS_AT, UTS_AT + 6 * UTS_FIELD, UTS_FIELD)
-        )
-        self.arch = arch_of_uts(path, uts[4].decode("ascii", "replace"))
-        layout = main_layout(self.arch)
-        main = MainHeader._make(layout.unpack(head[: layout.size]))
-        if main.header_version not in VERSIONS:
-            raise InputError(f"{path}: a header in another byte order than {self.arch.name}'s at offset 8")
-        size = main.block_size
-        if not 4096 <= size <= 65536 or size & size - 1:
-            raise InputError(f"{path}: a header with blocks of {size} bytes at offset 0 cannot be right")
-        if main.sub_hdr_size < 0:
-            raise InputError(f"{path}: a header with {main.sub_hdr_size} blocks of sub header at offset 0")
-        self.page_size = self._size = size
-        self.version = main.header_version
-        sub = self._sub_header(main)
-        self._frames = sub.max_mapnr_64 if self.version >= 6 else main.max_mapnr
-        self._lay_out(main)
-        self._find_notes(sub)
-        signed = self.arch.word == 8 and sub.phys_base >> 63
-        self.header = Header(
-            uts,
-            main.tv_sec,
-            sub.dump_level if 0 <= sub.dump_level <= MAX_LEVEL else 0,
-            bool(main.status & INCOMPLETE),
-            max(main.nr_cpus, 0),
-            sub.phys_base - (signed << 64),
-        )
-        self._start = sub.phys_base // size * size if self.arch.counts_from_ram else 0
-        self.end = self._start + self._frames * size
+        self.files = in_order([KdumpFile(source) for source in sources])
+        file = self._file = self.files[0]  # the headers, notes and bitmaps of all are its
+        self._source = file.source
+        self.path = file.path if len(sources) == 1 else f"{file.path} and {len(sources) - 1} more"
+        self.arch = file.arch
+        self.page_size = self._size = file.block
+        self._frames = file.frames
+        self._find_notes(file)
+        self._start = file.sub.phys_base // self._size * self._size if self.arch.counts_from_ram else 0
+        self.end = self._start + self._frames * self._size
         self._rank_stretches()
+        self._find_parts(missing_parts)
         first = self.next_memory(0)
         if first is not None:
             self.loads = [Piece(first, self.end, 0)]
 
-    def _sub_header(self, main: MainHeader) -> SubHeader:
-        """Read it in the layout that makes sense: QEMU packs it on every 32-bit machine, others as the machine does."""
-        likeliest = self.arch.align_64
-        readings = []
-        for align_64 in (likeliest, 12 - likeliest) if self.arch.word == 4 else (likeliest,):
-            layout = sub_layout(self.arch, align_64)
-            readings.append(SubHeader._make(layout.unpack(self.read_file(self._size, layout.size))))
-        sub = next((sub for sub in readings if self._makes_sense(main, sub)), readings[0])
-        if self.version >= 2 and sub.split:
-            raise InputError(f"{self.path}: a part of a split set, which cannot be read yet")
-        return sub
+    def close(self) -> None:
+        """See Dump."""
+        for source in self._sources:
+            source.close()
 
-    def _makes_sense(self, main: MainHeader, sub: SubHeader) -> bool:
-        end = (1 + main.sub_hdr_size) * self._size
-        there = [(3, sub.offset_vmcoreinfo, sub.size_vmcoreinfo), (4, sub.offset_note, sub.size_note)]
-        return all(
-            (not at and not size) or self._size < at <= at + size <= end
-            for version, at, size in there
-            if self.version >= version
-        ) and (self.version < 6 or main.max_mapnr == min(sub.max_mapnr_64, (1 << 32) - 1))
+    def is_file(self, info: os.stat_result) -> bool:
+        """See Dump."""
+        return any(source.is_file(info) for source in self._sources)
 
-    def _find_notes(self, sub: SubHeader) -> None:
+    @property
+    def kept(self) -> int:
+        """Number of pages that have a descriptor, in all parts, those that are not there included."""
+        return self._ranks[-1]
+
+    def _find_notes(self, file: KdumpFile) -> None:
+        sub = file.sub
         for since, what, at, size, most in (
             (3, "VMCOREINFO", sub.offset_vmcoreinfo, sub.size_vmcoreinfo, _MAX_VMCOREINFO_SIZE),
             (4, "notes", sub.offset_note, sub.size_note, _MAX_NOTES_SIZE),
             (5, "erase info", sub.offset_eraseinfo, sub.size_eraseinfo, _MAX_NOTES_SIZE),
         ):
-            if self.version < since or not size:
+            if file.version < since or not size:
                 continue
-            if size > most or at + size > self._file_size:
-                raise InputError(f"{self.path}: {what} of {size} bytes at offset {at:#x} cannot be right")
+            if size > most or at + size > file.size:
+                raise InputError(f"{file.path}: {what} of {size} bytes at offset {at:#x} cannot be right")
             if what == "notes":
                 self.note_parts.append((at, size))
                 self.notes = parse_notes(self, at, size)
             elif what == "erase info":
                 self.erase_info = (at, size)
-        if self.version >= 3 and sub.size_vmcoreinfo and not any(n.name == b"VMCOREINFO" for n in self.notes):
+        if file.version >= 3 and sub.size_vmcoreinfo and not any(n.name == b"VMCOREINFO" for n in self.notes):
             self.notes.append(Note(b"VMCOREINFO", 0, sub.offset_vmcoreinfo, sub.size_vmcoreinfo))
-
-    def _lay_out(self, main: MainHeader) -> None:
-        """Find where what lies."""
-        if not 0 < self._frames <= _MAX_MAPNR:
-            raise InputError(f"{self.path}: max_mapnr of {self._frames:#x} in the headers cannot be right")
-        needed = -(-self._frames // (8 * self._size))  # blocks of one bitmap
-        if main.bitmap_blocks < needed:
-            raise InputError(
-                f"{self.path}: bitmaps of {main.bitmap_blocks} blocks are too few for {self._frames:#x} page frames"
-            )
-        self._bitmap1 = self._bitmap2 = (1 + main.sub_hdr_size) * self._size
-        # Where there are too few blocks for two, one bitmap is both, as diskdump had it: crash's dump_is_partial().
-        if main.bitmap_blocks >= 2 * needed:
-            self._bitmap2 += main.bitmap_blocks * self._size // 2
-        self._descriptors = self._bitmap1 + main.bitmap_blocks * self._size
-        size = self._source.size
-        self._file_size = (1 << 63) - 1 if size is None else size  # a device does not say
-        if self._descriptors > self._file_size:
-            raise InputError(
-                f"{self.path}: ends at offset {self._file_size:#x}, but its bitmaps lie from {self._bitmap1:#x} to "
-                f"{self._descriptors:#x}: the file is truncated, or its header is damaged"
-            )
 
     def _rank_stretches(self) -> None:
         """Count the pages before each stretch of bitmap 2."""
+        bitmap2 = self._file.bitmap2
         self._ranks = array("Q", [0])
         for first in range(0, self._frames, _RANKED_BYTES * 8):
             count = min(_RANKED_BYTES * 8, self._frames - first)
-            bits = _core.ffi.from_buffer(self.read_file(self._bitmap2 + first // 8, -(-count // 8)))
+            bits = _core.ffi.from_buffer(self.read_file(bitmap2 + first // 8, -(-count // 8)))
             for pfn in range(0, count, _STRETCH):
                 n = _core.lib.vmf_rank(_core.ffi.cast("uint8_t *", bits) + pfn // 8, min(_STRETCH, count - pfn))
                 self._ranks.append(self._ranks[-1] + n)
         if not self._ranks[-1]:
-            raise InputError(f"{self.path}: has no page: bitmap 2, at offset {self._bitmap2:#x}, is empty")
-        self._data = self._descriptors + self._ranks[-1] * DESCRIPTOR  # lowest offset at which data can lie
+            raise InputError(f"{self.path}: has no page: bitmap 2, at offset {bitmap2:#x}, is empty")
+
+    def _find_parts(self, missing_parts: bool) -> None:
+        """Find which file has which frames; what none has is lost."""
+        self.parts: list[Part] = []
+        for file in self.files:
+            if file is not self._file:
+                check_bitmap(self._file, file)
+            if file.first < file.end:
+                before = self._rank(file.first)
+                data = file.descriptors + (self._rank(file.end) - before) * DESCRIPTOR
+                self.parts.append(Part(file, file.first, file.end, before, file.descriptors, data))
+        self._firsts = [part.first for part in self.parts]
+        none = without([(0, self._frames)], [(part.first, part.end) for part in self.parts])
+        self.missing: list[Range] = [r for r in none if self._rank(r[1]) > self._rank(r[0])]
+        if self.missing and not missing_parts:
+            pages = sum(self._rank(end) - self._rank(first) for first, end in self.missing)
+            raise InputError(f"{describe(self.files, self.missing, pages)}: name all files of the set")
+        self.header = self._file.header._replace(
+            incomplete=bool(self.missing) or any(file.header.incomplete for file in self.files)
+        )
+        self._local = threading.local()  # what was looked at until now was not known to be lost
+
+    def _parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts that have the frames [first, end), and which of these each has."""
+        for part in self.parts[max(bisect_right(self._firsts, first) - 1, 0) :]:
+            if part.first >= end:
+                break
+            if part.end > first:
+                yield part, max(part.first, first), min(part.end, end)
 
     def _bits(self, bitmap: int, number: int) -> bytes:
         """Bits of a stretch, none of frames past the end."""
@@ -217,24 +205,29 @@ class KdumpDump(Dump):
     def _stretch(self, number: int) -> _Stretch:
         tools = self._tools()
         if tools.stretch.number != number:
-            kept = self._bits(self._bitmap2, number)
+            kept = self._bits(self._file.bitmap2, number)
             held = self._without_lost(number, kept) if self.header.incomplete else kept
             tools.stretch = _Stretch(number, kept, held)
         return tools.stretch
 
     def _without_lost(self, number: int, kept: bytes) -> bytes:
         """What an incomplete dump still has of a stretch's pages."""
-        at = self._descriptors + self._ranks[number] * DESCRIPTOR
-        there = max(self._file_size - at, 0) // DESCRIPTOR
-        count = min(self._ranks[number + 1] - self._ranks[number], there)
-        raw = _core.ffi.from_buffer("uint8_t[]", self.read_file(at, count * DESCRIPTOR))
-        descriptors = _core.ffi.cast("struct vmf_descriptor *", raw)
-        if self.arch.byteorder != sys.byteorder:
-            _core.lib.vmf_swap_descriptors(descriptors, count)
-        held = bytearray(kept)
-        bits = _core.ffi.from_buffer("uint8_t[]", held)
-        _core.lib.vmf_drop_lost(descriptors, count, self._file_size, len(kept) * 8, bits)
-        return bytes(held)
+        first = number * _STRETCH
+        held = 0
+        for part, start, end in self._parts_of(first, first + len(kept) * 8):
+            bits = bytearray(_masked(kept, start - first, end - first))
+            rank = self._ranks[number] + _core.lib.vmf_rank(kept, start - first) - part.before
+            at = part.descriptors + rank * DESCRIPTOR
+            there = max(part.file.size - at, 0) // DESCRIPTOR
+            count = min(_core.lib.vmf_rank(bytes(bits), end - first), there)
+            raw = _core.ffi.from_buffer("uint8_t[]", part.file.read(at, count * DESCRIPTOR))
+            descriptors = _core.ffi.cast("struct vmf_descriptor *", raw)
+            if self.arch.byteorder != sys.byteorder:
+                _core.lib.vmf_swap_descriptors(descriptors, count)
+            writable = _core.ffi.from_buffer("uint8_t[]", bits)
+            _core.lib.vmf_drop_lost(descriptors, count, part.file.size, len(bits) * 8, writable)
+            held |= int.from_bytes(bits, "little")
+        return held.to_bytes(len(kept), "little")
 
     def _has_kept(self, number: int) -> bool:
         """Whether a stretch has any page: bitmap 2 need not be read to know."""
@@ -242,7 +235,7 @@ class KdumpDump(Dump):
 
     def _memory(self, number: int) -> bytes:
         """Bits of the frames of a stretch that are memory, in the file or left out of it; b"" where there is none."""
-        present = self._bits(self._bitmap1, number)
+        present = self._bits(self._file.bitmap1, number)
         if not self._has_kept(number):
             return present if present.count(0) != len(present) else b""
         kept = self._stretch(number).kept
@@ -360,10 +353,11 @@ class KdumpDump(Dump):
             if at > done:
                 view[done * size : at * size] = bytes((at - done) * size)
                 missing += at - done
-            rank = self._rank(first)
-            for i in range(0, n, tools.batch):
-                m = min(tools.batch, n - i)
-                self._unpack(tools, rank + i, first + i, m, view[(at + i) * size : (at + i + m) * size])
+            for part, start, end in self._parts_of(first, first + n):
+                rank = self._rank(start) - part.before
+                for i in range(0, end - start, tools.batch):
+                    m, to = min(tools.batch, end - start - i), start - pfn + i
+                    self._unpack(tools, part, rank + i, start + i, m, view[to * size : (to + m) * size])
             done = at + n
         if done < count:
             view[done * size :] = bytes((count - done) * size)
@@ -371,8 +365,10 @@ class KdumpDump(Dump):
         return missing == 0
 
     def _rank(self, pfn: int) -> int:
-        """Number of descriptors before the frame's."""
+        """Number of kept pages in the frames before this one."""
         number, count = divmod(pfn, _STRETCH)
+        if pfn >= self._frames or not count:
+            return self._ranks[-1] if pfn >= self._frames else self._ranks[number]
         before: int = _core.lib.vmf_rank(self._stretch(number).kept, count)
         return self._ranks[number] + before
 
@@ -383,24 +379,24 @@ class KdumpDump(Dump):
             tools = self._local.tools = _Tools(self._size)
         return tools
 
-    def _unpack(self, tools: _Tools, rank: int, pfn: int, count: int, view: memoryview) -> None:
-        """Decompress pages whose descriptors follow each other, at most a batch."""
+    def _unpack(self, tools: _Tools, part: Part, rank: int, pfn: int, count: int, view: memoryview) -> None:
+        """Decompress pages whose descriptors follow each other in a part from the one of a rank on, at most a batch."""
         size, lib, descriptors, extents = self._size, _core.lib, tools.descriptors, tools.extents
-        at = self._descriptors + rank * DESCRIPTOR
-        self._source.read_into(at, memoryview(_core.ffi.buffer(descriptors, count * DESCRIPTOR)))
+        source, at = part.file.source, part.descriptors + rank * DESCRIPTOR
+        source.read_into(at, memoryview(_core.ffi.buffer(descriptors, count * DESCRIPTOR)))
         if self.arch.byteorder != sys.byteorder:
             lib.vmf_swap_descriptors(descriptors, count)
-        found = lib.vmf_extents(descriptors, count, size, self._data, extents)
+        found = lib.vmf_extents(descriptors, count, size, part.data, extents)
         if found > count:
             bad = (1 << 64) - 1 - found
             d = descriptors[bad]
             raise InputError(
-                f"{self.path}: damaged: the descriptor of frame {pfn + bad:#x}, at offset {at + bad * DESCRIPTOR:#x}, "
-                f"says {d.size} bytes at {d.offset:#x}"
+                f"{part.file.path}: damaged: the descriptor of frame {pfn + bad:#x}, at offset "
+                f"{at + bad * DESCRIPTOR:#x}, says {d.size} bytes at {d.offset:#x}"
             )
         data = memoryview(tools.data)
         for e in extents[0:found]:
-            self._source.read_into(e.offset, data[e.at : e.at + e.size])
+            source.read_into(e.offset, data[e.at : e.at + e.size])
         buffer, pages = _core.ffi.from_buffer("uint8_t[]", tools.data), _core.ffi.from_buffer("uint8_t[]", view)
         done = 0
         while True:
@@ -409,23 +405,23 @@ class KdumpDump(Dump):
             )
             if done == count:
                 return
-            view[done * size : (done + 1) * size] = self._expand(descriptors[done], pfn + done)
+            view[done * size : (done + 1) * size] = self._expand(part.file, descriptors[done], pfn + done)
             done += 1
 
-    def _expand(self, descriptor: Any, pfn: int) -> bytes:
+    def _expand(self, file: KdumpFile, descriptor: Any, pfn: int) -> bytes:
         """One page that the C core could not decompress, by a codec's Python package."""
         where = f"frame {pfn:#x}, {descriptor.size} bytes at offset {descriptor.offset:#x}"
         flag, size = descriptor.flags, self._size
         codec: Codec | None = next((c for c in CODECS.values() if c.flag == flag), None)
         if codec is None:
-            raise InputError(f"{self.path}: {where}: page flags {flag:#x} are of no codec that is known")
+            raise InputError(f"{file.path}: {where}: page flags {flag:#x} are of no codec that is known")
         if not flag:
-            raise InputError(f"{self.path}: damaged: {where}, are said to be a page as it was, which has {size}")
+            raise InputError(f"{file.path}: damaged: {where}, are said to be a page as it was, which has {size}")
         if _core.lib.vmf_decodes(flag):
-            raise InputError(f"{self.path}: damaged: {where}, do not decompress with {codec.name} to a page")
+            raise InputError(f"{file.path}: damaged: {where}, do not decompress with {codec.name} to a page")
         if codec.expand is None:
-            raise InputError(f"{self.path}: {where}: this vmfilter was built without the library of {codec.name}")
-        page = codec.expand(self.read_file(descriptor.offset, descriptor.size), size)
+            raise InputError(f"{file.path}: {where}: this vmfilter was built without the library of {codec.name}")
+        page = codec.expand(file.read(descriptor.offset, descriptor.size), size)
         if page is None or len(page) != size:
-            raise InputError(f"{self.path}: damaged: {where}, do not decompress with {codec.name} to a page")
+            raise InputError(f"{file.path}: damaged: {where}, do not decompress with {codec.name} to a page")
         return page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 from vmfilter.errors import InputError
@@ -15,11 +16,13 @@ class Source(Protocol):
     Attributes:
         path: for messages.
         size: bytes; None where the system does not say (some files of procfs).
+        wrappings: what was taken off to come to these bytes, the outermost first: "zstd", "flattened".
 
     """
 
     path: str
     size: int | None
+    wrappings: Sequence[str]
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill the view with the file's bytes from offset on.
@@ -39,9 +42,10 @@ class Source(Protocol):
 class PreadSource:
     """Any file that pread works on."""
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, wrappings: Sequence[str] = ()) -> None:
         """Read from fd, which close() closes; path is for messages."""
         self.path = path
+        self.wrappings = wrappings
         self._fd = fd
         try:
             size = os.lseek(fd, 0, os.SEEK_END)  # of a block device as well

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
 from vmfilter.errors import InputError
-from vmfilter.reader.flattened import HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
+from vmfilter.reader.flattened import FLATTENED, HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
 
 _BLOCK = 1 << 18
 _ZEROS = bytes(_BLOCK)
@@ -101,7 +101,7 @@ class Reader:
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
 
 
-def spooled(path: str, stream: IO[bytes]) -> int:
+def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str]]:
     """Write what a stream holds, decompressed and rearranged, to a temporary file without a name.
 
     Args:
@@ -109,7 +109,7 @@ def spooled(path: str, stream: IO[bytes]) -> int:
         stream: it.
 
     Returns:
-        The file's descriptor.
+        The file's descriptor, and what was taken off (see Source.wrappings).
 
     Raises:
         InputError: the stream is damaged, cannot be read, or there is no room for what it holds.
@@ -119,9 +119,10 @@ def spooled(path: str, stream: IO[bytes]) -> int:
     try:
         folder = tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=folder) as file:
-            for offset, data in pieces(path, stream):
+            reader, wrappings = unwrapped(path, stream)
+            for offset, data in _pieces(reader):
                 _write(file.fileno(), offset, data)
-            return os.dup(file.fileno())
+            return os.dup(file.fileno()), wrappings
     except OSError as e:
         raise InputError(
             f"{path}: must be unpacked to be read, and {folder} cannot hold it: {e.strerror}; "
@@ -147,9 +148,21 @@ def pieces(path: str, stream: Stream) -> Iterator[tuple[int, bytes]]:
         InputError: it is damaged or cannot be read.
 
     """
-    reader = Reader(path, stream)
+    yield from _pieces(unwrapped(path, stream)[0])
+
+
+def unwrapped(path: str, stream: Stream) -> tuple[Reader, list[str]]:
+    """Take whole-file compression off a stream; say of which kinds, and whether what is in it is flattened."""
+    reader, found = Reader(path, stream), []
     while name := compression_of(reader.peek(_MAGIC)):
         reader = Reader(path, decompressed(reader, name))
+        found.append(name)
+    if reader.peek(_MAGIC) == SIGNATURE:
+        found.append(FLATTENED)
+    return reader, found
+
+
+def _pieces(reader: Reader) -> Iterator[tuple[int, bytes]]:
     if reader.peek(_MAGIC) == SIGNATURE:
         yield from rearranged(reader)
         return

@@ -11,6 +11,7 @@ from vmfilter.statistics import NamespacePages, Statistics
 if TYPE_CHECKING:
     from vmfilter.coverage import Gap
     from vmfilter.info import DumpInfo
+    from vmfilter.verify import Verification
 
 # makedumpfile's words (its print_report()), and the two that pmem adds.
 _EXCLUDED = {
@@ -126,6 +127,22 @@ def _memory(info: DumpInfo) -> Iterator[str]:
     yield f"{'memory':24} {'pages':>12} {'MiB':>10}"
     for name, pages in {**counts, "all": sum(counts.values())}.items():
         yield f"{name:24} {pages:12} {pages * info.page_size / 2**20:10.1f}"
+
+
+def verification(v: Verification, path: str) -> Iterator[str]:
+    """Lines of what was found when a dump was verified."""
+    rows = {
+        "pages read": v.pages,
+        "  damaged": v.damaged,
+        "  the same in the other dump": v.compared,
+        "  not in the other dump": v.not_compared,
+        "pages lost": v.lost,
+    }
+    for name, pages in rows.items():
+        if pages or name in ("pages read", "  damaged"):
+            yield f"{name:29}: {pages:12}"
+    verdict = "whole" if v.whole and not v.incomplete else "incomplete, what is there is good" if v.whole else "damaged"
+    yield f"{path} is {verdict}."
 
 
 def _harmless(text: str) -> str:

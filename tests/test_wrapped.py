@@ -1,0 +1,71 @@
+"""Dumps in something else: compressed as a whole, flattened, or both, from a file that can seek."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from elfbuilder import PAGE, Elf, Load
+
+import vmfilter
+
+CONTENT = bytes(range(256)) * 16
+
+
+def elf() -> bytes:
+    return Elf([Load(0x4000, CONTENT), Load(0x9000, CONTENT[::-1])]).build()
+
+
+def flattened(data: bytes, records: list[tuple[int, int]]) -> bytes:
+    out = (b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0")
+    for at, end in records:
+        out += struct.pack(">qq", at, end - at) + data[at:end]
+    return out + struct.pack(">qq", -1, -1)
+
+
+def in_halves(data: bytes) -> bytes:
+    return flattened(data, [(0, 5000), (5000, len(data))])
+
+
+def written_twice(data: bytes) -> bytes:
+    return flattened(data, [(0, len(data)), (0, 4096)])  # must be rearranged, in a temporary file
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda data: data, []),
+        (zstandard.compress, ["zstd"]),
+        (gzip.compress, ["gzip"]),
+        (lzma.compress, ["xz"]),
+        (lambda data: gzip.compress(zstandard.compress(data)), ["gzip", "zstd"]),
+        (in_halves, ["flattened"]),
+        (written_twice, ["flattened"]),
+        (lambda data: zstandard.compress(in_halves(data)), ["zstd", "flattened"]),
+    ],
+)
+def test_a_dump_is_read_whatever_it_is_in(tmp_path: Path, wrap: Callable[[bytes], bytes], said: list[str]) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(wrap(elf()))
+    before = len(os.listdir("/proc/self/fd"))
+    with vmfilter.open_dump(path) as dump:
+        assert dump.read(0x4000, PAGE) == CONTENT
+        assert dump.read(0x9000, PAGE) == CONTENT[::-1]
+        assert list(dump.wrappings) == said
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, lzma.compress, in_halves, written_twice])
+def test_what_is_truncated_is_refused_and_closed(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(wrap(elf())[:-9])
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(vmfilter.InputError, match=f"^{path}: "):
+        vmfilter.open_dump(path)
+    assert len(os.listdir("/proc/self/fd")) == before
