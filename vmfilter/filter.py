@@ -7,17 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
+from vmfilter.copier import Copier
 from vmfilter.coverage import gaps
 from vmfilter.errors import CodecError, KernelError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
-from vmfilter.pack import MAX_THREADS, Pages, Run, packed, runs_in
+from vmfilter.pack import MAX_THREADS, Compressor, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
@@ -26,6 +28,7 @@ from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
 
 if TYPE_CHECKING:
+    from vmfilter.codec import Codec
     from vmfilter.dedup import Deduplicator
 
 FORMATS = ("kdump", "elf")
@@ -98,9 +101,13 @@ def convert_dump(
     """Write a dump in another format or with another codec, with the same pages. No kernel needs to be understood.
 
     Args and errors: as filter_dump() has them. User data on persistent memory is left out where the source marks it.
+    The codec is by default that of the source, where it has one. Where it stays and no level is given, pages that are
+    compressed are copied as they are.
     """
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False)
+        to = _Output(
+            dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False, keep=dump.codec()
+        )
         return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
 
@@ -128,7 +135,9 @@ class _Output:
         threads: int | None,
         force: bool,
         dry_run: bool,
+        keep: Codec | None = None,
     ) -> None:
+        """Check it all; keep is the codec that stays where nothing else is said."""
         paths = [output] if isinstance(output, str | os.PathLike) else list(output)
         self.paths = [os.fspath(path) for path in paths]
         self.form = form
@@ -150,7 +159,9 @@ class _Output:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.codec, self.effort = parse_codec("none" if form == "elf" else DEFAULT if compress is None else compress)
+        default = keep.name if keep else DEFAULT
+        self.codec, self.effort = parse_codec("none" if form == "elf" else default if compress is None else compress)
+        self.copies = self.codec == keep and ":" not in (compress or "")
         for path in self.paths:
             _refuse_same_file(dump, path)
 
@@ -229,7 +240,8 @@ class _Run:
         classified = time.monotonic()
         kept = result.kept
         share_zero = bool(self._level & ZERO)
-        skip_zero = share_zero or to.dedup
+        copies = to.copies and self._dump.page_size == self._page_size
+        skip_zero = share_zero or to.dedup or copies
         writer.begin_pages(kept, skip_zero)
         if to.limit is not None and writer.size > to.limit:
             raise OutputError(f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit")
@@ -242,6 +254,7 @@ class _Run:
             skip_zero,
             to.threads,
             to.dedup,
+            partial(Copier, to.codec) if copies else Compressor,
         ):
             written = self._put(writer, pages, to.limit)
             done += len(written)
