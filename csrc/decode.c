@@ -218,7 +218,7 @@ uint64_t vmf_copy(const struct vmf_descriptor *descriptors, uint64_t count, cons
 		memcpy(out + *used, piece, sizes[i]);
 		*used += sizes[i];
 	}
-	for (end = i; end < count && !fits(&descriptors[end], page_size, codec_flag); end++)
+	for (end = i; end < count && (end == i || !fits(&descriptors[end], page_size, codec_flag)); end++)
 		;
 	*others = end - i;
 	return i;

@@ -303,16 +303,18 @@ class _Run:
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info
+        base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
+        counted_from = base // self._page_size if self._dump.arch.counts_from_ram else 0
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
-            phys_base=kernel.phys_base if kernel else self._dump.header.phys_base or 0,
+            phys_base=base,
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=info,
             cpus=self._dump.header.cpus,
-            first_pfn=kernel.first_pfn if kernel else 0,
+            first_pfn=kernel.first_pfn if kernel else counted_from,
         )
 
     def _uts_without_kernel(self) -> Utsname:
