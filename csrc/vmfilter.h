@@ -118,10 +118,10 @@ int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const 
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);
 
 /*
- * Offset of the first 4 bytes that are word, looked for at multiples of 4 from at (one, too) on; size where there are
- * none. Whatever is in data, each byte is looked at once or twice.
+ * Offset of the first text, of 4 bytes or more, looked for at multiples of 4 from at (one, too) on; size where there is
+ * none. At the end of data as much of it as there is will do, 4 bytes at least.
  */
-uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t word[4]);
+uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length);
 
 /* A page codec, with what it keeps between pages. One thread at a time. */
 struct vmf_codec;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.filter import add_form
+from vmfilter.cli.options import add_form, warn_of_codec
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -33,7 +33,6 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Convert, say what was made, return the exit status."""
-    from vmfilter.cli.filter import warn_of_codec
     from vmfilter.cli.output import say, show
     from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import convert_dump

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _DAMAGED, _INCOMPLETE = 3, 6
-_DESCRIPTION = """Read all of DUMP: every page is decompressed, every descriptor and every count is checked. Several files
-are the parts of one split set. What is wrong is told of the first damaged pages, and counted for all."""
+_DESCRIPTION = """Read all of DUMP: every page is decompressed, every descriptor and every count is checked. Several
+files are the parts of one split set. What is wrong is told of the first damaged pages, and counted for all."""
 _EPILOG = f"""
 of verify:
   0  DUMP is whole, and equal to VMCORE as far as that has its pages

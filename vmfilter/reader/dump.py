@@ -112,6 +112,11 @@ class Dump:
         self.note_parts: list[tuple[int, int]] = []
         self.erase_info: tuple[int, int] | None = None
 
+    @property
+    def warnings(self) -> list[str]:
+        """What reading it has come upon until now and is no failure, one line each."""
+        return []
+
     def close(self) -> None:
         """Close the file. The dump cannot be used after."""
         self._source.close()

@@ -26,8 +26,6 @@ _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or m
 class ElfDump(PieceDump):
     """An ELF32 or ELF64 vmcore, of either byte order, with any number of PT_LOADs in any order."""
 
-    format = "ELF"
-
     def __init__(self, source: Source) -> None:
         """Parse the headers; the source is the dump's from then on.
 
@@ -43,6 +41,7 @@ class ElfDump(PieceDump):
         little_endian = ident[5] == 1
         # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
         word_bits = _WORD_BITS[ident[4]]
+        self.format = f"ELF{word_bits}"
         structs = ELFStructs(little_endian, word_bits)
         structs.create_basic_structs()
         structs.create_advanced_structs()

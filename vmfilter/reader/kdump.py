@@ -87,8 +87,6 @@ class KdumpDump(Dump):
 
     """
 
-    format = "kdump-compressed"
-
     def __init__(self, *sources: Source, missing_parts: bool = False) -> None:
         """Parse the headers; the sources are the dump's from then on.
 
@@ -108,11 +106,12 @@ class KdumpDump(Dump):
         file = self._file = self.files[0]  # the headers, notes and bitmaps of all are its
         self._source = file.source
         self.path = file.path if len(sources) == 1 else f"{file.path} and {len(sources) - 1} more"
+        self.format = f"kdump-compressed, header version {file.version}"
         self.arch = file.arch
         self.page_size = self._size = file.block
         self._frames = file.frames
         self._find_notes(file)
-        self._start = file.sub.phys_base // self._size * self._size if self.arch.counts_from_ram else 0
+        self._start = file.starts_at
         self.end = self._start + self._frames * self._size
         self._rank_stretches()
         self._find_parts(missing_parts)
