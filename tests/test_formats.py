@@ -36,7 +36,7 @@ import vmfilter
 from vmfilter import InputError, OutputError, PageClass, VmfilterError, open_dump
 from vmfilter.cli import main
 from vmfilter.filter import convert_dump, filter_dump
-from vmfilter.pack import Pages
+from vmfilter.pack import Pages as PackedPages
 from vmfilter.reader import Piece
 from vmfilter.rearrange import rearrange
 from vmfilter.writer.elf import ElfWriter
@@ -424,7 +424,7 @@ def test_filtered_twice_is_as_filtered_once_whatever_is_between(source: Source, 
             assert (tmp_path / "again").read_bytes() == (tmp_path / "direct").read_bytes(), flatten
 
 
-@pytest.mark.parametrize("form", ["zstd", "elf", "elf, flattened", "split"])
+@pytest.mark.parametrize("form", ["elf, flattened", "split"])
 def test_a_real_vmcore(real: Callable[[str], Path], tmp_path: Path, form: str) -> None:
     core = real(SMALL)
     original = ElfCore(core)
@@ -486,7 +486,7 @@ def test_notes_vmcoreinfo_and_erase_info_survive_a_chain_of_conversions(
 
     path = inputs(form)
     erased = ERASED if form == "zstd" else b""
-    for i, to in enumerate(["elf", "kdump", "kdump", "elf", "elf", "kdump"]):
+    for i, to in enumerate(["elf", "kdump", "kdump", "elf"]):
         path = step(path, str(i), to)
         assert said_by(path) == (source.notes, source.info, erased), (i, to)
     with open_dump(path) as dump:
@@ -629,7 +629,7 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
         writer.finish_bitmaps()
         writer.begin_pages(count, True)
         sizes = memoryview(array("I", bytes(4 * count)))
-        writer.put_pages(Pages(sizes, memoryview(b"")))
+        writer.put_pages(PackedPages(sizes, memoryview(b"")))
         assert writer.finish() == (folder / "elf").stat().st_size
     return folder / "elf"
 
@@ -654,7 +654,7 @@ def test_words_of_32_bits_whose_offsets_are_too_large_make_elf64(tmp_path: Path,
 
 OTHERS = [
     "ppc64le, hash, 4K", "s390x, 3 levels", "i386, classic, FLATMEM",
-    "arm, short", "arm, LPAE", "arm64, 4K, 48 bits", "riscv64, Sv39", "loongarch64, 16K",
+    "arm, short", "arm64, 4K, 48 bits", "riscv64, Sv39", "loongarch64, 16K",
 ]  # fmt: skip
 
 

@@ -700,7 +700,7 @@ def test_fields_that_nothing_depends_on_may_say_anything(filtered: Filtered, nam
             assert (ran.status, ran.left) == (0, ["dump"]), ran.err
 
 
-@pytest.mark.parametrize("machine", [b"", b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
+@pytest.mark.parametrize("machine", [b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
 def test_a_machine_that_is_not_known_is_refused(filtered: Filtered, machine: bytes) -> None:
     ran = filtered(patched(*MAIN[8]["machine"], machine))
     assert (ran.status, ran.left) == (KERNEL, [])

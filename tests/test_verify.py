@@ -138,6 +138,28 @@ def test_an_incomplete_dump_is_said_to_be_one(run: Run, file: KdumpFile, tmp_pat
     assert run("verify", path).status == DAMAGED
 
 
+def test_an_incomplete_dump_may_have_lost_nearly_everything(run: Run, tmp_path: Path) -> None:
+    pages = dict.fromkeys(range(40000), b"x" * PAGE)  # more than are looked at together
+    path = KdumpFile(pages, share=True, lost=set(range(1, 40000))).write(tmp_path / "dump")
+    assert run("verify", path).status == INCOMPLETE
+    assert "incomplete" in run("info", "--pages", path).out
+
+
+def test_an_incomplete_elf_file_has_what_it_has(run: Run, tmp_path: Path) -> None:
+    data = Elf([Load(0x4000, b"a" * 3 * PAGE), Load(0x9000, b"b" * PAGE), Load(0x10000, b"c" * PAGE)]).build()
+    path = tmp_path / "elf"
+    path.write_bytes(data[: -2 * PAGE - 100])
+    assert "truncated" in run("verify", path).err
+    patched(path, 48, b"\1")  # e_flags, as makedumpfile leaves it
+    with vmfilter.open_dump(path) as dump:
+        assert dump.header.incomplete
+        assert list(dump.covered(0, dump.end)) == [(0x4000, 0x7000 - 100)]
+    assert run("verify", path).status == INCOMPLETE
+    path.write_bytes(data)
+    patched(path, 48, b"\1")  # riscv64 has a meaning of its own for it
+    assert run("verify", path).status == WHOLE
+
+
 # Damaged pages
 
 

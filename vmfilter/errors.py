@@ -27,6 +27,10 @@ class OutputError(VmfilterError):
     exit_status = 4
 
 
+class NoSpaceError(OutputError):
+    """The new dump does not fit: on the disk, or under the limit."""
+
+
 class KernelError(VmfilterError):
     """The crashed kernel cannot be understood: no VMCOREINFO, an unknown architecture, damaged memory."""
 

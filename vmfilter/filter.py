@@ -15,7 +15,7 @@ from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.copier import Copier
 from vmfilter.coverage import gaps
-from vmfilter.errors import CodecError, KernelError, OutputError, UsageError, VmfilterError
+from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
@@ -244,7 +244,9 @@ class _Run:
         skip_zero = share_zero or to.dedup or copies
         writer.begin_pages(kept, skip_zero)
         if to.limit is not None and writer.size > to.limit:
-            raise OutputError(f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit")
+            raise NoSpaceError(
+                f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
+            )
         done = zero = 0
         for pages in packed(
             self._dump,

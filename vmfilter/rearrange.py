@@ -7,16 +7,24 @@ import os
 from vmfilter.errors import InputError
 from vmfilter.reader.flattened import SIGNATURE
 from vmfilter.reader.spool import Reader, Stream, rearranged
-from vmfilter.writer.transport import FileTransport
+from vmfilter.writer.transport import Discard, FileTransport
 
 
-def rearrange(stream: Stream, output: str | os.PathLike[str], *, force: bool = False, name: str = "the stream") -> int:
+def rearrange(
+    stream: Stream,
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    name: str = "the stream",
+) -> int:
     """Write the dump that a flattened stream is of.
 
     Args:
         stream: it.
         output: path of the new file. It appears whole or not at all.
         force: whether a file at output is replaced.
+        dry_run: read all of the stream, write nothing.
         name: of the stream, for messages.
 
     Returns:
@@ -30,7 +38,7 @@ def rearrange(stream: Stream, output: str | os.PathLike[str], *, force: bool = F
     reader = Reader(name, stream)
     if reader.peek(len(SIGNATURE)) != SIGNATURE:
         raise InputError(f"{name}: is not flattened: it begins with {reader.peek(8)!r}")
-    transport = FileTransport(os.fspath(output), force)
+    transport = Discard() if dry_run else FileTransport(os.fspath(output), force)
     size = 0
     try:
         for offset, data in rearranged(reader):

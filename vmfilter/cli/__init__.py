@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
+import sys
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -28,6 +32,7 @@ _EPILOG = """exit status:
 """
 
 
+_MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -71,18 +76,31 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (filter_command, convert, rearrange, info, verify, dmesg, mem_usage):
         command.add_to(commands, _EPILOG)
+    commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="take makedumpfile's command line (-h shows it)")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    gc.disable()  # a run leaves no cycles behind, and to look for them takes time while modules are imported
+def _job(arguments: list[str]) -> Callable[[], int]:
+    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # its options are not argparse's
+        from vmfilter.makedumpfile.run import run
+
+        return partial(run, arguments[1:])
     options = _parser().parse_args(arguments)
+    return partial(options.run, options)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command, or makedumpfile where the program is called that; return its exit status."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
+            arguments = [_MAKEDUMPFILE[0], *arguments]
+    gc.disable()  # a run leaves no cycles behind, and to look for them takes time while modules are imported
+    job = _job(arguments)
     for number in _SIGNALS:
         signal.signal(number, _end)
     try:
-        status: int = options.run(options)
-        return status
+        return job()
     except VmfilterError as e:
         say(str(e))
         return e.exit_status

@@ -53,7 +53,7 @@ def tally(dump: KdumpDump) -> Tally:
             lost += empty
             flags.update(halves[3::6])
             flags[0] -= empty  # a lost page's descriptor is all zeros
-            least = min(least, *offsets)
+            least = min([least, *offsets])
         lowest.append(least)
     return Tally(+flags, lost, lowest)
 

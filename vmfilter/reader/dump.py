@@ -47,6 +47,7 @@ class Header(NamedTuple):
         level: dump level of what was left out before.
         incomplete: whether space or time ran out when it was written.
         cpus: of the machine, 0 where it is not known.
+        codec: of its pages.
         phys_base: of the kernel, None where it is not known; negative where x86_64's KASLR made it so.
 
     """
@@ -57,6 +58,7 @@ class Header(NamedTuple):
     incomplete: bool = False
     cpus: int = 0
     phys_base: int | None = None
+    codec: str = "none"
 
 
 class Fetched(NamedTuple):

@@ -11,7 +11,7 @@ from elftools.elf.structs import ELFStructs
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
-from vmfilter.reader.dump import Piece
+from vmfilter.reader.dump import Header, Piece
 from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.pieces import PieceDump
 from vmfilter.reader.source import Source
@@ -20,6 +20,7 @@ _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical addr
 _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
+_INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
 
 
@@ -78,6 +79,10 @@ class ElfDump(PieceDump):
             kind, start, size = segment["p_type"], segment["p_offset"], segment["p_filesz"]
             if kind not in ("PT_LOAD", "PT_NOTE") or not size:
                 continue
+            if kind == "PT_LOAD" and header["e_flags"] & _INCOMPLETE:
+                size = self._there(start, size)
+                if not size:
+                    continue
             self._within(start, size, f"program header {i} ({kind})")
             if kind == "PT_NOTE":
                 self.note_parts.append((start, size))
@@ -94,6 +99,14 @@ class ElfDump(PieceDump):
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
         self.set_memory(loads)
+
+    def _there(self, offset: int, size: int) -> int:
+        """How much of a PT_LOAD an incomplete file still has; a machine may use the flag for something else."""
+        file_size = self._source.size
+        if file_size is None or offset + size <= file_size:
+            return size
+        self.header = Header(incomplete=True)
+        return max(file_size - offset, 0)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         file_size = self._source.size

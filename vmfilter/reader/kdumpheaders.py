@@ -19,7 +19,7 @@ from vmfilter.kdumpformat import (
     sub_layout,
 )
 
-_NO_MACHINE = b"Unknown"  # what QEMU calls every machine
+_NO_MACHINE = (b"Unknown", b"", b"S390X")  # what QEMU calls every machine, and older ones called some
 _NOTES_SINCE = 4  # version of the header
 _NOTE = struct.Struct("III5s")
 _NT_PRSTATUS = 1
@@ -63,7 +63,7 @@ def read_headers(path: str, read: Read) -> Headers:
     if not any(int.from_bytes(head[8:12], order) in VERSIONS for order in ("little", "big")):
         raise InputError(f"{path}: a header of no version that is known at offset 8: {head[8:12].hex()}")
     uts = tuple(head[at : at + UTS_FIELD].split(b"\0")[0] for at in range(UTS_AT, UTS_AT + 6 * UTS_FIELD, UTS_FIELD))
-    by_qemu = uts[4] == _NO_MACHINE
+    by_qemu = uts[4] in _NO_MACHINE
     if by_qemu:
         uts = ()
         arch, form = _by_registers(path, read, head)

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Protocol
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import NoSpaceError, OutputError
 
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
 
@@ -78,7 +78,7 @@ class FileTransport:
 
     def _failed(self, e: OSError) -> OutputError:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return OutputError(
+            return NoSpaceError(
                 f"{self._path}: {e.strerror} while writing; nothing is left there. "
                 "A higher dump level (-d) or another codec (--compress) makes it smaller"
             )

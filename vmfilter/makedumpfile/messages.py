@@ -1,0 +1,180 @@
+"""What makedumpfile prints, in its words and by its message level: scripts parse it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vmfilter import __version__
+from vmfilter.cli.output import show
+from vmfilter.levels import PageClass
+from vmfilter.makedumpfile import VERSION
+from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
+
+if TYPE_CHECKING:
+    from vmfilter.statistics import Statistics
+
+HEADLINE = f"makedumpfile: version {VERSION} (vmfilter {__version__})"
+_PROGRESS, _COMMON, _ERROR, _DEBUG, _REPORT = 1, 2, 4, 8, 16
+_STAGES = {"classify": "Excluding unnecessary pages", "write": "Copying data"}
+_SPINNER = "/|\\-"
+_SECOND = 1.0  # between two lines of progress
+
+
+class Messages:
+    """Prints what the message level lets through. Its progress() is a vmfilter.filter.Progress."""
+
+    def __init__(self) -> None:
+        """Begin with the default level."""
+        self._level = DEFAULT_MESSAGES
+        self._aside = False
+        self._stage = ""
+        self._started = self._last = 0.0
+        self._turn = 0
+
+    def obey(self, command: Command) -> None:
+        """Print from now on as a command line says."""
+        self._aside = command.flatten  # standard output is the dump's
+        self._level = DEFAULT_MESSAGES
+        if not command.check_params:
+            self._level = command.message_level | _DEBUG * command.debug | _REPORT * command.show_stats
+
+    def _print(self, bit: int, lines: tuple[str, ...], aside: bool) -> None:
+        if self._level & bit and lines:
+            show(*lines, aside=aside)
+
+    def common(self, *lines: str) -> None:
+        """Print what everybody should know."""
+        self._print(_COMMON, lines, self._aside)
+
+    def error(self, text: str) -> None:
+        """Print one line of trouble."""
+        self._print(_ERROR, (f"makedumpfile: {text}",), aside=True)
+
+    def debug(self, *lines: str) -> None:
+        """Print what helps to find a mistake."""
+        self._print(_DEBUG, lines, self._aside)
+
+    def report(self, *lines: str) -> None:
+        """Print lines of the report."""
+        self._print(_REPORT, lines, self._aside)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Print how far a stage has come, once a second and at its end."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started = stage, now
+        elif done < total and now - self._last < _SECOND:
+            return
+        self._last = now
+        share = 1000 * done // total if done < total else 1000
+        left = (now - self._started) * (1000 - share) / share if share and stage == "write" else None
+        eta = "" if left is None else _eta(int(left))
+        text = f"{_STAGES[stage]:50}: [{share // 10:3}.{share % 10} %] {_SPINNER[self._turn % 4]}  {eta:>16}"
+        self._turn += 1
+        self._draw("\r" + text)
+
+    def end_progress(self) -> None:
+        """End the line of the progress."""
+        if self._stage:
+            self._draw("\n")
+        self._stage = ""
+
+    def _draw(self, text: str) -> None:
+        if self._level & _PROGRESS and sys.stderr is not None:
+            with contextlib.suppress(OSError):
+                print(text, end="", file=sys.stderr, flush=True)
+
+
+def _eta(seconds: int) -> str:
+    minutes, hours = seconds // 60, seconds // 3600
+    if seconds < 100:
+        return f"eta: {seconds}s"
+    if minutes < 100:
+        return f"eta: {minutes}m{seconds % 60}s"
+    if hours < 48:
+        return f"eta: {hours}h{minutes % 60}m"
+    return f"eta: {hours // 24}d{hours % 24}h" if hours < 2400 else "eta: >100day"
+
+
+_EXCLUDED = {
+    "Non-private cache pages": PageClass.CACHE,
+    "Private cache pages": PageClass.CACHE_PRIVATE,
+    "User process data pages": PageClass.USER,
+    "Free pages": PageClass.FREE,
+    "Hwpoison pages": PageClass.HWPOISON,
+    "Offline pages": PageClass.OFFLINE,
+}
+_OURS = {"Pmem metadata pages": PageClass.PMEM_METADATA, "Pmem userdata pages": PageClass.PMEM_USERDATA}
+
+
+def report(s: Statistics, elf: bool) -> Iterator[str]:
+    """Lines of its report. A page that the source has lost before counts as a hole, as it does there."""
+    for stage, seconds in s.seconds.items():
+        yield f"STEP [{_STAGES[stage]:27}] : {seconds:.6f} seconds"
+    lost_before = s.classes[PageClass.EXCLUDED]
+    original = s.present - lost_before
+    in_elf = [f"     in ELF format : 0x{n:016x}" for n in (original - s.kept, s.kept) if elf]
+    yield ""
+    yield f"Original pages  : 0x{original:016x}"
+    yield f"  Excluded pages   : 0x{original - s.kept:016x}"
+    yield from in_elf[:1]
+    yield f"    {'Pages filled with zero':24}: 0x{s.zero:016x}"
+    for name, page_class in _EXCLUDED.items():
+        yield f"    {name:24}: 0x{s.excluded(page_class):016x}"
+    for name, page_class in _OURS.items():
+        if s.excluded(page_class):
+            yield f"    {name:24}: 0x{s.excluded(page_class):016x}"
+    yield f"  Remaining pages  : 0x{s.kept:016x}"
+    yield from in_elf[1:]
+    if original:
+        yield f"  (The number of pages is reduced to {100 * s.kept // original}%.)"
+    yield f"Memory Hole     : 0x{s.holes + lost_before:016x}"
+    yield "-" * 50
+    yield f"Total pages     : 0x{s.max_mapnr:016x}"
+    yield f"Write bytes     : {s.output_size}"
+    yield ""
+
+
+def _disabled(codec: str) -> bool:
+    from vmfilter.codec import MISSING, availability
+
+    return availability()[codec] == MISSING
+
+
+def version() -> Iterator[str]:
+    """Lines of -v: which makedumpfile this stands in for, and its codecs."""
+    yield HEADLINE
+    for codec in ("lzo", "snappy", "zstd"):
+        yield f"{codec}\t{'disabled' if _disabled(codec) else 'enabled'}"
+    yield ""
+
+
+_USAGE = """
+Usage:
+  makedumpfile    [OPTIONS] VMCORE DUMPFILE
+  makedumpfile -F [OPTIONS] VMCORE
+  makedumpfile -R DUMPFILE
+  makedumpfile --split [OPTIONS] VMCORE DUMPFILE1 DUMPFILE2 [DUMPFILE3 ..]
+  makedumpfile --reassemble DUMPFILE1 DUMPFILE2 [DUMPFILE3 ..] DUMPFILE
+  makedumpfile --dump-dmesg [--partial-dmesg] VMCORE LOGFILE
+  makedumpfile --mem-usage /proc/kcore
+  makedumpfile -h
+  makedumpfile -v
+"""
+_FATES = {"unneeded": "changes nothing: ", "refused": "not supported: "}
+
+
+def usage() -> Iterator[str]:
+    """Lines of -h."""
+    for codec, name in ("lzo", "LZO"), ("snappy", "snappy"), ("zstd", "zstd"):
+        yield f"{name} support:"
+        yield "  disabled" if _disabled(codec) else "  enabled"
+    yield _USAGE
+    yield "Options:"
+    for option in OPTIONS:
+        yield f"  {option.name} {option.value}".rstrip()
+        yield f"      {_FATES.get(option.sets, '')}{option.help}"

@@ -1,0 +1,234 @@
+"""What a command line of makedumpfile's asks for, done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+from collections.abc import Callable, Sequence
+
+from vmfilter.errors import CodecError, InputError, NoSpaceError, OutputError, UsageError, VmfilterError
+from vmfilter.makedumpfile.messages import HEADLINE, Messages, report, usage, version
+from vmfilter.makedumpfile.options import Command, check, parse
+from vmfilter.reader import Dump, open_dump
+from vmfilter.statistics import Statistics
+
+_COMPLETED, _FAILED = 0, 1
+_NOT_MAPPED = (1 << 64) - 1
+_SPARE = 50  # of the room on a full disk, the part that the file system may want for itself
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run makedumpfile with arguments; return its exit status."""
+    command, messages = Command(), Messages()
+    try:
+        try:
+            parse(arguments, command)
+        finally:
+            messages.obey(command)
+        if command.help or command.version:
+            messages.common(*(usage() if command.help else version()))
+            return _COMPLETED
+        check(command)
+        if command.check_params:
+            return _COMPLETED
+        messages.debug(HEADLINE, f"command line: makedumpfile {shlex.join(arguments)}", "")
+        for name, why in command.unneeded.items():
+            messages.common(f"'{name}' option changes nothing: {why}.")
+        if command.work_dir:
+            os.environ["TMPDIR"] = command.work_dir
+        job = next((job for mode, job in _JOBS.items() if getattr(command, mode)), _create)
+        messages.common("", job(command, messages), "", "makedumpfile Completed.")
+        return _COMPLETED
+    except UsageError as e:
+        lines = [str(e)] if str(e) else []
+        messages.common(*lines, "Commandline parameter is invalid.", "Try `makedumpfile --help' for more information.")
+    except VmfilterError as e:
+        messages.error(str(e))
+    except MemoryError:
+        messages.error("out of memory; --num-threads 1 needs less")
+    if not command.check_params:
+        messages.common("", "makedumpfile Failed.")
+    return _FAILED
+
+
+def _path(name: str) -> str:
+    """A file that is named - is one to makedumpfile."""
+    return f"./{name}" if name == "-" else name
+
+
+def _check_free(command: Command, paths: Sequence[str]) -> None:
+    for path in paths:
+        if os.path.lexists(path) and not (command.force and os.access(path, os.W_OK)):
+            reason = os.strerror(errno.EACCES if command.force else errno.EEXIST)
+            raise OutputError(f"Can't open the dump file ({path}). {reason}")
+
+
+def _rearrange(command: Command, messages: Messages) -> str:
+    from vmfilter.rearrange import rearrange
+
+    output = _path(command.files[0])
+    _check_free(command, [output])
+    if os.isatty(0):
+        raise InputError("standard input is a terminal: a flattened stream is to come from there")
+    with open(0, "rb", buffering=0, closefd=False) as stream:
+        rearrange(stream, output, force=command.force, dry_run=command.dry_run, name="standard input")
+    return f"The dumpfile is saved to {command.files[0]}."
+
+
+def _reassemble(command: Command, messages: Messages) -> str:
+    from vmfilter.filter import convert_dump
+
+    *parts, output = map(_path, command.files)
+    _check_free(command, [output])
+    try:
+        with open_dump(parts) as dump:
+            codec = dump.header.codec
+            result = convert_dump(dump, output, compress=codec, force=command.force, progress=messages.progress)
+    finally:
+        messages.end_progress()
+    _tell(result, messages)
+    return f"The dumpfile is saved to {command.files[-1]}."
+
+
+def _dmesg(command: Command, messages: Messages) -> str:
+    raise VmfilterError("--dump-dmesg is not supported by this vmfilter yet")
+
+
+def _mem_usage(command: Command, messages: Messages) -> str:
+    raise VmfilterError("--mem-usage is not supported by this vmfilter yet")
+
+
+def _create(command: Command, messages: Messages) -> str:
+    names = command.files[1:] or ["STDOUT"]
+    outputs = ["-"] if command.flatten else [_path(name) for name in names]
+    if not command.flatten:
+        _check_free(command, outputs)
+    with open_dump(_path(command.files[0])) as dump:
+        if command.vtop:
+            _translate(dump, command.vtop, messages)
+        result = _Creation(command, dump, outputs, names, messages).run()
+    messages.report(*report(result, command.elf))
+    _tell(result, messages)
+    if command.split:
+        return f"The dumpfiles are saved to {', '.join(names[:-1])}, and {names[-1]}."
+    return f"The dumpfile is saved to {names[0]}."
+
+
+def _tell(result: Statistics, messages: Messages) -> None:
+    from vmfilter.report.text import coverage
+
+    for warning in (*result.warnings, *coverage(result.gaps)):
+        messages.error(f"warning: {warning}")
+
+
+def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
+    from vmfilter.kernel.search import understand
+
+    _, _, kernel, error = understand(dump)
+    if error is not None:
+        messages.error(str(error))
+    mappings = kernel.memory.mappings(vaddr, 1) if kernel else iter(())
+    paddr = next((m.paddr for m in mappings), _NOT_MAPPED)
+    messages.common("", f"Translating virtual address {vaddr:x} to physical address.")
+    messages.common("VIRTUAL           PHYSICAL", f"{vaddr:16x}  {paddr:x}", "")
+
+
+class _Creation:
+    """The making of one dump, by one level after the other until it fits."""
+
+    def __init__(
+        self, command: Command, dump: Dump, outputs: Sequence[str], names: Sequence[str], messages: Messages
+    ) -> None:
+        self._command = command
+        self._dump = dump
+        self._outputs = outputs
+        self._names = ", ".join(names)
+        self._messages = messages
+        self._codec = self._available_codec()
+
+    def _available_codec(self) -> str:
+        from vmfilter.codec import parse_codec
+
+        command = self._command
+        try:
+            return parse_codec(command.codec)[0].name
+        except CodecError:  # makedumpfile writes a dump all the same
+            self._messages.common(
+                f"'{command.codec_option}' option is disabled, because this vmfilter was built without {command.codec}."
+            )
+            return "none"
+
+    def run(self) -> Statistics:
+        """Make it. Raises OutputError where it fits at no level: what fits is kept then, and marked incomplete."""
+        first, *others = self._command.levels
+        result = self._attempt(first, self._command.limit)
+        # What has been sent cannot be taken back, and the reader is not to get two dumps.
+        for level in [] if self._command.flatten else others:
+            if result is not None and not result.lost:
+                break
+            self._messages.common(f"Retry to create a dumpfile by dump_level({level}).")
+            self._delete(result)
+            result = self._attempt(level, self._command.limit)
+        if result is None and (room := self._room()):
+            result = self._attempt(self._command.levels[-1], room)
+        if result is None or result.lost:
+            if result is not None:
+                self._messages.common("This is an incomplete dumpfile, but might analyzable.")
+            raise OutputError(f"{self._names}: the new dump does not fit")
+        return result
+
+    def _attempt(self, level: int, limit: int | None) -> Statistics | None:
+        """Make a dump; None where not even a part of it could be made."""
+        from vmfilter.filter import filter_dump
+
+        command, messages, before = self._command, self._messages, self._dump.header.level
+        if level | before != level:
+            level |= before
+            source = command.files[0]
+            messages.common(f"dump_level is changed to {level}, because {source} was created by dump_level({before}).")
+        result = None
+        try:
+            result = filter_dump(
+                self._dump,
+                self._outputs,
+                level=level,
+                format="elf" if command.elf else "kdump",
+                compress=self._codec,
+                limit=limit,
+                threads=command.threads or None,
+                force=command.force,
+                dry_run=command.dry_run,
+                progress=messages.progress,
+            )
+            reason = f"Size limit({limit}) reached." if result.lost else ""
+        except NoSpaceError as e:
+            reason = str(e.__cause__.strerror) if isinstance(e.__cause__, OSError) else str(e)
+        finally:
+            messages.end_progress()
+        if reason:
+            messages.common("", f"Can't write the dump file({self._names}). {reason}")
+        return result
+
+    def _delete(self, result: Statistics | None) -> None:
+        if result is not None and not self._command.dry_run:
+            for path in self._outputs:
+                os.unlink(path)
+
+    def _room(self) -> int:
+        """Bytes that a dump of one file may have where the disk was full; 0 where that cannot be told."""
+        command = self._command
+        if command.flatten or command.split or command.dry_run or command.limit:
+            return 0
+        disk = os.statvfs(os.path.dirname(os.path.realpath(self._outputs[0])))
+        room = disk.f_bavail * disk.f_frsize
+        return room - room // _SPARE
+
+
+_JOBS: dict[str, Callable[[Command, Messages], str]] = {
+    "rearrange": _rearrange,
+    "reassemble": _reassemble,
+    "dmesg": _dmesg,
+    "mem_usage": _mem_usage,
+}
+"""What is done instead of making a dump, by the attribute of Command that asks for it."""
