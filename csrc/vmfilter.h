@@ -239,4 +239,13 @@ void vmf_decoder_free(struct vmf_decoder *decoder);
 uint64_t vmf_unpack(struct vmf_decoder *decoder, const struct vmf_descriptor *descriptors, uint64_t count,
 		    const struct vmf_extent *extents, uint64_t extent_count, const uint8_t *data, uint8_t *pages);
 
+/*
+ * Copies the data of count descriptors as they are to out (room for count pages), as vmf_pack would give them: those
+ * that are compressed with the codec of codec_flag (0: none), and raw ones. Ends where one is neither, or not right.
+ * *used: bytes written. *others: how many in a row are not copied after those that are, 0 at the end only. Returns how many are copied.
+ */
+uint64_t vmf_copy(const struct vmf_descriptor *descriptors, uint64_t count, const struct vmf_extent *extents,
+		  uint64_t extent_count, const uint8_t *data, uint32_t page_size, uint32_t codec_flag, int skip_zero,
+		  uint8_t *out, uint32_t *sizes, uint64_t *used, uint64_t *others);
+
 #endif

@@ -181,6 +181,16 @@ def test_a_limit_still_holds(tmp_path: Path) -> None:
     assert sum(not offset for offset, _, _ in found.values()) == said.lost
 
 
+def test_pages_that_share_fit_in_where_a_limit_has_no_room_for_more(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    one, two = chance.randbytes(PAGE), chance.randbytes(PAGE)
+    source, out = vmcore(tmp_path / "vmcore", [one] * 9 + [two] + [one] * 6), tmp_path / "out"
+    whole = vmfilter.filter_dump(source, out, level=1, dedup=True).output_size
+    assert not vmfilter.filter_dump(source, out, level=1, dedup=True, limit=whole + PAGE, force=True).lost
+    assert vmfilter.filter_dump(source, out, level=1, dedup=True, limit=whole - 1, force=True).lost
+    assert out.stat().st_size == whole - PAGE
+
+
 @pytest.mark.parametrize(("machine", "endian"), [(b"x86_64", "<"), (b"s390x", ">")])
 def test_convert_shares_too(tmp_path: Path, machine: bytes, endian: str) -> None:
     pages = dict(enumerate(some_pages(200, 25)))

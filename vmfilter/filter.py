@@ -7,17 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
+from vmfilter.copier import Copier
 from vmfilter.coverage import gaps
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
-from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
+from vmfilter.pack import MAX_THREADS, Compressor, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
@@ -26,6 +28,7 @@ from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
 
 if TYPE_CHECKING:
+    from vmfilter.codec import Codec
     from vmfilter.dedup import Deduplicator
 
 FORMATS = ("kdump", "elf")
@@ -98,9 +101,13 @@ def convert_dump(
     """Write a dump in another format or with another codec, with the same pages. No kernel needs to be understood.
 
     Args and errors: as filter_dump() has them. User data on persistent memory is left out where the source marks it.
+    The codec is by default that of the source, where it has one. Where it stays and no level is given, pages that are
+    compressed are copied as they are.
     """
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False)
+        to = _Output(
+            dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False, keep=dump.codec()
+        )
         return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
 
@@ -128,7 +135,9 @@ class _Output:
         threads: int | None,
         force: bool,
         dry_run: bool,
+        keep: Codec | None = None,
     ) -> None:
+        """Check it all; keep is the codec that stays where nothing else is said."""
         paths = [output] if isinstance(output, str | os.PathLike) else list(output)
         self.paths = [os.fspath(path) for path in paths]
         self.form = form
@@ -150,7 +159,9 @@ class _Output:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.codec, self.effort = parse_codec("none" if form == "elf" else DEFAULT if compress is None else compress)
+        default = keep.name if keep else DEFAULT
+        self.codec, self.effort = parse_codec("none" if form == "elf" else default if compress is None else compress)
+        self.copies = self.codec == keep and ":" not in (compress or "")
         for path in self.paths:
             _refuse_same_file(dump, path)
 
@@ -229,7 +240,8 @@ class _Run:
         classified = time.monotonic()
         kept = result.kept
         share_zero = bool(self._level & ZERO)
-        skip_zero = share_zero or to.dedup
+        copies = to.copies and self._dump.page_size == self._page_size
+        skip_zero = share_zero or to.dedup or copies
         writer.begin_pages(kept, skip_zero)
         if to.limit is not None and writer.size > to.limit:
             raise NoSpaceError(
@@ -244,16 +256,13 @@ class _Run:
             skip_zero,
             to.threads,
             to.dedup,
+            partial(Copier, to.codec) if copies else Compressor,
         ):
-            fitting = len(pages.sizes) if to.limit is None else writer.fitting(pages.sizes, to.limit)
-            full = fitting < len(pages.sizes)
-            if full:
-                pages = pages.part(slice(fitting), slice(sum(pages.sizes[:fitting].tolist())))
-            writer.put_pages(pages)
-            done += fitting
-            zero += pages.sizes.tolist().count(0)
+            written = self._put(writer, pages, to.limit)
+            done += len(written)
+            zero += written.tolist().count(0)
             self._progress("write", done, kept)
-            if full:
+            if len(written) < len(pages.sizes):
                 break
         result.lost = kept - done
         result.zero = zero if share_zero else 0
@@ -263,6 +272,19 @@ class _Run:
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = self._warnings
         return result
+
+    @staticmethod
+    def _put(writer: Writer, pages: Pages, limit: int | None) -> memoryview:
+        """Write pages as far as a limit lets them in; return the sizes of those that were written."""
+        if limit is None:
+            writer.put_pages(pages)
+            return pages.sizes
+        done = used = 0
+        while n := writer.fitting(pages.sizes[done:], limit):  # more fit in where some of those before were shared
+            size = sum(pages.sizes[done : done + n].tolist())
+            writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
+            done, used = done + n, used + size
+        return pages.sizes[:done]
 
     def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
         if to.form == "elf":
@@ -283,16 +305,18 @@ class _Run:
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info
+        base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
+        counted_from = base // self._page_size if self._dump.arch.counts_from_ram else 0
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
-            phys_base=kernel.phys_base if kernel else self._dump.header.phys_base or 0,
+            phys_base=base,
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=info,
             cpus=self._dump.header.cpus,
-            first_pfn=kernel.first_pfn if kernel else 0,
+            first_pfn=kernel.first_pfn if kernel else counted_from,
         )
 
     def _uts_without_kernel(self) -> Utsname:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import _core
 from vmfilter.errors import VmfilterError
@@ -102,20 +102,27 @@ _Packed = tuple[_Buffers, int, int]
 """Buffers, number of pages, and bytes of their data."""
 
 
-class _Worker:
-    """Reads and compresses chunks; each thread has one, for the codec's and the reading's memory."""
+class Worker(Protocol):
+    """Gets pages as they are to be in the new dump; each thread has one."""
+
+    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+        """Put the pages of a chunk into out and sizes, as Packer.pack() does; return their number and bytes."""
+
+
+class Compressor:
+    """Reads and compresses."""
 
     def __init__(self, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
+        """See packed()."""
         self._dump = dump
         self._page_size = page_size
         self._packer = packer
         self._skip_zero = skip_zero
         self._pages = memoryview(bytearray(max(_BATCH_BYTES, page_size)))
 
-    def pack(self, chunk: list[Run], buffers: _Buffers) -> _Packed:
-        """Return the buffers, the number of pages and the bytes of their data in the buffers."""
+    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+        """See Worker."""
         size = self._page_size
-        out, sizes = memoryview(buffers.out), memoryview(buffers.sizes)
         done = used = 0
         for batch in chunks_of(chunk, len(self._pages) // size):
             count = 0
@@ -126,7 +133,7 @@ class _Worker:
                 self._pages[: count * size], self._skip_zero, out[used:], sizes[done : done + count]
             )
             done += count
-        return buffers, done, used
+        return done, used
 
 
 def packed(
@@ -137,6 +144,7 @@ def packed(
     skip_zero: bool,
     threads: int,
     hashed: bool = False,
+    new_worker: Callable[[Dump, int, Packer, bool], Worker] = Compressor,
 ) -> Iterator[Pages]:
     """Compress pages.
 
@@ -148,6 +156,7 @@ def packed(
         skip_zero: whether zero pages are left out.
         threads: how many work, at least 1.
         hashed: whether frames and hashes are wanted.
+        new_worker: makes what a thread works with, of the dump, the page size, a packer and skip_zero.
 
     Yields:
         Those of each chunk, in order; valid until the next.
@@ -160,12 +169,12 @@ def packed(
 
     def work(chunk: list[Run], buffers: _Buffers) -> _Packed:
         if not hasattr(local, "worker"):
-            local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
-        worker: _Worker = local.worker
-        result = worker.pack(chunk, buffers)
+            local.worker = new_worker(dump, page_size, new_packer(), skip_zero)
+        worker: Worker = local.worker
+        count, used = worker.pack(chunk, memoryview(buffers.out), memoryview(buffers.sizes))
         if hashed:
-            buffers.hash(chunk, result[1])
-        return result
+            buffers.hash(chunk, count)
+        return buffers, count, used
 
     pages = CHUNK_BYTES // page_size
     free: list[_Buffers] = []

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _CONVERT = """Write the pages of DUMP, all that it has, in another format or with another codec. No kernel needs to be
-understood for that. User data on persistent memory is left out where DUMP marks it."""
+understood for that. User data on persistent memory is left out where DUMP marks it. Where the codec stays, and no level
+is given, pages are copied as they are, compressed."""
 _REASSEMBLE = """Write one dump with the pages of all files of a split set, in whatever order they are named."""
 
 
@@ -24,7 +25,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         p = commands.add_parser(
             name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        add_form(p)
+        add_form(p, "that of DUMP, zstd where it has none")
         p.add_argument("dump", metavar="DUMP", nargs=count, help="dump to read")
         p.add_argument("new", metavar="NEW", help="file to make, - for standard output")
         p.set_defaults(run=run)

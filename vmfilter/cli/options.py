@@ -25,15 +25,16 @@ def size_of(text: str) -> int:
     return int(digits) << _UNITS.get(unit, 0)
 
 
-def add_form(p: argparse.ArgumentParser) -> None:
-    """Add the options of every command that makes a dump."""
+def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
+    """Add the options of every command that makes a dump; codec says which is the default."""
     p.add_argument(
         "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default), or ELF as it was"
     )
     p.add_argument(
         "--compress",
         metavar="NAME[:LEVEL]",
-        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
+        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19), none; lz4, which only vmfilter reads "
+        f"(default: {codec})",
     )
     p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
     p.add_argument("--dedup", action="store_true", help="store identical pages once; every tool can read that")

@@ -1,4 +1,4 @@
-"""All page descriptors of a kdump-compressed dump, counted."""
+"""Page descriptors of a kdump-compressed dump, counted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from vmfilter import _core
+from vmfilter.codec import CODECS, Codec
 from vmfilter.kdumpformat import DESCRIPTOR
 from vmfilter.reader.kdump import KdumpDump
 from vmfilter.reader.splitset import Part
@@ -55,6 +56,24 @@ def tally(dump: KdumpDump) -> Tally:
             least = min([least, *offsets])
         lowest.append(least)
     return Tally(+flags, lost, lowest)
+
+
+def codec_of(dump: KdumpDump) -> Codec:
+    """Return the codec of a dump's pages: the header's, or that of most of the first pages where it names none.
+
+    Raises:
+        InputError: descriptors cannot be read.
+
+    """
+    main, compressing = dump.files[0].main, [codec for codec in CODECS.values() if codec.flag]
+    for codec in compressing:
+        if main.signature == codec.signature and main.status & codec.flag:
+            return codec
+    part = dump.parts[0]
+    count = min(part.data - part.descriptors, max(part.file.size - part.descriptors, 0)) // DESCRIPTOR
+    flags = Counter(_native(dump, part, 0, min(count, _AT_ONCE)).cast("I")[3::6])
+    most = max(compressing, key=lambda codec: flags[codec.flag])
+    return most if flags[most.flag] else CODECS["none"]
 
 
 def _native(dump: KdumpDump, part: Part, first: int, count: int) -> memoryview:
