@@ -270,7 +270,7 @@ class _Run:
             result.shared = self._deduplicator.shared + zero - result.zero
         result.output_size = writer.finish(incomplete=done < kept)
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
-        result.warnings = self._warnings
+        result.warnings = [*self._warnings, *self._dump.warnings]
         return result
 
     @staticmethod
