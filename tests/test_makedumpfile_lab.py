@@ -100,7 +100,7 @@ def files(lab: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     found = {name: folder / name for name in ("FIRST", "ONE", "TWO")} | {"VMCORE": lab("x86-6.12")}
     subprocess.run([*PEER, "-c", "-d", "1", found["VMCORE"], found["FIRST"]], capture_output=True, check=True)
     parts = [found["ONE"], found["TWO"]]
-    subprocess.run([*PEER, "-c", "-d", "31", "--split", found["VMCORE"], *parts], capture_output=True, check=True)
+    subprocess.run([*OURS, "-c", "-d", "31", "--split", found["VMCORE"], *parts], capture_output=True, check=True)
     return found
 
 

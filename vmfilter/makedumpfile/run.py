@@ -116,10 +116,13 @@ def _create(command: Command, messages: Messages) -> str:
 
 
 def _tell(result: Statistics, messages: Messages) -> None:
-    from vmfilter.report.text import coverage
-
-    for warning in (*result.warnings, *coverage(result.gaps)):
+    for warning in result.warnings:
         messages.error(f"warning: {warning}")
+    if result.gaps:
+        from vmfilter.report.text import coverage
+
+        for line in coverage(result.gaps):
+            messages.error(f"warning: {line}")
 
 
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
