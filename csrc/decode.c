@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Compressed pages back to pages: one entry of the table for each flag of a page descriptor. */
+/* Compressed pages back to pages, one entry of the table for each flag of a page descriptor; or copied as they are. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -187,5 +187,39 @@ uint64_t vmf_unpack(struct vmf_decoder *decoder, const struct vmf_descriptor *de
 		    !kind->expand(decoder, piece, d->size, pages + i * decoder->page_size, decoder->page_size))
 			break;
 	}
+	return i;
+}
+
+static int is_raw(const struct vmf_descriptor *d, uint32_t page_size)
+{
+	return d->flags == 0 && d->size == page_size;
+}
+
+/* Whether the data are as vmf_pack makes them with the codec of that flag. */
+static int fits(const struct vmf_descriptor *d, uint32_t page_size, uint32_t codec_flag)
+{
+	return is_raw(d, page_size) || (codec_flag && d->flags == codec_flag && d->size && d->size < page_size);
+}
+
+uint64_t vmf_copy(const struct vmf_descriptor *descriptors, uint64_t count, const struct vmf_extent *extents,
+		  uint64_t extent_count, const uint8_t *data, uint32_t page_size, uint32_t codec_flag, int skip_zero,
+		  uint8_t *out, uint32_t *sizes, uint64_t *used, uint64_t *others)
+{
+	uint64_t i, end;
+
+	*used = 0;
+	for (i = 0; i < count; i++) {
+		const struct vmf_descriptor *d = &descriptors[i];
+		const uint8_t *piece = data_of(d, extents, extent_count, data);
+
+		if (!piece || !fits(d, page_size, codec_flag))
+			break;
+		sizes[i] = skip_zero && is_raw(d, page_size) && vmf_is_zero(piece, page_size) ? 0 : d->size;
+		memcpy(out + *used, piece, sizes[i]);
+		*used += sizes[i];
+	}
+	for (end = i; end < count && (end == i || !fits(&descriptors[end], page_size, codec_flag)); end++)
+		;
+	*others = end - i;
 	return i;
 }

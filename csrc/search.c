@@ -6,12 +6,12 @@
 
 #define STRIDE 64	/* words looked at before asking whether any was it: the compiler makes vectors of that */
 
-uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t word[4])
+uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length)
 {
 	uint64_t end = size & ~3ull;
 	uint32_t wanted;
 
-	memcpy(&wanted, word, sizeof(wanted));
+	memcpy(&wanted, text, sizeof(wanted));
 	for (; at + 4 * STRIDE <= end; at += 4 * STRIDE) {
 		uint32_t words[STRIDE], found = 0;
 
@@ -22,7 +22,7 @@ uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const ui
 			break;
 	}
 	for (; at + 4 <= end; at += 4) {
-		if (memcmp(data + at, word, 4) == 0)
+		if (memcmp(data + at, text, size - at < length ? size - at : length) == 0)
 			return at;
 	}
 	return size;

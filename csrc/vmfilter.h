@@ -118,10 +118,10 @@ int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const 
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);
 
 /*
- * Offset of the first 4 bytes that are word, looked for at multiples of 4 from at (one, too) on; size where there are
- * none. Whatever is in data, each byte is looked at once or twice.
+ * Offset of the first text, of 4 bytes or more, looked for at multiples of 4 from at (one, too) on; size where there is
+ * none. At the end of data as much of it as there is will do, 4 bytes at least.
  */
-uint64_t vmf_find_word(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t word[4]);
+uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length);
 
 /* A page codec, with what it keeps between pages. One thread at a time. */
 struct vmf_codec;
@@ -157,10 +157,12 @@ struct vmf_descriptor {
 
 /*
  * Descriptors of count pages whose data (sizes as vmf_pack gives them) begins at offset: raw pages have flags 0,
- * others codec_flag; zero pages share zero_offset. Returns the offset after the data.
+ * others codec_flag; zero pages share zero_offset, and page i has its data at shared[i] where that is not 0 (shared
+ * may be NULL). Returns the offset after the data.
  */
-uint64_t vmf_descriptors(const uint32_t *sizes, uint64_t count, uint32_t page_size, uint64_t offset,
-			 uint64_t zero_offset, uint32_t codec_flag, int swap, struct vmf_descriptor *descriptors);
+uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size,
+			 uint64_t offset, uint64_t zero_offset, uint32_t codec_flag, int swap,
+			 struct vmf_descriptor *descriptors);
 
 /* Descriptors of a file in the other byte order become this machine's, in place. */
 void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count);
@@ -172,6 +174,39 @@ void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count);
  */
 uint64_t vmf_drop_lost(const struct vmf_descriptor *descriptors, uint64_t descriptor_count, uint64_t file_size,
 		       uint64_t count, uint8_t *bits);
+
+/* Of each of count pages a hash of its data (sizes as vmf_pack gives them); 0 for those without. */
+void vmf_hashes(const uint8_t *data, const uint32_t *sizes, uint64_t count, uint64_t *hashes);
+
+/* A page whose data are in the file; size 0: no page. */
+struct vmf_stored {
+	uint64_t hash, pfn, offset;
+	uint32_t size, used;	/* used: the clock when it was of use last */
+};
+
+enum vmf_kind {
+	VMF_ALONE = 0,		/* its data are its own, and nobody else's */
+	VMF_STORES = 1,		/* its data are its own, and in the table for those that come */
+	VMF_SHARES = 2		/* its data are those of an earlier page */
+};
+
+/*
+ * Looks count pages up, in order, and puts into the table those that are not there. The table has slots, a power of
+ * two from 8 on, all zeros at first; where there is no room, the page goes that was of use longest ago. lowest_pfn:
+ * pages before that are in another file. now: a clock that goes on by count from call to call. kinds[i]: of page i;
+ * SHARES only says that hash and size are those of the page earlier[i]: the caller compares both, and makes it ALONE where they differ.
+ * found[i]: its slot, for vmf_dedup_place(), which is to be called before this is again.
+ */
+void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pfn, uint32_t now,
+		    const uint64_t *hashes, const uint32_t *sizes, const uint64_t *pfns, uint64_t count,
+		    uint8_t *kinds, uint32_t *found, uint64_t *earlier);
+
+/*
+ * Takes the data of pages that share out of data, and learns where the others will be, the first at offset. shared:
+ * as vmf_descriptors() wants it. Returns the bytes left.
+ */
+uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const uint32_t *found, const uint32_t *sizes,
+			 uint64_t count, uint64_t offset, uint8_t *data, uint64_t *shared);
 
 /* Bytes of a file, and where in a buffer they are to lie. */
 struct vmf_extent {
@@ -203,5 +238,14 @@ void vmf_decoder_free(struct vmf_decoder *decoder);
  */
 uint64_t vmf_unpack(struct vmf_decoder *decoder, const struct vmf_descriptor *descriptors, uint64_t count,
 		    const struct vmf_extent *extents, uint64_t extent_count, const uint8_t *data, uint8_t *pages);
+
+/*
+ * Copies the data of count descriptors as they are to out (room for count pages), as vmf_pack would give them: those
+ * that are compressed with the codec of codec_flag (0: none), and raw ones. Ends where one is neither, or not right.
+ * *used: bytes written. *others: how many in a row are not copied after those that are, 0 at the end only. Returns how many are copied.
+ */
+uint64_t vmf_copy(const struct vmf_descriptor *descriptors, uint64_t count, const struct vmf_extent *extents,
+		  uint64_t extent_count, const uint8_t *data, uint32_t page_size, uint32_t codec_flag, int skip_zero,
+		  uint8_t *out, uint32_t *sizes, uint64_t *used, uint64_t *others);
 
 #endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -42,17 +43,29 @@ class Kdump:
         ) = struct.unpack_from(order + sub, m, self.block_size)  # fmt: skip
         first = self.block_size * (1 + self.sub_hdr_size)
         half = self.block_size * self.bitmap_blocks // 2
-        self.present = self._bits(m[first : first + half])
-        self.kept = self._bits(m[first + half : first + 2 * half])
+        with open(path, "rb") as f:
+            self.present = self._bits(f.fileno(), first, first + half)
+            self.kept = self._bits(f.fileno(), first + half, first + 2 * half)
         self.descriptors = first + 2 * half
 
     @staticmethod
-    def _bits(bitmap: bytes) -> list[int]:
-        bits, zeros = [], bytes(1 << 16)  # bitmaps can have a GiB of them: QEMU's dumps have a device at 32 TiB
-        for at in range(0, len(bitmap), len(zeros)):
-            part = bitmap[at : at + len(zeros)]
-            if part != zeros[: len(part)]:
-                bits += [8 * (at + i) + b for i, byte in enumerate(part) if byte for b in range(8) if byte >> b & 1]
+    def _bits(fd: int, at: int, end: int) -> list[int]:
+        """Bits of a bitmap, which can have a GiB of holes: QEMU's dumps of ppc64 have a device at 32 TiB."""
+        bits, begin, zeros = [], at, bytes(1 << 16)
+        while at < end:
+            try:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError:  # nothing but a hole up to the file's end
+                break
+            stop = min(os.lseek(fd, at, os.SEEK_HOLE), end)
+            while at < stop:
+                part = os.pread(fd, min(len(zeros), stop - at), at)
+                if part != zeros[: len(part)]:
+                    frame = 8 * (at - begin)
+                    bits += [
+                        frame + 8 * i + b for i, byte in enumerate(part) if byte for b in range(8) if byte >> b & 1
+                    ]
+                at += len(part)
         return bits
 
     def pages(self) -> Iterator[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,18 @@ def test_without_tables_there_are_still_the_windows(tmp_path: Path, pages: str, 
 def test_a_table_that_leads_to_itself(tmp_path: Path) -> None:
     space = Space(loongarch64(16, 3))
     space.write(space.root, (CACHED | space.root).to_bytes(8, "little") * 8192)
+    with space.virtual(tmp_path, lines(space)) as virtual:
+        assert len(virtual._levels) == 3
+        assert virtual.read(base(space.form), 8) is None
+
+
+def test_more_levels_than_addresses_have_bits_are_none(tmp_path: Path) -> None:
+    """Four levels of 64K pages: memory that is damaged can look so."""
+    space = Space(loongarch64(16, 3))
+    tables = [space.root, *(0x4000_0000 + i * 65536 for i in range(3))]
+    for table, following in pairwise(tables):
+        space.write(table, (CACHED | following).to_bytes(8, "little"))
+        space.write(following, bytes(65536))
     with space.virtual(tmp_path, lines(space)) as virtual:
         assert len(virtual._levels) == 3
         assert virtual.read(base(space.form), 8) is None

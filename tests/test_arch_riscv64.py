@@ -129,7 +129,9 @@ def test_how_many_levels_there_are(tmp_path: Path, bits: int, by: str) -> None:
 
 
 @EVERY_FORM
-@pytest.mark.parametrize(("link", "paddr"), itertools.product([LINK, LINK + 0x1A40_0000], [0x8020_0000, 0x4_0000_0000]))
+@pytest.mark.parametrize(
+    ("link", "paddr"), list(itertools.product([LINK, LINK + 0x1A40_0000], [0x8020_0000, 0x4_0000_0000]))
+)
 def test_va_kernel_pa_offset_tells_wherever_the_kernel_lies(tmp_path: Path, bits: int, link: int, paddr: int) -> None:
     space, name = named(bits, link, paddr)
     offset = link - paddr

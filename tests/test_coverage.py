@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TESTDATA
@@ -14,6 +16,7 @@ import vmfilter
 from vmfilter.coverage import Gap, Loss, gaps
 from vmfilter.info import dump_info
 from vmfilter.kernel import Kernel, Vmcoreinfo
+from vmfilter.kernel.memmodel import Section
 
 SECTION = 1 << 21  # bytes of a synthetic machine's memory section
 ALONE = 200  # number of a section far from all others
@@ -115,3 +118,18 @@ def test_a_part_of_a_section_is_enough(tmp_path: Path) -> None:
     machine = Synthetic(absent=set(frames(ALONE)[1:]))  # holes inside of sections are everywhere
     machine.section(ALONE)
     assert gaps_of(machine.write(tmp_path / "v")) == []
+
+
+def test_page_tables_that_make_sections_without_end_are_no_endless_search() -> None:
+    """A table that leads to itself makes the few sections that there are as many as a machine can have."""
+    looked: list[int] = []
+
+    def sections() -> Iterator[Section]:
+        for number in count():
+            looked.append(number)
+            yield Section(number, None, True)
+
+    model = SimpleNamespace(section_pages=1, sections=sections)
+    nothing = SimpleNamespace(has_memory=lambda start, end: False)
+    assert gaps(nothing, SimpleNamespace(memory_model=model, page_size=4096)) == []  # type: ignore[arg-type]
+    assert len(looked) < 1 << 20

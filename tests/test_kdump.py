@@ -12,6 +12,7 @@ import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from vmfilter import PageClass, _core
 from vmfilter.arch.x86_64 import ARCH as X86_64
 from vmfilter.cli import main
 from vmfilter.kernel import Kernel, Vmcoreinfo
-from vmfilter.reader import kdump, kdumpfile
+from vmfilter.reader import kdump, kdumpheaders
 from vmfilter.reader.dump import Dump
 
 INPUT, KERNEL = 3, 5
@@ -241,7 +242,7 @@ MACHINES = [
 def test_headers_are_laid_out_as_the_machine_does(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, endian: str, header: str, machine: dict[str, Any], version: int
 ) -> None:
-    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
+    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
     head = struct.pack(endian + "III", 11, 14, 0)
     notes = (head + b"VMCOREINFO\0\0OSRELEASE=6.1\n\0\0" if version >= 4 else b"") + bytes(40)
     where = {"notes": notes} if version >= 4 else {"vmcoreinfo": b"OSRELEASE=6.1\n"} if version == 3 else {}
@@ -259,13 +260,70 @@ def test_frames_are_counted_from_phys_base_where_the_machine_does(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, phys_base: int
 ) -> None:
     arm = X86_64._replace(word=4, counts_from_ram=True)
-    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: arm)
+    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: arm)
     file = some_file(header="32 padded", sub={"phys_base": phys_base})
     dump, model = opened(file), Model(file, phys_base)
     check_all(dump, model)
     first = phys_base // PAGE
     assert read(dump, phys_base - PAGE, 2 * PAGE)[1] is False
     assert marked(dump, first - 9, PAGE, 60) == bytes(9) + model.mark(first, PAGE, 51)
+
+
+# struct elf_prstatus of each machine, as the kernel's headers and QEMU's arch_dump.c have it
+PRSTATUS = [
+    ("arm", "<", "32 packed", 148),
+    ("arm64", "<", "64", 392),
+    ("i386", "<", "32 packed", 144),
+    ("i386", "<", "64", 144),  # by QEMU, which has its firmware end at 4 GiB
+    ("loongarch64", "<", "64", 480),
+    ("ppc64", ">", "64", 504),
+    ("ppc64le", "<", "64", 504),
+    ("riscv64", "<", "64", 376),
+    ("s390x", ">", "64", 336),
+    ("x86_64", "<", "64", 336),
+]
+
+
+def by_qemu(endian: str, header: str, size: int) -> KdumpFile:
+    """A file as QEMU makes it: it says of no machine what it is, and of arm's what phys_base is, but counts from 0."""
+    notes = b"".join(note(b"CORE", kind, bytes(length), endian) for kind, length in ((1, size), (2, 528), (1, size)))
+    return some_file(
+        machine=b"Unknown", main={"sysname": b""}, endian=endian, header=header, notes=notes,
+        sub={"phys_base": 0x40000000},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
+def test_a_dump_that_does_not_name_its_machine_is_known_by_its_registers(
+    opened: Opened, name: str, endian: str, header: str, size: int
+) -> None:
+    file = by_qemu(endian, header, size)
+    dump = opened(file)
+    assert dump.arch is import_module(f"vmfilter.arch.{name}").ARCH
+    check_all(dump, Model(file))
+    assert (dump.header.uts, dump.header.phys_base) == ((), 0x40000000)
+
+
+@pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
+def test_what_is_made_of_it_names_its_machine(
+    opened: Opened, tmp_path: Path, name: str, endian: str, header: str, size: int
+) -> None:
+    with opened(by_qemu(endian, header, size)) as dump:
+        vmfilter.filter_dump(dump, tmp_path / "out", level=1)
+    assert Kdump(tmp_path / "out").utsname[4] == import_module(f"vmfilter.arch.{name}").ARCH.name
+
+
+@pytest.mark.parametrize(("endian", "size"), [("<", 160), (">", 392), ("<", 0)])
+def test_registers_of_no_machine_that_is_known_are_an_error(opened: Opened, endian: str, size: int) -> None:
+    with pytest.raises(vmfilter.KernelError, match="does not say of what machine it is"):
+        opened(by_qemu(endian, "64", size))
+
+
+def test_damaged_notes_of_an_unnamed_machine_are_an_error(opened: Opened) -> None:
+    file = by_qemu("<", "64", 336)
+    file.notes = b"\xff" * 4 + file.notes[4:]
+    with pytest.raises(vmfilter.KernelError, match="does not say of what machine it is"):
+        opened(file)
 
 
 def test_a_negative_phys_base_is_one(opened: Opened) -> None:
@@ -397,7 +455,7 @@ def test_an_incomplete_dump_that_is_cut_short_has_lost_what_was_cut_off(opened: 
 def test_an_incomplete_dump_of_the_other_byte_order_has_lost_the_same(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: X86_64._replace(little_endian=False))
+    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(little_endian=False))
     file = some_file(endian=">")
     file.build()
     file.lost = set(file.frames[5::3])
@@ -642,7 +700,7 @@ def test_fields_that_nothing_depends_on_may_say_anything(filtered: Filtered, nam
             assert (ran.status, ran.left) == (0, ["dump"]), ran.err
 
 
-@pytest.mark.parametrize("machine", [b"", b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
+@pytest.mark.parametrize("machine", [b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
 def test_a_machine_that_is_not_known_is_refused(filtered: Filtered, machine: bytes) -> None:
     ran = filtered(patched(*MAIN[8]["machine"], machine))
     assert (ran.status, ran.left) == (KERNEL, [])

@@ -23,7 +23,11 @@ from kdumpreader import Kdump
 from unpack import unpack_sparse
 
 import vmfilter
+from vmfilter.filter import convert_dump
 from vmfilter.info import dump_info
+from vmfilter.kernel.log import KernelLog, Record
+from vmfilter.kernel.search import understand
+from vmfilter.report.log import log_lines
 
 LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parent.parent.parent / "shared"))
 VMCORES = LAB / "vmcores"
@@ -396,3 +400,231 @@ def test_kdumpid_recognises_other_machines(
     said = judge("peer.py", "kdumpid", tmp_path / "dump")
     assert f"Arch: {machine}\n" in said
     assert release in said
+
+
+# The kernel's log
+
+LAST_LINES = {
+    "x86-6.12": " </TASK>",
+    "x86-7.2": " </TASK>",
+    "x86-pmem2": "Kernel panic - not syncing: sysrq triggered crash",
+    "x86-pmem3": "Kernel panic - not syncing: sysrq triggered crash",
+    "arm64-6.12": "Bye!",
+    "ppc64-6.12": "kexec: Starting switchover sequence.",
+    "riscv64-6.12": "Bye...",
+}
+
+
+def log_of(path: Path) -> tuple[list[Record], list[str]]:
+    with vmfilter.open_dump(path) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        log = KernelLog(kernel)
+        return list(log.records()), log.losses.warnings()
+
+
+@pytest.mark.parametrize("name", LAST_LINES)
+def test_the_log_is_what_the_console_showed(lab: Callable[[str], Path], name: str) -> None:
+    records, warnings = log_of(lab(name))
+    assert not warnings
+    assert [r.seq for r in records] == list(range(len(records)))
+    assert records[0].text.startswith((b"Linux version", b"Booting Linux", b"random: crng", b"hash-mmu", b"radix-mmu"))
+    lines = list(log_lines(records))
+    assert lines[-1][15:] == LAST_LINES[name]
+    shown = (VMCORES / f"{name}.console.txt").read_text(errors="replace").replace("\r", "")
+    missing = [line for line in lines if line[15:] not in shown]
+    assert len(missing) < len(lines) // 8, missing  # what the console's level left out
+
+
+@pytest.mark.parametrize("name", PMEM)
+@pytest.mark.parametrize("level", [None, 31])
+def test_drgn_reads_the_same_log(lab: Callable[[str], Path], tmp_path: Path, name: str, level: int | None) -> None:
+    drgn = pytest.importorskip("drgn")
+    from drgn.helpers.linux.printk import get_dmesg, get_printk_records
+
+    path = lab(name)
+    if level is not None:
+        vmfilter.filter_dump(path, tmp_path / "dump", level=level)
+        path = tmp_path / "dump"
+    prog = drgn.Program()
+    prog.set_core_dump(str(path))
+    prog.load_debug_info([str(lab("vmlinux-pmem"))])
+    records, _ = log_of(path)
+    assert list(log_lines(records)) == get_dmesg(prog).decode().splitlines()
+    for ours, theirs in zip(records, get_printk_records(prog), strict=True):
+        caller = f"C{theirs.caller_cpu}" if theirs.caller_tid is None else f"T{theirs.caller_tid}"
+        said = {key.decode(): value.decode() for key, value in theirs.context.items()}
+        assert ours[:8] == (
+            theirs.text, theirs.timestamp, theirs.level, theirs.facility, caller, theirs.seq, said, theirs.continuation,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x86-6.12", "x86-7.2", *PMEM])
+def test_makedumpfile_reads_the_same_log(lab: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    if not peer_is_here("makedumpfile", "-v"):
+        pytest.skip("makedumpfile cannot be had here")
+    judge("peer.py", "makedumpfile", "--dump-dmesg", lab(name), tmp_path / "log")
+    records, _ = log_of(lab(name))
+    said = (tmp_path / "log").read_text(encoding="latin-1").split("\n")
+    assert [*log_lines(records, caller=True), ""] == said
+
+
+# Every dump out, read by others; others' dumps, read by us
+
+FORMS: dict[str, dict[str, Any]] = {"kdump": {}, "elf": {"format": "elf"}}
+
+
+@pytest.fixture(scope="session")
+def makedumpfile() -> Callable[..., None]:
+    """Run makedumpfile with arguments; stdin and stdout are files."""
+    if not peer_is_here("makedumpfile", "-v"):
+        pytest.skip("makedumpfile cannot be had here")
+
+    def run(*arguments: str | Path, stdin: Path | None = None, stdout: Path | None = None) -> None:
+        command = [sys.executable, LAB / "lab" / "peer.py", "makedumpfile", *arguments]
+        with open(stdin or os.devnull, "rb") as source, open(stdout or os.devnull, "wb") as target:
+            done = subprocess.run(command, stdin=source, stdout=target, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["x86-pmem3", "x86-6.12"])
+def test_makedumpfile_rearranges_our_stream_to_our_file(
+    lab: Callable[[str], Path], tmp_path: Path, makedumpfile: Callable[..., None], form: str, name: str
+) -> None:
+    vmfilter.filter_dump(lab(name), tmp_path / "direct", **FORMS[form])
+    vmfilter.filter_dump(lab(name), tmp_path / "flat", flatten=True, **FORMS[form])
+    makedumpfile("-R", tmp_path / "theirs", stdin=tmp_path / "flat")
+    assert digest(tmp_path / "theirs") == digest(tmp_path / "direct")
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+@pytest.mark.parametrize("codec", ["lzo", "zstd", "none"])
+def test_makedumpfile_reassembles_our_split_set(
+    lab: Callable[[str], Path], tmp_path: Path, makedumpfile: Callable[..., None], parts: int, codec: str
+) -> None:
+    paths = [tmp_path / str(i) for i in range(parts)]
+    vmfilter.filter_dump(lab("x86-pmem3"), paths, compress=codec)
+    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", compress=codec)
+    makedumpfile("--reassemble", *reversed(paths), tmp_path / "theirs")
+    whole = Kdump(tmp_path / "direct")
+    assert Kdump(tmp_path / "theirs").kept == whole.kept
+    assert ", 0 differ" in judge("kdumpcheck.py", "compare", tmp_path / "theirs", tmp_path / "direct")
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("codec", MAKEDUMPFILE)
+def test_makedumpfiles_flattened_dump_is_read(
+    lab: Callable[[str], Path], tmp_path: Path, makedumpfile: Callable[..., None], codec: str, piped: bool
+) -> None:
+    makedumpfile(*MAKEDUMPFILE[codec], "-F", "-d", "1", lab("x86-pmem3"), stdout=tmp_path / "flat")
+    if piped:
+        command = [sys.executable, "-m", "vmfilter", "filter", "-q", "--compress", "lzo", "-", tmp_path / "dump"]
+        with (
+            open(tmp_path / "flat", "rb") as flat,
+            subprocess.Popen(["cat"], stdin=flat, stdout=subprocess.PIPE) as cat,
+        ):
+            subprocess.run(command, stdin=cat.stdout, check=True)
+    else:
+        vmfilter.filter_dump(tmp_path / "flat", tmp_path / "dump", compress="lzo")
+    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", compress="lzo")
+    assert Kdump(tmp_path / "dump").kept == Kdump(tmp_path / "direct").kept
+    assert ", 0 differ" in judge("kdumpcheck.py", "compare", tmp_path / "dump", tmp_path / "direct")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("level", [0, 30])
+def test_makedumpfiles_elf_dump_is_read(
+    lab: Callable[[str], Path], tmp_path: Path, makedumpfile: Callable[..., None], flat: bool, level: int
+) -> None:
+    """It leaves out only stretches of 256 pages or more."""
+    if flat:
+        makedumpfile("-F", "-E", "-d", str(level), lab("x86-pmem3"), stdout=tmp_path / "theirs")
+    else:
+        makedumpfile("-E", "-d", str(level), lab("x86-pmem3"), tmp_path / "theirs")
+    convert_dump(tmp_path / "theirs", tmp_path / "dump", compress="lzo")
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("x86-pmem3"))
+    vmfilter.filter_dump(tmp_path / "theirs", tmp_path / "again", compress="lzo", level=31)
+    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", compress="lzo", level=31)
+    kept = set(Kdump(tmp_path / "direct").kept)
+    assert kept <= set(Kdump(tmp_path / "dump").kept)
+    assert set(Kdump(tmp_path / "again").kept) == kept
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", PMEM)
+def test_drgn_lists_tasks_of_every_form(
+    lab: Callable[[str], Path], tmp_path: Path, name: str, form: str, flatten: bool
+) -> None:
+    drgn = pytest.importorskip("drgn")
+    from drgn.helpers.linux.pid import for_each_task
+    from drgn.helpers.linux.printk import get_dmesg
+
+    vmfilter.filter_dump(lab(name), tmp_path / "dump", flatten=flatten, **FORMS[form])
+    prog = drgn.Program()
+    prog.set_core_dump(str(tmp_path / "dump"))
+    prog.load_debug_info([str(lab("vmlinux-pmem"))])
+    assert {task.comm.string_() for task in for_each_task(prog)} >= {b"kthreadd", b"init", b"work"}
+    assert b"Kernel panic - not syncing: sysrq triggered crash" in get_dmesg(prog)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_drgn_opens_a_limited_dump_and_reads_what_is_in_it(
+    lab: Callable[[str], Path], tmp_path: Path, form: str
+) -> None:
+    drgn = pytest.importorskip("drgn")
+    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "whole", level=0, compress="none")
+    limit = (
+        (tmp_path / "whole").stat().st_size * 97 // 100
+    )  # libkdumpfile needs the kernel's page tables: they are there
+    how = {"compress": "none"} if form == "kdump" else FORMS[form]
+    found = vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "limited", level=0, limit=limit, **how)
+    assert 0 < found.lost < found.kept
+    assert limit - 8192 < (tmp_path / "limited").stat().st_size <= limit
+    prog = drgn.Program()
+    prog.set_core_dump(str(tmp_path / "limited"))
+    pages = list(Kdump(tmp_path / "whole").pages())
+    there = len(pages) - found.lost
+    for pfn, page in (pages[0], pages[1000], pages[there - 1]):
+        assert prog.read(pfn * 4096, 4096, physical=True) == page
+    for pfn, _ in (pages[there], pages[-1]):
+        with pytest.raises(drgn.FaultError):
+            prog.read(pfn * 4096, 4096, physical=True)
+
+
+@pytest.mark.parametrize("how", ["elf", "flattened", "flattened elf", "limited", "limited elf", "part"])
+def test_kdumpid_recognises_every_form(lab: Callable[[str], Path], tmp_path: Path, how: str) -> None:
+    if not peer_is_here("kdumpid", "--version"):
+        pytest.skip("kdumpid cannot be had here")
+    form = "elf" if "elf" in how else "kdump"
+    limit = {"limited": 5 << 20, "limited elf": 110 << 20}.get(how)
+    to = [tmp_path / "dump", tmp_path / "second"] if how == "part" else tmp_path / "dump"
+    found = vmfilter.filter_dump(lab("x86-pmem3"), to, format=form, limit=limit, flatten="flattened" in how)
+    assert bool(found.lost) == ("limited" in how)
+    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    assert f"Format: {'elf' if form == 'elf' else 'diskdump'}" in said
+    assert "Arch: x86_64" in said
+    assert "6.12.95" in said
+
+
+@pytest.mark.parametrize("how", ["split", "flattened", "elf", "flattened elf", "limited elf"])
+def test_crash_opens_every_form(lab: Callable[[str], Path], tmp_path: Path, how: str) -> None:
+    if not peer_is_here("crash", "--version"):
+        pytest.skip("crash cannot be had here")
+    paths = [tmp_path / str(i) for i in range(3 if how == "split" else 1)]
+    vmfilter.filter_dump(
+        lab("x86-pmem3"),
+        paths,
+        format="elf" if "elf" in how else "kdump",
+        flatten="flattened" in how,
+        limit=120 << 20 if "limited" in how else None,
+    )
+    (tmp_path / "commands").write_text("sys\nps\nexit\n")
+    crash = ("peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem"))
+    said = judge(*crash, *paths)
+    assert "sysrq triggered crash" in said
+    assert "[kthreadd]" in said
+    assert ("[INCOMPLETE]" in said) == ("limited" in how)

@@ -369,7 +369,7 @@ def test_elf(run: Run, small: Path) -> None:
     assert run("-d", 31, "elf", "dump").status == 0
     assert run("-d", 31, small, "direct").status == 0
     with open_dump("elf") as dump:
-        assert dump.format == "ELF"
+        assert dump.format == "ELF64"
     assert Kdump(Path("dump")).kept == Kdump(Path("direct")).kept
     assert re.findall(r" in ELF format : (0x\w+)", ran.out) == re.findall(
         r"(?:Excluded|Remaining) .*: (0x\w+)", ran.out

@@ -381,6 +381,7 @@ def test_sizes_of_sections_default_to_the_architectures(tmp_path: Path) -> None:
         ("NUMBER(SECTION_SIZE_BITS)=12", "cannot be right"),
         ("NUMBER(SECTION_SIZE_BITS)=31", "cannot be right"),
         ("NUMBER(MAX_PHYSMEM_BITS)=64", "cannot be right"),
+        ("NUMBER(SECTION_SIZE_BITS)=35\nNUMBER(MAX_PHYSMEM_BITS)=52", "cannot be right"),  # endless struct pages
         ("NUMBER(MAX_PHYSMEM_BITS)=many", "not a number"),
     ],
 )
@@ -403,3 +404,16 @@ def test_a_symbol_that_leads_to_no_sections_but_other_data_is_an_error(tmp_path:
     machine.extra.append(f"SYMBOL(mem_section)={machine.symbol(noise):x}")
     with machine.opened(tmp_path) as (_, kernel), pytest.raises(KernelError, match="leads to no memory section"):
         _ = kernel.memory_model
+
+
+def test_no_array_has_hundreds_of_millions_of_sections(tmp_path: Path) -> None:
+    """Each would be looked at."""
+    lines = ["LENGTH(mem_section)=536870912", "NUMBER(MAX_PHYSMEM_BITS)=50"]
+    with Synthetic(extra=lines).opened(tmp_path) as (_, kernel):
+        assert 0 < len(list(kernel.memory_model.sections())) < 100
+
+
+@pytest.mark.parametrize("release", ["9" * 5000 + ".1", "6." + "9" * 5000, "9" * 5000, ""])
+def test_a_release_that_is_no_version_is_none_or_some_number(release: str) -> None:
+    """Python refuses to read numbers of thousands of digits."""
+    assert all(part < 10**9 for part in Vmcoreinfo(f"OSRELEASE={release}\n").version())

@@ -84,6 +84,13 @@ def test_every_page_of_another_machine_is_its_own(real: Callable[[str], Path], t
                 assert source.read((first + pfn) * dump.block_size, dump.block_size) in (content, None)
 
 
+@pytest.mark.parametrize("name", [*(row[0] for row in OTHER_MACHINES), "arm64-6.12", "loongarch64-7.2", "riscv64-6.12"])
+def test_registers_have_the_size_that_tells_machines_apart(real: Callable[[str], Path], name: str) -> None:
+    with vmfilter.open_dump(real(name)) as dump:
+        sizes = {note.size for note in dump.notes if (note.name, note.kind) == (b"CORE", 1)}
+        assert sizes == {dump.arch.prstatus_size}
+
+
 # What libkdumpfile (in drgn) can translate of these: not 4K pages of ppc64, nor s390x since 6.10, and not arm's frames,
 # which it counts from 0 where crash and makedumpfile count from phys_base. In QEMU's dumps of x86 it begins at the
 # tables that CR3 held, which strip.py leaves out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,42 @@ def test_thousands_of_wrong_texts_end_the_search(tmp_path: Path) -> None:
         found(machine_with(place), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "filler",
+    [
+        b"OSRE",
+        b"OSRELEASE=xx",
+        b"OSRELEASE=\0\0",
+        b"OSRELEASE=6.1\n\n\n".ljust(300, b"x") + b"\0\0\0\0",
+        b"OSRELEASE=6.12.95+deb12-cloud-amd64\n".ljust(4092, b"y") + b"\xff\0\0\0",
+    ],
+    ids=["a word", "no end", "short", "long", "not ASCII"],
+)
+def test_memory_full_of_beginnings_is_searched_in_time(tmp_path: Path, filler: bytes) -> None:
+    """A process of the machine can have it so, and what follows is found all the same; it took 20 s for each MiB."""
+
+    def place(memory: Memory, text: str) -> None:
+        size = MIB
+        memory.write(PLACE, (filler * (size // len(filler) + 1))[:size])
+        memory.write(PLACE + size, text.encode())
+
+    machine = machine_with(place)
+    started = time.process_time()
+    assert found(machine, tmp_path) == machine.info
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("distance", [12, 4096, (1 << 16) - 4096, 1 << 16, (1 << 16) + 4])
+def test_found_right_after_text_that_is_none(tmp_path: Path, distance: int) -> None:
+    """Without a zero byte between."""
+
+    def place(memory: Memory, text: str) -> None:
+        memory.write(PLACE, (b"OSRELEASE=x\n" * 6000)[:distance] + text.encode())
+
+    machine = machine_with(place)
+    assert found(machine, tmp_path) == machine.info
+
+
 # s390x: the lowcore
 
 
@@ -159,10 +196,11 @@ def test_pointers_that_lead_nowhere_leave_it_to_the_search(tmp_path: Path, point
 # The C core
 
 
-def test_words_are_found_as_a_slow_search_finds_them() -> None:
+@pytest.mark.parametrize("text", [b"OSRE", b"OSREO", b"OSREOSRE"])
+def test_texts_are_found_as_a_slow_search_finds_them(text: bytes) -> None:
     chance = random.Random(1)
     for _ in range(3000):
-        data = bytes(chance.choice(b"OSRE") for _ in range(chance.randrange(700)))
+        data = b"".join(chance.choice([b"OSRE", b"OSRO", b"SREO"]) for _ in range(chance.randrange(200)))[:-2]
         at = chance.randrange(0, 600, 4)
-        wanted = next((i for i in range(at, len(data) - 3, 4) if data[i : i + 4] == b"OSRE"), len(data))
-        assert _core.lib.vmf_find_word(data, len(data), at, b"OSRE") == wanted
+        matches = (i for i in range(at, len(data) - 3, 4) if data[i : i + len(text)] == text[: len(data) - i])
+        assert _core.lib.vmf_find_text(data, len(data), at, text, len(text)) == next(matches, len(data))

@@ -22,7 +22,7 @@ from test_kdump import MACHINES, STRETCH, Model, check_all, read
 
 import vmfilter
 from vmfilter.arch.x86_64 import ARCH as X86_64
-from vmfilter.reader import kdumpfile
+from vmfilter.reader import kdumpheaders
 from vmfilter.reader.kdump import KdumpDump
 
 
@@ -132,7 +132,7 @@ def test_several_threads_read_a_set(written: Written) -> None:
 def test_each_header_that_has_the_range_is_read(
     written: Written, monkeypatch: pytest.MonkeyPatch, version: int, endian: str, header: str, machine: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(kdumpfile, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
+    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
     whole = whole_file(frames=60, endian=endian, header=header, version=version, vmcoreinfo=b"OSRELEASE=6\n")
     with vmfilter.open_dump(written(parts_of(whole, 20, 41))) as dump:
         check_all(dump, model_of(whole))

@@ -7,22 +7,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
 
 from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
+from vmfilter.copier import Copier
 from vmfilter.coverage import gaps
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
-from vmfilter.pack import MAX_THREADS, Run, packed, runs_in
+from vmfilter.pack import MAX_THREADS, Compressor, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
 from vmfilter.writer import Writer
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
 from vmfilter.writer.transport import Discard, FileTransport, Transport
+
+if TYPE_CHECKING:
+    from vmfilter.codec import Codec
+    from vmfilter.dedup import Deduplicator
 
 FORMATS = ("kdump", "elf")
 Progress = Callable[[str, int, int], None]
@@ -37,6 +44,7 @@ def filter_dump(
     format: str = "kdump",
     compress: str | None = None,
     flatten: bool = False,
+    dedup: bool = False,
     limit: int | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -55,6 +63,7 @@ def filter_dump(
         format: "kdump" (kdump-compressed) or "elf".
         compress: codec of kdump, NAME or NAME:LEVEL; None: the default.
         flatten: write a flattened file.
+        dedup: store identical pages once; not in format "elf".
         limit: bytes that the new file is not to exceed; what does not go in is missing, and it says so of itself.
         threads: that compress; None: one a CPU. The output does not depend on it.
         force: whether a file at output is replaced.
@@ -73,7 +82,7 @@ def filter_dump(
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, limit, threads, force, dry_run)
+        to = _Output(dump, output, format, compress, flatten, dedup, limit, threads, force, dry_run)
         return to.write(lambda: _Run(dump, level, True, include_pmem_userdata, progress))
 
 
@@ -84,6 +93,7 @@ def convert_dump(
     format: str = "kdump",
     compress: str | None = None,
     flatten: bool = False,
+    dedup: bool = False,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -91,9 +101,13 @@ def convert_dump(
     """Write a dump in another format or with another codec, with the same pages. No kernel needs to be understood.
 
     Args and errors: as filter_dump() has them. User data on persistent memory is left out where the source marks it.
+    The codec is by default that of the source, where it has one. Where it stays and no level is given, pages that are
+    compressed are copied as they are.
     """
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, None, threads, force, dry_run=False)
+        to = _Output(
+            dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False, keep=dump.codec()
+        )
         return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
 
@@ -116,15 +130,19 @@ class _Output:
         form: str,
         compress: str | None,
         flatten: bool,
+        dedup: bool,
         limit: int | None,
         threads: int | None,
         force: bool,
         dry_run: bool,
+        keep: Codec | None = None,
     ) -> None:
+        """Check it all; keep is the codec that stays where nothing else is said."""
         paths = [output] if isinstance(output, str | os.PathLike) else list(output)
         self.paths = [os.fspath(path) for path in paths]
         self.form = form
         self.flatten = flatten
+        self.dedup = dedup
         self.limit = limit
         self._force = force
         self._dry_run = dry_run
@@ -134,12 +152,16 @@ class _Output:
             raise UsageError("the files to make need names that differ")
         if len(self.paths) > 1 and (form != "kdump" or limit is not None or "-" in self.paths):
             raise UsageError("a set can only be of files in format kdump, and without a limit")
+        if form == "elf" and dedup:
+            raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
         if form == "elf" and compress not in (None, "none"):
             raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.codec, self.effort = parse_codec("none" if form == "elf" else DEFAULT if compress is None else compress)
+        default = keep.name if keep else DEFAULT
+        self.codec, self.effort = parse_codec("none" if form == "elf" else default if compress is None else compress)
+        self.copies = self.codec == keep and ":" not in (compress or "")
         for path in self.paths:
             _refuse_same_file(dump, path)
 
@@ -168,6 +190,8 @@ class _Output:
             return Discard()
         if path != "-":
             return FileTransport(path, self._force)
+        if sys.stdout is None:
+            raise OutputError("standard output: is closed")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("standard output is a terminal, not a place for a dump: send it into a pipe or a file")
         from vmfilter.writer.flattened import StreamTransport
@@ -187,6 +211,7 @@ class _Run:
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
+        self._deduplicator: Deduplicator | None = None
         self._page_size, self._info, self._kernel, error = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
@@ -215,31 +240,51 @@ class _Run:
         classified = time.monotonic()
         kept = result.kept
         share_zero = bool(self._level & ZERO)
-        writer.begin_pages(kept, share_zero)
+        copies = to.copies and self._dump.page_size == self._page_size
+        skip_zero = share_zero or to.dedup or copies
+        writer.begin_pages(kept, skip_zero)
         if to.limit is not None and writer.size > to.limit:
             raise NoSpaceError(
                 f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
             )
-        done = 0
-        for sizes, data in packed(
+        done = zero = 0
+        for pages in packed(
             self._dump,
             self._page_size,
             self._kept_runs(writer),
             lambda: packer(to.codec, to.effort, self._page_size),
-            share_zero,
+            skip_zero,
             to.threads,
+            to.dedup,
+            partial(Copier, to.codec) if copies else Compressor,
         ):
-            if to.limit is not None and writer.size + len(data) > to.limit:
-                break
-            writer.put_pages(sizes, data)
-            done += len(sizes)
-            result.zero += sizes.tolist().count(0)
+            written = self._put(writer, pages, to.limit)
+            done += len(written)
+            zero += written.tolist().count(0)
             self._progress("write", done, kept)
+            if len(written) < len(pages.sizes):
+                break
         result.lost = kept - done
+        result.zero = zero if share_zero else 0
+        if self._deduplicator:
+            result.shared = self._deduplicator.shared + zero - result.zero
         result.output_size = writer.finish(incomplete=done < kept)
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = self._warnings
         return result
+
+    @staticmethod
+    def _put(writer: Writer, pages: Pages, limit: int | None) -> memoryview:
+        """Write pages as far as a limit lets them in; return the sizes of those that were written."""
+        if limit is None:
+            writer.put_pages(pages)
+            return pages.sizes
+        done = used = 0
+        while n := writer.fitting(pages.sizes[done:], limit):  # more fit in where some of those before were shared
+            size = sum(pages.sizes[done : done + n].tolist())
+            writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
+            done, used = done + n, used + size
+        return pages.sizes[:done]
 
     def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
         if to.form == "elf":
@@ -247,7 +292,11 @@ class _Run:
 
             return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size)
         header = self._header()
-        writers = [KdumpWriter(transport, self._dump, header, to.codec) for transport in transports]
+        if to.dedup:
+            from vmfilter.dedup import Deduplicator
+
+            self._deduplicator = Deduplicator(self._dump, self._page_size)
+        writers = [KdumpWriter(transport, self._dump, header, to.codec, self._deduplicator) for transport in transports]
         if len(writers) == 1:
             return writers[0]
         from vmfilter.writer.split import SplitWriter
@@ -256,16 +305,18 @@ class _Run:
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info
+        base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
+        counted_from = base // self._page_size if self._dump.arch.counts_from_ram else 0
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
-            phys_base=kernel.phys_base if kernel else self._dump.header.phys_base or 0,
+            phys_base=base,
             level=self._level | self._dump.header.level,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=info,
             cpus=self._dump.header.cpus,
-            first_pfn=kernel.first_pfn if kernel else 0,
+            first_pfn=kernel.first_pfn if kernel else counted_from,
         )
 
     def _uts_without_kernel(self) -> Utsname:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmfilter import _core
 from vmfilter.classify import Classifier
+from vmfilter.codec import CODECS
 from vmfilter.coverage import Gap, gaps
 from vmfilter.errors import KernelError
 from vmfilter.kernel import Utsname
@@ -16,12 +18,34 @@ from vmfilter.reader import Dump
 from vmfilter.statistics import NamespaceCounter, NamespacePages
 
 
+class NoteInfo(NamedTuple):
+    """Notes of one kind: of whom, which, how many, and the bytes of what they say."""
+
+    name: bytes
+    kind: int
+    notes: int
+    size: int
+
+
+class PartInfo(NamedTuple):
+    """A file of a split set, and the page frames [first, end) that it has; a path of "" is a part that is missing."""
+
+    path: str
+    first: int
+    end: int
+    wrappings: Sequence[str] = ()
+
+
 class DumpInfo(NamedTuple):
     """What a dump is.
 
     Attributes:
         path: of the file.
         format: of the file, in words.
+        wrappings: what was taken off to come to it, the outermost first: "zstd", "flattened"; of a set, see its parts.
+        parts: of a split set, in order of their frames.
+        codecs: pages by the name of their codec, where that was asked for.
+        notes: each kind, in the order of the file.
         machine: architecture of the crashed machine.
         uts: who its kernel was; empty fields where that is not known.
         crash_time: seconds since 1970, 0 where it is not known.
@@ -40,6 +64,10 @@ class DumpInfo(NamedTuple):
 
     path: str
     format: str
+    wrappings: Sequence[str]
+    parts: list[PartInfo]
+    codecs: dict[str, int] | None
+    notes: list[NoteInfo]
     machine: str
     uts: Utsname
     crash_time: int
@@ -54,8 +82,12 @@ class DumpInfo(NamedTuple):
     warnings: list[str]
 
 
-def dump_info(dump: Dump) -> DumpInfo:
+def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
     """Say what a dump is, as far as that can be known: a kernel that cannot be understood is a warning.
+
+    Args:
+        dump: it.
+        count_codecs: whether to count the pages of each codec, for which every page descriptor must be read.
 
     Raises:
         InputError: the file is damaged.
@@ -78,9 +110,14 @@ def dump_info(dump: Dump) -> DumpInfo:
         _core.lib.vmf_count(_core.ffi.from_buffer("uint8_t[]", window.classes), len(window.classes), counts)
         namespaces.add(window.pfn, window.classes)
     classes = {c: counts[c] for c in PageClass}
+    parts = _parts(dump)
     return DumpInfo(
         path=dump.path,
         format=dump.format,
+        wrappings=() if parts else dump.wrappings,
+        parts=parts,
+        codecs=_codecs(dump) if count_codecs else None,
+        notes=_notes(dump),
         machine=dump.arch.name,
         uts=kernel.uts if kernel else Utsname(*dump.header.uts),
         crash_time=crash_time(dump, info),
@@ -94,3 +131,30 @@ def dump_info(dump: Dump) -> DumpInfo:
         gaps=lost,
         warnings=[*warnings, *pmem.warnings],
     )
+
+
+def _notes(dump: Dump) -> list[NoteInfo]:
+    found: dict[tuple[bytes, int], NoteInfo] = {}
+    for note in dump.notes:
+        before = found.get((note.name, note.kind), NoteInfo(note.name, note.kind, 0, 0))
+        found[note.name, note.kind] = before._replace(notes=before.notes + 1, size=before.size + note.size)
+    return list(found.values())
+
+
+def _parts(dump: Dump) -> list[PartInfo]:
+    from vmfilter.reader.kdump import KdumpDump
+
+    if not isinstance(dump, KdumpDump) or not dump.files[0].is_part:
+        return []
+    parts = [PartInfo(file.path, file.first, file.end, file.source.wrappings) for file in dump.files]
+    return sorted([*parts, *(PartInfo("", *missing) for missing in dump.missing)], key=lambda part: part[1:3])
+
+
+def _codecs(dump: Dump) -> dict[str, int]:
+    from vmfilter.reader.descriptors import tally
+    from vmfilter.reader.kdump import KdumpDump
+
+    if not isinstance(dump, KdumpDump):
+        return {}
+    names = {codec.flag: codec.name for codec in CODECS.values()}
+    return {names.get(flag, f"flags {flag:#x}"): n for flag, n in sorted(tally(dump).flags.items())}

@@ -81,3 +81,9 @@ def parse_level(text: str) -> int:
             )
         level |= NAMES[name]
     return level
+
+
+def level_names(level: int) -> list[str]:
+    """Names of what a level leaves out."""
+    hidden = "cache-nonprivate" if level & 4 else ""  # 4 leaves out all cache, with or without 2
+    return [name for name, bits in NAMES.items() if level & bits & ~(2 if name == "cache" else 0) and name != hidden]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import _core
 from vmfilter.errors import VmfilterError
@@ -27,6 +27,27 @@ MAX_THREADS = 1024
 
 Run = tuple[int, int]
 """First page frame and number of frames."""
+
+
+class Pages(NamedTuple):
+    """Pages in order, compressed.
+
+    Attributes:
+        sizes: a u32 each, as Packer.pack() gives them.
+        data: theirs, one after the other.
+        frames: a u64 each; nothing where nobody asked.
+        hashes: of the data, a u64 each; likewise.
+
+    """
+
+    sizes: memoryview
+    data: memoryview
+    frames: memoryview = memoryview(b"")
+    hashes: memoryview = memoryview(b"")
+
+    def part(self, pages: slice, data: slice) -> Pages:
+        """Some of them."""
+        return Pages(self.sizes[pages], self.data[data], self.frames[pages], self.hashes[pages])
 
 
 def runs_in(bits: bytes, pfn: int, count: int, skip: int = 0) -> Iterator[Run]:
@@ -59,29 +80,49 @@ def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
 class _Buffers:
     """What one chunk in flight needs."""
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, hashed: bool) -> None:
         self.out = bytearray(CHUNK_BYTES)
         self.sizes = array("I", bytes(4 * pages))
+        self.frames = array("Q")
+        self.hashes = array("Q", bytes(8 * pages if hashed else 0))
+
+    def hash(self, chunk: list[Run], count: int) -> None:
+        """Say which frames the pages are, and make hashes of their data."""
+        self.frames = array("Q", (frame for pfn, n in chunk for frame in range(pfn, pfn + n)))
+        hash_all(self.out, self.sizes, count, self.hashes)
+
+
+def hash_all(data: bytearray, sizes: array[int], count: int, hashes: array[int]) -> None:
+    """Make hashes of the data of pages."""
+    buffer = _core.ffi.from_buffer
+    _core.lib.vmf_hashes(buffer(data), buffer("uint32_t[]", sizes), count, buffer("uint64_t[]", hashes))
 
 
 _Packed = tuple[_Buffers, int, int]
 """Buffers, number of pages, and bytes of their data."""
 
 
-class _Worker:
-    """Reads and compresses chunks; each thread has one, for the codec's and the reading's memory."""
+class Worker(Protocol):
+    """Gets pages as they are to be in the new dump; each thread has one."""
+
+    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+        """Put the pages of a chunk into out and sizes, as Packer.pack() does; return their number and bytes."""
+
+
+class Compressor:
+    """Reads and compresses."""
 
     def __init__(self, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
+        """See packed()."""
         self._dump = dump
         self._page_size = page_size
         self._packer = packer
         self._skip_zero = skip_zero
         self._pages = memoryview(bytearray(max(_BATCH_BYTES, page_size)))
 
-    def pack(self, chunk: list[Run], buffers: _Buffers) -> _Packed:
-        """Return the buffers, the number of pages and the bytes of their data in the buffers."""
+    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+        """See Worker."""
         size = self._page_size
-        out, sizes = memoryview(buffers.out), memoryview(buffers.sizes)
         done = used = 0
         for batch in chunks_of(chunk, len(self._pages) // size):
             count = 0
@@ -92,7 +133,7 @@ class _Worker:
                 self._pages[: count * size], self._skip_zero, out[used:], sizes[done : done + count]
             )
             done += count
-        return buffers, done, used
+        return done, used
 
 
 def packed(
@@ -102,7 +143,9 @@ def packed(
     new_packer: Callable[[], Packer],
     skip_zero: bool,
     threads: int,
-) -> Iterator[tuple[memoryview, memoryview]]:
+    hashed: bool = False,
+    new_worker: Callable[[Dump, int, Packer, bool], Worker] = Compressor,
+) -> Iterator[Pages]:
     """Compress pages.
 
     Args:
@@ -112,9 +155,11 @@ def packed(
         new_packer: makes a thread's packer.
         skip_zero: whether zero pages are left out.
         threads: how many work, at least 1.
+        hashed: whether frames and hashes are wanted.
+        new_worker: makes what a thread works with, of the dump, the page size, a packer and skip_zero.
 
     Yields:
-        For each chunk, in order: a u32 a page (see Packer.pack), and the data. Both are valid until the next.
+        Those of each chunk, in order; valid until the next.
 
     """
     import threading
@@ -124,9 +169,12 @@ def packed(
 
     def work(chunk: list[Run], buffers: _Buffers) -> _Packed:
         if not hasattr(local, "worker"):
-            local.worker = _Worker(dump, page_size, new_packer(), skip_zero)
-        worker: _Worker = local.worker
-        return worker.pack(chunk, buffers)
+            local.worker = new_worker(dump, page_size, new_packer(), skip_zero)
+        worker: Worker = local.worker
+        count, used = worker.pack(chunk, memoryview(buffers.out), memoryview(buffers.sizes))
+        if hashed:
+            buffers.hash(chunk, count)
+        return buffers, count, used
 
     pages = CHUNK_BYTES // page_size
     free: list[_Buffers] = []
@@ -136,7 +184,7 @@ def packed(
     try:
         for chunk in chunks_of(runs, pages):
             if not free:
-                free.append(_Buffers(pages))
+                free.append(_Buffers(pages, hashed))
                 made += 1
             pending.append(_submit(pool, work, chunk, free.pop()))
             if pending[0].done() or (not free and made == 2 * threads + 1):
@@ -156,7 +204,12 @@ def _submit(
         raise VmfilterError(f"{e}; fewer threads (-j 1) need less") from e
 
 
-def _take(pending: deque[Future[_Packed]], free: list[_Buffers]) -> Iterator[tuple[memoryview, memoryview]]:
+def _take(pending: deque[Future[_Packed]], free: list[_Buffers]) -> Iterator[Pages]:
     buffers, count, used = pending.popleft().result()
-    yield memoryview(buffers.sizes)[:count], memoryview(buffers.out)[:used]
+    yield Pages(
+        memoryview(buffers.sizes)[:count],
+        memoryview(buffers.out)[:used],
+        memoryview(buffers.frames),
+        memoryview(buffers.hashes)[:count],
+    )
     free.append(buffers)

@@ -42,7 +42,9 @@ def rearrange(
     size = 0
     try:
         for offset, data in rearranged(reader):
-            transport.write(offset, data)
+            # Zeros after all that is there are a hole, as they are of the dump that was written directly.
+            if offset < size or data.count(0) < len(data):
+                transport.write(offset, data)
             size = max(size, offset + len(data))
         transport.commit(size)
     except BaseException:

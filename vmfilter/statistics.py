@@ -73,6 +73,8 @@ class Statistics:
         unknown: kept frames whose struct page could not be read.
         pmem: persistent memory by namespace.
         gaps: memory that the kernel had and the dump that was read does not describe.
+        shared: kept pages whose data are those of another page, zero pages among them where the level keeps those; None
+            where nobody looked for them.
         lost: kept frames that are not in the dump all the same, because it was not to become larger.
         output_size: bytes of the dump, as written or as it would be.
         warnings: one line each.
@@ -98,6 +100,7 @@ class Statistics:
         self.unknown = 0
         self.pmem: list[NamespacePages] = []
         self.gaps: list[Gap] = []
+        self.shared: int | None = None
         self.lost = 0
         self.output_size = 0
         self.warnings: list[str] = []

@@ -5,6 +5,7 @@ To add one: write the module, give it an entry in _MODULES, and test it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 
 from vmfilter.arch.base import Arch, Level, Paging, Root
@@ -37,7 +38,7 @@ _UTS = {
     "x86_64": "x86_64",
 }
 
-__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine"]
+__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
 
 
 def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
@@ -65,6 +66,11 @@ def arch_of_uts(path: str, machine: str) -> Arch:
     if module is None:
         raise KernelError(f"{path}: dumps of machine {machine!r} are not supported; {_known()} are")
     return _load(module)
+
+
+def every_arch() -> Iterator[Arch]:
+    """All that there are, for files that do not say which theirs is."""
+    return map(_load, sorted(set(_MODULES.values())))
 
 
 def _known() -> str:

@@ -93,6 +93,7 @@ class Arch(NamedTuple):
         word: bytes of a long.
         little_endian: byte order of the machine.
         page_size: bytes, where VMCOREINFO does not say.
+        prstatus_size: bytes of struct elf_prstatus, a CPU's registers as a note has them (NT_PRSTATUS).
         section_size_bits: log2 of a memory section's bytes, where VMCOREINFO does not say.
         max_physmem_bits: log2 of the highest physical address, likewise, given the paging form in use.
         roots: readings of where the page tables begin, the likeliest first. The kernel's own name, read through the
@@ -109,6 +110,7 @@ class Arch(NamedTuple):
     word: int
     little_endian: bool
     page_size: int
+    prstatus_size: int
     section_size_bits: int
     max_physmem_bits: Callable[[Paging], int]
     roots: Callable[[Vmcoreinfo, Sequence[Piece]], Sequence[Root]]

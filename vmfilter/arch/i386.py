@@ -56,6 +56,7 @@ ARCH = Arch(
     word=4,
     little_endian=True,
     page_size=4096,
+    prstatus_size=144,
     section_size_bits=26,
     max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
     roots=_roots,

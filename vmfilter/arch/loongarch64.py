@@ -76,7 +76,8 @@ def _with_levels(_info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
     page_shift = root.paging.levels[0].shift
     levels = _depth(memory, (_CACHED << _PHYSICAL_BITS) + root.address, 1 << page_shift)
     # Without tables there is still what the windows have, and that can be all that is needed.
-    return root._replace(paging=_paging(page_shift, levels)) if 2 <= levels <= _MOST_LEVELS else root
+    can_be = 2 <= levels <= _MOST_LEVELS and page_shift + (page_shift - 3) * (levels - 1) < _PHYSICAL_BITS
+    return root._replace(paging=_paging(page_shift, levels)) if can_be else root
 
 
 ARCH = Arch(
@@ -84,6 +85,7 @@ ARCH = Arch(
     word=8,
     little_endian=True,
     page_size=_PAGE_SIZE,
+    prstatus_size=480,
     section_size_bits=29,
     max_physmem_bits=lambda paging: _PHYSICAL_BITS,
     roots=_roots,

@@ -92,6 +92,7 @@ ARCH = Arch(
     word=8,
     little_endian=True,
     page_size=4096,
+    prstatus_size=376,
     section_size_bits=27,
     max_physmem_bits=lambda paging: 56,
     roots=_roots,

@@ -79,6 +79,7 @@ ARCH = Arch(
     word=8,
     little_endian=False,
     page_size=4096,
+    prstatus_size=336,
     section_size_bits=28,
     max_physmem_bits=lambda paging: 46,
     roots=_roots,

@@ -62,6 +62,7 @@ ARCH = Arch(
     word=8,
     little_endian=True,
     page_size=4096,
+    prstatus_size=336,
     section_size_bits=27,
     # 46 bits since 2.6.31, 52 with five levels (4.14 on); VMCOREINFO says so itself since 5.9 (1d50e5d0c505).
     max_physmem_bits=lambda paging: 52 if len(paging.levels) == 5 else 46,

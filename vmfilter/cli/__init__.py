@@ -1,8 +1,8 @@
 """The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else lives here.
 
 Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the input cannot be read or is not a dump;
-4 the output cannot be written; 5 the crashed kernel cannot be understood; 6 the new dump is incomplete; 128 + N ended
-by signal N.
+4 the output cannot be written; 5 the crashed kernel cannot be understood; 6 the dump that is made or verified is
+incomplete, and marked so; 128 + N ended by signal N.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vmfilter.cli import convert, info, rearrange
+    from vmfilter.cli import convert, dmesg, info, mem_usage, rearrange, verify
     from vmfilter.cli import filter as filter_command
 
     parser = argparse.ArgumentParser(
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (filter_command, convert, rearrange, info):
+    for command in (filter_command, convert, rearrange, info, verify, dmesg, mem_usage):
         command.add_to(commands, _EPILOG)
     commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="take makedumpfile's command line (-h shows it)")
     return parser

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.filter import add_form
+from vmfilter.cli.options import add_form, warn_of_codec
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _CONVERT = """Write the pages of DUMP, all that it has, in another format or with another codec. No kernel needs to be
-understood for that. User data on persistent memory is left out where DUMP marks it."""
+understood for that. User data on persistent memory is left out where DUMP marks it. Where the codec stays, and no level
+is given, pages are copied as they are, compressed."""
 _REASSEMBLE = """Write one dump with the pages of all files of a split set, in whatever order they are named."""
 
 
@@ -24,7 +25,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         p = commands.add_parser(
             name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        add_form(p)
+        add_form(p, "that of DUMP, zstd where it has none")
         p.add_argument("dump", metavar="DUMP", nargs=count, help="dump to read")
         p.add_argument("new", metavar="NEW", help="file to make, - for standard output")
         p.set_defaults(run=run)
@@ -32,7 +33,6 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Convert, say what was made, return the exit status."""
-    from vmfilter.cli.filter import warn_of_codec
     from vmfilter.cli.output import say, show
     from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import convert_dump
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
                 format=options.format,
                 compress=options.compress,
                 flatten=options.flatten,
+                dedup=options.dedup,
                 threads=options.threads,
                 force=options.force,
                 progress=progress,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.cli.options import add_form, size_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, UsageError, VmfilterError
 from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
@@ -34,24 +35,6 @@ def _level(text: str) -> int:
         raise argparse.ArgumentTypeError(str(e)) from None
 
 
-def _threads(text: str) -> int:
-    from vmfilter.pack import MAX_THREADS
-
-    if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to {MAX_THREADS}")
-    return int(text)
-
-
-_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-
-
-def _size(text: str) -> int:
-    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
-    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no size: a number of bytes, or of K, M, G or T")
-    return int(digits) << _UNITS.get(unit, 0)
-
-
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
@@ -72,7 +55,10 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     add_form(p)
     p.add_argument("--split", action="store_true", help="write a set of dumps, each with about as many pages")
     p.add_argument(
-        "--limit", type=_size, metavar="SIZE", help="end the dump, marked incomplete, before it is larger (K, M, G, T)"
+        "--limit",
+        type=size_of,
+        metavar="SIZE",
+        help="end the dump before it is larger (K, M, G, T), marked incomplete",
     )
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
@@ -80,22 +66,6 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("vmcore", metavar="VMCORE", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
     p.add_argument("dump", metavar="DUMP", nargs="+", help="file to make, - for standard output; several with --split")
     p.set_defaults(run=run)
-
-
-def add_form(p: argparse.ArgumentParser) -> None:
-    """Add the options of every command that makes a dump."""
-    p.add_argument(
-        "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default), or ELF as it was"
-    )
-    p.add_argument(
-        "--compress",
-        metavar="NAME[:LEVEL]",
-        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19; the default), none; lz4, which only vmfilter reads",
-    )
-    p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
-    p.add_argument("-j", "--threads", type=_threads, metavar="THREADS", help="threads (default: one for each CPU)")
-    p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
-    p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -118,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
             format=options.format,
             compress=options.compress,
             flatten=options.flatten,
+            dedup=options.dedup,
             limit=options.limit,
             threads=options.threads,
             force=options.force,
@@ -146,11 +117,3 @@ def run(options: argparse.Namespace) -> int:
         what = "would be" if options.dry_run else "is" if len(options.dump) == 1 else "are"
         show(*lines, "", f"{names} {what} {result.output_size} bytes.", aside="-" in options.dump)
     return INCOMPLETE if result.lost else 0
-
-
-def warn_of_codec(compress: str | None) -> None:
-    """Say which codec no other tool reads."""
-    from vmfilter.cli.output import say
-
-    if compress and compress.partition(":")[0] == "lz4":
-        say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")

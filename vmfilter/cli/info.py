@@ -22,7 +22,12 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--vmcoreinfo", action="store_true", help="print VMCOREINFO, and nothing else")
-    p.add_argument("dump", metavar="DUMP", help="ELF vmcore or kdump-compressed file")
+    p.add_argument(
+        "--pages", action="store_true", help="also count the pages of each codec: reads every page descriptor"
+    )
+    p.add_argument(
+        "dump", nargs="+", metavar="DUMP", help="a dump, or the files of a split set, of which some may be missing"
+    )
     p.set_defaults(run=run)
 
 
@@ -33,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.text import info_lines
 
-    with open_dump(options.dump) as dump:
-        info = dump_info(dump)
+    with open_dump(options.dump, missing_parts=True) as dump:
+        info = dump_info(dump, options.pages)
     for warning in info.warnings:
         say(f"warning: {warning}")
     show(info.vmcoreinfo.rstrip("\n") if options.vmcoreinfo else "\n".join(info_lines(info)))

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 
-_STAGES = {"classify": "Classifying pages", "write": "Writing pages"}
+_STAGES = {"classify": "Classifying pages", "write": "Writing pages", "verify": "Verifying pages"}
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 5.0
 

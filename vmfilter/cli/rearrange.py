@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from vmfilter.errors import UsageError
+from vmfilter.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -37,8 +37,11 @@ def run(options: argparse.Namespace) -> int:
 
     if os.isatty(0):
         raise UsageError("standard input is a terminal: a flattened stream is to come from there")
-    with open(0, "rb", buffering=0, closefd=False) as stream:
-        size = rearrange(stream, options.dump, force=options.force, name="standard input")
+    try:
+        stream = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - not ours to close
+    except OSError as e:
+        raise InputError(f"standard input: cannot be read: {e.strerror}") from e
+    size = rearrange(stream, options.dump, force=options.force, name="standard input")
     if not options.quiet:
         show(f"{options.dump} is {size} bytes.")
     return 0

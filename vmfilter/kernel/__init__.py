@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.memmodel import FlatMemory, MemoryModel, NodeMemory, SparseMemory
@@ -105,6 +105,16 @@ class Kernel:
             if fields[0] == b"Linux":
                 return Utsname(*fields)
         return None
+
+    @property
+    def byteorder(self) -> Literal["little", "big"]:
+        """Byte order of its memory, as int.from_bytes() takes it."""
+        return self._dump.arch.byteorder
+
+    @property
+    def word(self) -> int:
+        """Bytes of its long."""
+        return self._dump.arch.word
 
     def page_layout(self) -> PageLayout:
         """Return what its struct pages look like. Raises KernelError where VMCOREINFO does not say enough."""

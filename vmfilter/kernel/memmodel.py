@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
 
 _MAX_NODES = 1 << 16
+_MAX_SECTION_BITS = 34  # the largest are of 1 GiB
+_MAX_STATIC = 1 << 18  # sections in an array that has them all: of machines that have few
 _NO_END = 1 << 52  # a frame that no machine has
 _MARKED_PRESENT = 1 << 0
 _HAS_MEM_MAP = 1 << 1
@@ -126,13 +128,15 @@ class SparseMemory:
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
         physical_bits = info.number("MAX_PHYSMEM_BITS") or arch.max_physmem_bits(paging)
         page_bits = page_size.bit_length() - 1
-        if not page_bits < section_bits < physical_bits <= 56 or physical_bits - section_bits > 30:
+        can_be = page_bits < section_bits < physical_bits <= 56 and physical_bits - section_bits <= 30
+        if not can_be or section_bits > _MAX_SECTION_BITS:
             raise KernelError(f"memory sections of 2^{section_bits} bytes in 2^{physical_bits} cannot be right")
         self.section_pages = 1 << section_bits - page_bits
         self._sections = 1 << physical_bits - section_bits
         per_root = page_size // size
         # An array with a place for every section is not EXTREME; every distribution's 64-bit kernel is.
-        self._per_root = 1 if info.length("mem_section") == self._sections else per_root
+        is_static = self._sections <= _MAX_STATIC and info.length("mem_section") == self._sections
+        self._per_root = 1 if is_static else per_root
         readings = [symbol]
         if self._per_root > 1:
             # An array of pointers until 4.14; a pointer to one since (83e3c48729d9), exported as its own address at

@@ -8,6 +8,7 @@ itself, by leading through the page tables to the name of the kernel that it say
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from itertools import chain
@@ -27,49 +28,73 @@ _NAME = b"VMCOREINFO\0\0"
 _NOTE_HEADER = 12 + len(_NAME)
 _CHUNK = 1 << 20  # bytes searched at a time; read and searched while they are in the CPU's cache
 _MAX_TEXT = 1 << 16  # the kernel keeps it in one page, which can be of 64 KiB
+_MIN_TEXT = 256  # every kernel's has more
+_USUAL_TEXT = 1 << 12
+_EARLY = 1 << 13  # the needed lines are within so many bytes of the beginning
+_ASCII = re.compile(rb"[\x01-\x7f]*")
 _MAX_CANDIDATES = 256
 
 
-def _text_at(dump: Dump, address: int) -> bytes | None:
-    """Text that begins at a physical address, if it can be VMCOREINFO."""
-    buffer = bytearray(_NOTE_HEADER + _MAX_TEXT)
+def _read_text(dump: Dump, address: int) -> tuple[bytes, bytes]:
+    """What is before a physical address, where a note has its header, and what is there, as far as a text can reach."""
     start = max(address - _NOTE_HEADER, 0)
-    dump.read_into(start, memoryview(buffer))
-    head, text = bytes(buffer[: address - start]), bytes(buffer[address - start :])
-    size = len(text)
+    for most in (_USUAL_TEXT, _MAX_TEXT):
+        buffer = bytearray(address - start + most)
+        dump.read_into(start, memoryview(buffer))
+        if _ASCII.match(buffer, address - start).end() < len(buffer):  # type: ignore[union-attr]
+            break
+    return bytes(buffer[: address - start]), bytes(buffer[address - start :])
+
+
+def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
+    """Text that begins at a physical address, if it can be VMCOREINFO; and where the next one could begin.
+
+    Memory may be full of beginnings, so what was read and has none of the needed lines is not read again.
+    """
+    head, data = _read_text(dump, address)
+    run = _ASCII.match(data)[0]  # type: ignore[index]
+    size = len(run)
     if head.endswith(_NAME) and len(head) == _NOTE_HEADER:
         # Not trusted further than that: in the note the kernel rewrites at the crash, the size comes after the text.
         (said,) = struct.unpack_from("<I" if dump.arch.little_endian else ">I", head, 4)
         size = said if 0 < said < size else size
-    text = text[:size].split(b"\0")[0]
-    is_one = text.startswith(_BEGINNING) and text.isascii() and all(line in text for line in _NEEDED)
-    return text if is_one else None
+    text = run[:size]
+    is_whole = size < len(run) or len(run) == len(data) or data[len(run)] == 0
+    if is_whole and text.rfind(_BEGINNING) == 0 and all(line in text for line in _NEEDED):
+        return text, address + 4
+    if size < len(run):
+        return None, address + 4
+    # What begins later ends where this does and lacks what this lacks, but may be the last to begin.
+    last = run.rfind(_BEGINNING)
+    skip = last if last > 0 else len(run) - _EARLY if len(run) == len(data) else len(run)
+    return None, address + max(skip, 4)
 
 
 def _hinted(dump: Dump) -> Iterator[bytes]:
     """Texts where the architecture says that they are."""
     for address in dump.arch.vmcoreinfo_hints(dump.read):
         for at in (address, address + _NOTE_HEADER):
-            text = _text_at(dump, at)
+            text, _ = _text_at(dump, at)
             if text:
                 yield text
 
 
 def _searched(dump: Dump) -> Iterator[bytes]:
     """Texts anywhere in memory. They begin at multiples of 4: a page's beginning, or an array of u32 and 24 bytes."""
-    word = _BEGINNING[:4]
+    following = 0  # address before which no text begins
     buffer = bytearray(_CHUNK)
     data = _core.ffi.from_buffer("uint8_t[]", buffer)
     for block in dump.blocks(_CHUNK):
         for first, end in dump.covered(block, block + _CHUNK):
             start, size = first & ~3, end - (first & ~3)
             dump.read_into(start, memoryview(buffer)[:size])
-            at = _core.lib.vmf_find_word(data, size, 0, word)
-            while at < size:
-                text = _text_at(dump, start + at)
-                if text:
-                    yield text
-                at = _core.lib.vmf_find_word(data, size, at + 4, word)
+            at = 0
+            while (at := _core.lib.vmf_find_text(data, size, at, _BEGINNING, len(_BEGINNING))) < size:
+                if start + at >= following and buffer.find(0, at, min(at + _MIN_TEXT, size)) < 0:
+                    text, following = _text_at(dump, start + at)
+                    if text:
+                        yield text
+                at = max(at + 4, min(following - start, size) + 3 & ~3)
 
 
 class Understood(NamedTuple):

@@ -94,5 +94,5 @@ class Vmcoreinfo:
 
     def version(self) -> tuple[int, int]:
         """Kernel version, (0, 0) where OSRELEASE does not tell. For what nothing else tells only."""
-        match = re.match(r"(\d+)\.(\d+)", self.plain("OSRELEASE") or "")
+        match = re.match(r"(\d{1,9})\.(\d{1,9})", self.plain("OSRELEASE") or "")
         return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -20,10 +20,10 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
     """Open a dump of the crashed machine's memory.
 
     Args:
-        path: of an ELF vmcore (``/proc/vmcore`` itself or a copy of it) or a kdump-compressed file; either flattened,
-            and any of them compressed as a whole by zstd, gzip or xz. "-" is standard input. What cannot be read in
-            place (a pipe, a compressed file) is unpacked to a temporary file first. Several paths, in any order, are
-            those of a split set.
+        path: of an ELF vmcore (``/proc/vmcore`` itself or a copy of it, ``/proc/kcore``) or a kdump-compressed file;
+            either flattened, and any of them compressed as a whole by zstd, gzip or xz. "-" is standard input. What
+            cannot be read in place (a pipe, a compressed file) is unpacked to a temporary file first. Several paths,
+            in any order, are those of a split set.
         missing_parts: whether to do without a part of a split set: what it had counts as lost. Else a set that is not
             all there is refused.
 
@@ -119,8 +119,9 @@ def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
     begins = [_begin(source)[:8] for source in sources]
     if len(sources) == 1 and begins[0].startswith(b"\x7fELF"):
         from vmfilter.reader.elf import ElfDump
+        from vmfilter.reader.kcore import KcoreDump, is_kcore
 
-        return ElfDump(sources[0])
+        return KcoreDump(sources[0]) if is_kcore(sources[0]) else ElfDump(sources[0])
     from vmfilter.reader.kdump import SIGNATURES, KdumpDump
 
     for source, begin in zip(sources, begins, strict=True):

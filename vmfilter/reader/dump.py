@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError
 from vmfilter.reader.source import Source
+
+if TYPE_CHECKING:
+    from vmfilter.codec import Codec
 
 PF_PMEM = 0x10
 """p_flags of a PT_LOAD of persistent memory, by the pmem RFC v2."""
@@ -58,6 +61,25 @@ class Header(NamedTuple):
     codec: str = "none"
 
 
+class Fetched(NamedTuple):
+    """Data of pages as they lie in the file: what vmf_extents() found, and read.
+
+    Attributes:
+        pages: how many.
+        descriptors: a struct vmf_descriptor each, in this machine's byte order.
+        extents: struct vmf_extent.
+        extent_count: of them.
+        data: theirs.
+
+    """
+
+    pages: int
+    descriptors: Any
+    extents: Any
+    extent_count: int
+    data: bytearray
+
+
 class Dump:
     """A dump file that is open for reading. Reading is safe for several threads at once.
 
@@ -91,6 +113,11 @@ class Dump:
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
         self.erase_info: tuple[int, int] | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What reading it has come upon until now and is no failure, one line each."""
+        return []
 
     def close(self) -> None:
         """Close the file. The dump cannot be used after."""
@@ -145,6 +172,26 @@ class Dump:
         """Physical memory as bytes; None where not all of it is in the dump."""
         buffer = bytearray(size)
         return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+
+    def codec(self) -> Codec | None:
+        """Return the codec that the pages lie in the file with, most of them; None where the format has no codecs."""
+        return None
+
+    def fetch(self, address: int, count: int) -> Fetched:
+        """Read pages as they lie in the file, where the format has codecs.
+
+        Args:
+            address: of the first.
+            count: how many at most; all of them are in the dump.
+
+        Returns:
+            At least one. It is valid until the same thread reads from the dump again.
+
+        Raises:
+            InputError: the file cannot be read, or is damaged there.
+
+        """
+        raise NotImplementedError
 
     def has_memory(self, start: int, end: int) -> bool:
         """Whether any of the physical addresses [start, end) is memory, in the file or left out of it."""

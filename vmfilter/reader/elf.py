@@ -11,7 +11,7 @@ from elftools.elf.structs import ELFStructs
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
-from vmfilter.reader.dump import Piece
+from vmfilter.reader.dump import Header, Piece
 from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.pieces import PieceDump
 from vmfilter.reader.source import Source
@@ -20,13 +20,12 @@ _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical addr
 _IDENT_SIZE = 16
 _WORD_BITS = {1: 32, 2: 64}
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
+_INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
 
 
 class ElfDump(PieceDump):
     """An ELF32 or ELF64 vmcore, of either byte order, with any number of PT_LOADs in any order."""
-
-    format = "ELF"
 
     def __init__(self, source: Source) -> None:
         """Parse the headers; the source is the dump's from then on.
@@ -43,6 +42,7 @@ class ElfDump(PieceDump):
         little_endian = ident[5] == 1
         # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
         word_bits = _WORD_BITS[ident[4]]
+        self.format = f"ELF{word_bits}"
         structs = ELFStructs(little_endian, word_bits)
         structs.create_basic_structs()
         structs.create_advanced_structs()
@@ -79,6 +79,10 @@ class ElfDump(PieceDump):
             kind, start, size = segment["p_type"], segment["p_offset"], segment["p_filesz"]
             if kind not in ("PT_LOAD", "PT_NOTE") or not size:
                 continue
+            if kind == "PT_LOAD" and header["e_flags"] & _INCOMPLETE:
+                size = self._there(start, size)
+                if not size:
+                    continue
             self._within(start, size, f"program header {i} ({kind})")
             if kind == "PT_NOTE":
                 self.note_parts.append((start, size))
@@ -90,9 +94,19 @@ class ElfDump(PieceDump):
                         f"{self.path}: program header {i} is of memory at {paddr:#x}, which no machine has"
                     )
                 loads.append(Piece(paddr, paddr + size, start, segment["p_flags"], segment["p_vaddr"]))
+        # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
+        self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
         self.set_memory(loads)
+
+    def _there(self, offset: int, size: int) -> int:
+        """How much of a PT_LOAD an incomplete file still has; a machine may use the flag for something else."""
+        file_size = self._source.size
+        if file_size is None or offset + size <= file_size:
+            return size
+        self.header = Header(incomplete=True)
+        return max(file_size - offset, 0)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         file_size = self._source.size

@@ -21,7 +21,7 @@ from vmfilter.kdumpformat import DESCRIPTOR
 from vmfilter.levels import PageClass
 from vmfilter.pack import Run, runs_in
 from vmfilter.ranges import Range, without
-from vmfilter.reader.dump import Dump, Note, Piece
+from vmfilter.reader.dump import Dump, Fetched, Note, Piece
 from vmfilter.reader.kdumpfile import SIGNATURES, KdumpFile
 from vmfilter.reader.notes import parse_notes
 from vmfilter.reader.source import Source
@@ -87,8 +87,6 @@ class KdumpDump(Dump):
 
     """
 
-    format = "kdump-compressed"
-
     def __init__(self, *sources: Source, missing_parts: bool = False) -> None:
         """Parse the headers; the sources are the dump's from then on.
 
@@ -108,11 +106,12 @@ class KdumpDump(Dump):
         file = self._file = self.files[0]  # the headers, notes and bitmaps of all are its
         self._source = file.source
         self.path = file.path if len(sources) == 1 else f"{file.path} and {len(sources) - 1} more"
+        self.format = f"kdump-compressed, header version {file.version}"
         self.arch = file.arch
         self.page_size = self._size = file.block
         self._frames = file.frames
         self._find_notes(file)
-        self._start = file.sub.phys_base // self._size * self._size if self.arch.counts_from_ram else 0
+        self._start = file.starts_at
         self.end = self._start + self._frames * self._size
         self._rank_stretches()
         self._find_parts(missing_parts)
@@ -128,6 +127,11 @@ class KdumpDump(Dump):
     def is_file(self, info: os.stat_result) -> bool:
         """See Dump."""
         return any(source.is_file(info) for source in self._sources)
+
+    @property
+    def kept(self) -> int:
+        """Number of pages that have a descriptor, in all parts, those that are not there included."""
+        return self._ranks[-1]
 
     def _find_notes(self, file: KdumpFile) -> None:
         sub = file.sub
@@ -374,14 +378,33 @@ class KdumpDump(Dump):
             tools = self._local.tools = _Tools(self._size)
         return tools
 
-    def _unpack(self, tools: _Tools, part: Part, rank: int, pfn: int, count: int, view: memoryview) -> None:
-        """Decompress pages whose descriptors follow each other in a part from the one of a rank on, at most a batch."""
+    def codec(self) -> Codec:
+        """See Dump."""
+        from vmfilter.reader.descriptors import codec_of
+
+        return codec_of(self)
+
+    def fetch(self, address: int, count: int) -> Fetched:
+        """See Dump."""
+        tools = self._tools()
+        pfn = (address - self._start) // self._size
+        part, start, end = next(iter(self._parts_of(pfn, pfn + min(count, tools.batch))))
+        found = self._read_data(tools, part, self._rank(start) - part.before, start, end - start)
+        return Fetched(end - start, tools.descriptors, tools.extents, found, tools.data)
+
+    def _read_data(self, tools: _Tools, part: Part, rank: int, pfn: int, count: int) -> int:
+        """Read descriptors that follow each other in a part from the one of a rank on, at most a batch, and their data.
+
+        Returns:
+            The number of extents.
+
+        """
         size, lib, descriptors, extents = self._size, _core.lib, tools.descriptors, tools.extents
         source, at = part.file.source, part.descriptors + rank * DESCRIPTOR
         source.read_into(at, memoryview(_core.ffi.buffer(descriptors, count * DESCRIPTOR)))
         if self.arch.byteorder != sys.byteorder:
             lib.vmf_swap_descriptors(descriptors, count)
-        found = lib.vmf_extents(descriptors, count, size, part.data, extents)
+        found: int = lib.vmf_extents(descriptors, count, size, part.data, extents)
         if found > count:
             bad = (1 << 64) - 1 - found
             d = descriptors[bad]
@@ -392,11 +415,17 @@ class KdumpDump(Dump):
         data = memoryview(tools.data)
         for e in extents[0:found]:
             source.read_into(e.offset, data[e.at : e.at + e.size])
+        return found
+
+    def _unpack(self, tools: _Tools, part: Part, rank: int, pfn: int, count: int, view: memoryview) -> None:
+        """Decompress pages whose descriptors follow each other in a part from the one of a rank on, at most a batch."""
+        found = self._read_data(tools, part, rank, pfn, count)
+        size, descriptors = self._size, tools.descriptors
         buffer, pages = _core.ffi.from_buffer("uint8_t[]", tools.data), _core.ffi.from_buffer("uint8_t[]", view)
         done = 0
         while True:
-            done += lib.vmf_unpack(
-                tools.decoder, descriptors + done, count - done, extents, found, buffer, pages + done * size
+            done += _core.lib.vmf_unpack(
+                tools.decoder, descriptors + done, count - done, tools.extents, found, buffer, pages + done * size
             )
             if done == count:
                 return

@@ -6,22 +6,12 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
-from vmfilter.arch import arch_of_uts
 from vmfilter.codec import CODECS
 from vmfilter.errors import InputError
-from vmfilter.kdumpformat import (
-    INCOMPLETE,
-    MAIN_SIZE,
-    UTS_AT,
-    UTS_FIELD,
-    VERSIONS,
-    MainHeader,
-    SubHeader,
-    main_layout,
-    sub_layout,
-)
+from vmfilter.kdumpformat import INCOMPLETE, MainHeader, SubHeader
 from vmfilter.levels import MAX_LEVEL
 from vmfilter.reader.dump import Header
+from vmfilter.reader.kdumpheaders import read_headers
 from vmfilter.reader.source import Source
 
 SIGNATURES = {codec.signature for codec in CODECS.values()}
@@ -39,6 +29,7 @@ class KdumpFile:
         version: of the headers.
         block: bytes of a block, which is a page.
         main, sub: the headers.
+        starts_at: physical address of the first frame that is counted.
         frames: that the bitmaps count.
         bitmap1, bitmap2: offset of the bitmap of memory, and of that of pages with a descriptor.
         descriptors: offset of the first descriptor.
@@ -58,34 +49,21 @@ class KdumpFile:
         """
         self.path, self.source = source.path, source
         self.size = (1 << 63) - 1 if source.size is None else source.size  # a device does not say
-        head = self.read(0, MAIN_SIZE)
-        if not any(int.from_bytes(head[8:12], order) in VERSIONS for order in ("little", "big")):
-            raise InputError(f"{self.path}: a header of no version that is known at offset 8: {head[8:12].hex()}")
-        uts = tuple(
-            head[at : at + UTS_FIELD].split(b"\0")[0] for at in range(UTS_AT, UTS_AT + 6 * UTS_FIELD, UTS_FIELD)
-        )
-        self.arch = arch_of_uts(self.path, uts[4].decode("ascii", "replace"))
-        layout = main_layout(self.arch)
-        self.main = main = MainHeader._make(layout.unpack(head[: layout.size]))
-        if main.header_version not in VERSIONS:
-            raise InputError(f"{self.path}: a header in another byte order than {self.arch.name}'s at offset 8")
+        headers = read_headers(self.path, self.read)
+        self.arch, self.main, self.sub = headers.arch, headers.main, headers.sub
+        self.starts_at = headers.starts_at
+        main, sub = self.main, self.sub
         self.version, self.block = main.header_version, main.block_size
-        if not 4096 <= self.block <= 65536 or self.block & self.block - 1:
-            raise InputError(f"{self.path}: a header with blocks of {self.block} bytes at offset 0 cannot be right")
-        if main.sub_hdr_size < 0:
-            raise InputError(f"{self.path}: a header with {main.sub_hdr_size} blocks of sub header at offset 0")
-        self.sub = sub = self._sub_header(main)
         self.frames = sub.max_mapnr_64 if self.version >= 6 else main.max_mapnr
         self._lay_out(main)
         self._find_part(sub)
-        signed = self.arch.word == 8 and sub.phys_base >> 63
         self.header = Header(
-            uts,
+            headers.uts,
             main.tv_sec,
             sub.dump_level if 0 <= sub.dump_level <= MAX_LEVEL else 0,
             bool(main.status & INCOMPLETE),
             max(main.nr_cpus, 0),
-            sub.phys_base - (signed << 64),
+            headers.phys_base,
             next((c.name for c in CODECS.values() if main.status & c.flag), "none"),
         )
 
@@ -94,24 +72,6 @@ class KdumpFile:
         buffer = bytearray(size)
         self.source.read_into(offset, memoryview(buffer))
         return bytes(buffer)
-
-    def _sub_header(self, main: MainHeader) -> SubHeader:
-        """Read it in the layout that makes sense: QEMU packs it on every 32-bit machine, others as the machine does."""
-        likeliest = self.arch.align_64
-        readings = []
-        for align_64 in (likeliest, 12 - likeliest) if self.arch.word == 4 else (likeliest,):
-            layout = sub_layout(self.arch, align_64)
-            readings.append(SubHeader._make(layout.unpack(self.read(self.block, layout.size))))
-        return next((sub for sub in readings if self._makes_sense(main, sub)), readings[0])
-
-    def _makes_sense(self, main: MainHeader, sub: SubHeader) -> bool:
-        end = (1 + main.sub_hdr_size) * self.block
-        there = [(3, sub.offset_vmcoreinfo, sub.size_vmcoreinfo), (4, sub.offset_note, sub.size_note)]
-        return all(
-            (not at and not size) or self.block < at <= at + size <= end
-            for version, at, size in there
-            if self.version >= version
-        ) and (self.version < 6 or main.max_mapnr == min(sub.max_mapnr_64, (1 << 32) - 1))
 
     def _lay_out(self, main: MainHeader) -> None:
         """Find where what lies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any, Protocol
@@ -20,8 +21,8 @@ COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "
 class Stream(Protocol):
     """What bytes come from, one after the other."""
 
-    def read(self, size: int, /) -> bytes:
-        """Return up to size bytes, fewer where that is what is there, none at the end."""
+    def read(self, size: int, /) -> bytes | None:
+        """Return up to size bytes, fewer where that is what is there, none at the end; None where it does not wait."""
 
 
 def compression_of(begin: bytes) -> str | None:
@@ -89,8 +90,11 @@ class Reader:
         return b"".join(parts)
 
     def _next(self, size: int) -> bytes:
+        stream: Any = self._stream
         try:
-            return self._stream.read(size)
+            while (data := stream.read(size)) is None:  # a pipe that does not wait, and has nothing yet
+                select.select([stream], [], [])
+            return bytes(data)
         except InputError:
             raise
         except Exception as e:  # each library has errors of its own
@@ -111,8 +115,9 @@ def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str]]:
         InputError: the stream is damaged, cannot be read, or there is no room for what it holds.
 
     """
-    folder = tempfile.gettempdir()
+    folder = "no folder"
     try:
+        folder = tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=folder) as file:
             reader, wrappings = unwrapped(path, stream)
             for offset, data in _pieces(reader):
@@ -126,10 +131,9 @@ def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str]]:
 
 
 def _write(fd: int, offset: int, data: bytes) -> None:
-    """Write at an offset; what is zero becomes a hole, but the file gets its length."""
-    if data == _ZEROS[: len(data)]:
-        if offset + len(data) > os.fstat(fd).st_size:
-            os.ftruncate(fd, offset + len(data))
+    """Write at an offset; zeros after all that is there become a hole, but the file gets its length."""
+    if data == _ZEROS[: len(data)] and offset >= os.fstat(fd).st_size:
+        os.ftruncate(fd, offset + len(data))
         return
     view = memoryview(data)
     while view:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.levels import PageClass
+from vmfilter.levels import PageClass, level_names
 from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
     from vmfilter.coverage import Gap
     from vmfilter.info import DumpInfo
+    from vmfilter.verify import Verification
 
 # makedumpfile's words (its print_report()), and the two that pmem adds.
 _EXCLUDED = {
@@ -25,7 +26,7 @@ _EXCLUDED = {
     "Pages left out before": PageClass.EXCLUDED,
 }
 
-_NAMES = {
+CLASS_NAMES = {
     PageClass.KERNEL: "kernel and all else",
     PageClass.CACHE: "cache",
     PageClass.CACHE_PRIVATE: "cache with private data",
@@ -36,6 +37,14 @@ _NAMES = {
     PageClass.PMEM_METADATA: "pmem metadata",
     PageClass.PMEM_USERDATA: "pmem user data",
     PageClass.EXCLUDED: "left out before",
+}
+
+_NOTE_KINDS = {
+    (b"CORE", 1): "NT_PRSTATUS",
+    (b"CORE", 2): "NT_PRFPREG",
+    (b"LINUX", 0x700): "NT_VMCOREDD",
+    (b"QEMU", 0): "CPU state",
+    (b"VMCOREINFO", 0): "",
 }
 
 
@@ -68,12 +77,14 @@ def report(s: Statistics) -> Iterator[str]:
 def table(s: Statistics) -> Iterator[str]:
     """Lines of a table of all classes, whether they are left out or not, and of what was written."""
     yield f"{'class':24} {'pages':>12} {'MiB':>10}  in the dump"
-    for page_class, name in _NAMES.items():
+    for page_class, name in CLASS_NAMES.items():
         pages = s.classes[page_class]
         fate = "no" if page_class in s.excluded_classes else "yes"
         yield f"{name:24} {pages:12} {pages * s.page_size / 2**20:10.1f}  {fate}"
     yield f"{'all memory':24} {s.present:12} {s.present * s.page_size / 2**20:10.1f}"
     yield f"{'kept, less zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
+    if s.shared is not None:
+        yield f"{'stored with another page':24} {s.shared:12} {s.shared * s.page_size / 2**20:10.1f}"
     yield f"{'size of the dump':24} {'':12} {s.output_size / 2**20:10.1f}"
     for stage, seconds in s.seconds.items():
         yield f"time to {stage:16} {seconds:23.2f} s"
@@ -98,7 +109,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
     crash_time = datetime.fromtimestamp(info.crash_time, UTC).isoformat(" ") if 0 < info.crash_time < 1 << 37 else ""
     rows = {
-        "format": info.format + (", incomplete: space or time ran out when it was written" if info.incomplete else ""),
+        "format": _format(info),
         "machine": info.machine,
         "host": uts[1],
         "kernel": " ".join((uts[0], uts[2], uts[3])).strip(),
@@ -108,14 +119,46 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     for name, value in rows.items():
         yield f"{name:12} {_harmless(value) or 'not known'}"
     yield f"{'page size':12} {info.page_size}"
-    yield f"{'dump level':12} {info.level}"
+    names = f" ({', '.join(level_names(info.level))})" if info.level else ""
+    yield f"{'dump level':12} {info.level}{names}"
+    for part in info.parts:
+        frames = f"page frames {part.first:#x}-{part.end - 1:#x}" if part.first < part.end else "no page frames"
+        yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {_harmless(part.path) or 'MISSING'}"
     yield ""
     yield from _memory(info)
+    if info.codecs:
+        yield ""
+        yield f"{'codec':24} {'pages':>12}"
+        for codec, pages in info.codecs.items():
+            yield f"{codec:24} {pages:12}"
+    if info.notes:
+        yield ""
+        yield f"{'note':24} {'count':>12} {'bytes':>10}"
+        for note in info.notes:
+            name = _harmless(note.name.decode("utf-8", "backslashreplace"))
+            kind = _NOTE_KINDS.get((note.name, note.kind), f"{note.kind:#x}")
+            yield f"{name + ' ' + kind:24} {note.notes:12} {note.size:10}"
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
     yield ""
     yield from coverage(info.gaps) if info.gaps else ["no memory of the crashed machine is known to be missing"]
+
+
+def _in_words(wrappings: Sequence[str]) -> list[str]:
+    return [w if w == "flattened" else f"compressed as a whole by {w}" for w in reversed(wrappings)]
+
+
+def _format(info: DumpInfo) -> str:
+    """Say in words what kind of file it is, and what it is in."""
+    words = [info.format, *_in_words(info.wrappings)]
+    missing = any(not part.path for part in info.parts)
+    if info.parts:
+        files = sum(bool(part.path) for part in info.parts)
+        words.append(f"{files} of the files of a split set, not all" if missing else f"a split set of {files}")
+    if info.incomplete and not missing:
+        words.append("incomplete: space or time ran out when it was written")
+    return ", ".join(words)
 
 
 def _memory(info: DumpInfo) -> Iterator[str]:
@@ -124,6 +167,22 @@ def _memory(info: DumpInfo) -> Iterator[str]:
     yield f"{'memory':24} {'pages':>12} {'MiB':>10}"
     for name, pages in {**counts, "all": sum(counts.values())}.items():
         yield f"{name:24} {pages:12} {pages * info.page_size / 2**20:10.1f}"
+
+
+def verification(v: Verification, path: str) -> Iterator[str]:
+    """Lines of what was found when a dump was verified."""
+    rows = {
+        "pages read": v.pages,
+        "  damaged": v.damaged,
+        "  the same in the other dump": v.compared,
+        "  not in the other dump": v.not_compared,
+        "pages lost": v.lost,
+    }
+    for name, pages in rows.items():
+        if pages or name in ("pages read", "  damaged"):
+            yield f"{name:29}: {pages:12}"
+    verdict = "whole" if v.whole and not v.incomplete else "incomplete, what is there is good" if v.whole else "damaged"
+    yield f"{path} is {verdict}."
 
 
 def _harmless(text: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from vmfilter.pack import Pages
 
 
 class Writer(Protocol):
@@ -27,8 +30,11 @@ class Writer(Protocol):
     def begin_pages(self, count: int, share_zero: bool) -> None:
         """Know how many pages there will be, and whether zero pages among them are left out."""
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
-        """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """Return how many of the next pages, of these sizes, go in before the dump is larger than a limit."""
+
+    def put_pages(self, pages: Pages) -> None:
+        """Write the next pages."""
 
     def finish(self, incomplete: bool = False) -> int:
         """Write what is left, and make it a dump; one that says so of itself where pages are missing.

@@ -23,6 +23,7 @@ from vmfilter.writer.transport import Kept
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Vmcoreinfo
+    from vmfilter.pack import Pages
     from vmfilter.reader import Dump
     from vmfilter.writer.transport import Transport
 
@@ -76,12 +77,10 @@ class ElfWriter:
         """
         self._transport = transport
         self._source = source
-        self._notes = Notes(source, vmcoreinfo)
+        self._notes = Notes(source, vmcoreinfo, erase_info=True)
         self._max_mapnr = max_mapnr
         self._page_size = page_size
         self._order = "<" if source.arch.little_endian else ">"
-        small = source.arch.word == 4 and max_mapnr * page_size <= 1 << 32
-        self._layout = _ELF32 if small else _ELF64
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
@@ -138,34 +137,35 @@ class ElfWriter:
             before += count
 
     def begin_pages(self, count: int, share_zero: bool) -> None:
-        """Write all headers; count pages follow."""
-        layout, order = self._layout, self._order
-        header, program = struct.Struct(order + layout.header), struct.Struct(order + _PROGRAM[layout.elf_class])
-        section = struct.Struct(order + layout.section)
-        self._header, self._program = header, program
-        self._count = 1 + sum(1 for _ in self._segments())
-        self._section_at = header.size + self._count * program.size
-        notes_at = self._section_at + section.size
-        self._data = -(-(notes_at + self._notes.size) // _ALIGN) * _ALIGN
-        counted = section.pack(0, 0, 0, 0, 0, 0, 0, self._count, 0, 0)  # sh_info is the number of program headers
-        pending = bytearray(program.pack(*layout.program_header(_PT_NOTE, 0, notes_at, 0, 0, self._notes.size)))
-        at, mask = header.size, (1 << (32 if layout is _ELF32 else 64)) - 1
-        for flags, offset, vaddr, paddr, size in self._segments():
-            pending += program.pack(
-                *layout.program_header(_PT_LOAD, flags, self._data + offset, vaddr & mask, paddr, size)
-            )
-            if len(pending) >= _HEADERS_AT_ONCE * program.size:
-                self._transport.write(at, pending)
-                at, pending = at + len(pending), bytearray()
-        self._transport.write(at, pending + counted)
-        at = self._notes.write(self._transport, notes_at)
+        """Write the notes, and leave room for the headers; count pages follow."""
+        segments = 1 + sum(1 for _ in self._segments())
+        small = self._source.arch.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
+        if not small or not self._lay_out(_ELF32, segments, count * self._page_size):
+            self._lay_out(_ELF64, segments, count * self._page_size)
+        at = self._notes.write(self._transport, self._notes_at)
         self._transport.zeros(at, self._data - at)
         self.size = self._data
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+    def _lay_out(self, layout: _Layout, segments: int, data_size: int) -> bool:
+        """Find where what lies, and say whether the form can say so: offsets of ELF32 end at 4 GiB."""
+        self._layout = layout
+        self._header = struct.Struct(self._order + layout.header)
+        self._program = struct.Struct(self._order + _PROGRAM[layout.elf_class])
+        self._section = struct.Struct(self._order + layout.section)
+        self._section_at = self._header.size + segments * self._program.size
+        self._notes_at = self._section_at + self._section.size
+        self._data = -(-(self._notes_at + self._notes.size) // _ALIGN) * _ALIGN
+        return layout is _ELF64 or self._data + data_size < 1 << 32
+
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """See Writer: holes count as well, for whoever copies the file."""
+        return min(max(limit - self.size, 0) // self._page_size, len(sizes))
+
+    def put_pages(self, pages: Pages) -> None:
         """Write the next pages; those of size 0 are zero, and holes."""
+        data = pages.data
         done = 0
-        kept = bytes(size != 0 for size in sizes.tolist())
+        kept = bytes(size != 0 for size in pages.sizes.tolist())
         i = 0
         while i < len(kept):
             value = kept[i]
@@ -175,14 +175,40 @@ class ElfWriter:
             if value:
                 self._transport.write(self.size, data[done : done + length])
                 done += length
+            else:
+                self._transport.zeros(self.size, length)
             self.size += length
             i = end
 
+    def _write_program_headers(self) -> int:
+        """Write those of what is there: where pages are missing at the end, they are in no PT_LOAD. Return how many."""
+        layout, program, written = self._layout, self._program, self.size - self._data
+        pending = bytearray(program.pack(*layout.program_header(_PT_NOTE, 0, self._notes_at, 0, 0, self._notes.size)))
+        at, count, mask = self._header.size, 1, (1 << (32 if layout is _ELF32 else 64)) - 1
+        for flags, offset, vaddr, paddr, size in self._segments():
+            if offset >= written:
+                continue
+            size = min(size, written - offset)
+            pending += program.pack(
+                *layout.program_header(_PT_LOAD, flags, self._data + offset, vaddr & mask, paddr, size)
+            )
+            count += 1
+            if len(pending) >= _HEADERS_AT_ONCE * program.size:
+                self._transport.write(at, pending)
+                at, pending = at + len(pending), bytearray()
+        self._transport.write(at, pending)
+        at += len(pending)
+        self._transport.zeros(at, self._section_at - at)
+        # sh_info is the number of program headers
+        self._transport.write(self._section_at, self._section.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0))
+        return count
+
     def finish(self, incomplete: bool = False) -> int:
-        """Write the ELF header, which makes it a dump. Returns its size in bytes."""
+        """Write the headers, the ELF header last, which makes it a dump. Returns its size in bytes."""
+        count = self._write_program_headers()
         self._kept.close()
         ident = b"\x7fELF" + bytes((self._layout.elf_class, 1 if self._order == "<" else 2, 1)) + bytes(9)
-        many = self._count >= _PN_XNUM
+        many = count >= _PN_XNUM
         header = self._header.pack(
             ident,
             _ET_CORE,
@@ -194,8 +220,8 @@ class ElfWriter:
             _INCOMPLETE if incomplete else 0,
             self._header.size,
             self._program.size,
-            _PN_XNUM if many else self._count,
-            struct.calcsize(self._order + self._layout.section) if many else 0,
+            _PN_XNUM if many else count,
+            self._section.size if many else 0,
             1 if many else 0,
             0,
         )

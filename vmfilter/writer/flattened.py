@@ -21,7 +21,12 @@ class FlattenedTransport:
     def __init__(self, below: Transport) -> None:
         """Begin."""
         self._below = below
-        self._kept = Kept()
+        try:
+            self._kept = Kept()
+        except OutputError:
+            below.abort()
+            raise
+        self._end = 0  # of the dump, as far as there are records of it
         self._at = 0  # in the stream
         self._offset = 0  # in the dump, of what is collected
         self._collected = bytearray()
@@ -54,6 +59,7 @@ class FlattenedTransport:
         if self._collected:
             self._append(RECORD.pack(self._offset, len(self._collected)))
             self._append(self._collected)
+            self._end = max(self._end, self._offset + len(self._collected))
             self._collected = bytearray()
 
     def zeros(self, offset: int, size: int) -> None:
@@ -66,6 +72,9 @@ class FlattenedTransport:
     def commit(self, size: int) -> None:
         """See Transport."""
         self._flush()
+        if self._end < size:  # it ends with a hole, which no record says: what is rearranged must be as long
+            self._record(size - 1, _ZEROS[:1])
+            self._flush()
         self._append(END)
         self._kept.close()
         self._below.commit(self._at)

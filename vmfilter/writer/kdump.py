@@ -16,6 +16,7 @@ headers are in vmfilter/kdumpformat.py. The main header is written last: what is
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import _core
@@ -25,7 +26,9 @@ from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
     from vmfilter.codec import Codec
+    from vmfilter.dedup import Deduplicator
     from vmfilter.kernel import Utsname, Vmcoreinfo
+    from vmfilter.pack import Pages
     from vmfilter.reader import Dump
     from vmfilter.writer.transport import Transport
 
@@ -107,12 +110,20 @@ class KdumpWriter:
 
     """
 
-    def __init__(self, transport: Transport, source: Dump, header: KdumpHeader, codec: Codec) -> None:
-        """Lay the file out; source's notes are copied."""
+    def __init__(
+        self,
+        transport: Transport,
+        source: Dump,
+        header: KdumpHeader,
+        codec: Codec,
+        deduplicator: Deduplicator | None = None,
+    ) -> None:
+        """Lay the file out; source's notes are copied, and identical pages stored once with a deduplicator."""
         self._transport = transport
         self._source = source
         self._header = header
         self._codec = codec
+        self._deduplicator = deduplicator
         self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
         self._max_mapnr = header.max_mapnr - header.first_pfn
         self._block = block = header.page_size
@@ -148,12 +159,16 @@ class KdumpWriter:
     def kept(self, pfn: int, count: int) -> bytes:
         """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
         at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
-        before = min(max(-at, 0), size)
+        before = max(-at, 0)
+        if before >= size:
+            return bytes(size)
         return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
 
     def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
         """Say how many pages there will be in all, whether zero pages share one, and what of that is in this file."""
         self._part = part
+        if self._deduplicator:
+            self._deduplicator.expect(count)
         self._last = self._descriptors + (part.pages if part else count) * DESCRIPTOR
         self.size = self._descriptors + count * DESCRIPTOR
         self._zero_at = self.size
@@ -162,12 +177,22 @@ class KdumpWriter:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
-        """Write the next pages: their sizes (u32 each, as vmfilter.codec.Packer gives them) and their data."""
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """See Writer."""
+        ends = accumulate(sizes.tolist())
+        room = limit - self.size
+        return next((i for i, end in enumerate(ends) if end > room), len(sizes))
+
+    def put_pages(self, pages: Pages) -> None:
+        """Write the next pages."""
+        sizes, data, shared = pages.sizes, pages.data, _core.ffi.NULL
+        if self._deduplicator:
+            data, shared = self._deduplicator.share(pages, self.size, self._part.start_pfn if self._part else 0)
         found = _core.ffi.new("struct vmf_descriptor[]", len(sizes))
         self._transport.write(self.size, data)
         self.size = _core.lib.vmf_descriptors(
             _core.ffi.from_buffer("uint32_t[]", sizes),
+            shared,
             len(sizes),
             self._block,
             self.size,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _COPY = 1 << 20  # bytes copied at a time: device dumps (NT_VMCOREDD) can be huge
 _NAME = b"VMCOREINFO\0"
+_ERASE_NAME = b"ERASEINFO\0"  # as makedumpfile and crash have it in ELF files
 
 
 class Notes:
@@ -22,14 +23,27 @@ class Notes:
 
     """
 
-    def __init__(self, source: Dump, vmcoreinfo: Vmcoreinfo | None) -> None:
-        """Look whether a note has VMCOREINFO; it gets one where none does: libkdumpfile looks nowhere else."""
+    def __init__(self, source: Dump, vmcoreinfo: Vmcoreinfo | None, erase_info: bool = False) -> None:
+        """Look whether a note has VMCOREINFO; it gets one where none does: libkdumpfile looks nowhere else.
+
+        Args:
+            source: whose notes are copied.
+            vmcoreinfo: of its kernel.
+            erase_info: whether what makedumpfile erased is to be said by a note, as there is no other place.
+
+        """
         self._source = source
         self._info = vmcoreinfo
         self._own = b""
         if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
             self._own = self._note(vmcoreinfo)
-        self.size = len(self._own) + sum(size for _, size in source.note_parts)
+        self._erase = source.erase_info if erase_info else None
+        if any(note.name == _ERASE_NAME[:-1] for note in source.notes):
+            self._erase = None
+        self._erase_size = 0
+        if self._erase is not None:
+            self._erase_size = len(self._head(_ERASE_NAME, self._erase[1])) + -(-self._erase[1] // 4) * 4
+        self.size = len(self._own) + self._erase_size + sum(size for _, size in source.note_parts)
 
     def _copied(self, info: Vmcoreinfo) -> int | None:
         """Where among the copied notes the text lies; None where it is in no note."""
@@ -45,10 +59,14 @@ class Notes:
         in_file = self._source.read_file(info.file_offset, info.file_size) if info.file_size else b""
         text = in_file or info.text.encode()
         self._own_size = len(text)
+        head = self._head(_NAME, len(text))
+        self._own_at = len(head)
+        return head + text.ljust(-(-len(text) // 4) * 4, b"\0")
+
+    def _head(self, name: bytes, size: int) -> bytes:
+        """Return what a note has before its description."""
         order = "<" if self._source.arch.little_endian else ">"
-        head = struct.pack(order + "III", len(_NAME), len(text), 0)
-        self._own_at = len(head) + -(-len(_NAME) // 4) * 4
-        return head + _NAME.ljust(self._own_at - len(head), b"\0") + text.ljust(-(-len(text) // 4) * 4, b"\0")
+        return struct.pack(order + "III", len(name), size, 0) + name.ljust(-(-len(name) // 4) * 4, b"\0")
 
     def vmcoreinfo(self, at: int) -> tuple[int, int]:
         """Where the text of VMCOREINFO lies if the notes lie at an offset, and its bytes; (0, 0) where it is not."""
@@ -56,12 +74,18 @@ class Notes:
             return 0, 0
         if self._own:
             return at + self._own_at, self._own_size
-        return at + (self._copied(self._info) or 0), self._info.file_size
+        return at + self._erase_size + (self._copied(self._info) or 0), self._info.file_size
 
     def write(self, transport: Transport, at: int) -> int:
         """Write them at an offset; return the offset after them."""
         transport.write(at, self._own)
         at += len(self._own)
+        if self._erase is not None:
+            head = self._head(_ERASE_NAME, self._erase[1])
+            transport.write(at, head)
+            end = copy(self._source, *self._erase, transport, at + len(head))
+            at += self._erase_size
+            transport.zeros(end, at - end)
         for start, size in self._source.note_parts:
             at = copy(self._source, start, size, transport, at)
         return at

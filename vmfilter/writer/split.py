@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter import _core
+from vmfilter.pack import Pages
 from vmfilter.writer.kdump import KdumpWriter, Part
 
 _CUT = 64  # cuts are at multiples of this: crash counts whole words of the bitmap from a part's first frame on
@@ -68,15 +69,19 @@ class SplitWriter:
         at = next(i for i in range(0, count + _CUT, _CUT) if _core.lib.vmf_rank(bits, min(i, count)) >= wanted)
         return min(at, count)
 
-    def put_pages(self, sizes: memoryview, data: memoryview) -> None:
+    def fitting(self, sizes: memoryview, limit: int) -> int:
+        """See Writer: a set has no limit."""
+        return len(sizes)
+
+    def put_pages(self, pages: Pages) -> None:
         """See Writer."""
+        count = len(pages.sizes)
         done = used = 0
         for i, writer in enumerate(self._writers):
-            n = min(self._left[i], len(sizes) - done)
+            n = min(self._left[i], count - done)
             if n:
-                part = sizes[done : done + n]
-                length = sum(part.tolist())
-                writer.put_pages(part, data[used : used + length])
+                length = sum(pages.sizes[done : done + n].tolist())
+                writer.put_pages(pages.part(slice(done, done + n), slice(used, used + length)))
                 done, used = done + n, used + length
                 self._left[i] -= n
 

@@ -168,8 +168,11 @@ class Kept:
         """Begin."""
         import tempfile
 
-        self._folder = tempfile.gettempdir()
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        try:
+            self._folder = tempfile.gettempdir()
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as e:
+            raise OutputError(f"a temporary file cannot be made: {e.strerror}; TMPDIR names a folder for it") from e
         self._start = self._end = 0
 
     def keep(self, start: int, end: int) -> None:
@@ -179,8 +182,11 @@ class Kept:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Keep what of the data is to be kept: nothing is half inside."""
         if self._start <= offset < self._end:
+            view, at = memoryview(data), offset - self._start
             try:
-                os.pwrite(self._file.fileno(), data, offset - self._start)
+                while view:
+                    n = os.pwrite(self._file.fileno(), view, at)
+                    view, at = view[n:], at + n
             except OSError as e:
                 raise OutputError(f"a temporary file in {self._folder} cannot be written: {e.strerror}") from e
 

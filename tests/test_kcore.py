@@ -1,0 +1,141 @@
+"""/proc/kcore: what of it is memory, what is left out, and what happens where it cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from elfbuilder import PAGE, Elf, Load, vmcoreinfo_note
+
+import vmfilter
+from vmfilter.reader import kcore
+from vmfilter.reader.kcore import KcoreDump
+from vmfilter.reader.source import PreadSource
+
+NONE = (1 << 64) - 1
+IOMEM = """00000000-00000fff : Reserved
+00001000-0009fbff : System RAM
+  00100000-00103fff : System RAM
+    00101000-00101fff : Crash kernel
+    00103000-00103fff : Crash kernel (low)
+fec00000-fec003ff : IOAPIC 0
+"""
+
+
+def pages(*numbers: int) -> bytes:
+    return b"".join(bytes([n]) * PAGE for n in numbers)
+
+
+KCORE = [
+    Load(0x2000, pages(3), vaddr=0xFFFFFFFF81000000),  # the kernel's text, which lies in RAM as well
+    Load(NONE, pages(99), vaddr=0xFFFFC90000000000),  # vmalloc
+    Load(0x1000, pages(2, 3, 4), vaddr=0xFFFF888000001000),
+    Load(0x100000, pages(10, 11, 12, 13), vaddr=0xFFFF888000100000),
+]
+
+Opened = Callable[..., KcoreDump]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """A file that is taken for /proc/kcore."""
+
+    def get(loads: list[Load] = KCORE, iomem: str | None = IOMEM) -> KcoreDump:
+        path = Elf(loads, vmcoreinfo_note("OSRELEASE=6.1\n")).write(tmp_path / "kcore")
+        monkeypatch.setattr(kcore, "KCORE", str(path))
+        monkeypatch.setattr(kcore, "IOMEM", str(tmp_path / "iomem"))
+        if iomem is not None:
+            (tmp_path / "iomem").write_text(iomem)
+        dump = vmfilter.open_dump(path)
+        assert isinstance(dump, KcoreDump)
+        return dump
+
+    return get
+
+
+def test_ram_is_there_and_the_crash_kernel_is_not(opened: Opened) -> None:
+    with opened() as dump:
+        assert list(dump.covered(0, dump.end)) == [(0x1000, 0x4000), (0x100000, 0x101000), (0x102000, 0x103000)]
+        assert dump.read(0x1000, 3 * PAGE) == pages(2, 3, 4)
+        assert dump.read(0x100000, PAGE) == pages(10)
+        assert dump.read(0x102000, PAGE) == pages(12)
+        assert dump.read(0x101000, PAGE) is None
+        assert [n.name for n in dump.notes] == [b"VMCOREINFO"]
+        assert dump.format == "the running system's memory (ELF64)"
+        assert dump.warnings == []
+
+
+def test_without_a_crash_kernel_all_is_there(opened: Opened) -> None:
+    with opened(iomem="00001000-0009fbff : System RAM\n") as dump:
+        assert dump.read(0x100000, 4 * PAGE) == pages(10, 11, 12, 13)
+
+
+def test_other_files_are_not_the_running_system(opened: Opened, tmp_path: Path) -> None:
+    opened().close()
+    copy = Elf(KCORE).write(tmp_path / "copy")
+    with vmfilter.open_dump(copy) as dump:
+        assert dump.read(0x101000, PAGE) == pages(11)
+
+
+@pytest.mark.parametrize("iomem", ["", "00000000-00000000 : System RAM\n  00000000-00000000 : Crash kernel\n", None])
+def test_an_iomem_that_shows_nothing_is_said_to(opened: Opened, iomem: str | None, tmp_path: Path) -> None:
+    with pytest.raises(vmfilter.InputError, match=r"^.*iomem: .*crash kernel's memory") as refused:
+        opened(iomem=iomem)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_old_kernel_has_no_physical_addresses(opened: Opened) -> None:
+    with pytest.raises(vmfilter.InputError, match=r"older than 4\.11"):
+        opened([Load(0, pages(1, 2)), Load(0, pages(3))])
+
+
+def test_nothing_but_the_crash_kernel(opened: Opened) -> None:
+    with pytest.raises(vmfilter.InputError, match="no memory but the crash kernel's"):
+        opened([Load(0x101000, pages(1))])
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EFAULT])
+def test_pages_that_cannot_be_read_are_zeros(opened: Opened, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    with opened() as dump:
+        bad = next(p.offset + 0x2000 - p.start for p in dump.pieces if p.start <= 0x2000 < p.end)
+        preadv = os.preadv
+
+        def fails(fd: int, views: list[memoryview], offset: int) -> int:
+            if offset < bad + PAGE and offset + len(views[0]) > bad:
+                raise OSError(error, os.strerror(error))
+            return preadv(fd, views, offset)
+
+        monkeypatch.setattr(os, "preadv", fails)
+        view = bytearray(b"x" * 3 * PAGE)
+        assert dump.read_into(0x1000, memoryview(view)) is False
+        assert bytes(view) == pages(2, 0, 4)
+        assert dump.unreadable == 1
+        assert dump.read(0x2010, 8) is None
+        assert dump.read(0x1FF0, 16) == bytes([2]) * 16
+        assert dump.read(0x1FF0, 32) is None
+        assert dump.unreadable == 3
+        assert dump.warnings == [f"{dump.path}: 3 reads of a page failed, what they wanted counts as zeros"]
+
+
+def test_what_the_system_says_of_its_size_does_not_matter(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    init = PreadSource.__init__
+
+    def small(self: PreadSource, *args: object) -> None:
+        init(self, *args)  # type: ignore[arg-type]
+        self.size = 100
+
+    monkeypatch.setattr(PreadSource, "__init__", small)
+    with opened() as dump:
+        assert dump.read(0x102000, PAGE) == pages(12)
+
+
+@pytest.mark.skipif(not os.access("/proc/kcore", os.R_OK), reason="the running system's memory cannot be read here")
+def test_the_running_system() -> None:
+    with vmfilter.open_dump("/proc/kcore") as dump:
+        assert isinstance(dump, KcoreDump)
+        first = dump.next_memory(0)
+        assert first is not None
+        assert dump.read_into(first, memoryview(bytearray(16 * PAGE))) in (True, False)

@@ -1,0 +1,58 @@
+"""vmfilter dmesg: the crashed kernel's log."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """Print the log of the kernel whose memory DUMP is, as dmesg does. What could steer a terminal, and what
+is not ASCII, is printed as \\xNN. Parts of the log that are damaged or not in DUMP are left out, and a warning says so.
+
+With --json each line is an object: seq, ts_nsec, level, facility, caller ("T" and a task's number or "C" and a CPU's),
+cont (the kernel calls it a fragment of a line), text, dict (SUBSYSTEM, DEVICE). null: this kernel does not say."""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "dmesg",
+        help="print the crashed kernel's log",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--level", action="store_true", help="begin each line with facility and level, as dmesg -x")
+    p.add_argument("--caller", action="store_true", help="say which task or CPU printed it, where the kernel knows")
+    p.add_argument("-j", "--json", action="store_true", help="one JSON object a line, with all of that")
+    p.add_argument("dump", metavar="DUMP", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print it, return the exit status."""
+    from vmfilter.cli.output import say, show
+    from vmfilter.errors import KernelError
+    from vmfilter.kernel.log import KernelLog
+    from vmfilter.kernel.search import understand
+    from vmfilter.reader import open_dump
+    from vmfilter.report.log import log_json, log_lines
+
+    with open_dump(options.dump) as dump:
+        _, _, kernel, error = understand(dump)
+        try:
+            if kernel is None:
+                raise error or KernelError("its kernel is not known")
+            log = KernelLog(kernel)
+            records = log.records()
+            for line in (
+                log_json(records) if options.json else log_lines(records, level=options.level, caller=options.caller)
+            ):
+                show(line)
+        except KernelError as e:
+            raise KernelError(f"{dump.path}: {e}") from e
+    for warning in log.losses.warnings():
+        say(f"warning: {options.dump}: {warning}")
+    return 0

@@ -1,0 +1,41 @@
+"""vmfilter mem-usage: what memory is used for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_RUNNING = "/proc/kcore"
+_DESCRIPTION = """Say how many pages of each class the running system has, or the machine that DUMP is of, and how many
+pages a dump of each level would have of it at most."""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "mem-usage",
+        help="say what memory is used for, and what dumps would keep of it",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("dump", metavar="DUMP", nargs="?", default=_RUNNING, help="dump to read (default: %(default)s)")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print it, return the exit status."""
+    from vmfilter.cli.output import say, show
+    from vmfilter.reader import open_dump
+    from vmfilter.report.usage import usage_lines
+    from vmfilter.usage import memory_usage
+
+    with open_dump(options.dump) as dump:
+        usage = memory_usage(dump)
+    for warning in usage.warnings:
+        say(f"warning: {warning}")
+    show(*usage_lines(usage))
+    return 0

@@ -1,0 +1,51 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def threads_of(text: str) -> int:
+    """Return a number of threads. Raises ArgumentTypeError where it is none."""
+    from vmfilter.pack import MAX_THREADS
+
+    if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to {MAX_THREADS}")
+    return int(text)
+
+
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def size_of(text: str) -> int:
+    """Return bytes: a number, or one of K, M, G or T. Raises ArgumentTypeError where it is none."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no size: a number of bytes, or of K, M, G or T")
+    return int(digits) << _UNITS.get(unit, 0)
+
+
+def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
+    """Add the options of every command that makes a dump; codec says which is the default."""
+    p.add_argument(
+        "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default), or ELF as it was"
+    )
+    p.add_argument(
+        "--compress",
+        metavar="NAME[:LEVEL]",
+        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19), none; lz4, which only vmfilter reads "
+        f"(default: {codec})",
+    )
+    p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
+    p.add_argument("--dedup", action="store_true", help="store identical pages once; every tool can read that")
+    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
+    p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+
+
+def warn_of_codec(compress: str | None) -> None:
+    """Say which codec no other tool reads."""
+    from vmfilter.cli.output import say
+
+    if compress and compress.partition(":")[0] == "lz4":
+        say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")

@@ -1,0 +1,69 @@
+"""vmfilter verify: whether a dump is whole."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from vmfilter.cli.options import threads_of
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DAMAGED, _INCOMPLETE = 3, 6
+_DESCRIPTION = """Read all of DUMP: every page is decompressed, every descriptor and every count is checked. Several
+files are the parts of one split set. What is wrong is told of the first damaged pages, and counted for all."""
+_EPILOG = f"""
+of verify:
+  0  DUMP is whole, and equal to VMCORE as far as that has its pages
+  {_DAMAGED}  DUMP is damaged, or differs from VMCORE
+  {_INCOMPLETE}  DUMP is incomplete: it says so of itself (space or time ran out when it was written), or a part of the
+     set is missing; all that is there is good
+"""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "verify",
+        help="read all of a dump, and say whether it is whole",
+        description=_DESCRIPTION,
+        epilog=epilog + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--against",
+        metavar="VMCORE",
+        action="append",
+        help="also compare every page with this dump, of any format (once for each part of a split set)",
+    )
+    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
+    p.add_argument("-q", "--quiet", action="store_true", help="print what is wrong only")
+    p.add_argument("dump", nargs="+", metavar="DUMP", help="a dump, or all files of a split set; - for standard input")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Verify, print what was found, return the exit status."""
+    from vmfilter.cli.output import say, show
+    from vmfilter.cli.progress import ProgressPrinter
+    from vmfilter.reader import open_dump
+    from vmfilter.report.text import verification
+    from vmfilter.verify import verify_dump
+
+    progress = None if options.quiet else ProgressPrinter()
+    with ExitStack() as stack:
+        dump = stack.enter_context(open_dump(options.dump, missing_parts=True))
+        against = stack.enter_context(open_dump(options.against)) if options.against else None
+        if progress:
+            stack.callback(progress.close)
+        found = verify_dump(dump, against, threads=options.threads, progress=progress)
+        path = dump.path
+    for line in (*found.faults, *found.told):
+        say(line)
+    if found.damaged > len(found.told):
+        say(f"{path}: {found.damaged - len(found.told)} more pages are damaged")
+    if not options.quiet:
+        show(*verification(found, path))
+    return _INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else _DAMAGED

@@ -1,0 +1,41 @@
+"""What memory was used for, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vmfilter.levels import PMEM_METADATA, PageClass
+from vmfilter.report.text import CLASS_NAMES
+
+if TYPE_CHECKING:
+    from vmfilter.usage import Usage
+
+_LEVELS = {
+    1: "zero",
+    2: "cache-nonprivate",
+    4: "cache",
+    8: "user",
+    16: "free",
+    31: "zero,cache,user,free",
+}
+_OF_PMEM = {PMEM_METADATA: "pmem-metadata", PMEM_METADATA + 31: "zero,cache,user,free,pmem-metadata"}
+
+
+def usage_lines(usage: Usage) -> Iterator[str]:
+    """Lines of a table by class of page, and of one by dump level."""
+
+    def row(name: str, pages: int) -> str:
+        return f"{name:38} {pages:12} {pages * usage.page_size:18}"
+
+    yield f"{'class':38} {'pages':>12} {'bytes':>18}"
+    for page_class, name in CLASS_NAMES.items():
+        yield row(name, usage.classes[page_class])
+    yield row("all memory", usage.at_level(0).present)
+    yield ""
+    yield f"{'a dump of level':38} {'pages':>12} {'bytes':>18}"
+    has_pmem = usage.classes[PageClass.PMEM_METADATA] > 0
+    for level, name in (_LEVELS | _OF_PMEM if has_pmem else _LEVELS).items():
+        yield row(f"{level:2}  {name}", usage.at_level(level).kept)
+    yield "has at most so much, before compression: pages filled with zeros, which odd levels leave out, are in these"
+    yield "numbers, as they are known by reading them only."

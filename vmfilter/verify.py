@@ -1,0 +1,251 @@
+"""Whether a dump is whole: every descriptor, every page, every count; and whether its pages are those of a vmcore."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmfilter.errors import InputError, VmfilterError
+from vmfilter.pack import MAX_THREADS, Run, chunks_of
+from vmfilter.reader import Dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from vmfilter.reader.kdump import KdumpDump
+    from vmfilter.reader.splitset import Part
+
+_CHUNK_BYTES = 1 << 20
+_BITMAP_BYTES = 1 << 18  # compared at a time
+_MAX_TOLD = 10
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        pages: that were read; a frame of which an ELF file has a part is one.
+        damaged: of these, how many cannot be read or differ.
+        lost: pages that the dump says it has lost, being incomplete or without one of its parts.
+        compared: pages that are the same as in the other dump.
+        not_compared: pages that the other dump has not, so that nothing can be said of them.
+        faults: what is wrong with the file beside pages, one line each.
+        told: the first damaged pages, one line each.
+        incomplete: whether the dump says so of itself, or lacks a part.
+
+    """
+
+    pages: int = 0
+    damaged: int = 0
+    lost: int = 0
+    compared: int = 0
+    not_compared: int = 0
+    faults: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    incomplete: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is damaged, as far as it is there."""
+        return not self.damaged and not self.faults
+
+
+def verify_dump(
+    dump: Dump,
+    against: Dump | None = None,
+    *,
+    threads: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Verification:
+    """Read all of a dump, and compare it.
+
+    Args:
+        dump: to verify.
+        against: another of the same machine and moment, as the vmcore that it was made of.
+        threads: that read; None: one a CPU.
+        progress: called from time to time with "verify", the page frames done, and all of them.
+
+    Raises:
+        InputError: the other dump is damaged, or of another machine.
+        VmfilterError: no such number of threads.
+
+    """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
+    if against is not None and against.arch.name != dump.arch.name:
+        raise InputError(f"{against.path}: is of {against.arch.name}, {dump.path} of {dump.arch.name}")
+    result = Verification(incomplete=dump.header.incomplete)
+    result.faults += _faults(dump)
+    page = dump.page_size or dump.arch.page_size
+    for chunk, found in _checked(dump, against, page, threads or len(os.sched_getaffinity(0))):
+        result.pages += found.pages
+        result.damaged += found.damaged
+        result.compared += found.compared
+        result.not_compared += found.not_compared
+        result.told += found.told[: _MAX_TOLD - len(result.told)]
+        if progress:
+            progress("verify", -(-(chunk[-1][0] + chunk[-1][1]) // page), -(-dump.end // page))
+    if progress:
+        progress("verify", -(-dump.end // page), -(-dump.end // page))
+    result.lost = _kept(dump, result.pages) - result.pages
+    return result
+
+
+def _kept(dump: Dump, pages: int) -> int:
+    from vmfilter.reader.kdump import KdumpDump
+
+    return dump.kept if isinstance(dump, KdumpDump) else pages
+
+
+def _checked(dump: Dump, against: Dump | None, page: int, threads: int) -> Iterator[tuple[list[Run], Verification]]:
+    """Check everything, a chunk at a time, in order; so many threads have two chunks each at most."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    local = threading.local()
+
+    def check(chunk: list[Run]) -> Verification:
+        if not hasattr(local, "checker"):
+            local.checker = _Checker(dump, against, page)
+        checker: _Checker = local.checker
+        return checker.check(chunk)
+
+    pending: deque[tuple[list[Run], Future[Verification]]] = deque()
+    areas = ((start, end - start) for start, end in dump.covered(0, dump.end))
+    pool = ThreadPoolExecutor(threads, "vmfilter")
+    try:
+        for chunk in chunks_of(areas, _CHUNK_BYTES):
+            if len(pending) == 2 * threads:
+                done, future = pending.popleft()
+                yield done, future.result()
+            try:
+                pending.append((chunk, pool.submit(check, chunk)))
+            except RuntimeError as e:  # no thread can be started: a limit, or no memory
+                raise VmfilterError(f"{e}; fewer threads (-j 1) need less") from e
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Checker:
+    """Checks chunks, for one thread. Runs are of bytes, from a physical address on."""
+
+    def __init__(self, dump: Dump, against: Dump | None, page: int) -> None:
+        self._dump, self._against, self._page = dump, against, page
+        self._ours = memoryview(bytearray(_CHUNK_BYTES))
+        self._theirs = memoryview(bytearray(_CHUNK_BYTES if against else 0))
+
+    def check(self, chunk: list[Run]) -> Verification:
+        found = Verification()
+        for start, size in chunk:
+            found.pages += -(-(start + size) // self._page) - start // self._page
+            ours = self._ours[:size]
+            try:
+                self._dump.read_into(start, ours)
+            except InputError:
+                self._check_pages(start, size, found)
+            else:
+                self._compare(start, ours, found)
+        return found
+
+    def _pages(self, start: int, size: int) -> Iterator[tuple[int, int]]:
+        """Cut a stretch at the ends of pages."""
+        at = start
+        while at < start + size:
+            end = min((at // self._page + 1) * self._page, start + size)
+            yield at, end - at
+            at = end
+
+    def _check_pages(self, start: int, size: int, found: Verification) -> None:
+        """Find which pages of a stretch are damaged."""
+        for at, n in self._pages(start, size):
+            ours = self._ours[:n]
+            try:
+                self._dump.read_into(at, ours)
+            except InputError as e:
+                self._tell(at, str(e), found)
+            else:
+                self._compare(at, ours, found)
+
+    def _compare(self, start: int, ours: memoryview, found: Verification) -> None:
+        if self._against is None:
+            return
+        theirs = self._theirs[: len(ours)]
+        if self._against.read_into(start, theirs) and bytes(ours) == bytes(theirs):
+            found.compared += -(-(start + len(ours)) // self._page) - start // self._page
+            return
+        for at, n in self._pages(start, len(ours)):
+            a, b = ours[at - start : at - start + n], theirs[at - start : at - start + n]
+            if next(self._against.covered(at, at + n), None) is None:
+                found.not_compared += 1
+            elif bytes(a) == bytes(b):
+                found.compared += 1
+            else:
+                self._tell(
+                    at, f"differs from {self._against.path} from physical address {at + _first(a, b):#x} on", found
+                )
+
+    def _tell(self, address: int, what: str, found: Verification) -> None:
+        found.damaged += 1
+        if len(found.told) < _MAX_TOLD:
+            found.told.append(what if " frame " in what else f"frame {address // self._page:#x}: {what}")
+
+
+def _first(a: memoryview, b: memoryview) -> int:
+    """Where two that are not the same differ first."""
+    differ = int.from_bytes(a, "little") ^ int.from_bytes(b, "little")
+    return ((differ & -differ).bit_length() - 1) // 8
+
+
+def _faults(dump: Dump) -> Iterator[str]:
+    """What is wrong with a file beside its pages: the headers were checked when it was opened."""
+    from vmfilter.reader.kdump import KdumpDump
+
+    if not isinstance(dump, KdumpDump):
+        return
+    yield from _bitmap_faults(dump)
+    from vmfilter.reader.descriptors import tally
+
+    for part, lowest in zip(dump.parts, tally(dump).lowest, strict=True):
+        yield from _table_faults(part, lowest)
+
+
+def _bitmap_faults(dump: KdumpDump) -> Iterator[str]:
+    one = dump.files[0]
+    for at in range(0, -(-one.frames // 8), _BITMAP_BYTES):
+        size = min(_BITMAP_BYTES, -(-one.frames // 8) - at)
+        present, kept = (one.read(bitmap + at, size) for bitmap in (one.bitmap1, one.bitmap2))
+        extra = int.from_bytes(kept, "little") & ~int.from_bytes(present, "little") & (1 << one.frames - 8 * at) - 1
+        if extra:
+            pfn = 8 * at + (extra & -extra).bit_length() - 1
+            yield (
+                f"{one.path}: frame {pfn:#x} and {extra.bit_count() - 1} more after it are in bitmap 2 (pages that are "
+                f"kept), but not in bitmap 1 (memory): offset {one.bitmap2 + pfn // 8:#x}"
+            )
+        for other in dump.files[1:]:
+            for name, a, offset in ("1", present, other.bitmap1), ("2", kept, other.bitmap2):
+                if other.read(offset + at, size) != a:
+                    yield f"{one.path} and {other.path}: bitmap {name} differs after offset {offset + at:#x}"
+
+
+def _table_faults(part: Part, lowest: int) -> Iterator[str]:
+    """What is wrong with the table of descriptors: it is as long as bitmap 2 says, and nothing is after the last."""
+    file = part.file
+    if part.data > file.size:
+        if not file.header.incomplete:
+            yield (
+                f"{file.path}: its page descriptors lie from {part.descriptors:#x} to {part.data:#x}, "
+                f"but the file ends at offset {file.size:#x}"
+            )
+    elif part.data + 24 <= min(lowest, file.size) and any(file.read(part.data, 24)):
+        yield (
+            f"{file.path}: what looks like one more page descriptor lies at offset {part.data:#x}: "
+            "bitmap 2 has fewer pages than the file"
+        )
