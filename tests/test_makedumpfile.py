@@ -554,3 +554,9 @@ def test_memory_usage_is_makedumpfiles_table(run: Run, small: Path) -> None:
     assert int(rows["FREE"]) == s.classes[PageClass.FREE]
     end = f"page size:\t\t4096            \nTotal pages on system:\t{s.present:<16}\n"
     assert ran.out.endswith(f"\n\n{end}Total size on system:\t{s.present * 4096:<16} Byte\n")
+
+
+def test_a_closed_standard_input_is_one_line(run: Run) -> None:
+    done = subprocess.run(["sh", "-c", f"exec {' '.join(program('-R', 'dump'))} <&-"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert os.listdir() == []

@@ -184,7 +184,7 @@ Usage:
   makedumpfile -R DUMPFILE
   makedumpfile --split [OPTIONS] VMCORE DUMPFILE1 DUMPFILE2 [DUMPFILE3 ..]
   makedumpfile --reassemble DUMPFILE1 DUMPFILE2 [DUMPFILE3 ..] DUMPFILE
-  makedumpfile --dump-dmesg [--partial-dmesg] VMCORE LOGFILE
+  makedumpfile --dump-dmesg VMCORE LOGFILE
   makedumpfile --mem-usage /proc/kcore
   makedumpfile -h
   makedumpfile -v

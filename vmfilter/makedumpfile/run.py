@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from vmfilter.cli.output import show
-from vmfilter.errors import CodecError, InputError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
+from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
@@ -68,14 +68,11 @@ def _check_free(command: Command, paths: Sequence[str]) -> None:
 
 
 def _rearrange(command: Command, messages: Messages) -> str:
-    from vmfilter.rearrange import rearrange
+    from vmfilter.rearrange import rearrange, standard_input
 
     output = _path(command.files[0])
     _check_free(command, [output])
-    if os.isatty(0):
-        raise InputError("standard input is a terminal: a flattened stream is to come from there")
-    with open(0, "rb", buffering=0, closefd=False) as stream:
-        rearrange(stream, output, force=command.force, dry_run=command.dry_run, name="standard input")
+    rearrange(standard_input(), output, force=command.force, dry_run=command.dry_run, name="standard input")
     return f"The dumpfile is saved to {command.files[0]}."
 
 
