@@ -100,7 +100,7 @@ def files(lab: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     found = {name: folder / name for name in ("FIRST", "ONE", "TWO")} | {"VMCORE": lab("x86-6.12")}
     subprocess.run([*PEER, "-c", "-d", "1", found["VMCORE"], found["FIRST"]], capture_output=True, check=True)
     parts = [found["ONE"], found["TWO"]]
-    subprocess.run([*PEER, "-c", "-d", "31", "--split", found["VMCORE"], *parts], capture_output=True, check=True)
+    subprocess.run([*OURS, "-c", "-d", "31", "--split", found["VMCORE"], *parts], capture_output=True, check=True)
     return found
 
 
@@ -167,3 +167,10 @@ def test_streams_go_both_ways(
     )
     assert got == want
     shutil.rmtree(tmp_path)
+
+
+def test_the_log_is_the_same(files: dict[str, Path], tmp_path: Path) -> None:
+    for who, program in ("theirs", PEER), ("ours", OURS):
+        command = [*program, "--dump-dmesg", str(files["VMCORE"]), str(tmp_path / who)]
+        subprocess.run(command, capture_output=True, check=True)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes() != b""

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, UsageError
 from vmfilter.reader.flattened import SIGNATURE
 from vmfilter.reader.spool import Reader, Stream, rearranged
 from vmfilter.writer.transport import Discard, FileTransport
+
+
+def standard_input() -> Stream:
+    """Standard input as a stream. Raises UsageError where it is a terminal, InputError where it is closed."""
+    if os.isatty(0):
+        raise UsageError("standard input is a terminal: a flattened stream is to come from there")
+    try:
+        return open(0, "rb", buffering=0, closefd=False)
+    except OSError as e:
+        raise InputError(f"standard input: cannot be read: {e.strerror}") from e
 
 
 def rearrange(

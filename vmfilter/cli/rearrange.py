@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
-
-from vmfilter.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -33,15 +30,9 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Rearrange, say what was made, return the exit status."""
     from vmfilter.cli.output import show
-    from vmfilter.rearrange import rearrange
+    from vmfilter.rearrange import rearrange, standard_input
 
-    if os.isatty(0):
-        raise UsageError("standard input is a terminal: a flattened stream is to come from there")
-    try:
-        stream = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - not ours to close
-    except OSError as e:
-        raise InputError(f"standard input: cannot be read: {e.strerror}") from e
-    size = rearrange(stream, options.dump, force=options.force, name="standard input")
+    size = rearrange(standard_input(), options.dump, force=options.force, name="standard input")
     if not options.quiet:
         show(f"{options.dump} is {size} bytes.")
     return 0

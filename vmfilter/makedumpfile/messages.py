@@ -139,6 +139,30 @@ def report(s: Statistics, elf: bool) -> Iterator[str]:
     yield ""
 
 
+_USED = (
+    ("NON_PRI_CACHE", "Cache pages without private flag", PageClass.CACHE),
+    ("PRI_CACHE", "Cache pages with private flag", PageClass.CACHE_PRIVATE),
+    ("USER", "User process pages", PageClass.USER),
+    ("FREE", "Free pages", PageClass.FREE),
+)
+
+
+def mem_usage(s: Statistics) -> Iterator[str]:
+    """Lines of --mem-usage, of the statistics of level 31. Zero pages are not looked for, as they are not there."""
+    yield ""
+    yield "TYPE\t\tPAGES\t\t\tEXCLUDABLE\tDESCRIPTION"
+    yield "-" * 70
+    yield f"ZERO\t\t{s.zero:<16}\tyes\t\tPages filled with zero"
+    for name, text, page_class in _USED:
+        tabs = "\t" if len(name) > 7 else "\t\t"
+        yield f"{name}{tabs}{s.excluded(page_class):<16}\tyes\t\t{text}"
+    yield f"KERN_DATA\t{s.kept:<16}\tno\t\tDumpable kernel data "
+    yield ""
+    yield f"page size:\t\t{s.page_size:<16}"
+    yield f"Total pages on system:\t{s.present:<16}"
+    yield f"Total size on system:\t{s.present * s.page_size:<16} Byte"
+
+
 def _disabled(codec: str) -> bool:
     from vmfilter.codec import MISSING, availability
 
@@ -160,7 +184,7 @@ Usage:
   makedumpfile -R DUMPFILE
   makedumpfile --split [OPTIONS] VMCORE DUMPFILE1 DUMPFILE2 [DUMPFILE3 ..]
   makedumpfile --reassemble DUMPFILE1 DUMPFILE2 [DUMPFILE3 ..] DUMPFILE
-  makedumpfile --dump-dmesg [--partial-dmesg] VMCORE LOGFILE
+  makedumpfile --dump-dmesg VMCORE LOGFILE
   makedumpfile --mem-usage /proc/kcore
   makedumpfile -h
   makedumpfile -v

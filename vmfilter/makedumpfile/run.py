@@ -7,11 +7,13 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from vmfilter.errors import CodecError, InputError, NoSpaceError, OutputError, UsageError, VmfilterError
-from vmfilter.makedumpfile.messages import HEADLINE, Messages, report, usage, version
+from vmfilter.cli.output import show
+from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
+from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
+from vmfilter.writer.transport import FileTransport
 
 _COMPLETED, _FAILED = 0, 1
 _NOT_MAPPED = (1 << 64) - 1
@@ -38,7 +40,8 @@ def run(arguments: Sequence[str]) -> int:
         if command.work_dir:
             os.environ["TMPDIR"] = command.work_dir
         job = next((job for mode, job in _JOBS.items() if getattr(command, mode)), _create)
-        messages.common("", job(command, messages), "", "makedumpfile Completed.")
+        if saved := job(command, messages):  # --mem-usage saves nothing and says no more
+            messages.common("", saved, "", "makedumpfile Completed.")
         return _COMPLETED
     except UsageError as e:
         lines = [str(e)] if str(e) else []
@@ -65,14 +68,11 @@ def _check_free(command: Command, paths: Sequence[str]) -> None:
 
 
 def _rearrange(command: Command, messages: Messages) -> str:
-    from vmfilter.rearrange import rearrange
+    from vmfilter.rearrange import rearrange, standard_input
 
     output = _path(command.files[0])
     _check_free(command, [output])
-    if os.isatty(0):
-        raise InputError("standard input is a terminal: a flattened stream is to come from there")
-    with open(0, "rb", buffering=0, closefd=False) as stream:
-        rearrange(stream, output, force=command.force, dry_run=command.dry_run, name="standard input")
+    rearrange(standard_input(), output, force=command.force, dry_run=command.dry_run, name="standard input")
     return f"The dumpfile is saved to {command.files[0]}."
 
 
@@ -92,11 +92,44 @@ def _reassemble(command: Command, messages: Messages) -> str:
 
 
 def _dmesg(command: Command, messages: Messages) -> str:
-    raise VmfilterError("--dump-dmesg is not supported by this vmfilter yet")
+    from vmfilter.kernel.log import KernelLog
+    from vmfilter.kernel.search import understand
+    from vmfilter.report.log import log_lines
+
+    name = "STDOUT" if command.flatten else command.files[1]
+    if not command.flatten:
+        _check_free(command, [_path(name)])
+    with open_dump(_path(command.files[0])) as dump:
+        _, _, kernel, error = understand(dump)
+        if kernel is None:
+            raise error or KernelError(f"{dump.path}: its kernel is not known")
+        log = KernelLog(kernel)
+        lines = list(log_lines(log.records(), caller=True))
+    for warning in log.losses.warnings():
+        messages.error(f"warning: {command.files[0]}: {warning}")
+    if command.flatten:
+        show(*lines)
+    else:
+        text = "".join(f"{line}\n" for line in lines).encode()
+        transport = FileTransport(_path(name), command.force)
+        try:
+            transport.write(0, text)
+            transport.commit(len(text))
+        except BaseException:
+            transport.abort()
+            raise
+    return f"The dmesg log is saved to {name}."
 
 
 def _mem_usage(command: Command, messages: Messages) -> str:
-    raise VmfilterError("--mem-usage is not supported by this vmfilter yet")
+    from vmfilter.usage import memory_usage
+
+    with open_dump(_path(command.files[0])) as dump:
+        usage = memory_usage(dump)
+    for warning in usage.warnings:
+        messages.error(f"warning: {warning}")
+    messages.common(*mem_usage(usage.at_level(31)))
+    return ""
 
 
 def _create(command: Command, messages: Messages) -> str:
@@ -116,10 +149,13 @@ def _create(command: Command, messages: Messages) -> str:
 
 
 def _tell(result: Statistics, messages: Messages) -> None:
-    from vmfilter.report.text import coverage
-
-    for warning in (*result.warnings, *coverage(result.gaps)):
+    for warning in result.warnings:
         messages.error(f"warning: {warning}")
+    if result.gaps:
+        from vmfilter.report.text import coverage
+
+        for line in coverage(result.gaps):
+            messages.error(f"warning: {line}")
 
 
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
