@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 from kdumpreader import Kdump
-from test_lab import LAB, lab, peer_is_here, pytestmark  # noqa: F401
+from test_lab import LAB, lab, peer_is_here  # noqa: F401
+
+# Minutes, so only where it is asked for.
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif("VMFILTER_LAB" not in os.environ, reason="VMFILTER_LAB does not say where the lab is"),
+]
 
 PEER = [sys.executable, str(LAB / "lab" / "peer.py"), "makedumpfile"]
 OURS = [sys.executable, "-m", "vmfilter", "makedumpfile"]
