@@ -307,6 +307,7 @@ class _Run:
         kernel, info = self._kernel, self._info
         base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
         counted_from = base // self._page_size if self._dump.arch.counts_from_ram else 0
+        first_pfn = kernel.first_pfn if kernel else counted_from
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
@@ -316,7 +317,8 @@ class _Run:
             page_size=self._page_size,
             vmcoreinfo=info,
             cpus=self._dump.header.cpus,
-            first_pfn=kernel.first_pfn if kernel else counted_from,
+            # Where all memory lies below that, as in no real dump, frames count from 0.
+            first_pfn=first_pfn if first_pfn < self._max_mapnr else 0,
         )
 
     def _uts_without_kernel(self) -> Utsname:
