@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, warn_of_codec
+from vmfilter.cli.options import add_form, run_with_progress, warn_of_codec
+from vmfilter.errors import INCOMPLETE
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -34,15 +35,14 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Convert, say what was made, return the exit status."""
     from vmfilter.cli.output import say, show
-    from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import convert_dump
     from vmfilter.reader import open_dump
 
     warn_of_codec(options.compress)
-    progress = None if options.quiet else ProgressPrinter()
-    try:
-        with open_dump(options.dump if len(options.dump) > 1 else options.dump[0]) as dump:
-            result = convert_dump(
+    with open_dump(options.dump if len(options.dump) > 1 else options.dump[0]) as dump:
+        result = run_with_progress(
+            options,
+            lambda progress: convert_dump(
                 dump,
                 options.new,
                 format=options.format,
@@ -51,13 +51,14 @@ def run(options: argparse.Namespace) -> int:
                 dedup=options.dedup,
                 threads=options.threads,
                 force=options.force,
+                keep_incomplete=options.keep_incomplete,
                 progress=progress,
-            )
-    finally:
-        if progress:
-            progress.close()
+            ),
+        )
     for warning in result.warnings:
         say(f"warning: {warning}")
+    if result.failure:
+        say(f"warning: {options.new} is incomplete: {result.lost} pages are missing: {result.failure}")
     if not options.quiet:
         show(f"{options.new}: {result.kept} pages, {result.output_size} bytes.", aside=options.new == "-")
-    return 0
+    return INCOMPLETE if result.failure else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, size_of, warn_of_codec
+from vmfilter.cli.options import add_form, run_with_progress, size_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, UsageError, VmfilterError
 from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
@@ -71,7 +71,6 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.cli.output import say, show
-    from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import filter_dump
     from vmfilter.levels import PageClass
     from vmfilter.report.text import coverage, report, table
@@ -79,9 +78,9 @@ def run(options: argparse.Namespace) -> int:
     if len(options.dump) > 1 and not options.split:
         raise UsageError(f"{len(options.dump)} files to make: more than one is a set, which --split makes")
     warn_of_codec(options.compress)
-    progress = None if options.quiet else ProgressPrinter()
-    try:
-        result = filter_dump(
+    result = run_with_progress(
+        options,
+        lambda progress: filter_dump(
             options.vmcore,
             options.dump,
             level=options.level,
@@ -92,13 +91,12 @@ def run(options: argparse.Namespace) -> int:
             limit=options.limit,
             threads=options.threads,
             force=options.force,
+            keep_incomplete=options.keep_incomplete,
             dry_run=options.dry_run,
             include_pmem_userdata=options.include_pmem_userdata,
             progress=progress,
-        )
-    finally:
-        if progress:
-            progress.close()
+        ),
+    )
     warnings = list(result.warnings)
     if options.quiet:  # else they are in the report
         warnings += [f"{options.vmcore}: {line}" for line in coverage(result.gaps)]
@@ -107,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
         pages = result.classes[PageClass.PMEM_USERDATA]
         warnings.append(f"{names} has {pages} pages of user data on persistent memory: people's files")
     if result.lost:
-        warnings.append(f"{names} is incomplete: {result.lost} pages more would have made it larger than --limit")
+        reason = result.failure or "they would have made it larger than --limit"
+        warnings.append(f"{names} is incomplete: {result.lost} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
     if not options.quiet:
