@@ -16,7 +16,7 @@ from kdumpreader import Kdump
 
 import vmfilter
 from vmfilter.cli import main
-from vmfilter.errors import InputError, NoSpaceError, OutputError
+from vmfilter.errors import InputError, OutputError
 from vmfilter.reader import open_dump
 from vmfilter.reader.source import PreadSource
 from vmfilter.rearrange import rearrange
@@ -38,16 +38,25 @@ def small(real: Callable[[str], Path]) -> Path:
     return real(SMALL)
 
 
-@pytest.fixture(params=[2, 5])
+@pytest.fixture(params=["2 MiB of tmpfs", "5 MiB of tmpfs", "8 MiB of ext4"])
 def tight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of so many MiB."""
-    folder = tmp_path / "tight"
+    """A small file system."""
+    size, _, _, kind = request.param.split()
+    folder, image = tmp_path / "tight", tmp_path / "image"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "vmfilter-test", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if kind == "tmpfs":
+        commands = [["mount", "-t", kind, "-o", f"size={size}m", "vmfilter-test", folder]]
+    else:
+        image.touch()
+        os.truncate(image, int(size) << 20)
+        commands = [[f"mkfs.{kind}", "-q", "-m", "0", image], ["mount", "-o", "loop", image, folder]]
+    if os.geteuid() != 0 or any(subprocess.run(c, capture_output=True, check=False).returncode for c in commands):
         pytest.skip("cannot mount")
+    if kind == "ext4":
+        (folder / "lost+found").rmdir()
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+    image.unlink(missing_ok=True)
 
 
 def is_part_of(path: Path, vmcore: Path) -> int:
@@ -155,16 +164,16 @@ def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: sig
 
 def _disk(monkeypatch: pytest.MonkeyPatch, dies_after: int, for_ever: bool) -> None:
     """Have a disk that fails once, or from then on always, when so many bytes were written."""
-    write, written = FileTransport.write, [0, 0]
+    pwrite, written = os.pwrite, [0, 0]
 
-    def dying(self: FileTransport, offset: int, data: bytes) -> None:
+    def dying(fd: int, data: memoryview, offset: int) -> int:
         written[0] += len(data)
         if written[0] > dies_after and (for_ever or not written[1]):
             written[1] += 1
-            raise self._failed(OSError(errno.EIO, os.strerror(errno.EIO)))
-        write(self, offset, data)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
 
-    monkeypatch.setattr(FileTransport, "write", dying)
+    monkeypatch.setattr(os, "pwrite", dying)
 
 
 def test_a_disk_with_a_bad_spot_keeps_what_is_before(
@@ -274,28 +283,26 @@ def test_a_set_of_which_one_file_cannot_get_its_name_leaves_none(
 def test_what_comes_after_a_full_disk_fits_where_it_was_reserved(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each byte that is written after the disk was full lies where there was something already, or was reserved."""
-    write, reserve = FileTransport.write, FileTransport.reserve
+    pwrite, reserve = os.pwrite, FileTransport.reserve
     had: list[tuple[int, int]] = []
-    after: list[tuple[int, int]] = []
 
-    def watched(self: FileTransport, offset: int, data: bytes) -> None:
-        if had and sum(end - start for start, end in had) > 3 << 20 and not after:
-            after.append((0, 0))
-            raise NoSpaceError("full")
-        (after if after else had).append((offset, offset + len(data)))
-        write(self, offset, data)
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        end = offset + len(data)
+        if sum(end - start for start, end in had) > 3 << 20:
+            if not any(first <= offset and end <= last for first, last in had):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        else:
+            had.append((offset, end))
+        return pwrite(fd, data, offset)
 
     def reserved(self: FileTransport, start: int, end: int) -> None:
         had.append((start, end))
         reserve(self, start, end)
 
-    monkeypatch.setattr(FileTransport, "write", watched)
+    monkeypatch.setattr(os, "pwrite", full)
     monkeypatch.setattr(FileTransport, "reserve", reserved)
-    vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, compress="none")
-    assert len(after) > 1
-    for start, end in after:
-        assert any(first <= start and end <= last for first, last in had)
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, compress="none")
+    assert result.kept - result.lost == is_part_of(tmp_path / "dump", small) > 100
 
 
 def test_the_help_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -291,6 +291,7 @@ class _Run:
         self, writer: Writer, to: _Output, kept: int, skip_zero: bool, copies: bool
     ) -> BaseException | None:
         """Write the pages, or as many as the limit lets in; return what ended that where the dump is to be kept."""
+        ended: BaseException | None = None
         try:
             self._progress("write", 0, kept)
             with closing(
@@ -312,8 +313,14 @@ class _Run:
         except BaseException as e:
             if not to.keep_incomplete:
                 raise
-            return VmfilterError("out of memory; fewer threads (-j 1) need less") if isinstance(e, MemoryError) else e
-        return None
+            ended = VmfilterError("out of memory; fewer threads (-j 1) need less") if isinstance(e, MemoryError) else e
+        try:
+            writer.settle()
+        except OutputError as e:
+            if not to.keep_incomplete:
+                raise
+            ended = ended or e
+        return ended
 
     @staticmethod
     def _put(writer: Writer, pages: Pages, limit: int | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -25,10 +26,38 @@ class Written(NamedTuple):
         return Written(self.pages + len(sizes), self.zero + sizes.tolist().count(0))
 
 
-class Writer(Protocol):
-    """Writes one dump: bitmaps, then pages in order of their frames, then finish().
+class Account:
+    """What a dump has, and can go back to: pages that were taken may turn out not to be written.
 
-    Where put_pages() fails, finish(incomplete=True) can still make a dump of those before.
+    Attributes:
+        size: bytes of the dump.
+        written: pages of it.
+
+    """
+
+    def __init__(self, size: int) -> None:
+        """Begin with no page, and so many bytes."""
+        self.size, self.written = self._none = size, Written()
+        self._steps: deque[tuple[int, Written]] = deque()  # of which none but the first is known to be written
+
+    def add(self, size: int, sizes: memoryview, landed: int) -> None:
+        """Have more pages, of these sizes, and so many bytes, of which those before landed are written."""
+        self.size, self.written = size, self.written.and_these(sizes)
+        self._steps.append((size, self.written))
+        while len(self._steps) > 1 and self._steps[1][0] <= landed:
+            self._steps.popleft()
+
+    def go_back(self, landed: int) -> None:
+        """Have only the pages whose bytes lie before landed."""
+        while self._steps and self._steps[-1][0] > landed:
+            self._steps.pop()
+        self.size, self.written = self._steps[-1] if self._steps else self._none
+
+
+class Writer(Protocol):
+    """Writes one dump: bitmaps, then pages in order of their frames, then settle() and finish().
+
+    Where put_pages() or settle() fails, finish(incomplete=True) can still make a dump of those before.
     """
 
     @property
@@ -59,6 +88,9 @@ class Writer(Protocol):
 
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages."""
+
+    def settle(self) -> None:
+        """Have all pages written; those that cannot be are no more in it. Raises OutputError where there are such."""
 
     def finish(self, incomplete: bool = False) -> int:
         """Write what is left, and make it a dump that has only to be published; one that says so of itself where pages

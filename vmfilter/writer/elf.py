@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.arch import elf_machine
+from vmfilter.errors import OutputError
 from vmfilter.pack import Run, runs_in
 from vmfilter.reader.dump import Piece
-from vmfilter.writer import Written
+from vmfilter.writer import Account, Written
 from vmfilter.writer.notes import Notes
 from vmfilter.writer.transport import Kept
 
@@ -60,7 +61,6 @@ class ElfWriter:
 
     Attributes:
         size: bytes of the file so far.
-        written: pages of it so far.
 
     """
 
@@ -85,11 +85,16 @@ class ElfWriter:
         self._order = "<" if source.arch.little_endian else ">"
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
-        self.written = Written()
+        self._account = Account(0)
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
             self._ends.append(max(self._ends[-1], load.end))
+
+    @property
+    def written(self) -> Written:
+        """See Writer."""
+        return self._account.written
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Take a part of both bitmaps; the first is not in this format."""
@@ -149,6 +154,7 @@ class ElfWriter:
         self._transport.zeros(at, self._data - at)
         self._transport.reserve(0, self._notes_at)
         self.size = self._data
+        self._account = Account(self.size)
 
     def _lay_out(self, layout: _Layout, segments: int, data_size: int) -> bool:
         """Find where what lies, and say whether the form can say so: offsets of ELF32 end at 4 GiB."""
@@ -177,13 +183,23 @@ class ElfWriter:
             end = len(kept) if end < 0 else end
             length = (end - i) * self._page_size
             if value:
-                self._transport.write(at, data[done : done + length])
+                self._transport.stream(at, data[done : done + length])
                 done += length
             else:
                 self._transport.zeros(at, length)
             at += length
             i = end
-        self.size, self.written = at, self.written.and_these(pages.sizes)
+        self.size = at
+        self._account.add(at, pages.sizes, self._transport.landed)
+
+    def settle(self) -> None:
+        """See Writer."""
+        try:
+            self._transport.settle()
+        except OutputError:
+            self._account.go_back(self._transport.landed)
+            self.size = self._account.size
+            raise
 
     def _write_program_headers(self) -> int:
         """Write those of what is there: where pages are missing at the end, they are in no PT_LOAD. Return how many."""

@@ -6,6 +6,7 @@ The format is drawn in vmfilter/reader/flattened.py. No offset is written twice.
 from __future__ import annotations
 
 import os
+import sys
 
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
@@ -31,10 +32,11 @@ class FlattenedTransport:
         self._owed: list[list[int]] = []  # ranges of the dump that reserve() was told: start, end, bytes yet to come
         self._reserved = 0  # of the stream
         self._full = False
+        self._landed = sys.maxsize
         self._append(flattened_header())
 
     def _append(self, data: bytes | bytearray | memoryview) -> None:
-        self._below.write(self._at, data)
+        self._below.stream(self._at, data)
         self._at += len(data)
 
     def _have_room(self, size: int) -> None:
@@ -88,6 +90,23 @@ class FlattenedTransport:
             self._end = max(self._end, self._offset + len(self._collected))
             self._collected = bytearray()
 
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        self._record(offset, data)
+
+    def settle(self) -> None:
+        """See Transport."""
+        try:
+            self._below.settle()
+        except OutputError:
+            self._landed = 0
+            raise
+
+    @property
+    def landed(self) -> int:
+        """See Transport; where a part of the stream is missing, nothing after it can be found, so nothing is kept."""
+        return self._landed
+
     def zeros(self, offset: int, size: int) -> None:
         """See Transport: crash, which reads flattened files in place, must find them."""
         while size > 0:
@@ -103,6 +122,7 @@ class FlattenedTransport:
             self._flush()
         self._append(END)
         self._kept.close()
+        self._below.settle()
         self._below.sync(self._at)
 
     def publish(self) -> None:
@@ -134,6 +154,18 @@ class StreamTransport:
                 view, self._at = view[n:], self._at + n
         except OSError as e:
             raise OutputError(f"{self._name}: cannot be written after {self._at} bytes: {e.strerror}") from e
+
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        self.write(offset, data)
+
+    def settle(self) -> None:
+        """See Transport."""
+
+    @property
+    def landed(self) -> int:
+        """See Transport."""
+        return self._at
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport."""

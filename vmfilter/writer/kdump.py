@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfilter import _core
 from vmfilter.errors import OutputError
 from vmfilter.kdumpformat import DESCRIPTOR, INCOMPLETE, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
-from vmfilter.writer import Written
+from vmfilter.writer import Account, Written
 from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
@@ -108,7 +108,6 @@ class KdumpWriter:
 
     Attributes:
         size: bytes of the file so far.
-        written: pages of it so far.
 
     """
 
@@ -144,8 +143,13 @@ class KdumpWriter:
         )
         self._pending = bytearray()
         self._pending_at = self._descriptors
-        self.written = Written()
+        self._account = Account(0)
         transport.keep(self._bitmap2, self._descriptors)
+
+    @property
+    def written(self) -> Written:
+        """See Writer."""
+        return self._account.written
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
@@ -182,6 +186,7 @@ class KdumpWriter:
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
+        self._account = Account(self.size)
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """See Writer."""
@@ -197,7 +202,7 @@ class KdumpWriter:
         if self._deduplicator:
             data, shared = self._deduplicator.share(pages, self.size, self._part.start_pfn if self._part else 0)
         found = _core.ffi.new("struct vmf_descriptor[]", len(sizes))
-        self._transport.write(self.size, data)
+        self._transport.stream(self.size, data)
         self.size = _core.lib.vmf_descriptors(
             _core.ffi.from_buffer("uint32_t[]", sizes),
             shared,
@@ -210,12 +215,30 @@ class KdumpWriter:
             found,
         )
         self._pending += _core.ffi.buffer(found)
-        self.written = self.written.and_these(sizes)
+        self._account.add(self.size, sizes, self._transport.landed)
 
     def _flush(self) -> None:
         self._transport.write(self._pending_at, self._pending)
         self._pending_at += len(self._pending)
         self._pending = bytearray()
+
+    def settle(self) -> None:
+        """See Writer."""
+        try:
+            self._transport.settle()
+        except OutputError:
+            self._go_back(self._transport.landed)
+            raise
+
+    def _go_back(self, landed: int) -> None:
+        """Have no descriptors but of pages whose data lie before an offset: a descriptor of zeros is of a lost page."""
+        self._account.go_back(landed)
+        self.size = self._account.size
+        end = self._descriptors + self.written.pages * DESCRIPTOR
+        if end < self._pending_at:
+            self._transport.write(end, bytes(self._pending_at - end))
+            self._pending_at = end
+        del self._pending[end - self._pending_at :]
 
     def finish(self, incomplete: bool = False) -> int:
         """See Writer."""

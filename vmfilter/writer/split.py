@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter import _core
+from vmfilter.errors import OutputError
 from vmfilter.pack import Pages
 from vmfilter.writer import Written
 from vmfilter.writer.kdump import KdumpWriter, Part
@@ -91,6 +92,19 @@ class SplitWriter:
                 writer.put_pages(pages.part(slice(done, done + n), slice(used, used + length)))
                 done, used = done + n, used + length
                 self._left[i] -= n
+                if not self._left[i]:  # what it needs to write behind is needed no more
+                    writer.settle()
+
+    def settle(self) -> None:
+        """See Writer: a set of which one file has lost pages is incomplete."""
+        failures = []
+        for writer in self._writers:
+            try:
+                writer.settle()
+            except OutputError as e:
+                failures.append(e)
+        if failures:
+            raise failures[0]
 
     def finish(self, incomplete: bool = False) -> int:
         """See Writer."""

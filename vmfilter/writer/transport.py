@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from typing import Protocol
 
 from vmfilter.errors import NoSpaceError, OutputError
+from vmfilter.writer.behind import WriteBehind
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
@@ -19,6 +21,21 @@ class Transport(Protocol):
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at offset. Raises OutputError where that fails."""
+
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write data of which there is much more, at higher offsets; perhaps later, until settle().
+
+        Raises:
+            OutputError: that fails, or failed for what was to be written before.
+
+        """
+
+    def settle(self) -> None:
+        """Have all written that stream() took. Raises OutputError where that fails, once."""
+
+    @property
+    def landed(self) -> int:
+        """The offset before which all is written that stream() took."""
 
     def zeros(self, offset: int, size: int) -> None:
         """Have zeros at an offset where nothing is written."""
@@ -65,6 +82,9 @@ class FileTransport:
             raise OutputError(f"{path!r}: is no name of a file")
         self._unsynced = 0
         self._named = False
+        self._behind: WriteBehind | None = None
+        self._landed = 0
+        self._scarce = False  # no memory to write behind
         self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._check_free()
@@ -116,16 +136,60 @@ class FileTransport:
         view = memoryview(data)
         try:
             while view:
-                n = os.pwrite(self._fd, view, offset)
+                n = self._pwrite(self._fd, view, offset)
                 view, offset = view[n:], offset + n
-                self._unsynced += n
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def _pwrite(self, fd: int, view: memoryview, offset: int) -> int:
+        n = os.pwrite(fd, view, offset)
+        if fd == self._fd:
+            self._unsynced += n
             if self._unsynced >= _WRITE_BEHIND:
                 # Has the disk begin with what is dirty, so that it is not all left to the sync at the end, and drops
                 # what is clean: a capture kernel has no memory for it.
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 self._unsynced = 0
+        return n
+
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+        if self._behind is None and (not data or not self._begin_behind()):
+            self.write(offset, data)
+            self._landed = offset + len(data)
+            return
+        assert self._behind is not None
+        try:
+            self._behind.put(offset, memoryview(data))
         except OSError as e:
             raise self._failed(e) from e
+
+    def _begin_behind(self) -> bool:
+        """Begin to write behind, unless there is no memory for that."""
+        if self._scarce:
+            return False
+        try:
+            self._behind = WriteBehind(self._fd, self._temporary, self._pwrite)
+        except (OSError, MemoryError, RuntimeError):
+            self._scarce = True
+        return self._behind is not None
+
+    def settle(self) -> None:
+        """See Transport."""
+        behind, self._behind = self._behind, None
+        if behind is None:
+            return
+        try:
+            behind.finish()
+        except OSError as e:
+            raise self._failed(e) from e
+        finally:
+            self._landed = behind.landed
+
+    @property
+    def landed(self) -> int:
+        """See Transport."""
+        return self._behind.landed if self._behind is not None else self._landed
 
     def read(self, offset: int, size: int) -> bytes:
         """See Transport."""
@@ -185,6 +249,9 @@ class FileTransport:
 
     def abort(self) -> None:
         """See Transport."""
+        if self._behind is not None:
+            self._behind.abandon()
+            self._behind = None
         if self._fd >= 0:
             self._close()
             with contextlib.suppress(OSError):
@@ -247,6 +314,17 @@ class Discard:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
         self._kept.write(offset, data)
+
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Transport."""
+
+    def settle(self) -> None:
+        """See Transport."""
+
+    @property
+    def landed(self) -> int:
+        """See Transport."""
+        return sys.maxsize
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport."""
