@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -42,8 +43,10 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
     stand_ins = {CODECS[c].package for c in native_libraries()} - sys.stdlib_module_names
     modules.update({p: None for p in stand_ins if p})
     for source in here.parent.rglob("*.py"):
-        if source.parent == here:
+        if source.parent == here or source.stem == "__main__":
             continue
+        path = source.relative_to(here.parent.parent).with_suffix("")
+        import_module(".".join(path.parts).removesuffix(".__init__"))
         for statement in _imports(ast.parse(source.read_bytes())):
             with contextlib.suppress(ImportError):  # a package that may be missing
                 exec(compile(ast.Module([statement], []), str(source), "exec"), {})
