@@ -1,10 +1,9 @@
-"""The udev rules that have kdump loaded again: udev itself says what it would run for an event of a machine made of files."""
+"""The udev rules that have kdump loaded again: udev says what it would run for events of a machine made of files."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
