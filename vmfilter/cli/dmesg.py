@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.cli.options import add_input
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -29,7 +31,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("--caller", action="store_true", help="say which task or CPU printed it, where the kernel knows")
     p.add_argument("--since-clear", action="store_true", help="only what was printed after the last dmesg -C")
     p.add_argument("-j", "--json", action="store_true", help="one JSON object a line, with all of that")
-    p.add_argument("dump", metavar="DUMP", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
+    add_input(p)
     p.set_defaults(run=run)
 
 
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.log import log_json, log_lines
 
-    with open_dump(options.dump) as dump:
+    with open_dump(options.input) as dump:
         _, _, kernel, error = understand(dump)
         try:
             if kernel is None:
@@ -56,5 +58,5 @@ def run(options: argparse.Namespace) -> int:
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
     for warning in log.warnings():
-        say(f"warning: {options.dump}: {warning}")
+        say(f"warning: {dump.path}: {warning}")
     return 0

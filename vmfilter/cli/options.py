@@ -25,6 +25,17 @@ def size_of(text: str) -> int:
     return int(digits) << _UNITS.get(unit, 0)
 
 
+def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
+    """Add the dump that a command reads, as the list of files that options.input is."""
+    p.add_argument(
+        "input",
+        nargs="*" if default else "+",
+        metavar="DUMP",
+        default=[default] if default else None,
+        help=f"dump to read, - for standard input; all files of a split set{f' (default: {default})' * bool(default)}",
+    )
+
+
 def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     """Add the options of every command that makes a dump; codec says which is the default."""
     p.add_argument(
