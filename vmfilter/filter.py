@@ -21,7 +21,7 @@ from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
 from vmfilter.pack import MAX_THREADS, Compressor, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
-from vmfilter.reader import Dump, open_dump
+from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
 from vmfilter.writer import Writer
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
@@ -37,8 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def filter_dump(
-    source: Dump | str | os.PathLike[str],
-    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Dump | Path | Sequence[Path],
+    output: Path | Sequence[Path],
     *,
     level: int = DEFAULT_LEVEL,
     format: str = "kdump",
@@ -56,7 +56,7 @@ def filter_dump(
     """Write a dump with the pages of another that a dump level keeps.
 
     Args:
-        source: the dump, or its path.
+        source: the dump, or its path, or those of a split set.
         output: path of the new file, which appears whole or not at all; "-" for standard output, to which it goes
             flattened. Several paths are a split set: each gets about as many pages.
         level: dump level, 0 to 63: sum of 1 zero, 2 cache without private data, 4 all cache, 8 user, 16 free,
@@ -91,8 +91,8 @@ def filter_dump(
 
 
 def convert_dump(
-    source: Dump | str | os.PathLike[str],
-    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Dump | Path | Sequence[Path],
+    output: Path | Sequence[Path],
     *,
     format: str = "kdump",
     compress: str | None = None,
@@ -132,7 +132,7 @@ class _Output:
     def __init__(
         self,
         dump: Dump,
-        output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        output: Path | Sequence[Path],
         form: str,
         compress: str | None,
         flatten: bool,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmfilter.filter import Progress
-    from vmfilter.statistics import Statistics
 
 
 def threads_of(text: str) -> int:
@@ -33,6 +33,17 @@ def size_of(text: str) -> int:
     return int(digits) << _UNITS.get(unit, 0)
 
 
+def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
+    """Add the dump that a command reads, as the list of files that options.input is."""
+    p.add_argument(
+        "input",
+        nargs="*" if default else "+",
+        metavar="DUMP",
+        default=[default] if default else None,
+        help=f"dump to read, - for standard input; all files of a split set{f' (default: {default})' * bool(default)}",
+    )
+
+
 def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     """Add the options of every command that makes a dump; codec says which is the default."""
     p.add_argument(
@@ -52,18 +63,21 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
 
 
-def run_with_progress(options: argparse.Namespace, run: Callable[[Progress | None], Statistics]) -> Statistics:
-    """Run with a Progress as the options want it."""
+def form_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what add_form()'s options are to filter_dump() and convert_dump()."""
+    names = ("format", "compress", "flatten", "dedup", "threads", "force", "keep_incomplete")
+    return {name: getattr(options, name) for name in names}
+
+
+@contextmanager
+def progress_of(options: argparse.Namespace) -> Iterator[Progress | None]:
+    """Have a Progress as the options want it."""
     from vmfilter.cli.progress import ProgressPrinter
+    from vmfilter.cli.signals import EndsBetweenPages
 
     printer = None if options.quiet else ProgressPrinter()
-    progress: Progress | None = printer
-    if options.keep_incomplete:
-        from vmfilter.cli.signals import EndsBetweenPages
-
-        progress = EndsBetweenPages(printer)
     try:
-        return run(progress)
+        yield EndsBetweenPages(printer) if options.keep_incomplete else printer
     finally:
         if printer:
             printer.close()

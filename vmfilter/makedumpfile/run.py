@@ -104,8 +104,8 @@ def _dmesg(command: Command, messages: Messages) -> str:
         if kernel is None:
             raise error or KernelError(f"{dump.path}: its kernel is not known")
         log = KernelLog(kernel)
-        lines = list(log_lines(log.records(), caller=True))
-    for warning in log.losses.warnings():
+        lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
+    for warning in log.warnings():
         messages.error(f"warning: {command.files[0]}: {warning}")
     if command.flatten:
         show(*lines)
