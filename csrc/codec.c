@@ -38,12 +38,14 @@ struct codec_kind {
 	/* Bytes written to out, 0 where they would not be fewer than size, FAILED where the library failed. */
 	int64_t (*compress)(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out);
 	size_t (*bound)(size_t size);	/* out's size for libraries that cannot be told one; NULL: size - 1 will do */
+	int looks_first;		/* the library takes longer to give up on noise than it takes to see it */
 };
 
 struct vmf_codec {
 	const struct codec_kind *kind;
 	void *state;
-	uint8_t *scratch;
+	size_t bound;
+	uint8_t *scratch;	/* bound bytes, for pages at the end of what there is room for */
 	uint32_t page_size;
 };
 
@@ -123,12 +125,9 @@ static int64_t lzo(struct vmf_codec *codec, const uint8_t *page, uint32_t size, 
 {
 	lzo_uint written = 0;
 
-	if (lzo1x_1_compress(page, size, codec->scratch, &written, codec->state) != LZO_E_OK)
+	if (lzo1x_1_compress(page, size, out, &written, codec->state) != LZO_E_OK)
 		return FAILED;
-	if (written >= size)
-		return 0;
-	memcpy(out, codec->scratch, written);
-	return (int64_t)written;
+	return if_smaller(written, size);
 }
 #endif
 
@@ -137,12 +136,10 @@ static int64_t snappy(struct vmf_codec *codec, const uint8_t *page, uint32_t siz
 {
 	size_t written = snappy_max_compressed_length(size);
 
-	if (snappy_compress((const char *)page, size, (char *)codec->scratch, &written) != SNAPPY_OK)
+	(void)codec;
+	if (snappy_compress((const char *)page, size, (char *)out, &written) != SNAPPY_OK)
 		return FAILED;
-	if (written >= size)
-		return 0;
-	memcpy(out, codec->scratch, written);
-	return (int64_t)written;
+	return if_smaller(written, size);
 }
 #endif
 
@@ -188,12 +185,12 @@ static const struct codec_kind kinds[] = {
 	{.name = "none", .library = "vmfilter", .compress = no_compress},
 #ifdef HAVE_ISAL
 	{.name = "zlib", .library = "ISA-L", .min_level = 1, .max_level = 1, .state_size = sizeof(struct vmf_isal *),
-	 .start = isal_start, .stop = isal_stop, .compress = isal},
+	 .start = isal_start, .stop = isal_stop, .compress = isal, .looks_first = 1},
 #endif
 #ifdef HAVE_LIBDEFLATE
 	{.name = "zlib", .library = "libdeflate", .min_level = 1, .max_level = 12,
 	 .state_size = sizeof(struct libdeflate_compressor *), .start = deflate_start, .stop = deflate_stop,
-	 .compress = deflate},
+	 .compress = deflate, .looks_first = 1},
 #endif
 #ifdef HAVE_LZO
 	{.name = "lzo", .library = "lzo2", .state_size = LZO1X_1_MEM_COMPRESS, .start = lzo_start, .compress = lzo,
@@ -245,8 +242,9 @@ struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size)
 		return NULL;
 	codec->page_size = page_size;
 	codec->state = kind->state_size ? calloc(1, kind->state_size) : NULL;
-	codec->scratch = kind->bound ? malloc(kind->bound(page_size)) : NULL;
-	if ((kind->state_size && !codec->state) || (kind->bound && !codec->scratch)) {
+	codec->bound = kind->bound ? kind->bound(page_size) : page_size;
+	codec->scratch = malloc(codec->bound);
+	if ((kind->state_size && !codec->state) || !codec->scratch) {
 		vmf_codec_free(codec);
 		return NULL;
 	}
@@ -288,6 +286,65 @@ int vmf_is_zero(const uint8_t *page, uint64_t size)
 	return 1;
 }
 
+#define SAMPLES 256		/* bytes of a page that are looked at first */
+#define SAMPLE_RUN 32		/* of which so many follow each other */
+
+static uint64_t squares(const uint32_t counts[256])
+{
+	uint64_t sum = 0;
+
+	for (int i = 0; i < 256; i++)
+		sum += (uint64_t)counts[i] * counts[i];
+	return sum;
+}
+
+/* Whether some bytes of the page are about as evenly spread as noise: twice as unevenly at most. */
+static int seems_noise(const uint8_t *page, uint32_t size)
+{
+	uint32_t counts[256] = {0}, step = size / (SAMPLES / SAMPLE_RUN);
+
+	for (uint32_t at = 0; at < SAMPLES / SAMPLE_RUN; at++)
+		for (uint32_t i = 0; i < SAMPLE_RUN; i++)
+			counts[page[at * step + i]]++;
+	return squares(counts) < SAMPLES + 2 * SAMPLES * SAMPLES / 256;
+}
+
+/*
+ * Whether the page's bytes are spread so evenly that Huffman's code could save a half percent at most. Such a page
+ * may still have repetitions, but in real vmcores it is encrypted or compressed already, and has none.
+ */
+static int is_noise(const uint8_t *page, uint32_t size)
+{
+	uint32_t counts[4][256] = {{0}};	/* equal bytes next to each other do not wait for each other */
+	uint64_t square = (uint64_t)size * size;
+
+	if (size < SAMPLES || size % 4 || !seems_noise(page, size))
+		return 0;
+	for (uint32_t i = 0; i < size; i += 4)
+		for (int j = 0; j < 4; j++)
+			counts[j][page[i + j]]++;
+	for (int i = 0; i < 256; i++)
+		counts[0][i] += counts[1][i] + counts[2][i] + counts[3][i];
+	return squares(counts[0]) < square / 256 + size + square / 4096;	/* even, chance, and a 16th more */
+}
+
+/* One page to at, where there is so much room, at least its size. Returns its bytes. */
+static int64_t pack_page(struct vmf_codec *codec, const uint8_t *page, uint8_t *at, uint64_t room)
+{
+	const struct codec_kind *kind = codec->kind;
+	uint32_t size = codec->page_size;
+	uint8_t *out = room < codec->bound ? codec->scratch : at;
+	int64_t n = kind->looks_first && is_noise(page, size) ? 0 : kind->compress(codec, page, size, out);
+
+	if (n == 0) {
+		memcpy(at, page, size);
+		return size;
+	}
+	if (n > 0 && out != at)
+		memcpy(at, out, (size_t)n);
+	return n;
+}
+
 int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, uint32_t page_size, int skip_zero,
 		 uint8_t *out, uint64_t out_size, uint32_t *sizes)
 {
@@ -303,13 +360,9 @@ int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, 
 			sizes[i] = 0;
 			continue;
 		}
-		n = codec->kind->compress(codec, page, page_size, out + used);
+		n = pack_page(codec, page, out + used, out_size - used);
 		if (n < 0)
 			return -2;
-		if (n == 0) {
-			memcpy(out + used, page, page_size);
-			n = page_size;
-		}
 		sizes[i] = (uint32_t)n;
 		used += (uint64_t)n;
 	}

@@ -17,8 +17,7 @@
 
 #define SLOT 0x1555u		/* any of the table's 8192, but never another: outputs depend on it */
 #define BLOCK ((uintptr_t)1 << 16)
-/* 64 KiB blocks of 2 GiB reach every slot: crc32c is linear. Twice that holds 2 GiB that are aligned so. */
-#define SEARCH ((size_t)1 << 32)
+#define TRIES 256		/* slots repeat every 8192 blocks or so: with these, over 128 GiB of addresses */
 
 struct vmf_isal {
 	struct isal_zstream *stream;
@@ -35,28 +34,32 @@ static uint32_t slot_of(uintptr_t address)
 	return crc & 0x1fff;
 }
 
-/* size bytes of zeros in the right slot; NULL where there are none. */
+/*
+ * size bytes of zeros in the right slot; NULL where there are none. The kernel is asked for one such address after the
+ * other, below those that it chooses by itself: nothing is reserved beside what is used, so a limit on addresses
+ * (RLIMIT_AS) is no matter.
+ */
 static void *map_in_slot(size_t size)
 {
-	char *all = mmap(NULL, SEARCH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	uintptr_t begin = (uintptr_t)all, end = begin + SEARCH;
+	char *anywhere = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uintptr_t at = (uintptr_t)anywhere & -BLOCK;
 
-	if (all == MAP_FAILED)
+	if (anywhere == MAP_FAILED)
 		return NULL;
-	for (uintptr_t at = (begin + BLOCK - 1) & -BLOCK; at + size <= end; at += BLOCK) {
-		char *found = all + (at - begin);
+	munmap(anywhere, size);
+	for (int tries = 0; tries < TRIES && at > BLOCK; at -= BLOCK) {
+		void *wanted = (void *)at, *found;
 
 		if (slot_of(at) != SLOT)
 			continue;
-		if (mprotect(found, size, PROT_READ | PROT_WRITE))
-			break;
-		if (at > begin)
-			munmap(all, at - begin);
-		if (end > at + size)
-			munmap(found + size, end - at - size);
-		return found;
+		tries++;
+		found = mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (found == wanted)
+			return found;
+		if (found == MAP_FAILED)
+			return NULL;
+		munmap(found, size);
 	}
-	munmap(all, SEARCH);
 	return NULL;
 }
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import _core
-from vmfilter.errors import VmfilterError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
     from vmfilter.codec import Packer
     from vmfilter.reader import Dump
 
 CHUNK_BYTES = 1 << 20
 """Pages that one thread takes at a time."""
 _BATCH_BYTES = 1 << 18  # of a chunk, read and compressed while they are in the CPU's cache
+_SPARE_CHUNKS = 8  # that wait for a thread, or to be written
 _MAX_RUNS = 1024
 MAX_THREADS = 1024
 
@@ -77,29 +77,43 @@ def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
         yield chunk
 
 
-class _Buffers:
-    """What one chunk in flight needs."""
+class _Chunk:
+    """A chunk in flight: what is to be done, room for what comes of it, and that; used for one after the other."""
 
     def __init__(self, pages: int, hashed: bool) -> None:
+        self.runs: list[Run] = []
         self.out = bytearray(CHUNK_BYTES)
         self.sizes = array("I", bytes(4 * pages))
         self.frames = array("Q")
         self.hashes = array("Q", bytes(8 * pages if hashed else 0))
+        self.count = self.used = 0
+        self.error: BaseException | None = None
+        self.working = Lock()  # held until it is done
 
-    def hash(self, chunk: list[Run], count: int) -> None:
-        """Say which frames the pages are, and make hashes of their data."""
-        self.frames = array("Q", (frame for pfn, n in chunk for frame in range(pfn, pfn + n)))
-        hash_all(self.out, self.sizes, count, self.hashes)
+    def fill(self, worker: Worker) -> None:
+        """Have a worker do it."""
+        self.count, self.used = worker.pack(self.runs, memoryview(self.out), memoryview(self.sizes))
+        if self.hashes:
+            self.frames = array("Q", (frame for pfn, n in self.runs for frame in range(pfn, pfn + n)))
+            hash_all(self.out, self.sizes, self.count, self.hashes)
+
+    def pages(self) -> Pages:
+        """Wait until it is done. Raises what ended it."""
+        with self.working:
+            if self.error is not None:
+                raise self.error
+        return Pages(
+            memoryview(self.sizes)[: self.count],
+            memoryview(self.out)[: self.used],
+            memoryview(self.frames),
+            memoryview(self.hashes)[: self.count],
+        )
 
 
 def hash_all(data: bytearray, sizes: array[int], count: int, hashes: array[int]) -> None:
     """Make hashes of the data of pages."""
     buffer = _core.ffi.from_buffer
     _core.lib.vmf_hashes(buffer(data), buffer("uint32_t[]", sizes), count, buffer("uint64_t[]", hashes))
-
-
-_Packed = tuple[_Buffers, int, int]
-"""Buffers, number of pages, and bytes of their data."""
 
 
 class Worker(Protocol):
@@ -162,54 +176,107 @@ def packed(
         Those of each chunk, in order; valid until the next.
 
     """
-    import threading
-    from concurrent.futures import ThreadPoolExecutor
-
-    local = threading.local()
-
-    def work(chunk: list[Run], buffers: _Buffers) -> _Packed:
-        if not hasattr(local, "worker"):
-            local.worker = new_worker(dump, page_size, new_packer(), skip_zero)
-        worker: Worker = local.worker
-        count, used = worker.pack(chunk, memoryview(buffers.out), memoryview(buffers.sizes))
-        if hashed:
-            buffers.hash(chunk, count)
-        return buffers, count, used
-
     pages = CHUNK_BYTES // page_size
-    free: list[_Buffers] = []
-    made = 0
-    pending: deque[Future[_Packed]] = deque()
-    pool = ThreadPoolExecutor(threads, "vmfilter")
+    free: list[_Chunk] = []
+    pending: deque[_Chunk] = deque()
+    most = chunks_in_flight(threads)
+    team = _Team(lambda: new_worker(dump, page_size, new_packer(), skip_zero), threads)
     try:
-        for chunk in chunks_of(runs, pages):
+        for chunk_runs in chunks_of(runs, pages):
             if not free:
-                free.append(_Buffers(pages, hashed))
-                made += 1
-            pending.append(_submit(pool, work, chunk, free.pop()))
-            if pending[0].done() or (not free and made == 2 * threads + 1):
-                yield from _take(pending, free)
+                try:
+                    free.append(_Chunk(pages, hashed))
+                except MemoryError:
+                    if not pending:
+                        raise
+                    most = len(pending)
+                    yield pending[0].pages()
+                    free.append(pending.popleft())
+            chunk = free.pop()
+            chunk.runs = chunk_runs
+            pending.append(chunk)
+            team.give(chunk)
+            while pending and (not pending[0].working.locked() or (not free and len(pending) >= most)):
+                yield pending[0].pages()
+                free.append(pending.popleft())
         while pending:
-            yield from _take(pending, free)
+            yield pending.popleft().pages()
     finally:
-        pool.shutdown(cancel_futures=True)
+        team.end()
 
 
-def _submit(
-    pool: ThreadPoolExecutor, work: Callable[[list[Run], _Buffers], _Packed], chunk: list[Run], buffers: _Buffers
-) -> Future[_Packed]:
-    try:
-        return pool.submit(work, chunk, buffers)
-    except RuntimeError as e:  # no thread can be started: a limit, or no memory
-        raise VmfilterError(f"{e}; fewer threads (-j 1) need less") from e
+def chunks_in_flight(threads: int) -> int:
+    """How many there are at most: one for each thread, and some that wait or are waited for."""
+    return threads + min(threads, _SPARE_CHUNKS) + 1
 
 
-def _take(pending: deque[Future[_Packed]], free: list[_Buffers]) -> Iterator[Pages]:
-    buffers, count, used = pending.popleft().result()
-    yield Pages(
-        memoryview(buffers.sizes)[:count],
-        memoryview(buffers.out)[:used],
-        memoryview(buffers.frames),
-        memoryview(buffers.hashes)[:count],
-    )
-    free.append(buffers)
+class _Team:
+    """Threads that work on chunks: as many as there is work for, at most as many as are wanted, or as there can be."""
+
+    def __init__(self, new_worker: Callable[[], Worker], most: int) -> None:
+        self._new_worker = new_worker
+        self._most = most
+        self._tasks: SimpleQueue[_Chunk | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._working = 0  # of these, those that have not given up
+        self._lock = Lock()
+        self._alone: Worker | None = None  # where there can be no thread
+        self._ended = False
+
+    def give(self, chunk: _Chunk) -> None:
+        """Have a chunk worked on."""
+        if len(self._threads) < self._most:
+            self._grow()
+        chunk.working.acquire()
+        if self._alone is None:
+            self._tasks.put(chunk)
+        else:
+            self._work(chunk, self._alone)
+
+    def _grow(self) -> None:
+        """Have one thread more, unless there is no memory for it, or too many threads."""
+        worker: Worker | None = None
+        try:
+            worker = self._new_worker()
+            thread = Thread(target=self._run, args=(worker,), name="vmfilter")
+            thread.start()
+        except (MemoryError, RuntimeError):
+            self._most = len(self._threads)
+            if not self._threads:
+                if worker is None:
+                    raise
+                self._alone = worker
+        else:
+            self._threads.append(thread)
+            with self._lock:
+                self._working += 1
+
+    def _run(self, worker: Worker) -> None:
+        while (chunk := self._tasks.get()) is not None and not self._ended:
+            if not self._work(chunk, worker):
+                self._tasks.put(chunk)
+                return
+
+    def _work(self, chunk: _Chunk, worker: Worker) -> bool:
+        """Work on a chunk; return False where others are to do it, as there is no memory to do it now."""
+        try:
+            chunk.error = None
+            chunk.fill(worker)
+        except MemoryError as e:
+            with self._lock:
+                if self._working > 1:
+                    self._working -= 1
+                    return False
+            chunk.error = e
+        except BaseException as e:
+            chunk.error = e
+        chunk.working.release()
+        return True
+
+    def end(self) -> None:
+        """End the threads; what they have not begun is not done."""
+        self._ended = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()

@@ -11,8 +11,8 @@ import errno
 import mmap
 import os
 import threading
-from _queue import SimpleQueue
 from collections.abc import Callable
+from queue import SimpleQueue
 
 _BLOCK = 4096  # offsets and sizes that any disk takes directly are multiples of it
 _BUFFER_BYTES = 2 << 20
