@@ -14,8 +14,9 @@ import pytest
 from elfbuilder import PAGE
 
 from vmfilter import CodecError, InputError, VmfilterError
+from vmfilter.bounds import CHUNK_BYTES, bounds
 from vmfilter.codec import CODECS, packer
-from vmfilter.pack import CHUNK_BYTES, Run, chunks_of, packed, runs_in
+from vmfilter.pack import Run, chunks_of, packed, runs_in
 
 CHUNK = CHUNK_BYTES // PAGE
 """Pages of a chunk."""
@@ -75,7 +76,7 @@ def numbers(
     dump: Any, runs: Any, threads: int, skip_zero: bool = False, new: Any = NumberPacker
 ) -> Iterator[list[int]]:
     """Of each chunk the page frames that came out."""
-    for sizes, data, *_ in packed(dump, PAGE, runs, new, skip_zero, threads):
+    for sizes, data, *_ in packed(dump, PAGE, runs, new, skip_zero, bounds(threads)):
         assert len(data) == sum(sizes)
         yield [n for (n,) in struct.iter_unpack("<Q", data)]
 
@@ -176,7 +177,7 @@ def test_no_pages_give_no_chunk(threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_pages_left_out_have_no_bytes_and_keep_their_place(threads: int) -> None:
     runs = [(0, CHUNK + 10), (1000, 301)]
-    sizes = [n for s, *_ in packed(FakeDump(), PAGE, runs, NumberPacker, True, threads) for n in s]  # type: ignore[arg-type]
+    sizes = [n for s, *_ in packed(FakeDump(), PAGE, runs, NumberPacker, True, bounds(threads)) for n in s]  # type: ignore[arg-type]
     assert sizes == [8 * (pfn % 2) for pfn in frames(runs)]
     assert [n for c in numbers(FakeDump(), runs, threads, True) for n in c] == [n for n in frames(runs) if n % 2]
 
@@ -192,7 +193,7 @@ def test_pages_of_every_size_are_packed(size: int) -> None:
 
     runs = [(0, 3), (17, 40), (1 << 30, 5)]
     found = []
-    for sizes, data, *_ in packed(Memory(), size, runs, lambda: packer(CODECS["none"], 1, size), False, 2):  # type: ignore[arg-type]
+    for sizes, data, *_ in packed(Memory(), size, runs, lambda: packer(CODECS["none"], 1, size), False, bounds(2)):  # type: ignore[arg-type]
         assert list(sizes) == [size] * len(sizes)
         found += [struct.unpack_from("<Q", data, at)[0] for at in range(0, len(data), size)]
     assert found == frames(runs)
@@ -335,7 +336,7 @@ def test_a_real_codec_packs_the_same_with_any_number_of_threads() -> None:
     def all_of(threads: int) -> tuple[bytes, bytes]:
         sizes, data = bytearray(), bytearray()
         new = lambda: packer(CODECS["zstd"], 1, PAGE)  # noqa: E731
-        for s, d, *_ in packed(Memory(), PAGE, [(3, 2000), (5000, 777)], new, True, threads):  # type: ignore[arg-type]
+        for s, d, *_ in packed(Memory(), PAGE, [(3, 2000), (5000, 777)], new, True, bounds(threads)):  # type: ignore[arg-type]
             sizes += s
             data += d
         return bytes(sizes), bytes(data)

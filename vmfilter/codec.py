@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 from vmfilter import _core
-from vmfilter.errors import CodecError, VmfilterError
+from vmfilter.errors import CodecError, MemoryShortError, VmfilterError
 
 
 class Codec(NamedTuple):
@@ -237,14 +237,14 @@ def packer(codec: Codec, level: int, page_size: int) -> Packer:
 
     Raises:
         CodecError: the codec is not available, or not at this level.
-        VmfilterError: there is no memory for it.
+        MemoryShortError: there is no memory for it.
 
     """
     name, native_level = codec.name.encode(), level if codec.levels else 0
     if _core.lib.vmf_codec_supports(name, native_level):
         handle = _core.lib.vmf_codec_new(name, native_level, page_size)
         if not handle:
-            raise VmfilterError(f"codec {codec.name}: its library found no memory to work with")
+            raise MemoryShortError(f"codec {codec.name}: its library found no memory to work with")
         return _NativePacker(codec, handle, page_size)
     if codec.fallback is None:
         raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")

@@ -15,6 +15,10 @@ class VmfilterError(Exception):
     exit_status = 1
 
 
+class MemoryShortError(VmfilterError, MemoryError):
+    """There is no memory for something that a thread needs; fewer threads may do."""
+
+
 class InputError(VmfilterError):
     """The dump cannot be read, is not a dump, or is damaged."""
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
+from vmfilter.bounds import Bounds, bounds, memory_in_use
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import DEFAULT, packer, parse_codec
 from vmfilter.copier import Copier
@@ -19,7 +20,7 @@ from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, 
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
-from vmfilter.pack import MAX_THREADS, Compressor, Pages, Run, packed, runs_in
+from vmfilter.pack import Compressor, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
 from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
@@ -47,6 +48,7 @@ def filter_dump(
     dedup: bool = False,
     limit: int | None = None,
     threads: int | None = None,
+    max_memory: int | None = None,
     force: bool = False,
     keep_incomplete: bool = False,
     dry_run: bool = False,
@@ -67,6 +69,8 @@ def filter_dump(
         dedup: store identical pages once; not in format "elf".
         limit: bytes that the new file is not to exceed; what does not go in is missing, and it says so of itself.
         threads: that compress; None: one a CPU. The output does not depend on it.
+        max_memory: bytes that the process may use: there are no more threads and pages in flight than go into them, one
+            thread and one chunk at least. Where memory is short all the same, it goes on with fewer.
         force: whether a file at output is replaced.
         keep_incomplete: where the run is ended while it writes pages (no space, an error, an exception of progress),
             make a dump of what is written, which says of itself that it is incomplete.
@@ -86,7 +90,8 @@ def filter_dump(
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, dedup, limit, threads, force, keep_incomplete, dry_run)
+        limits = bounds(threads), max_memory
+        to = _Output(dump, output, format, compress, flatten, dedup, limit, limits, force, keep_incomplete, dry_run)
         return to.write(lambda: _Run(dump, level, True, include_pmem_userdata, progress))
 
 
@@ -99,6 +104,7 @@ def convert_dump(
     flatten: bool = False,
     dedup: bool = False,
     threads: int | None = None,
+    max_memory: int | None = None,
     force: bool = False,
     keep_incomplete: bool = False,
     progress: Progress | None = None,
@@ -110,10 +116,8 @@ def convert_dump(
     compressed are copied as they are.
     """
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        codec = dump.codec()
-        to = _Output(
-            dump, output, format, compress, flatten, dedup, None, threads, force, keep_incomplete, False, codec
-        )
+        codec, limits = dump.codec(), (bounds(threads), max_memory)
+        to = _Output(dump, output, format, compress, flatten, dedup, None, limits, force, keep_incomplete, False, codec)
         return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
 
@@ -138,7 +142,7 @@ class _Output:
         flatten: bool,
         dedup: bool,
         limit: int | None,
-        threads: int | None,
+        limits: tuple[Bounds, int | None],
         force: bool,
         keep_incomplete: bool,
         dry_run: bool,
@@ -164,14 +168,16 @@ class _Output:
             raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
         if form == "elf" and compress not in (None, "none"):
             raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self._bounds, self._max_memory = limits
         default = keep.name if keep else DEFAULT
         self.codec, self.effort = parse_codec("none" if form == "elf" else default if compress is None else compress)
         self.copies = self.codec == keep and ":" not in (compress or "")
         for path in self.paths:
             _refuse_same_file(dump, path)
+
+    def bounds(self) -> Bounds:
+        """How much is done at a time, by the memory that there is left."""
+        return self._bounds if self._max_memory is None else self._bounds.within(self._max_memory - memory_in_use())
 
     def write(self, new_run: Callable[[], _Run]) -> Statistics:
         """Run, and leave nothing where that fails, unless what there is is to be kept."""
@@ -301,7 +307,7 @@ class _Run:
                     self._kept_runs(writer),
                     lambda: packer(to.codec, to.effort, self._page_size),
                     skip_zero,
-                    to.threads,
+                    to.bounds(),
                     to.dedup,
                     partial(Copier, to.codec) if copies else Compressor,
                 )

@@ -8,22 +8,18 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import SimpleQueue
-from threading import Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import _core
+from vmfilter.bounds import CHUNK_BYTES, Bounds
+from vmfilter.team import Task, Team
 
 if TYPE_CHECKING:
     from vmfilter.codec import Packer
     from vmfilter.reader import Dump
 
-CHUNK_BYTES = 1 << 20
-"""Pages that one thread takes at a time."""
 _BATCH_BYTES = 1 << 18  # of a chunk, read and compressed while they are in the CPU's cache
-_SPARE_CHUNKS = 8  # that wait for a thread, or to be written
 _MAX_RUNS = 1024
-MAX_THREADS = 1024
 
 Run = tuple[int, int]
 """First page frame and number of frames."""
@@ -77,36 +73,32 @@ def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
         yield chunk
 
 
-class _Chunk:
+class _Chunk(Task["Worker"]):
     """A chunk in flight: what is to be done, room for what comes of it, and that; used for one after the other."""
 
     def __init__(self, pages: int, hashed: bool) -> None:
+        super().__init__()
         self.runs: list[Run] = []
-        self.out = bytearray(CHUNK_BYTES)
-        self.sizes = array("I", bytes(4 * pages))
-        self.frames = array("Q")
-        self.hashes = array("Q", bytes(8 * pages if hashed else 0))
-        self.count = self.used = 0
-        self.error: BaseException | None = None
-        self.working = Lock()  # held until it is done
+        self._out = bytearray(CHUNK_BYTES)
+        self._sizes = array("I", bytes(4 * pages))
+        self._frames = array("Q")
+        self._hashes = array("Q", bytes(8 * pages if hashed else 0))
+        self._count = self._used = 0
 
-    def fill(self, worker: Worker) -> None:
-        """Have a worker do it."""
-        self.count, self.used = worker.pack(self.runs, memoryview(self.out), memoryview(self.sizes))
-        if self.hashes:
-            self.frames = array("Q", (frame for pfn, n in self.runs for frame in range(pfn, pfn + n)))
-            hash_all(self.out, self.sizes, self.count, self.hashes)
+    def do(self, worker: Worker) -> None:
+        self._count, self._used = worker.pack(self.runs, memoryview(self._out), memoryview(self._sizes))
+        if self._hashes:
+            self._frames = array("Q", (frame for pfn, n in self.runs for frame in range(pfn, pfn + n)))
+            hash_all(self._out, self._sizes, self._count, self._hashes)
 
     def pages(self) -> Pages:
         """Wait until it is done. Raises what ended it."""
-        with self.working:
-            if self.error is not None:
-                raise self.error
+        self.wait()
         return Pages(
-            memoryview(self.sizes)[: self.count],
-            memoryview(self.out)[: self.used],
-            memoryview(self.frames),
-            memoryview(self.hashes)[: self.count],
+            memoryview(self._sizes)[: self._count],
+            memoryview(self._out)[: self._used],
+            memoryview(self._frames),
+            memoryview(self._hashes)[: self._count],
         )
 
 
@@ -156,7 +148,7 @@ def packed(
     runs: Iterable[Run],
     new_packer: Callable[[], Packer],
     skip_zero: bool,
-    threads: int,
+    bounds: Bounds,
     hashed: bool = False,
     new_worker: Callable[[Dump, int, Packer, bool], Worker] = Compressor,
 ) -> Generator[Pages, None, None]:
@@ -168,7 +160,7 @@ def packed(
         runs: of the page frames wanted, in order.
         new_packer: makes a thread's packer.
         skip_zero: whether zero pages are left out.
-        threads: how many work, at least 1.
+        bounds: how many threads work, and how many chunks there are at a time; fewer where memory is short.
         hashed: whether frames and hashes are wanted.
         new_worker: makes what a thread works with, of the dump, the page size, a packer and skip_zero.
 
@@ -179,8 +171,8 @@ def packed(
     pages = CHUNK_BYTES // page_size
     free: list[_Chunk] = []
     pending: deque[_Chunk] = deque()
-    most = chunks_in_flight(threads)
-    team = _Team(lambda: new_worker(dump, page_size, new_packer(), skip_zero), threads)
+    most = bounds.chunks
+    team = Team(lambda: new_worker(dump, page_size, new_packer(), skip_zero), bounds.threads)
     try:
         for chunk_runs in chunks_of(runs, pages):
             if not free:
@@ -196,87 +188,10 @@ def packed(
             chunk.runs = chunk_runs
             pending.append(chunk)
             team.give(chunk)
-            while pending and (not pending[0].working.locked() or (not free and len(pending) >= most)):
+            while pending and (pending[0].is_done() or (not free and len(pending) >= most)):
                 yield pending[0].pages()
                 free.append(pending.popleft())
         while pending:
             yield pending.popleft().pages()
     finally:
         team.end()
-
-
-def chunks_in_flight(threads: int) -> int:
-    """How many there are at most: one for each thread, and some that wait or are waited for."""
-    return threads + min(threads, _SPARE_CHUNKS) + 1
-
-
-class _Team:
-    """Threads that work on chunks: as many as there is work for, at most as many as are wanted, or as there can be."""
-
-    def __init__(self, new_worker: Callable[[], Worker], most: int) -> None:
-        self._new_worker = new_worker
-        self._most = most
-        self._tasks: SimpleQueue[_Chunk | None] = SimpleQueue()
-        self._threads: list[Thread] = []
-        self._working = 0  # of these, those that have not given up
-        self._lock = Lock()
-        self._alone: Worker | None = None  # where there can be no thread
-        self._ended = False
-
-    def give(self, chunk: _Chunk) -> None:
-        """Have a chunk worked on."""
-        if len(self._threads) < self._most:
-            self._grow()
-        chunk.working.acquire()
-        if self._alone is None:
-            self._tasks.put(chunk)
-        else:
-            self._work(chunk, self._alone)
-
-    def _grow(self) -> None:
-        """Have one thread more, unless there is no memory for it, or too many threads."""
-        worker: Worker | None = None
-        try:
-            worker = self._new_worker()
-            thread = Thread(target=self._run, args=(worker,), name="vmfilter")
-            thread.start()
-        except (MemoryError, RuntimeError):
-            self._most = len(self._threads)
-            if not self._threads:
-                if worker is None:
-                    raise
-                self._alone = worker
-        else:
-            self._threads.append(thread)
-            with self._lock:
-                self._working += 1
-
-    def _run(self, worker: Worker) -> None:
-        while (chunk := self._tasks.get()) is not None and not self._ended:
-            if not self._work(chunk, worker):
-                self._tasks.put(chunk)
-                return
-
-    def _work(self, chunk: _Chunk, worker: Worker) -> bool:
-        """Work on a chunk; return False where others are to do it, as there is no memory to do it now."""
-        try:
-            chunk.error = None
-            chunk.fill(worker)
-        except MemoryError as e:
-            with self._lock:
-                if self._working > 1:
-                    self._working -= 1
-                    return False
-            chunk.error = e
-        except BaseException as e:
-            chunk.error = e
-        chunk.working.release()
-        return True
-
-    def end(self) -> None:
-        """End the threads; what they have not begun is not done."""
-        self._ended = True
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()

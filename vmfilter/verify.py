@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmfilter.errors import InputError, VmfilterError
-from vmfilter.pack import MAX_THREADS, Run, chunks_of
+from vmfilter.bounds import Bounds, bounds
+from vmfilter.errors import InputError
+from vmfilter.pack import Run, chunks_of
 from vmfilter.reader import Dump
+from vmfilter.team import Task, Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from vmfilter.reader.kdump import KdumpDump
     from vmfilter.reader.splitset import Part
@@ -76,14 +75,13 @@ def verify_dump(
         VmfilterError: no such number of threads.
 
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
+    limits = bounds(threads)
     if against is not None and against.arch.name != dump.arch.name:
         raise InputError(f"{against.path}: is of {against.arch.name}, {dump.path} of {dump.arch.name}")
     result = Verification(incomplete=dump.header.incomplete)
     result.faults += _faults(dump)
     page = dump.page_size or dump.arch.page_size
-    for chunk, found in _checked(dump, against, page, threads or len(os.sched_getaffinity(0))):
+    for chunk, found in _checked(dump, against, page, limits):
         result.pages += found.pages
         result.damaged += found.damaged
         result.compared += found.compared
@@ -103,35 +101,38 @@ def _kept(dump: Dump, pages: int) -> int:
     return dump.kept if isinstance(dump, KdumpDump) else pages
 
 
-def _checked(dump: Dump, against: Dump | None, page: int, threads: int) -> Iterator[tuple[list[Run], Verification]]:
-    """Check everything, a chunk at a time, in order; so many threads have two chunks each at most."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    local = threading.local()
-
-    def check(chunk: list[Run]) -> Verification:
-        if not hasattr(local, "checker"):
-            local.checker = _Checker(dump, against, page)
-        checker: _Checker = local.checker
-        return checker.check(chunk)
-
-    pending: deque[tuple[list[Run], Future[Verification]]] = deque()
+def _checked(dump: Dump, against: Dump | None, page: int, bounds: Bounds) -> Iterator[tuple[list[Run], Verification]]:
+    """Check everything, a chunk at a time, in order."""
+    pending: deque[_Check] = deque()
     areas = ((start, end - start) for start, end in dump.covered(0, dump.end))
-    pool = ThreadPoolExecutor(threads, "vmfilter")
+    team = Team(lambda: _Checker(dump, against, page), bounds.threads)
     try:
-        for chunk in chunks_of(areas, _CHUNK_BYTES):
-            if len(pending) == 2 * threads:
-                done, future = pending.popleft()
-                yield done, future.result()
-            try:
-                pending.append((chunk, pool.submit(check, chunk)))
-            except RuntimeError as e:  # no thread can be started: a limit, or no memory
-                raise VmfilterError(f"{e}; fewer threads (-j 1) need less") from e
+        for runs in chunks_of(areas, _CHUNK_BYTES):
+            if len(pending) == bounds.chunks:
+                yield pending.popleft().result()
+            pending.append(_Check(runs))
+            team.give(pending[-1])
         while pending:
-            done, future = pending.popleft()
-            yield done, future.result()
+            yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        team.end()
+
+
+class _Check(Task["_Checker"]):
+    """A chunk in flight."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        super().__init__()
+        self._runs = runs
+        self._found = Verification()
+
+    def do(self, worker: _Checker) -> None:
+        self._found = worker.check(self._runs)
+
+    def result(self) -> tuple[list[Run], Verification]:
+        """Wait for it. Raises what ended it."""
+        self.wait()
+        return self._runs, self._found
 
 
 class _Checker:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def threads_of(text: str) -> int:
     """Return a number of threads. Raises ArgumentTypeError where it is none."""
-    from vmfilter.pack import MAX_THREADS
+    from vmfilter.bounds import MAX_THREADS
 
     if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to {MAX_THREADS}")
@@ -58,6 +58,12 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
     p.add_argument("--dedup", action="store_true", help="store identical pages once; every tool can read that")
     p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
+    p.add_argument(
+        "--max-memory",
+        type=size_of,
+        metavar="SIZE",
+        help="have no more threads and pages in flight than go into so much memory (K, M, G, T)",
+    )
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
@@ -65,7 +71,7 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
 
 def form_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return what add_form()'s options are to filter_dump() and convert_dump()."""
-    names = ("format", "compress", "flatten", "dedup", "threads", "force", "keep_incomplete")
+    names = ("format", "compress", "flatten", "dedup", "threads", "max_memory", "force", "keep_incomplete")
     return {name: getattr(options, name) for name in names}
 
 

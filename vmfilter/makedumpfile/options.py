@@ -60,7 +60,7 @@ def _messages(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    from vmfilter.pack import MAX_THREADS
+    from vmfilter.bounds import MAX_THREADS
 
     return min(_number(text, 0, _MAX_U64, "Number of threads"), MAX_THREADS)
 

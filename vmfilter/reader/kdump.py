@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vmfilter import _core
 from vmfilter.codec import CODECS, Codec
-from vmfilter.errors import InputError, VmfilterError
+from vmfilter.errors import InputError, MemoryShortError
 from vmfilter.kdumpformat import DESCRIPTOR
 from vmfilter.levels import PageClass
 from vmfilter.pack import Run, runs_in
@@ -57,7 +57,7 @@ class _Tools:
     def __init__(self, page_size: int) -> None:
         self.decoder = _core.ffi.gc(_core.lib.vmf_decoder_new(page_size), _core.lib.vmf_decoder_free)
         if not self.decoder:
-            raise VmfilterError("no memory for decompression; fewer threads (-j 1) need less")
+            raise MemoryShortError("no memory for decompression")
         self.batch = max(_BATCH_BYTES // page_size, 1)
         self.descriptors = _core.ffi.new("struct vmf_descriptor[]", self.batch)
         self.extents = _core.ffi.new("struct vmf_extent[]", self.batch)

@@ -56,7 +56,11 @@ class WriteBehind:
         for _ in range(_BUFFERS):
             self._free.put(mmap.mmap(-1, _BUFFER_BYTES))
         self._thread = threading.Thread(target=self._run, name="vmfilter-writer", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # a signal may interrupt it when it has started
+            self._full.put(None)
+            raise
         try:
             self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:  # a file system that has no such thing
