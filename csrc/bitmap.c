@@ -1,21 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Class bytes to counts and bitmaps, bitmaps to runs. */
-#include <string.h>
-
 #include "bytes.h"
 #include "vmfilter.h"
 
+/* Frames of a class lie together: what holds for one of eight mostly holds for all, and for the next eight. */
+
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASSES])
 {
+	for (uint64_t i = 0; i < count;) {
+		uint64_t same = i + 8 <= count && vmf_load64(classes + i, 0) == classes[i] * 0x0101010101010101u ? 8 : 1;
+
+		counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL] += same;
+		i += same;
+	}
+}
+
+static uint8_t bits_of(const uint8_t *classes, uint64_t count, const uint8_t chosen[256])
+{
+	unsigned int bits = 0;
+
 	for (uint64_t i = 0; i < count; i++)
-		counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL]++;
+		bits |= (unsigned int)(chosen[classes[i]] != 0) << i;
+	return (uint8_t)bits;
 }
 
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits)
 {
-	memset(bits, 0, (count + 7) / 8);
-	for (uint64_t i = 0; i < count; i++)
-		bits[i / 8] |= (uint8_t)((chosen[classes[i]] != 0) << (i % 8));
+	uint64_t i = 0, before = 0;
+	uint8_t same = chosen[0] ? 0xff : 0;
+
+	for (; i + 8 <= count; i += 8) {
+		uint64_t eight = vmf_load64(classes + i, 0);
+
+		if (eight != before) {
+			before = eight;
+			same = bits_of(classes + i, 8, chosen);
+		}
+		bits[i / 8] = same;
+	}
+	if (i < count)
+		bits[i / 8] = bits_of(classes + i, count - i, chosen);
 }
 
 void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)

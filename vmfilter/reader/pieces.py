@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from operator import gt
 from typing import overload
 
+from vmfilter.errors import InputError
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
+
+_MAX_LEFT_OUT = 1 << 48
 
 
 class Pieces(Sequence[Piece]):
@@ -91,20 +94,33 @@ class PieceDump(Dump):
     """A dump whose memory lies in its file in pieces.
 
     Attributes:
-        pieces: all memory, sorted and without overlaps.
+        pieces: all memory that is in the file, sorted and without overlaps.
 
     """
 
-    def set_memory(self, loads: Pieces) -> None:
-        """Take the PT_LOADs; there is at least one, none is empty."""
+    def set_memory(self, loads: Pieces, left_out: Pieces) -> None:
+        """Take the PT_LOADs, and the memory that they leave out of the file; all can overlap.
+
+        Args:
+            loads: at least one; none is empty.
+            left_out: each with its address as the offset, so that what touches is joined.
+
+        Raises:
+            InputError: more is left out than a machine has.
+
+        """
         self.loads = loads
         self.pieces = flatten(loads)
-        self.end = self.pieces.ends[-1]
+        self._left_out = flatten(left_out)
+        size = sum(self._left_out.ends) - sum(self._left_out.starts)
+        if size > _MAX_LEFT_OUT:  # all of it has to be walked
+            raise InputError(f"{self.path}: leaves out {size} bytes of memory (p_memsz), which no machine has")
+        self.end = max([self.pieces.ends[-1], *self._left_out.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
-    def _pieces_in(self, start: int, end: int) -> Iterator[Piece]:
-        """Pieces that overlap the physical addresses [start, end), in order, uncut."""
-        pieces = self.pieces
+    @staticmethod
+    def _pieces_in(pieces: Pieces, start: int, end: int) -> Iterator[Piece]:
+        """Flat pieces that overlap the physical addresses [start, end), in order, uncut."""
         i = max(bisect_right(pieces.starts, start) - 1, 0)
         while i < len(pieces) and pieces.starts[i] < end:
             if pieces.ends[i] > start:
@@ -113,17 +129,25 @@ class PieceDump(Dump):
 
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
-        i = bisect_right(self.pieces.starts, address)
-        if i and self.pieces.ends[i - 1] > address:
-            return address
-        return self.pieces.starts[i] if i < len(self.pieces) else None
+        found: list[int] = []
+        for pieces in self.pieces, self._left_out:
+            i = bisect_right(pieces.starts, address)
+            if i and pieces.ends[i - 1] > address:
+                return address
+            found += pieces.starts[i : i + 1]
+        return min(found, default=None)
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
         """See Dump."""
         count = len(classes)
-        pieces = self._pieces_in(pfn * page_size, (pfn + count) * page_size)
-        # A frame of which anything is pmem is pmem, whichever PT_LOAD has it too.
-        for found, value in (pieces, PageClass.KERNEL), (self._pmem, PageClass.PMEM_USERDATA):
+        start, end = pfn * page_size, (pfn + count) * page_size
+        # A frame of which the file has anything is in it, and one of which anything is pmem is pmem, whichever PT_LOAD
+        # has it too.
+        for found, value in (
+            (self._pieces_in(self._left_out, start, end), PageClass.EXCLUDED),
+            (self._pieces_in(self.pieces, start, end), PageClass.KERNEL),
+            (self._pmem, PageClass.PMEM_USERDATA),
+        ):
             for piece in found:
                 first = max(piece.start // page_size - pfn, 0)
                 last = min(-(-piece.end // page_size) - pfn, count)
@@ -133,7 +157,7 @@ class PieceDump(Dump):
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See Dump."""
         at = stop = start
-        for piece in self._pieces_in(start, end):
+        for piece in self._pieces_in(self.pieces, start, end):
             if piece.start > stop:
                 if stop > at:
                     yield at, stop
@@ -147,7 +171,7 @@ class PieceDump(Dump):
         end = address + len(view)
         at = address
         missing = 0
-        for piece in self._pieces_in(address, end):
+        for piece in self._pieces_in(self.pieces, address, end):
             if piece.start > at:
                 view[at - address : piece.start - address] = bytes(piece.start - at)
                 missing += piece.start - at

@@ -5,6 +5,10 @@
     then           the notes
     then           kept pages, in order of their frames; zero pages that are left out are holes of the file
 
+makedumpfile -E has what it left out in PT_LOADs too, as p_memsz beyond p_filesz. elf(5) calls that zeros, and crash
+(read_netdump()), drgn (zerofill) and makedumpfile itself read zeros there: user data that was left out would be shown
+as pages of zeros. Of what is in no PT_LOAD they say that it is not there.
+
 The format: elf(5). Everything is in the crashed machine's byte order.
 """
 
