@@ -141,7 +141,7 @@ def test_what_one_pt_load_leaves_out_another_can_have() -> None:
 
 
 def test_a_pt_load_of_which_nothing_is_in_the_file_may_say_anything_of_where(tmp_path: Path) -> None:
-    """QEMU's is at offset -1 where its filter by address leaves out all of it."""
+    """QEMU's is at offset -1 where it stores none of it."""
     elf = Elf([Load(PAGE, b"a" * PAGE)])
     elf.extra_headers.append(elf.header(PT_LOAD, (1 << 64) - 1, 4 * PAGE, 0, left_out=PAGE))
     with open_dump(elf.write(tmp_path / "v")) as dump:

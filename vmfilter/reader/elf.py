@@ -101,8 +101,8 @@ class ElfDump(PieceDump):
     def _parse(self, form: _Form, offset: int, count: int, incomplete: bool) -> tuple[Pieces, Pieces]:
         """Take the notes from the program headers; return the PT_LOADs, and what memory they leave out of the file.
 
-        Where p_memsz is more than p_filesz, makedumpfile -E left pages out (or QEMU all, filtering by address), zero
-        pages among them: elf(5) would have all of it zeros, which crash and drgn show. An incomplete file lost pages.
+        Where p_memsz is more than p_filesz, makedumpfile -E left pages out, zero pages among them: elf(5) would have all
+        of it zeros, which crash and drgn show. QEMU has there what it does not store. An incomplete file lost pages.
         """
         loads, left_out = Pieces(), Pieces()
         no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
