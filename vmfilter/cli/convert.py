@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, add_input, warn_of_codec
+from vmfilter.cli.options import add_form, add_input, form_of, progress_of, warn_of_codec
+from vmfilter.errors import INCOMPLETE
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -35,28 +36,15 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Convert, say what was made, return the exit status."""
     from vmfilter.cli.output import say, show
-    from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import convert_dump
 
     warn_of_codec(options.compress)
-    progress = None if options.quiet else ProgressPrinter()
-    try:
-        result = convert_dump(
-            options.input,
-            options.new,
-            format=options.format,
-            compress=options.compress,
-            flatten=options.flatten,
-            dedup=options.dedup,
-            threads=options.threads,
-            force=options.force,
-            progress=progress,
-        )
-    finally:
-        if progress:
-            progress.close()
+    with progress_of(options) as progress:
+        result = convert_dump(options.input, options.new, progress=progress, **form_of(options))
     for warning in result.warnings:
         say(f"warning: {warning}")
+    if result.failure:
+        say(f"warning: {options.new} is incomplete: {result.lost} pages are missing: {result.failure}")
     if not options.quiet:
         show(f"{options.new}: {result.kept} pages, {result.output_size} bytes.", aside=options.new == "-")
-    return 0
+    return INCOMPLETE if result.failure else 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, size_of, warn_of_codec
+from vmfilter.cli.options import add_form, form_of, progress_of, size_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, InputError, VmfilterError
 from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
@@ -94,7 +93,6 @@ def _opened(paths: list[str]) -> Dump:
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.cli.output import say, show
-    from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import filter_dump
     from vmfilter.levels import PageClass
     from vmfilter.report.text import coverage, report, table
@@ -103,25 +101,16 @@ def run(options: argparse.Namespace) -> int:
     inputs = 1 if options.split else len(options.dump)
     outputs = names[inputs:]
     warn_of_codec(options.compress)
-    progress = None if options.quiet else ProgressPrinter()
-    with ExitStack() as stack:
-        dump = stack.enter_context(_opened(names[:inputs]))
-        if progress:
-            stack.callback(progress.close)
+    with _opened(names[:inputs]) as dump, progress_of(options) as progress:
         result = filter_dump(
             dump,
             outputs,
             level=options.level,
-            format=options.format,
-            compress=options.compress,
-            flatten=options.flatten,
-            dedup=options.dedup,
             limit=options.limit,
-            threads=options.threads,
-            force=options.force,
             dry_run=options.dry_run,
             include_pmem_userdata=options.include_pmem_userdata,
             progress=progress,
+            **form_of(options),
         )
         path = dump.path
     warnings = list(result.warnings)
@@ -132,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
         pages = result.classes[PageClass.PMEM_USERDATA]
         warnings.append(f"{made} has {pages} pages of user data on persistent memory: people's files")
     if result.lost:
-        warnings.append(f"{made} is incomplete: {result.lost} pages more would have made it larger than --limit")
+        reason = result.failure or "they would have made it larger than --limit"
+        warnings.append(f"{made} is incomplete: {result.lost} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
     if not options.quiet:

@@ -78,7 +78,8 @@ class ElfDump(PieceDump):
         if entry_size != struct.calcsize("=" + form.segment):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
-        loads, left_out = self._parse(form, offset, count, bool(flags & _INCOMPLETE))
+        self.header = Header(incomplete=bool(flags & _INCOMPLETE))
+        loads, left_out = self._parse(form, offset, count)
         # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
@@ -98,11 +99,11 @@ class ElfDump(PieceDump):
             size = min(_AT_ONCE, count - first) * parser.size
             yield from parser.iter_unpack(self.read_file(offset + first * parser.size, size))
 
-    def _parse(self, form: _Form, offset: int, count: int, incomplete: bool) -> tuple[Pieces, Pieces]:
+    def _parse(self, form: _Form, offset: int, count: int) -> tuple[Pieces, Pieces]:
         """Take the notes from the program headers; return the PT_LOADs, and what memory they leave out of the file.
 
-        Where p_memsz is more than p_filesz, makedumpfile -E left pages out, zero pages among them: elf(5) would have all
-        of it zeros, which crash and drgn show. QEMU has there what it does not store. An incomplete file lost pages.
+        Where p_memsz is more than p_filesz, makedumpfile -E left pages out, zero pages among them: elf(5) would have
+        it all zeros, which crash and drgn show. QEMU has there what it does not store. An incomplete file lost pages.
         """
         loads, left_out = Pieces(), Pieces()
         no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
@@ -113,7 +114,7 @@ class ElfDump(PieceDump):
             if kind not in (_PT_LOAD, _PT_NOTE):
                 continue
             end = paddr + max(size, in_memory)
-            if kind == _PT_LOAD and incomplete:
+            if kind == _PT_LOAD and self.header.incomplete:
                 size = self._there(start, size)
             if size:
                 self._within(start, size, f"program header {i} ({'PT_LOAD' if kind == _PT_LOAD else 'PT_NOTE'})")
@@ -132,12 +133,9 @@ class ElfDump(PieceDump):
         return loads, left_out
 
     def _there(self, offset: int, size: int) -> int:
-        """How much of a PT_LOAD an incomplete file still has; a machine may use the flag for something else."""
+        """How much of a PT_LOAD an incomplete file still has."""
         file_size = self._source.size
-        if file_size is None or offset + size <= file_size:
-            return size
-        self.header = Header(incomplete=True)
-        return max(file_size - offset, 0)
+        return size if file_size is None else min(max(file_size - offset, 0), size)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         file_size = self._source.size
