@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from elfbuilder import PAGE, PN_XNUM, PT_LOAD, Elf, Load, prstatus_note, vmcoreinfo_note
+from elfbuilder import PAGE, PN_XNUM, PT_LOAD, Elf, Load, note, prstatus_note, vmcoreinfo_note
 
 from vmfilter import Dump, InputError, PageClass, filter_dump, open_dump
 from vmfilter.reader.pieces import PieceDump, Pieces, flatten
@@ -162,7 +163,7 @@ def test_what_an_incomplete_file_has_lost_is_left_out(tmp_path: Path) -> None:
     [
         (0x1000, (1 << 64) - PAGE - 1, "program header 1 is of memory at 0x1000-"),
         (1 << 55, 1 << 55, "program header 1 is of memory at 0x80000000000000-"),
-        (0x1000, 1 << 50, "leaves out 1125899906842624 bytes of memory"),
+        (0x1000, 1 << 50, "tells of 1125899906842624 bytes of memory"),
     ],
 )
 def test_more_memory_than_there_can_be_is_refused(tmp_path: Path, paddr: int, left_out: int, said: str) -> None:
@@ -179,6 +180,52 @@ def test_much_memory_that_is_left_out_many_times_costs_little(tmp_path: Path) ->
         assert sum(1 for _ in dump.blocks(1 << 27)) == (1 << 17) + 1
 
 
+def memory_note(elf: Elf, level: int, *words: int) -> bytes:
+    order = ">" if elf.data == 2 else "<"
+    return elf.note(b"VMFILTER", 0, struct.pack(f"{order}II{len(words)}Q", level, 0, *words))
+
+
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_the_note_of_what_was_left_out_is_read_and_goes_no_further(tmp_path: Path, elf_class: int, data: int) -> None:
+    machine = EM_386 if data == 1 else EM_S390
+    elf = Elf([Load(PAGE, b"a" * PAGE)], machine=machine, elf_class=elf_class, data=data)
+    elf.notes = memory_note(elf, 31, PAGE, 3 * PAGE, 5 * PAGE, 6 * PAGE) + elf.note(b"CORE", 1, bytes(33))
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert marked(dump, 7) == bytes((H, K, X, H, H, X, H))
+        assert dump.header.level == 31
+        assert [note.name for note in dump.notes] == [b"CORE"]
+        ((at, size),) = dump.note_parts
+        assert dump.read_file(at, size) == elf.note(b"CORE", 1, bytes(33))
+
+
+def test_the_note_of_what_was_left_out_can_be_the_only_one(tmp_path: Path) -> None:
+    elf = Elf([Load(PAGE, b"a" * PAGE)])
+    elf.notes = memory_note(elf, 0, 0, PAGE)
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert marked(dump, 3) == bytes((X, K, H))
+        assert (dump.notes, dump.note_parts) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"",
+        bytes(7),
+        struct.pack("<IIQ", 31, 0, 0),
+        struct.pack("<IIQQ", 64, 0, 0, PAGE),
+        struct.pack("<IIQQ", 31, 0, PAGE, PAGE),
+        struct.pack("<IIQQ", 31, 0, 2 * PAGE, PAGE),
+        struct.pack("<IIQQQQ", 31, 0, 0, 2 * PAGE, PAGE, 3 * PAGE),
+        struct.pack("<IIQQ", 31, 0, 0, 1 << 57),
+        struct.pack("<II", 31, 0) + b"".join(struct.pack("<QQ", 2 * i, 2 * i + 1) for i in range((1 << 16) + 1)),
+    ],
+)
+def test_a_damaged_note_of_what_was_left_out_is_refused(tmp_path: Path, description: bytes) -> None:
+    path = Elf([Load(PAGE, b"a" * PAGE)], note(b"VMFILTER", 0, description)).write(tmp_path / "v")
+    with pytest.raises(InputError, match=f"^{path}: damaged: the note VMFILTER, {len(description)} bytes at offset 0x"):
+        open_dump(path)
+
+
 def test_what_was_left_out_stays_so_and_is_counted(tmp_path: Path) -> None:
     loads = [Load(PAGE, b"a" * PAGE, left_out=2 * PAGE), Load(8 * PAGE, b"b" * PAGE)]
     vmcore = Elf(loads).write(tmp_path / "v")
@@ -187,6 +234,10 @@ def test_what_was_left_out_stays_so_and_is_counted(tmp_path: Path) -> None:
     assert found.excluded(PageClass.EXCLUDED) == 2
     with open_dump(tmp_path / "dump") as dump:
         assert marked(dump, 9) == bytes((H, K, X, X, H, H, H, H, K))
+    filter_dump(vmcore, tmp_path / "elf", level=1, format="elf")
+    with open_dump(tmp_path / "elf") as dump:
+        assert marked(dump, 9) == bytes((H, K, X, X, H, H, H, H, K))
+        assert dump.header.level == 1
 
 
 def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from vmfilter.errors import InputError
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
 
-_MAX_LEFT_OUT = 1 << 48
+_MAX_MEMORY = 1 << 48
 
 
 class Pieces(Sequence[Piece]):
@@ -98,24 +98,25 @@ class PieceDump(Dump):
 
     """
 
-    def set_memory(self, loads: Pieces, left_out: Pieces) -> None:
-        """Take the PT_LOADs, and the memory that they leave out of the file; all can overlap.
+    def set_memory(self, loads: Pieces, memory: Pieces) -> None:
+        """Take the PT_LOADs, and what else is known to be memory; all can overlap.
 
         Args:
             loads: at least one; none is empty.
-            left_out: each with its address as the offset, so that what touches is joined.
+            memory: where no PT_LOAD has it, it was left out of the file. Each has its address as the offset, so that
+                what touches is joined.
 
         Raises:
-            InputError: more is left out than a machine has.
+            InputError: it is more than a machine has.
 
         """
         self.loads = loads
         self.pieces = flatten(loads)
-        self._left_out = flatten(left_out)
-        size = sum(self._left_out.ends) - sum(self._left_out.starts)
-        if size > _MAX_LEFT_OUT:  # all of it has to be walked
-            raise InputError(f"{self.path}: leaves out {size} bytes of memory (p_memsz), which no machine has")
-        self.end = max([self.pieces.ends[-1], *self._left_out.ends[-1:]])
+        self._memory = flatten(memory)
+        size = sum(self._memory.ends) - sum(self._memory.starts)
+        if size > _MAX_MEMORY:  # all of it has to be walked
+            raise InputError(f"{self.path}: tells of {size} bytes of memory (p_memsz), which no machine has")
+        self.end = max([self.pieces.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
     @staticmethod
@@ -130,7 +131,7 @@ class PieceDump(Dump):
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
         found: list[int] = []
-        for pieces in self.pieces, self._left_out:
+        for pieces in self.pieces, self._memory:
             i = bisect_right(pieces.starts, address)
             if i and pieces.ends[i - 1] > address:
                 return address
@@ -144,7 +145,7 @@ class PieceDump(Dump):
         # A frame of which the file has anything is in it, and one of which anything is pmem is pmem, whichever PT_LOAD
         # has it too.
         for found, value in (
-            (self._pieces_in(self._left_out, start, end), PageClass.EXCLUDED),
+            (self._pieces_in(self._memory, start, end), PageClass.EXCLUDED),
             (self._pieces_in(self.pieces, start, end), PageClass.KERNEL),
             (self._pmem, PageClass.PMEM_USERDATA),
         ):
