@@ -46,7 +46,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vmfilter.cli import convert, dmesg, info, mem_usage, rearrange, verify
+    from vmfilter.cli import convert, dmesg, info, kdump, mem_usage, rearrange, verify
     from vmfilter.cli import filter as filter_command
 
     parser = argparse.ArgumentParser(
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (filter_command, convert, rearrange, info, verify, dmesg, mem_usage):
+    for command in (filter_command, convert, rearrange, info, verify, dmesg, mem_usage, kdump):
         command.add_to(commands, _EPILOG)
     commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="take makedumpfile's command line (-h shows it)")
     return parser
