@@ -8,7 +8,8 @@ whether makedumpfile is faster on one thread or with --num-threads; a second mod
 early. Then come rounds, in each of which both run, in turns who is first. The tables have medians, and the median of
 the rounds' ratios. vmfilter syncs what it writes before it ends; makedumpfile does not, so there is a column with a
 sync of its files, and one of ratios with it. Every dump of vmfilter's is read after that, and every page compared with
-the vmcore's, by vmfilter and by each --judge (run as `JUDGE against DUMP VMCORE`): where that fails, so does this program.
+the vmcore's, by vmfilter and by each --judge (run as `JUDGE against DUMP VMCORE`): where that fails, so does this
+program.
 
 Run it by the Python of the environment that has vmfilter: .venv/bin/python bench/compare.py. FOLDER should be on the
 disk that matters. Cases with O_DIRECT refused (buffered-*) and without a file system (pipe-*) are made by themselves.
@@ -17,6 +18,7 @@ disk that matters. Cases with O_DIRECT refused (buffered-*) and without a file s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -34,7 +36,7 @@ import report
 from cases import CODECS, FORMS, SOURCE_LEVEL, Case, dumps
 from check import Checker
 from floor import Floor
-from measure import Job, Measured, run
+from measure import Job, Measured, TooLongError, run
 
 HERE = Path(__file__).resolve().parent
 VMFILTER = str(Path(sys.executable).with_name("vmfilter"))
@@ -66,7 +68,7 @@ class Bench:
         for path in self._files.values():
             path.unlink(missing_ok=True)
 
-    def run(self, name: str, case: Case | None) -> Mapping[str, Any]:
+    def measure(self, name: str, case: Case | None) -> Mapping[str, Any]:
         """Measure a case; what was found is in results too."""
         if case is None:
             found = self._start() if name == "start" else self._classify()
@@ -81,7 +83,7 @@ class Bench:
 
     def _start(self) -> dict[str, Any]:
         ours, theirs = Job([VMFILTER, "--version"]), Job([self._makedumpfile, "-v"])
-        return self._rounds(ours, "makedumpfile", lambda: _run(theirs), _run(theirs, watch=True))
+        return self._rounds(ours, "makedumpfile", lambda: run(theirs), run(theirs, watch=True))
 
     def _classify(self) -> dict[str, Any]:
         ours = Job([PYTHON, str(HERE / "classify.py"), str(self._vmcore)])
@@ -89,12 +91,12 @@ class Bench:
         theirs = Job([self._makedumpfile, *options, str(self._vmcore), str(self._files["b"])], [self._files["b"]])
 
         def timed(job: Job, watch: bool = False) -> Measured:
-            m = _run(job, watch)
+            m = run(job, watch)
             wall = sum(map(float, _STEP.findall(m.said))) if job is theirs else float(m.said.split()[0])
             return m._replace(wall=wall, synced=wall, size=0)
 
         found = self._rounds(ours, "makedumpfile", lambda: timed(theirs), timed(theirs, True), timed)
-        found["pages"] = int(_run(ours).said.split()[1])
+        found["pages"] = int(run(ours).said.split()[1])
         return found
 
     def _against_makedumpfile(self, case: Case) -> dict[str, Any]:
@@ -102,19 +104,20 @@ class Bench:
         if "{again}" in form.ours:
             self._make_again(case.codec)
         ours = self._ours(case)
-        warm = _run(ours, watch=True)
+        warm = run(ours, watch=True)
         modes = [1, case.threads] if form.threaded and case.threads > 1 else [1]
         best: tuple[Measured, Job, int] | None = None
         for mode in modes:
             job = self._theirs(case, mode)
             limit = best[0].wall * _SLOWER if best else None
-            m = run(job, watch=True, limit=limit)
-            if m and (best is None or m.wall < best[0].wall):
-                best = m, job, mode
+            with contextlib.suppress(TooLongError):
+                m = run(job, watch=True, limit=limit)
+                if best is None or m.wall < best[0].wall:
+                    best = m, job, mode
         assert best
         seen, theirs, mode = best
         rival = f"makedumpfile, {mode} thread" + "s" * (mode > 1)
-        found = self._rounds(ours, rival, lambda: _run(theirs), seen, warm=warm)
+        found = self._rounds(ours, rival, lambda: run(theirs), seen, warm=warm)
         found["threads"] = case.threads
         found["digest"] = self._check(case)
         return found
@@ -157,7 +160,7 @@ class Bench:
         if self._again != codec:
             to = self._files["again"]
             options = ["-d", str(SOURCE_LEVEL), "--compress", codec]
-            _run(Job([VMFILTER, "filter", "-q", *options, str(self._vmcore), str(to)], [to]))
+            run(Job([VMFILTER, "filter", "-q", *options, str(self._vmcore), str(to)], [to]))
             self._checker.check("kdump", [to])
             self._again = codec
 
@@ -167,7 +170,7 @@ class Bench:
             self._floor = None
             to = self._files["raw"]
             options = ["-d", str(level), "--compress", "none"]
-            _run(Job([VMFILTER, "filter", "-q", *options, str(self._vmcore), str(to)], [to]))
+            run(Job([VMFILTER, "filter", "-q", *options, str(self._vmcore), str(to)], [to]))
             self._floor = level, Floor(to)
             to.unlink()
         return self._floor[1]
@@ -176,7 +179,7 @@ class Bench:
         """Run it once more, into a file where it went into a pipe, and check what it makes."""
         form, job = FORMS[case.form], self._ours(case)
         files = [self._files[name] for name in "ab"[: form.files]]
-        _run(Job(job.command, files, files[0] if job.stdout else None))
+        run(Job(job.command, files, files[0] if job.stdout else None))
         digest = self._checker.check(form.check, files)
         for path in files:
             path.unlink()
@@ -202,7 +205,7 @@ class Bench:
             warm: what our first run was like, where it was already.
 
         """
-        run_ours = run_ours or _run
+        run_ours = run_ours or run
         warm = warm or run_ours(ours, watch=True)
         affordable = self._options.seconds / (warm.wall + seen.wall)
         rounds = []
@@ -221,12 +224,6 @@ class Bench:
         found["size"] = found["ours"]["size"] / found["theirs"]["size"] if found["theirs"]["size"] else 0
         found["rounds"] = [{"ours": a.wall, "theirs": b.wall, "theirs_synced": b.synced} for a, b in rounds]
         return found
-
-
-def _run(job: Job, watch: bool = False) -> Measured:
-    m = run(job, watch)
-    assert m  # nothing ends it
-    return m
 
 
 def _first_line(*command: str) -> str:
@@ -277,7 +274,7 @@ def main() -> None:
     bench = Bench(options)
     try:
         for name, case in chosen.items():
-            r = bench.run(name, case)
+            r = bench.measure(name, case)
             times = f"{r['ours']['wall']:.3f} s against {r['theirs']['wall']:.3f} s ({r['rival']})"
             print(f"{name}: {times}, {r['speedup']:.2f} times as fast", file=sys.stderr, flush=True)
     finally:

@@ -44,8 +44,9 @@ class Measured(NamedTuple):
         synced: the same with a sync of its files after it.
         cpu: seconds of all its threads and children.
         size: bytes of its outputs.
-        hwm, anon: most resident memory, and most of it that is anonymous, in bytes (VmHWM, RssAnon of proc(5), summed
-            over its children); 0 where nobody looked.
+        hwm, anon: most resident memory, and most of it that is anonymous, in bytes (VmHWM, RssAnon of proc(5)), summed
+            over its children; 0 where nobody looked.
+        read: bytes that it read (rchar of proc(5)), likewise.
         said: standard output, where it goes nowhere else.
 
     """
@@ -56,10 +57,15 @@ class Measured(NamedTuple):
     size: int
     hwm: int = 0
     anon: int = 0
+    read: int = 0
     said: str = ""
 
 
-def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured | None:
+class TooLongError(Exception):
+    """A run was ended, as it took longer than it was to."""
+
+
+def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured:
     """Run a job.
 
     Args:
@@ -67,10 +73,8 @@ def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured |
         watch: look at its memory all the time, which costs it a little of its own.
         limit: seconds after which it is ended; only with watch.
 
-    Returns:
-        None where the limit ended it.
-
     Raises:
+        TooLongError: the limit ended it.
         SystemExit: it failed; with what it said.
 
     """
@@ -99,7 +103,7 @@ def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured |
         if reader:
             reader.join()
         if memory and memory.ended:
-            return None
+            raise TooLongError
         if process.returncode:
             errors.seek(0)
             text = errors.read().decode(errors="replace")[-500:]
@@ -116,6 +120,7 @@ def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured |
             sum(path.stat().st_size for path in job.outputs),
             memory.hwm if memory else 0,
             memory.anon if memory else 0,
+            memory.read if memory else 0,
             said.read().decode(errors="replace"),
         )
 
@@ -133,18 +138,19 @@ class _Watched(NamedTuple):
     usage: resource.struct_rusage
     hwm: int
     anon: int
+    read: int
     ended: bool
 
 
 def _watch(process: subprocess.Popen[bytes], start: float, limit: float | None) -> _Watched:
-    hwm = anon = 0
+    most = [0, 0, 0]
     ended = False
     while True:
-        now = [_memory(pid) for pid in _family(process.pid)]
-        hwm, anon = max(hwm, sum(m[0] for m in now)), max(anon, sum(m[1] for m in now))
+        now = [_looked_up(pid) for pid in _family(process.pid)]
+        most = [max(before, sum(values)) for before, values in zip(most, zip(*now, strict=True), strict=True)]
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
-            return _Watched(status, usage, hwm, anon, ended)
+            return _Watched(status, usage, most[0], most[1], most[2], ended)
         if limit is not None and not ended and time.monotonic() - start > limit:
             ended = True
             for child in _family(process.pid):
@@ -162,11 +168,13 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _memory(pid: int) -> tuple[int, int]:
-    """VmHWM and RssAnon, in bytes."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0, 0
-    words = {name: line.split() for name, _, line in (x.partition(":") for x in text.splitlines())}
-    return tuple(int(words[name][0]) << 10 if name in words else 0 for name in ("VmHWM", "RssAnon"))  # type: ignore[return-value]
+def _looked_up(pid: int) -> list[int]:
+    """VmHWM, RssAnon and rchar, in bytes; 0 of a process that is gone."""
+    words: dict[str, int] = {}
+    for file, unit in (("status", 1024), ("io", 1)):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in ("VmHWM", "RssAnon", "rchar"):
+                    words[name] = int(value.split()[0]) * unit
+    return [words.get(name, 0) for name in ("VmHWM", "RssAnon", "rchar")]

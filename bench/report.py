@@ -11,7 +11,8 @@ Results = Mapping[str, Any]
 _MIB = 1 << 20
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Make a table: the lines of its markdown."""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
     for row in rows:
@@ -46,7 +47,7 @@ def measurements(results: Results) -> Iterator[str]:
         )
         for name, r in results.items()
     ]
-    yield from _table(
+    yield from table(
         ("case", "vmfilter s", "rival s", "synced s", "rival", "times as fast", "synced", "CPU s", "RssAnon MiB",
          "VmHWM MiB", "MB", "size ratio", "rounds"),
         rows,
@@ -80,4 +81,4 @@ def targets(results: Results) -> Iterator[str]:
         others = f", worst of {len(values)}" if len(values) > 1 else ""
         said = "met" if target.met(values[name]) else "**not met**"
         rows.append((target.what, name + others, limit, f"{values[name]:.3g}", said))
-    yield from _table(("target", "case", "limit", "measured", ""), rows)
+    yield from table(("target", "case", "limit", "measured", ""), rows)
