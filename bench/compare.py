@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """vmfilter beside makedumpfile on one vmcore, in paired runs, and beside its codecs alone.
 
-    bench/compare.py VMCORE [--makedumpfile PATH] [--cases PATTERN ...] [--out FOLDER] [--json FILE] [--judge PATH ...]
+    bench/compare.py [VMCORE] [--makedumpfile PATH] [--cases PATTERN ...] [--out FOLDER] [--json FILE] [--judge PATH]
 
+Without VMCORE it makes one, of a machine with 6 GiB of memory (synthetic.py), and removes it after.
 Each case (--list names them) is run once by each side to warm the page cache, to look at its memory, and to find out
 whether makedumpfile is faster on one thread or with --num-threads; a second mode that takes half as long again is ended
 early. Then come rounds, in each of which both run, in turns who is first. The tables have medians, and the median of
@@ -37,12 +38,14 @@ from cases import CODECS, FORMS, SOURCE_LEVEL, Case, dumps
 from check import Checker
 from floor import Floor
 from measure import Job, Measured, TooLongError, run
+from synthetic import Machine, real_pages
 
 HERE = Path(__file__).resolve().parent
 VMFILTER = str(Path(sys.executable).with_name("vmfilter"))
 PYTHON = sys.executable
 _SLOWER = 1.5  # times as long as the other mode: ended, as it is not the best
 _FEWEST = 3
+_MADE, _MADE_KERNEL = 6 << 30, 2  # bytes of memory, sections of kernel pages: level 31 keeps 65,000
 _STEP = re.compile(r"STEP \[Excluding[^]]*\] : ([\d.]+) seconds")
 
 Side = Callable[[], Measured]
@@ -51,10 +54,10 @@ Side = Callable[[], Measured]
 class Bench:
     """One comparison on one vmcore."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        """Take the command line."""
+    def __init__(self, options: argparse.Namespace, vmcore: Path) -> None:
+        """Take the command line, and what is to be filtered."""
         self._options = options
-        self._vmcore = Path(options.vmcore)
+        self._vmcore = vmcore
         self._makedumpfile = options.makedumpfile
         folder = Path(options.out)
         self._files = {name: folder / f"bench.{name}" for name in ("a", "b", "again", "raw")}
@@ -231,7 +234,7 @@ def _first_line(*command: str) -> str:
     return said.splitlines()[0] if said else ""
 
 
-def _machine(options: argparse.Namespace) -> dict[str, Any]:
+def _machine(options: argparse.Namespace, vmcore: Path) -> dict[str, Any]:
     """Say on what it was measured, and what."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
@@ -241,7 +244,7 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "vmfilter": _first_line("git", "-C", str(HERE), "log", "-1", "--format=%h %s"),
         "makedumpfile": _first_line(options.makedumpfile, "-v"),
-        "vmcore": os.path.getsize(options.vmcore),
+        "vmcore": f"{vmcore}, {vmcore.stat().st_size} bytes",
         "out": _first_line("stat", "-f", "-c", "%T", options.out),
         "judges": len(options.judge),
     }
@@ -250,7 +253,7 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Take the command line, measure, print."""
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("vmcore")
+    parser.add_argument("vmcore", nargs="?", type=Path)
     parser.add_argument("--makedumpfile", default="makedumpfile", help="a program with all codecs")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, as file-d17-*-j2")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
@@ -258,7 +261,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of rounds a case, but at least 3 rounds")
     parser.add_argument("--out", default=".", help="folder to write to")
     parser.add_argument("--json", help="file for the figures")
-    parser.add_argument("--judge", action="append", default=[], help="a program that checks dumps")
+    parser.add_argument(
+        "--judge", action="append", default=[], help="a program that checks dumps; more than one may be given"
+    )
     options = parser.parse_args()
     known: dict[str, Case | None] = {"start": None, "classify": None}
     known |= {case.name: case for case in dumps(len(os.sched_getaffinity(0)))}
@@ -271,7 +276,8 @@ def main() -> None:
     for program in (options.makedumpfile, VMFILTER):
         if shutil.which(program) is None:
             sys.exit(f"{program}: no such program")
-    bench = Bench(options)
+    vmcore = options.vmcore or Machine(_MADE, _MADE_KERNEL, real_pages()).write(Path(options.out, "bench.vmcore"))
+    bench = Bench(options, vmcore)
     try:
         for name, case in chosen.items():
             r = bench.measure(name, case)
@@ -279,7 +285,9 @@ def main() -> None:
             print(f"{name}: {times}, {r['speedup']:.2f} times as fast", file=sys.stderr, flush=True)
     finally:
         bench.clean()
-        machine = _machine(options)
+        machine = _machine(options, vmcore)
+        if not options.vmcore:
+            vmcore.unlink()
         if options.json:
             Path(options.json).write_text(json.dumps({"machine": machine, "cases": bench.results}, indent=1) + "\n")
     print(*(f"{name}: {value}" for name, value in machine.items()), "", sep="\n")

@@ -9,6 +9,8 @@ from typing import Any
 _WIDTH, _HEIGHT, _LEFT, _TOP = 340, 240, 60, 30  # of one panel's axes, and room before them
 _PANEL = _WIDTH + _LEFT + 30
 _MIB = 1 << 20
+_NAMES = {"ours": "vmfilter filter -d 31", "theirs": "makedumpfile -d 31"}
+_STYLES = {"ours": 'stroke="#26a" stroke-width="2"', "theirs": 'stroke="#999" stroke-width="2"'}
 
 
 def size_text(size: int) -> str:
@@ -28,22 +30,25 @@ def draw(results: Sequence[dict[str, Any]], limit: float) -> str:
 
     """
     sizes = [r["memory"] for r in results]
-    walls, anon = [r["wall"] for r in results], [r["anon"] / _MIB for r in results]
-    low, high = floor(log10(min(walls))), ceil(log10(max(walls)))
-    top = 10 * ceil(max(limit, *anon) / 10 + 0.5)
+    who = [(name, style) for name, style in _STYLES.items() if all(name in r for r in results)]
+    walls = {name: [r[name]["wall"] for r in results] for name, _ in who}
+    anon = {name: [r[name]["anon"] / _MIB for r in results] for name, _ in who}
+    low, high = floor(log10(min(map(min, walls.values())))), ceil(log10(max(map(max, walls.values()))))
+    top = 10 * ceil(max(limit, *map(max, anon.values())) / 10 + 0.5)
+    powers, tens = [(10.0**i, f"{10.0**i:g}") for i in range(low, high + 1)], range(0, top + 1, 10)
     parts = [
-        *_panel(0, "seconds, vmfilter filter -d 31", sizes),
-        *_ticks(
-            0, [(10.0**i, f"{10.0**i:g}") for i in range(low, high + 1)], lambda v: (log10(v) - low) / (high - low)
-        ),
-        _line(0, sizes, [(log10(w) - low) / (high - low) for w in walls]),
-        *_panel(1, "MiB of anonymous memory, at most", sizes),
-        *_ticks(1, [(i, str(i)) for i in range(0, top + 1, 10)], lambda v: v / top),
-        _line(1, sizes, [a / top for a in anon]),
-        _line(
-            1, [sizes[0], sizes[-1]], [limit / top] * 2, 'stroke="#b33" stroke-dasharray="4 4"', dots=False, of=sizes
-        ),
+        *_panel(0, "seconds", sizes),
+        *_ticks(0, powers, lambda v: (log10(v) - low) / (high - low)),
+        *_panel(1, "MiB of anonymous memory, at most (dashed: the limit)", sizes),
+        *_ticks(1, [(i, str(i)) for i in tens], lambda v: v / top),
+        _line(1, sizes, [limit / top] * len(sizes), 'stroke="#b33" stroke-dasharray="4 4"'),
     ]
+    for i, (name, style) in enumerate(who):
+        parts.append(_line(0, sizes, [(log10(w) - low) / (high - low) for w in walls[name]], style))
+        parts.append(_line(1, sizes, [a / top for a in anon[name]], style))
+        parts.append(f'<path d="M{_LEFT + 12} {_y(0.95 - 0.08 * i):.1f}h24" {style}/>')
+        y = _y(0.95 - 0.08 * i) + 4
+        parts.append(f'<text x="{_LEFT + 42}" y="{y:.1f}">{_NAMES[name]}</text>')
     width, height = 2 * _PANEL, _HEIGHT + _TOP + 40
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -77,14 +82,6 @@ def _ticks(panel: int, ticks: Sequence[tuple[float, str]], place: Callable[[floa
         yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
 
 
-def _line(
-    panel: int,
-    sizes: Sequence[int],
-    shares: Sequence[float],
-    style: str = 'stroke="#26a" stroke-width="2"',
-    dots: bool = True,
-    of: Sequence[int] = (),
-) -> str:
-    points = [(_x(panel, s, of or sizes), _y(share)) for s, share in zip(sizes, shares, strict=True)]
-    line = f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" {style}/>'
-    return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#26a"/>' for x, y in points if dots)
+def _line(panel: int, of: Sequence[int], shares: Sequence[float], style: str) -> str:
+    points = " ".join(f"{_x(panel, s, of):.1f},{_y(share):.1f}" for s, share in zip(of, shares, strict=True))
+    return f'<polyline points="{points}" fill="none" {style}/>'
