@@ -1,50 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Class bytes to counts and bitmaps, bitmaps to runs. */
+#include <string.h>
+
 #include "bytes.h"
 #include "vmfilter.h"
 
-/* 1 where the eight classes from here on are the same: most are, as what memory is used for comes in blocks. */
-static inline int eight_alike(const uint8_t *classes)
+#define EACH 0x0101010101010101u
+
+/* Whether the 8 classes are one: memory is used in runs. */
+static inline int is_run(const uint8_t *classes)
 {
-	return vmf_load64(classes, 0) == classes[0] * 0x0101010101010101ull;
+	uint64_t all = vmf_load64(classes, 0);
+
+	return all == EACH * classes[0];
 }
 
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASSES])
 {
-	uint64_t found[256] = {0}, i = 0;
+	for (uint64_t i = 0; i < count; i += 8) {
+		uint64_t end = count - i < 8 ? count : i + 8;
 
-	for (; count - i >= 8; i += 8) {
-		if (eight_alike(classes + i)) {
-			found[classes[i]] += 8;
-			continue;
-		}
-		for (uint64_t k = 0; k < 8; k++)
-			found[classes[i + k]]++;
+		if (end - i == 8 && is_run(classes + i))
+			counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL] += 8;
+		else
+			for (uint64_t k = i; k < end; k++)
+				counts[classes[k] < VMF_CLASSES ? classes[k] : VMF_KERNEL]++;
 	}
-	for (; i < count; i++)
-		found[classes[i]]++;
-	for (uint32_t c = 0; c < 256; c++)
-		counts[c < VMF_CLASSES ? c : VMF_KERNEL] += found[c];
-}
-
-static inline uint8_t eight_bits(const uint8_t *classes, uint64_t count, const uint8_t chosen[256])
-{
-	uint8_t bits = 0;
-
-	for (uint64_t i = 0; i < count; i++)
-		bits |= (uint8_t)((chosen[classes[i]] != 0) << i);
-	return bits;
 }
 
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits)
 {
-	uint64_t i = 0;
+	for (uint64_t i = 0; i < count; i += 8) {
+		uint64_t n = count - i < 8 ? count - i : 8;
+		uint8_t byte = 0;
 
-	for (; count - i >= 8; i += 8)
-		bits[i / 8] = eight_alike(classes + i) ? (uint8_t)-(chosen[classes[i]] != 0)
-						       : eight_bits(classes + i, 8, chosen);
-	if (i < count)
-		bits[i / 8] = eight_bits(classes + i, count - i, chosen);
+		if (n == 8 && is_run(classes + i))
+			byte = chosen[classes[i]] ? 0xff : 0;
+		else
+			for (uint64_t k = 0; k < n; k++)
+				byte |= (uint8_t)((chosen[classes[i + k]] != 0) << k);
+		bits[i / 8] = byte;
+	}
 }
 
 void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)
