@@ -1,103 +1,297 @@
 #!/usr/bin/env python3
-"""Wall time, CPU time and size beside makedumpfile's, in paired runs.
+"""vmfilter beside makedumpfile on one vmcore, in paired runs, and beside its codecs alone.
 
-    bench/compare.py VMCORE [--makedumpfile PATH] [--level 31] [--threads 2] [--rounds 7] [--json FILE]
+    bench/compare.py [VMCORE] [--makedumpfile PATH] [--cases PATTERN ...] [--out FOLDER] [--json FILE] [--judge PATH]
 
-Each round runs every codec once with vmfilter and once with makedumpfile (on one thread, its fastest mode), in turn;
-the table has the medians, and the median of the rounds' ratios. vmfilter syncs what it writes before it ends;
-makedumpfile does not, so its runs are timed without and with a sync of the file. The output folder (--out) should be
-on the disk that matters.
+Without VMCORE it makes one, of a machine with 6 GiB of memory (synthetic.py), and removes it after.
+Each case (--list names them) is run once by each side to warm the page cache, to look at its memory, and to find out
+whether makedumpfile is faster on one thread or with --num-threads; a second mode that takes half as long again is ended
+early. Then come rounds, in each of which both run, in turns who is first. The tables have medians, and the median of
+the rounds' ratios. vmfilter syncs what it writes before it ends; makedumpfile does not, so there is a column with a
+sync of its files, and one of ratios with it. Every dump of vmfilter's is read after that, and every page compared with
+the vmcore's, by vmfilter and by each --judge (run as `JUDGE against DUMP VMCORE`): where that fails, so does this
+program.
+
+Run it by the Python of the environment that has vmfilter: .venv/bin/python bench/compare.py. FOLDER should be on the
+disk that matters. Cases with O_DIRECT refused (buffered-*) and without a file system (pipe-*) are made by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import resource
+import platform
+import re
 import shutil
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-CODECS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
+import report
+from cases import CODECS, FORMS, SOURCE_LEVEL, Case, dumps
+from check import Checker
+from floor import Floor
+from measure import Job, Measured, TooLongError, run
+from synthetic import Machine, real_pages
+
+HERE = Path(__file__).resolve().parent
+VMFILTER = str(Path(sys.executable).with_name("vmfilter"))
+PYTHON = sys.executable
+_SLOWER = 1.5  # times as long as the other mode: ended, as it is not the best
+_FEWEST = 3
+_MADE, _MADE_KERNEL = 6 << 30, 2  # bytes of memory, sections of kernel pages: level 31 keeps 65,000
+_STEP = re.compile(r"STEP \[Excluding[^]]*\] : ([\d.]+) seconds")
+
+Side = Callable[[], Measured]
 
 
-def timed(command: list[str], sync: Path | None = None) -> dict[str, float]:
-    """Wall and CPU seconds of one run; wall_sync with what syncing the file takes after it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, errors = process.communicate()
-    wall = time.monotonic() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}: exit status {process.returncode}: {errors.decode(errors='replace')[-500:]}")
-    if sync:
-        with open(sync, "rb") as f:
-            os.fsync(f.fileno())
+class Bench:
+    """One comparison on one vmcore."""
+
+    def __init__(self, options: argparse.Namespace, vmcore: Path) -> None:
+        """Take the command line, and what is to be filtered."""
+        self._options = options
+        self._vmcore = vmcore
+        self._makedumpfile = options.makedumpfile
+        folder = Path(options.out)
+        self._files = {name: folder / f"bench.{name}" for name in ("a", "b", "again", "raw")}
+        self._checker = Checker(VMFILTER, self._makedumpfile, self._vmcore, options.judge, folder)
+        self._floor: tuple[int, Floor] | None = None
+        self._again = ""
+        self.results: dict[str, Any] = {}
+
+    def clean(self) -> None:
+        """Remove what was made."""
+        for path in self._files.values():
+            path.unlink(missing_ok=True)
+
+    def measure(self, name: str, case: Case | None) -> Mapping[str, Any]:
+        """Measure a case; what was found is in results too."""
+        if case is None:
+            found = self._start() if name == "start" else self._classify()
+        elif FORMS[case.form].theirs:
+            found = self._against_makedumpfile(case)
+        else:
+            found = self._against_codec(case)
+        self.results[name] = found
+        return found
+
+    # The cases
+
+    def _start(self) -> dict[str, Any]:
+        ours, theirs = Job([VMFILTER, "--version"]), Job([self._makedumpfile, "-v"])
+        return self._rounds(ours, "makedumpfile", lambda: run(theirs), run(theirs, watch=True))
+
+    def _classify(self) -> dict[str, Any]:
+        ours = Job([PYTHON, str(HERE / "classify.py"), str(self._vmcore)])
+        options = ["--message-level", "31", "-l", "-d", "31"]
+        theirs = Job([self._makedumpfile, *options, str(self._vmcore), str(self._files["b"])], [self._files["b"]])
+
+        def timed(job: Job, watch: bool = False) -> Measured:
+            m = run(job, watch)
+            wall = sum(map(float, _STEP.findall(m.said))) if job is theirs else float(m.said.split()[0])
+            return m._replace(wall=wall, synced=wall, size=0)
+
+        found = self._rounds(ours, "makedumpfile", lambda: timed(theirs), timed(theirs, True), timed)
+        found["pages"] = int(run(ours).said.split()[1])
+        return found
+
+    def _against_makedumpfile(self, case: Case) -> dict[str, Any]:
+        form = FORMS[case.form]
+        if "{again}" in form.ours:
+            self._make_again(case.codec)
+        ours = self._ours(case)
+        warm = run(ours, watch=True)
+        modes = [1, case.threads] if form.threaded and case.threads > 1 else [1]
+        best: tuple[Measured, Job, int] | None = None
+        for mode in modes:
+            job = self._theirs(case, mode)
+            limit = best[0].wall * _SLOWER if best else None
+            with contextlib.suppress(TooLongError):
+                m = run(job, watch=True, limit=limit)
+                if best is None or m.wall < best[0].wall:
+                    best = m, job, mode
+        assert best
+        seen, theirs, mode = best
+        rival = f"makedumpfile, {mode} thread" + "s" * (mode > 1)
+        found = self._rounds(ours, rival, lambda: run(theirs), seen, warm=warm)
+        found["threads"] = case.threads
+        found["digest"] = self._check(case)
+        return found
+
+    def _against_codec(self, case: Case) -> dict[str, Any]:
+        floor = self._alone(case.level)
+
+        def alone() -> Measured:
+            wall, cpu, size = floor.run(case.codec, case.threads)
+            return Measured(wall, wall, cpu, size)
+
+        found = self._rounds(self._ours(case), "codec alone", alone, alone())
+        found["threads"] = case.threads
+        found["size"] = 0
+        return found
+
+    # What they are made of
+
+    def _ours(self, case: Case) -> Job:
+        form = FORMS[case.form]
+        outputs = [self._files[name] for name in "ab"[: form.files]]
+        program = [PYTHON, str(HERE / "refused.py")] if form.refused else [VMFILTER]
+        options = ["filter", "-q", "-d", str(case.level), "--compress", case.codec, "-j", str(case.threads)]
+        stdout = "pipe" if form.stdout == "both" else None
+        return Job([*program, *options, *self._named(form.ours)], [] if stdout else outputs, stdout)
+
+    def _theirs(self, case: Case, mode: int) -> Job:
+        form = FORMS[case.form]
+        outputs = [self._files[name] for name in "ab"[: form.files]]
+        options = [CODECS[case.codec], "-d", str(case.level), *(["--num-threads", str(mode)] if mode > 1 else [])]
+        stdout = {"both": "pipe", "theirs": outputs[0] if outputs else None}.get(form.stdout)
+        command = [self._makedumpfile, *filter(None, options), *self._named(form.theirs)]
+        return Job(command, [] if stdout == "pipe" else outputs, stdout)
+
+    def _named(self, line: str) -> list[str]:
+        return [word.format(vmcore=self._vmcore, **self._files) for word in line.split()]
+
+    def _make_again(self, codec: str) -> None:
+        """Make the dump that is filtered again."""
+        if self._again != codec:
+            to = self._files["again"]
+            options = ["-d", str(SOURCE_LEVEL), "--compress", codec]
+            run(Job([VMFILTER, "filter", "-q", *options, str(self._vmcore), str(to)], [to]))
+            self._checker.check("kdump", [to])
+            self._again = codec
+
+    def _alone(self, level: int) -> Floor:
+        """Pages of that level, in memory."""
+        if self._floor is None or self._floor[0] != level:
+            self._floor = None
+            to = self._files["raw"]
+            options = ["-d", str(level), "--compress", "none"]
+            run(Job([VMFILTER, "filter", "-q", *options, str(self._vmcore), str(to)], [to]))
+            self._floor = level, Floor(to)
+            to.unlink()
+        return self._floor[1]
+
+    def _check(self, case: Case) -> str:
+        """Run it once more, into a file where it went into a pipe, and check what it makes."""
+        form, job = FORMS[case.form], self._ours(case)
+        files = [self._files[name] for name in "ab"[: form.files]]
+        run(Job(job.command, files, files[0] if job.stdout else None))
+        digest = self._checker.check(form.check, files)
+        for path in files:
+            path.unlink()
+        return digest
+
+    def _rounds(
+        self,
+        ours: Job,
+        rival: str,
+        theirs: Side,
+        seen: Measured,
+        run_ours: Callable[..., Measured] | None = None,
+        warm: Measured | None = None,
+    ) -> dict[str, Any]:
+        """Run both sides in turn.
+
+        Args:
+            ours: vmfilter's run.
+            rival: name of the other side.
+            theirs: runs it.
+            seen: what its first run was like.
+            run_ours: how ours is run.
+            warm: what our first run was like, where it was already.
+
+        """
+        run_ours = run_ours or run
+        warm = warm or run_ours(ours, watch=True)
+        affordable = self._options.seconds / (warm.wall + seen.wall)
+        rounds = []
+        for turn in range(int(max(_FEWEST, min(self._options.rounds, affordable)))):
+            if turn % 2:
+                b, a = theirs(), run_ours(ours)
+            else:
+                a, b = run_ours(ours), theirs()
+            rounds.append((a, b))
+        found: dict[str, Any] = {"rival": rival}
+        for who, looked, runs in (("ours", warm, [a for a, _ in rounds]), ("theirs", seen, [b for _, b in rounds])):
+            found[who] = {x: statistics.median(getattr(m, x) for m in runs) for x in ("wall", "synced", "cpu", "size")}
+            found[who] |= {"hwm": looked.hwm, "anon": looked.anon}
+        found["speedup"] = statistics.median(b.wall / a.wall for a, b in rounds)
+        found["speedup_synced"] = statistics.median(b.synced / a.synced for a, b in rounds)
+        found["size"] = found["ours"]["size"] / found["theirs"]["size"] if found["theirs"]["size"] else 0
+        found["rounds"] = [{"ours": a.wall, "theirs": b.wall, "theirs_synced": b.synced} for a, b in rounds]
+        return found
+
+
+def _first_line(*command: str) -> str:
+    said = subprocess.run(command, capture_output=True, text=True).stdout
+    return said.splitlines()[0] if said else ""
+
+
+def _machine(options: argparse.Namespace, vmcore: Path) -> dict[str, Any]:
+    """Say on what it was measured, and what."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
-        "wall": wall,
-        "wall_sync": time.monotonic() - start,
-        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "linux": platform.release(),
+        "python": platform.python_version(),
+        "vmfilter": _first_line("git", "-C", str(HERE), "log", "-1", "--format=%h %s"),
+        "makedumpfile": _first_line(options.makedumpfile, "-v"),
+        "vmcore": f"{vmcore}, {vmcore.stat().st_size} bytes",
+        "out": _first_line("stat", "-f", "-c", "%T", options.out),
+        "judges": len(options.judge),
     }
 
 
-def supports(makedumpfile: str, codec: str) -> bool:
-    said = subprocess.run([makedumpfile, "-v"], capture_output=True, text=True).stdout
-    return codec == "zlib" or f"{codec}\tenabled" in said
-
-
 def main() -> None:
+    """Take the command line, measure, print."""
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("vmcore")
-    parser.add_argument("--makedumpfile", default="makedumpfile")
-    parser.add_argument("--vmfilter", default=str(Path(sys.executable).with_name("vmfilter")))
-    parser.add_argument("--level", default="31")
-    parser.add_argument("--threads", default=str(len(os.sched_getaffinity(0))))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("vmcore", nargs="?", type=Path)
+    parser.add_argument("--makedumpfile", default="makedumpfile", help="a program with all codecs")
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, as file-d17-*-j2")
+    parser.add_argument("--list", action="store_true", help="name the cases and end")
+    parser.add_argument("--rounds", type=int, default=7, help="at most (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of rounds a case, but at least 3 rounds")
     parser.add_argument("--out", default=".", help="folder to write to")
     parser.add_argument("--json", help="file for the figures")
+    parser.add_argument(
+        "--judge", action="append", default=[], help="a program that checks dumps; more than one may be given"
+    )
     options = parser.parse_args()
-    if shutil.which(options.makedumpfile) is None:
-        sys.exit(f"{options.makedumpfile}: no such program; give --makedumpfile PATH")
-    ours, theirs = Path(options.out, "bench.ours"), Path(options.out, "bench.theirs")
-    results = {}
-    print(f"{'codec':8} {'ours s':>8} {'theirs s':>9} {'+sync s':>8} {'theirs/ours':>12} {'size ours/theirs':>17}")
-    for codec, flag in CODECS.items():
-        if not supports(options.makedumpfile, codec):
-            print(f"{codec:8} this makedumpfile was built without it")
-            continue
-        rounds: list[tuple[dict[str, float], dict[str, float]]] = []
-        for turn in range(options.rounds + 1):
-            for path in (ours, theirs):
-                path.unlink(missing_ok=True)
-            command = [options.vmfilter, "filter", "-q", "-d", options.level, "--compress", codec]
-            a = timed([*command, "-j", options.threads, options.vmcore, str(ours)])
-            b = timed([options.makedumpfile, flag, "-d", options.level, options.vmcore, str(theirs)], theirs)
-            if turn:  # the first one warms the page cache
-                rounds.append((a, b))
-        sizes = ours.stat().st_size, theirs.stat().st_size
-        row = {
-            "ours": statistics.median(a["wall"] for a, _ in rounds),
-            "ours_cpu": statistics.median(a["cpu"] for a, _ in rounds),
-            "theirs": statistics.median(b["wall"] for _, b in rounds),
-            "theirs_sync": statistics.median(b["wall_sync"] for _, b in rounds),
-            "theirs_cpu": statistics.median(b["cpu"] for _, b in rounds),
-            "speedup": statistics.median(b["wall"] / a["wall"] for a, b in rounds),
-            "size": sizes[0] / sizes[1],
-        }
-        results[codec] = row
-        print(
-            f"{codec:8} {row['ours']:8.3f} {row['theirs']:9.3f} {row['theirs_sync']:8.3f} {row['speedup']:12.2f} "
-            f"{row['size']:17.3f}"
-        )
-    for path in (ours, theirs):
-        path.unlink(missing_ok=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    known: dict[str, Case | None] = {"start": None, "classify": None}
+    known |= {case.name: case for case in dumps(len(os.sched_getaffinity(0)))}
+    chosen = {name: case for name, case in known.items() if any(fnmatch(name, p) for p in options.cases)}
+    if options.list:
+        print("\n".join(chosen))
+        return
+    if not chosen:
+        sys.exit(f"no case is called {' or '.join(options.cases)}; --list names them")
+    for program in (options.makedumpfile, VMFILTER):
+        if shutil.which(program) is None:
+            sys.exit(f"{program}: no such program")
+    vmcore = options.vmcore or Machine(_MADE, _MADE_KERNEL, real_pages()).write(Path(options.out, "bench.vmcore"))
+    bench = Bench(options, vmcore)
+    try:
+        for name, case in chosen.items():
+            r = bench.measure(name, case)
+            times = f"{r['ours']['wall']:.3f} s against {r['theirs']['wall']:.3f} s ({r['rival']})"
+            print(f"{name}: {times}, {r['speedup']:.2f} times as fast", file=sys.stderr, flush=True)
+    finally:
+        bench.clean()
+        machine = _machine(options, vmcore)
+        if not options.vmcore:
+            vmcore.unlink()
+        if options.json:
+            Path(options.json).write_text(json.dumps({"machine": machine, "cases": bench.results}, indent=1) + "\n")
+    print(*(f"{name}: {value}" for name, value in machine.items()), "", sep="\n")
+    print(*report.measurements(bench.results), "", *report.targets(bench.results), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,45 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Class bytes to counts and bitmaps, bitmaps to runs. */
+#include <string.h>
+
 #include "bytes.h"
 #include "vmfilter.h"
 
-/* Frames of a class lie together: what holds for one of eight mostly holds for all, and for the next eight. */
+#define EACH 0x0101010101010101u
+
+/* Whether the 8 classes are one: memory is used in runs. */
+static inline int is_run(const uint8_t *classes)
+{
+	uint64_t all = vmf_load64(classes, 0);
+
+	return all == EACH * classes[0];
+}
 
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASSES])
 {
-	for (uint64_t i = 0; i < count;) {
-		uint64_t same = i + 8 <= count && vmf_load64(classes + i, 0) == classes[i] * 0x0101010101010101u ? 8 : 1;
+	for (uint64_t i = 0; i < count; i += 8) {
+		uint64_t end = count - i < 8 ? count : i + 8;
 
-		counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL] += same;
-		i += same;
+		if (end - i == 8 && is_run(classes + i))
+			counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL] += 8;
+		else
+			for (uint64_t k = i; k < end; k++)
+				counts[classes[k] < VMF_CLASSES ? classes[k] : VMF_KERNEL]++;
 	}
-}
-
-static uint8_t bits_of(const uint8_t *classes, uint64_t count, const uint8_t chosen[256])
-{
-	unsigned int bits = 0;
-
-	for (uint64_t i = 0; i < count; i++)
-		bits |= (unsigned int)(chosen[classes[i]] != 0) << i;
-	return (uint8_t)bits;
 }
 
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits)
 {
-	uint64_t i = 0, before = 0;
-	uint8_t same = chosen[0] ? 0xff : 0;
+	for (uint64_t i = 0; i < count; i += 8) {
+		uint64_t n = count - i < 8 ? count - i : 8;
+		uint8_t byte = 0;
 
-	for (; i + 8 <= count; i += 8) {
-		uint64_t eight = vmf_load64(classes + i, 0);
-
-		if (eight != before) {
-			before = eight;
-			same = bits_of(classes + i, 8, chosen);
-		}
-		bits[i / 8] = same;
+		if (n == 8 && is_run(classes + i))
+			byte = chosen[classes[i]] ? 0xff : 0;
+		else
+			for (uint64_t k = 0; k < n; k++)
+				byte |= (uint8_t)((chosen[classes[i + k]] != 0) << k);
+		bits[i / 8] = byte;
 	}
-	if (i < count)
-		bits[i / 8] = bits_of(classes + i, count - i, chosen);
 }
 
 void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)
