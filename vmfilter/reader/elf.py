@@ -80,7 +80,8 @@ class ElfDump(PieceDump):
         if entry_size != struct.calcsize("=" + form.segment):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
-        loads = self._parse(form, offset, count, bool(flags & _INCOMPLETE))
+        self.header = Header(incomplete=bool(flags & _INCOMPLETE))
+        loads = self._parse(form, offset, count)
         # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
@@ -100,7 +101,7 @@ class ElfDump(PieceDump):
             size = min(_AT_ONCE, count - first) * parser.size
             yield from parser.iter_unpack(self.read_file(offset + first * parser.size, size))
 
-    def _parse(self, form: _Form, offset: int, count: int, incomplete: bool) -> Pieces:
+    def _parse(self, form: _Form, offset: int, count: int) -> Pieces:
         """Take the notes from the program headers, and return the PT_LOADs."""
         loads = Pieces()
         no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
@@ -108,7 +109,7 @@ class ElfDump(PieceDump):
         for i, (kind, flags, start, vaddr, paddr, size) in enumerate(map(wanted, self._segments(form, offset, count))):
             if kind not in (_PT_LOAD, _PT_NOTE) or not size:
                 continue
-            if kind == _PT_LOAD and incomplete:
+            if kind == _PT_LOAD and self.header.incomplete:
                 size = self._there(start, size)
                 if not size:
                     continue
@@ -126,11 +127,8 @@ class ElfDump(PieceDump):
         return loads
 
     def _there(self, offset: int, size: int) -> int:
-        """How much of a PT_LOAD an incomplete file still has; a machine may use the flag for something else."""
-        if offset + size <= self._file_end:
-            return size
-        self.header = Header(incomplete=True)
-        return max(self._file_end - offset, 0)
+        """How much of a PT_LOAD an incomplete file still has."""
+        return min(max(self._file_end - offset, 0), size)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         if offset + size > self._file_end:

@@ -1,0 +1,67 @@
+"""Loads all that vmfilter needs, and prints which modules those are: run by collect.py in a bare interpreter.
+
+Nothing is listed by hand: every module of vmfilter is imported, so is all that any of its functions imports when it
+is called, and help and complaints of the command are printed, for which argparse imports what it has put off. What
+only stands in for a codec that the C core has is kept out, and so is what installs: this package.
+
+Arguments: the folders to look for modules in, after those of the interpreter. Output: a JSON object, the name of each
+module that has a file → its file.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path += sys.argv[1:]
+
+import ast
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+
+def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements below a node, those in functions too; not those that only type checkers follow."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from _imports(child)
+
+
+def _load(modules: dict[str, ModuleType | None]) -> None:
+    from vmfilter.cli import main
+    from vmfilter.codec import CODECS, native_libraries
+
+    here = Path(__file__).parent
+    modules["vmfilter.kdump"] = None  # to the import system: there is none
+    stand_ins = {CODECS[c].package for c in native_libraries()} - sys.stdlib_module_names
+    modules.update({p: None for p in stand_ins if p})
+    for source in here.parent.rglob("*.py"):
+        if source.parent == here or source.stem == "__main__":
+            continue
+        path = source.relative_to(here.parent.parent).with_suffix("")
+        import_module(".".join(path.parts).removesuffix(".__init__"))
+        for statement in _imports(ast.parse(source.read_bytes())):
+            with contextlib.suppress(ImportError):  # a package that may be missing
+                exec(compile(ast.Module([statement], []), str(source), "exec"), {})
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        for arguments in ("--help", "--version", "--wrong", "filter --help", "makedumpfile -h"):
+            with contextlib.suppress(SystemExit):
+                main(arguments.split())
+
+
+def _file(name: str, module: ModuleType | None) -> str | None:
+    """A module's file, None where the interpreter has it built in (but os: its file is what tells the prefix)."""
+    spec = getattr(module, "__spec__", None)
+    return getattr(module, "__file__", None) if name == "os" or (spec and spec.origin != "frozen") else None
+
+
+if __name__ == "__main__":
+    _load(cast("dict[str, ModuleType | None]", sys.modules))
+    print(json.dumps({name: file for name, module in sys.modules.items() if (file := _file(name, module))}))
