@@ -22,6 +22,7 @@ _PT_LOAD, _PT_NOTE = 1, 4
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
 _INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
+_NO_END = 1 << 64  # of a file whose size the system does not say
 _AT_ONCE = 1 << 10  # program headers that are read together
 
 
@@ -62,6 +63,7 @@ class ElfDump(PieceDump):
 
         """
         super().__init__(source)
+        self._file_end = _NO_END if source.size is None else source.size
         ident = self.read_file(0, _IDENT_SIZE)
         if ident[4] not in _FORMS or ident[5] not in (1, 2):
             raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
@@ -117,7 +119,7 @@ class ElfDump(PieceDump):
             end = paddr + max(size, in_memory)
             if kind == _PT_LOAD and self.header.incomplete:
                 size = self._there(start, size)
-            if size:
+            if size and start + size > self._file_end:
                 self._within(start, size, f"program header {i} ({'PT_LOAD' if kind == _PT_LOAD else 'PT_NOTE'})")
             if kind == _PT_NOTE and size:
                 self._take_notes(start, size, memory)
@@ -151,12 +153,10 @@ class ElfDump(PieceDump):
 
     def _there(self, offset: int, size: int) -> int:
         """How much of a PT_LOAD an incomplete file still has."""
-        file_size = self._source.size
-        return size if file_size is None else min(max(file_size - offset, 0), size)
+        return min(max(self._file_end - offset, 0), size)
 
     def _within(self, offset: int, size: int, what: str) -> None:
-        file_size = self._source.size
-        if file_size is not None and offset + size > file_size:
+        if offset + size > self._file_end:
             raise InputError(
-                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {file_size:#x}"
+                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {self._file_end:#x}"
             )

@@ -18,8 +18,8 @@ from vmfilter.reader.source import Source
 
 KCORE = "/proc/kcore"
 IOMEM = "/proc/iomem"
-_CRASH_KERNEL = re.compile(r"^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel", re.MULTILINE)
-_ADDRESS = re.compile(r"^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : ", re.MULTILINE)
+_CRASH_KERNEL = r"(?m)^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel"
+_ADDRESS = r"(?m)^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : "
 _PAGE = 4096  # no kernel has smaller ones
 
 
@@ -94,6 +94,6 @@ def _crash_kernel() -> list[Range]:
             text = f.read()
     except OSError as e:
         raise InputError(f"{IOMEM}: cannot be read, and so the crash kernel's memory not left out: {e.strerror}") from e
-    if not _ADDRESS.search(text):
+    if not re.search(_ADDRESS, text):
         raise InputError(f"{IOMEM}: shows no addresses, and so not where the crash kernel's memory is: run it as root")
-    return merged((int(start, 16), int(end, 16) + 1) for start, end in _CRASH_KERNEL.findall(text))
+    return merged((int(start, 16), int(end, 16) + 1) for start, end in re.findall(_CRASH_KERNEL, text))
