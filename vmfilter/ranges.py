@@ -11,8 +11,13 @@ Range = tuple[int, int]
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
     """Sort ranges and join those that touch or overlap; what the functions below take."""
+    return joined(sorted(ranges))
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """Join ranges that touch or overlap and are in order, however many they are."""
     out: list[Range] = []
-    for first, end in sorted(ranges):
+    for first, end in ranges:
         if out and first <= out[-1][1]:
             out[-1] = (out[-1][0], max(out[-1][1], end))
         elif first < end:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
-from vmfilter.ranges import Range, frames_in, intersection, merged, without
+from vmfilter.ranges import Range, frames_in, intersection, joined, merged, without
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
@@ -29,7 +29,7 @@ class Sections:
     """
 
     def __init__(self, kernel: Kernel | None) -> None:
-        """Look at all of them."""
+        """Look at all of them. There can be hundreds of thousands, so none is held."""
         self.known = False
         self.online: list[Range] = []
         self.device: list[Range] = []
@@ -44,15 +44,16 @@ class Sections:
         if not self.known:
             return
         self._pages = model.section_pages
-        sections = list(model.sections())
-        self.online = merged(self._frames(s.number) for s in sections if s.online)
-        self.device = merged(self._frames(s.number) for s in sections if not s.online)
-        memmaps = [s.memmap for s in sections if not s.online and s.memmap is not None]
+        self.online = joined(self._frames(s.number) for s in model.sections() if s.online)
+        self.device = joined(self._frames(s.number) for s in model.sections() if not s.online)
+        if not self.device:
+            return
         size = model.section_pages * model.struct_page
         mapped = merged(
             (m.paddr // kernel.page_size, -(-(m.paddr + m.length) // kernel.page_size))
-            for memmap in memmaps
-            for m in kernel.memory.mappings(memmap, size)
+            for section in model.sections()
+            if not section.online and section.memmap is not None
+            for m in kernel.memory.mappings(section.memmap, size)
         )
         self.struct_pages = without(mapped, self.online)
 
@@ -66,12 +67,8 @@ class Sections:
 
     def whole_online(self, ranges: Sequence[Range]) -> list[Range]:
         """Online sections that lie in ranges as a whole."""
-        return merged(
-            self._frames(number)
-            for first, end in self.online
-            for number in range(first // self._pages, end // self._pages)
-            if frames_in(intersection([self._frames(number)], ranges)) == self._pages
-        )
+        size = self._pages
+        return joined((-(-a // size) * size, b // size * size) for a, b in intersection(self.online, ranges))
 
     def outside_ram(self, dump: Dump, page_size: int) -> list[Range]:
         """Device sections; and on a machine that has any, the dump's memory in no section at all.
@@ -80,7 +77,7 @@ class Sections:
         """
         if not self.device:
             return []
-        blocks = merged(self._frames(a // page_size // self._pages) for a in dump.blocks(self._pages * page_size))
+        blocks = joined(self._frames(a // page_size // self._pages) for a in dump.blocks(self._pages * page_size))
         return merged([*self.device, *without(blocks, self.present)])
 
 
