@@ -102,14 +102,14 @@ class PieceDump(Dump):
         self.end = self.pieces.ends[-1]
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
-    def _pieces_in(self, start: int, end: int) -> Iterator[Piece]:
-        """Pieces that overlap the physical addresses [start, end), in order, uncut."""
-        pieces = self.pieces
-        i = max(bisect_right(pieces.starts, start) - 1, 0)
-        while i < len(pieces) and pieces.starts[i] < end:
-            if pieces.ends[i] > start:
-                yield pieces[i]
-            i += 1
+    def _pieces_in(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Start, end and offset of the pieces that overlap the physical addresses [start, end), in order, uncut."""
+        starts, ends, offsets = self.pieces.starts, self.pieces.ends, self.pieces.offsets
+        for i in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
+            if starts[i] >= end:
+                break
+            if ends[i] > start:
+                yield starts[i], ends[i], offsets[i]
 
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
@@ -123,22 +123,22 @@ class PieceDump(Dump):
         count = len(classes)
         pieces = self._pieces_in(pfn * page_size, (pfn + count) * page_size)
         # A frame of which anything is pmem is pmem, whichever PT_LOAD has it too.
-        for found, value in (pieces, PageClass.KERNEL), (self._pmem, PageClass.PMEM_USERDATA):
-            for piece in found:
-                first = max(piece.start // page_size - pfn, 0)
-                last = min(-(-piece.end // page_size) - pfn, count)
+        for found, value in (pieces, b"%c" % PageClass.KERNEL), (self._pmem, b"%c" % PageClass.PMEM_USERDATA):
+            for start, end, *_ in found:
+                first = max(start // page_size - pfn, 0)
+                last = min(-(-end // page_size) - pfn, count)
                 if first < last:
-                    classes[first:last] = bytes((value,)) * (last - first)
+                    classes[first:last] = value * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See Dump."""
         at = stop = start
-        for piece in self._pieces_in(start, end):
-            if piece.start > stop:
+        for first, after, _ in self._pieces_in(start, end):
+            if first > stop:
                 if stop > at:
                     yield at, stop
-                at = piece.start
-            stop = min(piece.end, end)
+                at = first
+            stop = min(after, end)
         if stop > at:
             yield at, stop
 
@@ -147,13 +147,13 @@ class PieceDump(Dump):
         end = address + len(view)
         at = address
         missing = 0
-        for piece in self._pieces_in(address, end):
-            if piece.start > at:
-                view[at - address : piece.start - address] = bytes(piece.start - at)
-                missing += piece.start - at
-                at = piece.start
-            stop = min(piece.end, end)
-            self._source.read_into(piece.offset + at - piece.start, view[at - address : stop - address])
+        for first, after, offset in self._pieces_in(address, end):
+            if first > at:
+                view[at - address : first - address] = bytes(first - at)
+                missing += first - at
+                at = first
+            stop = min(after, end)
+            self._source.read_into(offset + at - first, view[at - address : stop - address])
             at = stop
         if at < end:
             view[at - address :] = bytes(end - at)
