@@ -120,13 +120,14 @@ class PieceDump(Dump):
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
     @staticmethod
-    def _pieces_in(pieces: Pieces, start: int, end: int) -> Iterator[Piece]:
-        """Flat pieces that overlap the physical addresses [start, end), in order, uncut."""
-        i = max(bisect_right(pieces.starts, start) - 1, 0)
-        while i < len(pieces) and pieces.starts[i] < end:
-            if pieces.ends[i] > start:
-                yield pieces[i]
-            i += 1
+    def _pieces_in(pieces: Pieces, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Start, end and offset of flat pieces that overlap the physical addresses [start, end), in order, uncut."""
+        starts, ends, offsets = pieces.starts, pieces.ends, pieces.offsets
+        for i in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
+            if starts[i] >= end:
+                break
+            if ends[i] > start:
+                yield starts[i], ends[i], offsets[i]
 
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
@@ -145,25 +146,25 @@ class PieceDump(Dump):
         # A frame of which the file has anything is in it, and one of which anything is pmem is pmem, whichever PT_LOAD
         # has it too.
         for found, value in (
-            (self._pieces_in(self._memory, start, end), PageClass.EXCLUDED),
-            (self._pieces_in(self.pieces, start, end), PageClass.KERNEL),
-            (self._pmem, PageClass.PMEM_USERDATA),
+            (self._pieces_in(self._memory, start, end), b"%c" % PageClass.EXCLUDED),
+            (self._pieces_in(self.pieces, start, end), b"%c" % PageClass.KERNEL),
+            (self._pmem, b"%c" % PageClass.PMEM_USERDATA),
         ):
-            for piece in found:
-                first = max(piece.start // page_size - pfn, 0)
-                last = min(-(-piece.end // page_size) - pfn, count)
+            for at, after, *_ in found:
+                first = max(at // page_size - pfn, 0)
+                last = min(-(-after // page_size) - pfn, count)
                 if first < last:
-                    classes[first:last] = bytes((value,)) * (last - first)
+                    classes[first:last] = value * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See Dump."""
         at = stop = start
-        for piece in self._pieces_in(self.pieces, start, end):
-            if piece.start > stop:
+        for first, after, _ in self._pieces_in(self.pieces, start, end):
+            if first > stop:
                 if stop > at:
                     yield at, stop
-                at = piece.start
-            stop = min(piece.end, end)
+                at = first
+            stop = min(after, end)
         if stop > at:
             yield at, stop
 
@@ -172,13 +173,13 @@ class PieceDump(Dump):
         end = address + len(view)
         at = address
         missing = 0
-        for piece in self._pieces_in(self.pieces, address, end):
-            if piece.start > at:
-                view[at - address : piece.start - address] = bytes(piece.start - at)
-                missing += piece.start - at
-                at = piece.start
-            stop = min(piece.end, end)
-            self._source.read_into(piece.offset + at - piece.start, view[at - address : stop - address])
+        for first, after, offset in self._pieces_in(self.pieces, address, end):
+            if first > at:
+                view[at - address : first - address] = bytes(first - at)
+                missing += first - at
+                at = first
+            stop = min(after, end)
+            self._source.read_into(offset + at - first, view[at - address : stop - address])
             at = stop
         if at < end:
             view[at - address :] = bytes(end - at)
