@@ -197,6 +197,26 @@ def test_the_hook_is_for_kdump_tools_unless_it_is_told(
     assert not (initramfs / "usr/bin/makedumpfile").exists()
 
 
+@needs_namespace
+@has_mkinitramfs
+def test_a_hook_whose_vmfilter_is_gone_ends_the_build_and_says_so(tmp_path: Path) -> None:
+    hook = installed(tmp_path) / "usr/share/initramfs-tools/hooks/vmfilter"
+    hook.write_text(hook.read_text().replace(" -m vmfilter ", " -m vmfilter.gone "))
+    (tmp_path / "conf/conf.d").mkdir(parents=True)
+    (tmp_path / "conf/conf.d/vmfilter").write_text("VMFILTER=y\n")
+    environment = {
+        **os.environ,
+        "CONFDIR": str(tmp_path / "conf"),
+        "DESTDIR": str(tmp_path / "initramfs"),
+        "verbose": "n",
+    }
+    result = subprocess.run([hook], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"E: vmfilter cannot be put into the initramfs; where it is no longer installed, remove {hook}"
+    )
+
+
 def test_what_is_not_needed_stays_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "collect", str(tmp_path)]) == 0
     objects = capsys.readouterr().out.splitlines()
