@@ -6,9 +6,12 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
+from setuptools.command.build_py import build_py
 
 from vmfilter.cli import main
 from vmfilter.kdump.install import RECORD
@@ -206,3 +209,16 @@ def test_kdump_tools_finds_makedumpfile_where_its_example_says(system: System, t
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/bin:/usr/bin"})
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("makedumpfile: version 1.7.9")
+
+
+def test_a_wheel_has_every_file_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Path(__file__).parent.parent
+    monkeypatch.chdir(project)
+    data = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    build = build_py(Distribution({"packages": ["vmfilter"], "package_data": data}))
+    build.finalize_options()
+    build.manifest_files = {}  # nothing but what package-data says
+    files = map(Path, build.find_data_files("vmfilter", "vmfilter"))
+    root = Path("vmfilter/kdump/root")
+    found = {str(file.relative_to(root)) for file in files if file.is_relative_to(root)}
+    assert found == {*INSTALLED}
