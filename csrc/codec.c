@@ -233,6 +233,16 @@ int vmf_codec_supports(const char *name, int level)
 	return find_kind(name, level) != NULL;
 }
 
+/* Whether the first page can be compressed: with that a library has all memory that it is going to need. */
+static int compresses(struct vmf_codec *codec)
+{
+	uint8_t *page = calloc(1, codec->page_size);
+	int64_t n = page ? codec->kind->compress(codec, page, codec->page_size, codec->scratch) : FAILED;
+
+	free(page);
+	return n >= 0;
+}
+
 struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size)
 {
 	const struct codec_kind *kind = find_kind(name, level);
@@ -249,7 +259,7 @@ struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size)
 		return NULL;
 	}
 	codec->kind = kind;
-	if (kind->start && kind->start(codec->state, level)) {
+	if ((kind->start && kind->start(codec->state, level)) || !compresses(codec)) {
 		vmf_codec_free(codec);
 		return NULL;
 	}

@@ -7,7 +7,7 @@
 
 struct vmf_isal;
 
-/* NULL where there is no memory, or no 4 GiB of address space to choose from. */
+/* NULL where there is no memory, or none of the addresses that will do is free. */
 struct vmf_isal *vmf_isal_new(void);
 void vmf_isal_free(struct vmf_isal *s);
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from elfbuilder import PAGE
 
-from vmfilter import CodecError, InputError, VmfilterError
+from vmfilter import CodecError, InputError, VmfilterError, pack
 from vmfilter.bounds import CHUNK_BYTES, bounds
 from vmfilter.codec import CODECS, packer
 from vmfilter.pack import Run, chunks_of, packed, runs_in
@@ -351,3 +353,122 @@ def test_a_codec_that_cannot_be_had_in_a_thread_ends_the_run_with_its_own_error(
     with pytest.raises(CodecError, match="no memory for it"):
         list(numbers(FakeDump(), [(0, 10)], 2, new=none))
     assert no_thread_is_left()
+
+
+def test_an_error_leaves_nothing_that_only_the_garbage_collector_finds() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for chunk in (0, 5):
+            raised = None
+            try:
+                list(numbers(FakeDump(fails_at=chunk * CHUNK), [(0, 40 * CHUNK)], 2))
+            except InputError as e:
+                raised = weakref.ref(e)
+            assert raised is not None
+            assert raised() is None
+    finally:
+        gc.enable()
+
+
+# Where memory is short
+
+
+def too_much() -> NumberPacker:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("have", [1, 2, 5])
+def test_with_memory_for_some_threads_only_these_work(have: int) -> None:
+    made = []
+
+    def some() -> NumberPacker:
+        if len(made) == have:
+            too_much()
+        made.append(NumberPacker())
+        return made[-1]
+
+    dump = FakeDump(delay=lambda: 0.001)
+    got = list(numbers(dump, [(0, 40 * CHUNK)], 7, new=some))
+    assert [n for chunk in got for n in chunk] == list(range(40 * CHUNK))
+    assert len(dump.threads) <= have
+    assert no_thread_is_left()
+
+
+def test_without_memory_for_one_thread_it_ends() -> None:
+    with pytest.raises(MemoryError):
+        list(numbers(FakeDump(), [(0, CHUNK)], 3, new=too_much))
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("have", [0, 1, 3])
+def test_where_no_more_threads_can_be_started_those_that_are_do_it(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(self: threading.Thread) -> None:
+        if len(started) == have:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    dump = FakeDump(delay=lambda: 0.001)
+    got = list(numbers(dump, [(0, 20 * CHUNK)], 6))
+    assert [n for chunk in got for n in chunk] == list(range(20 * CHUNK))
+    assert dump.threads <= ({t.ident for t in started} if have else {threading.get_ident()})
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("have", [1, 2, 4])
+def test_with_memory_for_some_chunks_only_these_are_in_flight(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Scarce(pack._Chunk):
+        def __init__(self, pages: int, hashed: bool) -> None:
+            if len(made) == have:
+                raise MemoryError
+            made.append(self)
+            super().__init__(pages, hashed)
+
+    monkeypatch.setattr(pack, "_Chunk", Scarce)
+    got = list(numbers(FakeDump(), [(0, 20 * CHUNK)], 3))
+    assert [n for chunk in got for n in chunk] == list(range(20 * CHUNK))
+    assert len(made) == have
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -> None:
+    failed: set[int] = set()
+
+    class Scarce(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            late = address > 10 * CHUNK_BYTES  # when all threads are there
+            if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
+                failed.add(threading.get_ident())
+                raise MemoryError
+            return super().read_into(address, view)
+
+    got = list(numbers(Scarce(delay=lambda: 0.001), [(0, 40 * CHUNK)], threads))
+    assert [n for chunk in got for n in chunk] == list(range(40 * CHUNK))
+    assert failed
+    assert no_thread_is_left()
+
+
+def test_a_chunk_for_which_nobody_has_memory_ends_the_run() -> None:
+    class Never(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(numbers(Never(), [(0, 40 * CHUNK)], 3))
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20, 8 << 20, 64 << 20, 1 << 40])
+def test_a_bound_of_memory_leaves_as_much_as_goes_into_it(size: int) -> None:
+    wanted = bounds(16)
+    got = wanted.within(size)
+    assert 1 <= got.threads <= wanted.threads
+    assert 1 <= got.chunks <= wanted.chunks
+    assert got == (1, 1) or got.threads * (1 << 19) + got.chunks * CHUNK_BYTES <= size
+    assert (got == wanted) == (size >= 64 << 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ CHUNK_BYTES = 1 << 19
 _SPARE_CHUNKS = 8  # that wait for a thread, or to be written
 _THREAD_BYTES = 1 << 19  # what a thread needs beside chunks: pages that are read, a codec's tables, its stack
 _WRITER_BYTES = 4 << 20
+_THREAD_ADDRESSES = 72 << 20  # 8 MiB of stack and, with glibc, 64 for its malloc(): reserved, hardly used
+_REST = 16 << 20  # for all that is not here
 
 
 class Bounds(NamedTuple):
@@ -49,3 +52,16 @@ def memory_in_use() -> int:
     except (OSError, ValueError):
         return 0
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def has_room(size: int = _THREAD_ADDRESSES) -> bool:
+    """Whether so many bytes more can be had, by default those of a thread, and some that others need.
+
+    That is all of them where addresses are bounded (RLIMIT_AS), or the system gives no memory that it has not: then
+    whoever takes the last of it leaves nothing for the rest of the run.
+    """
+    try:
+        mmap.mmap(-1, size + _REST).close()
+    except (OSError, MemoryError):
+        return False
+    return True

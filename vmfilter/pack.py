@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import _core
-from vmfilter.bounds import CHUNK_BYTES, Bounds
+from vmfilter.bounds import CHUNK_BYTES, Bounds, has_room
 from vmfilter.team import Task, Team
 
 if TYPE_CHECKING:
@@ -142,6 +142,16 @@ class Compressor:
         return done, used
 
 
+def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk | None:
+    """One more; None where there is no memory for it, and the others will do."""
+    try:
+        return _Chunk(pages, hashed) if not others or has_room(CHUNK_BYTES) else None
+    except MemoryError:
+        if not others:
+            raise
+        return None
+
+
 def packed(
     dump: Dump,
     page_size: int,
@@ -176,14 +186,12 @@ def packed(
     try:
         for chunk_runs in chunks_of(runs, pages):
             if not free:
-                try:
-                    free.append(_Chunk(pages, hashed))
-                except MemoryError:
-                    if not pending:
-                        raise
+                chunk = _new_chunk(pages, hashed, pending)
+                if chunk is None:
                     most = len(pending)
                     yield pending[0].pages()
-                    free.append(pending.popleft())
+                    chunk = pending.popleft()
+                free.append(chunk)
             chunk = free.pop()
             chunk.runs = chunk_runs
             pending.append(chunk)

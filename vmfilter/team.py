@@ -10,6 +10,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Generic, TypeVar
 
+from vmfilter.bounds import has_room
+
 Worker = TypeVar("Worker")
 
 
@@ -32,8 +34,12 @@ class Task(Generic[Worker]):
     def wait(self) -> None:
         """Wait until it is done. Raises what ended it."""
         with self._working:
-            if self._error is not None:
-                raise self._error
+            error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback has this frame: nothing here must lead to it, or it keeps what is in the frames
 
     def begin(self) -> None:
         """Be in work: for the team."""
@@ -61,7 +67,7 @@ class Team(Generic[Worker]):
 
     def give(self, task: Task[Worker]) -> None:
         """Have a task done. Raises what ended the making of the first worker."""
-        if len(self._threads) < self._most:
+        if self._alone is None and len(self._threads) < self._most:
             self._grow()
         task.begin()
         if self._alone is None:
@@ -78,17 +84,23 @@ class Team(Generic[Worker]):
                 raise
             self._most = len(self._threads)
             return
+        if not self._start(worker):
+            self._most = len(self._threads)
+            self._alone = None if self._threads else worker
+
+    def _start(self, worker: Worker) -> bool:
+        if not has_room():
+            return False
         # A signal may interrupt start() when it has started: the thread is in the list then, and ends with the others.
         self._threads.append(Thread(target=self._run, args=(worker,), name="vmfilter", daemon=True))
         try:
             self._threads[-1].start()
         except (MemoryError, RuntimeError):
             self._threads.pop()
-            self._most = len(self._threads)
-            self._alone = None if self._threads else worker
-        else:
-            with self._lock:
-                self._working += 1
+            return False
+        with self._lock:
+            self._working += 1
+        return True
 
     def _run(self, worker: Worker) -> None:
         while (task := self._tasks.get()) is not None and not self._ended:
@@ -98,19 +110,21 @@ class Team(Generic[Worker]):
 
     def _do(self, task: Task[Worker], worker: Worker) -> bool:
         """Do a task; return False where others are to do it, as there is no memory for all of them."""
-        error: BaseException | None = None
         try:
             task.do(worker)
-        except MemoryError as e:
-            with self._lock:
-                if self._working > 1:
-                    self._working -= 1
-                    return False
-            error = e
         except BaseException as e:
-            error = e
-        task.end(error)
+            if isinstance(e, MemoryError) and self._can_do_with_one_less():
+                return False
+            task.end(e)
+        else:
+            task.end(None)
         return True
+
+    def _can_do_with_one_less(self) -> bool:
+        with self._lock:
+            others = self._working > 1
+            self._working -= others
+        return others
 
     def end(self) -> None:
         """End the threads; what they have not begun is not done."""

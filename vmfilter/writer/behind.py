@@ -52,6 +52,7 @@ class WriteBehind:
         self._buffer: mmap.mmap | None = None  # the one that is filled
         self._offset = self._used = 0  # where it is to go, and its bytes
         self._failure: BaseException | None = None
+        self._abandoned = False
         self.landed = 0
         for _ in range(_BUFFERS):
             self._free.put(mmap.mmap(-1, _BUFFER_BYTES))
@@ -72,8 +73,7 @@ class WriteBehind:
             self._hand_over()
             self._offset = offset
         while view:
-            if self._failure is not None:
-                raise self._failure
+            self._raise_failure()
             if self._buffer is None:
                 self._buffer = self._free.get()
             # One that begins within a block ends with it, so that the next begins with a block.
@@ -88,13 +88,17 @@ class WriteBehind:
         """Have all of it written, and let go of thread and buffers. Raises what the writing raised."""
         self._hand_over()
         self._stop()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
 
     def abandon(self) -> None:
         """Let go of thread and buffers; what is not yet written is not."""
-        self._failure = self._failure or RuntimeError("abandoned")
+        self._abandoned = True
         self._stop()
+
+    def _raise_failure(self) -> None:
+        """Raise what the writing raised; another one each time, for a traceback keeps what is in its frames."""
+        if self._failure is not None:
+            raise type(self._failure)(*self._failure.args)
 
     def _stop(self) -> None:
         self._full.put(None)
@@ -112,12 +116,12 @@ class WriteBehind:
     def _run(self) -> None:
         while (piece := self._full.get()) is not None:
             offset, buffer, size = piece
-            if self._failure is None:
+            if self._failure is None and not self._abandoned:
                 try:
                     with memoryview(buffer) as view:
                         self._write_all(offset, view[:size])
                 except BaseException as e:
-                    self._failure = e
+                    self._failure = e.with_traceback(None)
             self._free.put(buffer)
 
     def _write_all(self, offset: int, view: memoryview) -> None:

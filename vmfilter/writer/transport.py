@@ -9,6 +9,7 @@ import stat
 import sys
 from typing import Protocol
 
+from vmfilter.bounds import has_room
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.writer.behind import WriteBehind
 
@@ -166,13 +167,11 @@ class FileTransport:
 
     def _begin_behind(self) -> bool:
         """Begin to write behind, unless there is no memory for that."""
-        if self._scarce:
-            return False
-        try:
-            self._behind = WriteBehind(self._fd, self._temporary, self._pwrite)
-        except (OSError, MemoryError, RuntimeError):
-            self._scarce = True
-        return self._behind is not None
+        if not self._scarce and has_room():
+            with contextlib.suppress(OSError, MemoryError, RuntimeError):
+                self._behind = WriteBehind(self._fd, self._temporary, self._pwrite)
+        self._scarce = self._behind is None
+        return not self._scarce
 
     def settle(self) -> None:
         """See Transport."""
