@@ -57,8 +57,12 @@ def records(
     first: int = 0,
     name: str = "printk_log",
     caller: bool = False,
+    clear: int | None = None,
 ) -> tuple[int, list[int]]:
-    """Write records as 3.5 to 5.9 do, from an index on. Returns the buffer's physical address and all indices."""
+    """Write records as 3.5 to 5.9 do, from an index on. Returns the buffer's physical address and all indices.
+
+    clear: what the kernel holds for the index of the first record after dmesg -C.
+    """
     header, align = 20 if caller else 16, 4 if s.word == 4 else 8
     header = -(-header // align) * align
     at, index, used = s.memory.take(size), first, []
@@ -75,9 +79,9 @@ def records(
         s.memory.write(at + index, (raw.ljust(header, b"\0") + m.text + more).ljust(length, b"\0"))
         used.append(index)
         index += length
-    variables(
-        s, log_buf=(s.linear(at), s.word), log_buf_len=(size, 4), log_first_idx=(first, 4), log_next_idx=(index, 4)
-    )
+    cleared = {} if clear is None else {"clear_idx": (clear, 4)}
+    indices = {"log_first_idx": (first, 4), "log_next_idx": (index, 4)}
+    variables(s, log_buf=(s.linear(at), s.word), log_buf_len=(size, 4), **indices, **cleared)
     offsets = {"ts_nsec": 0, "len": 8, "text_len": 10, "dict_len": 12} | ({"caller_id": 16} if caller else {})
     s.extra += [f"SIZE({name})={header}", *(f"OFFSET({name}.{member})={n}" for member, n in offsets.items())]
     return at, used
@@ -200,3 +204,19 @@ class Ring:
         ]
         s.extra += ["LENGTH(printk_info_subsystem)=16", "LENGTH(printk_info_device)=48"]
         return where
+
+
+def cleared_at(s: Synthetic, seq: int, *, latch: int | None = None) -> None:
+    """Write clear_seq, the number of the first record after dmesg -C: of 5.10, or with the count of its latch.
+
+    The value that the latch does not point to is another.
+    """
+    if latch is None:
+        variables(s, clear_seq=(seq, 8))
+        return
+    at, val = s.memory.take(), s.word
+    s.memory.write(at, latch.to_bytes(4, s.order))
+    for i in range(2):
+        s.memory.write(at + val + 8 * i, (seq if i == latch % 2 else seq + 1).to_bytes(8, s.order))
+    s.extra.append(f"SYMBOL(clear_seq)={s.symbol(at):x}")
+    s.extra += [f"SIZE(latched_seq)={val + 16}", f"OFFSET(latched_seq.val)={val}"]

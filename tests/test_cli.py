@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import logbuilder
 import pytest
 from elfbuilder import PAGE, Elf, Load
 from kdumpreader import Kdump
@@ -162,11 +163,43 @@ def test_a_wrong_command_line_ends_with_2_and_the_usage(run: Run, arguments: lis
     assert ran.err.startswith("usage: vmfilter")
 
 
-def test_several_files_without_split_are_a_mistake(run: Run) -> None:
-    ran = run("filter", "1", "2", "3")
-    assert ran.status == 2
-    assert ran.err == "vmfilter: 2 files to make: more than one is a set, which --split makes\n"
-    assert ran.out == ""
+def test_several_files_without_split_are_a_set_to_read(run: Run, small: Path, tmp_path: Path) -> None:
+    said = "all names but the last are a set to read, to write one takes --split\n"
+    (tmp_path / "other").write_bytes(small.read_bytes())
+    for second, why in (
+        ("dump1", "cannot be opened: No such file or directory"),
+        ("other", "an ELF file, no part of a split set: it is read alone"),
+    ):
+        ran = run("filter", small, tmp_path / second, tmp_path / "dump2")
+        name = small if second == "other" else tmp_path / second
+        assert (ran.status, ran.err, ran.out) == (3, f"vmfilter: {name}: {why}; {said}", "")
+    assert sorted(os.listdir(tmp_path)) == ["other"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_every_command_reads_a_split_set(run: Run, tmp_path: Path, order: tuple[int, ...]) -> None:
+    machine = Synthetic(flavour=FLAVOURS["5.10"])
+    logbuilder.plain(machine, b"<6>[    1.000000] one\n", 1 << 14)
+    machine.write(tmp_path / "vmcore")
+    parts = [tmp_path / f"part{i}" for i in range(3)]
+    assert run("filter", "-q", "-d", "0", tmp_path / "vmcore", "--split", *parts).status == 0
+    assert run("filter", "-q", "-d", "0", tmp_path / "vmcore", tmp_path / "whole").status == 0
+    given = [parts[i] for i in order]
+    for command in "dmesg", "mem-usage":
+        assert run(command, *given).out == run(command, tmp_path / "whole").out != ""
+    assert run("verify", "-q", *given).status == 0
+    made = []
+    for command in ("filter", "-q", "-d", "31"), ("convert", "-q"), ("reassemble", "-q"):
+        for source in given, [tmp_path / "whole"]:
+            ran = run(*command, *source, tmp_path / f"dump{len(made)}")
+            assert (ran.status, ran.out, ran.err) == (0, "", "")
+            made.append((tmp_path / f"dump{len(made)}").read_bytes())
+    assert made[0::2] == made[1::2]
+    assert made[0] != made[2]
+    for missing in parts:
+        ran = run("filter", *(path for path in given if path != missing), tmp_path / "new")
+        assert (ran.status, ran.err.count("\n")) == (3, 1)
+        assert "name all files of the set" in ran.err
 
 
 # Reports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import pytest
 from elfbuilder import PAGE, PN_XNUM, Elf, Load, prstatus_note, vmcoreinfo_note
 
 from vmfilter import open_dump
-from vmfilter.reader.dump import Piece
-from vmfilter.reader.pieces import flatten
+from vmfilter.reader.pieces import Pieces, flatten
 
 EM_386, EM_S390 = 3, 22
 
@@ -94,13 +94,34 @@ def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
 def test_flattening_agrees_with_looking_at_each_address() -> None:
     chance = random.Random(7)
     for _ in range(200):
-        pieces = []
+        pieces = Pieces()
         for i in range(chance.randrange(1, 8)):
             start = chance.randrange(60)
-            pieces.append(Piece(start, start + chance.randrange(20), 1000 * i))
+            pieces.add(start, start + chance.randrange(20), 1000 * i)
         flat = flatten(pieces)
         assert all(a.end <= b.start for a, b in pairwise(flat))
         for address in range(100):
             wanted = next((p.offset + address - p.start for p in pieces if p.start <= address < p.end), None)
             found = next((p.offset + address - p.start for p in flat if p.start <= address < p.end), None)
             assert found == wanted
+
+
+def test_pt_loads_that_follow_each_other_are_one_piece(tmp_path: Path) -> None:
+    """The kernel's own elfcorehdr has one for each memory block where memory was plugged."""
+    loads = [Load(0x10000 + i * PAGE, i.to_bytes(4, "little") * (PAGE // 4)) for i in range(100)]
+    with open_dump(Elf([*loads, Load(0x100_0000, b"apart")]).write(tmp_path / "v")) as dump:
+        assert [(p.start, p.end) for p in dump.pieces] == [(0x10000, 0x10000 + 100 * PAGE), (0x100_0000, 0x100_0005)]
+        assert [p.start for p in dump.loads] == [load.paddr for load in loads] + [0x100_0000]
+        assert dump.read(0x10000 + 57 * PAGE, 4) == (57).to_bytes(4, "little")
+
+
+def test_pt_loads_take_little_memory_each(tmp_path: Path) -> None:
+    count = 20_000
+    path = Elf([Load(i * 2 * PAGE, b"12345678") for i in range(count)]).write(tmp_path / "v")
+    tracemalloc.start()
+    try:
+        with open_dump(path):
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < count * 150

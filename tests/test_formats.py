@@ -573,10 +573,11 @@ def test_zero_pages_are_holes_of_the_file_and_read_as_zeros(tmp_path: Path) -> N
     assert {pfn for pfn, page in pages.items() if page != bytes(PAGE)} == {0x100, 0x101 + zeros}
 
 
-def test_a_flattened_file_has_the_length_that_it_is_committed_with(tmp_path: Path) -> None:
+def test_a_flattened_file_has_the_length_that_it_is_ended_with(tmp_path: Path) -> None:
     flat = FlattenedTransport(FileTransport(str(tmp_path / "flat")))
     flat.write(0, b"beginning")
-    flat.commit(1000)
+    flat.sync(1000)
+    flat.publish()
     assert rearranged((tmp_path / "flat").read_bytes(), tmp_path) == b"beginning".ljust(1000, b"\0")
 
 
@@ -624,13 +625,16 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
     count = kept.count(0xFF) * 8 + kept.count(0x55) * 4 + kept.count(1)
     with open_dump(folder / "vmcore") as dump:
         dump.loads = [Piece(0, frames * PAGE, 0, 6)]
-        writer = ElfWriter(FileTransport(str(folder / "elf")), dump, None, frames, PAGE)
+        transport = FileTransport(str(folder / "elf"))
+        writer = ElfWriter(transport, dump, None, frames, PAGE)
         writer.put_bitmaps(0, kept, kept)
         writer.finish_bitmaps()
         writer.begin_pages(count, True)
         sizes = memoryview(array("I", bytes(4 * count)))
         writer.put_pages(PackedPages(sizes, memoryview(b"")))
-        assert writer.finish() == (folder / "elf").stat().st_size
+        size = writer.finish()
+        transport.publish()
+    assert size == (folder / "elf").stat().st_size
     return folder / "elf"
 
 

@@ -374,6 +374,124 @@ def test_no_damage_ends_in_anything_but_a_kernel_error(tmp_path: Path, form: str
         assert all(json.loads(line) for line in log_json(found))
 
 
+# What was printed since dmesg -C
+
+
+def since_clear(s: Synthetic, folder: Path) -> tuple[list[bytes], list[str]]:
+    with s.opened(folder) as (_, kernel):
+        log = KernelLog(kernel)
+        return [r.text for r in log.records(since_clear=True)], log.warnings()
+
+
+@pytest.mark.parametrize("latch", [None, 2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_lockless_log_the_records_since_it_was_cleared(tmp_path: Path, name: str, latch: int | None) -> None:
+    s = machine(name)
+    ring = Ring(s)
+    for i in range(40):  # more than it has room for
+        ring.put(Message(b"%d" % i))
+    ring.write()
+    logbuilder.cleared_at(s, 37, latch=latch)
+    assert since_clear(s, tmp_path) == ([b"37", b"38", b"39"], [])
+    found, _ = read(s, tmp_path)
+    assert [r.cleared for r in found] == [True] * (len(found) - 3) + [False] * 3
+
+
+@pytest.mark.parametrize(("seq", "count"), [(0, 16), (3, 16), (24, 16), (39, 1), (40, 0)])
+def test_a_clearing_before_the_oldest_record_hides_none(tmp_path: Path, seq: int, count: int) -> None:
+    s = machine()
+    ring = Ring(s)
+    for i in range(40):
+        ring.put(Message(b"%d" % i))
+    ring.write()
+    logbuilder.cleared_at(s, seq)
+    assert since_clear(s, tmp_path) == ([b"%d" % i for i in range(40 - count, 40)], [])
+
+
+@pytest.mark.parametrize("cleared", range(60))
+def test_of_records_those_since_the_log_was_cleared(tmp_path: Path, cleared: int) -> None:
+    said = [Message(b"message %d" % i * (i % 5 + 1)) for i in range(60)]
+    _, indices = logbuilder.records(machine(), said, 8192, first=7000)
+    s = machine()
+    logbuilder.records(s, said, 8192, first=7000, clear=indices[cleared])
+    # Index 0 is where a log that was never cleared begins; no clearing leaves it.
+    assert since_clear(s, tmp_path) == ([m.text for m in said[cleared if indices[cleared] else 0 :]], [])
+
+
+@pytest.mark.parametrize("what", ["the end", "the zeros before the buffer's end", "no record", "behind the end"])
+def test_a_clearing_where_no_record_begins(tmp_path: Path, what: str) -> None:
+    said = [Message(b"message %d" % i * (i % 5 + 1)) for i in range(60)]
+    at, indices = logbuilder.records(machine(), said, 8192, first=7000)
+    last = len(said[59].text) + 16
+    round_ = indices.index(0)
+    zeros = indices[round_ - 1] + -(-(16 + len(said[round_ - 1].text)) // 8) * 8
+    end = indices[59] + -(-last // 8) * 8
+    clear, since = {
+        "the end": (end, 60),
+        "the zeros before the buffer's end": (zeros, round_),
+        "no record": (indices[3] + 8, 0),  # newer records lie over it
+        "behind the end": (end + 512, 0),  # likewise, and an old header is still there
+    }[what]
+    s = machine()
+    at, _ = logbuilder.records(s, said, 8192, first=7000, clear=clear)
+    s.memory.write(at + end + 512, b"".join(n.to_bytes(2, "little") for n in (0, 0, 0, 0, 16, 0, 0, 0)))
+    assert since_clear(s, tmp_path) == ([m.text for m in said[since:]], [])
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 100])
+def test_of_text_the_lines_since_it_was_cleared(tmp_path: Path, count: int) -> None:
+    lines = [b"message %d" % i for i in range(1000)]
+    text = b"".join(b"<6>%s\n" % line for line in lines)
+    logged = sum(len(line) + 4 for line in lines[1000 - count :])
+    s = machine()
+    logbuilder.plain(s, text, 4096, logged=logged)
+    assert since_clear(s, tmp_path) == (lines[1000 - count :], [])
+
+
+def test_a_line_that_was_begun_before_the_clearing_is_shown(tmp_path: Path) -> None:
+    s = machine()
+    logbuilder.plain(s, b"one\ntwo\nthree\n", 4096, logged=len(b"wo\nthree\n"))
+    assert since_clear(s, tmp_path)[0] == [b"two", b"three"]
+
+
+@pytest.mark.parametrize("form", ["lockless", "records", "text", "not readable", "latch not readable"])
+def test_a_kernel_that_does_not_say_when_it_was_cleared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    s = machine()
+    if form == "records":
+        logbuilder.records(s, MESSAGES, 8192)
+    elif form == "text":
+        logbuilder.plain(s, TEXT, 4096)
+    else:
+        ring = Ring(s)
+        ring.put(MESSAGES[0])
+        ring.write()
+        s.extra += [] if form == "lockless" else ["SYMBOL(clear_seq)=10"]
+        s.extra += ["SIZE(latched_seq)=24", "OFFSET(latched_seq.val)=8"] if form == "latch not readable" else []
+    path = str(s.write(tmp_path / "vmcore"))
+    assert main(["dmesg", path]) == 0
+    everything, err = capsys.readouterr()
+    assert not err
+    assert main(["dmesg", "--since-clear", path]) == 0
+    out, err = capsys.readouterr()
+    assert out == everything
+    assert err == f"vmfilter: warning: {path}: when the log was last cleared is not known: all of it is shown\n"
+
+
+def test_a_clearing_after_damaged_records_leaves_nothing_to_show(tmp_path: Path) -> None:
+    s = machine()
+    ring = Ring(s)
+    for text in (b"one", b"two"):
+        ring.put(Message(text))
+    ring.states[0] = 0
+    ring.write()
+    logbuilder.cleared_at(s, 2)
+    found, warnings = since_clear(s, tmp_path)
+    assert found == []
+    assert warnings == ["parts of the log that are damaged: 1; they are skipped"]
+
+
 # Printing
 
 
@@ -419,6 +537,7 @@ def test_the_command_prints_lines_and_warns(tmp_path: Path, capsys: pytest.Captu
         "facility": 0,
         "caller": "T77",
         "cont": False,
+        "cleared": None,
         "text": "nvme nvme0: queues",
         "dict": {"SUBSYSTEM": "nvme", "DEVICE": "c245:0"},
     }

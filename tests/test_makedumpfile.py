@@ -95,6 +95,7 @@ def parsed(*arguments: str) -> Command:
         ("--message-level 0x1f a b", "message_level", 31),
         ("--mess 1 a b", "message_level", 1),
         ("--dump a b", "dmesg", True),
+        ("--dump-dmesg --partial a b", "partial_dmesg", True),
         ("--rea a b", "reassemble", True),
         ("-L 100 a b", "limit", 100),
         ("-L 0x10k a b", "limit", 16 << 10),
@@ -157,6 +158,7 @@ def test_command_lines_are_read_as_getopt_long_reads_them(arguments: str, attrib
         ("--reassemble --split a b c", ""),
         ("--reassemble --dry-run a b", "--dry-run cannot be used with --reassemble."),
         ("--dump-dmesg --dry-run a b", "--dry-run cannot be used with --dump-dmesg."),
+        ("--partial-dmesg a b", ""),
         ("--mem-usage a b", ""),
     ],
 )
@@ -535,6 +537,15 @@ def test_the_log_is_written_as_vmfilter_dmesg_prints_it(
     ran = run("--dump-dmesg", "-F", vmcore)
     assert (ran.status, ran.out) == (0, want)
     assert "The dmesg log is saved to STDOUT." in ran.err
+
+
+def test_of_a_partial_log_what_came_after_the_clearing(run: Run, tmp_path: Path) -> None:
+    machine = Synthetic(flavour=FLAVOURS["5.10"])
+    text, last = b"<6>[    1.000000] one\n", b"<6>[    2.000000] two\n"
+    logbuilder.plain(machine, text + last, 1 << 14, logged=len(last))
+    vmcore = machine.write(tmp_path / "vmcore")
+    assert run("--dump-dmesg", "--partial-dmesg", vmcore, "log").status == 0
+    assert Path("log").read_text() == "[    2.000000] two\n"
 
 
 def test_a_log_that_is_not_there_is_one_line(run: Run, tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 from kdumpreader import Kdump
 from test_lab import LAB, lab, peer_is_here  # noqa: F401
+
+import vmfilter
+from vmfilter.kernel.search import understand
 
 # Minutes, so only where it is asked for.
 pytestmark = [
@@ -181,3 +185,28 @@ def test_the_log_is_the_same(files: dict[str, Path], tmp_path: Path) -> None:
         command = [*program, "--dump-dmesg", str(files["VMCORE"]), str(tmp_path / who)]
         subprocess.run(command, capture_output=True, check=True)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes() != b""
+
+
+def test_the_log_since_it_was_cleared_is_the_same(files: dict[str, Path], tmp_path: Path) -> None:
+    vmcore, seq = tmp_path / "vmcore", 300
+    subprocess.run(["cp", "--sparse=always", files["VMCORE"], vmcore], check=True)
+    with vmfilter.open_dump(vmcore) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        symbol, val = kernel.info.symbol("clear_seq"), kernel.info.offset("latched_seq.val")
+        assert symbol is not None
+        assert val is not None
+        at = next(kernel.memory.mappings(symbol + val, 16)).paddr
+        load = next(load for load in dump.loads if load.start <= at < load.end)
+    with open(vmcore, "r+b") as file:
+        file.seek(load.offset + at - load.start)
+        file.write(seq.to_bytes(8, "little") * 2)
+    for who, program in ("theirs", PEER), ("ours", OURS):
+        command = [*program, "--dump-dmesg", "--partial-dmesg", str(vmcore), str(tmp_path / who)]
+        subprocess.run(command, capture_output=True, check=True)
+    said = (tmp_path / "ours").read_bytes()
+    assert said == (tmp_path / "theirs").read_bytes()
+    subprocess.run([*OURS, "--dump-dmesg", str(vmcore), str(tmp_path / "all")], capture_output=True, check=True)
+    records = re.split(rb"\n(?=\[)", (tmp_path / "all").read_bytes())
+    assert said == b"\n".join(records[seq:]) != b""
+    shutil.rmtree(tmp_path)

@@ -78,4 +78,4 @@ def test_the_running_system_is_the_default(capsys: pytest.CaptureFixture[str], m
 
     monkeypatch.setattr("vmfilter.reader.open_dump", open_dump)
     assert main(["mem-usage"]) == 3
-    assert opened == ["/proc/kcore"]
+    assert opened == [["/proc/kcore"]]

@@ -18,7 +18,7 @@ from kdumpreader import Kdump
 import vmfilter
 from vmfilter import OutputError
 from vmfilter.codec import CODECS, native_libraries
-from vmfilter.writer.transport import Discard, FileTransport
+from vmfilter.writer.transport import Discard, FileTransport, Transport
 
 SMALL = "x86_64-6.12-small"
 CODEC_LEVELS = [*(n for n in CODECS if n in native_libraries()), "zlib:6", "zstd:3"]
@@ -305,7 +305,12 @@ def test_only_the_owner_can_read_a_dump_whatever_the_umask(
     assert stat.S_IMODE(dump.stat().st_mode) == 0o600
 
 
-def test_a_file_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
+def _finish(transport: Transport, size: int) -> None:
+    transport.sync(size)
+    transport.publish()
+
+
+def test_a_file_appears_whole_when_it_is_published(tmp_path: Path) -> None:
     target = tmp_path / "dump"
     transport = FileTransport(str(target))
     transport.write(10, b"later")
@@ -315,7 +320,7 @@ def test_a_file_appears_whole_when_it_is_committed(tmp_path: Path) -> None:
     assert not target.exists()
     (aside,) = tmp_path.iterdir()
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
-    transport.commit(20)
+    _finish(transport, 20)
     assert target.read_bytes() == b"first\0\0\0\0\0later\0\0\0\0\0"
     assert os.listdir(tmp_path) == ["dump"]
 
@@ -350,7 +355,7 @@ def test_a_file_made_meanwhile_by_somebody_else_is_not_replaced(
     transport.write(0, b"mine")
     target.write_bytes(b"theirs")
     with pytest.raises(OutputError, match="dump: "):
-        transport.commit(4)
+        _finish(transport, 4)
     transport.abort()
     assert os.listdir(tmp_path) == ["dump"]
     assert target.read_bytes() == b"theirs"
@@ -361,7 +366,7 @@ def test_with_force_a_file_made_meanwhile_is_replaced(tmp_path: Path) -> None:
     transport = FileTransport(str(target), force=True)
     transport.write(0, b"mine")
     target.write_bytes(b"theirs")
-    transport.commit(4)
+    _finish(transport, 4)
     assert os.listdir(tmp_path) == ["dump"]
     assert target.read_bytes() == b"mine"
 
@@ -379,7 +384,7 @@ def test_a_file_system_without_links_gets_the_file_all_the_same(
     monkeypatch.setattr(os, "link", _fails(errno.EPERM))
     transport = FileTransport(str(tmp_path / "dump"))
     transport.write(0, b"mine")
-    transport.commit(4)
+    _finish(transport, 4)
     assert os.listdir(tmp_path) == ["dump"]
 
 
@@ -398,7 +403,7 @@ def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, memoryview(data)[:7], at))
     transport = FileTransport(str(tmp_path / "dump"))
     transport.write(3, bytes(range(100)))
-    transport.commit(103)
+    _finish(transport, 103)
     assert (tmp_path / "dump").read_bytes() == bytes(3) + bytes(range(100))
 
 
@@ -406,9 +411,9 @@ def test_two_runs_to_one_name_do_not_mix(tmp_path: Path) -> None:
     one, two = (FileTransport(str(tmp_path / "dump")) for _ in range(2))
     one.write(0, b"one")
     two.write(0, b"two")
-    two.commit(3)
+    _finish(two, 3)
     with pytest.raises(OutputError, match="somebody else"):
-        one.commit(3)
+        _finish(one, 3)
     one.abort()
     assert os.listdir(tmp_path) == ["dump"]
     assert (tmp_path / "dump").read_bytes() == b"two"
@@ -433,7 +438,7 @@ def test_nowhere_gives_back_what_the_writer_reads_again() -> None:
     nowhere.write(10, b"bits")
     nowhere.write(100, b"pages")
     assert nowhere.read(8, 10) == b"\0\0bits\0\0\0\0"
-    nowhere.commit(105)
+    _finish(nowhere, 105)
     nowhere.abort()
 
 

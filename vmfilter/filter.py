@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
 from vmfilter.pack import MAX_THREADS, Compressor, Pages, Run, packed, runs_in
 from vmfilter.pmem import find_pmem
-from vmfilter.reader import Dump, open_dump
+from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
 from vmfilter.writer import Writer
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
@@ -37,8 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def filter_dump(
-    source: Dump | str | os.PathLike[str],
-    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Dump | Path | Sequence[Path],
+    output: Path | Sequence[Path],
     *,
     level: int = DEFAULT_LEVEL,
     format: str = "kdump",
@@ -48,6 +48,7 @@ def filter_dump(
     limit: int | None = None,
     threads: int | None = None,
     force: bool = False,
+    keep_incomplete: bool = False,
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     progress: Progress | None = None,
@@ -55,7 +56,7 @@ def filter_dump(
     """Write a dump with the pages of another that a dump level keeps.
 
     Args:
-        source: the dump, or its path.
+        source: the dump, or its path, or those of a split set.
         output: path of the new file, which appears whole or not at all; "-" for standard output, to which it goes
             flattened. Several paths are a split set: each gets about as many pages.
         level: dump level, 0 to 63: sum of 1 zero, 2 cache without private data, 4 all cache, 8 user, 16 free,
@@ -67,28 +68,31 @@ def filter_dump(
         limit: bytes that the new file is not to exceed; what does not go in is missing, and it says so of itself.
         threads: that compress; None: one a CPU. The output does not depend on it.
         force: whether a file at output is replaced.
+        keep_incomplete: where the run is ended while it writes pages (no space, an error, an exception of progress),
+            make a dump of what is written, which says of itself that it is incomplete.
         dry_run: do all the work, write nothing.
         include_pmem_userdata: also write what people keep on persistent memory, which no level does by itself. Of use
             only for a vmcore that has it (p_flags 0x10), and as large as the devices are.
-        progress: called from time to time.
+        progress: called from time to time; while pages are written, between those of two chunks.
 
     Returns:
-        What was found and written.
+        What was found and written; with keep_incomplete, what ended the run is in its failure.
 
     Raises:
         VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
+        BaseException: what progress raised; with keep_incomplete it has a note where a dump is left.
 
     """
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = _Output(dump, output, format, compress, flatten, dedup, limit, threads, force, dry_run)
+        to = _Output(dump, output, format, compress, flatten, dedup, limit, threads, force, keep_incomplete, dry_run)
         return to.write(lambda: _Run(dump, level, True, include_pmem_userdata, progress))
 
 
 def convert_dump(
-    source: Dump | str | os.PathLike[str],
-    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Dump | Path | Sequence[Path],
+    output: Path | Sequence[Path],
     *,
     format: str = "kdump",
     compress: str | None = None,
@@ -96,6 +100,7 @@ def convert_dump(
     dedup: bool = False,
     threads: int | None = None,
     force: bool = False,
+    keep_incomplete: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
     """Write a dump in another format or with another codec, with the same pages. No kernel needs to be understood.
@@ -105,8 +110,9 @@ def convert_dump(
     compressed are copied as they are.
     """
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
+        codec = dump.codec()
         to = _Output(
-            dump, output, format, compress, flatten, dedup, None, threads, force, dry_run=False, keep=dump.codec()
+            dump, output, format, compress, flatten, dedup, None, threads, force, keep_incomplete, False, codec
         )
         return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
 
@@ -126,7 +132,7 @@ class _Output:
     def __init__(
         self,
         dump: Dump,
-        output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        output: Path | Sequence[Path],
         form: str,
         compress: str | None,
         flatten: bool,
@@ -134,6 +140,7 @@ class _Output:
         limit: int | None,
         threads: int | None,
         force: bool,
+        keep_incomplete: bool,
         dry_run: bool,
         keep: Codec | None = None,
     ) -> None:
@@ -144,6 +151,7 @@ class _Output:
         self.flatten = flatten
         self.dedup = dedup
         self.limit = limit
+        self.keep_incomplete = keep_incomplete
         self._force = force
         self._dry_run = dry_run
         if form not in FORMATS:
@@ -166,24 +174,35 @@ class _Output:
             _refuse_same_file(dump, path)
 
     def write(self, new_run: Callable[[], _Run]) -> Statistics:
-        """Run, and leave nothing where that fails."""
+        """Run, and leave nothing where that fails, unless what there is is to be kept."""
         run = new_run()
         transports: list[Transport] = []
         try:
             for path in self.paths:
                 transports.append(self._transport(path))
-            return run.write(self, transports)
+            result, interruption = run.write(self, transports)
+            for transport in transports:
+                transport.publish()
         except BaseException:
             for transport in transports:
                 transport.abort()
             raise
+        if interruption is not None:
+            interruption.add_note(f"{' '.join(self.paths)}: incomplete, and marked so; {result.lost} pages are missing")
+            raise interruption
+        return result
 
     def _transport(self, path: str) -> Transport:
         if not self.flatten and path != "-":
             return self._place(path)
         from vmfilter.writer.flattened import FlattenedTransport
 
-        return FlattenedTransport(self._place(path))
+        below = self._place(path)
+        try:
+            return FlattenedTransport(below)
+        except BaseException:
+            below.abort()
+            raise
 
     def _place(self, path: str) -> Transport:
         if self._dry_run:
@@ -232,8 +251,8 @@ class _Run:
             self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
-    def write(self, to: _Output, transports: Sequence[Transport]) -> Statistics:
-        """Classify, and write what is kept."""
+    def write(self, to: _Output, transports: Sequence[Transport]) -> tuple[Statistics, BaseException | None]:
+        """Classify, and write what is kept; return what else than a failure ended that early, too."""
         started = time.monotonic()
         writer = self._writer(to, transports)
         result = self._classify(writer)
@@ -247,44 +266,67 @@ class _Run:
             raise NoSpaceError(
                 f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
             )
-        done = zero = 0
-        for pages in packed(
-            self._dump,
-            self._page_size,
-            self._kept_runs(writer),
-            lambda: packer(to.codec, to.effort, self._page_size),
-            skip_zero,
-            to.threads,
-            to.dedup,
-            partial(Copier, to.codec) if copies else Compressor,
-        ):
-            written = self._put(writer, pages, to.limit)
-            done += len(written)
-            zero += written.tolist().count(0)
-            self._progress("write", done, kept)
-            if len(written) < len(pages.sizes):
-                break
-        result.lost = kept - done
-        result.zero = zero if share_zero else 0
+        ended = self._write_pages(writer, to, kept, skip_zero, copies)
+        if ended is not None and not writer.written.pages:
+            raise ended  # there is nothing to keep
+        incomplete = writer.written.pages < kept
+        try:
+            result.output_size = writer.finish(incomplete)
+        except OutputError:
+            if ended is None:
+                raise
+            raise ended from None  # what cannot be written to cannot be ended either
+        if incomplete and isinstance(ended, VmfilterError):
+            result.failure = ended
+        written = writer.written
+        result.lost = kept - written.pages
+        result.zero = written.zero if share_zero else 0
         if self._deduplicator:
-            result.shared = self._deduplicator.shared + zero - result.zero
-        result.output_size = writer.finish(incomplete=done < kept)
+            result.shared = self._deduplicator.shared + written.zero - result.zero
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = [*self._warnings, *self._dump.warnings]
-        return result
+        return result, ended if incomplete and result.failure is None else None
+
+    def _write_pages(
+        self, writer: Writer, to: _Output, kept: int, skip_zero: bool, copies: bool
+    ) -> BaseException | None:
+        """Write the pages, or as many as the limit lets in; return what ended that where the dump is to be kept."""
+        try:
+            self._progress("write", 0, kept)
+            with closing(
+                packed(
+                    self._dump,
+                    self._page_size,
+                    self._kept_runs(writer),
+                    lambda: packer(to.codec, to.effort, self._page_size),
+                    skip_zero,
+                    to.threads,
+                    to.dedup,
+                    partial(Copier, to.codec) if copies else Compressor,
+                )
+            ) as chunks:
+                for pages in chunks:
+                    if not self._put(writer, pages, to.limit):
+                        break
+                    self._progress("write", writer.written.pages, kept)
+        except BaseException as e:
+            if not to.keep_incomplete:
+                raise
+            return VmfilterError("out of memory; fewer threads (-j 1) need less") if isinstance(e, MemoryError) else e
+        return None
 
     @staticmethod
-    def _put(writer: Writer, pages: Pages, limit: int | None) -> memoryview:
-        """Write pages as far as a limit lets them in; return the sizes of those that were written."""
+    def _put(writer: Writer, pages: Pages, limit: int | None) -> bool:
+        """Write pages as far as a limit lets them in; return whether that was all of them."""
         if limit is None:
             writer.put_pages(pages)
-            return pages.sizes
+            return True
         done = used = 0
         while n := writer.fitting(pages.sizes[done:], limit):  # more fit in where some of those before were shared
             size = sum(pages.sizes[done : done + n].tolist())
             writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
             done, used = done + n, used + size
-        return pages.sizes[:done]
+        return done == len(pages.sizes)
 
     def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
         if to.form == "elf":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import _core
@@ -145,7 +145,7 @@ def packed(
     threads: int,
     hashed: bool = False,
     new_worker: Callable[[Dump, int, Packer, bool], Worker] = Compressor,
-) -> Iterator[Pages]:
+) -> Generator[Pages, None, None]:
     """Compress pages.
 
     Args:

@@ -56,7 +56,8 @@ def rearrange(
             if offset < size or data.count(0) < len(data):
                 transport.write(offset, data)
             size = max(size, offset + len(data))
-        transport.commit(size)
+        transport.sync(size)
+        transport.publish()
     except BaseException:
         transport.abort()
         raise

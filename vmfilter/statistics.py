@@ -10,6 +10,7 @@ from vmfilter.levels import PageClass, excluded_classes
 
 if TYPE_CHECKING:
     from vmfilter.coverage import Gap
+    from vmfilter.errors import VmfilterError
     from vmfilter.pmem.infoblock import Namespace
 
 
@@ -75,7 +76,8 @@ class Statistics:
         gaps: memory that the kernel had and the dump that was read does not describe.
         shared: kept pages whose data are those of another page, zero pages among them where the level keeps those; None
             where nobody looked for them.
-        lost: kept frames that are not in the dump all the same, because it was not to become larger.
+        lost: kept frames that are not in the dump all the same: it was not to become larger, or the run was ended.
+        failure: what ended the run before the dump was whole, None where nothing did.
         output_size: bytes of the dump, as written or as it would be.
         warnings: one line each.
         seconds: wall time of each stage.
@@ -102,6 +104,7 @@ class Statistics:
         self.gaps: list[Gap] = []
         self.shared: int | None = None
         self.lost = 0
+        self.failure: VmfilterError | None = None
         self.output_size = 0
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}

@@ -11,18 +11,18 @@ from importlib import import_module
 from vmfilter.arch.base import Arch, Level, Paging, Root
 from vmfilter.errors import KernelError
 
-# ELF machine (as pyelftools names it), whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers
-# says nothing of the machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
+# ELF's e_machine, whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers says nothing of the
+# machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
 _MODULES = {
-    ("EM_386", True): "i386",
-    ("EM_AARCH64", True): "arm64",
-    ("EM_ARM", True): "arm",
-    ("EM_LOONGARCH", True): "loongarch64",
-    ("EM_PPC64", False): "ppc64",
-    ("EM_PPC64", True): "ppc64le",
-    ("EM_RISCV", True): "riscv64",
-    ("EM_S390", False): "s390x",
-    ("EM_X86_64", True): "x86_64",
+    (3, True): "i386",
+    (183, True): "arm64",
+    (40, True): "arm",
+    (258, True): "loongarch64",
+    (21, False): "ppc64",
+    (21, True): "ppc64le",
+    (243, True): "riscv64",
+    (22, False): "s390x",
+    (62, True): "x86_64",
 }
 
 # What utsname says of the machine: module.
@@ -41,12 +41,12 @@ _UTS = {
 __all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
 
 
-def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
+def arch_of(path: str, machine: int, little_endian: bool) -> Arch:
     """Architecture of a dump.
 
     Args:
         path: of the file, for the message.
-        machine: ELF's e_machine, as pyelftools names it.
+        machine: ELF's e_machine.
         little_endian: byte order of the file.
 
     Raises:
@@ -56,7 +56,7 @@ def arch_of(path: str, machine: str, little_endian: bool) -> Arch:
     module = _MODULES.get((machine, little_endian))
     if module is None:
         order = "little" if little_endian else "big"
-        raise KernelError(f"{path}: dumps of machine {machine} ({order}-endian) are not supported; {_known()} are")
+        raise KernelError(f"{path}: dumps of ELF machine {machine} ({order}-endian) are not supported; {_known()} are")
     return _load(module)
 
 
@@ -84,8 +84,4 @@ def _load(module: str) -> Arch:
 
 def elf_machine(arch: Arch) -> int:
     """ELF's e_machine of an architecture."""
-    from elftools.elf.enums import ENUM_E_MACHINE
-
-    machines = (machine for (machine, _), module in _MODULES.items() if _load(module) is arch)
-    number: int = ENUM_E_MACHINE[next(machines)]
-    return number
+    return next(machine for (machine, _), module in _MODULES.items() if _load(module) is arch)

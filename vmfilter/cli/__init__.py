@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
-from typing import NoReturn
 
 from vmfilter.cli.output import flush, say, show
+from vmfilter.cli.signals import EndedError, end_at_once
 from vmfilter.errors import VmfilterError
 
 _EPILOG = """exit status:
@@ -33,21 +31,6 @@ _EPILOG = """exit status:
 
 
 _MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class _Ended(BaseException):
-    """A signal asked the run to end; raised where it is, so that everything cleans up after itself."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    for other in _SIGNALS:  # a second one must not disturb the cleaning up
-        signal.signal(other, signal.SIG_IGN)
-    raise _Ended(number)
 
 
 class _Version(argparse.Action):
@@ -97,8 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             arguments = [_MAKEDUMPFILE[0], *arguments]
     gc.disable()  # a run leaves no cycles behind, and to look for them takes time while modules are imported
     job = _job(arguments)
-    for number in _SIGNALS:
-        signal.signal(number, _end)
+    end_at_once()
     try:
         return job()
     except VmfilterError as e:
@@ -107,8 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         say("out of memory; fewer threads (-j 1) need less")
         return 1
-    except _Ended as e:
-        say(f"ended by {signal.Signals(e.number).name}; no half-written dump is left")
+    except EndedError as e:
+        say(str(e))
         return 128 + e.number
     finally:
         flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.cli.options import add_input
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -12,7 +14,8 @@ _DESCRIPTION = """Print the log of the kernel whose memory DUMP is, as dmesg doe
 is not ASCII, is printed as \\xNN. Parts of the log that are damaged or not in DUMP are left out, and a warning says so.
 
 With --json each line is an object: seq, ts_nsec, level, facility, caller ("T" and a task's number or "C" and a CPU's),
-cont (the kernel calls it a fragment of a line), text, dict (SUBSYSTEM, DEVICE). null: this kernel does not say."""
+cont (the kernel calls it a fragment of a line), cleared (it is older than the last dmesg -C), text, dict (SUBSYSTEM,
+DEVICE). null: this kernel does not say."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
@@ -26,8 +29,9 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     )
     p.add_argument("--level", action="store_true", help="begin each line with facility and level, as dmesg -x")
     p.add_argument("--caller", action="store_true", help="say which task or CPU printed it, where the kernel knows")
+    p.add_argument("--since-clear", action="store_true", help="only what was printed after the last dmesg -C")
     p.add_argument("-j", "--json", action="store_true", help="one JSON object a line, with all of that")
-    p.add_argument("dump", metavar="DUMP", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
+    add_input(p)
     p.set_defaults(run=run)
 
 
@@ -40,19 +44,19 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.log import log_json, log_lines
 
-    with open_dump(options.dump) as dump:
+    with open_dump(options.input) as dump:
         _, _, kernel, error = understand(dump)
         try:
             if kernel is None:
                 raise error or KernelError("its kernel is not known")
             log = KernelLog(kernel)
-            records = log.records()
+            records = log.records(since_clear=options.since_clear)
             for line in (
                 log_json(records) if options.json else log_lines(records, level=options.level, caller=options.caller)
             ):
                 show(line)
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
-    for warning in log.losses.warnings():
-        say(f"warning: {options.dump}: {warning}")
+    for warning in log.warnings():
+        say(f"warning: {dump.path}: {warning}")
     return 0

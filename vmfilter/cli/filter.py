@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, size_of, warn_of_codec
-from vmfilter.errors import INCOMPLETE, UsageError, VmfilterError
+from vmfilter.cli.options import add_form, form_of, progress_of, size_of, warn_of_codec
+from vmfilter.errors import INCOMPLETE, InputError, VmfilterError
 from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+    from vmfilter.reader import Dump
 
 _DESCRIPTION = """Write a kdump-compressed dump with the pages of VMCORE that the dump level keeps.
 
@@ -53,7 +55,11 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         help="what to leave out (default: %(default)s)",
     )
     add_form(p)
-    p.add_argument("--split", action="store_true", help="write a set of dumps, each with about as many pages")
+    p.add_argument(
+        "--split",
+        action="store_true",
+        help="write a set of dumps, each with about as many pages",
+    )
     p.add_argument(
         "--limit",
         type=size_of,
@@ -64,56 +70,65 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
     p.add_argument("--stats", action="store_true", help="report every class of pages, sizes and times as well")
     p.add_argument("vmcore", metavar="VMCORE", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
-    p.add_argument("dump", metavar="DUMP", nargs="+", help="file to make, - for standard output; several with --split")
+    p.add_argument(
+        "dump",
+        metavar="DUMP",
+        nargs="+",
+        help="file to make, - for standard output; of several, with --split all are made, without all but the last are "
+        "read too: VMCORE and they are a split set",
+    )
     p.set_defaults(run=run)
+
+
+def _opened(paths: list[str]) -> Dump:
+    from vmfilter.reader import open_dump
+
+    try:
+        return open_dump(paths)
+    except InputError as e:
+        hint = "; all names but the last are a set to read, to write one takes --split" if len(paths) > 1 else ""
+        raise InputError(f"{e}{hint}") from e
 
 
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.cli.output import say, show
-    from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.filter import filter_dump
     from vmfilter.levels import PageClass
     from vmfilter.report.text import coverage, report, table
 
-    if len(options.dump) > 1 and not options.split:
-        raise UsageError(f"{len(options.dump)} files to make: more than one is a set, which --split makes")
+    names = [options.vmcore, *options.dump]
+    inputs = 1 if options.split else len(options.dump)
+    outputs = names[inputs:]
     warn_of_codec(options.compress)
-    progress = None if options.quiet else ProgressPrinter()
-    try:
+    with _opened(names[:inputs]) as dump, progress_of(options) as progress:
         result = filter_dump(
-            options.vmcore,
-            options.dump,
+            dump,
+            outputs,
             level=options.level,
-            format=options.format,
-            compress=options.compress,
-            flatten=options.flatten,
-            dedup=options.dedup,
             limit=options.limit,
-            threads=options.threads,
-            force=options.force,
             dry_run=options.dry_run,
             include_pmem_userdata=options.include_pmem_userdata,
             progress=progress,
+            **form_of(options),
         )
-    finally:
-        if progress:
-            progress.close()
+        path = dump.path
     warnings = list(result.warnings)
     if options.quiet:  # else they are in the report
-        warnings += [f"{options.vmcore}: {line}" for line in coverage(result.gaps)]
-    names = " ".join(options.dump)
+        warnings += [f"{path}: {line}" for line in coverage(result.gaps)]
+    made = " ".join(outputs)
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]
-        warnings.append(f"{names} has {pages} pages of user data on persistent memory: people's files")
+        warnings.append(f"{made} has {pages} pages of user data on persistent memory: people's files")
     if result.lost:
-        warnings.append(f"{names} is incomplete: {result.lost} pages more would have made it larger than --limit")
+        reason = result.failure or "they would have made it larger than --limit"
+        warnings.append(f"{made} is incomplete: {result.lost} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
     if not options.quiet:
         lines = list(report(result))
         if options.stats:
             lines += ["", *table(result)]
-        what = "would be" if options.dry_run else "is" if len(options.dump) == 1 else "are"
-        show(*lines, "", f"{names} {what} {result.output_size} bytes.", aside="-" in options.dump)
+        what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
+        show(*lines, "", f"{made} {what} {result.output_size} bytes.", aside="-" in outputs)
     return INCOMPLETE if result.lost else 0

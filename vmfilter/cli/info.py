@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.cli.options import add_input
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _DESCRIPTION = """Say what DUMP is: its format, whose memory it is, what of it is there, which persistent memory it has,
-and which memory of the crashed machine it does not describe."""
+and which memory of the crashed machine it does not describe. Of a split set some files may be missing."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
@@ -25,9 +27,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument(
         "--pages", action="store_true", help="also count the pages of each codec: reads every page descriptor"
     )
-    p.add_argument(
-        "dump", nargs="+", metavar="DUMP", help="a dump, or the files of a split set, of which some may be missing"
-    )
+    add_input(p)
     p.set_defaults(run=run)
 
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.text import info_lines
 
-    with open_dump(options.dump, missing_parts=True) as dump:
+    with open_dump(options.input, missing_parts=True) as dump:
         info = dump_info(dump, options.pages)
     for warning in info.warnings:
         say(f"warning: {warning}")

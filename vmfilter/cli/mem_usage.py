@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.cli.options import add_input
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -22,7 +24,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("dump", metavar="DUMP", nargs="?", default=_RUNNING, help="dump to read (default: %(default)s)")
+    add_input(p, default=_RUNNING)
     p.set_defaults(run=run)
 
 
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.report.usage import usage_lines
     from vmfilter.usage import memory_usage
 
-    with open_dump(options.dump) as dump:
+    with open_dump(options.input) as dump:
         usage = memory_usage(dump)
     for warning in usage.warnings:
         say(f"warning: {warning}")

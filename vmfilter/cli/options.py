@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmfilter.filter import Progress
 
 
 def threads_of(text: str) -> int:
@@ -14,6 +20,8 @@ def threads_of(text: str) -> int:
     return int(text)
 
 
+_KEEP_INCOMPLETE = """if a signal, a full disk or an error ends the run while it writes pages, keep a dump of those
+before, marked incomplete (default: leave nothing)"""
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -23,6 +31,17 @@ def size_of(text: str) -> int:
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is no size: a number of bytes, or of K, M, G or T")
     return int(digits) << _UNITS.get(unit, 0)
+
+
+def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
+    """Add the dump that a command reads, as the list of files that options.input is."""
+    p.add_argument(
+        "input",
+        nargs="*" if default else "+",
+        metavar="DUMP",
+        default=[default] if default else None,
+        help=f"dump to read, - for standard input; all files of a split set{f' (default: {default})' * bool(default)}",
+    )
 
 
 def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
@@ -40,7 +59,28 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     p.add_argument("--dedup", action="store_true", help="store identical pages once; every tool can read that")
     p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+
+
+def form_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what add_form()'s options are to filter_dump() and convert_dump()."""
+    names = ("format", "compress", "flatten", "dedup", "threads", "force", "keep_incomplete")
+    return {name: getattr(options, name) for name in names}
+
+
+@contextmanager
+def progress_of(options: argparse.Namespace) -> Iterator[Progress | None]:
+    """Have a Progress as the options want it."""
+    from vmfilter.cli.progress import ProgressPrinter
+    from vmfilter.cli.signals import EndsBetweenPages
+
+    printer = None if options.quiet else ProgressPrinter()
+    try:
+        yield EndsBetweenPages(printer) if options.keep_incomplete else printer
+    finally:
+        if printer:
+            printer.close()
 
 
 def warn_of_codec(compress: str | None) -> None:

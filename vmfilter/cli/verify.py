@@ -6,7 +6,7 @@ import argparse
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import threads_of
+from vmfilter.cli.options import add_input, threads_of
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -40,7 +40,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     )
     p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
     p.add_argument("-q", "--quiet", action="store_true", help="print what is wrong only")
-    p.add_argument("dump", nargs="+", metavar="DUMP", help="a dump, or all files of a split set; - for standard input")
+    add_input(p)
     p.set_defaults(run=run)
 
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
     progress = None if options.quiet else ProgressPrinter()
     with ExitStack() as stack:
-        dump = stack.enter_context(open_dump(options.dump, missing_parts=True))
+        dump = stack.enter_context(open_dump(options.input, missing_parts=True))
         against = stack.enter_context(open_dump(options.against)) if options.against else None
         if progress:
             stack.callback(progress.close)

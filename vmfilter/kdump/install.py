@@ -68,9 +68,13 @@ class _System:
         target = self.root / path
         aside = target.with_name(f".{target.name}.vmfilter")
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.chmod(0o755 if data.startswith(b"#!") else 0o644)
-        aside.replace(target)
+        try:
+            aside.write_bytes(data)
+            aside.chmod(0o755 if data.startswith(b"#!") else 0o644)
+            aside.replace(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
     def save(self) -> None:
         """Write the record."""

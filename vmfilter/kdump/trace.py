@@ -15,6 +15,7 @@ import sys
 sys.path += sys.argv[1:]
 
 import ast
+import codecs
 import contextlib
 import json
 import os
@@ -34,6 +35,18 @@ def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
             yield from _imports(child)
 
 
+def _encodings(tree: ast.AST) -> Iterator[str]:
+    """Names of the encodings that are asked for: each is a module, loaded when it is used first."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            named = [k.value for k in node.keywords if k.arg == "encoding"]
+            if isinstance(node.func, ast.Attribute) and node.func.attr in ("decode", "encode"):
+                named += node.args[:1]
+            for name in named:
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    yield name.value
+
+
 def _load(modules: dict[str, ModuleType | None]) -> None:
     from vmfilter.cli import main
     from vmfilter.codec import CODECS, native_libraries
@@ -47,7 +60,10 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
             continue
         path = source.relative_to(here.parent.parent).with_suffix("")
         import_module(".".join(path.parts).removesuffix(".__init__"))
-        for statement in _imports(ast.parse(source.read_bytes())):
+        tree = ast.parse(source.read_bytes())
+        for encoding in _encodings(tree):
+            codecs.lookup(encoding)
+        for statement in _imports(tree):
             with contextlib.suppress(ImportError):  # a package that may be missing
                 exec(compile(ast.Module([statement], []), str(source), "exec"), {})
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):

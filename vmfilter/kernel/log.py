@@ -7,7 +7,8 @@ Text until 3.4, records of different lengths from 3.5 to 5.9 (both in log_buf), 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
@@ -47,16 +48,20 @@ class KernelLog:
         """Prepare to read it."""
         self._kernel = kernel
         self.losses = Losses()
+        self._clear_unknown = False
 
-    def records(self) -> Iterator[Record]:
+    def records(self, *, since_clear: bool = False) -> Iterator[Record]:
         """All records, the oldest first; those that are damaged, overwritten or not in the dump are left out.
+
+        Args:
+            since_clear: only those after the last clearing of the log (dmesg -C), where it is known when that was.
 
         Raises:
             KernelError: VMCOREINFO does not say where the log is, or nothing of it is in the dump
                 or whole.
 
         """
-        self.losses = Losses()
+        self.losses, self._clear_unknown = Losses(), False
         has = self._kernel.info.symbol
         if has("prb") is not None:
             from vmfilter.kernel.ringbuffer import Ringbuffer
@@ -73,9 +78,15 @@ class KernelLog:
             raise KernelError("the kernel's log is not in the dump")
         if first is None and self.losses.damaged:
             raise KernelError("the kernel's log is damaged: no record of it is whole")
-        if first is not None:
-            yield first
-            yield from records
+        for record in chain([first] if first is not None else [], records):
+            if not (since_clear and record.cleared):
+                yield record
+            self._clear_unknown |= since_clear and record.cleared is None
+
+    def warnings(self) -> list[str]:
+        """One line for each way in which the records that were asked for are not what was asked for."""
+        unknown = ["when the log was last cleared is not known: all of it is shown"] if self._clear_unknown else []
+        return [*self.losses.warnings(), *unknown]
 
     def _variable_value(self, name: str, size: int) -> int:
         """Value of one of the kernel's variables."""
@@ -102,22 +113,25 @@ class KernelLog:
         has_logged = self._kernel.info.symbol("logged_chars") is not None
         logged = self._variable_value("logged_chars", 4) if has_logged else 0  # since the last dmesg -c
         rest = b""
-        for piece in self._pieces(buffer, end, min(max(end, logged), buffer.size)):
+        for at, piece in self._pieces(buffer, end, min(max(end, logged), buffer.size)):
+            stop = at - len(rest)
             *lines, rest = (rest + piece).split(b"\n")
             if rest and (not piece or len(rest) > _MAX_LINE):
                 lines, rest = [*lines, rest], b""
-            yield from map(_line, lines)
+            for line in lines:
+                stop += len(line) + 1
+                yield _line(line, stop <= end - logged if has_logged else None)
 
-    def _pieces(self, buffer: Area, end: int, count: int) -> Iterator[bytes]:
-        """The last so many bytes before an end that counts on, piece by piece; empty where the text breaks off."""
+    def _pieces(self, buffer: Area, end: int, count: int) -> Iterator[tuple[int, bytes]]:
+        """The last so many bytes before an end that counts on, in pieces and where each is; b"": a gap, or the end."""
         at = end - count
         while at < end:
             size = min(end - at, _PIECE - at % _PIECE)
             piece = buffer.read(at % buffer.size, size)
             self.losses.missing += piece is None
-            yield piece or b""
+            yield at, piece or b""
             at += size
-        yield b""
+        yield at, b""
 
     # From 3.5 to 5.9: a header, the text, a dictionary, and what aligns the next
 
@@ -131,6 +145,7 @@ class KernelLog:
         first, end = self._variable_value("log_first_idx", 4), self._variable_value("log_next_idx", 4)
         if max(first, end) > buffer.size:
             raise KernelError(f"a log from {first} to {end} of {buffer.size} bytes cannot be right")
+        is_cleared = self._clearing(buffer, header, first, end)
         before = NEWLINE
         for begin, stop in [(first, end)] if first <= end else [(first, buffer.size), (0, end)]:
             for at, raw in self._headers(buffer, header, begin, stop):
@@ -151,8 +166,24 @@ class KernelLog:
                     cont=bool(flags & CONT),
                     # As msg_print_text() printed fragments, while the kernel did not put them together before.
                     joins=before & (CONT | NEWLINE) == CONT and (bool(flags & CONT) or not flags & PREFIX),
+                    cleared=is_cleared(at),
                 )
                 before = flags
+
+    def _clearing(self, buffer: Area, header: Layout, first: int, end: int) -> Callable[[int], bool | None]:
+        """Tell of an index of a record whether it is older than the last dmesg -C; None where that is not known."""
+        symbol = self._kernel.info.symbol("clear_idx")
+        clear = None if symbol is None else self._kernel.memory.read_int(symbol, 4)
+        if clear is None:
+            return lambda at: None
+        # 0 is a log that was never cleared, or when it was empty. Elsewhere a record begins, or its successor is at the
+        # buffer's beginning (zeros), or the next will be; if none of that is so, all records are newer.
+        raw = buffer.read(clear, header.size) or b""
+        begins = raw and (not any(raw) or self._is_record(header, raw, header.get(raw, "len"), buffer.size - clear))
+        at_clear, at_end = (clear - first) % buffer.size, (end - first) % buffer.size
+        if not clear or at_clear > at_end or (at_clear < at_end and not begins):
+            return lambda at: False
+        return lambda at: (at - first) % buffer.size < at_clear
 
     def _headers(self, buffer: Area, header: Layout, begin: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """Offsets and headers of the records in a part of the buffer; where one is damaged, the next that is not."""
@@ -179,7 +210,7 @@ class KernelLog:
         return used <= length < used + 8 and length % _STEP == 0 and length <= room
 
 
-def _line(line: bytes) -> Record:
+def _line(line: bytes, cleared: bool | None) -> Record:
     level = facility = ts_nsec = None
     match = _BEGINNING.match(line)
     if match:
@@ -189,7 +220,7 @@ def _line(line: bytes) -> Record:
             facility, level = divmod(int(priority), 8)
         if seconds is not None:
             ts_nsec = int(seconds) * 10**9 + int(micros) * 1000
-    return Record(line, ts_nsec, level, facility)
+    return Record(line, ts_nsec, level, facility, cleared=cleared)
 
 
 def _dict(raw: bytes) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Record(NamedTuple):
         dict: what else the kernel said of it: SUBSYSTEM, DEVICE.
         cont: the kernel calls it a fragment of a line.
         joins: it goes on in the line of the record before.
+        cleared: it is older than the last clearing of the log (dmesg -C).
 
     None stands for what this kernel does not tell.
     """
@@ -45,6 +46,7 @@ class Record(NamedTuple):
     dict: Mapping[str, str] = {}
     cont: bool = False
     joins: bool = False
+    cleared: bool | None = None
 
 
 @dataclass

@@ -67,6 +67,22 @@ class Ringbuffer:
         self._descs = Area(kernel, desc_ring.get(ids, "descs"), self._count * self._desc.size)
         self._infos = Area(kernel, desc_ring.get(ids, "infos"), self._count * self._info.size)
         self._text = Area(kernel, data_ring.get(data, "data"), 1 << self._size_bits)
+        self._clear_seq = self._first_after_clear()
+
+    def _first_after_clear(self) -> int | None:
+        """Number of the first record after the last dmesg -C, None where that is not known."""
+        kernel, symbol = self._kernel, self._kernel.info.symbol("clear_seq")
+        if symbol is None:
+            return None
+        if kernel.info.size("latched_seq") is None:  # until 5.12
+            return kernel.memory.read_int(symbol, 8)
+        # Since 7d7a23a91c91 two values, and a count that says which of them is not being written (seqcount_latch_t).
+        latched = Layout(kernel, "latched_seq", {"val": 2 * 8})
+        raw = kernel.memory.read(symbol, latched.size)
+        if raw is None:
+            return None
+        at = 8 * (int.from_bytes(raw[:4], kernel.byteorder) & 1)
+        return int.from_bytes(latched.raw(raw, "val")[at : at + 8], kernel.byteorder)
 
     def records(self) -> Iterator[Record]:
         """All records that are whole, the oldest first."""
@@ -125,6 +141,7 @@ class Ringbuffer:
             seq=seq,
             dict=self._dict_of(info),
             cont=bool(flags & CONT),
+            cleared=None if self._clear_seq is None else seq < self._clear_seq,
         )
 
     def _text_of(self, number: int, desc: bytes, length: int) -> bytes | None:

@@ -27,7 +27,7 @@ class Command:
     vtop: int | None = None
     work_dir = ""
     elf = flatten = force = split = False
-    rearrange = reassemble = dmesg = mem_usage = False
+    rearrange = reassemble = dmesg = partial_dmesg = mem_usage = False
     check_params = dry_run = show_stats = debug = help = version = False
 
     def __init__(self) -> None:
@@ -120,6 +120,7 @@ OPTIONS = (
     Option("--work-dir", "folder for temporary files", "work_dir", "DIR"),
     Option("--vtop", "also print the physical address of a virtual one", "vtop", "ADDRESS", _address),
     Option("--dump-dmesg", "write the kernel's log instead of a dump", "dmesg"),
+    Option("--partial-dmesg", "with --dump-dmesg, only what was printed after the last dmesg -C", "partial_dmesg"),
     Option("--mem-usage", "count the pages of the running system (/proc/kcore)", "mem_usage"),
     Option("--dry-run", "do all the work, write nothing", "dry_run"),
     Option("--check-params", "look only whether the command line is right", "check_params"),
@@ -143,7 +144,6 @@ OPTIONS = (
     Option("-i", _TYPES, "refused", "VMCOREINFO"),
     Option("-g", _TYPES, "refused", "VMCOREINFO"),
     Option("--config", _TYPES, "refused", "FILE"),
-    Option("--partial-dmesg", "where the log was cleared is not looked for yet", "refused"),
     Option("--eppic", _CODE, "refused", "MACRO"),
     Option("--extension", _CODE, "refused", "LIBRARY"),
     Option("-e", "struct pages of pages that are left out are not left out themselves", "refused"),
@@ -201,6 +201,7 @@ _CONFLICTS: Sequence[tuple[Callable[[Command], Any], str]] = (
     (lambda c: c.reassemble and not c.rearrange and c.split, ""),
     (lambda c: c.reassemble and c.dry_run, "--dry-run cannot be used with --reassemble."),
     (lambda c: c.dmesg and c.dry_run, "--dry-run cannot be used with --dump-dmesg."),
+    (lambda c: c.partial_dmesg and not c.dmesg, ""),
     (lambda c: c.codec_option and c.elf, ""),
     (lambda c: c.flatten and c.split, ""),
     (lambda c: _creates(c) and c.threads and c.split, "--num-threads cannot used with --split."),

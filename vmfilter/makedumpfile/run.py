@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from vmfilter.cli.output import show
+from vmfilter.cli.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
 from vmfilter.makedumpfile.options import Command, check, parse
@@ -17,7 +18,6 @@ from vmfilter.writer.transport import FileTransport
 
 _COMPLETED, _FAILED = 0, 1
 _NOT_MAPPED = (1 << 64) - 1
-_SPARE = 50  # of the room on a full disk, the part that the file system may want for itself
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -104,8 +104,8 @@ def _dmesg(command: Command, messages: Messages) -> str:
         if kernel is None:
             raise error or KernelError(f"{dump.path}: its kernel is not known")
         log = KernelLog(kernel)
-        lines = list(log_lines(log.records(), caller=True))
-    for warning in log.losses.warnings():
+        lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
+    for warning in log.warnings():
         messages.error(f"warning: {command.files[0]}: {warning}")
     if command.flatten:
         show(*lines)
@@ -114,7 +114,8 @@ def _dmesg(command: Command, messages: Messages) -> str:
         transport = FileTransport(_path(name), command.force)
         try:
             transport.write(0, text)
-            transport.commit(len(text))
+            transport.sync(len(text))
+            transport.publish()
         except BaseException:
             transport.abort()
             raise
@@ -181,6 +182,7 @@ class _Creation:
         self._outputs = outputs
         self._names = ", ".join(names)
         self._messages = messages
+        self._progress = EndsBetweenPages(messages.progress)
         self._codec = self._available_codec()
 
     def _available_codec(self) -> str:
@@ -196,26 +198,30 @@ class _Creation:
             return "none"
 
     def run(self) -> Statistics:
-        """Make it. Raises OutputError where it fits at no level: what fits is kept then, and marked incomplete."""
+        """Make it. Raises VmfilterError where it fits at no level, or fails; what there is is kept, incomplete."""
         first, *others = self._command.levels
-        result = self._attempt(first, self._command.limit)
+        result = self._attempt(first)
         # What has been sent cannot be taken back, and the reader is not to get two dumps.
         for level in [] if self._command.flatten else others:
-            if result is not None and not result.lost:
+            if result is not None and (not result.lost or self._failed(result)):
                 break
             self._messages.common(f"Retry to create a dumpfile by dump_level({level}).")
             self._delete(result)
-            result = self._attempt(level, self._command.limit)
-        if result is None and (room := self._room()):
-            result = self._attempt(self._command.levels[-1], room)
+            result = self._attempt(level)
         if result is None or result.lost:
             if result is not None:
                 self._messages.common("This is an incomplete dumpfile, but might analyzable.")
-            raise OutputError(f"{self._names}: the new dump does not fit")
+            failure = result and self._failed(result)
+            raise failure or OutputError(f"{self._names}: the new dump does not fit")
         return result
 
-    def _attempt(self, level: int, limit: int | None) -> Statistics | None:
-        """Make a dump; None where not even a part of it could be made."""
+    @staticmethod
+    def _failed(result: Statistics) -> VmfilterError | None:
+        """What ended the run, if not that there is no space."""
+        return None if isinstance(result.failure, NoSpaceError) else result.failure
+
+    def _attempt(self, level: int) -> Statistics | None:
+        """Make a dump; None where there is no space for even a part of it."""
         from vmfilter.filter import filter_dump
 
         command, messages, before = self._command, self._messages, self._dump.header.level
@@ -231,18 +237,22 @@ class _Creation:
                 level=level,
                 format="elf" if command.elf else "kdump",
                 compress=self._codec,
-                limit=limit,
+                limit=command.limit,
                 threads=command.threads or None,
                 force=command.force,
+                keep_incomplete=True,
                 dry_run=command.dry_run,
-                progress=messages.progress,
+                progress=self._progress,
             )
-            reason = f"Size limit({limit}) reached." if result.lost else ""
+            failure = result.failure
         except NoSpaceError as e:
-            reason = str(e.__cause__.strerror) if isinstance(e.__cause__, OSError) else str(e)
+            failure = e
         finally:
             messages.end_progress()
-        if reason:
+        if failure is not None or (result is not None and result.lost):
+            reason = f"Size limit({command.limit}) reached."
+            if failure is not None:
+                reason = str(failure.__cause__.strerror) if isinstance(failure.__cause__, OSError) else str(failure)
             messages.common("", f"Can't write the dump file({self._names}). {reason}")
         return result
 
@@ -250,15 +260,6 @@ class _Creation:
         if result is not None and not self._command.dry_run:
             for path in self._outputs:
                 os.unlink(path)
-
-    def _room(self) -> int:
-        """Bytes that a dump of one file may have where the disk was full; 0 where that cannot be told."""
-        command = self._command
-        if command.flatten or command.split or command.dry_run or command.limit:
-            return 0
-        disk = os.statvfs(os.path.dirname(os.path.realpath(self._outputs[0])))
-        room = disk.f_bavail * disk.f_frsize
-        return room - room // _SPARE
 
 
 _JOBS: dict[str, Callable[[Command, Messages], str]] = {

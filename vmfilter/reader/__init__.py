@@ -10,10 +10,11 @@ from vmfilter.errors import InputError
 from vmfilter.reader.dump import Dump, Note, Piece
 from vmfilter.reader.source import PreadSource, Source, open_source
 
-__all__ = ["Dump", "Note", "Piece", "open_dump"]
+__all__ = ["Dump", "Note", "Path", "Piece", "open_dump"]
 
 
 Path = str | os.PathLike[str]
+"""Of a file."""
 
 
 def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Dump:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -109,7 +109,7 @@ class Dump:
         self.path = source.path
         self.wrappings = source.wrappings
         self._source = source
-        self.loads: list[Piece] = []
+        self.loads: Sequence[Piece] = []
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
         self.erase_info: tuple[int, int] | None = None

@@ -1,27 +1,52 @@
-"""ELF vmcores: /proc/vmcore, and copies of it. The format: elf(5); pyelftools parses it."""
+"""ELF vmcores: /proc/vmcore, and copies of it. The format: elf(5)."""
 
 from __future__ import annotations
 
-from io import BytesIO
-from typing import Any
-
-from elftools.common.exceptions import ELFParseError
-from elftools.common.utils import struct_parse
-from elftools.elf.structs import ELFStructs
+import struct
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import NamedTuple
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
-from vmfilter.reader.dump import Header, Piece
+from vmfilter.reader.dump import Header
 from vmfilter.reader.notes import parse_notes
-from vmfilter.reader.pieces import PieceDump
+from vmfilter.reader.pieces import PieceDump, Pieces
 from vmfilter.reader.source import Source
 
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
 _IDENT_SIZE = 16
-_WORD_BITS = {1: 32, 2: 64}
+_ET_CORE = 4
+_PT_LOAD, _PT_NOTE = 1, 4
 _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of section 0
 _INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
+_AT_ONCE = 1 << 10  # program headers that are read together
+
+
+class _Form(NamedTuple):
+    """One class of ELF files; members as struct has them, in the order of elf(5).
+
+    Attributes:
+        word_bits: of its addresses.
+        header: Elf32_Ehdr, Elf64_Ehdr after e_ident.
+        section: Elf32_Shdr, Elf64_Shdr: its sh_info only.
+        segment: Elf32_Phdr, Elf64_Phdr.
+        order: where p_type, p_flags, p_offset, p_vaddr, p_paddr and p_filesz are among the latter's members.
+
+    """
+
+    word_bits: int
+    header: str
+    section: str
+    segment: str
+    order: tuple[int, ...]
+
+
+_FORMS = {
+    1: _Form(32, "HHIIIIIHHHHHH", "28xI8x", "8I", (0, 6, 1, 2, 3, 4)),
+    2: _Form(64, "HHIQQQIHHHHHH", "44xI16x", "II6Q", (0, 1, 2, 3, 4, 5)),
+}
 
 
 class ElfDump(PieceDump):
@@ -37,76 +62,71 @@ class ElfDump(PieceDump):
         """
         super().__init__(source)
         ident = self.read_file(0, _IDENT_SIZE)
-        if ident[4] not in _WORD_BITS or ident[5] not in (1, 2):
+        if ident[4] not in _FORMS or ident[5] not in (1, 2):
             raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
-        little_endian = ident[5] == 1
-        # Only pyelftools' structures: its ELFFile imports all of DWARF, which takes longer than a small dump does.
-        word_bits = _WORD_BITS[ident[4]]
-        self.format = f"ELF{word_bits}"
-        structs = ELFStructs(little_endian, word_bits)
-        structs.create_basic_structs()
-        structs.create_advanced_structs()
-        try:
-            self._parse(structs, word_bits, little_endian)
-        except ELFParseError as e:
-            raise InputError(f"{self.path}: damaged ELF headers ({e})") from e
-
-    def _struct(self, form: Any, offset: int, what: str) -> Any:
-        """Parse one structure of the file."""
-        self._within(offset, form.sizeof(), what)
-        return struct_parse(form, BytesIO(self.read_file(offset, form.sizeof())))
-
-    def _parse(self, structs: ELFStructs, word_bits: int, little_endian: bool) -> None:
-        header = self._struct(structs.Elf_Ehdr, 0, "the ELF header")
-        if header["e_type"] != "ET_CORE":
-            raise InputError(f"{self.path}: an ELF file, but not a core: its type is {header['e_type']}")
-        self.arch = arch_of(self.path, header["e_machine"], little_endian)
-        count, entry_size, offset = header["e_phnum"], header["e_phentsize"], header["e_phoff"]
+        form, self._byte_order = _FORMS[ident[4]], "<" if ident[5] == 1 else ">"
+        self.format = f"ELF{form.word_bits}"
+        header = self._struct(form.header, _IDENT_SIZE, "the ELF header")
+        kind, machine, _, _, offset, section_offset, flags, _, entry_size, count, _, _, _ = header
+        if kind != _ET_CORE:
+            raise InputError(f"{self.path}: an ELF file, but not a core: its e_type is {kind}")
+        self.arch = arch_of(self.path, machine, self._byte_order == "<")
         if count == _PN_XNUM:
-            count = self._struct(structs.Elf_Shdr, header["e_shoff"], "the section header with PN_XNUM's count")[
-                "sh_info"
-            ]
+            (count,) = self._struct(form.section, section_offset, "the section header with PN_XNUM's count")
         if count > _MAX_PROGRAM_HEADERS:
             raise InputError(f"{self.path}: {count} program headers at offset {offset:#x} cannot be right")
-        if entry_size != structs.Elf_Phdr.sizeof():
+        if entry_size != struct.calcsize("=" + form.segment):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
-        table = BytesIO(self.read_file(offset, count * entry_size))
-        no_address = (1 << word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
-        loads = []
-        for i in range(count):
-            segment = struct_parse(structs.Elf_Phdr, table)
-            kind, start, size = segment["p_type"], segment["p_offset"], segment["p_filesz"]
-            if kind not in ("PT_LOAD", "PT_NOTE") or not size:
-                continue
-            if kind == "PT_LOAD" and header["e_flags"] & _INCOMPLETE:
-                size = self._there(start, size)
-                if not size:
-                    continue
-            self._within(start, size, f"program header {i} ({kind})")
-            if kind == "PT_NOTE":
-                self.note_parts.append((start, size))
-                self.notes += parse_notes(self, start, size)
-            elif segment["p_paddr"] != no_address:
-                paddr = segment["p_paddr"]
-                if paddr + size > _MAX_ADDRESS:
-                    raise InputError(
-                        f"{self.path}: program header {i} is of memory at {paddr:#x}, which no machine has"
-                    )
-                loads.append(Piece(paddr, paddr + size, start, segment["p_flags"], segment["p_vaddr"]))
+        self.header = Header(incomplete=bool(flags & _INCOMPLETE))
+        loads = self._parse(form, offset, count)
         # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
         self.set_memory(loads)
 
+    def _struct(self, form: str, offset: int, what: str) -> tuple[int, ...]:
+        """Parse one structure of the file."""
+        parser = struct.Struct(self._byte_order + form)
+        self._within(offset, parser.size, what)
+        return parser.unpack(self.read_file(offset, parser.size))
+
+    def _segments(self, form: _Form, offset: int, count: int) -> Iterator[tuple[int, ...]]:
+        """Program headers, count of them from offset on."""
+        parser = struct.Struct(self._byte_order + form.segment)
+        for first in range(0, count, _AT_ONCE):
+            size = min(_AT_ONCE, count - first) * parser.size
+            yield from parser.iter_unpack(self.read_file(offset + first * parser.size, size))
+
+    def _parse(self, form: _Form, offset: int, count: int) -> Pieces:
+        """Take the notes from the program headers, and return the PT_LOADs."""
+        loads = Pieces()
+        no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
+        wanted = itemgetter(*form.order)
+        for i, (kind, flags, start, vaddr, paddr, size) in enumerate(map(wanted, self._segments(form, offset, count))):
+            if kind not in (_PT_LOAD, _PT_NOTE) or not size:
+                continue
+            if kind == _PT_LOAD and self.header.incomplete:
+                size = self._there(start, size)
+                if not size:
+                    continue
+            self._within(start, size, f"program header {i} ({'PT_LOAD' if kind == _PT_LOAD else 'PT_NOTE'})")
+            if kind == _PT_NOTE:
+                self.note_parts.append((start, size))
+                self.notes += parse_notes(self, start, size)
+            elif paddr != no_address:
+                if paddr + size > _MAX_ADDRESS:
+                    raise InputError(
+                        f"{self.path}: program header {i} is of memory at {paddr:#x}, which no machine has"
+                    )
+                loads.add(paddr, paddr + size, start, flags, vaddr)
+        return loads
+
     def _there(self, offset: int, size: int) -> int:
-        """How much of a PT_LOAD an incomplete file still has; a machine may use the flag for something else."""
+        """How much of a PT_LOAD an incomplete file still has."""
         file_size = self._source.size
-        if file_size is None or offset + size <= file_size:
-            return size
-        self.header = Header(incomplete=True)
-        return max(file_size - offset, 0)
+        return size if file_size is None else min(max(file_size - offset, 0), size)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         file_size = self._source.size

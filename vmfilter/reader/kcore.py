@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.ranges import Range, merged, without
-from vmfilter.reader.dump import Piece
 from vmfilter.reader.elf import ElfDump
+from vmfilter.reader.pieces import Pieces
 from vmfilter.reader.source import Source
 
 KCORE = "/proc/kcore"
@@ -57,15 +57,14 @@ class KcoreDump(ElfDump):
             return []
         return [f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"]
 
-    def set_memory(self, loads: list[Piece]) -> None:
+    def set_memory(self, loads: Pieces) -> None:
         """See PieceDump."""
-        if sum(load.start == 0 for load in loads) > 1:
+        if loads.starts.count(0) > 1:
             raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
-        cut = [
-            load._replace(start=start, end=end, offset=load.offset + start - load.start)
-            for load in loads
-            for start, end in without([(load.start, load.end)], self._crash_kernel)
-        ]
+        cut = Pieces()
+        for load in loads:
+            for start, end in without([(load.start, load.end)], self._crash_kernel):
+                cut.add(start, end, load.offset + start - load.start, load.flags, load.vaddr)
         if not cut:
             raise InputError(f"{self.path}: has no memory but the crash kernel's")
         super().set_memory(cut)

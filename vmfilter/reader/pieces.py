@@ -3,34 +3,88 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from operator import gt
+from typing import overload
 
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
 
 
-def flatten(pieces: Iterable[Piece]) -> list[Piece]:
-    """Sort pieces by address and cut them so that none overlaps another.
+class Pieces(Sequence[Piece]):
+    """Pieces in columns of numbers, for there can be millions: each takes 40 bytes so, and 250 as a Piece.
+
+    Attributes:
+        starts, ends, offsets, flags, vaddrs: what each Piece has, one after the other.
+
+    """
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self.starts, self.ends, self.offsets, self.flags, self.vaddrs = self._columns = [array("Q") for _ in range(5)]
+
+    def add(self, start: int, end: int, offset: int, flags: int = 0, vaddr: int = 0) -> None:
+        """Add a Piece at the end, given its members."""
+        self.starts.append(start)
+        self.ends.append(end)
+        self.offsets.append(offset)
+        self.flags.append(flags)
+        self.vaddrs.append(vaddr)
+
+    def __len__(self) -> int:
+        """Return the number of pieces."""
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, i: int) -> Piece: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Piece]: ...
+    def __getitem__(self, i: int | slice) -> Piece | list[Piece]:
+        """Return one of them, or some."""
+        if isinstance(i, slice):
+            return [Piece(*members) for members in zip(*(column[i] for column in self._columns), strict=True)]
+        return Piece(*(column[i] for column in self._columns))
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Return each."""
+        return map(Piece._make, zip(*self._columns, strict=True))
+
+
+def flatten(pieces: Pieces) -> Pieces:
+    """Sort pieces by address and cut them so that none overlaps another; those that follow each other are joined.
 
     Where several hold the same address the first one counts: they are the same memory (the kernel's text is in a
     PT_LOAD of its own and in that of the RAM around it).
     """
-    by_start = sorted((p.start, rank, p) for rank, p in enumerate(pieces) if p.start < p.end)
-    flat: list[Piece] = []
-    begun: list[tuple[int, Piece]] = []  # heap, by rank, of those that began before here
-    for i, (at, rank, piece) in enumerate(by_start):
-        heapq.heappush(begun, (rank, piece))
-        until = by_start[i + 1][0] if i + 1 < len(by_start) else max(p.end for _, p in begun)
+    starts, ends = pieces.starts, pieces.ends
+    ranks: Sequence[int] = range(len(pieces))
+    if any(map(gt, starts[:-1], starts[1:])):
+        ranks = sorted(ranks, key=starts.__getitem__)
+    flat = Pieces()
+    begun: list[int] = []  # heap of those that began before here, by rank
+    for i, rank in enumerate(ranks):
+        heapq.heappush(begun, rank)
+        at = starts[rank]
+        until = starts[ranks[i + 1]] if i + 1 < len(ranks) else max(ends[n] for n in begun)
         while at < until and begun:
-            first = begun[0][1]
-            if first.end <= at:
+            first = begun[0]
+            if ends[first] <= at:
                 heapq.heappop(begun)
                 continue
-            end = min(until, first.end)
-            flat.append(Piece(at, end, first.offset + at - first.start, first.flags))
+            end = min(until, ends[first])
+            _join(flat, at, end, pieces.offsets[first] + at - starts[first])
             at = end
     return flat
+
+
+def _join(flat: Pieces, start: int, end: int, offset: int) -> None:
+    """Add a piece, or make the last one larger where it goes on there."""
+    if flat and flat.ends[-1] == start and flat.offsets[-1] + start - flat.starts[-1] == offset:
+        flat.ends[-1] = end
+    else:
+        flat.add(start, end, offset)
 
 
 class PieceDump(Dump):
@@ -41,28 +95,28 @@ class PieceDump(Dump):
 
     """
 
-    def set_memory(self, loads: list[Piece]) -> None:
+    def set_memory(self, loads: Pieces) -> None:
         """Take the PT_LOADs; there is at least one, none is empty."""
         self.loads = loads
         self.pieces = flatten(loads)
-        self._starts = [p.start for p in self.pieces]
-        self.end = self.pieces[-1].end
-        self._pmem = [p for p in loads if p.flags & PF_PMEM]
+        self.end = self.pieces.ends[-1]
+        self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
     def _pieces_in(self, start: int, end: int) -> Iterator[Piece]:
         """Pieces that overlap the physical addresses [start, end), in order, uncut."""
-        i = max(bisect_right(self._starts, start) - 1, 0)
-        while i < len(self.pieces) and self.pieces[i].start < end:
-            if self.pieces[i].end > start:
-                yield self.pieces[i]
+        pieces = self.pieces
+        i = max(bisect_right(pieces.starts, start) - 1, 0)
+        while i < len(pieces) and pieces.starts[i] < end:
+            if pieces.ends[i] > start:
+                yield pieces[i]
             i += 1
 
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
-        i = bisect_right(self._starts, address)
-        if i and self.pieces[i - 1].end > address:
+        i = bisect_right(self.pieces.starts, address)
+        if i and self.pieces.ends[i - 1] > address:
             return address
-        return self._starts[i] if i < len(self._starts) else None
+        return self.pieces.starts[i] if i < len(self.pieces) else None
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
         """See Dump."""

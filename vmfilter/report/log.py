@@ -69,6 +69,7 @@ def log_json(records: Iterable[Record]) -> Iterator[str]:
                 "facility": r.facility,
                 "caller": r.caller,
                 "cont": r.cont,
+                "cleared": r.cleared,
                 "text": r.text.decode("utf-8", "backslashreplace"),
                 "dict": r.dict,
             }

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from vmfilter.pack import Pages
 
 
+class Written(NamedTuple):
+    """What a dump has until now.
+
+    Attributes:
+        pages: that put_pages() was given and that are in it.
+        zero: of these, zero pages that are left out.
+
+    """
+
+    pages: int = 0
+    zero: int = 0
+
+    def and_these(self, sizes: memoryview) -> Written:
+        """With more pages, of these sizes."""
+        return Written(self.pages + len(sizes), self.zero + sizes.tolist().count(0))
+
+
 class Writer(Protocol):
-    """Writes one dump: bitmaps, then pages in order of their frames, then finish()."""
+    """Writes one dump: bitmaps, then pages in order of their frames, then finish().
+
+    Where put_pages() fails, finish(incomplete=True) can still make a dump of those before.
+    """
+
+    @property
+    def written(self) -> Written:
+        """What it has until now."""
 
     @property
     def size(self) -> int:
@@ -37,7 +61,8 @@ class Writer(Protocol):
         """Write the next pages."""
 
     def finish(self, incomplete: bool = False) -> int:
-        """Write what is left, and make it a dump; one that says so of itself where pages are missing.
+        """Write what is left, and make it a dump that has only to be published; one that says so of itself where pages
+        are missing.
 
         Returns:
             Its size in bytes.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfilter.arch import elf_machine
 from vmfilter.pack import Run, runs_in
 from vmfilter.reader.dump import Piece
+from vmfilter.writer import Written
 from vmfilter.writer.notes import Notes
 from vmfilter.writer.transport import Kept
 
@@ -59,6 +60,7 @@ class ElfWriter:
 
     Attributes:
         size: bytes of the file so far.
+        written: pages of it so far.
 
     """
 
@@ -83,6 +85,7 @@ class ElfWriter:
         self._order = "<" if source.arch.little_endian else ">"
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
+        self.written = Written()
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
@@ -144,6 +147,7 @@ class ElfWriter:
             self._lay_out(_ELF64, segments, count * self._page_size)
         at = self._notes.write(self._transport, self._notes_at)
         self._transport.zeros(at, self._data - at)
+        self._transport.reserve(0, self._notes_at)
         self.size = self._data
 
     def _lay_out(self, layout: _Layout, segments: int, data_size: int) -> bool:
@@ -164,7 +168,7 @@ class ElfWriter:
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages; those of size 0 are zero, and holes."""
         data = pages.data
-        done = 0
+        done, at = 0, self.size
         kept = bytes(size != 0 for size in pages.sizes.tolist())
         i = 0
         while i < len(kept):
@@ -173,12 +177,13 @@ class ElfWriter:
             end = len(kept) if end < 0 else end
             length = (end - i) * self._page_size
             if value:
-                self._transport.write(self.size, data[done : done + length])
+                self._transport.write(at, data[done : done + length])
                 done += length
             else:
-                self._transport.zeros(self.size, length)
-            self.size += length
+                self._transport.zeros(at, length)
+            at += length
             i = end
+        self.size, self.written = at, self.written.and_these(pages.sizes)
 
     def _write_program_headers(self) -> int:
         """Write those of what is there: where pages are missing at the end, they are in no PT_LOAD. Return how many."""
@@ -204,7 +209,7 @@ class ElfWriter:
         return count
 
     def finish(self, incomplete: bool = False) -> int:
-        """Write the headers, the ELF header last, which makes it a dump. Returns its size in bytes."""
+        """See Writer; the ELF header is written last, for it makes it a dump."""
         count = self._write_program_headers()
         self._kept.close()
         ident = b"\x7fELF" + bytes((self._layout.elf_class, 1 if self._order == "<" else 2, 1)) + bytes(9)
@@ -226,5 +231,5 @@ class ElfWriter:
             0,
         )
         self._transport.write(0, header)
-        self._transport.commit(self.size)
+        self._transport.sync(self.size)
         return self.size

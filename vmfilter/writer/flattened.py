@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
 from vmfilter.writer.transport import Kept, Transport
 
 _COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, more where they come as one
 _ZEROS = bytes(1 << 16)
+_LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
+_RESERVED_AT_ONCE = 64 << 20
 
 
 class FlattenedTransport:
@@ -21,20 +23,40 @@ class FlattenedTransport:
     def __init__(self, below: Transport) -> None:
         """Begin."""
         self._below = below
-        try:
-            self._kept = Kept()
-        except OutputError:
-            below.abort()
-            raise
+        self._kept = Kept()
         self._end = 0  # of the dump, as far as there are records of it
         self._at = 0  # in the stream
         self._offset = 0  # in the dump, of what is collected
         self._collected = bytearray()
+        self._owed: list[list[int]] = []  # ranges of the dump that reserve() was told: start, end, bytes yet to come
+        self._reserved = 0  # of the stream
+        self._full = False
         self._append(flattened_header())
 
     def _append(self, data: bytes | bytearray | memoryview) -> None:
         self._below.write(self._at, data)
         self._at += len(data)
+
+    def _have_room(self, size: int) -> None:
+        """Have room in the stream for more data and all that is to come after them; else just for the latter."""
+        end = self._at + len(self._collected) + size + sum(left for *_, left in self._owed) + _LAST_RECORDS
+        if end <= self._reserved or self._full:
+            return
+        try:
+            self._below.reserve(self._reserved, end + _RESERVED_AT_ONCE)
+            self._reserved = end + _RESERVED_AT_ONCE
+        except NoSpaceError:
+            try:
+                self._below.reserve(self._reserved, end)
+                self._reserved = end
+            except NoSpaceError:
+                self._full = True
+                raise
+
+    def reserve(self, start: int, end: int) -> None:
+        """See Transport."""
+        self._owed.append([start, end, end - start])
+        self._have_room(0)
 
     def keep(self, start: int, end: int) -> None:
         """See Transport."""
@@ -50,6 +72,10 @@ class FlattenedTransport:
         self._record(offset, data)
 
     def _record(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        for owed in self._owed:
+            if owed[0] <= offset < owed[1]:
+                owed[2] -= len(data)
+        self._have_room(len(data))
         if offset != self._offset + len(self._collected) or len(self._collected) + len(data) > _COLLECTED:
             self._flush()
             self._offset = offset
@@ -69,7 +95,7 @@ class FlattenedTransport:
             self._record(offset, _ZEROS[:n])
             offset, size = offset + n, size - n
 
-    def commit(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         """See Transport."""
         self._flush()
         if self._end < size:  # it ends with a hole, which no record says: what is rearranged must be as long
@@ -77,7 +103,11 @@ class FlattenedTransport:
             self._flush()
         self._append(END)
         self._kept.close()
-        self._below.commit(self._at)
+        self._below.sync(self._at)
+
+    def publish(self) -> None:
+        """See Transport."""
+        self._below.publish()
 
     def abort(self) -> None:
         """See Transport: a stream without its last record is no dump."""
@@ -109,6 +139,9 @@ class StreamTransport:
         """See Transport."""
         self.write(offset, bytes(size))
 
+    def reserve(self, start: int, end: int) -> None:
+        """See Transport."""
+
     def keep(self, start: int, end: int) -> None:
         """See Transport."""
 
@@ -116,7 +149,10 @@ class StreamTransport:
         """See Transport: what went into a pipe is gone."""
         raise OutputError(f"{self._name}: cannot be read back")
 
-    def commit(self, size: int) -> None:
+    def sync(self, size: int) -> None:
+        """See Transport."""
+
+    def publish(self) -> None:
         """See Transport."""
 
     def abort(self) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfilter import _core
 from vmfilter.errors import OutputError
 from vmfilter.kdumpformat import DESCRIPTOR, INCOMPLETE, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
+from vmfilter.writer import Written
 from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class KdumpWriter:
 
     Attributes:
         size: bytes of the file so far.
+        written: pages of it so far.
 
     """
 
@@ -142,6 +144,7 @@ class KdumpWriter:
         )
         self._pending = bytearray()
         self._pending_at = self._descriptors
+        self.written = Written()
         transport.keep(self._bitmap2, self._descriptors)
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
@@ -173,6 +176,9 @@ class KdumpWriter:
         self.size = self._descriptors + count * DESCRIPTOR
         self._zero_at = self.size
         self._write_sub_header()
+        self._transport.reserve(0, self._block)
+        if self._last > self._descriptors:
+            self._transport.reserve(self._descriptors, self._last)
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
@@ -185,6 +191,8 @@ class KdumpWriter:
 
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages."""
+        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
+            self._flush()
         sizes, data, shared = pages.sizes, pages.data, _core.ffi.NULL
         if self._deduplicator:
             data, shared = self._deduplicator.share(pages, self.size, self._part.start_pfn if self._part else 0)
@@ -202,8 +210,7 @@ class KdumpWriter:
             found,
         )
         self._pending += _core.ffi.buffer(found)
-        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
-            self._flush()
+        self.written = self.written.and_these(sizes)
 
     def _flush(self) -> None:
         self._transport.write(self._pending_at, self._pending)
@@ -211,19 +218,14 @@ class KdumpWriter:
         self._pending = bytearray()
 
     def finish(self, incomplete: bool = False) -> int:
-        """Write what is left, and make it a dump; one that says so of itself where pages are missing.
-
-        Returns:
-            Its size in bytes.
-
-        """
+        """See Writer."""
         self._flush()
         if self._pending_at != self._last:
             if not incomplete:
                 raise OutputError("fewer pages were written than the bitmap has: this is a mistake in vmfilter")
             self._transport.zeros(self._pending_at, self._last - self._pending_at)
         self._write_main_header(INCOMPLETE if incomplete else 0)
-        self._transport.commit(self.size)
+        self._transport.sync(self.size)
         return self.size
 
     def _write_main_header(self, status: int) -> None:

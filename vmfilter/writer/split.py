@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from vmfilter import _core
 from vmfilter.pack import Pages
+from vmfilter.writer import Written
 from vmfilter.writer.kdump import KdumpWriter, Part
 
 _CUT = 64  # cuts are at multiples of this: crash counts whole words of the bitmap from a part's first frame on
@@ -25,6 +26,12 @@ class SplitWriter:
     def size(self) -> int:
         """Bytes of all files so far."""
         return sum(writer.size for writer in self._writers)
+
+    @property
+    def written(self) -> Written:
+        """See Writer: in all files."""
+        each = [writer.written for writer in self._writers]
+        return Written(sum(w.pages for w in each), sum(w.zero for w in each))
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """See Writer: each file has all of both."""

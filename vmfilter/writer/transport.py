@@ -10,11 +10,12 @@ from typing import Protocol
 
 from vmfilter.errors import NoSpaceError, OutputError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
 
 
 class Transport(Protocol):
-    """Bytes at offsets. Exactly one of commit() and abort() ends it."""
+    """Bytes at offsets. publish(), after sync(), or abort() ends it."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at offset. Raises OutputError where that fails."""
@@ -22,17 +23,28 @@ class Transport(Protocol):
     def zeros(self, offset: int, size: int) -> None:
         """Have zeros at an offset where nothing is written."""
 
+    def reserve(self, start: int, end: int) -> None:
+        """Have room for what is written at the offsets [start, end), some of it last: a full disk can still end a dump.
+
+        Raises:
+            NoSpaceError: there is none.
+
+        """
+
     def keep(self, start: int, end: int) -> None:
         """Prepare for read() of what will be written at the offsets [start, end)."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
-    def commit(self, size: int) -> None:
-        """Make it a dump of size bytes. Raises OutputError where that fails."""
+    def sync(self, size: int) -> None:
+        """Have all of its size bytes where they stay; nothing is written after. Raises OutputError where that fails."""
+
+    def publish(self) -> None:
+        """Give it its name. Raises OutputError where that fails."""
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays."""
 
 
 class FileTransport:
@@ -52,6 +64,7 @@ class FileTransport:
         if not os.path.basename(path):
             raise OutputError(f"{path!r}: is no name of a file")
         self._unsynced = 0
+        self._named = False
         self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._check_free()
@@ -77,15 +90,23 @@ class FileTransport:
             raise OutputError(f"{self._path}: exists; it is replaced only with --force")
 
     def _failed(self, e: OSError) -> OutputError:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno in _NO_SPACE:
             return NoSpaceError(
-                f"{self._path}: {e.strerror} while writing; nothing is left there. "
+                f"{self._path}: {e.strerror} while writing. "
                 "A higher dump level (-d) or another codec (--compress) makes it smaller"
             )
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport: a file has them where nothing is written."""
+
+    def reserve(self, start: int, end: int) -> None:
+        """See Transport."""
+        try:
+            os.posix_fallocate(self._fd, start, end - start)
+        except OSError as e:
+            if e.errno in _NO_SPACE:
+                raise self._failed(e) from e  # else the file system cannot, and has room or not when it is written
 
     def keep(self, start: int, end: int) -> None:
         """See Transport: a file keeps everything."""
@@ -113,22 +134,28 @@ class FileTransport:
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be read back: {e.strerror}") from e
 
-    def commit(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         """See Transport."""
         try:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def publish(self) -> None:
+        """See Transport."""
+        try:
             if self._force:
                 os.replace(self._temporary, self._path)
             else:
                 self._link()
+                self._named = True
             self._sync_folder()
         except FileExistsError:
             raise OutputError(f"{self._path}: was made by somebody else meanwhile; it is not replaced") from None
         except OSError as e:
             raise self._failed(e) from e
-        os.close(self._fd)
-        self._fd = -1
+        self._close()
 
     def _link(self) -> None:
         """Give the file its name, unless somebody else has taken it."""
@@ -151,14 +178,21 @@ class FileTransport:
             finally:
                 os.close(folder)
 
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+        self._fd = -1
+
     def abort(self) -> None:
         """See Transport."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
+            self._close()
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
+        if self._named:
+            self._named = False
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
 
 
 class Kept:
@@ -217,13 +251,19 @@ class Discard:
     def zeros(self, offset: int, size: int) -> None:
         """See Transport."""
 
+    def reserve(self, start: int, end: int) -> None:
+        """See Transport."""
+
     def read(self, offset: int, size: int) -> bytes:
         """See Transport."""
         return self._kept.read(offset, size)
 
-    def commit(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         """See Transport."""
         self._kept.close()
+
+    def publish(self) -> None:
+        """See Transport."""
 
     def abort(self) -> None:
         """See Transport."""

@@ -1,0 +1,314 @@
+"""A run that is ended half way: nothing is left, or a dump of what was written, which says that it is incomplete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kdumpreader import Kdump
+
+import vmfilter
+from vmfilter.cli import main
+from vmfilter.errors import InputError, NoSpaceError, OutputError
+from vmfilter.reader import open_dump
+from vmfilter.reader.source import PreadSource
+from vmfilter.rearrange import rearrange
+from vmfilter.verify import verify_dump
+from vmfilter.writer.transport import FileTransport
+
+SMALL = "x86_64-6.12-small"
+FORMS = {
+    "kdump": ("--compress", "none"),
+    "elf": ("--format", "elf"),
+    "flattened": ("--flatten", "--compress", "none"),
+    "flattened elf": ("--flatten", "--format", "elf"),
+    "dedup": ("--dedup", "--compress", "none"),
+}
+
+
+@pytest.fixture
+def small(real: Callable[[str], Path]) -> Path:
+    return real(SMALL)
+
+
+@pytest.fixture(params=[2, 5])
+def tight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of so many MiB."""
+    folder = tmp_path / "tight"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "vmfilter-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def is_part_of(path: Path, vmcore: Path) -> int:
+    """Assert that a dump is incomplete, says so, and has what the vmcore has; return the number of its pages."""
+    with open_dump(path) as dump, open_dump(vmcore) as whole:
+        assert dump.header.incomplete
+        found = verify_dump(dump, whole)
+        assert found.whole, found.told
+        assert found.compared == found.pages
+        return found.pages
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_keeps_what_it_has_room_for(
+    small: Path, tight: Path, form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    room = os.statvfs(tight).f_bavail * os.statvfs(tight).f_frsize
+    out = tight / "dump"
+    status = main(["filter", "-q", "-d", "1", *FORMS[form], "--keep-incomplete", str(small), str(out)])
+    err = capfd.readouterr().err
+    assert status == 6
+    assert f"{out} is incomplete: " in err
+    assert " pages are missing: " in err
+    assert "No space left on device" in err
+    assert os.listdir(tight) == ["dump"]
+    assert is_part_of(out, small) > 10
+    assert os.stat(out).st_blocks * 512 > room - (3 << 19)
+
+
+def test_a_flattened_file_on_a_full_disk_is_rearranged_to_an_incomplete_dump(
+    small: Path, tight: Path, tmp_path: Path
+) -> None:
+    arguments = ["filter", "-q", *FORMS["flattened"], "--keep-incomplete", str(small), str(tight / "flat")]
+    assert main(arguments) == 6
+    with open(tight / "flat", "rb") as stream:
+        rearrange(stream, tmp_path / "dump")
+    assert Kdump(tmp_path / "dump").status & 8
+    assert is_part_of(tmp_path / "dump", small) > 100
+
+
+def test_a_full_disk_keeps_all_files_of_a_set(small: Path, tight: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / "first", tight / "second"]
+    options = ["-q", "-d", "1", "--compress", "none", "--keep-incomplete", "--split"]
+    status = main(["filter", *options, str(small), *map(str, outs)])
+    assert status == 6
+    with open_dump(outs) as dump, open_dump(small) as whole:
+        assert dump.header.incomplete
+        found = verify_dump(dump, whole)
+        assert found.whole
+        assert found.compared == found.pages > 1000
+
+
+def test_makedumpfile_keeps_what_a_full_disk_has_room_for(
+    small: Path, tight: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["makedumpfile", "-c", "-d", "0", str(small), str(tight / "dump")]) == 1
+    captured = capfd.readouterr()
+    assert "Can't write the dump file" in captured.out
+    assert "No space left on device" in captured.out
+    assert "This is an incomplete dumpfile, but might analyzable." in captured.out
+    assert is_part_of(tight / "dump", small) > 10
+
+
+_SLOW = """import sys, time
+from pathlib import Path
+from vmfilter.cli import main, signals
+call = signals.EndsBetweenPages.__call__
+def slow(self, stage, done, total):
+    if done and stage == "write":
+        Path(sys.argv[-1]).with_name("begun").touch()
+        time.sleep(0.1)
+    call(self, stage, done, total)
+signals.EndsBetweenPages.__call__ = slow
+raise SystemExit(main())
+"""
+"""The command, so slow while it writes pages that a signal meets it there."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", ["filter", "convert", "makedumpfile", "flattened", "elf"])
+def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: signal.Signals, how: str) -> None:
+    arguments: list[object] = ["filter", "-q", "--keep-incomplete", "-d", "0"]
+    if how == "convert":
+        arguments = ["convert", "-q", "--keep-incomplete"]
+    elif how == "makedumpfile":
+        arguments = ["makedumpfile", "-d", "0", "-z"]
+    elif how == "flattened":
+        arguments.append("--flatten")
+    elif how == "elf":
+        arguments += ["--format", "elf"]
+    ran = [sys.executable, "-c", _SLOW, *map(str, arguments), str(small), str(tmp_path / "dump")]
+    process = subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"vmfilter: ended by {number.name}; {tmp_path}/dump: incomplete, and marked so; " in err
+    assert sorted(os.listdir(tmp_path)) == ["begun", "dump"]
+    assert is_part_of(tmp_path / "dump", small) > 10
+
+
+def _disk(monkeypatch: pytest.MonkeyPatch, dies_after: int, for_ever: bool) -> None:
+    """Have a disk that fails once, or from then on always, when so many bytes were written."""
+    write, written = FileTransport.write, [0, 0]
+
+    def dying(self: FileTransport, offset: int, data: bytes) -> None:
+        written[0] += len(data)
+        if written[0] > dies_after and (for_ever or not written[1]):
+            written[1] += 1
+            raise self._failed(OSError(errno.EIO, os.strerror(errno.EIO)))
+        write(self, offset, data)
+
+    monkeypatch.setattr(FileTransport, "write", dying)
+
+
+def test_a_disk_with_a_bad_spot_keeps_what_is_before(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _disk(monkeypatch, 4 << 20, for_ever=False)
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    assert isinstance(result.failure, OutputError)
+    assert "Input/output error" in str(result.failure)
+    assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_dead_disk_leaves_nothing_and_says_why(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    _disk(monkeypatch, 4 << 20, for_ever=True)
+    with pytest.raises(OutputError, match="Input/output error"):
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=keep)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_vmcore_that_cannot_be_read_to_its_end(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    read, end = PreadSource.read_into, os.path.getsize(small) * 3 // 4
+
+    def failing(self: PreadSource, offset: int, view: memoryview) -> None:
+        if offset > end and len(view) > 4096:
+            raise InputError(f"{self.path}: cannot be read at offset {offset:#x}: Input/output error")
+        read(self, offset, view)
+
+    with monkeypatch.context() as m:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "write" and not done:
+                m.setattr(PreadSource, "read_into", failing)
+
+        if keep:
+            result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, progress=progress)
+        else:
+            with pytest.raises(InputError, match="Input/output error"):
+                vmfilter.filter_dump(small, tmp_path / "dump", level=0, progress=progress)
+    if not keep:
+        assert os.listdir(tmp_path) == []
+        return
+    assert isinstance(result.failure, InputError)
+    assert is_part_of(tmp_path / "dump", small) == result.kept - result.lost > 1000
+
+
+def test_a_signal_after_the_last_page_is_too_late(small: Path, tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done == total:
+            raise KeyboardInterrupt
+
+    result = vmfilter.filter_dump(small, tmp_path / "dump", keep_incomplete=True, progress=progress)
+    assert (result.lost, result.failure) == (0, None)
+    vmfilter.filter_dump(small, tmp_path / "direct")
+    assert (tmp_path / "dump").read_bytes() == (tmp_path / "direct").read_bytes()
+
+
+def test_what_progress_raises_goes_on_to_its_caller(small: Path, tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, progress=progress)
+    (note,) = raised.value.__notes__
+    assert note.startswith(f"{tmp_path}/dump: incomplete, and marked so; ")
+    assert is_part_of(tmp_path / "dump", small) > 0
+
+
+def test_lack_of_memory_keeps_what_is_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise MemoryError
+
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, progress=progress)
+    assert "out of memory" in str(result.failure)
+    assert is_part_of(tmp_path / "dump", small) > 0
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_set_of_which_one_file_cannot_get_its_name_leaves_none(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", refuse)
+    outs = [tmp_path / str(i) for i in range(3)]
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write":
+            outs[2].write_bytes(b"theirs")
+
+    with pytest.raises(OutputError, match="2: "):
+        vmfilter.filter_dump(small, outs, progress=progress)
+    assert os.listdir(tmp_path) == ["2"]
+    assert outs[2].read_bytes() == b"theirs"
+
+
+def test_what_comes_after_a_full_disk_fits_where_it_was_reserved(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte that is written after the disk was full lies where there was something already, or was reserved."""
+    write, reserve = FileTransport.write, FileTransport.reserve
+    had: list[tuple[int, int]] = []
+    after: list[tuple[int, int]] = []
+
+    def watched(self: FileTransport, offset: int, data: bytes) -> None:
+        if had and sum(end - start for start, end in had) > 3 << 20 and not after:
+            after.append((0, 0))
+            raise NoSpaceError("full")
+        (after if after else had).append((offset, offset + len(data)))
+        write(self, offset, data)
+
+    def reserved(self: FileTransport, start: int, end: int) -> None:
+        had.append((start, end))
+        reserve(self, start, end)
+
+    monkeypatch.setattr(FileTransport, "write", watched)
+    monkeypatch.setattr(FileTransport, "reserve", reserved)
+    vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, compress="none")
+    assert len(after) > 1
+    for start, end in after:
+        assert any(first <= start and end <= last for first, last in had)
+
+
+def test_the_help_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["filter", "--help"])
+    assert "--keep-incomplete" in capsys.readouterr().out
+
+
+def test_a_run_that_is_ended_before_the_first_page_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vmfilter.filter_dump(small, tmp_path / "dump", keep_incomplete=True, progress=progress)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,257 @@
+"""vmfilter kdump: what is put into a system, and taken out of it again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from namespaces import needs_program
+
+from vmfilter.cli import main
+from vmfilter.kdump.install import RECORD
+
+HOOK = "usr/share/initramfs-tools/hooks/vmfilter"
+EXAMPLES = "usr/share/doc/vmfilter/examples"
+INSTALLED = {
+    HOOK: 0o755,
+    "usr/share/initramfs-tools/scripts/init-premount/vmfilter": 0o755,
+    "usr/lib/dracut/modules.d/99vmfilter/module-setup.sh": 0o755,
+    "usr/lib/udev/rules.d/98-vmfilter-kdump.rules": 0o644,
+    "usr/lib/systemd/system/vmfilter-kdump-reload.service": 0o644,
+    "usr/lib/vmfilter/reload-kdump": 0o755,
+    "usr/lib/vmfilter/bin/makedumpfile": 0o755,
+    f"{EXAMPLES}/kdump.conf": 0o644,
+    f"{EXAMPLES}/kdump-tools": 0o644,
+    f"{EXAMPLES}/initramfs-tools.conf": 0o644,
+}
+
+
+class System:
+    """A system's root, and the command run on it."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.root, self._capsys = root, capsys
+        root.mkdir()
+
+    def run(self, *arguments: str, status: int = 0) -> list[str]:
+        """Lines that vmfilter kdump prints, of trouble where that is its exit status."""
+        assert main(["kdump", *arguments, "--root", str(self.root)]) == status
+        out, err = self._capsys.readouterr()
+        assert bool(err) == bool(status)
+        return (err if status else out).splitlines()
+
+    def files(self) -> dict[str, int]:
+        """Files and their modes, without the record."""
+        found = {str(p.relative_to(self.root)): p.stat().st_mode & 0o7777 for p in self.root.rglob("*") if p.is_file()}
+        found.pop(RECORD, None)
+        return found
+
+
+@pytest.fixture
+def system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> System:
+    return System(tmp_path / "system", capsys)
+
+
+def test_install_says_each_file_that_it_installs(system: System) -> None:
+    lines = system.run("install")
+    assert system.files() == INSTALLED
+    assert sorted(lines) == sorted(f"installed {system.root / path}" for path in INSTALLED)
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(system: System) -> None:
+    lines = system.run("install", "--dry-run")
+    assert sorted(lines) == sorted(f"would install {system.root / path}" for path in INSTALLED)
+    assert list(system.root.iterdir()) == []
+    system.run("install")
+    lines = system.run("remove", "--dry-run")
+    assert sorted(lines) == sorted(f"would remove {system.root / path}" for path in INSTALLED)
+    assert system.files() == INSTALLED
+
+
+def test_a_second_install_changes_nothing(system: System) -> None:
+    system.run("install")
+    times = {p: p.stat().st_mtime_ns for p in system.root.rglob("*")}
+    assert all(line.endswith(" is there already") for line in system.run("install"))
+    assert {p: p.stat().st_mtime_ns for p in system.root.rglob("*")} == times
+
+
+def test_what_is_installed_runs_the_interpreter_that_installed_it(system: System) -> None:
+    system.run("install")
+    for path in (HOOK, "usr/lib/dracut/modules.d/99vmfilter/module-setup.sh", "usr/lib/vmfilter/bin/makedumpfile"):
+        text = (system.root / path).read_text()
+        assert f"{shlex.quote(sys.executable)} -I -m vmfilter " in text
+        assert "@" not in text.replace("[@]", "").replace('"$@"', "")
+
+
+def test_remove_leaves_the_system_as_it_was(system: System) -> None:
+    (system.root / "usr/lib/udev/rules.d").mkdir(parents=True)
+    (system.root / "usr/lib/udev/rules.d/50-other.rules").write_text("# not ours\n")
+    before = sorted(system.root.rglob("*"))
+    system.run("install")
+    assert sorted(system.run("remove")) == sorted(f"removed {system.root / path}" for path in INSTALLED)
+    assert sorted(system.root.rglob("*")) == before
+
+
+def test_remove_keeps_what_was_changed_and_says_so(system: System) -> None:
+    system.run("install")
+    hook = system.root / HOOK
+    hook.write_text("#!/bin/sh\n# the administrator's\n")
+    (system.root / EXAMPLES / "kdump.conf").unlink()
+    lines = system.run("remove")
+    assert f"kept {hook}, which was changed since it was installed" in lines
+    assert f"{system.root / EXAMPLES / 'kdump.conf'} is not there any more" in lines
+    assert list(system.files()) == [HOOK]
+    assert hook.read_text() == "#!/bin/sh\n# the administrator's\n"
+
+
+def test_install_keeps_what_was_changed_and_says_so(system: System) -> None:
+    system.run("install")
+    (system.root / HOOK).write_text("# the administrator's\n")
+    assert f"kept {system.root / HOOK}, which was changed since it was installed" in system.run("install")
+    assert (system.root / HOOK).read_text() == "# the administrator's\n"
+
+
+def test_what_an_older_version_installed_is_replaced_or_removed(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = tmp_path / "older"
+    for path in (HOOK, "usr/lib/vmfilter/gone"):
+        (older / path).parent.mkdir(parents=True, exist_ok=True)
+        (older / path).write_text("older\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("vmfilter.kdump.install._ROOT", older)
+        system.run("install")
+    lines = system.run("install")
+    assert f"replaced {system.root / HOOK}" in lines
+    assert f"removed {system.root / 'usr/lib/vmfilter/gone'}" in lines
+    assert system.files() == INSTALLED
+    system.run("remove")
+    assert list(system.root.iterdir()) == []
+
+
+def test_a_file_of_somebody_else_stops_install_before_it_writes(system: System) -> None:
+    theirs = system.root / HOOK
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs\n")
+    (line,) = system.run("install", status=4)
+    assert line == f"vmfilter: {theirs}: is there, and vmfilter has not installed it; move it away"
+    assert list(system.files()) == [HOOK]
+
+
+def test_an_install_that_fails_midway_can_be_removed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> None:
+        if target.name == "98-vmfilter-kdump.rules":
+            raise OSError(28, "No space left on device", str(target))
+        os.replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        (line,) = system.run("install", status=4)
+    assert line.endswith("98-vmfilter-kdump.rules: No space left on device")
+    assert system.files()
+    system.run("remove")
+    assert list(system.root.iterdir()) == []
+
+
+def test_remove_where_nothing_is_installed_is_one_line(system: System) -> None:
+    (line,) = system.run("remove", status=1)
+    assert line == f"vmfilter: {system.root / RECORD}: is not there: nothing is installed"
+
+
+def test_a_root_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kdump", "install", "--root", str(tmp_path / "none")]) == 4
+    assert (
+        capsys.readouterr().err == f"vmfilter: {tmp_path / 'none'}: is no folder: the root of a system is asked for\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "[]", '{"files": [], "folders": []}', '{"files": {"../../etc/passwd": ""}, "folders": []}'],
+    ids=["empty", "list", "no files", "outside"],
+)
+def test_a_damaged_record_removes_nothing(system: System, record: str) -> None:
+    system.run("install")
+    (system.root / RECORD).write_text(record)
+    (line,) = system.run("remove", status=3)
+    assert line.startswith(f"vmfilter: {system.root / RECORD}: ")
+    assert system.files() == INSTALLED
+
+
+@pytest.mark.parametrize("example", ["kdump.conf", "kdump-tools"])
+def test_the_commands_of_the_examples_are_ones(
+    system: System, example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both distributions' scripts put the vmcore behind, and Fedora's threads or -F."""
+    system.run("install")
+    text = (system.root / EXAMPLES / example).read_text()
+    words = ("core_collector vmfilter-makedumpfile ", "MAKEDUMP_ARGS=")
+    (command,) = (line.removeprefix(w) for line in text.splitlines() for w in words if line.startswith(w))
+    arguments = " ".join(shlex.split(command)).split()
+    added = [["-F"], ["--num-threads=2", "dump"]] if example == "kdump.conf" else [[]]
+    for more in added:
+        assert main(["makedumpfile", "--check-params", *arguments, *more[:1], "vmcore", *more[1:]]) == 0
+    assert main(["makedumpfile", "--check-params", *arguments, "--nonsense", "vmcore"]) == 1
+    capsys.readouterr()
+
+
+def test_kdump_tools_finds_makedumpfile_where_its_example_says(system: System, tmp_path: Path) -> None:
+    system.run("install")
+    settings = (system.root / EXAMPLES / "kdump-tools").read_text()
+    script = settings.replace("/usr/lib/vmfilter", f"{system.root}/usr/lib/vmfilter") + "\nmakedumpfile -v\n"
+    command = ["sh", "-euc", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/bin:/usr/bin"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("makedumpfile: version 1.7.9")
+
+
+@pytest.mark.parametrize(
+    ("active", "throttler", "asked"),
+    [
+        ((), False, []),
+        (("kdump.service",), False, ["systemctl --no-block try-reload-or-restart kdump.service"]),
+        (("kdump.service",), True, ["systemd-run --quiet --no-block {throttler}"]),
+        (("kdump-tools.service",), True, ["systemctl --no-block try-reload-or-restart kdump-tools.service"]),
+    ],
+    ids=["no kdump", "Fedora before the throttler", "Fedora", "Debian"],
+)
+def test_kdump_is_reloaded_as_its_distribution_does(
+    system: System, tmp_path: Path, active: tuple[str, ...], throttler: bool, asked: list[str]
+) -> None:
+    system.run("install")
+    programs, log = tmp_path / "programs", tmp_path / "log"
+    programs.mkdir()
+    (programs / "throttler").write_text("")
+    (programs / "throttler").chmod(0o755 if throttler else 0o644)
+    for name in ("systemctl", "systemd-run"):
+        (programs / name).write_text(
+            f'#!/bin/sh\n[ "$1 $2" = "-q is-active" ] || {{ echo "{name} $*" >>{log}; exit 0; }}\n'
+            f'case " {" ".join(active)} " in *" $3 "*) exit 0;; esac\nexit 3\n'
+        )
+        (programs / name).chmod(0o755)
+    reload = system.root / "usr/lib/vmfilter/reload-kdump"
+    script = reload.read_text().replace("/usr/lib/udev/kdump-udev-throttler", str(programs / "throttler"))
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    result = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    lines = log.read_text().splitlines() if log.exists() else []
+    assert lines == [line.format(throttler=programs / "throttler") for line in asked]
+
+
+@needs_program("systemd-analyze", "systemd")
+def test_systemd_takes_the_service(system: System) -> None:
+    system.run("install")
+    for path in ("usr/bin/sleep", "usr/bin/udevadm"):
+        (system.root / path).parent.mkdir(exist_ok=True)
+        (system.root / path).touch(0o755)
+    (system.root / "bin").symlink_to("usr/bin")
+    shutil.copytree("/lib/systemd/system", system.root / "usr/lib/systemd/system", symlinks=True, dirs_exist_ok=True)
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={system.root}", "vmfilter-kdump-reload.service"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    ours = [line for line in result.stderr.splitlines() if "vmfilter" in line]
+    assert (result.returncode, ours) == (0, [])

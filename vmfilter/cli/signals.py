@@ -1,0 +1,77 @@
+"""What SIGINT, SIGTERM and SIGHUP do to a run: it ends and cleans up after itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from vmfilter.filter import Progress
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class EndedError(BaseException):
+    """A signal asked the run to end.
+
+    Attributes:
+        number: which.
+
+    """
+
+    def __init__(self, number: int) -> None:
+        """Begin."""
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        """Say what was done about it."""
+        notes = getattr(self, "__notes__", ["no half-written dump is left"])
+        return "; ".join([f"ended by {signal.Signals(self.number).name}", *notes])
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    def once(number: int, frame: FrameType | None) -> None:
+        for other in _NUMBERS:  # a second one must not disturb the cleaning up
+            signal.signal(other, signal.SIG_IGN)
+        handler(number, frame)
+
+    for number in _NUMBERS:
+        signal.signal(number, once)
+
+
+def end_at_once() -> None:
+    """From now on, a signal raises EndedError wherever the run is."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise EndedError(number)
+
+    _handle(end)
+
+
+class EndsBetweenPages:
+    """A Progress for runs whose dump is kept as far as it is.
+
+    From the first page on, a signal raises EndedError only here, where what is written fits together.
+    """
+
+    def __init__(self, shown: Progress | None) -> None:
+        """Go on to another Progress, if there is one."""
+        self._shown = shown
+        self._writes = False
+        self._number = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See vmfilter.filter.Progress."""
+        if stage == "write" and not self._writes:
+            self._writes = True
+            _handle(self._note)
+        if self._number:
+            raise EndedError(self._number)
+        if self._shown is not None:
+            self._shown(stage, done, total)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
