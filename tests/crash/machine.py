@@ -51,7 +51,6 @@ def initramfs(folder: Path, *, vmfilter: bool = True) -> Path:
         run("gcc", "-O2", "-static", GUEST / f"{name}.c", "-o", files / "usr/bin" / name)
     for name in ("crash", "capture"):
         shutil.copy(GUEST / name, files / "crash")
-    shutil.copy(GUEST / "kdump-tools", files / "etc/default")
     shutil.copy(GUEST / "run", folder / "scripts/init-premount")
     shutil.copy(GUEST / "hook", folder / "hooks/guest")
     (folder / "debian").symlink_to(DEBIAN)
@@ -63,6 +62,8 @@ def initramfs(folder: Path, *, vmfilter: bool = True) -> Path:
         run(sys.executable, "-m", "vmfilter", "kdump", "install", "--root", installed)
         shutil.copytree(installed / "usr/share/initramfs-tools", folder, dirs_exist_ok=True)
         shutil.copy(GUEST / "vmfilter", folder / "conf.d")
+        settings = (installed / "usr/share/doc/vmfilter/examples/kdump-tools").read_text()
+        (files / "etc/default/kdump-tools").write_text(f"{settings}\nKDUMP_COREDIR=/mnt/crash\n")
     # mkinitramfs looks for the kernel's files where they would be installed: let it find them, without installing them.
     make = 'mount --bind "$1/boot" /boot; mount --bind "$1/lib/modules" /lib/modules; mkinitramfs -d "$2" -o "$3" "$4"'
     Path("/lib/modules").mkdir(exist_ok=True)
