@@ -42,18 +42,30 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout}"
 
 
-def initramfs(folder: Path, *, vmfilter: bool = True) -> Path:
-    """Make an initramfs of guest/, and of what `vmfilter kdump install` installs, in a new folder."""
+def initramfs(
+    folder: Path, *, vmfilter: bool = True, peer: Path | None = None, capture: Path = GUEST / "capture"
+) -> Path:
+    """Make an initramfs in a new folder.
+
+    Args:
+        folder: where.
+        vmfilter: whether it has what `vmfilter kdump install` puts into it.
+        peer: a program of this machine that is to be /usr/bin/peer there.
+        capture: script that is to run in the capture kernel.
+
+    """
     files = folder / "files"
     for name in ("conf.d", "hooks", "scripts/init-premount", "files/crash", "files/usr/bin", "files/etc/default"):
         (folder / name).mkdir(parents=True)
     for name in ("load", "measure", "workload"):
         run("gcc", "-O2", "-static", GUEST / f"{name}.c", "-o", files / "usr/bin" / name)
-    for name in ("crash", "capture"):
-        shutil.copy(GUEST / name, files / "crash")
+    shutil.copy(GUEST / "crash", files / "crash")
+    shutil.copy(capture, files / "crash/capture")
     shutil.copy(GUEST / "run", folder / "scripts/init-premount")
     shutil.copy(GUEST / "hook", folder / "hooks/guest")
     (folder / "debian").symlink_to(DEBIAN)
+    if peer:
+        shutil.copy(peer, folder / "peer")
     (folder / "modules").write_text("virtio_blk\n")
     (folder / "initramfs.conf").write_text("MODULES=list\nBUSYBOX=y\nCOMPRESS=zstd\n")
     if vmfilter:
