@@ -25,6 +25,7 @@ fi
 
 if ! qemu-system-x86_64 --version 2>/dev/null | grep -q 'version [1-9][0-9]'; then
     backports="$VERSION_CODENAME-backports"
+    update
     if [ -z "$(apt-get indextargets "Codename: $backports")" ]; then
         uri=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $VERSION_CODENAME" 'Component: main' | head -n 1)
         echo "deb $uri $backports main" > "/etc/apt/sources.list.d/$backports.list"
