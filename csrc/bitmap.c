@@ -5,17 +5,42 @@
 #include "bytes.h"
 #include "vmfilter.h"
 
+#define EACH 0x0101010101010101u
+
+/* Whether the 8 classes are one: memory is used in runs. */
+static inline int is_run(const uint8_t *classes)
+{
+	uint64_t all = vmf_load64(classes, 0);
+
+	return all == EACH * classes[0];
+}
+
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASSES])
 {
-	for (uint64_t i = 0; i < count; i++)
-		counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL]++;
+	for (uint64_t i = 0; i < count; i += 8) {
+		uint64_t end = count - i < 8 ? count : i + 8;
+
+		if (end - i == 8 && is_run(classes + i))
+			counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL] += 8;
+		else
+			for (uint64_t k = i; k < end; k++)
+				counts[classes[k] < VMF_CLASSES ? classes[k] : VMF_KERNEL]++;
+	}
 }
 
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits)
 {
-	memset(bits, 0, (count + 7) / 8);
-	for (uint64_t i = 0; i < count; i++)
-		bits[i / 8] |= (uint8_t)((chosen[classes[i]] != 0) << (i % 8));
+	for (uint64_t i = 0; i < count; i += 8) {
+		uint64_t n = count - i < 8 ? count - i : 8;
+		uint8_t byte = 0;
+
+		if (n == 8 && is_run(classes + i))
+			byte = chosen[classes[i]] ? 0xff : 0;
+		else
+			for (uint64_t k = 0; k < n; k++)
+				byte |= (uint8_t)((chosen[classes[i + k]] != 0) << k);
+		bits[i / 8] = byte;
+	}
 }
 
 void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)

@@ -13,11 +13,16 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
     """Sort ranges and join those that touch or overlap; what the functions below take."""
     out: list[Range] = []
     for first, end in sorted(ranges):
-        if out and first <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], end))
-        elif first < end:
-            out.append((first, end))
+        append(out, first, end)
     return out
+
+
+def append(ranges: list[Range], first: int, end: int) -> None:
+    """Add a range to others, as a part of the last one where it begins in that or right after it."""
+    if ranges and ranges[-1][0] <= first <= ranges[-1][1]:
+        ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
+    elif first < end:
+        ranges.append((first, end))
 
 
 def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
-from vmfilter.ranges import Range, frames_in, intersection, merged, without
+from vmfilter.ranges import Range, append, frames_in, intersection, merged, without
 
 if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
@@ -44,17 +44,15 @@ class Sections:
         if not self.known:
             return
         self._pages = model.section_pages
-        sections = list(model.sections())
-        self.online = merged(self._frames(s.number) for s in sections if s.online)
-        self.device = merged(self._frames(s.number) for s in sections if not s.online)
-        memmaps = [s.memmap for s in sections if not s.online and s.memmap is not None]
-        size = model.section_pages * model.struct_page
-        mapped = merged(
-            (m.paddr // kernel.page_size, -(-(m.paddr + m.length) // kernel.page_size))
-            for memmap in memmaps
-            for m in kernel.memory.mappings(memmap, size)
-        )
-        self.struct_pages = without(mapped, self.online)
+        mapped: list[Range] = []
+        page_size, memmap_size = kernel.page_size, model.section_pages * model.struct_page
+        # A machine of 16 TiB has 131,072 sections: they are joined as they come, and never all there at once.
+        for section in model.sections():
+            append(self.online if section.online else self.device, *self._frames(section.number))
+            if not section.online and section.memmap is not None:
+                for m in kernel.memory.mappings(section.memmap, memmap_size):
+                    append(mapped, m.paddr // page_size, -(-(m.paddr + m.length) // page_size))
+        self.struct_pages = without(merged(mapped), self.online)
 
     def _frames(self, number: int) -> Range:
         return number * self._pages, (number + 1) * self._pages
@@ -66,12 +64,8 @@ class Sections:
 
     def whole_online(self, ranges: Sequence[Range]) -> list[Range]:
         """Online sections that lie in ranges as a whole."""
-        return merged(
-            self._frames(number)
-            for first, end in self.online
-            for number in range(first // self._pages, end // self._pages)
-            if frames_in(intersection([self._frames(number)], ranges)) == self._pages
-        )
+        size = self._pages
+        return merged((-(-a // size) * size, b // size * size) for a, b in intersection(self.online, ranges))
 
     def outside_ram(self, dump: Dump, page_size: int) -> list[Range]:
         """Device sections; and on a machine that has any, the dump's memory in no section at all.
@@ -80,7 +74,9 @@ class Sections:
         """
         if not self.device:
             return []
-        blocks = merged(self._frames(a // page_size // self._pages) for a in dump.blocks(self._pages * page_size))
+        blocks: list[Range] = []
+        for address in dump.blocks(self._pages * page_size):
+            append(blocks, *self._frames(address // page_size // self._pages))
         return merged([*self.device, *without(blocks, self.present)])
 
 
