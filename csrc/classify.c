@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Struct pages to page classes. What a kernel's struct page looks like is in the layout; the rules are here. */
+#include <string.h>
+
 #include "bytes.h"
 #include "vmfilter.h"
 
@@ -7,6 +9,12 @@
 #define MAX_COMPOUND_ORDER 22
 
 #define ANON_BIT 1u	/* PAGE_MAPPING_ANON: lowest bit of mapping, on every kernel; KSM pages have it too */
+
+#define AT_ONCE 8	/* pages of a block that are looked at together: their classes are one word */
+#define EACH 0x0101010101010101u
+
+/* What is inlined is compiled twice, see vmf_classify(). */
+#define INLINE static inline __attribute__((always_inline))
 
 static inline uint64_t field(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_field f)
 {
@@ -24,6 +32,23 @@ static inline uint64_t field(const struct vmf_page_layout *l, const uint8_t *pag
 	default:
 		return 0;
 	}
+}
+
+/* Whether all fields that every page has are 64 bits wide in this machine's byte order, as nearly all dumps have them. */
+static int is_native64(const struct vmf_page_layout *l)
+{
+	return !l->swap && l->flags.width == 8 && l->mapping.width == 8 && l->private_.width == 8 &&
+	       l->tail.width == 8 && l->mapcount.width == 4;
+}
+
+INLINE uint64_t word(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_field f, int native64)
+{
+	return native64 ? vmf_load64(page + f.offset, 0) : field(l, page, f);
+}
+
+INLINE uint32_t mapcount_of(const struct vmf_page_layout *l, const uint8_t *page, int native64)
+{
+	return native64 ? vmf_load32(page + l->mapcount.offset, 0) : (uint32_t)field(l, page, l->mapcount);
 }
 
 static inline int has_type(struct vmf_page_type t, uint32_t mapcount)
@@ -78,11 +103,11 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 	return has_type(l->offline, mapcount) ? VMF_OFFLINE : VMF_KERNEL;
 }
 
-static uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags)
+INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, int native64)
 {
-	if (field(l, page, l->tail) & l->tail_mask)
+	if (word(l, page, l->tail, native64) & l->tail_mask)
 		return VMF_KERNEL;	/* a tail without its head: nothing here is its own */
-	if (field(l, page, l->mapping) & ANON_BIT)
+	if (word(l, page, l->mapping, native64) & ANON_BIT)
 		return VMF_USER;
 	if (!(flags & l->lru) && (!l->swapcache || (flags & l->swapcache) != l->swapcache))
 		return VMF_KERNEL;
@@ -90,11 +115,12 @@ static uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 }
 
 /* The block that begins at page. */
-static struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end)
+INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end,
+				 int native64)
 {
 	struct vmf_block b = {0, VMF_KERNEL, 0};
-	uint64_t flags = field(l, page, l->flags), order = compound_order(l, page, flags, pfn, end);
-	uint32_t mapcount = (uint32_t)field(l, page, l->mapcount);
+	uint64_t flags = word(l, page, l->flags, native64), order = compound_order(l, page, flags, pfn, end);
+	uint32_t mapcount = mapcount_of(l, page, native64);
 
 	if (flags & l->slab)
 		b.page_class = VMF_KERNEL;	/* before types: until 4.17 a slab's counters overlay _mapcount */
@@ -109,7 +135,7 @@ static struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	} else if ((int32_t)mapcount < -1) {
 		b.page_class = typed_class(l, page, mapcount, pfn, &order);
 	} else {
-		b.page_class = untyped_class(l, page, flags);
+		b.page_class = untyped_class(l, page, flags, native64);
 		/* Only hugetlb's are larger than the page allocator's blocks. */
 		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
 			order = 0;
@@ -118,18 +144,61 @@ static struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	return b;
 }
 
-/* count frames get the block's class; each one's own poison comes first. */
-static void apply(const struct vmf_page_layout *l, const struct vmf_block *b, const uint8_t *structs, uint64_t count,
-		  uint8_t *classes)
+static inline void give(uint8_t *class, uint8_t c)
 {
-	for (uint64_t i = 0; i < count; i++) {
-		uint8_t c = (uint8_t)b->page_class;
+	if (*class == VMF_KERNEL || (*class == VMF_PMEM_USERDATA && c == VMF_HWPOISON))
+		*class = c;
+}
 
-		if (!b->tails_alike && (field(l, structs + i * l->size, l->flags) & l->hwpoison))
-			c = VMF_HWPOISON;
-		if (classes[i] == VMF_KERNEL || (classes[i] == VMF_PMEM_USERDATA && c == VMF_HWPOISON))
-			classes[i] = c;
+INLINE void give_each(const struct vmf_page_layout *l, uint64_t poison, uint8_t c, const uint8_t *structs,
+		      uint64_t count, uint8_t *classes, int native64)
+{
+	for (uint64_t i = 0; i < count; i++, structs += l->size)
+		give(classes + i, word(l, structs, l->flags, native64) & poison ? VMF_HWPOISON : c);
+}
+
+/* Pages AT_ONCE, of which none is poisoned. */
+static inline void give_all(uint8_t c, uint8_t *classes)
+{
+	uint64_t before, after = EACH * c;
+
+	memcpy(&before, classes, sizeof(before));
+	if (before == EACH * VMF_KERNEL)
+		memcpy(classes, &after, sizeof(after));
+	else
+		for (int i = 0; i < AT_ONCE; i++)
+			give(classes + i, c);
+}
+
+/* count frames get the block's class; each one's own poison comes first. */
+INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, const uint8_t *structs, uint64_t count,
+		  uint8_t *classes, int native64)
+{
+	const uint64_t poison = b->tails_alike ? 0 : l->hwpoison, size = l->size;
+	const uint8_t c = (uint8_t)b->page_class;
+
+	for (; count >= AT_ONCE; count -= AT_ONCE) {
+		uint64_t flags = 0;
+
+		for (uint64_t i = 0; poison && i < AT_ONCE; i++)
+			flags |= word(l, structs + i * size, l->flags, native64);
+		if (flags & poison)
+			give_each(l, poison, c, structs, AT_ONCE, classes, native64);
+		else
+			give_all(c, classes);
+		structs += AT_ONCE * size;
+		classes += AT_ONCE;
 	}
+	give_each(l, poison, c, structs, count, classes, native64);
+}
+
+/*
+ * A page that is in no block, as most are that a machine in use has: neither head nor slab, without a type, not
+ * poisoned. What block_at() finds for all of them is untyped_class() and order 0.
+ */
+INLINE int is_plain(const struct vmf_page_layout *l, uint64_t flags, uint32_t mapcount)
+{
+	return !(flags & (l->head | l->slab | l->hwpoison)) && (int32_t)mapcount >= -1 && !has_type(l->hugetlb, mapcount);
 }
 
 static int fits(const struct vmf_page_layout *l, struct vmf_field f)
@@ -139,27 +208,48 @@ static int fits(const struct vmf_page_layout *l, struct vmf_field f)
 	return width_known && f.offset <= l->size && f.width <= l->size - f.offset;
 }
 
+INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, uint64_t pfn, uint64_t count,
+		     struct vmf_block *block, uint8_t *restrict classes, int native64)
+{
+	const uint8_t *end = structs + count * l->size;
+	struct vmf_block b = *block;
+	uint64_t i = 0;
+
+	while (i < count) {
+		const uint8_t *page = structs + i * l->size;
+		uint64_t n;
+
+		if (b.end_pfn <= pfn + i) {
+			uint64_t flags = word(l, page, l->flags, native64);
+			uint32_t mapcount = mapcount_of(l, page, native64);
+
+			if (is_plain(l, flags, mapcount)) {
+				give(classes + i++, untyped_class(l, page, flags, native64));
+				continue;
+			}
+			b = block_at(l, page, pfn + i, end, native64);
+		}
+		n = b.end_pfn - (pfn + i);
+		if (n > count - i)
+			n = count - i;
+		apply(l, &b, page, n, classes + i, native64);
+		i += n;
+	}
+	*block = b;
+}
+
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, uint8_t *classes)
 {
 	const struct vmf_page_layout *l = layout;
-	const uint8_t *end = structs + count * l->size;
-	uint64_t i = 0;
 
 	if (!fits(l, l->flags) || !fits(l, l->mapcount) || !fits(l, l->mapping) || !fits(l, l->private_) ||
 	    !fits(l, l->tail) || !fits(l, l->order) || !fits(l, l->destructor) || l->free_orders > 64)
 		return -1;
-	while (i < count) {
-		uint64_t n;
-
-		if (block->end_pfn <= pfn + i)
-			*block = block_at(l, structs + i * l->size, pfn + i, end);
-		n = block->end_pfn - (pfn + i);
-		if (n > count - i)
-			n = count - i;
-		apply(l, block, structs + i * l->size, n, classes + i);
-		i += n;
-	}
+	if (is_native64(l))
+		classify(l, structs, pfn, count, block, classes, 1);
+	else
+		classify(l, structs, pfn, count, block, classes, 0);
 	return 0;
 }
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from kernelbuilder import FLAVOURS, KERNEL_AT, TAIL_MAPPING, Flavour, Synthetic
 
+from vmfilter import _core
 from vmfilter.classify import WINDOW_PAGES, Classifier
 from vmfilter.errors import KernelError
+from vmfilter.kernel.pagelayout import PageLayout
 from vmfilter.levels import PageClass
 
 KERNEL, CACHE, PRIVATE, USER = PageClass.KERNEL, PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER
@@ -518,3 +520,58 @@ def test_classifying_twice_gives_the_same(scene: Scene, name: str, tmp_path: Pat
         classifier = Classifier(dump, kernel.page_size, kernel)
         first, second = ([bytes(w.classes) for w in classifier.windows()] for _ in range(2))
         assert first == second
+
+
+def swapped(structs: bytes, layout: PageLayout) -> bytes:
+    """Struct pages as a machine of the other byte order has them."""
+    out = bytearray(structs)
+    fields = {
+        getattr(layout, name) for name in ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
+    }
+    for at in range(0, len(out), layout.size):
+        for offset, width in fields:
+            out[at + offset : at + offset + width] = structs[at + offset : at + offset + width][::-1]
+    return bytes(out)
+
+
+def test_a_dump_of_the_other_byte_order_is_classified_alike() -> None:
+    """Struct pages of 64 bits in this machine's byte order have code of their own: both must find the same."""
+    chance = random.Random(5)
+    layout = PageLayout(
+        size=64, swap=False, flags=(0, 8), tail=(8, 8), mapping=(24, 8), private_=(40, 8), mapcount=(48, 4),
+        order=(17, 1), destructor=(16, 1), tail_mask=1, lru=1, private_data=2, swapcache=12, slab=16, hwpoison=32,
+        head=64, buddy=(0xF0000000, 0xFF000000), hugetlb=(0xF4000000, 0xFF000000), offline=(0xF1000000, 0xFF000000),
+        unaccepted=(0xF2000000, 0xFF000000), destructor_value=2, destructor_mask=0xFF, free_orders=11,
+    )  # fmt: skip
+    structs = bytearray()
+    while len(structs) < 64 * 20_000:
+        flags, order = chance.getrandbits(7) & chance.getrandbits(7), chance.randrange(12)
+        kind = chance.choice([0xFFFFFFFF, 0xFFFFFFFF, 0, 0xF0000000, 0xF1000000, 0xF2000000, 0xF4000000, 0xF3000000])
+        for _ in range(chance.choice([1, 2, 7, 8, 64, 600])):
+            poison = 32 if chance.random() < 0.005 else 0
+            words = (flags & ~32 | poison, chance.choice([0, 0, 1]), order << 8 | 2, chance.choice([0, 1]), 0, order)
+            structs += struct.pack("<6QI12x", *words, kind)
+            kind, flags = (0xFFFFFFFF, flags & ~64) if kind != 0 else (kind, flags)
+    pages = len(structs) // 64
+    found = []
+    for form, data in (layout, bytes(structs)), (layout._replace(swap=True), swapped(structs, layout)):
+        classes = bytearray(b"\1") * pages
+        block = _core.ffi.new("struct vmf_block *")
+        out = _core.ffi.from_buffer("uint8_t[]", classes)
+        assert _core.lib.vmf_classify(form.native(), data, 1 << 20, pages, block, out) == 0
+        found.append(bytes(classes))
+    assert found[0] == found[1]
+    assert set(found[0]) == {KERNEL, CACHE, PRIVATE, USER, FREE, HWPOISON, OFFLINE}
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_classes_are_counted_and_made_bits_of_one_by_one(count: int) -> None:
+    chance = random.Random(count)
+    classes = b"".join(bytes([chance.randrange(11)]) * chance.choice([1, 3, 40]) for _ in range(count))[:count]
+    counts = _core.ffi.new("uint64_t[11]")
+    _core.lib.vmf_count(classes, count, counts)
+    assert list(counts) == [classes.count(c) for c in range(11)]
+    chosen = bytes(c in (1, 4) for c in range(256))
+    bits = bytearray(b"\xff" * ((count + 7) // 8))
+    _core.lib.vmf_bitmap(classes, count, chosen, _core.ffi.from_buffer("uint8_t[]", bits))
+    assert int.from_bytes(bits, "little") == sum(1 << i for i, c in enumerate(classes) if c in (1, 4))

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 from vmfilter.cli.output import flush, say, show
 from vmfilter.cli.signals import EndedError, end_at_once
@@ -30,6 +31,18 @@ _EPILOG = """exit status:
 """
 
 
+_COMMANDS = {
+    "filter": "filter",
+    "convert": "convert",
+    "reassemble": "convert",
+    "rearrange": "rearrange",
+    "info": "info",
+    "verify": "verify",
+    "dmesg": "dmesg",
+    "mem-usage": "mem_usage",
+    "kdump": "kdump",
+}
+"""Each with the module here that has it."""
 _MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 
 
@@ -45,10 +58,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
-    from vmfilter.cli import convert, dmesg, info, kdump, mem_usage, rearrange, verify
-    from vmfilter.cli import filter as filter_command
-
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """Parser of the command that is asked for; of all of them where it is none, for then they are to be named."""
     parser = argparse.ArgumentParser(
         prog="vmfilter",
         description="Makes small dumps of crashed Linux kernels: leaves out what nobody needs, compresses the rest.",
@@ -57,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (filter_command, convert, rearrange, info, verify, dmesg, mem_usage, kdump):
-        command.add_to(commands, _EPILOG)
+    for module in [_COMMANDS[asked]] if asked in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
+        import_module(f"vmfilter.cli.{module}").add_to(commands, _EPILOG)
     commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="take makedumpfile's command line (-h shows it)")
     return parser
 
@@ -68,7 +79,7 @@ def _job(arguments: list[str]) -> Callable[[], int]:
         from vmfilter.makedumpfile.run import run
 
         return partial(run, arguments[1:])
-    options = _parser().parse_args(arguments)
+    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     return partial(options.run, options)
 
 
@@ -94,3 +105,4 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + e.number
     finally:
         flush()
+        gc.freeze()  # or the interpreter would look for cycles as it ends

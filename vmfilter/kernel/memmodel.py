@@ -7,6 +7,7 @@ a node, FLATMEM has one.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -113,7 +114,6 @@ class SparseMemory:
         self._memory = memory
         self._word = arch.word
         self._word_mask = (1 << 8 * arch.word) - 1
-        self._byteorder = arch.byteorder
         self._page_size = page_size
         symbol, size = info.symbol("mem_section"), info.size("mem_section")
         offset, struct_page = info.offset("mem_section.section_mem_map"), info.size("page")
@@ -124,7 +124,10 @@ class SparseMemory:
             )
         if not 0 <= offset <= size - arch.word or size > page_size:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
-        self._size, self._offset, self.struct_page = size, offset, struct_page
+        self._size, self.struct_page = size, struct_page
+        order, word = "<" if arch.little_endian else ">", "Q" if arch.word == 8 else "I"
+        self._pointer = struct.Struct(order + word)
+        self._section_form = struct.Struct(f"{order}{offset}x{word}{size - offset - arch.word}x")
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
         physical_bits = info.number("MAX_PHYSMEM_BITS") or arch.max_physmem_bits(paging)
         page_bits = page_size.bit_length() - 1
@@ -180,9 +183,7 @@ class SparseMemory:
         if self._per_root > 1:
             where = self._memory.read_word(where or 0)
         raw = self._memory.read(where, self._per_root * self._size) if where else None
-        values = array("Q")
-        for at in range(self._offset, len(raw or b""), self._size):
-            values.append(int.from_bytes(raw[at : at + self._word], self._byteorder) if raw else 0)
+        values = array("Q", (value for (value,) in self._section_form.iter_unpack(raw or b"")))
         if len(self._map_cache) >= _CACHED_ROOTS:
             self._map_cache.clear()
         self._map_cache[root] = values
@@ -191,8 +192,10 @@ class SparseMemory:
     def section(self, number: int) -> Section | None:
         """One section, None where it is not present."""
         value = self._value(number)
-        if not value & _MARKED_PRESENT:
-            return None
+        return self._section(number, value) if value & _MARKED_PRESENT else None
+
+    def _section(self, number: int, value: int) -> Section:
+        """Section of which this is section_mem_map."""
         memmap = None
         if value & _HAS_MEM_MAP:
             # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
@@ -209,9 +212,8 @@ class SparseMemory:
         for root in self._roots():
             first = root * self._per_root
             for number, value in enumerate(self._root(root)[: self._sections - first], first):
-                section = self.section(number) if value & _MARKED_PRESENT else None
-                if section:
-                    yield section
+                if value & _MARKED_PRESENT:
+                    yield self._section(number, value)
 
     def _roots(self) -> Iterator[int]:
         """Roots that there are."""
@@ -223,9 +225,9 @@ class SparseMemory:
             size = min(_ROOTS_AT_ONCE, count - first) * self._word
             raw = self._memory.read(self._array + first * self._word, size)
             if raw and raw.count(0) != size:
-                for i in range(0, size, self._word):
-                    if any(raw[i : i + self._word]):
-                        yield first + i // self._word
+                for i, (pointer,) in enumerate(self._pointer.iter_unpack(raw), first):
+                    if pointer:
+                        yield i
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         """See MemoryModel."""

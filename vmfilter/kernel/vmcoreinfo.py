@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmfilter.reader.dump import Dump
 
 _MAX_SIZE = 1 << 20  # the kernel keeps it in a page or two
-_LINE = re.compile(r"^(?:(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^)]+)\)|([A-Za-z][A-Za-z0-9_-]*))=(.*)$")
+_KINDS = ("SYMBOL", "SIZE", "OFFSET", "LENGTH", "NUMBER")
 
 
 class Vmcoreinfo:
@@ -32,10 +32,12 @@ class Vmcoreinfo:
         self.file_offset, self.file_size = file_offset, file_size
         self._values: dict[tuple[str, str], str] = {}
         for line in text.splitlines():
-            match = _LINE.match(line)
-            if match:
-                kind, name, plain, value = match.groups()
-                self._values[kind or "", name or plain] = value
+            key, said, value = line.partition("=")
+            kind, bracket, name = key.partition("(")
+            if said and not bracket:
+                self._values["", key] = value
+            elif said and kind in _KINDS and name.endswith(")"):
+                self._values[kind, name[:-1]] = value
 
     @classmethod
     def of(cls, dump: Dump) -> Vmcoreinfo | None:

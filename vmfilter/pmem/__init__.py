@@ -70,7 +70,10 @@ class _Search:
         marked = without(marked, self._ram)
         self._areas = [] if marked else self._sections.outside_ram(dump, page_size)
         self._pmem = marked or self._areas
-        self._plain = [self._frames(p.start, p.end) for p in dump.loads if not p.flags & PF_PMEM]
+
+    def _plain(self) -> list[Range]:
+        """What PT_LOADs have that are not marked, each as it is."""
+        return [self._frames(p.start, p.end) for p in self._dump.loads if not p.flags & PF_PMEM]
 
     def _frames(self, start: int, end: int) -> Range:
         return start // self._page_size, -(-end // self._page_size)
@@ -82,7 +85,8 @@ class _Search:
         metadata = [*by_list, *self._by_blocks(spaces), *intersection(by_tables, self._pmem)]
         # Metadata alone (the pmem RFC v3: "Device Backed Vmemmap") has a PT_LOAD as any other, outside RAM. Memory that
         # keeps its own struct pages (memmap_on_memory, since 5.13) and is offline is like it, but 64 times as large.
-        metadata += mostly(without(merged(self._plain), self._sections.online), by_tables)
+        if by_tables:
+            metadata += mostly(without(merged(self._plain()), self._sections.online), by_tables)
         # A namespace that begins in a section of RAM is none of the areas: the list, and its block, know it.
         known = [s for s in map(self._namespace_at, (r[0] for r in by_list)) if s]
         spaces += [n for n in known if all(n.end <= s.start or s.end <= n.start for s in spaces)]
@@ -139,7 +143,7 @@ class _Search:
         for first, end in where:
             yield from self._within(first, end)
         if self._kernel is None and not where:  # RFC v3, by its info block alone
-            for first, end in self._plain:
+            for first, end in self._plain():
                 namespace = self._namespace_at(first)
                 if namespace and end * self._page_size <= namespace.metadata_end:
                     yield namespace

@@ -64,12 +64,8 @@ class Sections:
 
     def whole_online(self, ranges: Sequence[Range]) -> list[Range]:
         """Online sections that lie in ranges as a whole."""
-        return merged(
-            self._frames(number)
-            for first, end in self.online
-            for number in range(first // self._pages, end // self._pages)
-            if frames_in(intersection([self._frames(number)], ranges)) == self._pages
-        )
+        size = self._pages
+        return merged((-(-a // size) * size, b // size * size) for a, b in intersection(self.online, ranges))
 
     def outside_ram(self, dump: Dump, page_size: int) -> list[Range]:
         """Device sections; and on a machine that has any, the dump's memory in no section at all.
@@ -78,7 +74,9 @@ class Sections:
         """
         if not self.device:
             return []
-        blocks = merged(self._frames(a // page_size // self._pages) for a in dump.blocks(self._pages * page_size))
+        blocks: list[Range] = []
+        for address in dump.blocks(self._pages * page_size):
+            append(blocks, *self._frames(address // page_size // self._pages))
         return merged([*self.device, *without(blocks, self.present)])
 
 

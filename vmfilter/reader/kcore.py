@@ -18,8 +18,8 @@ from vmfilter.reader.source import Source
 
 KCORE = "/proc/kcore"
 IOMEM = "/proc/iomem"
-_CRASH_KERNEL = re.compile(r"^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel", re.MULTILINE)
-_ADDRESS = re.compile(r"^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : ", re.MULTILINE)
+_CRASH_KERNEL = r"(?m)^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel"
+_ADDRESS = r"(?m)^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : "
 _PAGE = 4096  # no kernel has smaller ones
 
 
@@ -57,7 +57,7 @@ class KcoreDump(ElfDump):
             return []
         return [f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"]
 
-    def set_memory(self, loads: Pieces) -> None:
+    def set_memory(self, loads: Pieces, memory: Pieces) -> None:
         """See PieceDump."""
         if loads.starts.count(0) > 1:
             raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
@@ -67,7 +67,7 @@ class KcoreDump(ElfDump):
                 cut.add(start, end, load.offset + start - load.start, load.flags, load.vaddr)
         if not cut:
             raise InputError(f"{self.path}: has no memory but the crash kernel's")
-        super().set_memory(cut)
+        super().set_memory(cut, memory)
 
     def read_into(self, address: int, view: memoryview) -> bool:
         """See Dump."""
@@ -94,6 +94,6 @@ def _crash_kernel() -> list[Range]:
             text = f.read()
     except OSError as e:
         raise InputError(f"{IOMEM}: cannot be read, and so the crash kernel's memory not left out: {e.strerror}") from e
-    if not _ADDRESS.search(text):
+    if not re.search(_ADDRESS, text):
         raise InputError(f"{IOMEM}: shows no addresses, and so not where the crash kernel's memory is: run it as root")
-    return merged((int(start, 16), int(end, 16) + 1) for start, end in _CRASH_KERNEL.findall(text))
+    return merged((int(start, 16), int(end, 16) + 1) for start, end in re.findall(_CRASH_KERNEL, text))

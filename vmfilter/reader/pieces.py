@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from operator import gt
 from typing import overload
 
+from vmfilter.errors import InputError
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
+
+_MAX_MEMORY = 1 << 48
 
 
 class Pieces(Sequence[Piece]):
@@ -91,54 +94,77 @@ class PieceDump(Dump):
     """A dump whose memory lies in its file in pieces.
 
     Attributes:
-        pieces: all memory, sorted and without overlaps.
+        pieces: all memory that is in the file, sorted and without overlaps.
 
     """
 
-    def set_memory(self, loads: Pieces) -> None:
-        """Take the PT_LOADs; there is at least one, none is empty."""
+    def set_memory(self, loads: Pieces, memory: Pieces) -> None:
+        """Take the PT_LOADs, and what else is known to be memory; all can overlap.
+
+        Args:
+            loads: at least one; none is empty.
+            memory: where no PT_LOAD has it, it was left out of the file. Each has its address as the offset, so that
+                what touches is joined.
+
+        Raises:
+            InputError: it is more than a machine has.
+
+        """
         self.loads = loads
         self.pieces = flatten(loads)
-        self.end = self.pieces.ends[-1]
+        self._memory = flatten(memory)
+        size = sum(self._memory.ends) - sum(self._memory.starts)
+        if size > _MAX_MEMORY:  # all of it has to be walked
+            raise InputError(f"{self.path}: tells of {size} bytes of memory (p_memsz), which no machine has")
+        self.end = max([self.pieces.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
-    def _pieces_in(self, start: int, end: int) -> Iterator[Piece]:
-        """Pieces that overlap the physical addresses [start, end), in order, uncut."""
-        pieces = self.pieces
-        i = max(bisect_right(pieces.starts, start) - 1, 0)
-        while i < len(pieces) and pieces.starts[i] < end:
-            if pieces.ends[i] > start:
-                yield pieces[i]
-            i += 1
+    @staticmethod
+    def _pieces_in(pieces: Pieces, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Start, end and offset of flat pieces that overlap the physical addresses [start, end), in order, uncut."""
+        starts, ends, offsets = pieces.starts, pieces.ends, pieces.offsets
+        for i in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
+            if starts[i] >= end:
+                break
+            if ends[i] > start:
+                yield starts[i], ends[i], offsets[i]
 
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
-        i = bisect_right(self.pieces.starts, address)
-        if i and self.pieces.ends[i - 1] > address:
-            return address
-        return self.pieces.starts[i] if i < len(self.pieces) else None
+        found: list[int] = []
+        for pieces in self.pieces, self._memory:
+            i = bisect_right(pieces.starts, address)
+            if i and pieces.ends[i - 1] > address:
+                return address
+            found += pieces.starts[i : i + 1]
+        return min(found, default=None)
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
         """See Dump."""
         count = len(classes)
-        pieces = self._pieces_in(pfn * page_size, (pfn + count) * page_size)
-        # A frame of which anything is pmem is pmem, whichever PT_LOAD has it too.
-        for found, value in (pieces, PageClass.KERNEL), (self._pmem, PageClass.PMEM_USERDATA):
-            for piece in found:
-                first = max(piece.start // page_size - pfn, 0)
-                last = min(-(-piece.end // page_size) - pfn, count)
+        start, end = pfn * page_size, (pfn + count) * page_size
+        # A frame of which the file has anything is in it, and one of which anything is pmem is pmem, whichever PT_LOAD
+        # has it too.
+        for found, value in (
+            (self._pieces_in(self._memory, start, end), b"%c" % PageClass.EXCLUDED),
+            (self._pieces_in(self.pieces, start, end), b"%c" % PageClass.KERNEL),
+            (self._pmem, b"%c" % PageClass.PMEM_USERDATA),
+        ):
+            for at, after, *_ in found:
+                first = max(at // page_size - pfn, 0)
+                last = min(-(-after // page_size) - pfn, count)
                 if first < last:
-                    classes[first:last] = bytes((value,)) * (last - first)
+                    classes[first:last] = value * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See Dump."""
         at = stop = start
-        for piece in self._pieces_in(start, end):
-            if piece.start > stop:
+        for first, after, _ in self._pieces_in(self.pieces, start, end):
+            if first > stop:
                 if stop > at:
                     yield at, stop
-                at = piece.start
-            stop = min(piece.end, end)
+                at = first
+            stop = min(after, end)
         if stop > at:
             yield at, stop
 
@@ -147,13 +173,13 @@ class PieceDump(Dump):
         end = address + len(view)
         at = address
         missing = 0
-        for piece in self._pieces_in(address, end):
-            if piece.start > at:
-                view[at - address : piece.start - address] = bytes(piece.start - at)
-                missing += piece.start - at
-                at = piece.start
-            stop = min(piece.end, end)
-            self._source.read_into(piece.offset + at - piece.start, view[at - address : stop - address])
+        for first, after, offset in self._pieces_in(self.pieces, address, end):
+            if first > at:
+                view[at - address : first - address] = bytes(first - at)
+                missing += first - at
+                at = first
+            stop = min(after, end)
+            self._source.read_into(offset + at - first, view[at - address : stop - address])
             at = stop
         if at < end:
             view[at - address :] = bytes(end - at)
