@@ -12,6 +12,8 @@ from typing import overload
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
 
+_NO_END = 1 << 64  # an address that no machine has
+
 
 class Pieces(Sequence[Piece]):
     """Pieces in columns of numbers, for there can be millions: each takes 40 bytes so, and 250 as a Piece.
@@ -32,6 +34,13 @@ class Pieces(Sequence[Piece]):
         self.offsets.append(offset)
         self.flags.append(flags)
         self.vaddrs.append(vaddr)
+
+    def join(self, start: int, end: int, offset: int) -> None:
+        """Add a Piece that comes after all others; where it goes on as the last one ends, that becomes larger."""
+        if self.ends and self.ends[-1] == start and self.offsets[-1] + start - self.starts[-1] == offset:
+            self.ends[-1] = end
+        elif start < end:
+            self.add(start, end, offset)
 
     def __len__(self) -> int:
         """Return the number of pieces."""
@@ -65,26 +74,23 @@ def flatten(pieces: Pieces) -> Pieces:
     flat = Pieces()
     begun: list[int] = []  # heap of those that began before here, by rank
     for i, rank in enumerate(ranks):
+        at, end = starts[rank], ends[rank]
+        until = starts[ranks[i + 1]] if i + 1 < len(ranks) else _NO_END
+        while begun and ends[begun[0]] <= at:
+            heapq.heappop(begun)
+        if not begun and end <= until:  # alone, as nearly all are
+            flat.join(at, end, pieces.offsets[rank])
+            continue
         heapq.heappush(begun, rank)
-        at = starts[rank]
-        until = starts[ranks[i + 1]] if i + 1 < len(ranks) else max(ends[n] for n in begun)
         while at < until and begun:
             first = begun[0]
             if ends[first] <= at:
                 heapq.heappop(begun)
                 continue
             end = min(until, ends[first])
-            _join(flat, at, end, pieces.offsets[first] + at - starts[first])
+            flat.join(at, end, pieces.offsets[first] + at - starts[first])
             at = end
     return flat
-
-
-def _join(flat: Pieces, start: int, end: int, offset: int) -> None:
-    """Add a piece, or make the last one larger where it goes on there."""
-    if flat and flat.ends[-1] == start and flat.offsets[-1] + start - flat.starts[-1] == offset:
-        flat.ends[-1] = end
-    else:
-        flat.add(start, end, offset)
 
 
 class PieceDump(Dump):
