@@ -6,7 +6,8 @@ import heapq
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from operator import gt
+from itertools import islice
+from operator import gt, lt
 from typing import overload
 
 from vmfilter.levels import PageClass
@@ -62,14 +63,16 @@ class Pieces(Sequence[Piece]):
 
 
 def flatten(pieces: Pieces) -> Pieces:
-    """Sort pieces by address and cut them so that none overlaps another; those that follow each other are joined.
+    """Sort pieces by address and cut them so that none overlaps another; some that follow each other become one.
 
     Where several hold the same address the first one counts: they are the same memory (the kernel's text is in a
     PT_LOAD of its own and in that of the RAM around it).
     """
     starts, ends = pieces.starts, pieces.ends
+    if all(map(lt, ends, islice(starts, 1, None))):  # in order, and none touches another
+        return pieces
     ranks: Sequence[int] = range(len(pieces))
-    if any(map(gt, starts[:-1], starts[1:])):
+    if any(map(gt, starts, islice(starts, 1, None))):
         ranks = sorted(ranks, key=starts.__getitem__)
     flat = Pieces()
     begun: list[int] = []  # heap of those that began before here, by rank
