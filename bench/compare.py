@@ -1,12 +1,19 @@
 #!/usr/bin/env python3
-"""Wall time, CPU time and size beside makedumpfile's, in paired runs.
+"""vmfilter beside makedumpfile on one vmcore, in paired runs, and beside its codecs alone.
 
-    bench/compare.py VMCORE [--makedumpfile PATH] [--level 31] [--threads 2] [--rounds 7] [--json FILE]
+    bench/compare.py [VMCORE] [--makedumpfile PATH] [--cases PATTERN ...] [--out FOLDER] [--json FILE] [--judge PATH]
 
-Each round runs every codec once with vmfilter and once with makedumpfile (on one thread, its fastest mode), in turn;
-the table has the medians, and the median of the rounds' ratios. vmfilter syncs what it writes before it ends;
-makedumpfile does not, so its runs are timed without and with a sync of the file. The output folder (--out) should be
-on the disk that matters.
+Without VMCORE it makes one, of a machine with 6 GiB of memory (synthetic.py), and removes it after.
+Each case (--list names them) is run once by each side to warm the page cache, to look at its memory, and to find out
+whether makedumpfile is faster on one thread or with --num-threads; a second mode that takes half as long again is ended
+early. Then come rounds, in each of which both run, in turns who is first. The tables have medians, and the median of
+the rounds' ratios. vmfilter syncs what it writes before it ends; makedumpfile does not, so there is a column with a
+sync of its files, and one of ratios with it. Every dump of vmfilter's is read after that, and every page compared with
+the vmcore's, by vmfilter and by each --judge (run as `JUDGE against DUMP VMCORE`): where that fails, so does this
+program.
+
+Run it by the Python of the environment that has vmfilter: .venv/bin/python bench/compare.py. FOLDER should be on the
+disk that matters. Cases with O_DIRECT refused (buffered-*) and without a file system (pipe-*) are made by themselves.
 """
 
 from __future__ import annotations
@@ -14,90 +21,94 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import platform
+import re
 import shutil
-import statistics
 import subprocess
 import sys
-import time
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-CODECS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
+import report
+from cases import Case, dumps
+from rounds import HERE, VMFILTER, Bench
+from synthetic import Machine, real_pages
+
+_MADE, _MADE_KERNEL = 6 << 30, 2  # bytes of memory, sections of kernel pages: level 31 keeps 65,000
 
 
-def timed(command: list[str], sync: Path | None = None) -> dict[str, float]:
-    """Wall and CPU seconds of one run; wall_sync with what syncing the file takes after it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, errors = process.communicate()
-    wall = time.monotonic() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}: exit status {process.returncode}: {errors.decode(errors='replace')[-500:]}")
-    if sync:
-        with open(sync, "rb") as f:
-            os.fsync(f.fileno())
+def _supports(makedumpfile: str, codec: str) -> bool:
+    said = subprocess.run([makedumpfile, "-v"], capture_output=True, text=True).stdout
+    return codec in ("none", "zlib") or f"{codec}\tenabled" in said
+
+
+def _first_line(*command: str) -> str:
+    said = subprocess.run(command, capture_output=True, text=True).stdout
+    return said.splitlines()[0] if said else ""
+
+
+def _machine(options: argparse.Namespace, vmcore: Path) -> dict[str, Any]:
+    """Say on what it was measured, and what."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
-        "wall": wall,
-        "wall_sync": time.monotonic() - start,
-        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "linux": platform.release(),
+        "python": platform.python_version(),
+        "vmfilter": _first_line("git", "-C", str(HERE), "log", "-1", "--format=%h %s"),
+        "makedumpfile": _first_line(options.makedumpfile, "-v"),
+        "vmcore": f"{vmcore}, {vmcore.stat().st_size} bytes",
+        "out": _first_line("stat", "-f", "-c", "%T", options.out),
+        "judges": len(options.judge),
     }
 
 
-def supports(makedumpfile: str, codec: str) -> bool:
-    said = subprocess.run([makedumpfile, "-v"], capture_output=True, text=True).stdout
-    return codec == "zlib" or f"{codec}\tenabled" in said
-
-
 def main() -> None:
+    """Take the command line, measure, print."""
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("vmcore")
-    parser.add_argument("--makedumpfile", default="makedumpfile")
-    parser.add_argument("--vmfilter", default=str(Path(sys.executable).with_name("vmfilter")))
-    parser.add_argument("--level", default="31")
-    parser.add_argument("--threads", default=str(len(os.sched_getaffinity(0))))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("vmcore", nargs="?", type=Path)
+    parser.add_argument("--makedumpfile", default="makedumpfile", help="a program with all codecs")
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, as file-d17-*-j2")
+    parser.add_argument("--list", action="store_true", help="name the cases and end")
+    parser.add_argument("--rounds", type=int, default=7, help="at most (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of rounds a case, but at least 3 rounds")
     parser.add_argument("--out", default=".", help="folder to write to")
     parser.add_argument("--json", help="file for the figures")
+    parser.add_argument(
+        "--judge", action="append", default=[], help="a program that checks dumps; more than one may be given"
+    )
     options = parser.parse_args()
-    if shutil.which(options.makedumpfile) is None:
-        sys.exit(f"{options.makedumpfile}: no such program; give --makedumpfile PATH")
-    ours, theirs = Path(options.out, "bench.ours"), Path(options.out, "bench.theirs")
-    results = {}
-    print(f"{'codec':8} {'ours s':>8} {'theirs s':>9} {'+sync s':>8} {'theirs/ours':>12} {'size ours/theirs':>17}")
-    for codec, flag in CODECS.items():
-        if not supports(options.makedumpfile, codec):
-            print(f"{codec:8} this makedumpfile was built without it")
-            continue
-        rounds: list[tuple[dict[str, float], dict[str, float]]] = []
-        for turn in range(options.rounds + 1):
-            for path in (ours, theirs):
-                path.unlink(missing_ok=True)
-            command = [options.vmfilter, "filter", "-q", "-d", options.level, "--compress", codec]
-            a = timed([*command, "-j", options.threads, options.vmcore, str(ours)])
-            b = timed([options.makedumpfile, flag, "-d", options.level, options.vmcore, str(theirs)], theirs)
-            if turn:  # the first one warms the page cache
-                rounds.append((a, b))
-        sizes = ours.stat().st_size, theirs.stat().st_size
-        row = {
-            "ours": statistics.median(a["wall"] for a, _ in rounds),
-            "ours_cpu": statistics.median(a["cpu"] for a, _ in rounds),
-            "theirs": statistics.median(b["wall"] for _, b in rounds),
-            "theirs_sync": statistics.median(b["wall_sync"] for _, b in rounds),
-            "theirs_cpu": statistics.median(b["cpu"] for _, b in rounds),
-            "speedup": statistics.median(b["wall"] / a["wall"] for a, b in rounds),
-            "size": sizes[0] / sizes[1],
-        }
-        results[codec] = row
-        print(
-            f"{codec:8} {row['ours']:8.3f} {row['theirs']:9.3f} {row['theirs_sync']:8.3f} {row['speedup']:12.2f} "
-            f"{row['size']:17.3f}"
-        )
-    for path in (ours, theirs):
-        path.unlink(missing_ok=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    known: dict[str, Case | None] = {"start": None, "classify": None}
+    known |= {case.name: case for case in dumps(len(os.sched_getaffinity(0)))}
+    chosen = {name: case for name, case in known.items() if any(fnmatch(name, p) for p in options.cases)}
+    if options.list:
+        print("\n".join(chosen))
+        return
+    if not chosen:
+        sys.exit(f"no case is called {' or '.join(options.cases)}; --list names them")
+    for program in (options.makedumpfile, VMFILTER):
+        if shutil.which(program) is None:
+            sys.exit(f"{program}: no such program")
+    vmcore = options.vmcore or Machine(_MADE, _MADE_KERNEL, real_pages()).write(Path(options.out, "bench.vmcore"))
+    bench = Bench(options, vmcore)
+    try:
+        for name, case in chosen.items():
+            if case and not _supports(options.makedumpfile, case.codec):
+                print(f"{name}: this makedumpfile was built without {case.codec}", file=sys.stderr)
+                continue
+            r = bench.measure(name, case)
+            times = f"{r['ours']['wall']:.3f} s against {r['theirs']['wall']:.3f} s ({r['rival']})"
+            print(f"{name}: {times}, {r['speedup']:.2f} times as fast", file=sys.stderr, flush=True)
+    finally:
+        bench.clean()
+        machine = _machine(options, vmcore)
+        if not options.vmcore:
+            vmcore.unlink()
+        if options.json:
+            Path(options.json).write_text(json.dumps({"machine": machine, "cases": bench.results}, indent=1) + "\n")
+        print(*(f"{name}: {value}" for name, value in machine.items()), "", sep="\n")
+        print(*report.measurements(bench.results), "", *report.targets(bench.results), sep="\n")
 
 
 if __name__ == "__main__":

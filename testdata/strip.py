@@ -84,13 +84,14 @@ def main() -> None:
         at = 0
         with open(options.out, "wb") as out, compressor.stream_writer(out, size=size) as stream:
             for load in sorted(dump.loads, key=lambda load: load.offset):
-                stream.write(dump.read_file(at, load.offset - at))
-                for offset in range(load.offset, load.offset + load.end - load.start, PAGE):
+                end = load.offset + load.end - load.start
+                stream.write(dump.read_file(at, max(load.offset - at, 0)))
+                for offset in range(max(load.offset, at), end, PAGE):  # QEMU's, by page tables, share what they hold
                     pfn = (load.start + offset - load.offset) // PAGE
-                    n = min(PAGE, load.offset + load.end - load.start - offset)
+                    n = min(PAGE, end - offset)
                     keep = pfn in wanted or pfn % options.every == 0
                     stream.write(dump.read_file(offset, n) if keep else bytes(n))
-                at = load.offset + load.end - load.start
+                at = max(at, end)
             stream.write(dump.read_file(at, size - at))
     print(f"{options.out}: {pathlib.Path(options.out).stat().st_size} bytes of {size}, {len(wanted)} pages needed")
 

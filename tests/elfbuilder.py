@@ -31,12 +31,13 @@ def prstatus_note() -> bytes:
 
 @dataclass
 class Load:
-    """One PT_LOAD: its memory from paddr on."""
+    """One PT_LOAD: its memory from paddr on, and how many bytes more of it are left out of the file."""
 
     paddr: int
     data: bytes
     vaddr: int = 0
     flags: int = 7
+    left_out: int = 0
 
 
 @dataclass
@@ -60,11 +61,13 @@ class Elf:
         """One note in this file's byte order."""
         return note(name, kind, description, self._order)
 
-    def header(self, kind: int, offset: int, paddr: int, size: int, vaddr: int = 0, flags: int = 0) -> bytes:
+    def header(
+        self, kind: int, offset: int, paddr: int, size: int, vaddr: int = 0, flags: int = 0, left_out: int = 0
+    ) -> bytes:
         """One program header; ELF32 has the flags further on."""
         if self.elf_class == 1:
-            return struct.pack(self._order + "8I", kind, offset, vaddr, paddr, size, size, flags, 0)
-        return struct.pack(self._order + "IIQQQQQQ", kind, flags, offset, vaddr, paddr, size, size, 0)
+            return struct.pack(self._order + "8I", kind, offset, vaddr, paddr, size, size + left_out, flags, 0)
+        return struct.pack(self._order + "IIQQQQQQ", kind, flags, offset, vaddr, paddr, size, size + left_out, 0)
 
     def build(self) -> bytes:
         order, wide = self._order, self.elf_class != 1
@@ -79,7 +82,7 @@ class Elf:
         body += self.notes.ljust(-(-len(self.notes) // PAGE) * PAGE, b"\0")
         for load in self.loads:
             offset, size = at + len(body), len(load.data)
-            headers.append(self.header(PT_LOAD, offset, load.paddr, size, load.vaddr, load.flags))
+            headers.append(self.header(PT_LOAD, offset, load.paddr, size, load.vaddr, load.flags, load.left_out))
             body += load.data
         ident = b"\x7fELF" + bytes((self.elf_class, self.data, 1)) + bytes(9)
         head = ident + struct.pack(

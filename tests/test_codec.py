@@ -393,10 +393,12 @@ def test_vmf_runs_of_all_ones_and_of_none(count: int) -> None:
     assert at[0] == count
 
 
+@pytest.mark.parametrize("block", [1, 30])  # frames one after the other that have the same class
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 100, 1001])
-def test_vmf_bitmap_and_vmf_count_agree_with_looking_at_each_class(count: int) -> None:
+def test_vmf_bitmap_and_vmf_count_agree_with_looking_at_each_class(count: int, block: int) -> None:
     chance = random.Random(count)
-    classes, chosen = chance.randbytes(count), bytes(chance.choice((0, 1, 7)) for _ in range(256))
+    classes = b"".join(chance.randbytes(1) * chance.randint(1, block) for _ in range(count))[:count]
+    chosen = bytes(chance.choice((0, 1, 7)) for _ in range(256))
     out = ffi.new("uint8_t[]", [0xFF] * (count // 8 + 2))
     lib.vmf_bitmap(classes, count, chosen, out)
     for i in range(count):

@@ -457,11 +457,11 @@ def test_a_real_vmcore(real: Callable[[str], Path], tmp_path: Path, form: str) -
 
 
 def said_by(path: Path) -> tuple[bytes, bytes, bytes]:
-    """Notes but for ERASEINFO, VMCOREINFO, and what was erased, as the file's own format has them."""
+    """Notes but for those of ELF alone, VMCOREINFO, and what was erased, as the file's own format has them."""
     if path.read_bytes()[:4] == b"\x7fELF":
         notes = notes_in(ElfCore(path).notes)
         erased = b"".join(text for name, _, text in notes if name == b"ERASEINFO")
-        raw = b"".join(note(name, kind, text) for name, kind, text in notes if name != b"ERASEINFO")
+        raw = b"".join(note(name, kind, text) for name, kind, text in notes if name not in (b"ERASEINFO", b"VMFILTER"))
         return raw, b"".join(text for name, _, text in notes if name == b"VMCOREINFO"), erased
     k = Kdump(path)
     raw = k.m[k.offset_note : k.offset_note + k.size_note]
@@ -493,12 +493,28 @@ def test_notes_vmcoreinfo_and_erase_info_survive_a_chain_of_conversions(
         assert vmfilter.kernel.Vmcoreinfo.of(dump).text.encode() == source.info  # type: ignore[attr-defined, union-attr]
 
 
+def test_what_an_elf_dump_leaves_out_is_known_to_whoever_filters_it_again(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "vmcore").write_bytes(source.elf)
+    first = filter_dump(tmp_path / "vmcore", tmp_path / "elf", level=30, format="elf")
+    again = filter_dump(tmp_path / "elf", tmp_path / "again", level=31)
+    direct = filter_dump(tmp_path / "vmcore", tmp_path / "direct", level=31)
+    assert (again.present, again.holes, again.kept) == (direct.present, direct.holes, direct.kept)
+    assert again.excluded(PageClass.EXCLUDED) == first.present - first.kept > 0
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "direct").read_bytes()
+
+
+@pytest.mark.parametrize(("stretches", "told"), [(1 << 16, True), ((1 << 16) + 1, False)])
+def test_memory_in_very_many_pieces_is_not_told(tmp_path: Path, stretches: int, told: bool) -> None:
+    notes = notes_in(ElfCore(elf_of_zeros(tmp_path, b"\x55" * (stretches // 4) + b"\1" * (stretches % 4))).notes)
+    assert [name for name, _, _ in notes] == [b"VMFILTER"] * told
+
+
 def test_a_vmcoreinfo_that_only_memory_has_becomes_a_note_of_an_elf_file(tmp_path: Path) -> None:
     s = Synthetic(FLAVOURS["6.12"], note=False)
     at = s.memory.take(4 * PAGE)
     s.told = lambda text: s.memory.write(at, vmcoreinfo_note(text))
     filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "elf", format="elf")
-    assert notes_in(ElfCore(tmp_path / "elf").notes) == [(b"VMCOREINFO", 0, s.info.encode())]
+    assert notes_in(ElfCore(tmp_path / "elf").notes)[1:] == [(b"VMCOREINFO", 0, s.info.encode())]
 
 
 def test_header_fields_survive_a_change_of_the_codec(source: Source, tmp_path: Path) -> None:
@@ -626,7 +642,7 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
     with open_dump(folder / "vmcore") as dump:
         dump.loads = [Piece(0, frames * PAGE, 0, 6)]
         transport = FileTransport(str(folder / "elf"))
-        writer = ElfWriter(transport, dump, None, frames, PAGE)
+        writer = ElfWriter(transport, dump, None, frames, PAGE, level=1)
         writer.put_bitmaps(0, kept, kept)
         writer.finish_bitmaps()
         writer.begin_pages(count, True)
@@ -676,11 +692,15 @@ def test_other_machines(tmp_path: Path, name: str) -> None:
     assert core.little_endian == (not machine.big_endian)
     assert struct.unpack_from(">H" if machine.big_endian else "<H", core.data, 18)[0] == machine.em
     assert core.pages(machine.page) == {pfn + machine.counts_from: page for pfn, page in k.pages()}
-    assert notes_in(core.notes, k.order) == [(b"VMCOREINFO", 0, s.machine.info.encode())]
+    own, *others = notes_in(core.notes, k.order)
+    assert others == [(b"VMCOREINFO", 0, s.machine.info.encode())]
+    assert own[:2] == (b"VMFILTER", 0)
+    level, zero, *words = struct.unpack(f"{k.order}II{(len(own[2]) - 8) // 8}Q", own[2])
+    assert (level, zero) == (31, 0)
+    frames = [range(a // machine.page, b // machine.page) for a, b in zip(words[::2], words[1::2], strict=True)]
+    assert [pfn - machine.counts_from for r in frames for pfn in r] == k.present
     convert_dump(tmp_path / "elf", tmp_path / "back")
-    back = Kdump(tmp_path / "back")
-    assert list(back.pages()) == list(k.pages())
-    assert (back.utsname, back.phys_base, back.order) == (k.utsname, k.phys_base, k.order)
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "kdump").read_bytes()
     convert_dump(tmp_path / "kdump", tmp_path / "elf again", format="elf")
     assert ElfCore(tmp_path / "elf again").pages(machine.page) == core.pages(machine.page)
     parts = [tmp_path / "one", tmp_path / "two"]

@@ -197,13 +197,34 @@ def test_the_hook_is_for_kdump_tools_unless_it_is_told(
     assert not (initramfs / "usr/bin/makedumpfile").exists()
 
 
+@needs_namespace
+@has_mkinitramfs
+def test_a_hook_whose_vmfilter_is_gone_ends_the_build_and_says_so(tmp_path: Path) -> None:
+    hook = installed(tmp_path) / "usr/share/initramfs-tools/hooks/vmfilter"
+    hook.write_text(hook.read_text().replace(" -m vmfilter ", " -m vmfilter.gone "))
+    (tmp_path / "conf/conf.d").mkdir(parents=True)
+    (tmp_path / "conf/conf.d/vmfilter").write_text("VMFILTER=y\n")
+    environment = {
+        **os.environ,
+        "CONFDIR": str(tmp_path / "conf"),
+        "DESTDIR": str(tmp_path / "initramfs"),
+        "verbose": "n",
+    }
+    result = subprocess.run([hook], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"E: vmfilter cannot be put into the initramfs; where it is no longer installed, remove {hook}"
+    )
+
+
 def test_what_is_not_needed_stays_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "collect", str(tmp_path)]) == 0
     objects = capsys.readouterr().out.splitlines()
     assert objects[0] == os.path.realpath(objects[0])
     assert [p for p in objects if not Path(p).is_absolute() or not Path(p).exists()] == []
     modules = {p.stem for p in tmp_path.rglob("*.pyc")} | {Path(p).name.partition(".")[0] for p in objects[1:]}
-    assert {"_core", "_cffi_backend", "x86_64", "locale"} <= modules  # locale is imported to print help
+    # the last two are loaded when they are used: locale to print help, ascii to read a file
+    assert {"_core", "_cffi_backend", "x86_64", "locale", "ascii"} <= modules
     # who installs, and what a network, a compiler or a test needs
     assert not modules & {"trace", "install", "pytest", "subprocess", "_ssl", "_hashlib", "cparser"}
     stand_ins = {"zstd": "backend_c", "lz4": "_block"}

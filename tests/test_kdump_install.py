@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from namespaces import needs_program
+from setuptools import Distribution
+from setuptools.command.build_py import build_py
 
 from vmfilter.cli import main
 from vmfilter.kdump.install import RECORD
@@ -210,48 +211,14 @@ def test_kdump_tools_finds_makedumpfile_where_its_example_says(system: System, t
     assert result.stdout.startswith("makedumpfile: version 1.7.9")
 
 
-@pytest.mark.parametrize(
-    ("active", "throttler", "asked"),
-    [
-        ((), False, []),
-        (("kdump.service",), False, ["systemctl --no-block try-reload-or-restart kdump.service"]),
-        (("kdump.service",), True, ["systemd-run --quiet --no-block {throttler}"]),
-        (("kdump-tools.service",), True, ["systemctl --no-block try-reload-or-restart kdump-tools.service"]),
-    ],
-    ids=["no kdump", "Fedora before the throttler", "Fedora", "Debian"],
-)
-def test_kdump_is_reloaded_as_its_distribution_does(
-    system: System, tmp_path: Path, active: tuple[str, ...], throttler: bool, asked: list[str]
-) -> None:
-    system.run("install")
-    programs, log = tmp_path / "programs", tmp_path / "log"
-    programs.mkdir()
-    (programs / "throttler").write_text("")
-    (programs / "throttler").chmod(0o755 if throttler else 0o644)
-    for name in ("systemctl", "systemd-run"):
-        (programs / name).write_text(
-            f'#!/bin/sh\n[ "$1 $2" = "-q is-active" ] || {{ echo "{name} $*" >>{log}; exit 0; }}\n'
-            f'case " {" ".join(active)} " in *" $3 "*) exit 0;; esac\nexit 3\n'
-        )
-        (programs / name).chmod(0o755)
-    reload = system.root / "usr/lib/vmfilter/reload-kdump"
-    script = reload.read_text().replace("/usr/lib/udev/kdump-udev-throttler", str(programs / "throttler"))
-    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
-    result = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    lines = log.read_text().splitlines() if log.exists() else []
-    assert lines == [line.format(throttler=programs / "throttler") for line in asked]
-
-
-@needs_program("systemd-analyze", "systemd")
-def test_systemd_takes_the_service(system: System) -> None:
-    system.run("install")
-    for path in ("usr/bin/sleep", "usr/bin/udevadm"):
-        (system.root / path).parent.mkdir(exist_ok=True)
-        (system.root / path).touch(0o755)
-    (system.root / "bin").symlink_to("usr/bin")
-    shutil.copytree("/lib/systemd/system", system.root / "usr/lib/systemd/system", symlinks=True, dirs_exist_ok=True)
-    command = ["systemd-analyze", "verify", "--man=no", f"--root={system.root}", "vmfilter-kdump-reload.service"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    ours = [line for line in result.stderr.splitlines() if "vmfilter" in line]
-    assert (result.returncode, ours) == (0, [])
+def test_a_wheel_has_every_file_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Path(__file__).parent.parent
+    monkeypatch.chdir(project)
+    data = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    build = build_py(Distribution({"packages": ["vmfilter"], "package_data": data}))
+    build.finalize_options()
+    build.manifest_files = {}  # nothing but what package-data says
+    files = map(Path, build.find_data_files("vmfilter", "vmfilter"))
+    root = Path("vmfilter/kdump/root")
+    found = {str(file.relative_to(root)) for file in files if file.is_relative_to(root)}
+    assert found == {*INSTALLED}

@@ -539,15 +539,18 @@ def test_makedumpfiles_flattened_dump_is_read(
 def test_makedumpfiles_elf_dump_is_read(
     lab: Callable[[str], Path], tmp_path: Path, makedumpfile: Callable[..., None], flat: bool, level: int
 ) -> None:
-    """It leaves out only stretches of 256 pages or more."""
+    """It leaves out only stretches of 256 pages or more; p_memsz says that they are memory."""
     if flat:
         makedumpfile("-F", "-E", "-d", str(level), lab("x86-pmem3"), stdout=tmp_path / "theirs")
     else:
         makedumpfile("-E", "-d", str(level), lab("x86-pmem3"), tmp_path / "theirs")
     convert_dump(tmp_path / "theirs", tmp_path / "dump", compress="lzo")
     assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("x86-pmem3"))
-    vmfilter.filter_dump(tmp_path / "theirs", tmp_path / "again", compress="lzo", level=31)
-    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", compress="lzo", level=31)
+    again = vmfilter.filter_dump(tmp_path / "theirs", tmp_path / "again", compress="lzo", level=31)
+    direct = vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", compress="lzo", level=31)
+    assert (again.present, again.holes, again.gaps) == (direct.present, direct.holes, direct.gaps)
+    assert bool(again.excluded(vmfilter.PageClass.EXCLUDED)) == bool(level)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "direct").read_bytes()
     kept = set(Kdump(tmp_path / "direct").kept)
     assert kept <= set(Kdump(tmp_path / "dump").kept)
     assert set(Kdump(tmp_path / "again").kept) == kept

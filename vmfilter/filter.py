@@ -227,6 +227,7 @@ class _Run:
         """Learn what there is to know; without classify, all that the dump has is kept, whatever it was used for."""
         self._dump = dump
         self._level = level
+        self._all_levels = level | dump.header.level  # what was left out before stays so
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
@@ -332,7 +333,7 @@ class _Run:
         if to.form == "elf":
             from vmfilter.writer.elf import ElfWriter
 
-            return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size)
+            return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size, self._all_levels)
         header = self._header()
         if to.dedup:
             from vmfilter.dedup import Deduplicator
@@ -354,7 +355,7 @@ class _Run:
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
             phys_base=base,
-            level=self._level | self._dump.header.level,
+            level=self._all_levels,
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=info,

@@ -11,10 +11,32 @@ module that has a file → its file.
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 
+
+class _Finder:
+    """The interpreter's finder of modules that have files, which keeps what it has found.
+
+    What is loaded does not tell: since 3.13 collections.abc puts another module, which is built in, in its place.
+    """
+
+    def __init__(self) -> None:
+        specs = [m.__spec__ for m in sys.modules.values()]
+        self.files = {s.name: s.origin for s in specs if s and s.has_location}
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target)
+        if spec and spec.has_location:
+            self.files[name] = spec.origin
+        return spec
+
+
+finder = _Finder()
+sys.meta_path[sys.meta_path.index(PathFinder)] = finder
 sys.path += sys.argv[1:]
 
 import ast
+import codecs
 import contextlib
 import json
 import os
@@ -22,7 +44,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 
 def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -32,6 +54,18 @@ def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
             yield child
         elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
             yield from _imports(child)
+
+
+def _encodings(tree: ast.AST) -> Iterator[str]:
+    """Names of the encodings that are asked for: each is a module, loaded when it is used first."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            named = [k.value for k in node.keywords if k.arg == "encoding"]
+            if isinstance(node.func, ast.Attribute) and node.func.attr in ("decode", "encode"):
+                named += node.args[:1]
+            for name in named:
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    yield name.value
 
 
 def _load(modules: dict[str, ModuleType | None]) -> None:
@@ -47,7 +81,10 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
             continue
         path = source.relative_to(here.parent.parent).with_suffix("")
         import_module(".".join(path.parts).removesuffix(".__init__"))
-        for statement in _imports(ast.parse(source.read_bytes())):
+        tree = ast.parse(source.read_bytes())
+        for encoding in _encodings(tree):
+            codecs.lookup(encoding)
+        for statement in _imports(tree):
             with contextlib.suppress(ImportError):  # a package that may be missing
                 exec(compile(ast.Module([statement], []), str(source), "exec"), {})
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -56,12 +93,7 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
                 main(arguments.split())
 
 
-def _file(name: str, module: ModuleType | None) -> str | None:
-    """A module's file, None where the interpreter has it built in (but os: its file is what tells the prefix)."""
-    spec = getattr(module, "__spec__", None)
-    return getattr(module, "__file__", None) if name == "os" or (spec and spec.origin != "frozen") else None
-
-
 if __name__ == "__main__":
     _load(cast("dict[str, ModuleType | None]", sys.modules))
-    print(json.dumps({name: file for name, module in sys.modules.items() if (file := _file(name, module))}))
+    # os is built in, but its file is what tells an interpreter where the others are
+    print(json.dumps({**finder.files, "os": os.__file__}))

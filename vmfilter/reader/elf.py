@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
+from vmfilter import memorynote
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
 from vmfilter.reader.dump import Header
@@ -33,7 +34,7 @@ class _Form(NamedTuple):
         header: Elf32_Ehdr, Elf64_Ehdr after e_ident.
         section: Elf32_Shdr, Elf64_Shdr: its sh_info only.
         segment: Elf32_Phdr, Elf64_Phdr.
-        order: where p_type, p_flags, p_offset, p_vaddr, p_paddr and p_filesz are among the latter's members.
+        order: where p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz and p_memsz are among the latter's members.
 
     """
 
@@ -45,8 +46,8 @@ class _Form(NamedTuple):
 
 
 _FORMS = {
-    1: _Form(32, "HHIIIIIHHHHHH", "28xI8x", "8I", (0, 6, 1, 2, 3, 4)),
-    2: _Form(64, "HHIQQQIHHHHHH", "44xI16x", "II6Q", (0, 1, 2, 3, 4, 5)),
+    1: _Form(32, "HHIIIIIHHHHHH", "28xI8x", "8I", (0, 6, 1, 2, 3, 4, 5)),
+    2: _Form(64, "HHIQQQIHHHHHH", "44xI16x", "II6Q", (0, 1, 2, 3, 4, 5, 6)),
 }
 
 
@@ -81,12 +82,12 @@ class ElfDump(PieceDump):
             raise InputError(f"{self.path}: program headers of {entry_size} bytes at offset {offset:#x}")
         self._within(offset, count * entry_size, "the table of program headers")
         self.header = Header(incomplete=bool(flags & _INCOMPLETE))
-        loads = self._parse(form, offset, count)
+        loads, memory = self._parse(form, offset, count)
         # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
             raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
-        self.set_memory(loads)
+        self.set_memory(loads, memory)
 
     def _struct(self, form: str, offset: int, what: str) -> tuple[int, ...]:
         """Parse one structure of the file."""
@@ -101,30 +102,54 @@ class ElfDump(PieceDump):
             size = min(_AT_ONCE, count - first) * parser.size
             yield from parser.iter_unpack(self.read_file(offset + first * parser.size, size))
 
-    def _parse(self, form: _Form, offset: int, count: int) -> Pieces:
-        """Take the notes from the program headers, and return the PT_LOADs."""
-        loads = Pieces()
+    def _parse(self, form: _Form, offset: int, count: int) -> tuple[Pieces, Pieces]:
+        """Take the notes from the program headers; return the PT_LOADs, and what else is memory, left out of the file.
+
+        Where p_memsz is more than p_filesz, makedumpfile -E left pages out, zero pages among them: elf(5) would have
+        it all zeros, which crash and drgn show. QEMU has there what it does not store. An incomplete file lost pages.
+        """
+        loads, memory = Pieces(), Pieces()
         no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
         wanted = itemgetter(*form.order)
-        for i, (kind, flags, start, vaddr, paddr, size) in enumerate(map(wanted, self._segments(form, offset, count))):
-            if kind not in (_PT_LOAD, _PT_NOTE) or not size:
+        for i, (kind, flags, start, vaddr, paddr, size, in_memory) in enumerate(
+            map(wanted, self._segments(form, offset, count))
+        ):
+            if kind not in (_PT_LOAD, _PT_NOTE):
                 continue
+            end = paddr + max(size, in_memory)
             if kind == _PT_LOAD and self.header.incomplete:
                 size = self._there(start, size)
-                if not size:
-                    continue
-            if start + size > self._file_end:
+            if size and start + size > self._file_end:
                 self._within(start, size, f"program header {i} ({'PT_LOAD' if kind == _PT_LOAD else 'PT_NOTE'})")
-            if kind == _PT_NOTE:
-                self.note_parts.append((start, size))
-                self.notes += parse_notes(self, start, size)
-            elif paddr != no_address:
-                if paddr + size > _MAX_ADDRESS:
+            if kind == _PT_NOTE and size:
+                self._take_notes(start, size, memory)
+            elif kind == _PT_LOAD and paddr not in (no_address, end):
+                if end > _MAX_ADDRESS:
                     raise InputError(
-                        f"{self.path}: program header {i} is of memory at {paddr:#x}, which no machine has"
+                        f"{self.path}: program header {i} is of memory at {paddr:#x}-{end - 1:#x}, which no machine has"
                     )
-                loads.add(paddr, paddr + size, start, flags, vaddr)
-        return loads
+                if size:
+                    loads.add(paddr, paddr + size, start, flags, vaddr)
+                if paddr + size < end:
+                    memory.add(paddr + size, end, paddr + size)
+        return loads, memory
+
+    def _take_notes(self, start: int, size: int, memory: Pieces) -> None:
+        """Take the notes of a PT_NOTE; the one that vmfilter writes is of this file, and goes into no other."""
+        notes, end = parse_notes(self, start, size), start + size
+        if notes and notes[0].name == memorynote.NAME:
+            own = notes.pop(0)
+            said = self.read_file(own.offset, min(own.size, memorynote.MAX_SIZE + 1))
+            found = memorynote.parse(self._byte_order, said)
+            if found is None or any(stop > _MAX_ADDRESS for _, stop in found[1]):
+                raise InputError(f"{self.path}: damaged: the note VMFILTER, {own.size} bytes at offset {own.offset:#x}")
+            self.header = self.header._replace(level=found[0])
+            for first, stop in found[1]:
+                memory.add(first, stop, first)
+            start = own.offset + own.size
+        if start < end:
+            self.note_parts.append((start, end - start))
+            self.notes += notes
 
     def _there(self, offset: int, size: int) -> int:
         """How much of a PT_LOAD an incomplete file still has."""

@@ -57,7 +57,7 @@ class KcoreDump(ElfDump):
             return []
         return [f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"]
 
-    def set_memory(self, loads: Pieces) -> None:
+    def set_memory(self, loads: Pieces, memory: Pieces) -> None:
         """See PieceDump."""
         if loads.starts.count(0) > 1:
             raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
@@ -67,7 +67,7 @@ class KcoreDump(ElfDump):
                 cut.add(start, end, load.offset + start - load.start, load.flags, load.vaddr)
         if not cut:
             raise InputError(f"{self.path}: has no memory but the crash kernel's")
-        super().set_memory(cut)
+        super().set_memory(cut, memory)
 
     def read_into(self, address: int, view: memoryview) -> bool:
         """See Dump."""

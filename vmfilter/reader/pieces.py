@@ -10,10 +10,12 @@ from itertools import islice
 from operator import gt, lt
 from typing import overload
 
+from vmfilter.errors import InputError
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
 
 _NO_END = 1 << 64  # an address that no machine has
+_MAX_MEMORY = 1 << 48
 
 
 class Pieces(Sequence[Piece]):
@@ -100,20 +102,35 @@ class PieceDump(Dump):
     """A dump whose memory lies in its file in pieces.
 
     Attributes:
-        pieces: all memory, sorted and without overlaps.
+        pieces: all memory that is in the file, sorted and without overlaps.
 
     """
 
-    def set_memory(self, loads: Pieces) -> None:
-        """Take the PT_LOADs; there is at least one, none is empty."""
+    def set_memory(self, loads: Pieces, memory: Pieces) -> None:
+        """Take the PT_LOADs, and what else is known to be memory; all can overlap.
+
+        Args:
+            loads: at least one; none is empty.
+            memory: where no PT_LOAD has it, it was left out of the file. Each has its address as the offset, so that
+                what touches is joined.
+
+        Raises:
+            InputError: it is more than a machine has.
+
+        """
         self.loads = loads
         self.pieces = flatten(loads)
-        self.end = self.pieces.ends[-1]
+        self._memory = flatten(memory)
+        size = sum(self._memory.ends) - sum(self._memory.starts)
+        if size > _MAX_MEMORY:  # all of it has to be walked
+            raise InputError(f"{self.path}: tells of {size} bytes of memory (p_memsz), which no machine has")
+        self.end = max([self.pieces.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
-    def _pieces_in(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Start, end and offset of the pieces that overlap the physical addresses [start, end), in order, uncut."""
-        starts, ends, offsets = self.pieces.starts, self.pieces.ends, self.pieces.offsets
+    @staticmethod
+    def _pieces_in(pieces: Pieces, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Start, end and offset of flat pieces that overlap the physical addresses [start, end), in order, uncut."""
+        starts, ends, offsets = pieces.starts, pieces.ends, pieces.offsets
         for i in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
             if starts[i] >= end:
                 break
@@ -122,27 +139,35 @@ class PieceDump(Dump):
 
     def next_memory(self, address: int) -> int | None:
         """See Dump."""
-        i = bisect_right(self.pieces.starts, address)
-        if i and self.pieces.ends[i - 1] > address:
-            return address
-        return self.pieces.starts[i] if i < len(self.pieces) else None
+        found: list[int] = []
+        for pieces in self.pieces, self._memory:
+            i = bisect_right(pieces.starts, address)
+            if i and pieces.ends[i - 1] > address:
+                return address
+            found += pieces.starts[i : i + 1]
+        return min(found, default=None)
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
         """See Dump."""
         count = len(classes)
-        pieces = self._pieces_in(pfn * page_size, (pfn + count) * page_size)
-        # A frame of which anything is pmem is pmem, whichever PT_LOAD has it too.
-        for found, value in (pieces, b"%c" % PageClass.KERNEL), (self._pmem, b"%c" % PageClass.PMEM_USERDATA):
-            for start, end, *_ in found:
-                first = max(start // page_size - pfn, 0)
-                last = min(-(-end // page_size) - pfn, count)
+        start, end = pfn * page_size, (pfn + count) * page_size
+        # A frame of which the file has anything is in it, and one of which anything is pmem is pmem, whichever PT_LOAD
+        # has it too.
+        for found, value in (
+            (self._pieces_in(self._memory, start, end), b"%c" % PageClass.EXCLUDED),
+            (self._pieces_in(self.pieces, start, end), b"%c" % PageClass.KERNEL),
+            (self._pmem, b"%c" % PageClass.PMEM_USERDATA),
+        ):
+            for at, after, *_ in found:
+                first = max(at // page_size - pfn, 0)
+                last = min(-(-after // page_size) - pfn, count)
                 if first < last:
                     classes[first:last] = value * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See Dump."""
         at = stop = start
-        for first, after, _ in self._pieces_in(start, end):
+        for first, after, _ in self._pieces_in(self.pieces, start, end):
             if first > stop:
                 if stop > at:
                     yield at, stop
@@ -156,7 +181,7 @@ class PieceDump(Dump):
         end = address + len(view)
         at = address
         missing = 0
-        for first, after, offset in self._pieces_in(address, end):
+        for first, after, offset in self._pieces_in(self.pieces, address, end):
             if first > at:
                 view[at - address : first - address] = bytes(first - at)
                 missing += first - at

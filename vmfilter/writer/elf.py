@@ -5,6 +5,10 @@
     then           the notes
     then           kept pages, in order of their frames; zero pages that are left out are holes of the file
 
+makedumpfile -E has what it left out in PT_LOADs too, as p_memsz beyond p_filesz. elf(5) calls that zeros, and crash
+(read_netdump()), drgn (zerofill) and makedumpfile itself read zeros there: user data that was left out would be shown
+as pages of zeros. Of what is in no PT_LOAD they say that it is not there; to us a note tells it (memorynote.py).
+
 The format: elf(5). Everything is in the crashed machine's byte order.
 """
 
@@ -15,8 +19,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmfilter import memorynote
 from vmfilter.arch import elf_machine
+from vmfilter.memorynote import MAX_RANGES
 from vmfilter.pack import Run, runs_in
+from vmfilter.ranges import Range
 from vmfilter.reader.dump import Piece
 from vmfilter.writer import Written
 from vmfilter.writer.notes import Notes
@@ -65,7 +72,13 @@ class ElfWriter:
     """
 
     def __init__(
-        self, transport: Transport, source: Dump, vmcoreinfo: Vmcoreinfo | None, max_mapnr: int, page_size: int
+        self,
+        transport: Transport,
+        source: Dump,
+        vmcoreinfo: Vmcoreinfo | None,
+        max_mapnr: int,
+        page_size: int,
+        level: int,
     ) -> None:
         """Begin.
 
@@ -75,6 +88,7 @@ class ElfWriter:
             vmcoreinfo: of the kernel, None where it has none; it gets a note where it has none.
             max_mapnr: first frame after all memory.
             page_size: bytes.
+            level: dump level.
 
         """
         self._transport = transport
@@ -82,6 +96,9 @@ class ElfWriter:
         self._notes = Notes(source, vmcoreinfo, erase_info=True)
         self._max_mapnr = max_mapnr
         self._page_size = page_size
+        self._level = level
+        self._memory: list[Range] = []
+        self._memory_note = b""
         self._order = "<" if source.arch.little_endian else ">"
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
@@ -92,11 +109,19 @@ class ElfWriter:
             self._ends.append(max(self._ends[-1], load.end))
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
-        """Take a part of both bitmaps; the first is not in this format."""
+        """Take a part of both bitmaps, of the first what the note says of it."""
         self._kept.write(pfn // 8, kept)
+        for first, count in runs_in(present, pfn, min(8 * len(present), self._max_mapnr - pfn)):
+            start, end = first * self._page_size, (first + count) * self._page_size
+            if self._memory and self._memory[-1][1] == start:
+                self._memory[-1] = self._memory[-1][0], end
+            elif len(self._memory) <= MAX_RANGES:
+                self._memory.append((start, end))
 
     def finish_bitmaps(self) -> None:
-        """Nothing is left."""
+        """Make the note of what is memory."""
+        if len(self._memory) <= MAX_RANGES:
+            self._memory_note = memorynote.pack(self._order, self._level, self._memory)
 
     def kept(self, pfn: int, count: int) -> bytes:
         """Give back what put_bitmaps() took of the second bitmap."""
@@ -145,7 +170,8 @@ class ElfWriter:
         small = self._source.arch.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
         if not small or not self._lay_out(_ELF32, segments, count * self._page_size):
             self._lay_out(_ELF64, segments, count * self._page_size)
-        at = self._notes.write(self._transport, self._notes_at)
+        self._transport.write(self._notes_at, self._memory_note)
+        at = self._notes.write(self._transport, self._notes_at + len(self._memory_note))
         self._transport.zeros(at, self._data - at)
         self._transport.reserve(0, self._notes_at)
         self.size = self._data
@@ -158,7 +184,8 @@ class ElfWriter:
         self._section = struct.Struct(self._order + layout.section)
         self._section_at = self._header.size + segments * self._program.size
         self._notes_at = self._section_at + self._section.size
-        self._data = -(-(self._notes_at + self._notes.size) // _ALIGN) * _ALIGN
+        self._notes_size = len(self._memory_note) + self._notes.size
+        self._data = -(-(self._notes_at + self._notes_size) // _ALIGN) * _ALIGN
         return layout is _ELF64 or self._data + data_size < 1 << 32
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
@@ -188,7 +215,7 @@ class ElfWriter:
     def _write_program_headers(self) -> int:
         """Write those of what is there: where pages are missing at the end, they are in no PT_LOAD. Return how many."""
         layout, program, written = self._layout, self._program, self.size - self._data
-        pending = bytearray(program.pack(*layout.program_header(_PT_NOTE, 0, self._notes_at, 0, 0, self._notes.size)))
+        pending = bytearray(program.pack(*layout.program_header(_PT_NOTE, 0, self._notes_at, 0, 0, self._notes_size)))
         at, count, mask = self._header.size, 1, (1 << (32 if layout is _ELF32 else 64)) - 1
         for flags, offset, vaddr, paddr, size in self._segments():
             if offset >= written:

@@ -19,11 +19,12 @@ install() {
     local objects path
     # shellcheck disable=SC2154 # initdir is dracut's
     objects=$(@PYTHON@ -I -m vmfilter kdump collect "$initdir") || {
-        dfatal "vmfilter is not in the initramfs"
-        return 1
+        # An initramfs of kdump without what makes the dump is worse than none: that is seen before the crash.
+        dfatal "vmfilter cannot be put into the initramfs; where it is no longer installed, remove ${BASH_SOURCE[0]%/*}"
+        exit 1
     }
     mapfile -t objects <<<"$objects"
-    inst_multiple "${objects[@]}" || return
+    inst_multiple "${objects[@]}" || exit 1
     [[ ${vmfilter_makedumpfile-} == yes ]] || return 0
     # Where kdump's own module, which comes before this one, has put makedumpfile, and where PATH finds it.
     for path in /usr/sbin/makedumpfile /usr/bin/makedumpfile; do

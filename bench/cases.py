@@ -1,0 +1,130 @@
+"""What is measured, and what is to come of it: tables, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+CODECS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z", "none": ""}
+"""makedumpfile's option of each."""
+SOURCE_LEVEL = 17  # of the dump that is filtered again
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to make a dump.
+
+    Attributes:
+        ours, theirs: command lines after level and codec; {vmcore}, {again} (a kdump-compressed dump of it), {a} and
+            {b} (the new files) stand for paths. Without theirs the rival is the codec alone.
+        check: form of what is made, as check.Checker has it.
+        files: how many are made.
+        stdout: who writes to standard output: "theirs", or "both": into a pipe.
+        threaded: whether makedumpfile can do it with --num-threads.
+        refused: O_DIRECT is refused to vmfilter; makedumpfile never asks for it.
+
+    """
+
+    ours: str = "{vmcore} {a}"
+    theirs: str = "{vmcore} {a}"
+    check: str = "kdump"
+    files: int = 1
+    stdout: str = ""
+    threaded: bool = True
+    refused: bool = False
+
+
+FORMS = {
+    "file": Form(),
+    "buffered": Form(refused=True),
+    "pipe": Form("{vmcore} -", "-F {vmcore}", "flat", stdout="both"),
+    "dry": Form("--dry-run {vmcore} {a}", "", "", 0),
+    "elf": Form("--format elf {vmcore} {a}", "-E {vmcore} {a}", "elf", threaded=False),
+    "split": Form("--split {vmcore} {a} {b}", "--split {vmcore} {a} {b}", "split", 2, threaded=False),
+    "flat": Form("--flatten {vmcore} {a}", "-F {vmcore}", "flat", stdout="theirs"),
+    "again": Form("{again} {a}", "{again} {a}"),
+}
+
+
+class Case(NamedTuple):
+    """A dump to make: form, dump level, codec, threads. Its name is file-d17-zstd-j2 and the like."""
+
+    form: str
+    level: int
+    codec: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """As it is asked for, and as the results have it."""
+        return f"{self.form}-d{self.level}-{self.codec}-j{self.threads}"
+
+
+def dumps(threads: int) -> Iterator[Case]:
+    """All dumps that the figures are of, on a machine with so many CPUs."""
+    fast = ("lzo", "snappy", "zstd", "zlib")
+    for level in (31, 17, 1):
+        for codec in fast:
+            yield from (Case("file", level, codec, j) for j in sorted({1, threads}))
+    for form in ("buffered", "pipe", "dry"):
+        yield from (Case(form, 17, codec, threads) for codec in fast)
+    yield Case("elf", 17, "none", threads)
+    for form in ("split", "flat"):
+        yield from (Case(form, 17, codec, threads) for codec in ("lzo", "zstd"))
+    yield from (Case("again", 31, codec, threads) for codec in fast)
+    yield from (Case("again", 17, codec, threads) for codec in ("lzo", "zstd"))
+
+
+class Target(NamedTuple):
+    """What has to hold of a figure.
+
+    Attributes:
+        what: in words.
+        cases: a pattern of names.
+        figure: of the results.
+        least, most: what it has to be at least and at most.
+
+    """
+
+    what: str
+    cases: str
+    figure: str
+    least: float = 0
+    most: float = float("inf")
+
+    def covers(self, name: str) -> bool:
+        """Whether it is about that case."""
+        return fnmatch(name, self.cases)
+
+    def met(self, value: float) -> bool:
+        """Whether it holds."""
+        return self.least <= value <= self.most
+
+
+_FAST = ("lzo", "snappy", "zstd")
+TARGETS = (
+    *(Target("to disk, times as fast", f"file-d17-{c}-j2", "speedup", least=1.8) for c in _FAST),
+    Target("to disk, times as fast", "file-d17-zlib-j2", "speedup", least=7),
+    *(Target("size", f"file-d17-{c}-j2", "size", most=1.01) for c in _FAST),
+    Target("size", "file-d17-zlib-j2", "size", most=1.03),
+    *(
+        Target("without O_DIRECT, times as fast", f"{form}-d17-{codec}-j2", "speedup", least=1.6)
+        for form in ("buffered", "pipe")
+        for codec in _FAST
+    ),
+    *(Target("without O_DIRECT, times as fast", f"{f}-d17-zlib-j2", "speedup", 5) for f in ("buffered", "pipe")),
+    Target("small dump, times as fast", "file-d31-lzo-j2", "speedup", least=1.3),
+    Target("small dump, times as fast", "file-d31-snappy-j2", "speedup", least=1.3),
+    Target("small dump, times as fast", "file-d31-zstd-j2", "speedup", least=1.6),
+    Target("small dump, times as fast", "file-d31-zlib-j2", "speedup", least=4),
+    *(Target("one thread against one, times as fast", f"file-d17-{c}-j1", "speedup", least=1) for c in _FAST),
+    Target("classification, ns a page", "classify", "ns_a_page", most=5),
+    Target("discarded, times as long as the codec alone", "dry-d17-*-j2", "floor", most=1.2),
+    Target("to disk, times as long as the codec alone", "file-d17-*-j2", "floor", most=1.5),
+    Target("start-up, seconds", "start", "ours", most=0.060),
+    Target("RssAnon over 1 MiB a thread, MiB", "*-d*", "anon_over_threads", most=40),
+    *(Target("other forms, times as fast", f"{f}-d17-*-j2", "speedup", least=1.8) for f in ("elf", "split", "flat")),
+    Target("filtered again, times as fast", "again-*-j2", "speedup", least=1.8),
+)

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Time and memory of vmfilter against the memory of the machine, on synthetic vmcores (synthetic.py).
+
+    bench/scale.py [--sizes 1G ... 16T] [--out FOLDER] [--rounds 3] [--json FILE] [--svg FILE] [--makedumpfile PATH]
+
+Each is filtered at level 31, into a file that is checked after. Prints a table in markdown: the median time, the most
+anonymous memory (RssAnon) and most resident memory (VmHWM) of a run of its own, and the bytes read a page frame: 64 are
+its struct page, and nothing else is read of what is left out. With --makedumpfile that runs too, and its dump has to
+have the same pages. Run it by the Python of the environment that has vmfilter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import plot
+import report
+from measure import Job, run
+from synthetic import Machine
+
+VMFILTER = str(Path(sys.executable).with_name("vmfilter"))
+_UNITS = {"G": 30, "T": 40}
+_SIZES = ("1G", "4G", "16G", "64G", "256G", "1T", "4T", "16T")
+_MIB = 1 << 20
+_HEAD = (
+    "memory", "page frames", "s", "CPU s", "ns a page", "bytes read a page", "RssAnon MiB", "VmHWM MiB", "dump MB",
+)  # fmt: skip
+_HEAD_THEIRS = ("makedumpfile s", "its RssAnon MiB")
+
+
+def bytes_of(text: str) -> int:
+    """Return bytes of a size in G or T. Raises ArgumentTypeError where it is none."""
+    if not text[:-1].isdecimal() or text[-1] not in _UNITS or not int(text[:-1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4G or 16T")
+    return int(text[:-1]) << _UNITS[text[-1]]
+
+
+def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Make the vmcore of a machine with so many bytes of memory, filter it, check what is made."""
+    folder = Path(options.out)
+    vmcore, ours, theirs = (folder / f"bench.{name}" for name in ("vmcore", "a", "b"))
+    Machine(size).write(vmcore)
+    try:
+        found: dict[str, Any] = {"memory": size, "pages": size // 4096}
+        found["ours"] = _runs([VMFILTER, "filter", "-q", "--compress", "lzo"], vmcore, ours, options.rounds)
+        checks = [[VMFILTER, "verify", "-q", "--against", str(vmcore), str(ours)]]
+        if options.makedumpfile:
+            found["theirs"] = _runs([options.makedumpfile, "-l"], vmcore, theirs, options.rounds)
+            checks.append([VMFILTER, "verify", "-q", "--against", str(theirs), str(ours)])
+        for check in checks:
+            subprocess.run(check, check=True)
+        return found
+    finally:
+        for path in (vmcore, ours, theirs):
+            path.unlink(missing_ok=True)
+
+
+def _runs(command: list[str], vmcore: Path, dump: Path, rounds: int) -> dict[str, float]:
+    job = Job([*command, "-d", "31", str(vmcore), str(dump)], [dump])
+    seen = run(job, watch=True)
+    runs = [run(job) for _ in range(rounds)]
+    wall, cpu = (statistics.median(getattr(m, x) for m in runs) for x in ("wall", "cpu"))
+    return {"wall": wall, "cpu": cpu, "anon": seen.anon, "hwm": seen.hwm, "read": seen.read, "size": seen.size}
+
+
+def _row(found: dict[str, Any]) -> list[str]:
+    r, pages = found["ours"], found["pages"]
+    row = [
+        plot.size_text(found["memory"]),
+        f"{pages:,}",
+        f"{r['wall']:.3f}",
+        f"{r['cpu']:.3f}",
+        f"{r['wall'] / pages * 1e9:.1f}",
+        f"{r['read'] / pages:.1f}",
+        f"{r['anon'] / _MIB:.1f}",
+        f"{r['hwm'] / _MIB:.1f}",
+        f"{r['size'] / 1e6:.1f}",
+    ]
+    if "theirs" in found:
+        row += [f"{found['theirs']['wall']:.3f}", f"{found['theirs']['anon'] / _MIB:.1f}"]
+    return row
+
+
+def main() -> None:
+    """Take the command line, measure, print, draw."""
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--sizes", nargs="+", type=bytes_of, default=[bytes_of(x) for x in _SIZES])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default=".", help="folder to write to")
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--makedumpfile", help="a program with lzo")
+    parser.add_argument("--svg", help="file for the plot")
+    options = parser.parse_args()
+    results = []
+    for size in options.sizes:
+        results.append(measure(size, options))
+        print(f"{plot.size_text(size)}: {results[-1]['ours']['wall']:.3f} s", file=sys.stderr, flush=True)
+    head = [*_HEAD, *(_HEAD_THEIRS if options.makedumpfile else ())]
+    print(*report.table(head, [_row(found) for found in results]), sep="\n")
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    if options.svg:
+        Path(options.svg).write_text(plot.draw(results, 40 + len(os.sched_getaffinity(0))))
+
+
+if __name__ == "__main__":
+    main()

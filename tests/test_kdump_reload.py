@@ -1,0 +1,110 @@
+"""What is asked of kdump's service when the memory of the machine has changed, and how often."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from namespaces import needs_namespace, needs_program
+
+ROOT = Path(__file__).parent.parent / "vmfilter" / "kdump" / "root"
+UNIT = ROOT / "usr/lib/systemd/system/vmfilter-kdump-reload.service"
+RELOAD = ROOT / "usr/lib/vmfilter/reload-kdump"
+THROTTLER = "/usr/lib/udev/kdump-udev-throttler"
+
+
+def program(path: Path, script: str) -> None:
+    """Write a program of the shell."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("active", "throttler", "asked"),
+    [
+        ("", False, ""),
+        ("kdump.service", False, "systemctl --no-block try-reload-or-restart kdump.service\n"),
+        ("kdump.service", True, "systemd-run --quiet --no-block {throttler}\n"),
+        ("kdump-tools.service", False, "systemctl --no-block try-reload-or-restart kdump-tools.service\n"),
+    ],
+    ids=["no kdump", "Fedora before the throttler", "Fedora", "Debian"],
+)
+def test_kdump_is_reloaded_as_its_distribution_does(tmp_path: Path, active: str, throttler: bool, asked: str) -> None:
+    programs, log = tmp_path / "programs", tmp_path / "log"
+    log.write_text("")
+    show = f'[ "$1" != show ] || {{ [ "$4" != "{active}" ] && echo inactive || echo active; exit; }}\n'
+    for name in ("systemctl", "systemd-run"):
+        program(programs / name, f'{show}echo "{name} $*" >>{log}')
+    if throttler:
+        program(programs / "throttler", "exit 1")
+    script = RELOAD.read_text().replace(THROTTLER, str(programs / "throttler"))
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    result = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert log.read_text() == asked.format(throttler=programs / "throttler")
+
+
+# Each event starts the service, as the rules do. The manager is a user's: there can be no other beside the machine's.
+EVENTS = """
+mount -t tmpfs none /run
+mkdir -p /run/user /run/systemd/system
+export XDG_RUNTIME_DIR=/run/user
+/lib/systemd/systemd --user --unit="$2" &
+until systemctl --user -q is-active "$2"; do sleep 0.1; done
+rm -f "$1/log"
+
+for event in 1 2 3 4 5; do systemctl --user --no-block start vmfilter-kdump-reload.service; done
+until [ -s "$1/log" ]; do sleep 0.1; done
+
+systemctl --user --no-block start vmfilter-kdump-reload.service # amid the reload
+until [ "$(wc -l <"$1/log")" -gt 1 ]; do sleep 0.1; done
+sleep 3
+cat "$1/log"
+"""
+
+
+@needs_namespace
+@needs_program("/lib/systemd/systemd", "systemd")
+@pytest.mark.parametrize(
+    ("service", "commands"),
+    [
+        ("kdump.service", "ExecStart=/bin/true\nExecReload={kdump}\n"),
+        ("kdump-tools.service", "ExecStart={kdump}\n"),  # which is restarted: it has no reload
+    ],
+)
+def test_a_burst_of_events_is_one_reload_and_an_event_amid_it_another(
+    tmp_path: Path, service: str, commands: str
+) -> None:
+    programs, units = tmp_path / "programs", tmp_path / "config/systemd/user"
+    units.mkdir(parents=True)
+    program(programs / "reload-kdump", RELOAD.read_text().replace("systemctl ", "systemctl --user "))
+    program(programs / "kdump", f"echo reloaded >>{tmp_path}/log; sleep 4")
+    (units / UNIT.name).write_text(UNIT.read_text().replace("/usr/lib/vmfilter", str(programs)))
+    commands = commands.format(kdump=programs / "kdump")
+    (units / service).write_text(f"[Service]\nType=oneshot\nRemainAfterExit=yes\n{commands}")
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"]
+    result = subprocess.run(
+        [*namespaces, "timeout", "60", "sh", "-euc", EVENTS, "sh", tmp_path, service],
+        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, "reloaded\nreloaded\n"), result.stderr
+
+
+@needs_program("systemd-analyze", "systemd")
+def test_systemd_takes_the_service(tmp_path: Path) -> None:
+    units = tmp_path / "usr/lib/systemd/system"
+    shutil.copytree("/lib/systemd/system", units, symlinks=True)
+    shutil.copy(UNIT, units)
+    for path in ("usr/bin/sleep", "usr/bin/udevadm", "usr/lib/vmfilter/reload-kdump"):
+        program(tmp_path / path, "")
+    (tmp_path / "bin").symlink_to("usr/bin")
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", UNIT.name]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, [x for x in result.stderr.splitlines() if "vmfilter" in x]) == (0, [])

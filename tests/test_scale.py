@@ -1,0 +1,42 @@
+"""What grows with the memory of a machine, and what must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kdumpreader import Kdump
+from synthetic import Machine
+
+from vmfilter import filter_dump
+from vmfilter.reader.source import PreadSource
+
+GIB = 1 << 30
+FRAME, STRUCT_PAGE = 4096, 64
+
+
+class _Reads:
+    """How many bytes a filtering of a machine's vmcore reads, and which pages it keeps."""
+
+    def __init__(self, size: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        real = PreadSource.read_into
+
+        def read_into(source: PreadSource, offset: int, view: memoryview) -> None:
+            self.bytes += len(view)
+            real(source, offset, view)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PreadSource, "read_into", read_into)
+            filter_dump(Machine(size).write(folder / f"{size}"), folder / f"{size}.dump", level=31)
+        self.kept = Kdump(folder / f"{size}.dump").kept
+
+
+def test_of_memory_that_is_left_out_no_more_is_read_than_its_struct_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (_Reads(n * GIB, tmp_path, monkeypatch) for n in (8, 24))
+    assert small.kept == large.kept == list(range((128 << 20) // FRAME))  # section 0, which both have
+    struct_pages = 16 * GIB // FRAME * STRUCT_PAGE
+    tables = 16 * FRAME + 512 * 16  # one of page tables a GiB of struct pages, and the roots of mem_section
+    assert struct_pages <= large.bytes - small.bytes <= struct_pages + 4 * tables
