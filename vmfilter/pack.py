@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _BATCH_BYTES = 1 << 18  # of a chunk, read and compressed while they are in the CPU's cache
-_MAX_RUNS = 1024
+_MAX_RUNS = 64
 
 Run = tuple[int, int]
 """First page frame and number of frames."""
