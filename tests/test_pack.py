@@ -202,7 +202,7 @@ def test_pages_of_every_size_are_packed(size: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_never_more_than_two_chunks_a_thread_and_one_are_in_flight(threads: int) -> None:
+def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
     taken, given = 0, 0
     most = 0
 
@@ -220,7 +220,7 @@ def test_never_more_than_two_chunks_a_thread_and_one_are_in_flight(threads: int)
         time.sleep(0.001)
         given += 1
     assert given == 60
-    assert most <= 2 * threads + 1
+    assert most <= bounds(threads).chunks
     assert len(dump.threads) <= threads
 
 
@@ -263,8 +263,7 @@ def test_an_error_of_the_reading_ends_the_run_after_the_chunks_before_it(threads
         got.extend(numbers(dump, [(0, 40 * CHUNK)], threads))
     assert len(got) == chunk
     assert no_thread_is_left()
-    batches = CHUNK // 64  # a chunk is read in parts of 64 pages
-    assert dump.reads <= (chunk + 2 * threads + 1) * batches, "what is not in flight is not begun"
+    assert dump.reads <= chunk + bounds(threads).chunks, "what is not in flight is not begun"
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -311,7 +310,7 @@ def test_a_consumer_that_stops_ends_the_threads(threads: int) -> None:
     assert next(chunks)[0] == 0
     chunks.close()  # type: ignore[attr-defined]
     assert no_thread_is_left()
-    assert dump.reads <= (2 * threads + 2) * CHUNK // 64
+    assert dump.reads <= 2 * bounds(threads).chunks
 
 
 def test_an_error_of_the_consumer_ends_the_threads() -> None:

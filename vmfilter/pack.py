@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmfilter.codec import Packer
     from vmfilter.reader import Dump
 
-_BATCH_BYTES = 1 << 18  # of a chunk, read and compressed while they are in the CPU's cache
+_BATCH_BYTES = 1 << 19  # of a chunk, read and compressed while they are in the CPU's cache
 _MAX_RUNS = 64
 
 Run = tuple[int, int]
@@ -187,19 +187,27 @@ def packed(
         for chunk_runs in chunks_of(runs, pages):
             if not free:
                 chunk = _new_chunk(pages, hashed, pending)
-                if chunk is None:
+                if chunk is not None:
+                    free.append(chunk)
+                else:
                     most = len(pending)
-                    yield pending[0].pages()
-                    chunk = pending.popleft()
-                free.append(chunk)
+                    yield from _several(pending, free, bounds.threads)
             chunk = free.pop()
             chunk.runs = chunk_runs
             pending.append(chunk)
             team.give(chunk)
-            while pending and (pending[0].is_done() or (not free and len(pending) >= most)):
-                yield pending[0].pages()
-                free.append(pending.popleft())
+            if not free and len(pending) >= most:
+                yield from _several(pending, free, bounds.threads)
         while pending:
             yield pending.popleft().pages()
     finally:
         team.end()
+
+
+def _several(pending: deque[_Chunk], free: list[_Chunk], threads: int) -> Iterator[Pages]:
+    """Pages of all chunks but those that keep the threads busy: a thread must stop whenever the caller wakes up."""
+    count = max(len(pending) - threads - 1, 1)
+    pending[count - 1].sleep()
+    for _ in range(count):
+        yield pending[0].pages()
+        free.append(pending.popleft())

@@ -27,14 +27,15 @@ class Task(Generic[Worker]):
         """Do it, with what a thread works with; where there is no memory for that, it may be done again."""
         raise NotImplementedError
 
-    def is_done(self) -> bool:
-        """Whether wait() would not wait."""
-        return not self._working.locked()
+    def sleep(self) -> None:
+        """Wait until it is done, or has failed."""
+        with self._working:
+            pass
 
     def wait(self) -> None:
         """Wait until it is done. Raises what ended it."""
-        with self._working:
-            error, self._error = self._error, None
+        self.sleep()
+        error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
