@@ -931,6 +931,21 @@ def test_nobody_who_reads_on_is_a_failure_of_the_output(vmcore: Path, tmp_path: 
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
+def test_a_disk_that_cannot_keep_the_stream_is_a_failure_of_the_output(
+    vmcore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk takes what is written at once, and says when it is synced that it has lost it."""
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with open(tmp_path / "disk", "wb") as disk:
+        monkeypatch.setattr(sys, "stdout", disk)
+        with pytest.raises(vmfilter.OutputError, match="standard output: cannot be written: Input/output error"):
+            filter_dump(vmcore, "-")
+
+
 @pytest.mark.parametrize("size", [0, 1, 4096, 5000, 100_000])
 @pytest.mark.parametrize("what", ["rearrange", "filter"])
 def test_a_writer_that_goes_away_is_a_failure_of_the_input(vmcore: Path, tmp_path: Path, size: int, what: str) -> None:

@@ -5,6 +5,7 @@ The format is drawn in vmfilter/reader/flattened.py. No offset is written twice.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from vmfilter.errors import NoSpaceError, OutputError
@@ -15,6 +16,7 @@ _COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, 
 _ZEROS = bytes(1 << 16)
 _LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
 _RESERVED_AT_ONCE = 64 << 20
+_NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socket, a terminal
 
 
 class FlattenedTransport:
@@ -150,7 +152,12 @@ class StreamTransport:
         raise OutputError(f"{self._name}: cannot be read back")
 
     def sync(self, size: int) -> None:
-        """See Transport."""
+        """See Transport: a disk says only here what it could not keep."""
+        try:
+            os.fsync(self._fd)
+        except OSError as e:
+            if e.errno not in _NOTHING_TO_SYNC:
+                raise OutputError(f"{self._name}: cannot be written: {e.strerror}") from e
 
     def publish(self) -> None:
         """See Transport."""

@@ -1,0 +1,10 @@
+#!/bin/sh
+# In the capture kernel of bench/capture.py: vmfilter and makedumpfile by turns, into a pipe that keeps nothing.
+for round in 1 2 3 4 5; do
+    for codec in l z; do
+        measure "/mnt/vmfilter.$codec.$round.json" vmfilter-makedumpfile -F -$codec -d 31 --message-level 0 /proc/vmcore >/dev/null
+        measure "/mnt/makedumpfile.$codec.$round.json" peer -F -$codec -d 31 --message-level 0 /proc/vmcore >/dev/null
+    done
+done
+stat -c %s /proc/vmcore >/mnt/vmcore.size
+umount /mnt

@@ -1,0 +1,170 @@
+"""A machine that crashes: a Debian kernel in QEMU, which panics, and the capture kernel that saves its memory.
+
+Both kernels boot the same initramfs, which mkinitramfs makes of vmfilter's hook and of guest/. What setup.sh has
+brought is in build/crash/debian.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+GUEST = Path(__file__).parent / "guest"
+DEBIAN = ROOT / "build" / "crash" / "debian"
+
+MEMORY = "512M"
+CRASH_MEMORY = "192M"
+SECONDS = 170
+"""That a machine may live: it is emulated, on a machine that may have other things to do."""
+_TAIL = 40  # lines of a console that say what went wrong
+_DISKS = {"system": "256M", "files": "1G", "vmcore": "1G", "kpageflags": "16M", "disk": "1G"}
+_COMMON = "console=ttyS0 panic=-1"
+
+
+def kernel() -> Path:
+    """The kernel's image."""
+    return next((DEBIAN / "boot").glob("vmlinuz-*"))
+
+
+def debug_information() -> Path:
+    """The same kernel's vmlinux."""
+    return next((DEBIAN / "usr/lib/debug/boot").glob("vmlinux-*"))
+
+
+def run(*command: str | Path) -> None:
+    """Run a command that must end well. Raises AssertionError with what it said."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout}"
+
+
+def initramfs(
+    folder: Path, *, vmfilter: bool = True, peer: Path | None = None, capture: Path = GUEST / "capture"
+) -> Path:
+    """Make an initramfs in a new folder.
+
+    Args:
+        folder: where.
+        vmfilter: whether it has what `vmfilter kdump install` puts into it.
+        peer: a program of this machine that is to be /usr/bin/peer there.
+        capture: script that is to run in the capture kernel.
+
+    """
+    files = folder / "files"
+    for name in ("conf.d", "hooks", "scripts/init-premount", "files/crash", "files/usr/bin", "files/etc/default"):
+        (folder / name).mkdir(parents=True)
+    for name in ("load", "measure", "workload"):
+        run("gcc", "-O2", "-static", GUEST / f"{name}.c", "-o", files / "usr/bin" / name)
+    shutil.copy(GUEST / "crash", files / "crash")
+    shutil.copy(capture, files / "crash/capture")
+    shutil.copy(GUEST / "run", folder / "scripts/init-premount")
+    shutil.copy(GUEST / "hook", folder / "hooks/guest")
+    (folder / "debian").symlink_to(DEBIAN)
+    if peer:
+        shutil.copy(peer, folder / "peer")
+    (folder / "modules").write_text("virtio_blk\n")
+    (folder / "initramfs.conf").write_text("MODULES=list\nBUSYBOX=y\nCOMPRESS=zstd\n")
+    if vmfilter:
+        installed = folder / "installed"
+        installed.mkdir()
+        run(sys.executable, "-m", "vmfilter", "kdump", "install", "--root", installed)
+        shutil.copytree(installed / "usr/share/initramfs-tools", folder, dirs_exist_ok=True)
+        shutil.copy(GUEST / "vmfilter", folder / "conf.d")
+        settings = (installed / "usr/share/doc/vmfilter/examples/kdump-tools").read_text()
+        (files / "etc/default/kdump-tools").write_text(f"{settings}\nKDUMP_COREDIR=/mnt/crash\n")
+    # mkinitramfs looks for the kernel's files where they would be installed: let it find them, without installing them.
+    make = 'mount --bind "$1/boot" /boot; mount --bind "$1/lib/modules" /lib/modules; mkinitramfs -d "$2" -o "$3" "$4"'
+    Path("/lib/modules").mkdir(exist_ok=True)
+    image = folder / "initrd"
+    version = kernel().name.removeprefix("vmlinuz-")
+    run("unshare", "--mount", "sh", "-ec", make, "sh", DEBIAN, folder, image, version)
+    return image
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a machine left behind.
+
+    Attributes:
+        files: folder of the files that were written in the guest.
+        vmcore: all of /proc/vmcore.
+        kpageflags: /proc/kpageflags, a moment before the panic.
+        disk: where vmfilter's own script has written its dump.
+
+    """
+
+    files: Path
+    vmcore: Path
+    kpageflags: Path
+    disk: Path
+
+    def report(self, name: str) -> dict[str, float]:
+        """What guest/measure.c said of a command."""
+        report: dict[str, float] = json.loads((self.files / f"{name}.json").read_text())
+        return report
+
+
+def crash(folder: Path, initrd: Path, cpus: int) -> Saved:
+    """Boot a machine, let it die, wait until its capture kernel has saved all.
+
+    Args:
+        folder: where all that belongs to the machine is put.
+        initrd: its initramfs.
+        cpus: those that the capture kernel may use.
+
+    Raises:
+        AssertionError: this did not come about, or not in time; it has the end of the console.
+
+    """
+    disks = {name: folder / f"{name}.img" for name in _DISKS}
+    system, files = folder / "system", folder / "files"
+    system.mkdir()
+    shutil.copy(kernel(), system / "vmlinuz")
+    shutil.copy(initrd, system / "initrd")
+    (system / "cmdline").write_text(f"{_COMMON} reset_devices irqpoll nr_cpus={cpus}")
+    for name, size in _DISKS.items():
+        run("truncate", "-s", size, disks[name])
+    run("mkfs.ext4", "-q", "-d", system, disks["system"])
+    run("mkfs.ext4", "-q", disks["files"])
+    _boot(folder / "console", initrd, list(disks.values()))
+    files.mkdir()
+    run("debugfs", "-R", f"rdump / {files}", disks["files"])
+    run("truncate", "-s", (files / "vmcore.size").read_text().strip(), disks["vmcore"])
+    return Saved(files, disks["vmcore"], disks["kpageflags"], disks["disk"])
+
+
+def _boot(console: Path, initrd: Path, disks: list[Path]) -> None:
+    command = [
+        "qemu-system-x86_64",
+        "-M",
+        "q35",
+        "-cpu",
+        "max",
+        "-accel",
+        "tcg,thread=multi",
+        "-m",
+        MEMORY,
+        "-smp",
+        "2",
+    ]
+    command += ["-nographic", "-no-reboot", "-nic", "none", "-kernel", str(kernel()), "-initrd", str(initrd)]
+    command += ["-append", f"{_COMMON} crashkernel={CRASH_MEMORY}"]
+    for disk in disks:
+        command += ["-drive", f"if=none,id={disk.stem},format=raw,file={disk}"]
+        command += ["-device", f"virtio-blk-pci,drive={disk.stem}"]
+    with open(console, "wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            ended = f"ended with status {process.wait(SECONDS)}"
+        except subprocess.TimeoutExpired:
+            ended = f"did not end in {SECONDS} s"
+        finally:
+            process.kill()
+            process.wait()
+    said = console.read_text(errors="replace")
+    if "vmfilter: the dump is on" not in said:
+        raise AssertionError("\n".join([*said.splitlines()[-_TAIL:], f"QEMU {ended}, and not all was saved"]))

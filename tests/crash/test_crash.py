@@ -1,0 +1,209 @@
+"""A real kernel crashes, its capture kernel dumps it: the dumps are judged by all of /proc/vmcore, by what the kernel
+itself said of its pages, by drgn, and where a lab lies beside the checkout by its judges.
+
+tests/crash/setup.sh brings what this needs. The machines take a minute.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
+from pathlib import Path
+
+import kpageflags
+import machine
+import pytest
+from elftools.elf.elffile import ELFFile
+from kdumpreader import Kdump
+from test_lab import LAB, judge
+
+from vmfilter.rearrange import rearrange
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.skipif(not machine.DEBIAN.is_dir(), reason="tests/crash/setup.sh has not been run"),
+]
+
+MIB = 1 << 20
+OTHERS = ["flat", "kdump-tools", "disk"]
+"""Dumps beside the plain one: makedumpfile's flattened stream, Debian's kdump-tools', the initramfs script's."""
+
+
+class Crash:
+    """What a machine has saved, and how many CPUs its capture kernel was to use."""
+
+    def __init__(self, saved: machine.Saved, cpus: int) -> None:
+        self.saved = saved
+        self.cpus = cpus
+        self.plain = Kdump(saved.files / "plain")
+
+    def stream(self, name: str) -> Path:
+        """A flattened dump."""
+        if name == "disk":
+            return self.saved.disk
+        return next((self.saved.files / "crash").glob("*/dump.*")) if name == "kdump-tools" else self.saved.files / name
+
+
+@pytest.fixture(scope="module")
+def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return machine.initramfs(tmp_path_factory.mktemp("initramfs"))
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory, initrd: Path) -> Iterator[dict[int, Future[machine.Saved]]]:
+    """Both at once, by the CPUs of their capture kernels."""
+    with ThreadPoolExecutor() as pool:
+        folders = {cpus: tmp_path_factory.mktemp("machine") for cpus in (1, 2)}
+        yield {cpus: pool.submit(machine.crash, folder, initrd, cpus) for cpus, folder in folders.items()}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 CPU", "2 CPUs"])
+def crash(request: pytest.FixtureRequest, machines: dict[int, Future[machine.Saved]]) -> Crash:
+    return Crash(machines[request.param].result(), request.param)
+
+
+@pytest.fixture
+def rearranged(crash: Crash, tmp_path: Path, request: pytest.FixtureRequest) -> Kdump:
+    """A flattened dump as a file."""
+    with open(crash.stream(request.param), "rb", buffering=0) as stream:
+        rearrange(stream, tmp_path / "dump")
+    return Kdump(tmp_path / "dump")
+
+
+def wrong(table: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """How many pages are left out though they are the kernel's own, and how many are kept though they are not."""
+    out = sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN)
+    return out, sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN)
+
+
+@pytest.mark.parametrize("command", ["mem-usage", "kcore", "plain", "flat", "kdump-tools"])
+def test_each_command_ends_well_in_bounded_memory(crash: Crash, command: str) -> None:
+    report = crash.saved.report(command)
+    assert report["status"] == 0
+    assert 5 << 10 < report["rss_anon"] <= (40 + crash.cpus) << 10  # KiB; less would be no process of Python's
+
+
+def test_the_capture_kernel_uses_its_cpus(crash: Crash) -> None:
+    assert int((crash.saved.files / "cpus").read_text()) == crash.cpus
+
+
+def test_every_kept_page_is_what_proc_vmcore_has(crash: Crash) -> None:
+    with open(crash.saved.vmcore, "rb") as f:
+        segments = [s for s in ELFFile(f).iter_segments("PT_LOAD") if s["p_filesz"]]
+        pages = 0
+        for pfn, page in crash.plain.pages():
+            at = pfn * len(page)
+            segment = next(s for s in segments if s["p_paddr"] <= at < s["p_paddr"] + s["p_filesz"])
+            f.seek(segment["p_offset"] + at - segment["p_paddr"])
+            assert f.read(len(page)) == page, f"pfn {pfn:#x}"
+            pages += 1
+    assert pages > 10000
+
+
+def test_the_kernels_own_account_of_its_pages(crash: Crash) -> None:
+    table = kpageflags.table(crash.saved.kpageflags, crash.plain.present, crash.plain.kept)
+    left_out, kept = wrong(table)
+    assert left_out <= 60, table
+    assert kept <= 200, table
+    assert min(table[kind][1] for kind in ("free", "cache", "anonymous", "hugetlb")) > 2000, table
+
+
+@pytest.mark.parametrize("rearranged", OTHERS, indirect=True)
+def test_each_way_to_dump_keeps_the_same_pages(crash: Crash, rearranged: Kdump) -> None:
+    assert rearranged.present == crash.plain.present
+    assert all(a == b for a, b in zip(rearranged.pages(), crash.plain.pages(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["plain", *OTHERS])
+def test_drgn_finds_the_tasks_and_the_log(crash: Crash, name: str) -> None:
+    import drgn
+    from drgn.helpers.linux.pid import for_each_task
+    from drgn.helpers.linux.printk import get_dmesg
+
+    prog = drgn.Program()
+    prog.set_core_dump(str(crash.saved.files / name if name == "plain" else crash.stream(name)))
+    prog.load_debug_info([str(machine.debug_information())])
+    assert {task.comm.string_() for task in for_each_task(prog)} >= {b"kthreadd", b"init", b"workload"}
+    log = get_dmesg(prog)
+    assert b"Kernel panic - not syncing: sysrq triggered crash" in log
+    if name == "kdump-tools":  # which has saved the log beside the dump, with makedumpfile --dump-dmesg
+        saved = next(crash.stream(name).parent.glob("dmesg.*")).read_bytes()
+        without_callers = re.sub(rb"(?m)^(\[ *[\d.]+\]) \[ *[CT]\d+\]", rb"\1", saved)
+        assert without_callers.split() == log.split()
+
+
+# /proc/kcore of the system that is to crash
+
+
+def test_mem_usage_agrees_with_the_kernels_own_account(crash: Crash) -> None:
+    files = crash.saved.files
+    kcore = Kdump(files / "kcore")
+    table = {kind: n for kind, (_, n) in kpageflags.table(files / "kpageflags.before", kcore.present, []).items()}
+    own = crash.saved.report("mem-usage")["rss_anon"] // 4  # pages of the command that counted, which are free again
+    wanted = {
+        "kernel and all else": sum(table[kind] for kind in kpageflags.KERNELS_OWN),
+        "cache": table["cache"],
+        "user process data": table["anonymous"] + table["hugetlb"] + own,
+        "free": table["free"] - own,
+    }
+    lines = (files / "mem-usage").read_text().split("\n\n")[0].splitlines()[1:]
+    found = {name.strip(): int(pages) for name, pages, _ in (line.rsplit(maxsplit=2) for line in lines)}
+    assert found.pop("all memory") == len(kcore.present)
+    found["cache"] += found.pop("cache with private data")
+    for name, pages in wanted.items():
+        assert abs(found.pop(name) - pages) <= 500, (name, pages)
+    assert not any(found.values())
+
+
+def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash: Crash) -> None:
+    kcore = Kdump(crash.saved.files / "kcore")
+    before, after = (
+        array("Q", (crash.saved.files / f"kpageflags.{when}").read_bytes()) for when in ("before", "after")
+    )
+    same = [pfn for pfn in kcore.present if kpageflags.kind(before[pfn]) == kpageflags.kind(after[pfn])]
+    assert len(same) > len(kcore.present) * 9 // 10
+    left_out, kept = wrong(table := kpageflags.table(crash.saved.files / "kpageflags.before", same, kcore.kept))
+    assert left_out <= 20, table
+    assert kept <= 200, table
+
+
+def test_drgn_walks_the_tasks_of_a_dump_of_proc_kcore(crash: Crash) -> None:
+    """As far as vmfilter itself: what comes after it came while it wrote."""
+    import drgn
+    from drgn.helpers.linux.list import list_for_each_entry
+
+    prog = drgn.Program()
+    prog.set_core_dump(str(crash.saved.files / "kcore"))
+    prog.load_debug_info([str(machine.debug_information())])
+    tasks = list_for_each_entry("struct task_struct", prog["init_task"].tasks.address_of_(), "tasks")
+    names = list(takewhile(lambda name: name != b"vmfilter", (task.comm.string_() for task in tasks)))
+    assert {b"init", b"kthreadd", b"workload", b"measure"} <= set(names)
+
+
+# The initramfs
+
+
+def test_the_initramfs_grows_by_no_more_than_12_mib(initrd: Path, tmp_path: Path) -> None:
+    without = machine.initramfs(tmp_path / "without", vmfilter=False)
+    assert 0 < initrd.stat().st_size - without.stat().st_size <= 12 * MIB
+
+
+# The judges of a lab
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(not LAB.is_dir(), reason=f"no lab in {LAB}")
+@pytest.mark.parametrize("rearranged", OTHERS, indirect=True)
+def test_the_labs_judges_agree(crash: Crash, rearranged: Kdump, tmp_path: Path) -> None:
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", crash.saved.files / "plain", crash.saved.vmcore)
+    assert ", 0 differ" in judge("kdumpcheck.py", "compare", crash.saved.files / "plain", tmp_path / "dump")
+    rows = [
+        line.rsplit(maxsplit=2)
+        for line in judge("kpageflags.py", tmp_path / "dump", crash.saved.kpageflags).splitlines()
+    ]
+    table = {kind: (int(kept), int(out)) for kind, kept, out in rows[1:]}
+    assert table["slab"][1] + table["page table"][1] + table["reserved"][1] <= 60, table
+    assert table["free"][0] + table["anonymous"][0] + table["cache"][0] + table["hugetlb"][0] <= 200, table
