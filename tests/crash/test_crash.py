@@ -106,8 +106,7 @@ def test_every_kept_page_is_what_proc_vmcore_has(crash: Crash) -> None:
 def test_the_kernels_own_account_of_its_pages(crash: Crash) -> None:
     table = kpageflags.table(crash.saved.kpageflags, crash.plain.present, crash.plain.kept)
     left_out, kept = wrong(table)
-    assert left_out <= 60, table
-    assert kept <= 200, table
+    assert left_out + kept <= 20, table  # an interrupt may come between; mostly none does
     assert min(table[kind][1] for kind in ("free", "cache", "anonymous", "hugetlb")) > 2000, table
 
 
@@ -205,5 +204,5 @@ def test_the_labs_judges_agree(crash: Crash, rearranged: Kdump, tmp_path: Path) 
         for line in judge("kpageflags.py", tmp_path / "dump", crash.saved.kpageflags).splitlines()
     ]
     table = {kind: (int(kept), int(out)) for kind, kept, out in rows[1:]}
-    assert table["slab"][1] + table["page table"][1] + table["reserved"][1] <= 60, table
-    assert table["free"][0] + table["anonymous"][0] + table["cache"][0] + table["hugetlb"][0] <= 200, table
+    assert table["slab"][1] + table["page table"][1] + table["reserved"][1] <= 20, table
+    assert table["free"][0] + table["anonymous"][0] + table["cache"][0] + table["hugetlb"][0] <= 20, table
