@@ -43,7 +43,7 @@ class Measured(NamedTuple):
         wall: seconds until it ended.
         synced: the same with a sync of its files after it.
         cpu: seconds of all its threads and children.
-        size: bytes of its outputs.
+        size: bytes of its outputs, without holes.
         hwm, anon: most resident memory, and most of it that is anonymous, in bytes (VmHWM, RssAnon of proc(5)), summed
             over its children; 0 where nobody looked.
         read: bytes that it read (rchar of proc(5)), likewise.
@@ -117,7 +117,7 @@ def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured:
             wall,
             synced,
             usage.ru_utime + usage.ru_stime,
-            sum(path.stat().st_size for path in job.outputs),
+            sum(min(info.st_size, 512 * info.st_blocks) for info in map(os.stat, job.outputs)),
             memory.hwm if memory else 0,
             memory.anon if memory else 0,
             memory.read if memory else 0,

@@ -124,12 +124,12 @@ def test_page_tables_that_make_sections_without_end_are_no_endless_search() -> N
     """A table that leads to itself makes the few sections that there are as many as a machine can have."""
     looked: list[int] = []
 
-    def sections() -> Iterator[Section]:
+    def runs() -> Iterator[tuple[range, bool]]:
         for number in count():
             looked.append(number)
-            yield Section(number, None, True)
+            yield range(number, number + 1), True
 
-    model = SimpleNamespace(section_pages=1, sections=sections)
-    nothing = SimpleNamespace(has_memory=lambda start, end: False)
+    model = SimpleNamespace(section_pages=1, runs=runs, section=lambda number: Section(number, None, True))
+    nothing = SimpleNamespace(next_memory=lambda address: None)
     assert gaps(nothing, SimpleNamespace(memory_model=model, page_size=4096)) == []  # type: ignore[arg-type]
     assert len(looked) < 1 << 20

@@ -82,7 +82,8 @@ class Classifier:
         self._dump = dump
         self._page_size = page_size
         self._kernel = kernel
-        self._pmem = pmem
+        becomes = (pmem.areas, _TO_USERDATA), (pmem.ram, _TO_KERNEL), (pmem.metadata, _TO_METADATA)
+        self._pmem = [(ranges, table) for ranges, table in becomes if ranges]
         self._asked = (PageClass.KERNEL, *([PageClass.PMEM_USERDATA] if include_pmem_userdata else []))
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
@@ -113,8 +114,7 @@ class Classifier:
         """Every frame of which the dump has a part is KERNEL until more is known, pmem's is PMEM_USERDATA."""
         classes[:] = bytes(count)
         self._dump.mark(pfn, self._page_size, classes)
-        pmem = self._pmem
-        for ranges, table in (pmem.areas, _TO_USERDATA), (pmem.ram, _TO_KERNEL), (pmem.metadata, _TO_METADATA):
+        for ranges, table in self._pmem:
             for first, end in clipped(ranges, pfn, pfn + count):
                 held = bytes(classes[first - pfn : end - pfn])
                 classes[first - pfn : end - pfn] = held.translate(table)

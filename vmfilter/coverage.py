@@ -6,6 +6,7 @@ memory of that moment. What was plugged later is missing from every dump until t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,8 +72,7 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
         return []
     size = model.section_pages * kernel.page_size
     found: list[Gap] = []
-    missing = (s for s in model.sections() if not dump.has_memory(s.number * size, (s.number + 1) * size))
-    for section in islice(missing, _MAX_MISSING):
+    for section in islice(_missing(dump, model, size), _MAX_MISSING):
         start, end = section.number * size, (section.number + 1) * size
         loss = _loss(dump, kernel, model, section)
         if loss is None:
@@ -82,6 +82,19 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
         else:
             found.append(Gap(start, end, loss))
     return found
+
+
+def _missing(dump: Dump, model: MemoryModel, size: int) -> Iterator[Section]:
+    """Sections, of so many bytes, that are present and of which the dump has nothing."""
+    memory: int | None = -1
+    for numbers, _ in model.runs():
+        at = numbers.start
+        while at < numbers.stop:
+            if memory is not None and memory < at * size:  # else it is known, and to look for it can take long
+                memory = dump.next_memory(at * size)
+            covered = numbers.stop if memory is None else min(memory // size, numbers.stop)
+            yield from filter(None, map(model.section, range(at, covered)))
+            at = covered + 1
 
 
 def _loss(dump: Dump, kernel: Kernel, model: MemoryModel, section: Section) -> Loss | None:

@@ -222,7 +222,8 @@ def _bitmap_faults(dump: KdumpDump) -> Iterator[str]:
     for at in range(0, -(-one.frames // 8), _BITMAP_BYTES):
         size = min(_BITMAP_BYTES, -(-one.frames // 8) - at)
         present, kept = (one.read(bitmap + at, size) for bitmap in (one.bitmap1, one.bitmap2))
-        extra = int.from_bytes(kept, "little") & ~int.from_bytes(present, "little") & (1 << one.frames - 8 * at) - 1
+        frames = (1 << min(one.frames - 8 * at, 8 * size)) - 1  # not the bits after the last frame
+        extra = int.from_bytes(kept, "little") & ~int.from_bytes(present, "little") & frames
         if extra:
             pfn = 8 * at + (extra & -extra).bit_length() - 1
             yield (

@@ -11,6 +11,7 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
@@ -72,8 +73,11 @@ class MemoryModel(Protocol):
     def section(self, number: int) -> Section | None:
         """One memory section, None where it is not present or there are none."""
 
-    def sections(self) -> Iterator[Section]:
-        """All memory sections that are present, in order."""
+    def runs(self) -> Iterator[tuple[range, bool]]:
+        """Numbers of all memory sections that are present, in order, and whether they are online.
+
+        There can be hundreds of thousands, so they come together where they follow each other and are alike.
+        """
 
 
 class SparseMemory:
@@ -207,13 +211,16 @@ class SparseMemory:
         section = self.section(number)
         return section.memmap if section else None
 
-    def sections(self) -> Iterator[Section]:
-        """All sections that are present, in order."""
+    def runs(self) -> Iterator[tuple[range, bool]]:
+        """See MemoryModel."""
         for root in self._roots():
             first = root * self._per_root
-            for number, value in enumerate(self._root(root)[: self._sections - first], first):
-                if value & _MARKED_PRESENT:
-                    yield self._section(number, value)
+            states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
+            for state, alike in groupby(states):
+                numbers = range(first, first + sum(1 for _ in alike))
+                if state & _MARKED_PRESENT:
+                    yield numbers, state & _IS_ONLINE != 0
+                first = numbers.stop
 
     def _roots(self) -> Iterator[int]:
         """Roots that there are."""
@@ -261,7 +268,7 @@ class _Arrays:
         """See MemoryModel."""
         return None
 
-    def sections(self) -> Iterator[Section]:
+    def runs(self) -> Iterator[tuple[range, bool]]:
         """See MemoryModel."""
         return iter(())
 

@@ -46,12 +46,12 @@ class Sections:
         self._pages = model.section_pages
         mapped: list[Range] = []
         page_size, memmap_size = kernel.page_size, model.section_pages * model.struct_page
-        # A machine of 16 TiB has 131,072 sections: they are joined as they come, and never all there at once.
-        for section in model.sections():
-            append(self.online if section.online else self.device, *self._frames(section.number))
-            if not section.online and section.memmap is not None:
-                for m in kernel.memory.mappings(section.memmap, memmap_size):
-                    append(mapped, m.paddr // page_size, -(-(m.paddr + m.length) // page_size))
+        for numbers, online in model.runs():
+            append(self.online if online else self.device, numbers.start * self._pages, numbers.stop * self._pages)
+            for section in () if online else map(model.section, numbers):
+                if section is not None and section.memmap is not None:
+                    for m in kernel.memory.mappings(section.memmap, memmap_size):
+                        append(mapped, m.paddr // page_size, -(-(m.paddr + m.length) // page_size))
         self.struct_pages = without(merged(mapped), self.online)
 
     def _frames(self, number: int) -> Range:

@@ -6,13 +6,15 @@ import heapq
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from operator import gt
+from itertools import islice
+from operator import gt, lt
 from typing import overload
 
 from vmfilter.errors import InputError
 from vmfilter.levels import PageClass
 from vmfilter.reader.dump import PF_PMEM, Dump, Piece
 
+_NO_END = 1 << 64  # an address that no machine has
 _MAX_MEMORY = 1 << 48
 
 
@@ -36,6 +38,13 @@ class Pieces(Sequence[Piece]):
         self.flags.append(flags)
         self.vaddrs.append(vaddr)
 
+    def join(self, start: int, end: int, offset: int) -> None:
+        """Add a Piece that comes after all others; where it goes on as the last one ends, that becomes larger."""
+        if self.ends and self.ends[-1] == start and self.offsets[-1] + start - self.starts[-1] == offset:
+            self.ends[-1] = end
+        elif start < end:
+            self.add(start, end, offset)
+
     def __len__(self) -> int:
         """Return the number of pieces."""
         return len(self.starts)
@@ -56,38 +65,37 @@ class Pieces(Sequence[Piece]):
 
 
 def flatten(pieces: Pieces) -> Pieces:
-    """Sort pieces by address and cut them so that none overlaps another; those that follow each other are joined.
+    """Sort pieces by address and cut them so that none overlaps another; some that follow each other become one.
 
     Where several hold the same address the first one counts: they are the same memory (the kernel's text is in a
     PT_LOAD of its own and in that of the RAM around it).
     """
     starts, ends = pieces.starts, pieces.ends
+    if all(map(lt, ends, islice(starts, 1, None))):  # in order, and none touches another
+        return pieces
     ranks: Sequence[int] = range(len(pieces))
-    if any(map(gt, starts[:-1], starts[1:])):
+    if any(map(gt, starts, islice(starts, 1, None))):
         ranks = sorted(ranks, key=starts.__getitem__)
     flat = Pieces()
     begun: list[int] = []  # heap of those that began before here, by rank
     for i, rank in enumerate(ranks):
+        at, end = starts[rank], ends[rank]
+        until = starts[ranks[i + 1]] if i + 1 < len(ranks) else _NO_END
+        while begun and ends[begun[0]] <= at:
+            heapq.heappop(begun)
+        if not begun and end <= until:  # alone, as nearly all are
+            flat.join(at, end, pieces.offsets[rank])
+            continue
         heapq.heappush(begun, rank)
-        at = starts[rank]
-        until = starts[ranks[i + 1]] if i + 1 < len(ranks) else max(ends[n] for n in begun)
         while at < until and begun:
             first = begun[0]
             if ends[first] <= at:
                 heapq.heappop(begun)
                 continue
             end = min(until, ends[first])
-            _join(flat, at, end, pieces.offsets[first] + at - starts[first])
+            flat.join(at, end, pieces.offsets[first] + at - starts[first])
             at = end
     return flat
-
-
-def _join(flat: Pieces, start: int, end: int, offset: int) -> None:
-    """Add a piece, or make the last one larger where it goes on there."""
-    if flat and flat.ends[-1] == start and flat.offsets[-1] + start - flat.starts[-1] == offset:
-        flat.ends[-1] = end
-    else:
-        flat.add(start, end, offset)
 
 
 class PieceDump(Dump):
