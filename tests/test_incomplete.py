@@ -194,7 +194,8 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
     """A pipe takes part of what was to be written before it breaks: that cannot be taken back and written again."""
     ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
     with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.read(1 << 20)
         process.stdout.close()
         said = process.stderr.read().decode()
