@@ -189,6 +189,7 @@ def test_the_hook_is_for_kdump_tools_unless_it_is_told(
         path.mkdir(parents=True)
     if settings:
         (conf / "vmfilter").write_text(f"{settings}\n")
+    (initramfs / "libtheirs.so").write_text("GROUP ( libtheirs.so.1 )\n")  # another hook's, which strip does not take
     hook = installed(tmp_path) / "usr/share/initramfs-tools/hooks/vmfilter"
     environment = {"CONFDIR": configuration, "DESTDIR": str(initramfs), "verbose": "n"}
     result = run_over({"/var/lib": library}, [str(hook)], environment)
