@@ -57,7 +57,7 @@ def initramfs(
     files = folder / "files"
     for name in ("conf.d", "hooks", "scripts/init-premount", "files/crash", "files/usr/bin", "files/etc/default"):
         (folder / name).mkdir(parents=True)
-    for name in ("load", "measure", "workload"):
+    for name in ("die", "load", "measure", "workload"):
         run("gcc", "-O2", "-static", GUEST / f"{name}.c", "-o", files / "usr/bin" / name)
     shutil.copy(GUEST / "crash", files / "crash")
     shutil.copy(capture, files / "crash/capture")

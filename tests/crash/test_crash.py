@@ -10,7 +10,6 @@ import re
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import takewhile
 from pathlib import Path
 
 import kpageflags
@@ -106,8 +105,7 @@ def test_every_kept_page_is_what_proc_vmcore_has(crash: Crash) -> None:
 def test_the_kernels_own_account_of_its_pages(crash: Crash) -> None:
     table = kpageflags.table(crash.saved.kpageflags, crash.plain.present, crash.plain.kept)
     left_out, kept = wrong(table)
-    assert left_out <= 60, table
-    assert kept <= 200, table
+    assert left_out + kept <= 20, table  # an interrupt may come between; mostly none does
     assert min(table[kind][1] for kind in ("free", "cache", "anonymous", "hugetlb")) > 2000, table
 
 
@@ -170,17 +168,19 @@ def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash:
     assert kept <= 200, table
 
 
-def test_drgn_walks_the_tasks_of_a_dump_of_proc_kcore(crash: Crash) -> None:
-    """As far as vmfilter itself: what comes after it came while it wrote."""
+def test_drgn_finds_tasks_in_a_dump_of_proc_kcore(crash: Crash) -> None:
+    """Those that the kernel's own variables lead to: lists and tables of tasks changed while it was written."""
     import drgn
-    from drgn.helpers.linux.list import list_for_each_entry
 
     prog = drgn.Program()
     prog.set_core_dump(str(crash.saved.files / "kcore"))
     prog.load_debug_info([str(machine.debug_information())])
-    tasks = list_for_each_entry("struct task_struct", prog["init_task"].tasks.address_of_(), "tasks")
-    names = list(takewhile(lambda name: name != b"vmfilter", (task.comm.string_() for task in tasks)))
-    assert {b"init", b"kthreadd", b"workload", b"measure"} <= set(names)
+    tasks = prog["init_task"], prog["init_pid_ns"].child_reaper, prog["kthreadd_task"]
+    assert [(task.pid.value_(), task.comm.string_()) for task in tasks] == [
+        (0, b"swapper/0"),
+        (1, b"init"),
+        (2, b"kthreadd"),
+    ]
 
 
 # The initramfs
@@ -205,5 +205,5 @@ def test_the_labs_judges_agree(crash: Crash, rearranged: Kdump, tmp_path: Path) 
         for line in judge("kpageflags.py", tmp_path / "dump", crash.saved.kpageflags).splitlines()
     ]
     table = {kind: (int(kept), int(out)) for kind, kept, out in rows[1:]}
-    assert table["slab"][1] + table["page table"][1] + table["reserved"][1] <= 60, table
-    assert table["free"][0] + table["anonymous"][0] + table["cache"][0] + table["hugetlb"][0] <= 200, table
+    assert table["slab"][1] + table["page table"][1] + table["reserved"][1] <= 20, table
+    assert table["free"][0] + table["anonymous"][0] + table["cache"][0] + table["hugetlb"][0] <= 20, table
