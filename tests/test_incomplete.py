@@ -186,6 +186,16 @@ def test_a_disk_with_a_bad_spot_keeps_what_is_before(
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
 
 
+def test_a_flattened_file_with_a_bad_spot_is_not_kept(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a record that is not whole no other can be found."""
+    _disk(monkeypatch, 4 << 20, for_ever=False)
+    with pytest.raises(OutputError, match="Input/output error"):
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", flatten=True, keep_incomplete=True)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_dead_disk_leaves_nothing_and_says_why(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
@@ -194,6 +204,22 @@ def test_a_dead_disk_leaves_nothing_and_says_why(
     with pytest.raises(OutputError, match="Input/output error"):
         vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=keep)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["filter -q --keep-incomplete {} -", "makedumpfile -F {}"])
+def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
+    """A pipe takes part of what was to be written before it breaks: that cannot be taken back and written again."""
+    ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.read(1 << 20)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == (1 if command.startswith("makedumpfile") else 4)
+    (line,) = [line for line in said.splitlines() if "standard output" in line]
+    assert line.endswith(" bytes: Broken pipe")
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("keep", [True, False])

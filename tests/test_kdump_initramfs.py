@@ -189,6 +189,7 @@ def test_the_hook_is_for_kdump_tools_unless_it_is_told(
         path.mkdir(parents=True)
     if settings:
         (conf / "vmfilter").write_text(f"{settings}\n")
+    (initramfs / "libtheirs.so").write_text("GROUP ( libtheirs.so.1 )\n")  # another hook's, which strip does not take
     hook = installed(tmp_path) / "usr/share/initramfs-tools/hooks/vmfilter"
     environment = {"CONFDIR": configuration, "DESTDIR": str(initramfs), "verbose": "n"}
     result = run_over({"/var/lib": library}, [str(hook)], environment)
@@ -237,3 +238,40 @@ def test_a_folder_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.splitlines() == [
         f"vmfilter: {tmp_path / 'none'}: is no folder: the root of an initramfs is asked for"
     ]
+
+
+def test_the_system_that_runs_is_not_taken_for_an_initramfs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own vmfilter would be replaced; not by this test, for which there is nothing to put there."""
+    monkeypatch.setattr("vmfilter.kdump.collect._PROGRAMS", ())
+    monkeypatch.setattr("vmfilter.kdump.collect._needed", lambda interpreter: {})
+    assert main(["kdump", "collect", "/"]) == 4
+    assert capsys.readouterr().err == "vmfilter: /: is this system, and no initramfs that is being built\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (0, "the dump is on {disk}; rebooting\nrebooted"),
+        (6, "the dump on {disk} is incomplete; booting on"),
+        (4, "no dump on {disk}; booting on"),
+    ],
+)
+def test_the_script_for_a_disk_tells_what_is_on_it(tmp_path: Path, status: int, said: str) -> None:
+    disk, programs = tmp_path / "disk", tmp_path / "programs"
+    disk.touch()
+    (tmp_path / "vmcore").write_text("vmcore")
+    (tmp_path / "settings").write_text(f"VMFILTER_DISK={disk}\nVMFILTER_ARGS='-d 31 -q'\n")
+    programs.mkdir()
+    for name, does in {"vmfilter": f'echo "$*"; exit {status}', "reboot": "echo rebooted", "sync": ""}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    script = (installed(tmp_path) / "usr/share/initramfs-tools/scripts/init-premount/vmfilter").read_text()
+    for path, here in {"/proc/vmcore": "vmcore", "/conf/conf.d/vmfilter": "settings"}.items():
+        script = script.replace(path, str(tmp_path / here))
+    script = script.replace("! -b", "! -e")  # a file for a disk
+    environment = {"PATH": f"{programs}:{PATH}"}
+    result = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == f"vmfilter: {said.format(disk=disk)}\n"
+    assert disk.read_text() == f"filter -d 31 -q {tmp_path}/vmcore -\n"

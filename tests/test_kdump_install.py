@@ -153,10 +153,66 @@ def test_an_install_that_fails_midway_can_be_removed(system: System, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         (line,) = system.run("install", status=4)
-    assert line.endswith("98-vmfilter-kdump.rules: No space left on device")
+    assert line.endswith("98-vmfilter-kdump.rules: cannot be written: No space left on device")
     assert system.files()
     system.run("remove")
     assert list(system.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("then", ["install", "remove"])
+def test_an_upgrade_that_fails_midway_leaves_nothing_that_is_taken_for_somebody_elses(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    older = tmp_path / "older"
+    for path in INSTALLED:
+        (older / path).parent.mkdir(parents=True, exist_ok=True)
+        (older / path).write_text("#!older\n" if INSTALLED[path] & 1 else "older\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("vmfilter.kdump.install._ROOT", older)
+        system.run("install")
+
+    def full(self: Path, target: Path) -> None:
+        if target.name == "98-vmfilter-kdump.rules":
+            raise OSError(28, "No space left on device")
+        os.replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        (line,) = system.run("install", status=4)
+    assert line.endswith("98-vmfilter-kdump.rules: cannot be written: No space left on device")
+    assert not any(line.startswith("kept ") for line in system.run(then))
+    system.run("install")
+    assert (system.root / HOOK).read_text().startswith("#!/bin/sh\n# initramfs-tools hook")
+    system.run("remove")
+    assert list(system.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["usr", "usr/lib/udev", "usr/share/doc"])
+def test_a_symbolic_link_that_leads_out_of_the_system_stops_it(system: System, tmp_path: Path, link: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (system.root / link).parent.mkdir(parents=True, exist_ok=True)
+    (system.root / link).symlink_to(tmp_path / "outside")
+    (line,) = system.run("install", status=4)
+    assert line.endswith(f", outside of {system.root}, by a symbolic link")
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert system.files() == {}
+
+
+def test_remove_follows_no_symbolic_link_out_of_the_system(system: System, tmp_path: Path) -> None:
+    system.run("install")
+    (system.root / "usr/lib/udev").rename(tmp_path / "outside")
+    (system.root / "usr/lib/udev").symlink_to(tmp_path / "outside")
+    system.run("remove", status=4)
+    assert (tmp_path / "outside/rules.d/98-vmfilter-kdump.rules").exists()
+
+
+def test_what_is_no_file_stops_install_before_it_writes(system: System) -> None:
+    theirs = system.root / HOOK
+    theirs.parent.mkdir(parents=True)
+    os.mkfifo(theirs)
+    (line,) = system.run("install", status=4)
+    assert line == f"vmfilter: {theirs}: is there, and is no regular file; move it away"
+    assert system.files() == {}
 
 
 def test_remove_where_nothing_is_installed_is_one_line(system: System) -> None:
@@ -173,8 +229,17 @@ def test_a_root_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     "record",
-    ["", "[]", '{"files": [], "folders": []}', '{"files": {"../../etc/passwd": ""}, "folders": []}'],
-    ids=["empty", "list", "no files", "outside"],
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"files": [], "folders": []}',
+        '{"files": {"../../etc/passwd": ""}, "folders": []}',
+        '{"files": {"usr/\\u0000": ""}, "folders": []}',
+        '{"files": {"usr/\\ud800": ""}, "folders": []}',
+        '{"files": {}, "folders": ["."]}',
+    ],
+    ids=["empty", "list", "deep", "no files", "outside", "NUL", "surrogate", "root"],
 )
 def test_a_damaged_record_removes_nothing(system: System, record: str) -> None:
     system.run("install")

@@ -78,6 +78,8 @@ def collect(initramfs: str | os.PathLike[str]) -> list[str]:
     root, interpreter = Path(initramfs), _interpreter()
     if not root.is_dir():
         raise OutputError(f"{root}: is no folder: the root of an initramfs is asked for")
+    if root.samefile("/"):
+        raise OutputError(f"{root}: is this system, and no initramfs that is being built")
     needed = _needed(interpreter)
     pure = [file for file in needed.values() if file.suffix in {".py", ".pyc"}]
     ours = {n: file for n, file in needed.items() if n.partition(".")[0] not in sys.stdlib_module_names}

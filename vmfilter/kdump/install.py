@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ class _System:
         self.dry_run = dry_run
         self.files: dict[str, str] = {}
         self.folders: list[str] = []
+        self.contents = _contents()
         if not self.root.is_dir():
             raise OutputError(f"{root}: is no folder: the root of a system is asked for")
         if (record := self.read(RECORD)) is not None:
@@ -48,47 +50,67 @@ class _System:
                 entries = json.loads(record)
                 self.files = {str(k): str(v) for k, v in entries["files"].items()}
                 self.folders = [str(f) for f in entries["folders"]]
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(
                     f"{self.root / RECORD}: is damaged: what was installed is not known; remove it to install again"
                 ) from None
             for path in (*self.files, *self.folders):
-                if Path(path).is_absolute() or ".." in Path(path).parts:
-                    raise InputError(f"{self.root / RECORD}: names {path!r}, which lies outside")
+                parts = Path(path).parts
+                if not (parts and path.isprintable()) or Path(path).is_absolute() or ".." in parts:
+                    raise InputError(f"{self.root / RECORD}: names {path[:80]!r}, which is no path of a system")
+                self.at(path)
+
+    def at(self, path: str) -> Path:
+        """Where a path of the system is. Raises OutputError where a symbolic link on the way leads outside of it."""
+        here = self.root / path
+        folder = os.path.realpath(here.parent)
+        if not Path(folder).is_relative_to(os.path.realpath(self.root)):
+            raise OutputError(f"{here}: lies in {folder}, outside of {self.root}, by a symbolic link")
+        return here
 
     def read(self, path: str) -> bytes | None:
         """What a file holds, None where there is none."""
+        here = self.at(path)
         try:
-            return (self.root / path).read_bytes()
+            if not stat.S_ISREG(here.stat().st_mode):
+                raise OutputError(f"{here}: is there, and is no regular file; move it away")
+            return here.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, path: str, data: bytes) -> None:
         """Make a file, whole or not at all, with the folders that it lies in."""
-        target = self.root / path
+        target = self.at(path)
         aside = target.with_name(f".{target.name}.vmfilter")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             aside.write_bytes(data)
             aside.chmod(0o755 if data.startswith(b"#!") else 0o644)
             aside.replace(target)
-        except BaseException:
+        except OSError as e:
+            raise OutputError(f"{target}: cannot be written: {e.strerror}") from e
+        finally:
             aside.unlink(missing_ok=True)
-            raise
 
     def save(self) -> None:
-        """Write the record."""
-        record = {"files": self.files, "folders": self.folders}
-        self.write(RECORD, json.dumps(record, indent=1).encode() + b"\n")
+        """Write the record, where it is not that already."""
+        record = json.dumps({"files": self.files, "folders": self.folders}, indent=1).encode() + b"\n"
+        if self.read(RECORD) != record:
+            self.write(RECORD, record)
+
+    def is_ours(self, path: str, data: bytes) -> bool:
+        """Whether a file of the record has what was installed; not as the record says where an install broke off."""
+        return _digest(data) == self.files[path] or data == self.contents.get(path)
 
     def remove(self, path: str) -> str:
         """Remove a file of the record, unless somebody has changed it; return what was done."""
         here = self.root / path
         data = self.read(path)
-        digest = self.files.pop(path)
+        ours = data is not None and self.is_ours(path, data)
+        del self.files[path]
         if data is None:
             return f"{here} is not there any more"
-        if _digest(data) != digest:
+        if not ours:
             return f"kept {here}, which was changed since it was installed"
         if not self.dry_run:
             here.unlink()
@@ -114,37 +136,41 @@ def install(root: str | os.PathLike[str] = "/", *, dry_run: bool = False) -> lis
         What was done with each file, a line each.
 
     Raises:
-        OutputError: a file cannot be written, or one is there that was not installed so; nothing was changed then.
+        OutputError: one is there that was not installed so, or lies outside by a symbolic link: nothing was changed; or
+            a file cannot be written: what is there then, the record names, and to install again goes on.
         InputError: the record of what was installed is damaged.
 
     """
-    contents = _contents()
     with _system(root, dry_run) as system:
         lines, new = [], {}
-        for path, data in contents.items():
+        for path, data in system.contents.items():
             here = system.root / path
             there = system.read(path)
             if there == data:
                 lines.append(f"{here} is there already")
+                if path in system.files:
+                    system.files[path] = _digest(data)
                 continue
             if there is not None and path not in system.files:
                 raise OutputError(f"{here}: is there, and vmfilter has not installed it; move it away")
-            if there is not None and _digest(there) != system.files[path]:
+            if there is not None and not system.is_ours(path, there):
                 lines.append(f"kept {here}, which was changed since it was installed")
                 continue
             verb = "install" if there is None else "replace"
             lines.append(f"would {verb} {here}" if dry_run else f"{verb.rstrip('e')}ed {here}")
             new[path] = data
-        outdated = [path for path in system.files if path not in contents]
-        if not dry_run and (new or outdated):
+        outdated = [path for path in system.files if path not in system.contents]
+        if new and not dry_run:
             made = {str(f) for path in (*new, RECORD) for f in Path(path).parents if not (system.root / f).exists()}
-            system.folders += sorted(made)
-            system.files |= {path: _digest(data) for path, data in new.items()}
+            system.folders += sorted(made - {*system.folders})
+            digests = {path: _digest(data) for path, data in new.items()}
+            system.files = {**digests, **system.files}
             system.save()  # first: whatever happens from here on, remove knows what may be there
             for path, data in new.items():
                 system.write(path, data)
+            system.files |= digests
         lines += [system.remove(path) for path in outdated]
-        if outdated and not dry_run:
+        if system.files and not dry_run:
             system.save()
     return lines
 

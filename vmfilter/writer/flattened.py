@@ -37,9 +37,13 @@ class FlattenedTransport:
         self._landed = sys.maxsize
         self._append(flattened_header())
 
-    def _append(self, data: bytes | bytearray | memoryview) -> None:
-        self._below.stream(self._at, data)
-        self._at += len(data)
+    def _append(self, *parts: bytes | bytearray) -> None:
+        """Write what belongs together; where that fails, it is written again, from its beginning, by who goes on."""
+        at = self._at
+        for part in parts:
+            self._below.stream(at, part)
+            at += len(part)
+        self._at = at
 
     def _have_room(self, size: int) -> None:
         """Have room in the stream for more data and all that is to come after them; else just for the latter."""
@@ -87,8 +91,7 @@ class FlattenedTransport:
 
     def _flush(self) -> None:
         if self._collected:
-            self._append(RECORD.pack(self._offset, len(self._collected)))
-            self._append(self._collected)
+            self._append(RECORD.pack(self._offset, len(self._collected)), self._collected)
             self._end = max(self._end, self._offset + len(self._collected))
             self._collected = bytearray()
 
@@ -145,9 +148,12 @@ class StreamTransport:
         self._fd = fd
         self._name = name
         self._at = 0
+        self._failure: OutputError | None = None
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport; offsets leave nothing out."""
+        """See Transport; offsets leave nothing out. Where it has failed it fails again: part of the data is out."""
+        if self._failure:
+            raise self._failure
         assert offset == self._at
         view = memoryview(data)
         try:
@@ -155,7 +161,8 @@ class StreamTransport:
                 n = os.write(self._fd, view)
                 view, self._at = view[n:], self._at + n
         except OSError as e:
-            raise OutputError(f"{self._name}: cannot be written after {self._at} bytes: {e.strerror}") from e
+            self._failure = OutputError(f"{self._name}: cannot be written after {self._at} bytes: {e.strerror}")
+            raise self._failure from e
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
