@@ -15,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import logbuilder
 import pytest
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note
+from kernelbuilder import FLAVOURS, Synthetic
 
 import vmfilter
 from vmfilter.cli import main
@@ -654,6 +656,37 @@ def test_whether_anybody_reads_what_is_printed_changes_nothing(
     assert ran.returncode == 0, ran.stderr
     assert "Traceback" not in ran.stderr
     assert os.listdir(folder) == ["dump"]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("dmesg", OUTPUT), ("info", OUTPUT), ("mem-usage", OUTPUT), ("makedumpfile --dump-dmesg -F", 1)],
+)
+@pytest.mark.parametrize("stream", ["/dev/full", "pipe"])
+def test_what_a_command_is_there_to_print_is_not_lost_without_a_word(
+    real: Callable[[str], Path], tmp_path: Path, command: str, status: int, stream: str
+) -> None:
+    path = real("x86_64-6.12-small")  # which is without the log's pages
+    if "dmesg" in command:
+        logging = Synthetic(flavour=FLAVOURS["5.10"])
+        logbuilder.plain(logging, b"<6>[    1.000000] one\n", 1 << 14)
+        logging.write(path := tmp_path / "log.vmcore")
+    read, write = os.pipe()
+    os.close(read)  # who has read enough goes away
+    out = write if stream == "pipe" else os.open(stream, os.O_WRONLY)
+    ran = subprocess.run(
+        [sys.executable, "-m", "vmfilter", *command.split(), path],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    for fd in {write, out}:
+        os.close(fd)
+    said = [line for line in ran.stderr.splitlines() if "standard output" in line]
+    assert ran.returncode == (0 if stream == "pipe" else status)
+    assert bool(said) == (stream != "pipe")
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("name", ["", "new/"])

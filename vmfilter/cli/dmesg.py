@@ -37,7 +37,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print it, return the exit status."""
-    from vmfilter.cli.output import say, show
+    from vmfilter.cli.output import hand_out, say
     from vmfilter.errors import KernelError
     from vmfilter.kernel.log import KernelLog
     from vmfilter.kernel.search import understand
@@ -51,10 +51,9 @@ def run(options: argparse.Namespace) -> int:
                 raise error or KernelError("its kernel is not known")
             log = KernelLog(kernel)
             records = log.records(since_clear=options.since_clear)
-            for line in (
+            hand_out(
                 log_json(records) if options.json else log_lines(records, level=options.level, caller=options.caller)
-            ):
-                show(line)
+            )
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
     for warning in log.warnings():

@@ -33,7 +33,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print it, return the exit status."""
-    from vmfilter.cli.output import say, show
+    from vmfilter.cli.output import hand_out, say
     from vmfilter.info import dump_info
     from vmfilter.reader import open_dump
     from vmfilter.report.text import info_lines
@@ -42,5 +42,5 @@ def run(options: argparse.Namespace) -> int:
         info = dump_info(dump, options.pages)
     for warning in info.warnings:
         say(f"warning: {warning}")
-    show(info.vmcoreinfo.rstrip("\n") if options.vmcoreinfo else "\n".join(info_lines(info)))
+    hand_out([info.vmcoreinfo.rstrip("\n")] if options.vmcoreinfo else info_lines(info))
     return 0

@@ -41,7 +41,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Do it, print what was done, return the exit status."""
-    from vmfilter.cli.output import show
+    from vmfilter.cli.output import hand_out, show
 
     try:
         from vmfilter.kdump.collect import collect
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("kdump is a command of the system that makes an initramfs, not of an initramfs") from None
 
     if options.action == "collect":
-        show(*collect(options.initramfs))
+        hand_out(collect(options.initramfs))
     else:
         show(*(install if options.action == "install" else remove)(options.root, dry_run=options.dry_run))
     return 0

@@ -30,7 +30,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print it, return the exit status."""
-    from vmfilter.cli.output import say, show
+    from vmfilter.cli.output import hand_out, say
     from vmfilter.reader import open_dump
     from vmfilter.report.usage import usage_lines
     from vmfilter.usage import memory_usage
@@ -39,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
         usage = memory_usage(dump)
     for warning in usage.warnings:
         say(f"warning: {warning}")
-    show(*usage_lines(usage))
+    hand_out(usage_lines(usage))
     return 0

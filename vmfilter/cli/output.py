@@ -1,10 +1,11 @@
-"""What a command prints. Whether anybody reads it changes nothing of what was done, so nothing here fails a run."""
+"""What a command prints. Where that only tells what was done, whether anybody reads it changes nothing of that."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from typing import TextIO
 
 
@@ -17,6 +18,27 @@ def _print(text: str, stream: TextIO | None) -> None:
 def show(*lines: str, aside: bool = False) -> None:
     """Print lines of a report to standard output, or aside to standard error where a dump goes there."""
     _print("\n".join(lines), sys.stderr if aside else sys.stdout)
+
+
+def hand_out(lines: Iterable[str]) -> None:
+    """Print to standard output what the command is there for; a reader that has gone away wants no more of it.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    from vmfilter.errors import OutputError
+
+    if sys.stdout is None:
+        raise OutputError("standard output: is closed")
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as e:
+        raise OutputError(f"standard output: cannot be written: {e.strerror}") from e
 
 
 def say(message: str) -> None:

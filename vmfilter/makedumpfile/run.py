@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from vmfilter.cli.output import show
+from vmfilter.cli.output import hand_out
 from vmfilter.cli.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
@@ -108,7 +108,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
     for warning in log.warnings():
         messages.error(f"warning: {command.files[0]}: {warning}")
     if command.flatten:
-        show(*lines)
+        hand_out(lines)
     else:
         text = "".join(f"{line}\n" for line in lines).encode()
         transport = FileTransport(_path(name), command.force)
