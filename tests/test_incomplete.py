@@ -222,6 +222,22 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "command", ["filter -q -d 0 --compress none --keep-incomplete {} -", "makedumpfile -F -d 0 {}"]
+)
+def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str) -> None:
+    patience = "from vmfilter.cli import main, signals\nsignals._PATIENCE = 0.5\nraise SystemExit(main())"
+    ran = [sys.executable, "-c", patience, *command.format(small).split()]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        os.read(process.stdout.fileno(), 1 << 16)
+        time.sleep(2)  # by then it waits for its reader
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert b"vmfilter: ended by SIGTERM; nothing half-written is left\n" in process.stderr.read()
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_vmcore_that_cannot_be_read_to_its_end(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
@@ -329,12 +345,6 @@ def test_what_comes_after_a_full_disk_fits_where_it_was_reserved(
     monkeypatch.setattr(FileTransport, "reserve", reserved)
     result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, compress="none")
     assert result.kept - result.lost == is_part_of(tmp_path / "dump", small) > 100
-
-
-def test_the_help_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["filter", "--help"])
-    assert "--keep-incomplete" in capsys.readouterr().out
 
 
 def test_a_run_that_is_ended_before_the_first_page_leaves_nothing(small: Path, tmp_path: Path) -> None:

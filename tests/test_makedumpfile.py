@@ -24,7 +24,6 @@ from vmfilter.levels import PageClass
 from vmfilter.makedumpfile.messages import _eta, report, usage
 from vmfilter.makedumpfile.options import OPTIONS, Command, check, parse
 from vmfilter.reader import open_dump
-from vmfilter.writer.transport import FileTransport
 
 INVALID = "Commandline parameter is invalid.\nTry `makedumpfile --help' for more information.\n"
 FAILED = "\nmakedumpfile Failed.\n"
@@ -475,20 +474,14 @@ def test_a_full_disk_is_like_a_limit(
 ) -> None:
     assert run("-d", 31, small, "want").status == 0
     size = os.path.getsize("want")
-    write = FileTransport.write
+    pwrite = os.pwrite
 
-    def full(self: FileTransport, offset: int, data: bytes) -> None:
+    def full(fd: int, data: memoryview, offset: int) -> int:
         if offset + len(data) > size:
-            raise self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from OSError(
-                errno.ENOSPC, os.strerror(errno.ENOSPC)
-            )
-        write(self, offset, data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data, offset)
 
-    class Disk:
-        f_frsize, f_bavail = 1, size
-
-    monkeypatch.setattr(FileTransport, "write", full)
-    monkeypatch.setattr(os, "statvfs", lambda path: Disk)
+    monkeypatch.setattr(os, "pwrite", full)
     ran = run("-d", level, small, "dump")
     assert ran.status == status
     assert "\nCan't write the dump file(dump). No space left on device\n" in ran.out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -11,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
-from vmfilter.bounds import Bounds, bounds, memory_in_use
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
-from vmfilter.codec import DEFAULT, packer, parse_codec
+from vmfilter.codec import packer
 from vmfilter.copier import Copier
 from vmfilter.coverage import gaps
-from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
+from vmfilter.destination import Destination, Form
+from vmfilter.errors import KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
@@ -26,13 +24,11 @@ from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.statistics import NamespaceCounter, Statistics
 from vmfilter.writer import Writer
 from vmfilter.writer.kdump import KdumpHeader, KdumpWriter
-from vmfilter.writer.transport import Discard, FileTransport, Transport
 
 if TYPE_CHECKING:
-    from vmfilter.codec import Codec
     from vmfilter.dedup import Deduplicator
+    from vmfilter.writer.transport import Transport
 
-FORMATS = ("kdump", "elf")
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("classify", "write"), the page frames done, and all of that stage."""
 
@@ -89,10 +85,10 @@ def filter_dump(
     """
     if not 0 <= level <= MAX_LEVEL:
         raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
+    form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, limit, dry_run)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        limits = bounds(threads), max_memory
-        to = _Output(dump, output, format, compress, flatten, dedup, limit, limits, force, keep_incomplete, dry_run)
-        return to.write(lambda: _Run(dump, level, True, include_pmem_userdata, progress))
+        to = Destination(dump, output, form)
+        return _Run(dump, level, True, include_pmem_userdata, progress).write(to)
 
 
 def convert_dump(
@@ -115,113 +111,10 @@ def convert_dump(
     The codec is by default that of the source, where it has one. Where it stays and no level is given, pages that are
     compressed are copied as they are.
     """
+    form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        codec, limits = dump.codec(), (bounds(threads), max_memory)
-        to = _Output(dump, output, format, compress, flatten, dedup, None, limits, force, keep_incomplete, False, codec)
-        return to.write(lambda: _Run(dump, dump.header.level, False, False, progress))
-
-
-def _refuse_same_file(source: Dump, path: str) -> None:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return
-    if source.is_file(info):
-        raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
-
-
-class _Output:
-    """Where a dump goes, and in which form."""
-
-    def __init__(
-        self,
-        dump: Dump,
-        output: Path | Sequence[Path],
-        form: str,
-        compress: str | None,
-        flatten: bool,
-        dedup: bool,
-        limit: int | None,
-        limits: tuple[Bounds, int | None],
-        force: bool,
-        keep_incomplete: bool,
-        dry_run: bool,
-        keep: Codec | None = None,
-    ) -> None:
-        """Check it all; keep is the codec that stays where nothing else is said."""
-        paths = [output] if isinstance(output, str | os.PathLike) else list(output)
-        self.paths = [os.fspath(path) for path in paths]
-        self.form = form
-        self.flatten = flatten
-        self.dedup = dedup
-        self.limit = limit
-        self.keep_incomplete = keep_incomplete
-        self._force = force
-        self._dry_run = dry_run
-        if form not in FORMATS:
-            raise UsageError(f"format {form!r} is not known: {', '.join(FORMATS)} are")
-        if not self.paths or len(set(self.paths)) < len(self.paths):
-            raise UsageError("the files to make need names that differ")
-        if len(self.paths) > 1 and (form != "kdump" or limit is not None or "-" in self.paths):
-            raise UsageError("a set can only be of files in format kdump, and without a limit")
-        if form == "elf" and dedup:
-            raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
-        if form == "elf" and compress not in (None, "none"):
-            raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
-        self._bounds, self._max_memory = limits
-        default = keep.name if keep else DEFAULT
-        self.codec, self.effort = parse_codec("none" if form == "elf" else default if compress is None else compress)
-        self.copies = self.codec == keep and ":" not in (compress or "")
-        for path in self.paths:
-            _refuse_same_file(dump, path)
-
-    def bounds(self) -> Bounds:
-        """How much is done at a time, by the memory that there is left."""
-        return self._bounds if self._max_memory is None else self._bounds.within(self._max_memory - memory_in_use())
-
-    def write(self, new_run: Callable[[], _Run]) -> Statistics:
-        """Run, and leave nothing where that fails, unless what there is is to be kept."""
-        run = new_run()
-        transports: list[Transport] = []
-        try:
-            for path in self.paths:
-                transports.append(self._transport(path))
-            result, interruption = run.write(self, transports)
-            for transport in transports:
-                transport.publish()
-        except BaseException:
-            for transport in transports:
-                transport.abort()
-            raise
-        if interruption is not None:
-            interruption.add_note(f"{' '.join(self.paths)}: incomplete, and marked so; {result.lost} pages are missing")
-            raise interruption
-        return result
-
-    def _transport(self, path: str) -> Transport:
-        if not self.flatten and path != "-":
-            return self._place(path)
-        from vmfilter.writer.flattened import FlattenedTransport
-
-        below = self._place(path)
-        try:
-            return FlattenedTransport(below)
-        except BaseException:
-            below.abort()
-            raise
-
-    def _place(self, path: str) -> Transport:
-        if self._dry_run:
-            return Discard()
-        if path != "-":
-            return FileTransport(path, self._force)
-        if sys.stdout is None:
-            raise OutputError("standard output: is closed")
-        if os.isatty(sys.stdout.fileno()):
-            raise UsageError("standard output is a terminal, not a place for a dump: send it into a pipe or a file")
-        from vmfilter.writer.flattened import StreamTransport
-
-        return StreamTransport(sys.stdout.fileno(), "standard output")
+        to = Destination(dump, output, form, dump.codec())
+        return _Run(dump, dump.header.level, False, False, progress).write(to)
 
 
 class _Run:
@@ -258,8 +151,17 @@ class _Run:
             self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
-    def write(self, to: _Output, transports: Sequence[Transport]) -> tuple[Statistics, BaseException | None]:
-        """Classify, and write what is kept; return what else than a failure ended that early, too."""
+    def write(self, to: Destination) -> Statistics:
+        """Classify, and write what is kept."""
+        with to.transports() as transports:
+            result = self._write(to, transports)
+        if result.failure is not None and not isinstance(result.failure, VmfilterError):
+            lost = f"{result.lost} pages are missing"
+            result.failure.add_note(f"{' '.join(to.paths)}: incomplete, and marked so; {lost}")
+            raise result.failure
+        return result
+
+    def _write(self, to: Destination, transports: Sequence[Transport]) -> Statistics:
         started = time.monotonic()
         writer = self._writer(to, transports)
         result = self._classify(writer)
@@ -267,15 +169,15 @@ class _Run:
         kept = result.kept
         share_zero = bool(self._level & ZERO)
         copies = to.copies and self._dump.page_size == self._page_size
-        skip_zero = share_zero or to.dedup or copies
+        skip_zero = share_zero or to.form.dedup or copies
         writer.begin_pages(kept, skip_zero)
-        if to.limit is not None and writer.size > to.limit:
+        if to.form.limit is not None and writer.size > to.form.limit:
             raise NoSpaceError(
                 f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
             )
         ended = self._write_pages(writer, to, kept, skip_zero, copies)
-        if ended is not None and not writer.written.pages:
-            raise ended  # there is nothing to keep
+        if ended is not None and not (to.form.keep_incomplete and writer.written.pages):
+            raise ended
         incomplete = writer.written.pages < kept
         try:
             result.output_size = writer.finish(incomplete)
@@ -283,8 +185,7 @@ class _Run:
             if ended is None:
                 raise
             raise ended from None  # what cannot be written to cannot be ended either
-        if incomplete and isinstance(ended, VmfilterError):
-            result.failure = ended
+        result.failure = ended if incomplete else None
         written = writer.written
         result.lost = kept - written.pages
         result.zero = written.zero if share_zero else 0
@@ -292,15 +193,17 @@ class _Run:
             result.shared = self._deduplicator.shared + written.zero - result.zero
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = [*self._warnings, *self._dump.warnings]
-        return result, ended if incomplete and result.failure is None else None
+        return result
 
     def _write_pages(
-        self, writer: Writer, to: _Output, kept: int, skip_zero: bool, copies: bool
+        self, writer: Writer, to: Destination, kept: int, skip_zero: bool, copies: bool
     ) -> BaseException | None:
-        """Write the pages, or as many as the limit lets in; return what ended that where the dump is to be kept."""
-        ended: BaseException | None = None
+        """Write the pages, or as many as the limit lets in; return what ended that while the writer can still go on.
+
+        What else is raised (KeyboardInterrupt, in the midst of anything) is not for a dump that is to be kept.
+        """
+        ended = self._stopped(0, kept)
         try:
-            self._progress("write", 0, kept)
             with closing(
                 packed(
                     self._dump,
@@ -309,25 +212,29 @@ class _Run:
                     lambda: packer(to.codec, to.effort, self._page_size),
                     skip_zero,
                     to.bounds(),
-                    to.dedup,
+                    to.form.dedup,
                     partial(Copier, to.codec) if copies else Compressor,
                 )
             ) as chunks:
-                for pages in chunks:
-                    if not self._put(writer, pages, to.limit):
-                        break
-                    self._progress("write", writer.written.pages, kept)
-        except BaseException as e:
-            if not to.keep_incomplete:
-                raise
-            ended = VmfilterError("out of memory; fewer threads (-j 1) need less") if isinstance(e, MemoryError) else e
+                while ended is None and (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
+                    ended = self._stopped(writer.written.pages, kept)
+        except Exception as e:
+            ended = e
+        if isinstance(ended, MemoryError):
+            ended = VmfilterError("out of memory; fewer threads (-j 1) need less")
         try:
             writer.settle()
         except OutputError as e:
-            if not to.keep_incomplete:
-                raise
             ended = ended or e
         return ended
+
+    def _stopped(self, done: int, kept: int) -> BaseException | None:
+        """Tell how many pages are written, and return what is raised at that."""
+        try:
+            self._progress("write", done, kept)
+        except BaseException as e:
+            return e
+        return None
 
     @staticmethod
     def _put(writer: Writer, pages: Pages, limit: int | None) -> bool:
@@ -342,13 +249,13 @@ class _Run:
             done, used = done + n, used + size
         return done == len(pages.sizes)
 
-    def _writer(self, to: _Output, transports: Sequence[Transport]) -> Writer:
-        if to.form == "elf":
+    def _writer(self, to: Destination, transports: Sequence[Transport]) -> Writer:
+        if to.form.format == "elf":
             from vmfilter.writer.elf import ElfWriter
 
             return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size, self._all_levels)
         header = self._header()
-        if to.dedup:
+        if to.form.dedup:
             from vmfilter.dedup import Deduplicator
 
             self._deduplicator = Deduplicator(self._dump, self._page_size)

@@ -10,7 +10,6 @@ from vmfilter.levels import PageClass, excluded_classes
 
 if TYPE_CHECKING:
     from vmfilter.coverage import Gap
-    from vmfilter.errors import VmfilterError
     from vmfilter.pmem.infoblock import Namespace
 
 
@@ -104,7 +103,7 @@ class Statistics:
         self.gaps: list[Gap] = []
         self.shared: int | None = None
         self.lost = 0
-        self.failure: VmfilterError | None = None
+        self.failure: BaseException | None = None
         self.output_size = 0
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}

@@ -21,7 +21,7 @@ def threads_of(text: str) -> int:
 
 
 _KEEP_INCOMPLETE = """if a signal, a full disk or an error ends the run while it writes pages, keep a dump of those
-before, marked incomplete (default: leave nothing)"""
+before, marked incomplete; with --force it replaces an older file all the same (default: leave nothing)"""
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from vmfilter.filter import Progress
 
+_PATIENCE = 10.0
+"""Seconds from a signal to the next page."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -28,7 +30,7 @@ class EndedError(BaseException):
 
     def __str__(self) -> str:
         """Say what was done about it."""
-        notes = getattr(self, "__notes__", ["no half-written dump is left"])
+        notes = getattr(self, "__notes__", ["nothing half-written is left"])  # add_note() makes them
         return "; ".join([f"ended by {signal.Signals(self.number).name}", *notes])
 
 
@@ -54,13 +56,14 @@ def end_at_once() -> None:
 class EndsBetweenPages:
     """A Progress for runs whose dump is kept as far as it is.
 
-    From the first page on, a signal raises EndedError only here, where what is written fits together.
+    From the first page on, a signal raises EndedError only here, where what is written fits together; but wherever the
+    run is, for good, when it has not come here for long: it waits for somebody who has ceased to read.
     """
 
     def __init__(self, shown: Progress | None) -> None:
         """Go on to another Progress, if there is one."""
         self._shown = shown
-        self._writes = False
+        self._writes = self._ends = False
         self._number = 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -68,10 +71,18 @@ class EndsBetweenPages:
         if stage == "write" and not self._writes:
             self._writes = True
             _handle(self._note)
+        self._ends = done >= total
         if self._number:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise EndedError(self._number)
         if self._shown is not None:
             self._shown(stage, done, total)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._number = number
+        if not self._ends:
+            signal.signal(signal.SIGALRM, self._end)
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+
+    def _end(self, number: int, frame: FrameType | None) -> NoReturn:
+        raise EndedError(self._number)

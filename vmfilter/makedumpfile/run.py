@@ -216,7 +216,7 @@ class _Creation:
         return result
 
     @staticmethod
-    def _failed(result: Statistics) -> VmfilterError | None:
+    def _failed(result: Statistics) -> BaseException | None:
         """What ended the run, if not that there is no space."""
         return None if isinstance(result.failure, NoSpaceError) else result.failure
 

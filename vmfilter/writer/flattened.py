@@ -11,7 +11,7 @@ import sys
 
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
-from vmfilter.writer.transport import Kept, Transport
+from vmfilter.writer.transport import Kept, Stream
 
 _COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, more where they come as one
 _ZEROS = bytes(1 << 16)
@@ -21,9 +21,9 @@ _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socke
 
 
 class FlattenedTransport:
-    """Writes records, one after the other, to another transport."""
+    """Writes records, one after the other, to a stream."""
 
-    def __init__(self, below: Transport) -> None:
+    def __init__(self, below: Stream) -> None:
         """Begin."""
         self._below = below
         self._kept = Kept()
@@ -150,8 +150,8 @@ class StreamTransport:
         self._at = 0
         self._failure: OutputError | None = None
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport; offsets leave nothing out. Where it has failed it fails again: part of the data is out."""
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Stream; offsets leave nothing out. Where it has failed it fails again: part of the data is out."""
         if self._failure:
             raise self._failure
         assert offset == self._at
@@ -164,34 +164,14 @@ class StreamTransport:
             self._failure = OutputError(f"{self._name}: cannot be written after {self._at} bytes: {e.strerror}")
             raise self._failure from e
 
-    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
-        self.write(offset, data)
-
     def settle(self) -> None:
-        """See Transport."""
-
-    @property
-    def landed(self) -> int:
-        """See Transport."""
-        return self._at
-
-    def zeros(self, offset: int, size: int) -> None:
-        """See Transport."""
-        self.write(offset, bytes(size))
+        """See Stream."""
 
     def reserve(self, start: int, end: int) -> None:
-        """See Transport."""
-
-    def keep(self, start: int, end: int) -> None:
-        """See Transport."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """See Transport: what went into a pipe is gone."""
-        raise OutputError(f"{self._name}: cannot be read back")
+        """See Stream."""
 
     def sync(self, size: int) -> None:
-        """See Transport: a disk says only here what it could not keep."""
+        """See Stream: a disk says only here what it could not keep."""
         try:
             os.fsync(self._fd)
         except OSError as e:
@@ -199,7 +179,7 @@ class StreamTransport:
                 raise OutputError(f"{self._name}: cannot be written: {e.strerror}") from e
 
     def publish(self) -> None:
-        """See Transport."""
+        """See Stream."""
 
     def abort(self) -> None:
-        """See Transport: who reads the other end sees it end early."""
+        """See Stream: who reads the other end sees it end early."""

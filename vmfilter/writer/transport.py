@@ -17,11 +17,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
 
 
-class Transport(Protocol):
-    """Bytes at offsets. publish(), after sync(), or abort() ends it."""
-
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write data at offset. Raises OutputError where that fails."""
+class Stream(Protocol):
+    """Bytes that follow each other. publish(), after sync(), or abort() ends it."""
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data of which there is much more, at higher offsets; perhaps later, until settle().
@@ -34,13 +31,6 @@ class Transport(Protocol):
     def settle(self) -> None:
         """Have all written that stream() took. Raises OutputError where that fails, once."""
 
-    @property
-    def landed(self) -> int:
-        """The offset before which all is written that stream() took."""
-
-    def zeros(self, offset: int, size: int) -> None:
-        """Have zeros at an offset where nothing is written."""
-
     def reserve(self, start: int, end: int) -> None:
         """Have room for what is written at the offsets [start, end), some of it last: a full disk can still end a dump.
 
@@ -48,12 +38,6 @@ class Transport(Protocol):
             NoSpaceError: there is none.
 
         """
-
-    def keep(self, start: int, end: int) -> None:
-        """Prepare for read() of what will be written at the offsets [start, end)."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
     def sync(self, size: int) -> None:
         """Have all of its size bytes where they stay; nothing is written after. Raises OutputError where that fails."""
@@ -63,6 +47,26 @@ class Transport(Protocol):
 
     def abort(self) -> None:
         """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays."""
+
+
+class Transport(Stream, Protocol):
+    """Bytes at offsets."""
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write data at offset. Raises OutputError where that fails."""
+
+    @property
+    def landed(self) -> int:
+        """The offset before which all is written that stream() took."""
+
+    def zeros(self, offset: int, size: int) -> None:
+        """Have zeros at an offset where nothing is written."""
+
+    def keep(self, start: int, end: int) -> None:
+        """Prepare for read() of what will be written at the offsets [start, end)."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
 
 class FileTransport:

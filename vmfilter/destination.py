@@ -1,0 +1,138 @@
+"""Where a new dump goes, and in which form."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmfilter.bounds import Bounds, bounds, memory_in_use
+from vmfilter.codec import DEFAULT, parse_codec
+from vmfilter.errors import CodecError, OutputError, UsageError
+from vmfilter.reader import Dump, Path
+from vmfilter.writer.transport import Discard, FileTransport, Stream, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmfilter.codec import Codec
+
+FORMATS = ("kdump", "elf")
+
+
+class Form(NamedTuple):
+    """In which form, and with what means: what filter_dump() takes of that."""
+
+    format: str
+    compress: str | None
+    flatten: bool
+    dedup: bool
+    threads: int | None
+    max_memory: int | None
+    force: bool
+    keep_incomplete: bool
+    limit: int | None = None
+    dry_run: bool = False
+
+
+class Destination:
+    """Where a dump goes.
+
+    Attributes:
+        paths: names of its files.
+        form: as it was asked for.
+        codec, effort: of its pages.
+        copies: whether pages are copied that the source has compressed so already.
+
+    """
+
+    def __init__(self, dump: Dump, output: Path | Sequence[Path], form: Form, keep: Codec | None = None) -> None:
+        """Check it all.
+
+        Args:
+            dump: to be read.
+            output: path of the new file, or paths of a set.
+            form: of it.
+            keep: the codec that stays where nothing else is said.
+
+        Raises:
+            UsageError, CodecError: what is asked for contradicts itself, or is not to be had.
+            OutputError: it is the file that is read.
+
+        """
+        paths = [output] if isinstance(output, str | os.PathLike) else list(output)
+        self.paths = [os.fspath(path) for path in paths]
+        self.form = form
+        elf, compress = form.format == "elf", form.compress
+        if form.format not in FORMATS:
+            raise UsageError(f"format {form.format!r} is not known: {', '.join(FORMATS)} are")
+        if not self.paths or len(set(self.paths)) < len(self.paths):
+            raise UsageError("the files to make need names that differ")
+        if len(self.paths) > 1 and (elf or form.limit is not None or "-" in self.paths):
+            raise UsageError("a set can only be of files in format kdump, and without a limit")
+        if elf and form.dedup:
+            raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
+        if elf and compress not in (None, "none"):
+            raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
+        self._bounds = bounds(form.threads)
+        default = keep.name if keep else DEFAULT
+        self.codec, self.effort = parse_codec("none" if elf else default if compress is None else compress)
+        self.copies = self.codec == keep and ":" not in (compress or "")
+        for path in self.paths:
+            _refuse_same_file(dump, path)
+
+    def bounds(self) -> Bounds:
+        """How much is done at a time, by the memory that there is left."""
+        most = self.form.max_memory
+        return self._bounds if most is None else self._bounds.within(most - memory_in_use())
+
+    @contextmanager
+    def transports(self) -> Iterator[list[Transport]]:
+        """Have a transport for each file: published at the end, and where that is not reached, nothing is left."""
+        made: list[Transport] = []
+        try:
+            for path in self.paths:
+                made.append(self._transport(path))
+            yield made
+            for transport in made:
+                transport.publish()
+        except BaseException:
+            for transport in made:
+                transport.abort()
+            raise
+
+    def _transport(self, path: str) -> Transport:
+        if not self.form.flatten and path != "-":
+            return self._file(path)
+        from vmfilter.writer.flattened import FlattenedTransport
+
+        below = self._file(path) if path != "-" or self.form.dry_run else _standard_output()
+        try:
+            return FlattenedTransport(below)
+        except BaseException:
+            below.abort()
+            raise
+
+    def _file(self, path: str) -> Transport:
+        return Discard() if self.form.dry_run else FileTransport(path, self.form.force)
+
+
+def _standard_output() -> Stream:
+    if sys.stdout is None:
+        raise OutputError("standard output: is closed")
+    if os.isatty(sys.stdout.fileno()):
+        raise UsageError("standard output is a terminal, not a place for a dump: send it into a pipe or a file")
+    from vmfilter.writer.flattened import StreamTransport
+
+    return StreamTransport(sys.stdout.fileno(), "standard output")
+
+
+def _refuse_same_file(source: Dump, path: str) -> None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return
+    if source.is_file(info):
+        raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
