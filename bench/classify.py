@@ -1,9 +1,13 @@
-"""Classify a vmcore; print the seconds that it took, and how many pages: `classify.py VMCORE`."""
+"""Classify a vmcore, once or more often; print the seconds that each pass took, and how many pages.
+
+classify.py VMCORE [PASSES]
+"""
 
 import sys
 
 from vmfilter import filter_dump
 from vmfilter.levels import PageClass
 
-found = filter_dump(sys.argv[1], "nowhere", level=31, compress="none", dry_run=True)
-print(found.seconds["classify"], sum(found.classes.values()) - found.classes[PageClass.HOLE])
+for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 1):
+    found = filter_dump(sys.argv[1], "nowhere", level=31, compress="none", dry_run=True)
+    print(found.seconds["classify"], sum(found.classes.values()) - found.classes[PageClass.HOLE])
