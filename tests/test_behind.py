@@ -188,3 +188,31 @@ def test_what_is_given_up_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> 
     assert no_thread_is_left()
     assert len(os.listdir("/proc/self/fd")) < before
     assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_while_the_last_is_written_does_not_close_the_file_under_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, join, goes_on = os.pwrite, threading.Thread.join, threading.Event()
+    closed: list[bool] = []
+
+    def slow(fd: int, view: memoryview, offset: int) -> int:
+        assert goes_on.wait(60)
+        closed.append(not os.path.exists(f"/proc/self/fd/{fd}"))
+        return pwrite(fd, view, offset)
+
+    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
+        monkeypatch.setattr(threading.Thread, "join", join)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    transport = FileTransport(str(tmp_path / "dump"))
+    transport.stream(1, bytes(10))  # no whole block, which would have a descriptor of its own
+    with pytest.raises(KeyboardInterrupt):
+        transport.settle()
+    threading.Timer(0.2, goes_on.set).start()
+    transport.abort()
+    assert no_thread_is_left()
+    assert closed == [False]
+    assert os.listdir(tmp_path) == []

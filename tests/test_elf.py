@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from elfbuilder import PAGE, PN_XNUM, PT_LOAD, Elf, Load, note, prstatus_note, vmcoreinfo_note
+from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note, vmcoreinfo_note
 
 from vmfilter import Dump, InputError, PageClass, filter_dump, open_dump
 from vmfilter.reader.pieces import PieceDump, Pieces, flatten
@@ -223,6 +223,16 @@ def test_the_note_of_what_was_left_out_can_be_the_only_one(tmp_path: Path) -> No
 def test_a_damaged_note_of_what_was_left_out_is_refused(tmp_path: Path, description: bytes) -> None:
     path = Elf([Load(PAGE, b"a" * PAGE)], note(b"VMFILTER", 0, description)).write(tmp_path / "v")
     with pytest.raises(InputError, match=f"^{path}: damaged: the note VMFILTER, {len(description)} bytes at offset 0x"):
+        open_dump(path)
+
+
+def test_notes_that_are_there_many_times_are_refused(tmp_path: Path) -> None:
+    """Else a file of 2 MiB could take 100 GiB of memory."""
+    elf = Elf([Load(PAGE, b"a" * PAGE)])
+    elf.notes = memory_note(elf, 0, *range(1 << 10))
+    elf.extra_headers = [elf.header(PT_NOTE, PAGE, 0, len(elf.notes))] * 3
+    path = elf.write(tmp_path / "v")
+    with pytest.raises(InputError, match=f"^{path}: program headers up to 2: the notes overlap"):
         open_dump(path)
 
 

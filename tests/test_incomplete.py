@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from elfbuilder import PAGE, Elf, Load
 from kdumpreader import Kdump
 
 import vmfilter
@@ -21,6 +25,7 @@ from vmfilter.reader import open_dump
 from vmfilter.reader.source import PreadSource
 from vmfilter.rearrange import rearrange
 from vmfilter.verify import verify_dump
+from vmfilter.writer import Account, Written
 from vmfilter.writer.transport import FileTransport
 
 SMALL = "x86_64-6.12-small"
@@ -184,6 +189,41 @@ def test_a_disk_with_a_bad_spot_keeps_what_is_before(
     assert isinstance(result.failure, OutputError)
     assert "Input/output error" in str(result.failure)
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
+
+
+def test_pages_that_are_lost_are_not_counted_as_stored_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(1)
+    vmcore = Elf([Load(0, b"".join(2 * chance.randbytes(PAGE) for _ in range(2000)))]).write(tmp_path / "vmcore")
+    _disk(monkeypatch, 4 << 20, for_ever=False)
+    result = vmfilter.filter_dump(
+        vmcore, tmp_path / "dump", level=0, compress="none", dedup=True, keep_incomplete=True, threads=1
+    )
+    written = is_part_of(tmp_path / "dump", vmcore)
+    assert result.lost == 4000 - written > 0
+    assert result.shared == written // 2
+
+
+def test_zero_pages_are_there_when_the_data_before_them_are() -> None:
+    account = Account(100)
+    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)
+    account.add(8292, memoryview(array("I", [0])), 4196, 0)  # a hole of an ELF file
+    account.add(12388, memoryview(array("I", [PAGE])), 12388, 0)
+    account.go_back(4196)
+    assert account.size == 8292
+    assert account.written == Written(2, 1)
+
+
+def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
+    account, zeros = Account(100), memoryview(array("I", bytes(4 * 128)))
+    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)  # which are not written for long
+    tracemalloc.start()
+    for i in range(10_000):
+        account.add(4196 + i * 128 * PAGE, zeros, 4196, 0)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 10_000
 
 
 def test_a_flattened_file_with_a_bad_spot_is_not_kept(

@@ -25,12 +25,7 @@ _AT_ONCE = 16
 
 
 class Deduplicator:
-    """Finds pages whose data an earlier page of the same file has.
-
-    Attributes:
-        shared: how many were found.
-
-    """
+    """Finds pages whose data an earlier page of the same file has."""
 
     def __init__(self, dump: Dump, page_size: int) -> None:
         """Pages are compared as that dump has them."""
@@ -40,7 +35,6 @@ class Deduplicator:
         self._seen = 0
         self._these, self._other = bytearray(_AT_ONCE * page_size), bytearray(page_size)
         self._other_frame: int | None = None
-        self.shared = 0
 
     def expect(self, pages: int) -> None:
         """Know how many pages there will be at most."""
@@ -48,7 +42,7 @@ class Deduplicator:
             self._slots = min(1 << max((2 * pages).bit_length(), 3), MOST_SLOTS)
             self._table = _core.ffi.new("struct vmf_stored[]", self._slots)
 
-    def share(self, pages: Pages, offset: int, lowest_pfn: int) -> tuple[memoryview, Any]:
+    def share(self, pages: Pages, offset: int, lowest_pfn: int) -> tuple[memoryview, Any, int]:
         """Find out which of the next pages share data, and take theirs out of the pages' data, in place.
 
         Args:
@@ -57,7 +51,8 @@ class Deduplicator:
             lowest_pfn: the first frame of the same file.
 
         Returns:
-            The data left, and for each page the offset of the data that it shares (u64; 0 where it has its own).
+            The data left; for each page the offset of the data that it shares (u64; 0 where it has its own); and how
+            many share.
 
         """
         buffer, count = _core.ffi.from_buffer, len(pages.sizes)
@@ -79,10 +74,9 @@ class Deduplicator:
         )
         self._seen += count
         self._compare(kinds, pages.frames, earlier)
-        self.shared += kinds.count(SHARES)
         data = buffer("uint8_t[]", pages.data, require_writable=True)
         left = _core.lib.vmf_dedup_place(self._table, c_kinds, found, sizes, count, offset, data, shared)
-        return pages.data[:left], shared
+        return pages.data[:left], shared, kinds.count(SHARES)
 
     def _compare(self, kinds: bytearray, frames: memoryview, earlier: array[int]) -> None:
         """Make those that seemed to share and do not hold the same ALONE."""

@@ -190,7 +190,7 @@ class _Run:
         result.lost = kept - written.pages
         result.zero = written.zero if share_zero else 0
         if self._deduplicator:
-            result.shared = self._deduplicator.shared + written.zero - result.zero
+            result.shared = written.shared + written.zero - result.zero
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = [*self._warnings, *self._dump.warnings]
         return result

@@ -111,6 +111,7 @@ class ElfDump(PieceDump):
         loads, memory = Pieces(), Pieces()
         no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
         wanted = itemgetter(*form.order)
+        notes_size = 0
         for i, (kind, flags, start, vaddr, paddr, size, in_memory) in enumerate(
             map(wanted, self._segments(form, offset, count))
         ):
@@ -122,6 +123,9 @@ class ElfDump(PieceDump):
             if size and start + size > self._file_end:
                 self._within(start, size, f"program header {i} ({'PT_LOAD' if kind == _PT_LOAD else 'PT_NOTE'})")
             if kind == _PT_NOTE and size:
+                notes_size += size
+                if notes_size > self._file_end:  # each costs more memory than it has bytes
+                    raise InputError(f"{self.path}: program headers up to {i}: the notes overlap: that is not right")
                 self._take_notes(start, size, memory)
             elif kind == _PT_LOAD and paddr not in (no_address, end):
                 if end > _MAX_ADDRESS:

@@ -15,15 +15,25 @@ class Written(NamedTuple):
     Attributes:
         pages: that put_pages() was given and that are in it.
         zero: of these, zero pages that are left out.
+        shared: of these, others whose data are those of an earlier page.
 
     """
 
     pages: int = 0
     zero: int = 0
+    shared: int = 0
 
-    def and_these(self, sizes: memoryview) -> Written:
-        """With more pages, of these sizes."""
-        return Written(self.pages + len(sizes), self.zero + sizes.tolist().count(0))
+    def and_these(self, sizes: memoryview, shared: int) -> Written:
+        """With more pages, of these sizes, of which so many share."""
+        return Written(self.pages + len(sizes), self.zero + sizes.tolist().count(0), self.shared + shared)
+
+
+class _Step(NamedTuple):
+    """What a dump had after put_pages(): it stays so where its data are written up to data_end."""
+
+    data_end: int
+    size: int
+    written: Written
 
 
 class Account:
@@ -38,20 +48,31 @@ class Account:
     def __init__(self, size: int) -> None:
         """Begin with no page, and so many bytes."""
         self.size, self.written = self._none = size, Written()
-        self._steps: deque[tuple[int, Written]] = deque()  # of which none but the first is known to be written
+        self._steps: deque[_Step] = deque()  # of which none but the first is known to be written
 
-    def add(self, size: int, sizes: memoryview, landed: int) -> None:
-        """Have more pages, of these sizes, and so many bytes, of which those before landed are written."""
-        self.size, self.written = size, self.written.and_these(sizes)
-        self._steps.append((size, self.written))
-        while len(self._steps) > 1 and self._steps[1][0] <= landed:
+    def add(self, size: int, sizes: memoryview, data_end: int, landed: int, shared: int = 0) -> None:
+        """Have more pages, of these sizes, and so many bytes.
+
+        Args:
+            size: bytes of the dump.
+            sizes: of the pages' data; 0 where there are none.
+            data_end: offset after the last data that any page has until now.
+            landed: offset before which all data are written.
+            shared: how many of the pages have the data of earlier ones.
+
+        """
+        self.size, self.written = size, self.written.and_these(sizes, shared)
+        if self._steps and self._steps[-1].data_end == data_end:  # zero pages, of which there can be terabytes
+            self._steps.pop()
+        self._steps.append(_Step(data_end, size, self.written))
+        while len(self._steps) > 1 and self._steps[1].data_end <= landed:
             self._steps.popleft()
 
     def go_back(self, landed: int) -> None:
-        """Have only the pages whose bytes lie before landed."""
-        while self._steps and self._steps[-1][0] > landed:
+        """Have only the pages whose data lie before landed."""
+        while self._steps and self._steps[-1].data_end > landed:
             self._steps.pop()
-        self.size, self.written = self._steps[-1] if self._steps else self._none
+        self.size, self.written = self._steps[-1][1:] if self._steps else self._none
 
 
 class Writer(Protocol):

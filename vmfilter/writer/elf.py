@@ -103,6 +103,7 @@ class ElfWriter:
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
         self._account = Account(0)
+        self._data_end = 0  # offset after the last page that is no hole
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
@@ -212,12 +213,13 @@ class ElfWriter:
             if value:
                 self._transport.stream(at, data[done : done + length])
                 done += length
+                self._data_end = at + length
             else:
                 self._transport.zeros(at, length)
             at += length
             i = end
         self.size = at
-        self._account.add(at, pages.sizes, self._transport.landed)
+        self._account.add(at, pages.sizes, self._data_end, self._transport.landed)
 
     def settle(self) -> None:
         """See Writer."""

@@ -198,9 +198,10 @@ class KdumpWriter:
         """Write the next pages."""
         if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
             self._flush()
-        sizes, data, shared = pages.sizes, pages.data, _core.ffi.NULL
+        sizes, data, shared, sharing = pages.sizes, pages.data, _core.ffi.NULL, 0
         if self._deduplicator:
-            data, shared = self._deduplicator.share(pages, self.size, self._part.start_pfn if self._part else 0)
+            lowest_pfn = self._part.start_pfn if self._part else 0
+            data, shared, sharing = self._deduplicator.share(pages, self.size, lowest_pfn)
         found = _core.ffi.new("struct vmf_descriptor[]", len(sizes))
         self._transport.stream(self.size, data)
         self.size = _core.lib.vmf_descriptors(
@@ -215,7 +216,7 @@ class KdumpWriter:
             found,
         )
         self._pending += _core.ffi.buffer(found)
-        self._account.add(self.size, sizes, self._transport.landed)
+        self._account.add(self.size, sizes, self.size, self._transport.landed, sharing)
 
     def _flush(self) -> None:
         self._transport.write(self._pending_at, self._pending)

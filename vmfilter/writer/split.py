@@ -32,7 +32,7 @@ class SplitWriter:
     def written(self) -> Written:
         """See Writer: in all files."""
         each = [writer.written for writer in self._writers]
-        return Written(sum(w.pages for w in each), sum(w.zero for w in each))
+        return Written(*map(sum, zip(*each, strict=True)))
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
         """See Writer: each file has all of both."""

@@ -179,15 +179,17 @@ class FileTransport:
 
     def settle(self) -> None:
         """See Transport."""
-        behind, self._behind = self._behind, None
-        if behind is None:
+        if self._behind is None:
             return
+        failure: OSError | None = None
         try:
-            behind.finish()
+            self._behind.finish()
         except OSError as e:
-            raise self._failed(e) from e
-        finally:
-            self._landed = behind.landed
+            failure = e
+        # Where a signal ends that, its thread is at work still: abort() waits for it before the file is closed.
+        self._landed, self._behind = self._behind.landed, None
+        if failure is not None:
+            raise self._failed(failure) from failure
 
     @property
     def landed(self) -> int:
