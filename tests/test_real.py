@@ -10,6 +10,8 @@ import pytest
 from kdumpreader import Kdump
 
 import vmfilter
+from vmfilter.kernel.memmodel import SparseMemory
+from vmfilter.kernel.search import understand
 from vmfilter.levels import PageClass
 
 # A few dozen frames change hands between the copy of kpageflags and the panic: the program that made the copy ends,
@@ -291,3 +293,23 @@ def test_a_riscv64_vmcore_of_kexec_load_has_no_struct_pages(real: Callable[[str]
     dump = Kdump(tmp_path / "dump")
     assert dump.kept == dump.present
     assert b"6.12.94+deb13-riscv64" in (tmp_path / "dump").read_bytes()[:400]
+
+
+def test_memory_sections_are_known_where_a_part_of_their_array_is_not_in_the_dump(
+    real: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a file whose pages of zeros were left out: the array of roots has many."""
+    with vmfilter.open_dump(real("x86_64-6.12-small")) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        model = kernel.memory_model
+        assert isinstance(model, SparseMemory)
+        whole = list(model.runs())
+        assert whole
+        read, lacking = kernel.memory.read, model._array + 3 * 4096
+
+        def holed(vaddr: int, size: int) -> bytes | None:
+            return None if vaddr < lacking + 4096 and lacking < vaddr + size else read(vaddr, size)
+
+        monkeypatch.setattr(kernel.memory, "read", holed)
+        assert list(model.runs()) == whole

@@ -63,7 +63,8 @@ def filter_dump(
         compress: codec of kdump, NAME or NAME:LEVEL; None: the default.
         flatten: write a flattened file.
         dedup: store identical pages once; not in format "elf".
-        limit: bytes that the new file is not to exceed; what does not go in is missing, and it says so of itself.
+        limit: bytes that the new dump is not to exceed (flattened, it has some more around it); what does not go in is
+            missing, and it says so of itself.
         threads: that compress; None: one a CPU. The output does not depend on it.
         max_memory: bytes that the process may use: there are no more threads and pages in flight than go into them, one
             thread and one chunk at least. Where memory is short all the same, it goes on with fewer.

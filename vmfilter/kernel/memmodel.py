@@ -31,6 +31,7 @@ _IS_ONLINE = 1 << 2  # since 4.13 (2d070eab2e82)
 _FLAGS = (1 << 6) - 1  # the low bits of section_mem_map are flags: two at first, six by now
 _CACHED_ROOTS = 64
 _ROOTS_AT_ONCE = 1 << 13  # pointers read at a time: riscv64's array of them has 32 MiB
+_SMALLEST_PAGE = 4096  # bytes
 
 
 class Section(NamedTuple):
@@ -229,12 +230,19 @@ class SparseMemory:
             yield from range(count)
             return
         for first in range(0, count, _ROOTS_AT_ONCE):
-            size = min(_ROOTS_AT_ONCE, count - first) * self._word
-            raw = self._memory.read(self._array + first * self._word, size)
-            if raw and raw.count(0) != size:
-                for i, (pointer,) in enumerate(self._pointer.iter_unpack(raw), first):
-                    if pointer:
-                        yield i
+            yield from self._roots_in(first, min(_ROOTS_AT_ONCE, count - first))
+
+    def _roots_in(self, first: int, count: int) -> Iterator[int]:
+        size = count * self._word
+        raw = self._memory.read(self._array + first * self._word, size)
+        if raw is None and size > _SMALLEST_PAGE:  # a part of it may be there: pages of zeros may be left out
+            half = count // 2
+            yield from self._roots_in(first, half)
+            yield from self._roots_in(first + half, count - half)
+        elif raw and raw.count(0) != size:
+            for i, (pointer,) in enumerate(self._pointer.iter_unpack(raw), first):
+                if pointer:
+                    yield i
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         """See MemoryModel."""

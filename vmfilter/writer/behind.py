@@ -120,6 +120,8 @@ class WriteBehind:
                 try:
                     with memoryview(buffer) as view:
                         self._write_all(offset, view[:size])
+                except MemoryError:
+                    self._failure = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
                 except BaseException as e:
                     self._failure = e.with_traceback(None)
             self._free.put(buffer)
