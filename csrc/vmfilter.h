@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The C core: pure functions over the caller's buffers. Nothing here opens a file, keeps a global, or trusts what a
- * dump says: what a function may touch is what its caller handed over, by the lengths that it gives. setup.py gives this file, without its
- * preprocessor lines, to cffi; so it holds plain declarations only.
+ * dump says: what a function may touch is what its caller handed over, by the lengths that it gives. setup.py gives
+ * this file, without its preprocessor lines, to cffi; so it holds plain declarations only.
  */
 #ifndef VMFILTER_H
 #define VMFILTER_H
@@ -194,7 +194,8 @@ enum vmf_kind {
  * Looks count pages up, in order, and puts into the table those that are not there. The table has slots, a power of
  * two from 8 on, all zeros at first; where there is no room, the page goes that was of use longest ago. lowest_pfn:
  * pages before that are in another file. now: a clock that goes on by count from call to call. kinds[i]: of page i;
- * SHARES only says that hash and size are those of the page earlier[i]: the caller compares both, and makes it ALONE where they differ.
+ * SHARES only says that hash and size are those of the page earlier[i]: the caller compares both, and makes it ALONE
+ * where they differ.
  * found[i]: its slot, for vmf_dedup_place(), which is to be called before this is again.
  */
 void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pfn, uint32_t now,
@@ -242,7 +243,8 @@ uint64_t vmf_unpack(struct vmf_decoder *decoder, const struct vmf_descriptor *de
 /*
  * Copies the data of count descriptors as they are to out (room for count pages), as vmf_pack would give them: those
  * that are compressed with the codec of codec_flag (0: none), and raw ones. Ends where one is neither, or not right.
- * *used: bytes written. *others: how many in a row are not copied after those that are, 0 at the end only. Returns how many are copied.
+ * *used: bytes written. *others: how many in a row are not copied after those that are, 0 at the end only. Returns how
+ * many are copied.
  */
 uint64_t vmf_copy(const struct vmf_descriptor *descriptors, uint64_t count, const struct vmf_extent *extents,
 		  uint64_t extent_count, const uint8_t *data, uint32_t page_size, uint32_t codec_flag, int skip_zero,
