@@ -91,7 +91,7 @@ def test_a_burst_of_events_is_one_reload_and_an_event_amid_it_another(
     (units / service).write_text(f"[Service]\nType=oneshot\nRemainAfterExit=yes\n{commands}")
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"]
     result = subprocess.run(
-        [*namespaces, "timeout", "60", "sh", "-euc", EVENTS, "sh", tmp_path, service],
+        [*namespaces, "timeout", "240", "sh", "-euc", EVENTS, "sh", tmp_path, service],
         env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config")},
         capture_output=True,
         text=True,
