@@ -196,10 +196,23 @@ def test_every_command_reads_a_split_set(run: Run, tmp_path: Path, order: tuple[
             made.append((tmp_path / f"dump{len(made)}").read_bytes())
     assert made[0::2] == made[1::2]
     assert made[0] != made[2]
+    for source, outputs in (["--parts", 3, *given], "ab"), ([tmp_path / "whole"], "cd"):
+        assert run("filter", "-q", "--split", *source, *(tmp_path / name for name in outputs)).status == 0
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [(tmp_path / name).read_bytes() for name in "cd"]
     for missing in parts:
         ran = run("filter", *(path for path in given if path != missing), tmp_path / "new")
         assert (ran.status, ran.err.count("\n")) == (3, 1)
         assert "name all files of the set" in ran.err
+
+
+@pytest.mark.parametrize("options", [["--parts", 1], ["--split", "--parts", 2], ["--split", "--parts", 0]])
+def test_a_number_of_parts_that_leaves_nothing_to_make_is_refused(
+    run: Run, small: Path, tmp_path: Path, options: list[object]
+) -> None:
+    ran = run("filter", *options, small, tmp_path / "new")
+    assert (ran.status, ran.err.count("\n"), ran.out) == (2, 1, "")
+    assert "--parts" in ran.err
+    assert os.listdir(tmp_path) == []
 
 
 # Reports

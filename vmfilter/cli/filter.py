@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_form, form_of, progress_of, size_of, warn_of_codec
-from vmfilter.errors import INCOMPLETE, InputError, VmfilterError
+from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
 from vmfilter.levels import DEFAULT_LEVEL, parse_level
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         help="write a set of dumps, each with about as many pages",
     )
     p.add_argument(
+        "--parts",
+        type=int,
+        metavar="N",
+        help="with --split, the first N names are a split set to read (default: 1)",
+    )
+    p.add_argument(
         "--limit",
         type=size_of,
         metavar="SIZE",
@@ -98,7 +104,9 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.report.text import coverage, report, table
 
     names = [options.vmcore, *options.dump]
-    inputs = 1 if options.split else len(options.dump)
+    if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
+        raise UsageError(f"--parts {options.parts}: of the {len(names)} names, with --split, so many are to be read")
+    inputs = options.parts or (1 if options.split else len(options.dump))
     outputs = names[inputs:]
     warn_of_codec(options.compress)
     with _opened(names[:inputs]) as dump, progress_of(options) as progress:
