@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vmfilter.codec import Packer
     from vmfilter.reader import Dump
 
-_BATCH_BYTES = 1 << 19  # of a chunk, read and compressed while they are in the CPU's cache
 _MAX_RUNS = 64
 
 Run = tuple[int, int]
@@ -124,22 +123,15 @@ class Compressor:
         self._page_size = page_size
         self._packer = packer
         self._skip_zero = skip_zero
-        self._pages = memoryview(bytearray(max(_BATCH_BYTES, page_size)))
+        self._pages = memoryview(bytearray(CHUNK_BYTES))
 
     def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
         """See Worker."""
-        size = self._page_size
-        done = used = 0
-        for batch in chunks_of(chunk, len(self._pages) // size):
-            count = 0
-            for pfn, n in batch:
-                self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
-                count += n
-            used += self._packer.pack(
-                self._pages[: count * size], self._skip_zero, out[used:], sizes[done : done + count]
-            )
-            done += count
-        return done, used
+        size, count = self._page_size, 0
+        for pfn, n in chunk:
+            self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
+            count += n
+        return count, self._packer.pack(self._pages[: count * size], self._skip_zero, out, sizes[:count])
 
 
 def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk | None:
