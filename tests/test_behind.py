@@ -193,16 +193,19 @@ def test_what_is_given_up_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> 
 def test_a_signal_while_the_last_is_written_does_not_close_the_file_under_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite, join, goes_on = os.pwrite, threading.Thread.join, threading.Event()
+    pwrite, join = os.pwrite, threading.Thread.join
+    begun, goes_on = threading.Event(), threading.Event()
     closed: list[bool] = []
 
     def slow(fd: int, view: memoryview, offset: int) -> int:
+        begun.set()
         assert goes_on.wait(60)
         closed.append(not os.path.exists(f"/proc/self/fd/{fd}"))
         return pwrite(fd, view, offset)
 
     def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
         monkeypatch.setattr(threading.Thread, "join", join)
+        assert begun.wait(60)  # what is given up before its writing begins is never written
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "pwrite", slow)
