@@ -29,7 +29,8 @@ class _Reads:
         with monkeypatch.context() as patch:
             patch.setattr(PreadSource, "read_into", read_into)
             filter_dump(Machine(size).write(folder / f"{size}"), folder / f"{size}.dump", level=31)
-        self.kept = Kdump(folder / f"{size}.dump").kept
+        self.dump = folder / f"{size}.dump"
+        self.kept = Kdump(self.dump).kept
 
 
 def test_of_memory_that_is_left_out_no_more_is_read_than_its_struct_pages(
@@ -40,3 +41,9 @@ def test_of_memory_that_is_left_out_no_more_is_read_than_its_struct_pages(
     struct_pages = 16 * GIB // FRAME * STRUCT_PAGE
     tables = 16 * FRAME + 512 * 16  # one of page tables a GiB of struct pages, and the roots of mem_section
     assert struct_pages <= large.bytes - small.bytes <= struct_pages + 4 * tables
+
+
+def test_of_memory_that_is_left_out_only_bitmap_1_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (_Reads(n * GIB, tmp_path, monkeypatch).dump.stat() for n in (8, 24))
+    bitmap = 16 * GIB // FRAME // 8
+    assert bitmap <= 512 * (large.st_blocks - small.st_blocks) < 1.5 * bitmap

@@ -92,11 +92,12 @@ class _Bitmap:
         self._bits += bits
 
     def flush(self) -> None:
-        if self._bits:
+        end = self._at + len(self._bits)
+        if self._bits.count(0) < len(self._bits):  # of a machine with terabytes, hardly any page is kept
             self._transport.zeros(self._written, self._at - self._written)
             self._transport.write(self._at, self._bits)
-            self._written = self._at = self._at + len(self._bits)
-            self._bits = bytearray()
+            self._written = end
+        self._at, self._bits = end, bytearray()
 
     def finish(self) -> None:
         self.flush()
