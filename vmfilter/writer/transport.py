@@ -172,10 +172,19 @@ class FileTransport:
     def _begin_behind(self) -> bool:
         """Begin to write behind, unless there is no memory for that."""
         if not self._scarce and has_room():
-            with contextlib.suppress(OSError, MemoryError, RuntimeError):
+            try:
+                # Known here before it begins: a signal may come at any time, and abort() ends what has begun.
                 self._behind = WriteBehind(self._fd, self._temporary, self._pwrite)
+                self._behind.begin()
+            except (OSError, MemoryError, RuntimeError):
+                self._abandon()
         self._scarce = self._behind is None
         return not self._scarce
+
+    def _abandon(self) -> None:
+        if self._behind is not None:
+            self._behind.abandon()
+            self._behind = None
 
     def settle(self) -> None:
         """See Transport."""
@@ -254,9 +263,7 @@ class FileTransport:
 
     def abort(self) -> None:
         """See Transport."""
-        if self._behind is not None:
-            self._behind.abandon()
-            self._behind = None
+        self._abandon()
         if self._fd >= 0:
             self._close()
             with contextlib.suppress(OSError):
