@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import memorynote
 from vmfilter.arch import elf_machine
+from vmfilter.classify import WINDOW_PAGES
 from vmfilter.errors import OutputError
 from vmfilter.memorynote import MAX_RANGES
 from vmfilter.pack import Run, runs_in
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 _PT_LOAD, _PT_NOTE, _ET_CORE, _PN_XNUM = 1, 4, 4, 0xFFFF
 _INCOMPLETE = 1  # e_flags of a dump that ends early, as makedumpfile sets it
 _RWX = 7
-_WINDOW = 1 << 15  # page frames whose bits are read at a time
 _HEADERS_AT_ONCE = 1 << 12
 _ALIGN = 4096
 
@@ -136,8 +136,8 @@ class ElfWriter:
     def _runs(self) -> Iterator[Run]:
         """Runs of kept frames, joined over the windows that they are read in."""
         start = stop = 0
-        for pfn in range(0, self._max_mapnr, _WINDOW):
-            count = min(_WINDOW, self._max_mapnr - pfn)
+        for pfn in range(0, self._max_mapnr, WINDOW_PAGES):
+            count = min(WINDOW_PAGES, self._max_mapnr - pfn)
             bits = self.kept(pfn, count)
             if bits.count(0) == len(bits):
                 continue
