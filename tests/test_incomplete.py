@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,37 @@ def test_makedumpfile_keeps_what_a_full_disk_has_room_for(
     assert "No space left on device" in captured.out
     assert "This is an incomplete dumpfile, but might analyzable." in captured.out
     assert is_part_of(tight / "dump", small) > 10
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """As ulimit -f has it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("more", [0, 1000], ids=["zeros at the end", "pages after the zeros"])
+def test_a_limit_of_file_sizes_keeps_what_it_has_room_for(
+    tmp_path: Path, form: str, more: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chance, out = random.Random(1), tmp_path / "dump"
+    pages = 1200 if form == "elf" else 2100  # which alone has holes where zero pages are
+    memory = chance.randbytes(pages * PAGE) + bytes(1500 * PAGE) + chance.randbytes(more * PAGE)
+    vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
+    with files_no_longer_than(8 << 20):
+        status = main(["filter", "-q", "-d", "1", *FORMS[form], "--keep-incomplete", str(vmcore), str(out)])
+    err = capfd.readouterr().err
+    assert status == 6
+    assert f"{out} is incomplete: " in err
+    assert "File too large" in err
+    assert sorted(os.listdir(tmp_path)) == ["dump", "vmcore"]
+    assert is_part_of(out, vmcore) > 1500
+    assert 6 << 20 < out.stat().st_size <= 8 << 20
 
 
 _SLOW = """import sys, time

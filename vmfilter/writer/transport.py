@@ -15,6 +15,7 @@ from vmfilter.writer.behind import WriteBehind
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
+_AHEAD = 64 << 20  # by which a file is made longer than it needs to be yet: each time waits for what is being written
 
 
 class Stream(Protocol):
@@ -60,7 +61,12 @@ class Transport(Stream, Protocol):
         """The offset before which all is written that stream() took."""
 
     def zeros(self, offset: int, size: int) -> None:
-        """Have zeros at an offset where nothing is written."""
+        """Have zeros at an offset where nothing is written, or is going to be before.
+
+        Raises:
+            OutputError: there can be none.
+
+        """
 
     def keep(self, start: int, end: int) -> None:
         """Prepare for read() of what will be written at the offsets [start, end)."""
@@ -123,7 +129,16 @@ class FileTransport:
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport: a file has them where nothing is written."""
+        """See Transport: a file has them where nothing is written, if it is so long: its end is too late for that."""
+        end = offset + size
+        try:
+            if os.fstat(self._fd).st_size < end:
+                try:
+                    os.ftruncate(self._fd, end + _AHEAD)
+                except OSError:  # a file system or RLIMIT_FSIZE lets no file be so long
+                    os.ftruncate(self._fd, end)
+        except OSError as e:
+            raise self._failed(e) from e
 
     def reserve(self, start: int, end: int) -> None:
         """See Transport."""
