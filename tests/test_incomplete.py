@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import resource
@@ -31,6 +32,7 @@ from vmfilter.writer import Account, Written
 from vmfilter.writer.transport import FileTransport
 
 SMALL = "x86_64-6.12-small"
+NO_DUMP = "vmfilter: ended by SIGTERM; standard output: what was sent is no dump, for it has no end\n"
 FORMS = {
     "kdump": ("--compress", "none"),
     "elf": ("--format", "elf"),
@@ -308,7 +310,60 @@ def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str)
         time.sleep(2)  # by then it waits for its reader
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
-        assert b"vmfilter: ended by SIGTERM; nothing half-written is left\n" in process.stderr.read()
+        assert NO_DUMP in process.stderr.read().decode()
+
+
+_TELLS_ITS_END = """import sys
+from pathlib import Path
+from vmfilter.cli import main
+from vmfilter.writer.kdump import KdumpWriter
+end, finish = Path(sys.argv.pop(1)), KdumpWriter.finish
+def telling(self, incomplete=False):
+    end.touch()
+    return finish(self, incomplete)
+KdumpWriter.finish = telling
+raise SystemExit(main())
+"""
+"""The command, which makes a file when it has written its last page."""
+
+
+@pytest.mark.parametrize(
+    "command", ["filter -q -d 0 --keep-incomplete --compress none {} -", "makedumpfile -F -d 0 {}"]
+)
+@pytest.mark.parametrize("earlier", [True, False], ids=["of a part", "of all"])
+def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
+    small: Path, tmp_path: Path, command: str, earlier: bool
+) -> None:
+    end = tmp_path / "end"
+    ran = [sys.executable, "-c", _TELLS_ITS_END, str(end), *command.format(small).split()]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PAGE)  # less than the end of any dump
+        if earlier:
+            assert process.stdout.read(2 << 20)
+            process.send_signal(signal.SIGTERM)
+        while not end.exists():
+            assert os.read(process.stdout.fileno(), PAGE)
+        if not earlier:
+            process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)  # several within a second are one
+        assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 128 + signal.SIGHUP
+        assert NO_DUMP.replace("SIGTERM", "SIGHUP") in process.stderr.read().decode()
+
+
+def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
+    ran = [sys.executable, "-m", "vmfilter", "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        begin = process.stdout.read(1 << 20)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
+        (tmp_path / "flat").write_bytes(begin + process.stdout.read())
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGHUP)
+    assert is_part_of(tmp_path / "flat", small) > 100
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -98,9 +98,11 @@ class Destination:
             yield made
             for transport in made:
                 transport.publish()
-        except BaseException:
+        except BaseException as e:
             for transport in made:
-                transport.abort()
+                left = transport.abort()
+                if left is not None:
+                    e.add_note(left)
             raise
 
     def _transport(self, path: str) -> Transport:

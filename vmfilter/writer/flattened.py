@@ -134,10 +134,10 @@ class FlattenedTransport:
         """See Transport."""
         self._below.publish()
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Transport: a stream without its last record is no dump."""
         self._kept.close()
-        self._below.abort()
+        return self._below.abort()
 
 
 class StreamTransport:
@@ -181,5 +181,6 @@ class StreamTransport:
     def publish(self) -> None:
         """See Stream."""
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Stream: who reads the other end sees it end early."""
+        return f"{self._name}: what was sent is no dump, for it has no end"

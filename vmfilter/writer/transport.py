@@ -46,8 +46,13 @@ class Stream(Protocol):
     def publish(self) -> None:
         """Give it its name. Raises OutputError where that fails."""
 
-    def abort(self) -> None:
-        """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays."""
+    def abort(self) -> str | None:
+        """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays.
+
+        Returns:
+            Where something is left all the same, what.
+
+        """
 
 
 class Transport(Stream, Protocol):
@@ -276,7 +281,7 @@ class FileTransport:
             os.close(self._fd)
         self._fd = -1
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Transport."""
         self._abandon()
         if self._fd >= 0:
@@ -287,6 +292,7 @@ class FileTransport:
             self._named = False
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+        return None
 
 
 class Kept:
@@ -370,6 +376,7 @@ class Discard:
     def publish(self) -> None:
         """See Transport."""
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Transport."""
         self._kept.close()
+        return None
