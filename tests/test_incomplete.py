@@ -10,12 +10,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elfbuilder import PAGE, Elf, Load
@@ -25,10 +27,14 @@ import vmfilter
 from vmfilter.cli import main
 from vmfilter.errors import InputError, OutputError
 from vmfilter.reader import open_dump
-from vmfilter.reader.source import PreadSource
+from vmfilter.reader.flattened import RECORD, FlattenedSource
+from vmfilter.reader.source import PreadSource, open_source
+from vmfilter.reader.spool import pieces
 from vmfilter.rearrange import rearrange
 from vmfilter.verify import verify_dump
 from vmfilter.writer import Account, Written
+from vmfilter.writer.behind import WriteBehind
+from vmfilter.writer.flattened import FlattenedTransport
 from vmfilter.writer.transport import FileTransport
 
 SMALL = "x86_64-6.12-small"
@@ -202,14 +208,44 @@ def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: sig
     assert is_part_of(tmp_path / "dump", small) > 10
 
 
-def _disk(monkeypatch: pytest.MonkeyPatch, dies_after: int, for_ever: bool) -> None:
-    """Have a disk that fails once, or from then on always, when so many bytes were written."""
-    pwrite, written = os.pwrite, [0, 0]
+def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) -> None:
+    """Have a disk on which a block of each file cannot be written, or, where it heals, not by the first thread."""
+    pwrite, start = os.pwrite, block * PAGE
+    threads: list[threading.Thread] = []
+
+    def failing(fd: int, data: memoryview, offset: int) -> int:
+        if offset < start + PAGE and start < offset + len(data):
+            threads.append(threading.current_thread())
+            if not heals or threads[-1] is threads[0]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+
+
+def _write_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing written before all is there that is to be, which is less than what is written behind."""
+    pwrite, finish, there = os.pwrite, WriteBehind.finish, threading.Event()
+
+    def waiting(fd: int, data: memoryview, offset: int) -> int:
+        assert threading.current_thread() is threading.main_thread() or there.wait(60)
+        return pwrite(fd, data, offset)
+
+    def finishing(self: WriteBehind) -> None:
+        there.set()
+        finish(self)
+
+    monkeypatch.setattr(os, "pwrite", waiting)
+    monkeypatch.setattr(WriteBehind, "finish", finishing)
+
+
+def _dying_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a disk that takes nothing more when 4 MiB are written."""
+    pwrite, written = os.pwrite, [0]
 
     def dying(fd: int, data: memoryview, offset: int) -> int:
         written[0] += len(data)
-        if written[0] > dies_after and (for_ever or not written[1]):
-            written[1] += 1
+        if written[0] > 4 << 20:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pwrite(fd, data, offset)
 
@@ -219,9 +255,10 @@ def _disk(monkeypatch: pytest.MonkeyPatch, dies_after: int, for_ever: bool) -> N
 def test_a_disk_with_a_bad_spot_keeps_what_is_before(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _disk(monkeypatch, 4 << 20, for_ever=False)
+    _bad_spot(monkeypatch, 1000)
     result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
     assert isinstance(result.failure, OutputError)
+    assert 1000 * PAGE - (1 << 20) < result.output_size <= 1000 * PAGE
     assert "Input/output error" in str(result.failure)
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
 
@@ -231,7 +268,7 @@ def test_pages_that_are_lost_are_not_counted_as_stored_with_another(
 ) -> None:
     chance = random.Random(1)
     vmcore = Elf([Load(0, b"".join(2 * chance.randbytes(PAGE) for _ in range(2000)))]).write(tmp_path / "vmcore")
-    _disk(monkeypatch, 4 << 20, for_ever=False)
+    _bad_spot(monkeypatch, 1000)
     result = vmfilter.filter_dump(
         vmcore, tmp_path / "dump", level=0, compress="none", dedup=True, keep_incomplete=True, threads=1
     )
@@ -261,13 +298,74 @@ def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
     assert used < 10_000
 
 
-def test_a_flattened_file_with_a_bad_spot_is_not_kept(
+@pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
+@pytest.mark.parametrize("options", [{"compress": "none"}, {"compress": "none", "dedup": True}, {"format": "elf"}])
+def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, options: dict[str, Any]
+) -> None:
+    """After a record that is not whole no other could be found; and descriptors are in records after their pages."""
+    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 300)  # of which one batch is lost
+    out = tmp_path / "dump"
+    with monkeypatch.context() as m:
+        _bad_spot(m, block)
+        result = vmfilter.filter_dump(small, out, level=0, flatten=True, keep_incomplete=True, **options)
+    assert "Input/output error" in str(result.failure)
+    assert result.output_size > block * PAGE - (1 << 20)
+    assert is_part_of(out, small) == result.kept - result.lost > 0
+    FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # nothing is in it twice
+    with open(out, "rb") as stream:
+        rearrange(stream, tmp_path / "rearranged")
+    assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost
+
+
+@pytest.mark.parametrize("heals", [False, True])
+def test_zero_pages_that_a_flattened_file_has_lost_are_zeros_after_its_bad_spot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
+) -> None:
+    # Each 17th page a record begins. Where that is the bad spot there is no dump, unless the spot heals.
+    monkeypatch.setattr("vmfilter.writer.flattened._COLLECTED", 1 << 16)
+    chance = random.Random(1)
+    memory = chance.randbytes(300 * PAGE) + bytes(500 * PAGE) + chance.randbytes(60 * PAGE)
+    vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
+    kept = []
+    for block in range(400, 417):
+        out = tmp_path / str(block)
+        with monkeypatch.context() as m, suppress(OutputError):
+            _bad_spot(m, block, heals)
+            _write_only_at_the_end(m)
+            result = vmfilter.filter_dump(vmcore, out, level=1, format="elf", flatten=True, keep_incomplete=True)
+            kept.append(is_part_of(out, vmcore))
+            with open(out, "rb") as stream:  # crash takes what is in no record for missing
+                assert sum(len(data) for _, data in pieces(str(out), stream)) >= result.output_size
+    assert set(kept) == {768}, "all pages before the chunk in which there are others again"
+    assert len(kept) == (17 if heals else 16)
+
+
+def test_a_flattened_file_goes_on_where_a_record_was_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 8 * PAGE - RECORD.size  # each record begins with a block
+    monkeypatch.setattr("vmfilter.writer.flattened._COLLECTED", size)
+    data = random.Random(1).randbytes(6 * size)
+    transport = FlattenedTransport(FileTransport(str(tmp_path / "dump")))
+    _bad_spot(monkeypatch, 1 + 2 * 8, heals=True)
+    _write_only_at_the_end(monkeypatch)
+    for at in range(0, len(data), size):
+        transport.stream(at, data[at : at + size])
+    with pytest.raises(OutputError, match="Input/output error"):
+        transport.settle()
+    assert transport.landed == 2 * size
+    transport.sync(5 * size)
+    transport.publish()
+    with open(tmp_path / "dump", "rb") as stream:
+        found = b"".join(part for _, part in pieces("dump", stream))
+    assert found == data[: 2 * size] + bytes(3 * size)
+
+
+def test_a_flattened_file_whose_begin_cannot_be_written_is_not_kept(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a record that is not whole no other can be found."""
-    _disk(monkeypatch, 4 << 20, for_ever=False)
+    _bad_spot(monkeypatch, 1)
     with pytest.raises(OutputError, match="Input/output error"):
-        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", flatten=True, keep_incomplete=True)
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, flatten=True, keep_incomplete=True)
     assert os.listdir(tmp_path) == []
 
 
@@ -275,7 +373,7 @@ def test_a_flattened_file_with_a_bad_spot_is_not_kept(
 def test_a_dead_disk_leaves_nothing_and_says_why(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    _disk(monkeypatch, 4 << 20, for_ever=True)
+    _dying_disk(monkeypatch)
     with pytest.raises(OutputError, match="Input/output error"):
         vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=keep)
     assert os.listdir(tmp_path) == []

@@ -130,14 +130,24 @@ class WriteBehind:
             self._free.put(buffer)
 
     def _write_all(self, offset: int, view: memoryview) -> None:
+        """Write as much as can be: what comes after a bad spot of a disk is not to be near it."""
+        most = len(view)
         while view:
-            whole = len(view) // _BLOCK * _BLOCK
-            if self._direct >= 0 and whole and offset % _BLOCK == 0:
-                n = self._write_direct(view[:whole], offset)
-            else:
-                n = self._write(self._fd, view, offset)
+            try:
+                n = self._write_some(offset, view[:most])
+            except OSError:
+                if most <= _BLOCK:
+                    raise
+                most = max(most // 2 // _BLOCK, 1) * _BLOCK
+                continue
             view, offset = view[n:], offset + n
             self.landed = offset
+
+    def _write_some(self, offset: int, view: memoryview) -> int:
+        whole = len(view) // _BLOCK * _BLOCK
+        if self._direct >= 0 and whole and offset % _BLOCK == 0:
+            return self._write_direct(view[:whole], offset)
+        return self._write(self._fd, view, offset)
 
     def _write_direct(self, view: memoryview, offset: int) -> int:
         try:

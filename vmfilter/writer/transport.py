@@ -32,6 +32,10 @@ class Stream(Protocol):
     def settle(self) -> None:
         """Have all written that stream() took. Raises OutputError where that fails, once."""
 
+    @property
+    def landed(self) -> int:
+        """The offset before which all is written that stream() took."""
+
     def reserve(self, start: int, end: int) -> None:
         """Have room for what is written at the offsets [start, end), some of it last: a full disk can still end a dump.
 
@@ -61,9 +65,13 @@ class Transport(Stream, Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at offset. Raises OutputError where that fails."""
 
-    @property
-    def landed(self) -> int:
-        """The offset before which all is written that stream() took."""
+    def forget(self, start: int, end: int) -> None:
+        """Have nothing more at the offsets [start, end), where write() was; what comes there, zeros() too, comes again.
+
+        Raises:
+            OutputError: that fails.
+
+        """
 
     def zeros(self, offset: int, size: int) -> None:
         """Have zeros at an offset where nothing is written, or is going to be before.
@@ -152,6 +160,10 @@ class FileTransport:
         except OSError as e:
             if e.errno in _NO_SPACE:
                 raise self._failed(e) from e  # else the file system cannot, and has room or not when it is written
+
+    def forget(self, start: int, end: int) -> None:
+        """See Transport."""
+        self.write(start, bytes(end - start))
 
     def keep(self, start: int, end: int) -> None:
         """See Transport: a file keeps everything."""
@@ -358,6 +370,9 @@ class Discard:
     def landed(self) -> int:
         """See Transport."""
         return sys.maxsize
+
+    def forget(self, start: int, end: int) -> None:
+        """See Transport."""
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport."""
