@@ -135,6 +135,60 @@ def test_makedumpfile_keeps_what_a_full_disk_has_room_for(
     assert is_part_of(tight / "dump", small) > 10
 
 
+COMMANDS_TO_A_FILE = {
+    "filter -q -d 1 --compress none --keep-incomplete {} -": 6,
+    "filter -q -d 1 --compress none {} -": 4,
+    "makedumpfile -F -d 1 {}": 1,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS_TO_A_FILE)
+def test_a_file_that_standard_output_goes_to_keeps_what_a_full_disk_has_room_for(
+    small: Path, tight: Path, command: str
+) -> None:
+    ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
+    with open(tight / "flat", "wb") as out:
+        process = subprocess.run(ran, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == COMMANDS_TO_A_FILE[command]
+    assert "No space left on device" in process.stderr
+    if process.returncode == 4:
+        assert (tight / "flat").stat().st_size == 0
+    else:
+        assert is_part_of(tight / "flat", small) > 10
+        assert "incomplete" in process.stderr
+
+
+def test_what_a_file_has_before_and_gets_after_a_dump_stays(tmp_path: Path) -> None:
+    vmcore = Elf([Load(0, random.Random(1).randbytes(20 * PAGE))]).write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "flat", level=0, flatten=True)
+    flat = (tmp_path / "flat").read_bytes()
+    command = f"{sys.executable} -m vmfilter filter -q -d 0 {vmcore} - 2>{tmp_path}/err"
+    for script, expected in {
+        f"{{ {command}; echo after; }} >out": flat + b"after\n",
+        f"{{ echo before; {command}; echo after; }} >out": b"before\n" + flat + b"after\n",
+        f"echo before >out; {command} >>out": b"before\n" + flat,
+        f": >out; {command} >>out": flat,
+        f"printf %{len(flat) + 5}s >out; {command} 1<>out": flat + b"     ",
+    }.items():
+        subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+        assert (tmp_path / "out").read_bytes() == expected, script
+
+
+def test_what_ends_a_run_leaves_nothing_in_a_file_that_standard_output_goes_to(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise KeyboardInterrupt
+
+    with open(tmp_path / "out", "w") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            vmfilter.filter_dump(small, "-", level=0, progress=progress)
+    assert not hasattr(raised.value, "__notes__")
+    assert (tmp_path / "out").read_bytes() == b""
+
+
 @contextmanager
 def files_no_longer_than(size: int) -> Iterator[None]:
     """As ulimit -f has it."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -62,12 +65,13 @@ class EndsBetweenPages:
     From the first page on, a signal raises EndedError only here, where what is written fits together; but wherever the
     run is, for good, when it has not come here for long: it waits for somebody who has ceased to read. So it may while
     a dump is ended that is sent to somebody, for which it has no bound of time: a second signal raises it there too.
+    The end of a file is always worth waiting for.
     """
 
     def __init__(self, shown: Progress | None, sends: bool) -> None:
         """Go on to another Progress, if there is one; sends: to standard output."""
         self._shown = shown
-        self._sends = sends
+        self._sends = sends and sys.stdout is not None and not stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
         self._writes = self._ends = False
         self._number = 0
         self._since = 0.0  # when the first signal came

@@ -88,50 +88,17 @@ class Transport(Stream, Protocol):
         """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
 
-class FileTransport:
-    """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
+class OpenFile:
+    """An empty file that somebody else has opened, and closes: where it does not become a dump, it is empty again."""
 
-    def __init__(self, path: str, force: bool = False) -> None:
-        """Begin.
-
-        Args:
-            path: of the file to be.
-            force: whether a regular file of that name is replaced.
-
-        Raises:
-            OutputError: it exists, or cannot be made.
-
-        """
-        if not os.path.basename(path):
-            raise OutputError(f"{path!r}: is no name of a file")
+    def __init__(self, fd: int, path: str, name: str) -> None:
+        """Write to fd, which path opens once more; name is for messages."""
+        self._fd, self._opened, self._path = fd, path, name
         self._unsynced = 0
-        self._named = False
         self._behind: WriteBehind | None = None
         self._landed = 0
         self._scarce = False  # no memory to write behind
-        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
-        self._force = force
-        self._check_free()
-        folder, name = os.path.split(self._path)
-        short = os.fsdecode(os.fsencode(name)[:200])
-        try:
-            # Not hidden: who kills a run with SIGKILL shall see what it leaves.
-            self._temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
-
-    def _check_free(self) -> None:
-        try:
-            info = os.lstat(self._path)
-        except FileNotFoundError:
-            return
-        except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
-        if not stat.S_ISREG(info.st_mode):
-            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
-        if not self._force:
-            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
+        self._size = 0
 
     def _failed(self, e: OSError) -> OutputError:
         if e.errno in _NO_SPACE:
@@ -206,7 +173,7 @@ class FileTransport:
         if not self._scarce and has_room():
             try:
                 # Known here before it begins: a signal may come at any time, and abort() ends what has begun.
-                self._behind = WriteBehind(self._fd, self._temporary, self._pwrite)
+                self._behind = WriteBehind(self._fd, self._opened, self._pwrite)
                 self._behind.begin()
             except (OSError, MemoryError, RuntimeError):
                 self._abandon()
@@ -251,12 +218,70 @@ class FileTransport:
             os.fsync(self._fd)
         except OSError as e:
             raise self._failed(e) from e
+        self._size = size
+
+    def publish(self) -> None:
+        """See Transport: who writes to it after that, writes after the dump."""
+        with contextlib.suppress(OSError):
+            os.lseek(self._fd, self._size, os.SEEK_SET)
+
+    def abort(self) -> str | None:
+        """See Transport."""
+        self._abandon()
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as e:
+            return f"{self._path}: what was written is no dump, and stays: {e.strerror}"
+        return None
+
+
+class FileTransport(OpenFile):
+    """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
+
+    def __init__(self, path: str, force: bool = False) -> None:
+        """Begin.
+
+        Args:
+            path: of the file to be.
+            force: whether a regular file of that name is replaced.
+
+        Raises:
+            OutputError: it exists, or cannot be made.
+
+        """
+        if not os.path.basename(path):
+            raise OutputError(f"{path!r}: is no name of a file")
+        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
+        self._force = force
+        self._named = False
+        self._check_free()
+        folder, name = os.path.split(self._path)
+        short = os.fsdecode(os.fsencode(name)[:200])
+        # Not hidden: who kills a run with SIGKILL shall see what it leaves.
+        temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
+        super().__init__(fd, temporary, self._path)
+
+    def _check_free(self) -> None:
+        try:
+            info = os.lstat(self._path)
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+        if not stat.S_ISREG(info.st_mode):
+            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
+        if not self._force:
+            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
 
     def publish(self) -> None:
         """See Transport."""
         try:
             if self._force:
-                os.replace(self._temporary, self._path)
+                os.replace(self._opened, self._path)
             else:
                 self._link()
                 self._named = True
@@ -270,15 +295,15 @@ class FileTransport:
     def _link(self) -> None:
         """Give the file its name, unless somebody else has taken it."""
         try:
-            os.link(self._temporary, self._path)
+            os.link(self._opened, self._path)
         except FileExistsError:
             raise
         except OSError:  # a file system without links
             self._check_free()
-            os.rename(self._temporary, self._path)
+            os.rename(self._opened, self._path)
         else:
             with contextlib.suppress(OSError):  # the dump has its name by now
-                os.unlink(self._temporary)
+                os.unlink(self._opened)
 
     def _sync_folder(self) -> None:
         with contextlib.suppress(OSError):  # some file systems cannot; the file itself is synced
@@ -299,7 +324,7 @@ class FileTransport:
         if self._fd >= 0:
             self._close()
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                os.unlink(self._opened)
         if self._named:
             self._named = False
             with contextlib.suppress(OSError):
