@@ -103,7 +103,7 @@ class ElfWriter:
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
         self._account = Account(0)
-        self._data_end = 0  # offset after the last page that is no hole
+        self._data_end = 0  # offset after the last page that is no hole, or of the first
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
@@ -180,7 +180,7 @@ class ElfWriter:
         at = self._notes.write(self._transport, self._notes_at + len(self._memory_note))
         self._transport.zeros(at, self._data - at)
         self._transport.reserve(0, self._notes_at)
-        self.size = self._data
+        self.size = self._data_end = self._data
         self._account = Account(self.size)
 
     def _lay_out(self, layout: _Layout, segments: int, data_size: int) -> bool:

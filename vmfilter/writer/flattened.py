@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections import deque
 from typing import NamedTuple
 
@@ -25,7 +24,8 @@ _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socke
 class _Record(NamedTuple):
     """A record that may not be in the stream yet: where it is to be, what of the dump it has.
 
-    Its data are in again, unless they are of pages: those are lost where it is.
+    Its data are in again where it is to be written again: where it comes between pages and has none. No dump is left
+    where one is lost that comes before all pages.
     """
 
     start: int
@@ -60,7 +60,7 @@ class FlattenedTransport:
         self._owed: list[list[int]] = []  # ranges of the dump that reserve() was told: start, end, bytes yet to come
         self._reserved = 0  # of the stream
         self._full = False
-        self._first_page = sys.maxsize  # offset in the dump
+        self._first_page = -1  # offset in the dump, once there is one
         self._records: deque[_Record] = deque()
         self._again: list[tuple[int, bytearray]] = []  # of the dump, offset and data that the stream has lost
         self._landed = 0
@@ -138,7 +138,7 @@ class FlattenedTransport:
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
-        if self._first_page > offset:
+        if self._first_page < 0:
             self._flush()
             self._first_page = offset
         self._record(offset, data)
