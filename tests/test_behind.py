@@ -219,3 +219,50 @@ def test_a_signal_while_the_last_is_written_does_not_close_the_file_under_the_th
     assert no_thread_is_left()
     assert closed == [False]
     assert os.listdir(tmp_path) == []
+
+
+def before_the_thread_is_started(m: pytest.MonkeyPatch) -> None:
+    made = behind.WriteBehind.__init__
+
+    def interrupted(self: behind.WriteBehind, fd: int, path: str, write: Pwrite) -> None:
+        made(self, fd, path, write)
+        raise KeyboardInterrupt
+
+    m.setattr(behind.WriteBehind, "__init__", interrupted)
+
+
+def while_the_file_is_opened(m: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def interrupted(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise KeyboardInterrupt
+        return real(path, flags, mode)
+
+    m.setattr(os, "open", interrupted)
+
+
+def when_the_thread_has_started(m: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    m.setattr(threading.Thread, "start", interrupted)
+
+
+@pytest.mark.parametrize(
+    "signal_comes", [before_the_thread_is_started, while_the_file_is_opened, when_the_thread_has_started]
+)
+def test_a_signal_while_it_begins_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_comes: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    transport = FileTransport(str(tmp_path / "dump"))
+    with monkeypatch.context() as m:
+        signal_comes(m)
+        with pytest.raises(KeyboardInterrupt):
+            transport.stream(0, bytes(BLOCK))
+    transport.abort()
+    assert no_thread_is_left()
+    assert os.listdir(tmp_path) == []

@@ -19,6 +19,7 @@ from vmfilter import CodecError, InputError, VmfilterError, pack
 from vmfilter.bounds import CHUNK_BYTES, bounds
 from vmfilter.codec import CODECS, packer
 from vmfilter.pack import Run, chunks_of, packed, runs_in
+from vmfilter.team import Task, Team
 
 CHUNK = CHUNK_BYTES // PAGE
 """Pages of a chunk."""
@@ -471,3 +472,35 @@ def test_a_bound_of_memory_leaves_as_much_as_goes_into_it(size: int) -> None:
     assert 1 <= got.chunks <= wanted.chunks
     assert got == (1, 1) or got.threads * (1 << 19) + got.chunks * CHUNK_BYTES <= size
     assert (got == wanted) == (size >= 64 << 20)
+
+
+def test_a_thread_that_gives_up_before_its_start_returns_leaves_its_task_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first thread is slow to start, so that the second takes the task that it has no memory for."""
+    start, late, tried = threading.Thread.start, [], threading.Event()
+
+    class Fits(Task[int]):
+        def do(self, worker: int) -> None:
+            if worker == 2:
+                tried.set()
+                raise MemoryError
+
+    def starting(self: threading.Thread) -> None:
+        if not late:
+            late.append(self)
+            return
+        start(self)
+        assert tried.wait(60)
+        self.join(5)  # it gives up, and ends
+        start(late[0])
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    workers, tasks = itertools.count(1), [Fits(), Fits()]
+    team = Team(lambda: next(workers), 2)
+    for task in tasks:
+        team.give(task)
+    for task in tasks:
+        task.wait()
+    team.end()
+    assert no_thread_is_left()

@@ -238,7 +238,7 @@ class KdumpWriter:
         self.size = self._account.size
         end = self._descriptors + self.written.pages * DESCRIPTOR
         if end < self._pending_at:
-            self._transport.write(end, bytes(self._pending_at - end))
+            self._transport.forget(end, self._pending_at)
             self._pending_at = end
         del self._pending[end - self._pending_at :]
 
