@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -262,6 +263,18 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
     assert "Traceback" not in said
 
 
+def _wait_until_full(pipe: int) -> None:
+    """Wait until a pipe takes no more, so that who is amid a write to it waits for its reader."""
+    writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY)
+    try:
+        deadline = time.monotonic() + 60
+        while select.select([], [writer], [], 0)[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.close(writer)
+
+
 @pytest.mark.parametrize(
     "command", ["filter -q -d 0 --compress none --keep-incomplete {} -", "makedumpfile -F -d 0 {}"]
 )
@@ -272,7 +285,7 @@ def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str)
         assert process.stdout
         assert process.stderr
         os.read(process.stdout.fileno(), 1 << 16)
-        time.sleep(2)  # by then it waits for its reader
+        _wait_until_full(process.stdout.fileno())
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
         assert b"vmfilter: ended by SIGTERM; nothing half-written is left\n" in process.stderr.read()
