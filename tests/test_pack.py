@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -455,18 +456,22 @@ def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -
     assert no_thread_is_left()
 
 
-def test_a_chunk_that_fails_while_another_thread_starts_is_left_to_that(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("can", [True, False], ids=["that starts", "that cannot be started"])
+def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
     start, started = threading.Thread.start, 0
     second, failed = threading.Event(), threading.Event()
 
     def slow(self: threading.Thread) -> None:
         nonlocal started
-        start(self)
         started += 1
+        if started == 1 or can:
+            start(self)
         if started == 2:
             second.set()
             assert failed.wait(60)
             time.sleep(0.1)  # by then the first has looked whether there is another
+            if not can:
+                raise RuntimeError("can't start new thread")
 
     class Scarce(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
@@ -477,7 +482,8 @@ def test_a_chunk_that_fails_while_another_thread_starts_is_left_to_that(monkeypa
             return super().read_into(address, view)
 
     monkeypatch.setattr(threading.Thread, "start", slow)
-    assert [n for chunk in numbers(Scarce(), [(0, 5 * CHUNK)], 2) for n in chunk] == list(range(5 * CHUNK))
+    with nullcontext() if can else pytest.raises(MemoryError):
+        assert [n for chunk in numbers(Scarce(), [(0, 5 * CHUNK)], 2) for n in chunk] == list(range(5 * CHUNK))
     assert no_thread_is_left()
 
 
