@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -449,6 +450,18 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
     assert "Traceback" not in said
 
 
+def _wait_until_full(pipe: int) -> None:
+    """Wait until a pipe takes no more, so that who is amid a write to it waits for its reader."""
+    writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY)
+    try:
+        deadline = time.monotonic() + 60
+        while select.select([], [writer], [], 0)[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.close(writer)
+
+
 @pytest.mark.parametrize(
     "command", ["filter -q -d 0 --compress none --keep-incomplete {} -", "makedumpfile -F -d 0 {}"]
 )
@@ -459,24 +472,28 @@ def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str)
         assert process.stdout
         assert process.stderr
         os.read(process.stdout.fileno(), 1 << 16)
-        time.sleep(2)  # by then it waits for its reader
+        _wait_until_full(process.stdout.fileno())
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
         assert NO_DUMP in process.stderr.read().decode()
 
 
-_TELLS_ITS_END = """import sys
+_TELLS_WHERE_IT_IS = """import sys
 from pathlib import Path
-from vmfilter.cli import main
+from vmfilter.cli import main, signals
 from vmfilter.writer.kdump import KdumpWriter
-end, finish = Path(sys.argv.pop(1)), KdumpWriter.finish
-def telling(self, incomplete=False):
-    end.touch()
+folder, note, finish = Path(sys.argv.pop(1)), signals.EndsBetweenPages._note, KdumpWriter.finish
+def noting(self, number, frame):
+    note(self, number, frame)
+    (folder / "signalled").touch()
+def finishing(self, incomplete=False):
+    (folder / "ended").touch()
     return finish(self, incomplete)
-KdumpWriter.finish = telling
+signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
+signals._SAME = 0.0
 raise SystemExit(main())
 """
-"""The command, which makes a file when it has written its last page."""
+"""The command, which makes a file when it has written its last page, and one when it has seen the first signal."""
 
 
 @pytest.mark.parametrize(
@@ -486,8 +503,7 @@ raise SystemExit(main())
 def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
     small: Path, tmp_path: Path, command: str, earlier: bool
 ) -> None:
-    end = tmp_path / "end"
-    ran = [sys.executable, "-c", _TELLS_ITS_END, str(end), *command.format(small).split()]
+    ran = [sys.executable, "-c", _TELLS_WHERE_IT_IS, str(tmp_path), *command.format(small).split()]
     with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
@@ -495,19 +511,21 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
         if earlier:
             assert process.stdout.read(2 << 20)
             process.send_signal(signal.SIGTERM)
-        while not end.exists():
+        while not (tmp_path / "ended").exists():
             assert os.read(process.stdout.fileno(), PAGE)
         if not earlier:
             process.send_signal(signal.SIGTERM)
-        time.sleep(1.5)  # several within a second are one
-        assert process.poll() is None
+        while not (tmp_path / "signalled").exists():
+            time.sleep(0.01)
+            assert process.poll() is None
         process.send_signal(signal.SIGHUP)
         assert process.wait(60) == 128 + signal.SIGHUP
         assert NO_DUMP.replace("SIGTERM", "SIGHUP") in process.stderr.read().decode()
 
 
 def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
-    ran = [sys.executable, "-m", "vmfilter", "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
+    busy = "from vmfilter.cli import main, signals\nsignals._SAME = 600\nraise SystemExit(main())"
+    ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
     with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
         assert process.stdout
         begin = process.stdout.read(1 << 20)

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,7 +20,6 @@ from vmfilter import CodecError, InputError, VmfilterError, pack
 from vmfilter.bounds import CHUNK_BYTES, bounds
 from vmfilter.codec import CODECS, packer
 from vmfilter.pack import Run, chunks_of, packed, runs_in
-from vmfilter.team import Task, Team
 
 CHUNK = CHUNK_BYTES // PAGE
 """Pages of a chunk."""
@@ -226,7 +226,7 @@ def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
 
 
 def test_several_threads_really_work_at_once() -> None:
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=60)
 
     class Meeting(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
@@ -439,18 +439,51 @@ def test_with_memory_for_some_chunks_only_these_are_in_flight(have: int, monkeyp
 @pytest.mark.parametrize("threads", [2, 5])
 def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -> None:
     failed: set[int] = set()
+    lock = threading.Lock()
 
     class Scarce(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
             late = address > 10 * CHUNK_BYTES  # when all threads are there
-            if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
-                failed.add(threading.get_ident())
-                raise MemoryError
+            with lock:  # or all of them would find that one may still fail
+                if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
+                    failed.add(threading.get_ident())
+                    raise MemoryError
             return super().read_into(address, view)
 
     got = list(numbers(Scarce(delay=lambda: 0.001), [(0, 40 * CHUNK)], threads))
     assert [n for chunk in got for n in chunk] == list(range(40 * CHUNK))
     assert failed
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("can", [True, False], ids=["that starts", "that cannot be started"])
+def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+    start, started = threading.Thread.start, 0
+    second, failed = threading.Event(), threading.Event()
+
+    def slow(self: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        if started == 1 or can:
+            start(self)
+        if started == 2:
+            second.set()
+            assert failed.wait(60)
+            time.sleep(0.1)  # by then the first has looked whether there is another
+            if not can:
+                raise RuntimeError("can't start new thread")
+
+    class Scarce(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            if not failed.is_set():
+                assert second.wait(60)
+                failed.set()
+                raise MemoryError
+            return super().read_into(address, view)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    with nullcontext() if can else pytest.raises(MemoryError):
+        assert [n for chunk in numbers(Scarce(), [(0, 5 * CHUNK)], 2) for n in chunk] == list(range(5 * CHUNK))
     assert no_thread_is_left()
 
 
@@ -472,35 +505,3 @@ def test_a_bound_of_memory_leaves_as_much_as_goes_into_it(size: int) -> None:
     assert 1 <= got.chunks <= wanted.chunks
     assert got == (1, 1) or got.threads * (1 << 19) + got.chunks * CHUNK_BYTES <= size
     assert (got == wanted) == (size >= 64 << 20)
-
-
-def test_a_thread_that_gives_up_before_its_start_returns_leaves_its_task_to_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The first thread is slow to start, so that the second takes the task that it has no memory for."""
-    start, late, tried = threading.Thread.start, [], threading.Event()
-
-    class Fits(Task[int]):
-        def do(self, worker: int) -> None:
-            if worker == 2:
-                tried.set()
-                raise MemoryError
-
-    def starting(self: threading.Thread) -> None:
-        if not late:
-            late.append(self)
-            return
-        start(self)
-        assert tried.wait(60)
-        self.join(5)  # it gives up, and ends
-        start(late[0])
-
-    monkeypatch.setattr(threading.Thread, "start", starting)
-    workers, tasks = itertools.count(1), [Fits(), Fits()]
-    team = Team(lambda: next(workers), 2)
-    for task in tasks:
-        team.give(task)
-    for task in tasks:
-        task.wait()
-    team.end()
-    assert no_thread_is_left()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ class _Reads:
 
     def __init__(self, size: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bytes = 0
-        real = PreadSource.read_into
+        real, lock = PreadSource.read_into, threading.Lock()
 
         def read_into(source: PreadSource, offset: int, view: memoryview) -> None:
-            self.bytes += len(view)
+            with lock:  # several threads read
+                self.bytes += len(view)
             real(source, offset, view)
 
         with monkeypatch.context() as patch:

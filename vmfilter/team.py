@@ -94,18 +94,15 @@ class Team(Generic[Worker]):
     def _start(self, worker: Worker) -> bool:
         if not has_room():
             return False
-        # It counts before it starts, for it may give up before start() returns. A signal may interrupt start() when it
-        # has started: the thread is in the list then, and ends with the others.
-        with self._lock:
-            self._working += 1
+        # A signal may interrupt start() when it has started: the thread is in the list then, and ends with the others.
         self._threads.append(Thread(target=self._run, args=(worker,), name="vmfilter", daemon=True))
-        try:
-            self._threads[-1].start()
-        except (MemoryError, RuntimeError):
-            self._threads.pop()
-            with self._lock:
-                self._working -= 1
-            return False
+        with self._lock:  # a thread that finds no memory meanwhile must know whether there will be this one
+            try:
+                self._threads[-1].start()
+            except (MemoryError, RuntimeError):
+                self._threads.pop()
+                return False
+            self._working += 1
         return True
 
     def _run(self, worker: Worker) -> None:

@@ -164,7 +164,10 @@ def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash:
     same = [pfn for pfn in kcore.present if kpageflags.kind(before[pfn]) == kpageflags.kind(after[pfn])]
     assert len(same) > len(kcore.present) * 9 // 10
     left_out, kept = wrong(table := kpageflags.table(crash.saved.files / "kpageflags.before", same, kcore.kept))
-    assert left_out <= 20, table
+    # A free page in the list of a CPU has no flag: it may be there before and after, and meanwhile be free for all.
+    listed = table["kernel"][1]
+    assert left_out - listed <= 20, table
+    assert listed <= 200, table
     assert kept <= 200, table
 
 
