@@ -152,7 +152,7 @@ def test_mem_usage_agrees_with_the_kernels_own_account(crash: Crash) -> None:
     assert found.pop("all memory") == len(kcore.present)
     found["cache"] += found.pop("cache with private data")
     for name, pages in wanted.items():
-        assert abs(found.pop(name) - pages) <= 500, (name, pages)
+        assert abs(found.pop(name) - pages) <= 1500, (name, pages)  # of 130,000: the system runs meanwhile
     assert not any(found.values())
 
 
