@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vmfilter.kernel import Kernel
     from vmfilter.reader import Dump
 
-WINDOW_PAGES = 1 << 15
-"""Page frames of a window, at most: their struct pages are 2 MiB, one huge page of the usual memmap."""
+WINDOW_PAGES = 1 << 17
+"""Page frames of a window, at most: so many that what is done once a window hardly counts."""
 _PIECE_PAGES = 1 << 13
 """Page frames whose struct pages are read at a time: 512 KiB, still in the CPU's own cache when they are looked at."""
 

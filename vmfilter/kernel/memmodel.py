@@ -244,9 +244,15 @@ class SparseMemory:
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         """See MemoryModel."""
         section, inside = divmod(pfn, self.section_pages)
-        memmap = self.memmap(section)
-        end = min(end, pfn - inside + self.section_pages)
-        return end, None if memmap is None else memmap + inside * self.struct_page & self._word_mask
+        first = self.memmap(section)
+        memmap, after = first, pfn - inside + self.section_pages
+        while after < end:  # with VMEMMAP, those of the next section follow
+            if memmap is not None:
+                memmap = memmap + self.section_pages * self.struct_page & self._word_mask
+            if self.memmap(after // self.section_pages) != memmap:
+                break
+            after += self.section_pages
+        return min(end, after), None if first is None else first + inside * self.struct_page & self._word_mask
 
 
 class _Arrays:
