@@ -689,6 +689,36 @@ def test_what_a_command_is_there_to_print_is_not_lost_without_a_word(
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["filter", "filter --split", "convert", "makedumpfile -d 1", "makedumpfile -F -R"])
+def test_a_file_may_have_any_name(source: Path, folder: Path, command: str, encoding: str) -> None:
+    name = b"\xff\xc3\xa4\n\x1b[2J"
+    environment = {**os.environb, b"PYTHONIOENCODING": f"{encoding}:strict".encode(), b"PYTHONUTF8": b"1"}
+    names = [name] if "-R" in command else [os.fsencode(source), name]
+    with open(source, "rb") as stdin:
+        ran = subprocess.run(
+            [sys.executable, "-m", "vmfilter", *command.split(), *names],
+            cwd=folder,
+            env=environment,
+            stdin=stdin,
+            capture_output=True,
+            check=False,
+        )
+    assert b"Traceback" not in ran.stderr
+    assert (ran.returncode, os.listdir(os.fsencode(folder))) == ((1, []) if "-R" in command else (0, [name]))
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "makedumpfile -d 1"])
+def test_a_name_cannot_steer_the_terminal_from_a_message(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"\xff\n\x1b[2J\xc3\xa4")
+    assert main([*command.split(), str(tmp_path / name), *["new"] * ("make" in command)]) in (1, INPUT)
+    err = capsys.readouterr().err
+    assert err.endswith("\\udcff\\n\\x1b[2Jä: cannot be opened: No such file or directory\n")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["", "new/"])
 def test_a_name_of_no_file_is_refused_before_the_work(
     source: Path, folder: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -68,7 +68,7 @@ class Destination:
         elf, compress = form.format == "elf", form.compress
         if form.format not in FORMATS:
             raise UsageError(f"format {form.format!r} is not known: {', '.join(FORMATS)} are")
-        # Of names that lead to one file, as x, ./x and a link to it do, the last would replace what the others have made.
+        # Where names lead to one file, as x, ./x and a link to it do, the last would replace what the others made.
         if not self.paths or len({os.path.realpath(path) for path in self.paths}) < len(self.paths):
             raise UsageError("the files to make need names that differ, and that do not lead to one file")
         if len(self.paths) > 1 and (elf or form.limit is not None or "-" in self.paths):

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from vmfilter.cli.output import hand_out
+from vmfilter.cli.output import hand_out, one_line
 from vmfilter.cli.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
@@ -96,7 +96,7 @@ def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
     from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
 
     if info := Vmcoreinfo.of(dump):
-        messages.debug("VMCOREINFO   :", *(f"  {line}" for line in info.text.splitlines()), "")
+        messages.debug("VMCOREINFO   :", *(f"  {one_line(line)}" for line in info.text.splitlines()), "")
 
 
 def _dmesg(command: Command, messages: Messages) -> str:
