@@ -68,11 +68,9 @@ def dumps(threads: int) -> Iterator[Case]:
     for level in (31, 17, 1):
         for codec in fast:
             yield from (Case("file", level, codec, j) for j in sorted({1, threads}))
-    for form in ("buffered", "pipe", "dry"):
+    for form in ("buffered", "pipe", "dry", "split", "flat"):
         yield from (Case(form, 17, codec, threads) for codec in fast)
     yield Case("elf", 17, "none", threads)
-    for form in ("split", "flat"):
-        yield from (Case(form, 17, codec, threads) for codec in ("lzo", "zstd"))
     yield from (Case("again", 31, codec, threads) for codec in fast)
     yield from (Case("again", 17, codec, threads) for codec in ("lzo", "zstd"))
 

@@ -299,43 +299,42 @@ int vmf_is_zero(const uint8_t *page, uint64_t size)
 #define SAMPLES 256		/* bytes of a page that are looked at first */
 #define SAMPLE_RUN 32		/* of which so many follow each other */
 
-static uint64_t squares(const uint32_t counts[256])
-{
-	uint64_t sum = 0;
-
-	for (int i = 0; i < 256; i++)
-		sum += (uint64_t)counts[i] * counts[i];
-	return sum;
-}
-
-/* Whether some bytes of the page are about as evenly spread as noise: twice as unevenly at most. */
+/* Whether some bytes of the page are about as evenly spread as noise: twice as many pairs of them are equal at most. */
 static int seems_noise(const uint8_t *page, uint32_t size)
 {
-	uint32_t counts[256] = {0}, step = size / (SAMPLES / SAMPLE_RUN);
+	uint8_t counts[256] = {0};	/* small, and left early: few pages are noise */
+	uint32_t step = size / (SAMPLES / SAMPLE_RUN), pairs = 0;
 
-	for (uint32_t at = 0; at < SAMPLES / SAMPLE_RUN; at++)
+	for (uint32_t at = 0; at < SAMPLES / SAMPLE_RUN && pairs < SAMPLES * SAMPLES / 256; at++)
 		for (uint32_t i = 0; i < SAMPLE_RUN; i++)
-			counts[page[at * step + i]]++;
-	return squares(counts) < SAMPLES + 2 * SAMPLES * SAMPLES / 256;
+			pairs += counts[page[at * step + i]]++;
+	return pairs < SAMPLES * SAMPLES / 256;
 }
 
-/*
- * Whether the page's bytes are spread so evenly that Huffman's code could save a half percent at most. Such a page
- * may still have repetitions, but in real vmcores it is encrypted or compressed already, and has none.
- */
-static int is_noise(const uint8_t *page, uint32_t size)
+/* Whether the page's bytes are spread so evenly that Huffman's code could save a half percent at most. */
+static int is_even(const uint8_t *page, uint32_t size)
 {
 	uint32_t counts[4][256] = {{0}};	/* equal bytes next to each other do not wait for each other */
-	uint64_t square = (uint64_t)size * size;
+	uint64_t square = (uint64_t)size * size, sum = 0;
 
-	if (size < SAMPLES || size % 4 || !seems_noise(page, size))
-		return 0;
 	for (uint32_t i = 0; i < size; i += 4)
 		for (int j = 0; j < 4; j++)
 			counts[j][page[i + j]]++;
-	for (int i = 0; i < 256; i++)
-		counts[0][i] += counts[1][i] + counts[2][i] + counts[3][i];
-	return squares(counts[0]) < square / 256 + size + square / 4096;	/* even, chance, and a 16th more */
+	for (int i = 0; i < 256; i++) {
+		uint64_t n = (uint64_t)counts[0][i] + counts[1][i] + counts[2][i] + counts[3][i];
+
+		sum += n * n;
+	}
+	return sum < square / 256 + size + square / 4096;	/* even, chance, and a 16th more */
+}
+
+/*
+ * Whether the page need not be compressed to know that it does not get smaller. An even one may still have repetitions,
+ * but in real vmcores it is encrypted or compressed already, and has none.
+ */
+static int is_noise(const uint8_t *page, uint32_t size)
+{
+	return size >= SAMPLES && size % 4 == 0 && seems_noise(page, size) && is_even(page, size);
 }
 
 /* One page to at, where there is so much room, at least its size. Returns its bytes. */

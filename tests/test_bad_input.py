@@ -573,22 +573,34 @@ def test_a_full_file_system_ends_the_run_cleanly(real: Callable[[str], Path], fo
         subprocess.run(["umount", str(folder)], check=True)
 
 
+_SLOW = """import time
+from vmfilter.cli import main
+from vmfilter.pack import Compressor
+pack = Compressor.pack
+def slow(*arguments):
+    time.sleep(0.3)
+    return pack(*arguments)
+Compressor.pack = slow
+raise SystemExit(main())
+"""
+"""The command, which takes a minute of all threads' time, so that a signal meets it at work."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_signal_ends_the_run_and_leaves_nothing(
     real: Callable[[str], Path], folder: Path, number: signal.Signals, threads: int
 ) -> None:
-    command = _command(
-        "-q", "-d", 0, "--compress", "zstd:19", "-j", threads, real("x86_64-6.12-small"), folder / "dump"
-    )
+    arguments = ["filter", "-q", "-d", "0", "--compress", "none", "-j", str(threads)]
+    command = [sys.executable, "-c", _SLOW, *arguments, str(real("x86_64-6.12-small")), str(folder / "dump")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not any(os.stat(folder / n).st_size > 1 << 16 for n in os.listdir(folder)):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert err == f"vmfilter: ended by {number.name}; nothing half-written is left\n"
     assert out == ""

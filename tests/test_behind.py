@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from descriptors import all_closed_again
 
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.writer import behind
@@ -180,13 +181,12 @@ def test_an_error_shows_at_a_later_call_with_how_far_it_got(
 
 
 def test_what_is_given_up_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> None:
-    transport = FileTransport(str(tmp_path / "dump"))
-    for i in range(200):
-        transport.stream(i * BLOCK, bytes(BLOCK))
-    before = len(os.listdir("/proc/self/fd"))
-    transport.abort()
+    with all_closed_again():
+        transport = FileTransport(str(tmp_path / "dump"))
+        for i in range(200):
+            transport.stream(i * BLOCK, bytes(BLOCK))
+        transport.abort()
     assert no_thread_is_left()
-    assert len(os.listdir("/proc/self/fd")) < before
     assert os.listdir(tmp_path) == []
 
 
@@ -218,4 +218,51 @@ def test_a_signal_while_the_last_is_written_does_not_close_the_file_under_the_th
     transport.abort()
     assert no_thread_is_left()
     assert closed == [False]
+    assert os.listdir(tmp_path) == []
+
+
+def before_the_thread_is_started(m: pytest.MonkeyPatch) -> None:
+    made = behind.WriteBehind.__init__
+
+    def interrupted(self: behind.WriteBehind, fd: int, path: str, write: Pwrite) -> None:
+        made(self, fd, path, write)
+        raise KeyboardInterrupt
+
+    m.setattr(behind.WriteBehind, "__init__", interrupted)
+
+
+def while_the_file_is_opened(m: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def interrupted(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise KeyboardInterrupt
+        return real(path, flags, mode)
+
+    m.setattr(os, "open", interrupted)
+
+
+def when_the_thread_has_started(m: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    m.setattr(threading.Thread, "start", interrupted)
+
+
+@pytest.mark.parametrize(
+    "signal_comes", [before_the_thread_is_started, while_the_file_is_opened, when_the_thread_has_started]
+)
+def test_a_signal_while_it_begins_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_comes: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    transport = FileTransport(str(tmp_path / "dump"))
+    with monkeypatch.context() as m:
+        signal_comes(m)
+        with pytest.raises(KeyboardInterrupt):
+            transport.stream(0, bytes(BLOCK))
+    transport.abort()
+    assert no_thread_is_left()
     assert os.listdir(tmp_path) == []

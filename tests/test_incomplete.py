@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
+import resource
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elfbuilder import PAGE, Elf, Load
@@ -22,13 +28,18 @@ import vmfilter
 from vmfilter.cli import main
 from vmfilter.errors import InputError, OutputError
 from vmfilter.reader import open_dump
-from vmfilter.reader.source import PreadSource
+from vmfilter.reader.flattened import RECORD, FlattenedSource
+from vmfilter.reader.source import PreadSource, open_source
+from vmfilter.reader.spool import pieces
 from vmfilter.rearrange import rearrange
 from vmfilter.verify import verify_dump
 from vmfilter.writer import Account, Written
+from vmfilter.writer.behind import WriteBehind
+from vmfilter.writer.flattened import FlattenedTransport
 from vmfilter.writer.transport import FileTransport
 
 SMALL = "x86_64-6.12-small"
+NO_DUMP = "vmfilter: ended by SIGTERM; standard output: what was sent is no dump, for it has no end\n"
 FORMS = {
     "kdump": ("--compress", "none"),
     "elf": ("--format", "elf"),
@@ -125,6 +136,91 @@ def test_makedumpfile_keeps_what_a_full_disk_has_room_for(
     assert is_part_of(tight / "dump", small) > 10
 
 
+COMMANDS_TO_A_FILE = {
+    "filter -q -d 1 --compress none --keep-incomplete {} -": 6,
+    "filter -q -d 1 --compress none {} -": 4,
+    "makedumpfile -F -d 1 {}": 1,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS_TO_A_FILE)
+def test_a_file_that_standard_output_goes_to_keeps_what_a_full_disk_has_room_for(
+    small: Path, tight: Path, command: str
+) -> None:
+    ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
+    with open(tight / "flat", "wb") as out:
+        process = subprocess.run(ran, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == COMMANDS_TO_A_FILE[command]
+    assert "No space left on device" in process.stderr
+    if process.returncode == 4:
+        assert (tight / "flat").stat().st_size == 0
+    else:
+        assert is_part_of(tight / "flat", small) > 10
+        assert "incomplete" in process.stderr
+
+
+def test_what_a_file_has_before_and_gets_after_a_dump_stays(tmp_path: Path) -> None:
+    vmcore = Elf([Load(0, random.Random(1).randbytes(20 * PAGE))]).write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "flat", level=0, flatten=True)
+    flat = (tmp_path / "flat").read_bytes()
+    command = f"{sys.executable} -m vmfilter filter -q -d 0 {vmcore} - 2>{tmp_path}/err"
+    for script, expected in {
+        f"{{ {command}; echo after; }} >out": flat + b"after\n",
+        f"{{ echo before; {command}; echo after; }} >out": b"before\n" + flat + b"after\n",
+        f"echo before >out; {command} >>out": b"before\n" + flat,
+        f": >out; {command} >>out": flat,
+        f"printf %{len(flat) + 5}s >out; {command} 1<>out": flat + b"     ",
+    }.items():
+        subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+        assert (tmp_path / "out").read_bytes() == expected, script
+
+
+def test_what_ends_a_run_leaves_nothing_in_a_file_that_standard_output_goes_to(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise KeyboardInterrupt
+
+    with open(tmp_path / "out", "w") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            vmfilter.filter_dump(small, "-", level=0, progress=progress)
+    assert not hasattr(raised.value, "__notes__")
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """As ulimit -f has it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("more", [0, 1000], ids=["zeros at the end", "pages after the zeros"])
+def test_a_limit_of_file_sizes_keeps_what_it_has_room_for(
+    tmp_path: Path, form: str, more: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chance, out = random.Random(1), tmp_path / "dump"
+    pages = 1200 if form == "elf" else 2100  # which alone has holes where zero pages are
+    memory = chance.randbytes(pages * PAGE) + bytes(1500 * PAGE) + chance.randbytes(more * PAGE)
+    vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
+    with files_no_longer_than(8 << 20):
+        status = main(["filter", "-q", "-d", "1", *FORMS[form], "--keep-incomplete", str(vmcore), str(out)])
+    err = capfd.readouterr().err
+    assert status == 6
+    assert f"{out} is incomplete: " in err
+    assert "File too large" in err
+    assert sorted(os.listdir(tmp_path)) == ["dump", "vmcore"]
+    assert is_part_of(out, vmcore) > 1500
+    assert 6 << 20 < out.stat().st_size <= 8 << 20
+
+
 _SLOW = """import sys, time
 from pathlib import Path
 from vmfilter.cli import main, signals
@@ -167,14 +263,44 @@ def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: sig
     assert is_part_of(tmp_path / "dump", small) > 10
 
 
-def _disk(monkeypatch: pytest.MonkeyPatch, dies_after: int, for_ever: bool) -> None:
-    """Have a disk that fails once, or from then on always, when so many bytes were written."""
-    pwrite, written = os.pwrite, [0, 0]
+def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) -> None:
+    """Have a disk on which a block of each file cannot be written, or, where it heals, not by the first thread."""
+    pwrite, start = os.pwrite, block * PAGE
+    threads: list[threading.Thread] = []
+
+    def failing(fd: int, data: memoryview, offset: int) -> int:
+        if offset < start + PAGE and start < offset + len(data):
+            threads.append(threading.current_thread())
+            if not heals or threads[-1] is threads[0]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+
+
+def _write_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing written before all is there that is to be, which is less than what is written behind."""
+    pwrite, finish, there = os.pwrite, WriteBehind.finish, threading.Event()
+
+    def waiting(fd: int, data: memoryview, offset: int) -> int:
+        assert threading.current_thread() is threading.main_thread() or there.wait(60)
+        return pwrite(fd, data, offset)
+
+    def finishing(self: WriteBehind) -> None:
+        there.set()
+        finish(self)
+
+    monkeypatch.setattr(os, "pwrite", waiting)
+    monkeypatch.setattr(WriteBehind, "finish", finishing)
+
+
+def _dying_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a disk that takes nothing more when 4 MiB are written."""
+    pwrite, written = os.pwrite, [0]
 
     def dying(fd: int, data: memoryview, offset: int) -> int:
         written[0] += len(data)
-        if written[0] > dies_after and (for_ever or not written[1]):
-            written[1] += 1
+        if written[0] > 4 << 20:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pwrite(fd, data, offset)
 
@@ -184,9 +310,10 @@ def _disk(monkeypatch: pytest.MonkeyPatch, dies_after: int, for_ever: bool) -> N
 def test_a_disk_with_a_bad_spot_keeps_what_is_before(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _disk(monkeypatch, 4 << 20, for_ever=False)
+    _bad_spot(monkeypatch, 1000)
     result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
     assert isinstance(result.failure, OutputError)
+    assert 1000 * PAGE - (1 << 20) < result.output_size <= 1000 * PAGE
     assert "Input/output error" in str(result.failure)
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
 
@@ -196,7 +323,7 @@ def test_pages_that_are_lost_are_not_counted_as_stored_with_another(
 ) -> None:
     chance = random.Random(1)
     vmcore = Elf([Load(0, b"".join(2 * chance.randbytes(PAGE) for _ in range(2000)))]).write(tmp_path / "vmcore")
-    _disk(monkeypatch, 4 << 20, for_ever=False)
+    _bad_spot(monkeypatch, 1000)
     result = vmfilter.filter_dump(
         vmcore, tmp_path / "dump", level=0, compress="none", dedup=True, keep_incomplete=True, threads=1
     )
@@ -226,13 +353,74 @@ def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
     assert used < 10_000
 
 
-def test_a_flattened_file_with_a_bad_spot_is_not_kept(
+@pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
+@pytest.mark.parametrize("options", [{"compress": "none"}, {"compress": "none", "dedup": True}, {"format": "elf"}])
+def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, options: dict[str, Any]
+) -> None:
+    """After a record that is not whole no other could be found; and descriptors are in records after their pages."""
+    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 300)  # of which one batch is lost
+    out = tmp_path / "dump"
+    with monkeypatch.context() as m:
+        _bad_spot(m, block)
+        result = vmfilter.filter_dump(small, out, level=0, flatten=True, keep_incomplete=True, **options)
+    assert "Input/output error" in str(result.failure)
+    assert result.output_size > block * PAGE - (1 << 20)
+    assert is_part_of(out, small) == result.kept - result.lost > 0
+    FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # nothing is in it twice
+    with open(out, "rb") as stream:
+        rearrange(stream, tmp_path / "rearranged")
+    assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost
+
+
+@pytest.mark.parametrize("heals", [False, True])
+def test_zero_pages_that_a_flattened_file_has_lost_are_zeros_after_its_bad_spot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
+) -> None:
+    # Each 17th page a record begins. Where that is the bad spot there is no dump, unless the spot heals.
+    monkeypatch.setattr("vmfilter.writer.flattened._COLLECTED", 1 << 16)
+    chance = random.Random(1)
+    memory = chance.randbytes(300 * PAGE) + bytes(500 * PAGE) + chance.randbytes(60 * PAGE)
+    vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
+    kept = []
+    for block in range(400, 417):
+        out = tmp_path / str(block)
+        with monkeypatch.context() as m, suppress(OutputError):
+            _bad_spot(m, block, heals)
+            _write_only_at_the_end(m)
+            result = vmfilter.filter_dump(vmcore, out, level=1, format="elf", flatten=True, keep_incomplete=True)
+            kept.append(is_part_of(out, vmcore))
+            with open(out, "rb") as stream:  # crash takes what is in no record for missing
+                assert sum(len(data) for _, data in pieces(str(out), stream)) >= result.output_size
+    assert set(kept) == {768}, "all pages before the chunk in which there are others again"
+    assert len(kept) == (17 if heals else 16)
+
+
+def test_a_flattened_file_goes_on_where_a_record_was_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 8 * PAGE - RECORD.size  # each record begins with a block
+    monkeypatch.setattr("vmfilter.writer.flattened._COLLECTED", size)
+    data = random.Random(1).randbytes(6 * size)
+    transport = FlattenedTransport(FileTransport(str(tmp_path / "dump")))
+    _bad_spot(monkeypatch, 1 + 2 * 8, heals=True)
+    _write_only_at_the_end(monkeypatch)
+    for at in range(0, len(data), size):
+        transport.stream(at, data[at : at + size])
+    with pytest.raises(OutputError, match="Input/output error"):
+        transport.settle()
+    assert transport.landed == 2 * size
+    transport.sync(5 * size)
+    transport.publish()
+    with open(tmp_path / "dump", "rb") as stream:
+        found = b"".join(part for _, part in pieces("dump", stream))
+    assert found == data[: 2 * size] + bytes(3 * size)
+
+
+def test_a_flattened_file_whose_begin_cannot_be_written_is_not_kept(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a record that is not whole no other can be found."""
-    _disk(monkeypatch, 4 << 20, for_ever=False)
+    _bad_spot(monkeypatch, 1)
     with pytest.raises(OutputError, match="Input/output error"):
-        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", flatten=True, keep_incomplete=True)
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, flatten=True, keep_incomplete=True)
     assert os.listdir(tmp_path) == []
 
 
@@ -240,7 +428,7 @@ def test_a_flattened_file_with_a_bad_spot_is_not_kept(
 def test_a_dead_disk_leaves_nothing_and_says_why(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    _disk(monkeypatch, 4 << 20, for_ever=True)
+    _dying_disk(monkeypatch)
     with pytest.raises(OutputError, match="Input/output error"):
         vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=keep)
     assert os.listdir(tmp_path) == []
@@ -262,6 +450,18 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
     assert "Traceback" not in said
 
 
+def _wait_until_full(pipe: int) -> None:
+    """Wait until a pipe takes no more, so that who is amid a write to it waits for its reader."""
+    writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY)
+    try:
+        deadline = time.monotonic() + 60
+        while select.select([], [writer], [], 0)[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.close(writer)
+
+
 @pytest.mark.parametrize(
     "command", ["filter -q -d 0 --compress none --keep-incomplete {} -", "makedumpfile -F -d 0 {}"]
 )
@@ -272,10 +472,68 @@ def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str)
         assert process.stdout
         assert process.stderr
         os.read(process.stdout.fileno(), 1 << 16)
-        time.sleep(2)  # by then it waits for its reader
+        _wait_until_full(process.stdout.fileno())
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
-        assert b"vmfilter: ended by SIGTERM; nothing half-written is left\n" in process.stderr.read()
+        assert NO_DUMP in process.stderr.read().decode()
+
+
+_TELLS_WHERE_IT_IS = """import sys
+from pathlib import Path
+from vmfilter.cli import main, signals
+from vmfilter.writer.kdump import KdumpWriter
+folder, note, finish = Path(sys.argv.pop(1)), signals.EndsBetweenPages._note, KdumpWriter.finish
+def noting(self, number, frame):
+    note(self, number, frame)
+    (folder / "signalled").touch()
+def finishing(self, incomplete=False):
+    (folder / "ended").touch()
+    return finish(self, incomplete)
+signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
+signals._SAME = 0.0
+raise SystemExit(main())
+"""
+"""The command, which makes a file when it has written its last page, and one when it has seen the first signal."""
+
+
+@pytest.mark.parametrize(
+    "command", ["filter -q -d 0 --keep-incomplete --compress none {} -", "makedumpfile -F -d 0 {}"]
+)
+@pytest.mark.parametrize("earlier", [True, False], ids=["of a part", "of all"])
+def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
+    small: Path, tmp_path: Path, command: str, earlier: bool
+) -> None:
+    ran = [sys.executable, "-c", _TELLS_WHERE_IT_IS, str(tmp_path), *command.format(small).split()]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PAGE)  # less than the end of any dump
+        if earlier:
+            assert process.stdout.read(2 << 20)
+            process.send_signal(signal.SIGTERM)
+        while not (tmp_path / "ended").exists():
+            assert os.read(process.stdout.fileno(), PAGE)
+        if not earlier:
+            process.send_signal(signal.SIGTERM)
+        while not (tmp_path / "signalled").exists():
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 128 + signal.SIGHUP
+        assert NO_DUMP.replace("SIGTERM", "SIGHUP") in process.stderr.read().decode()
+
+
+def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
+    busy = "from vmfilter.cli import main, signals\nsignals._SAME = 600\nraise SystemExit(main())"
+    ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        begin = process.stdout.read(1 << 20)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
+        (tmp_path / "flat").write_bytes(begin + process.stdout.read())
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGHUP)
+    assert is_part_of(tmp_path / "flat", small) > 100
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -132,7 +132,15 @@ def test_what_the_system_says_of_its_size_does_not_matter(opened: Opened, monkey
         assert dump.read(0x102000, PAGE) == pages(12)
 
 
-@pytest.mark.skipif(not os.access("/proc/kcore", os.R_OK), reason="the running system's memory cannot be read here")
+def _can_be_read() -> bool:
+    try:
+        with open("/proc/kcore", "rb") as f:
+            return f.read(4) == b"\x7fELF"
+    except OSError:  # a container hides it, a locked down kernel refuses it
+        return False
+
+
+@pytest.mark.skipif(not _can_be_read(), reason="the running system's memory cannot be read here")
 def test_the_running_system() -> None:
     with vmfilter.open_dump("/proc/kcore") as dump:
         assert isinstance(dump, KcoreDump)

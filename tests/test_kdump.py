@@ -824,7 +824,7 @@ def test_a_huge_max_mapnr_is_refused_at_once_within_little_memory(tmp_path: Path
         resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
 
     command = [sys.executable, "-m", "vmfilter", "info", str(tmp_path / "in")]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=10)
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=60)
     assert done.returncode == INPUT
     assert "its bitmaps lie from" in done.stderr
 

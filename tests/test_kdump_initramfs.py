@@ -233,6 +233,20 @@ def test_what_is_not_needed_stays_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not [p for p in tmp_path.rglob("*") if p.suffix == ".py"]
 
 
+def test_an_interpreter_with_a_space_in_its_path_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter, root = tmp_path / "with a space" / "python3", tmp_path / "initramfs"
+    interpreter.parent.mkdir()
+    interpreter.symlink_to(os.path.realpath(sys.executable))
+    root.mkdir()
+    monkeypatch.setattr("vmfilter.kdump.collect._interpreter", lambda: str(interpreter))
+    assert main(["kdump", "collect", str(root)]) == 0
+    launcher = root / "usr/bin/vmfilter"
+    started, options = launcher.read_text().splitlines()[0].removeprefix("#!").split(maxsplit=1)  # as Linux does
+    link = root / started.removeprefix("/")
+    assert os.readlink(link) == str(interpreter)
+    assert outcome([str(link), options, str(launcher), "--version"], os.devnull)[0] == 0
+
+
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "collect", str(tmp_path / "none")]) == 4
     assert capsys.readouterr().err.splitlines() == [

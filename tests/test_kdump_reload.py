@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,7 +49,6 @@ def test_kdump_is_reloaded_as_its_distribution_does(tmp_path: Path, active: str,
     ran = log.read_text().splitlines(keepends=True)
     asks = [line for line in ran if not line.startswith("systemctl show ")]
     assert "".join(asks) == asked.format(throttler=programs / "throttler")
-    assert asks == ran[-1:] or not asked, "an event while it goes on after it has asked is lost"
 
 
 # Each event starts the service, as the rules do. The manager is a user's: there can be no other beside the machine's.
@@ -58,16 +58,24 @@ mkdir -p /run/user /run/systemd/system
 export XDG_RUNTIME_DIR=/run/user
 /lib/systemd/systemd --user --unit="$2" &
 until systemctl --user -q is-active "$2"; do sleep 0.1; done
-rm -f "$1/log"
+rm -f "$1/log" "$1/loaded"
 
 for event in 1 2 3 4 5; do systemctl --user --no-block start vmfilter-kdump-reload.service; done
+touch "$1/waited"
 until [ -s "$1/log" ]; do sleep 0.1; done
 
 systemctl --user --no-block start vmfilter-kdump-reload.service # amid the reload
-until [ "$(wc -l <"$1/log")" -gt 1 ]; do sleep 0.1; done
-sleep 3
+until jobs=$(systemctl --user list-jobs --no-legend 'vmfilter-*' 'run-*') && [ -z "$jobs" ]; do sleep 0.1; done
+touch "$1/loaded"
+until jobs=$(systemctl --user list-jobs --no-legend) && [ -z "$jobs" ]; do sleep 0.1; done
 cat "$1/log"
+systemctl --user exit
+wait
 """
+
+
+def _until(path: Path) -> str:
+    return f"until [ -e {path} ]; do sleep 0.1; done"
 
 
 @needs_namespace
@@ -84,11 +92,20 @@ def test_a_burst_of_events_is_one_reload_and_an_event_amid_it_another(
 ) -> None:
     programs, units = tmp_path / "programs", tmp_path / "config/systemd/user"
     units.mkdir(parents=True)
+    (tmp_path / "loaded").touch()  # as the machine boots
+    program(programs / "kdump", f"echo reloaded >>{tmp_path}/log; {_until(tmp_path / 'loaded')}")
+    program(programs / "wait", _until(tmp_path / "waited"))
     program(programs / "reload-kdump", RELOAD.read_text().replace("systemctl ", "systemctl --user "))
-    program(programs / "kdump", f"echo reloaded >>{tmp_path}/log; sleep 4")
-    (units / UNIT.name).write_text(UNIT.read_text().replace("/usr/lib/vmfilter", str(programs)))
+    # Control groups of its own: the manager of a test that runs at the same time would end what is in them.
+    group = f"Slice=vmfilter_test_{os.getpid()}.slice"
+    run = f'/usr/bin/systemd-run --user --property={group} "$@"; sleep 1'  # slow to end, as on a busy machine
+    program(programs / "systemd-run", run)
+    unit = UNIT.read_text().replace("/bin/sleep 2", str(programs / "wait"))
+    for ours in ("reload-kdump", "systemd-run"):
+        unit = re.sub(rf"/\S*/{ours}", str(programs / ours), unit)
+    (units / UNIT.name).write_text(f"{unit}{group}\n")
     commands = commands.format(kdump=programs / "kdump")
-    (units / service).write_text(f"[Service]\nType=oneshot\nRemainAfterExit=yes\n{commands}")
+    (units / service).write_text(f"[Service]\nType=oneshot\nRemainAfterExit=yes\n{group}\n{commands}")
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"]
     result = subprocess.run(
         [*namespaces, "timeout", "240", "sh", "-euc", EVENTS, "sh", tmp_path, service],
@@ -105,7 +122,7 @@ def test_systemd_takes_the_service(tmp_path: Path) -> None:
     units = tmp_path / "usr/lib/systemd/system"
     shutil.copytree("/lib/systemd/system", units, symlinks=True)
     shutil.copy(UNIT, units)
-    for path in ("usr/bin/sleep", "usr/bin/udevadm", "usr/lib/vmfilter/reload-kdump"):
+    for path in ("usr/bin/sleep", "usr/bin/udevadm", "usr/bin/systemd-run"):
         program(tmp_path / path, "")
     (tmp_path / "bin").symlink_to("usr/bin")
     command = ["systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", UNIT.name]

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -225,7 +226,7 @@ def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
 
 
 def test_several_threads_really_work_at_once() -> None:
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=60)
 
     class Meeting(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
@@ -438,18 +439,51 @@ def test_with_memory_for_some_chunks_only_these_are_in_flight(have: int, monkeyp
 @pytest.mark.parametrize("threads", [2, 5])
 def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -> None:
     failed: set[int] = set()
+    lock = threading.Lock()
 
     class Scarce(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
             late = address > 10 * CHUNK_BYTES  # when all threads are there
-            if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
-                failed.add(threading.get_ident())
-                raise MemoryError
+            with lock:  # or all of them would find that one may still fail
+                if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
+                    failed.add(threading.get_ident())
+                    raise MemoryError
             return super().read_into(address, view)
 
     got = list(numbers(Scarce(delay=lambda: 0.001), [(0, 40 * CHUNK)], threads))
     assert [n for chunk in got for n in chunk] == list(range(40 * CHUNK))
     assert failed
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("can", [True, False], ids=["that starts", "that cannot be started"])
+def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+    start, started = threading.Thread.start, 0
+    second, failed = threading.Event(), threading.Event()
+
+    def slow(self: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        if started == 1 or can:
+            start(self)
+        if started == 2:
+            second.set()
+            assert failed.wait(60)
+            time.sleep(0.1)  # by then the first has looked whether there is another
+            if not can:
+                raise RuntimeError("can't start new thread")
+
+    class Scarce(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            if not failed.is_set():
+                assert second.wait(60)
+                failed.set()
+                raise MemoryError
+            return super().read_into(address, view)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    with nullcontext() if can else pytest.raises(MemoryError):
+        assert [n for chunk in numbers(Scarce(), [(0, 5 * CHUNK)], 2) for n in chunk] == list(range(5 * CHUNK))
     assert no_thread_is_left()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import all_closed_again
 from elfbuilder import Elf, Load
 from kdumpbuilder import PAGE, KdumpFile, some_page
 from test_kdump import MACHINES, STRETCH, Model, check_all, read
@@ -313,20 +314,14 @@ def test_damage_names_the_part_that_has_it(written: Written) -> None:
         assert dump.read(before * PAGE, PAGE) == whole.pages[before]
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_every_file_is_closed(written: Written, tmp_path: Path) -> None:
     paths = written(parts_of(whole_file(), 100, 200))
-    before = descriptors()
     for order in (0, 1, 2), (2, 1, 0):
-        with vmfilter.open_dump([paths[i] for i in order]) as dump:
+        with all_closed_again(), vmfilter.open_dump([paths[i] for i in order]) as dump:
             assert all(dump.is_file(path.stat()) for path in paths)
             assert not dump.is_file(tmp_path.stat())
-        assert descriptors() == before
-        refusal(*(paths[i] for i in order[:2]))
-        assert descriptors() == before
+        with all_closed_again():
+            refusal(*(paths[i] for i in order[:2]))
 
 
 def test_memory_is_that_of_one_part(written: Written) -> None:

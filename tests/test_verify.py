@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import struct
@@ -292,6 +293,22 @@ def test_a_dump_is_compared_with_the_vmcore(run: Run, file: KdumpFile, dump: Pat
     parts = [part.write(tmp_path / f"p{i}") for i, part in enumerate(parts_of(file, 100))]
     assert run("verify", vmcore, "--against", parts[0], "--against", parts[1]).status == WHOLE
     assert run("verify", vmcore, "--against", parts[0]).status == DAMAGED  # the other dump is not all there
+
+
+def test_a_page_in_parts_is_one_page(tmp_path: Path) -> None:
+    chance = random.Random(4)
+    memory = chance.randbytes(600 * PAGE)  # more than is read at a time, from the middle of a page on
+    cuts = [0x800, 0x1200, 0x1400, 0x1900, 3 * PAGE, 3 * PAGE + 8, 400 * PAGE + 1, 599 * PAGE + 5]
+    parts = [Load(a, memory[a:b]) for a, b in itertools.pairwise(cuts)]
+    holed = Elf([part for part in parts if part.paddr != 0x1400]).write(tmp_path / "holed")
+    whole = Elf([Load(0, memory)]).write(tmp_path / "whole")
+    for against in None, holed, whole:
+        found = verified(holed, against=against)
+        assert (found.pages, found.compared, found.whole) == (600, 600 if against else 0, True)
+    patched(whole, os.path.getsize(whole) - len(memory) + 0x1200, bytes([memory[0x1200] ^ 1]))
+    found = verified(holed, against=whole)
+    assert (found.pages, found.compared, found.differing) == (600, 599, 1)
+    assert found.told == [f"frame 0x1: differs from {whole} from physical address 0x1200 on"]
 
 
 @pytest.mark.parametrize("byte", [0, 1, 2000, PAGE - 1])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
+from descriptors import all_closed_again
 from elfbuilder import PAGE, Elf, Load
 
 import vmfilter
@@ -53,19 +53,15 @@ def written_twice(data: bytes) -> bytes:
 def test_a_dump_is_read_whatever_it_is_in(tmp_path: Path, wrap: Callable[[bytes], bytes], said: list[str]) -> None:
     path = tmp_path / "dump"
     path.write_bytes(wrap(elf()))
-    before = len(os.listdir("/proc/self/fd"))
-    with vmfilter.open_dump(path) as dump:
+    with all_closed_again(), vmfilter.open_dump(path) as dump:
         assert dump.read(0x4000, PAGE) == CONTENT
         assert dump.read(0x9000, PAGE) == CONTENT[::-1]
         assert list(dump.wrappings) == said
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, lzma.compress, in_halves, written_twice])
 def test_what_is_truncated_is_refused_and_closed(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "dump"
     path.write_bytes(wrap(elf())[:-9])
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(vmfilter.InputError, match=f"^{path}: "):
+    with all_closed_again(), pytest.raises(vmfilter.InputError, match=f"^{path}: "):
         vmfilter.open_dump(path)
-    assert len(os.listdir("/proc/self/fd")) == before

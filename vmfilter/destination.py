@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from vmfilter.bounds import Bounds, bounds, memory_in_use
 from vmfilter.codec import DEFAULT, parse_codec
 from vmfilter.errors import CodecError, OutputError, UsageError
 from vmfilter.reader import Dump, Path
-from vmfilter.writer.transport import Discard, FileTransport, Stream, Transport
+from vmfilter.writer.transport import Discard, FileTransport, OpenFile, Stream, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,9 +101,11 @@ class Destination:
             yield made
             for transport in made:
                 transport.publish()
-        except BaseException:
+        except BaseException as e:
             for transport in made:
-                transport.abort()
+                left = transport.abort()
+                if left is not None:
+                    e.add_note(left)
             raise
 
     def _transport(self, path: str) -> Transport:
@@ -123,11 +127,21 @@ class Destination:
 def _standard_output() -> Stream:
     if sys.stdout is None:
         raise OutputError("standard output: is closed")
-    if os.isatty(sys.stdout.fileno()):
-        raise UsageError("standard output is a terminal, not a place for a dump: send it into a pipe or a file")
+    fd, name = sys.stdout.fileno(), "standard output"
+    if os.isatty(fd):
+        raise UsageError(f"{name} is a terminal, not a place for a dump: send it into a pipe or a file")
+    if _is_empty_file(fd):
+        return OpenFile(fd, f"/proc/self/fd/{fd}", name)
     from vmfilter.writer.flattened import StreamTransport
 
-    return StreamTransport(sys.stdout.fileno(), "standard output")
+    return StreamTransport(fd, name)
+
+
+def _is_empty_file(fd: int) -> bool:
+    """Whether nothing but what is written to it from now on is in it, at the offsets where that is written."""
+    info = os.fstat(fd)
+    appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+    return stat.S_ISREG(info.st_mode) and not info.st_size and not appends and not os.lseek(fd, 0, os.SEEK_CUR)
 
 
 def _refuse_same_file(source: Dump, path: str) -> None:

@@ -96,12 +96,12 @@ class Team(Generic[Worker]):
             return False
         # A signal may interrupt start() when it has started: the thread is in the list then, and ends with the others.
         self._threads.append(Thread(target=self._run, args=(worker,), name="vmfilter", daemon=True))
-        try:
-            self._threads[-1].start()
-        except (MemoryError, RuntimeError):
-            self._threads.pop()
-            return False
-        with self._lock:
+        with self._lock:  # a thread that finds no memory meanwhile must know whether there will be this one
+            try:
+                self._threads[-1].start()
+            except (MemoryError, RuntimeError):
+                self._threads.pop()
+                return False
             self._working += 1
         return True
 

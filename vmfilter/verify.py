@@ -91,7 +91,7 @@ def verify_dump(
         result.not_compared += found.not_compared
         result.told += found.told[: _MAX_TOLD - len(result.told)]
         if progress:
-            progress("verify", -(-(chunk[-1][0] + chunk[-1][1]) // page), -(-dump.end // page))
+            progress("verify", chunk[-1][0] + chunk[-1][1], -(-dump.end // page))
     if progress:
         progress("verify", -(-dump.end // page), -(-dump.end // page))
     result.lost = _kept(dump, result.pages) - result.pages
@@ -107,10 +107,9 @@ def _kept(dump: Dump, pages: int) -> int:
 def _checked(dump: Dump, against: Dump | None, page: int, bounds: Bounds) -> Iterator[tuple[list[Run], Verification]]:
     """Check everything, a chunk at a time, in order."""
     pending: deque[_Check] = deque()
-    areas = ((start, end - start) for start, end in dump.covered(0, dump.end))
     team = Team(lambda: _Checker(dump, against, page), bounds.threads)
     try:
-        for runs in chunks_of(areas, _CHUNK_BYTES):
+        for runs in chunks_of(_frames(dump, page), _CHUNK_BYTES // page):
             if len(pending) == bounds.chunks:
                 yield pending.popleft().result()
             pending.append(_Check(runs))
@@ -119,6 +118,16 @@ def _checked(dump: Dump, against: Dump | None, page: int, bounds: Bounds) -> Ite
             yield pending.popleft().result()
     finally:
         team.end()
+
+
+def _frames(dump: Dump, page: int) -> Iterator[Run]:
+    """Runs of the page frames of which a dump has a part; of several parts of a frame, it is in that of the first."""
+    done = 0
+    for start, stop in dump.covered(0, dump.end):
+        first, end = max(start // page, done), -(-stop // page)
+        if first < end:
+            yield first, end - first
+            done = end
 
 
 class _Check(Task["_Checker"]):
@@ -139,7 +148,7 @@ class _Check(Task["_Checker"]):
 
 
 class _Checker:
-    """Checks chunks, for one thread. Runs are of bytes, from a physical address on."""
+    """Checks chunks, for one thread."""
 
     def __init__(self, dump: Dump, against: Dump | None, page: int) -> None:
         self._dump, self._against, self._page = dump, against, page
@@ -148,55 +157,49 @@ class _Checker:
 
     def check(self, chunk: list[Run]) -> Verification:
         found = Verification()
-        for start, size in chunk:
-            found.pages += -(-(start + size) // self._page) - start // self._page
-            ours = self._ours[:size]
-            try:
-                self._dump.read_into(start, ours)
-            except InputError:
-                self._check_pages(start, size, found)
-            else:
-                self._compare(start, ours, found)
+        for pfn, count in chunk:
+            found.pages += count
+            if not self._all_good(pfn * self._page, count * self._page):
+                for frame in range(pfn, pfn + count):
+                    self._check_page(frame * self._page, found)
+            elif self._against is not None:
+                found.compared += count
         return found
 
-    def _pages(self, start: int, size: int) -> Iterator[tuple[int, int]]:
-        """Cut a stretch at the ends of pages."""
-        at = start
-        while at < start + size:
-            end = min((at // self._page + 1) * self._page, start + size)
-            yield at, end - at
-            at = end
+    def _all_good(self, start: int, size: int) -> bool:
+        """Whether a stretch is wholly there, can be read, and is the same."""
+        ours, theirs = self._ours[:size], self._theirs[:size]
+        try:
+            if not self._dump.read_into(start, ours):
+                return False
+        except InputError:
+            return False
+        return self._against is None or (self._against.read_into(start, theirs) and bytes(ours) == bytes(theirs))
 
-    def _check_pages(self, start: int, size: int, found: Verification) -> None:
-        """Find which pages of a stretch are damaged."""
-        for at, n in self._pages(start, size):
-            ours = self._ours[:n]
+    def _check_page(self, address: int, found: Verification) -> None:
+        """Find what is wrong with a page, part by part: an ELF file may have several of it."""
+        missing = False
+        for start, end in self._dump.covered(address, address + self._page):
+            ours, theirs = self._ours[: end - start], self._theirs[: end - start]
             try:
-                self._dump.read_into(at, ours)
+                self._dump.read_into(start, ours)
             except InputError as e:
                 found.damaged += 1
-                self._tell(at, str(e), found)
-            else:
-                self._compare(at, ours, found)
-
-    def _compare(self, start: int, ours: memoryview, found: Verification) -> None:
-        if self._against is None:
-            return
-        theirs = self._theirs[: len(ours)]
-        if self._against.read_into(start, theirs) and bytes(ours) == bytes(theirs):
-            found.compared += -(-(start + len(ours)) // self._page) - start // self._page
-            return
-        for at, n in self._pages(start, len(ours)):
-            a, b = ours[at - start : at - start + n], theirs[at - start : at - start + n]
-            if next(self._against.covered(at, at + n), None) is None:
-                found.not_compared += 1
-            elif bytes(a) == bytes(b):
-                found.compared += 1
-            else:
+                self._tell(address, str(e), found)
+                return
+            if self._against is None:
+                continue
+            self._against.read_into(start, theirs)
+            if next(self._against.covered(start, end), None) is None:
+                missing = True
+            elif bytes(ours) != bytes(theirs):
                 found.differing += 1
-                self._tell(
-                    at, f"differs from {self._against.path} from physical address {at + _first(a, b):#x} on", found
-                )
+                at = start + _first(ours, theirs)
+                self._tell(address, f"differs from {self._against.path} from physical address {at:#x} on", found)
+                return
+        if self._against is not None:
+            found.not_compared += missing
+            found.compared += not missing
 
     def _tell(self, address: int, what: str, found: Verification) -> None:
         if len(found.told) < _MAX_TOLD:

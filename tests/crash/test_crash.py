@@ -152,7 +152,7 @@ def test_mem_usage_agrees_with_the_kernels_own_account(crash: Crash) -> None:
     assert found.pop("all memory") == len(kcore.present)
     found["cache"] += found.pop("cache with private data")
     for name, pages in wanted.items():
-        assert abs(found.pop(name) - pages) <= 500, (name, pages)
+        assert abs(found.pop(name) - pages) <= 1500, (name, pages)  # of 130,000: the system runs meanwhile
     assert not any(found.values())
 
 
@@ -164,7 +164,10 @@ def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash:
     same = [pfn for pfn in kcore.present if kpageflags.kind(before[pfn]) == kpageflags.kind(after[pfn])]
     assert len(same) > len(kcore.present) * 9 // 10
     left_out, kept = wrong(table := kpageflags.table(crash.saved.files / "kpageflags.before", same, kcore.kept))
-    assert left_out <= 20, table
+    # A free page in the list of a CPU has no flag: it may be there before and after, and meanwhile be free for all.
+    listed = table["kernel"][1]
+    assert left_out - listed <= 20, table
+    assert listed <= 200, table
     assert kept <= 200, table
 
 

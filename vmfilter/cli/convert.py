@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.filter import convert_dump
 
     warn_of_codec(options.compress)
-    with progress_of(options) as progress:
+    with progress_of(options, [options.new]) as progress:
         result = convert_dump(options.input, options.new, progress=progress, **form_of(options))
     for warning in result.warnings:
         say(f"warning: {warning}")

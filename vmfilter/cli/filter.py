@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     inputs = options.parts or (1 if options.split else len(options.dump))
     outputs = names[inputs:]
     warn_of_codec(options.compress)
-    with _opened(names[:inputs]) as dump, progress_of(options) as progress:
+    with _opened(names[:inputs]) as dump, progress_of(options, outputs) as progress:
         result = filter_dump(
             dump,
             outputs,

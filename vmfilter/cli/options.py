@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +76,14 @@ def form_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def progress_of(options: argparse.Namespace) -> Iterator[Progress | None]:
-    """Have a Progress as the options want it."""
+def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
+    """Have a Progress as the options want it, for a dump that goes there."""
     from vmfilter.cli.progress import ProgressPrinter
     from vmfilter.cli.signals import EndsBetweenPages
 
     printer = None if options.quiet else ProgressPrinter()
     try:
-        yield EndsBetweenPages(printer) if options.keep_incomplete else printer
+        yield EndsBetweenPages(printer, "-" in outputs) if options.keep_incomplete else printer
     finally:
         if printer:
             printer.close()

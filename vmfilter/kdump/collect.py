@@ -19,8 +19,10 @@ import vmfilter
 from vmfilter.errors import OutputError, VmfilterError
 
 _PROGRAMS = ("vmfilter", "vmfilter-makedumpfile")
+_INTERPRETER = "usr/lib/vmfilter/python"
+"""A link to it: the line that begins with #! ends a path at its first space, and is no longer than 255 bytes."""
 _LAUNCHER = """\
-#!{interpreter} -ISXutf8
+#!/{interpreter} -ISXutf8
 import sys
 
 sys.path += {folders}
@@ -87,10 +89,14 @@ def collect(initramfs: str | os.PathLike[str]) -> list[str]:
     try:
         for file in pure:
             _write_bytecode(file, root / file.relative_to("/").with_suffix(".pyc"))
+        link = root / _INTERPRETER
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(interpreter)
         for program in _PROGRAMS:
             launcher = root / "usr/bin" / program
             launcher.parent.mkdir(parents=True, exist_ok=True)
-            launcher.write_text(_LAUNCHER.format(interpreter=interpreter, folders=folders))
+            launcher.write_text(_LAUNCHER.format(interpreter=_INTERPRETER, folders=folders))
             launcher.chmod(0o755)
     except OSError as e:
         raise OutputError(f"{e.filename or root}: {e.strerror}") from e

@@ -192,7 +192,7 @@ class _Creation:
         self._outputs = outputs
         self._names = ", ".join(names)
         self._messages = messages
-        self._progress = EndsBetweenPages(messages.progress)
+        self._progress = EndsBetweenPages(messages.progress, command.flatten)
         self._codec = self._available_codec()
 
     def _available_codec(self) -> str:

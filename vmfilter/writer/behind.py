@@ -7,6 +7,7 @@ EINVAL at a write), goes through the page cache. No block goes both ways.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -33,7 +34,7 @@ class WriteBehind:
     """
 
     def __init__(self, fd: int, path: str, write: Write) -> None:
-        """Begin.
+        """Have buffers; begin() is next.
 
         Args:
             fd: of the file.
@@ -42,11 +43,10 @@ class WriteBehind:
 
         Raises:
             OSError, MemoryError: there is no memory for the buffers.
-            RuntimeError: no thread can be started.
 
         """
         self._write = write
-        self._fd, self._direct = fd, -1
+        self._path, self._fd, self._direct = path, fd, -1
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
         self._full: SimpleQueue[_Piece | None] = SimpleQueue()
         self._buffer: mmap.mmap | None = None  # the one that is filled
@@ -57,15 +57,17 @@ class WriteBehind:
         for _ in range(_BUFFERS):
             self._free.put(mmap.mmap(-1, _BUFFER_BYTES))
         self._thread = threading.Thread(target=self._run, name="vmfilter-writer", daemon=True)
-        try:
-            self._thread.start()
-        except BaseException:  # a signal may interrupt it when it has started
-            self._full.put(None)
-            raise
-        try:
-            self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:  # a file system that has no such thing
-            self._direct = -1
+
+    def begin(self) -> None:
+        """Start the thread. Where anything ends that, a signal too, abandon() is to be called as after any begin().
+
+        Raises:
+            MemoryError, RuntimeError: no thread can be started.
+
+        """
+        with contextlib.suppress(OSError):  # a file system that has no such thing
+            self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self._thread.start()
 
     def put(self, offset: int, view: memoryview) -> None:
         """Take data. Raises what the writing of earlier data raised."""
@@ -102,7 +104,8 @@ class WriteBehind:
 
     def _stop(self) -> None:
         self._full.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         if self._direct >= 0:
             os.close(self._direct)
             self._direct = -1
@@ -127,14 +130,24 @@ class WriteBehind:
             self._free.put(buffer)
 
     def _write_all(self, offset: int, view: memoryview) -> None:
+        """Write as much as can be: what comes after a bad spot of a disk is not to be near it."""
+        most = len(view)
         while view:
-            whole = len(view) // _BLOCK * _BLOCK
-            if self._direct >= 0 and whole and offset % _BLOCK == 0:
-                n = self._write_direct(view[:whole], offset)
-            else:
-                n = self._write(self._fd, view, offset)
+            try:
+                n = self._write_some(offset, view[:most])
+            except OSError:
+                if most <= _BLOCK:
+                    raise
+                most = max(most // 2 // _BLOCK, 1) * _BLOCK
+                continue
             view, offset = view[n:], offset + n
             self.landed = offset
+
+    def _write_some(self, offset: int, view: memoryview) -> int:
+        whole = len(view) // _BLOCK * _BLOCK
+        if self._direct >= 0 and whole and offset % _BLOCK == 0:
+            return self._write_direct(view[:whole], offset)
+        return self._write(self._fd, view, offset)
 
     def _write_direct(self, view: memoryview, offset: int) -> int:
         try:

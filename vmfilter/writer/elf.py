@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import memorynote
 from vmfilter.arch import elf_machine
+from vmfilter.classify import WINDOW_PAGES
 from vmfilter.errors import OutputError
 from vmfilter.memorynote import MAX_RANGES
 from vmfilter.pack import Run, runs_in
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 _PT_LOAD, _PT_NOTE, _ET_CORE, _PN_XNUM = 1, 4, 4, 0xFFFF
 _INCOMPLETE = 1  # e_flags of a dump that ends early, as makedumpfile sets it
 _RWX = 7
-_WINDOW = 1 << 15  # page frames whose bits are read at a time
 _HEADERS_AT_ONCE = 1 << 12
 _ALIGN = 4096
 
@@ -103,7 +103,7 @@ class ElfWriter:
         self._kept = Kept()
         self._kept.keep(0, -(-max_mapnr // 8))
         self._account = Account(0)
-        self._data_end = 0  # offset after the last page that is no hole
+        self._data_end = 0  # offset after the last page that is no hole, or of the first
         self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
@@ -136,8 +136,8 @@ class ElfWriter:
     def _runs(self) -> Iterator[Run]:
         """Runs of kept frames, joined over the windows that they are read in."""
         start = stop = 0
-        for pfn in range(0, self._max_mapnr, _WINDOW):
-            count = min(_WINDOW, self._max_mapnr - pfn)
+        for pfn in range(0, self._max_mapnr, WINDOW_PAGES):
+            count = min(WINDOW_PAGES, self._max_mapnr - pfn)
             bits = self.kept(pfn, count)
             if bits.count(0) == len(bits):
                 continue
@@ -180,7 +180,7 @@ class ElfWriter:
         at = self._notes.write(self._transport, self._notes_at + len(self._memory_note))
         self._transport.zeros(at, self._data - at)
         self._transport.reserve(0, self._notes_at)
-        self.size = self._data
+        self.size = self._data_end = self._data
         self._account = Account(self.size)
 
     def _lay_out(self, layout: _Layout, segments: int, data_size: int) -> bool:

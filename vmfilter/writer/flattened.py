@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+from collections import deque
+from typing import NamedTuple
 
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
@@ -20,8 +21,33 @@ _RESERVED_AT_ONCE = 64 << 20
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socket, a terminal
 
 
+class _Record(NamedTuple):
+    """A record that may not be in the stream yet: where it is to be, what of the dump it has.
+
+    Its data are in again where it is to be written again: where it comes between pages and has none. No dump is left
+    where one is lost that comes before all pages.
+    """
+
+    start: int
+    offset: int
+    size: int
+    again: bytearray | None
+
+    @property
+    def data(self) -> int:
+        return self.start + RECORD.size
+
+    @property
+    def end(self) -> int:
+        return self.data + self.size
+
+
 class FlattenedTransport:
-    """Writes records, one after the other, to a stream."""
+    """Writes records, one after the other, to a stream.
+
+    Where the stream loses a part, the records after that cannot be found. So those that are lost are written again, as
+    far as they are not of pages; after the record in which it is lost where that is one of pages: it has zeros there.
+    """
 
     def __init__(self, below: Stream) -> None:
         """Begin."""
@@ -34,15 +60,23 @@ class FlattenedTransport:
         self._owed: list[list[int]] = []  # ranges of the dump that reserve() was told: start, end, bytes yet to come
         self._reserved = 0  # of the stream
         self._full = False
-        self._landed = sys.maxsize
+        self._first_page = -1  # offset in the dump, once there is one
+        self._records: deque[_Record] = deque()
+        self._again: list[tuple[int, bytearray]] = []  # of the dump, offset and data that the stream has lost
+        self._landed = 0
+        self._failure: OutputError | None = None
         self._append(flattened_header())
 
     def _append(self, *parts: bytes | bytearray) -> None:
-        """Write what belongs together; where that fails, it is written again, from its beginning, by who goes on."""
+        """Write what belongs together."""
         at = self._at
-        for part in parts:
-            self._below.stream(at, part)
-            at += len(part)
+        try:
+            for part in parts:
+                self._below.stream(at, part)
+                at += len(part)
+        except OutputError as e:
+            self._failure = e
+            raise
         self._at = at
 
     def _have_room(self, size: int) -> None:
@@ -91,26 +125,63 @@ class FlattenedTransport:
 
     def _flush(self) -> None:
         if self._collected:
-            self._append(RECORD.pack(self._offset, len(self._collected)), self._collected)
-            self._end = max(self._end, self._offset + len(self._collected))
-            self._collected = bytearray()
+            data = self._collected
+            self._records.append(self._taken())
+            self._append(RECORD.pack(self._offset, len(data)), data)
+            self._end = max(self._end, self._offset + len(data))
+            self._see_what_landed()
+
+    def _taken(self) -> _Record:
+        """Take what is collected for the next record."""
+        data, self._collected = self._collected, bytearray()
+        return _Record(self._at, self._offset, len(data), data if self._offset < self._first_page else None)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
+        if self._first_page < 0:
+            self._flush()
+            self._first_page = offset
         self._record(offset, data)
 
     def settle(self) -> None:
         """See Transport."""
+        failure, self._failure = self._failure, None
         try:
             self._below.settle()
-        except OutputError:
-            self._landed = 0
-            raise
+        except OutputError as e:
+            failure = e
+        if failure is not None:
+            self._go_back()
+            raise failure
+
+    def _go_back(self) -> None:
+        """Go on after what has landed, with what must be written again."""
+        self._see_what_landed()
+        self._records.append(self._taken())
+        self._end = self._landed
+        first, landed = self._records[0], self._below.landed
+        self._at = first.start
+        if first.again is None and first.data <= landed:
+            self._landed = first.offset + landed - first.data
+            self._at, self._end = first.end, first.offset + first.size
+        self._again = [(record.offset, record.again) for record in self._records if record.again is not None]
+        self._records.clear()
 
     @property
     def landed(self) -> int:
-        """See Transport; where a part of the stream is missing, nothing after it can be found, so nothing is kept."""
+        """See Transport."""
+        self._see_what_landed()
         return self._landed
+
+    def _see_what_landed(self) -> None:
+        while self._records and self._records[0].end <= self._below.landed:
+            record = self._records.popleft()
+            if record.again is None:
+                self._landed = record.offset + record.size
+
+    def forget(self, start: int, end: int) -> None:
+        """See Transport: it is not in the stream, for the pages that it is of have come before it."""
+        self._again = [(offset, data[: max(start - offset, 0)]) for offset, data in self._again]
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport: crash, which reads flattened files in place, must find them."""
@@ -121,10 +192,11 @@ class FlattenedTransport:
 
     def sync(self, size: int) -> None:
         """See Transport."""
+        for offset, data in self._again:
+            self._record(offset, data)
         self._flush()
-        if self._end < size:  # it ends with a hole, which no record says: what is rearranged must be as long
-            self._record(size - 1, _ZEROS[:1])
-            self._flush()
+        self.zeros(self._end, size - self._end)  # what is rearranged must be as long
+        self._flush()
         self._append(END)
         self._kept.close()
         self._below.settle()
@@ -134,10 +206,10 @@ class FlattenedTransport:
         """See Transport."""
         self._below.publish()
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Transport: a stream without its last record is no dump."""
         self._kept.close()
-        self._below.abort()
+        return self._below.abort()
 
 
 class StreamTransport:
@@ -167,6 +239,11 @@ class StreamTransport:
     def settle(self) -> None:
         """See Stream."""
 
+    @property
+    def landed(self) -> int:
+        """See Stream."""
+        return self._at
+
     def reserve(self, start: int, end: int) -> None:
         """See Stream."""
 
@@ -181,5 +258,6 @@ class StreamTransport:
     def publish(self) -> None:
         """See Stream."""
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Stream: who reads the other end sees it end early."""
+        return f"{self._name}: what was sent is no dump, for it has no end"

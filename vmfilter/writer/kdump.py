@@ -92,11 +92,12 @@ class _Bitmap:
         self._bits += bits
 
     def flush(self) -> None:
-        if self._bits:
+        end = self._at + len(self._bits)
+        if self._bits.count(0) < len(self._bits):  # of a machine with terabytes, hardly any page is kept
             self._transport.zeros(self._written, self._at - self._written)
             self._transport.write(self._at, self._bits)
-            self._written = self._at = self._at + len(self._bits)
-            self._bits = bytearray()
+            self._written = end
+        self._at, self._bits = end, bytearray()
 
     def finish(self) -> None:
         self.flush()
@@ -237,7 +238,7 @@ class KdumpWriter:
         self.size = self._account.size
         end = self._descriptors + self.written.pages * DESCRIPTOR
         if end < self._pending_at:
-            self._transport.write(end, bytes(self._pending_at - end))
+            self._transport.forget(end, self._pending_at)
             self._pending_at = end
         del self._pending[end - self._pending_at :]
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter import _core
+from vmfilter.classify import WINDOW_PAGES
 from vmfilter.errors import OutputError
 from vmfilter.pack import Pages
 from vmfilter.writer import Written
 from vmfilter.writer.kdump import KdumpWriter, Part
 
 _CUT = 64  # cuts are at multiples of this: crash counts whole words of the bitmap from a part's first frame on
-_WINDOW = 1 << 15  # page frames whose bits are read at a time
 
 
 class SplitWriter:
@@ -60,8 +60,8 @@ class SplitWriter:
         number = len(self._writers)
         cuts: list[tuple[int, int]] = [(0, 0)]  # first frame of a part, and pages before it
         rank = 0
-        for pfn in range(0, self._max_mapnr, _WINDOW):
-            n = min(_WINDOW, self._max_mapnr - pfn)
+        for pfn in range(0, self._max_mapnr, WINDOW_PAGES):
+            n = min(WINDOW_PAGES, self._max_mapnr - pfn)
             bits = self.kept(pfn, n)
             in_window = _core.lib.vmf_rank(bits, n)
             while len(cuts) < number and rank + in_window >= (wanted := count * len(cuts) // number) > 0:

@@ -15,6 +15,7 @@ from vmfilter.writer.behind import WriteBehind
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
+_AHEAD = 64 << 20  # by which a file is made longer than it needs to be yet: each time waits for what is being written
 
 
 class Stream(Protocol):
@@ -31,6 +32,10 @@ class Stream(Protocol):
     def settle(self) -> None:
         """Have all written that stream() took. Raises OutputError where that fails, once."""
 
+    @property
+    def landed(self) -> int:
+        """The offset before which all is written that stream() took."""
+
     def reserve(self, start: int, end: int) -> None:
         """Have room for what is written at the offsets [start, end), some of it last: a full disk can still end a dump.
 
@@ -45,8 +50,13 @@ class Stream(Protocol):
     def publish(self) -> None:
         """Give it its name. Raises OutputError where that fails."""
 
-    def abort(self) -> None:
-        """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays."""
+    def abort(self) -> str | None:
+        """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays.
+
+        Returns:
+            Where something is left all the same, what.
+
+        """
 
 
 class Transport(Stream, Protocol):
@@ -55,12 +65,21 @@ class Transport(Stream, Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at offset. Raises OutputError where that fails."""
 
-    @property
-    def landed(self) -> int:
-        """The offset before which all is written that stream() took."""
+    def forget(self, start: int, end: int) -> None:
+        """Have nothing more at the offsets [start, end), where write() was; what comes there, zeros() too, comes again.
+
+        Raises:
+            OutputError: that fails.
+
+        """
 
     def zeros(self, offset: int, size: int) -> None:
-        """Have zeros at an offset where nothing is written."""
+        """Have zeros at an offset where nothing is written, or is going to be before.
+
+        Raises:
+            OutputError: there can be none.
+
+        """
 
     def keep(self, start: int, end: int) -> None:
         """Prepare for read() of what will be written at the offsets [start, end)."""
@@ -69,50 +88,17 @@ class Transport(Stream, Protocol):
         """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
 
-class FileTransport:
-    """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
+class OpenFile:
+    """An empty file that somebody else has opened, and closes: where it does not become a dump, it is empty again."""
 
-    def __init__(self, path: str, force: bool = False) -> None:
-        """Begin.
-
-        Args:
-            path: of the file to be.
-            force: whether a regular file of that name is replaced.
-
-        Raises:
-            OutputError: it exists, or cannot be made.
-
-        """
-        if not os.path.basename(path):
-            raise OutputError(f"{path!r}: is no name of a file")
+    def __init__(self, fd: int, path: str, name: str) -> None:
+        """Write to fd, which path opens once more; name is for messages."""
+        self._fd, self._opened, self._path = fd, path, name
         self._unsynced = 0
-        self._named = False
         self._behind: WriteBehind | None = None
         self._landed = 0
         self._scarce = False  # no memory to write behind
-        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
-        self._force = force
-        self._check_free()
-        folder, name = os.path.split(self._path)
-        short = os.fsdecode(os.fsencode(name)[:200])
-        try:
-            # Not hidden: who kills a run with SIGKILL shall see what it leaves.
-            self._temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
-
-    def _check_free(self) -> None:
-        try:
-            info = os.lstat(self._path)
-        except FileNotFoundError:
-            return
-        except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
-        if not stat.S_ISREG(info.st_mode):
-            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
-        if not self._force:
-            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
+        self._size = 0
 
     def _failed(self, e: OSError) -> OutputError:
         if e.errno in _NO_SPACE:
@@ -123,7 +109,16 @@ class FileTransport:
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport: a file has them where nothing is written."""
+        """See Transport: a file has them where nothing is written, if it is so long: its end is too late for that."""
+        end = offset + size
+        try:
+            if os.fstat(self._fd).st_size < end:
+                try:
+                    os.ftruncate(self._fd, end + _AHEAD)
+                except OSError:  # a file system or RLIMIT_FSIZE lets no file be so long
+                    os.ftruncate(self._fd, end)
+        except OSError as e:
+            raise self._failed(e) from e
 
     def reserve(self, start: int, end: int) -> None:
         """See Transport."""
@@ -132,6 +127,10 @@ class FileTransport:
         except OSError as e:
             if e.errno in _NO_SPACE:
                 raise self._failed(e) from e  # else the file system cannot, and has room or not when it is written
+
+    def forget(self, start: int, end: int) -> None:
+        """See Transport."""
+        self.write(start, bytes(end - start))
 
     def keep(self, start: int, end: int) -> None:
         """See Transport: a file keeps everything."""
@@ -172,10 +171,19 @@ class FileTransport:
     def _begin_behind(self) -> bool:
         """Begin to write behind, unless there is no memory for that."""
         if not self._scarce and has_room():
-            with contextlib.suppress(OSError, MemoryError, RuntimeError):
-                self._behind = WriteBehind(self._fd, self._temporary, self._pwrite)
+            try:
+                # Known here before it begins: a signal may come at any time, and abort() ends what has begun.
+                self._behind = WriteBehind(self._fd, self._opened, self._pwrite)
+                self._behind.begin()
+            except (OSError, MemoryError, RuntimeError):
+                self._abandon()
         self._scarce = self._behind is None
         return not self._scarce
+
+    def _abandon(self) -> None:
+        if self._behind is not None:
+            self._behind.abandon()
+            self._behind = None
 
     def settle(self) -> None:
         """See Transport."""
@@ -210,12 +218,70 @@ class FileTransport:
             os.fsync(self._fd)
         except OSError as e:
             raise self._failed(e) from e
+        self._size = size
+
+    def publish(self) -> None:
+        """See Transport: who writes to it after that, writes after the dump."""
+        with contextlib.suppress(OSError):
+            os.lseek(self._fd, self._size, os.SEEK_SET)
+
+    def abort(self) -> str | None:
+        """See Transport."""
+        self._abandon()
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as e:
+            return f"{self._path}: what was written is no dump, and stays: {e.strerror}"
+        return None
+
+
+class FileTransport(OpenFile):
+    """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
+
+    def __init__(self, path: str, force: bool = False) -> None:
+        """Begin.
+
+        Args:
+            path: of the file to be.
+            force: whether a regular file of that name is replaced.
+
+        Raises:
+            OutputError: it exists, or cannot be made.
+
+        """
+        if not os.path.basename(path):
+            raise OutputError(f"{path!r}: is no name of a file")
+        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
+        self._force = force
+        self._named = False
+        self._check_free()
+        folder, name = os.path.split(self._path)
+        short = os.fsdecode(os.fsencode(name)[:200])
+        # Not hidden: who kills a run with SIGKILL shall see what it leaves.
+        temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
+        super().__init__(fd, temporary, self._path)
+
+    def _check_free(self) -> None:
+        try:
+            info = os.lstat(self._path)
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+        if not stat.S_ISREG(info.st_mode):
+            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
+        if not self._force:
+            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
 
     def publish(self) -> None:
         """See Transport."""
         try:
             if self._force:
-                os.replace(self._temporary, self._path)
+                os.replace(self._opened, self._path)
             else:
                 self._link()
                 self._named = True
@@ -229,15 +295,15 @@ class FileTransport:
     def _link(self) -> None:
         """Give the file its name, unless somebody else has taken it."""
         try:
-            os.link(self._temporary, self._path)
+            os.link(self._opened, self._path)
         except FileExistsError:
             raise
         except OSError:  # a file system without links
             self._check_free()
-            os.rename(self._temporary, self._path)
+            os.rename(self._opened, self._path)
         else:
             with contextlib.suppress(OSError):  # the dump has its name by now
-                os.unlink(self._temporary)
+                os.unlink(self._opened)
 
     def _sync_folder(self) -> None:
         with contextlib.suppress(OSError):  # some file systems cannot; the file itself is synced
@@ -252,19 +318,18 @@ class FileTransport:
             os.close(self._fd)
         self._fd = -1
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Transport."""
-        if self._behind is not None:
-            self._behind.abandon()
-            self._behind = None
+        self._abandon()
         if self._fd >= 0:
             self._close()
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                os.unlink(self._opened)
         if self._named:
             self._named = False
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+        return None
 
 
 class Kept:
@@ -331,6 +396,9 @@ class Discard:
         """See Transport."""
         return sys.maxsize
 
+    def forget(self, start: int, end: int) -> None:
+        """See Transport."""
+
     def zeros(self, offset: int, size: int) -> None:
         """See Transport."""
 
@@ -348,6 +416,7 @@ class Discard:
     def publish(self) -> None:
         """See Transport."""
 
-    def abort(self) -> None:
+    def abort(self) -> str | None:
         """See Transport."""
         self._kept.close()
+        return None

@@ -1,0 +1,57 @@
+"""A vmcore of which fewer pages can be made smaller: as of a machine that keeps compressed or encrypted data in memory.
+
+    bench/noise.py VMCORE PERCENT NEW
+
+Overwrites, in a copy of a vmcore, as many of a hundred pages of processes with noise; the same ones each time. Says how
+many of the pages that level 17 keeps are noise then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+from array import array
+from bisect import bisect_right
+from pathlib import Path
+
+from vmfilter import open_dump
+from vmfilter.classify import Classifier
+from vmfilter.codec import packer, parse_codec
+from vmfilter.kernel.search import understand
+from vmfilter.levels import PageClass, excluded_classes
+from vmfilter.pmem import find_pmem
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("vmcore", type=Path)
+    parser.add_argument("percent", type=float)
+    parser.add_argument("new", type=Path)
+    options = parser.parse_args()
+    shutil.copyfile(options.vmcore, options.new)
+    chance, left_out = random.Random(0), excluded_classes(17)
+    kept = noise = 0
+    codec = packer(*parse_codec("zlib"), 4096)
+    out, sizes = memoryview(bytearray(4096)), memoryview(array("I", [0]))
+    with open_dump(options.vmcore) as dump, options.new.open("r+b", buffering=0) as new:
+        size, _, kernel, _ = understand(dump)
+        for window in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
+            for pfn, page_class in enumerate(window.classes, window.pfn):
+                if page_class == PageClass.HOLE or page_class in left_out:
+                    continue
+                page = dump.read(pfn * size, size)
+                if not page or not any(page):
+                    continue
+                if page_class == PageClass.USER and chance.random() * 100 < options.percent:
+                    page = chance.randbytes(size)
+                    i = bisect_right(dump.pieces.starts, pfn * size) - 1
+                    new.seek(dump.pieces.offsets[i] + pfn * size - dump.pieces.starts[i])
+                    new.write(page)
+                codec.pack(memoryview(page), False, out, sizes)
+                kept, noise = kept + 1, noise + (sizes[0] == size)
+    print(f"{noise} of {kept} pages that level 17 keeps, {100 * noise / kept:.0f} %, do not get smaller")
+
+
+if __name__ == "__main__":
+    main()
