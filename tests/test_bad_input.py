@@ -506,6 +506,15 @@ def test_a_device_is_never_replaced(run: Run, source: Path, options: list[str]) 
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_pipe_by_name_is_no_file_to_make(run: Run, source: Path, options: list[str]) -> None:
+    read, write = os.pipe()
+    ran = run(source, *options, output=Path(f"/dev/fd/{write}"))
+    os.close(read)
+    os.close(write)
+    ran.fails(OUTPUT, f"/dev/fd/{write}: exists and is not a regular file")
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
 def test_a_symlink_stays_and_what_it_points_to_is_made(
     run: Run, source: Path, tmp_path: Path, options: list[str]
 ) -> None:

@@ -254,7 +254,7 @@ class FileTransport(OpenFile):
         self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._named = False
-        self._check_free()
+        self._check_free(path)  # as it was given: /dev/stdout, say, leads to what no path names
         folder, name = os.path.split(self._path)
         short = os.fsdecode(os.fsencode(name)[:200])
         # Not hidden: who kills a run with SIGKILL shall see what it leaves.
@@ -265,17 +265,17 @@ class FileTransport(OpenFile):
             raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         super().__init__(fd, temporary, self._path)
 
-    def _check_free(self) -> None:
+    def _check_free(self, path: str) -> None:
         try:
-            info = os.lstat(self._path)
+            info = os.stat(path)
         except FileNotFoundError:
             return
         except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         if not stat.S_ISREG(info.st_mode):
-            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
+            raise OutputError(f"{path}: exists and is not a regular file; name a file that is to be made")
         if not self._force:
-            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
+            raise OutputError(f"{path}: exists; it is replaced only with --force")
 
     def publish(self) -> None:
         """See Transport."""
@@ -299,7 +299,7 @@ class FileTransport(OpenFile):
         except FileExistsError:
             raise
         except OSError:  # a file system without links
-            self._check_free()
+            self._check_free(self._path)
             os.rename(self._opened, self._path)
         else:
             with contextlib.suppress(OSError):  # the dump has its name by now
