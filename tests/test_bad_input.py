@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -531,6 +532,21 @@ def test_with_force_what_a_symlink_points_to_is_replaced(run: Run, source: Path,
     assert run(source, "--force", output=tmp_path / "link").status == 0
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes().startswith(b"KDUMP   ")
+
+
+@pytest.mark.parametrize("names", [["dump"], ["--split", "one", "two"]])
+def test_a_working_folder_that_was_removed_is_one_line(source: Path, folder: Path, names: list[str]) -> None:
+    *options, last = names
+    ran = subprocess.run(
+        [sys.executable, "-m", "vmfilter", "filter", "-q", *options[:1], source, *options[1:], last],
+        cwd=folder,
+        preexec_fn=lambda: os.rmdir(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (OUTPUT, "")
+    assert re.fullmatch(r"vmfilter: (dump|one): cannot be written: No such file or directory\n", ran.stderr)
 
 
 def test_a_name_that_is_too_long_is_refused(run: Run, source: Path, folder: Path) -> None:

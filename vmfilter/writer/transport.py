@@ -235,6 +235,14 @@ class OpenFile:
         return None
 
 
+def real_path(path: str) -> str:
+    """Where a path leads to, by links and from the working folder. Raises OutputError where that has been removed."""
+    try:
+        return os.path.realpath(path)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
+
+
 class FileTransport(OpenFile):
     """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
 
@@ -251,7 +259,7 @@ class FileTransport(OpenFile):
         """
         if not os.path.basename(path):
             raise OutputError(f"{path!r}: is no name of a file")
-        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
+        self._path = real_path(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._named = False
         self._check_free(path)  # as it was given: /dev/stdout, say, leads to what no path names
