@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -506,6 +507,15 @@ def test_a_device_is_never_replaced(run: Run, source: Path, options: list[str]) 
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_pipe_by_name_is_no_file_to_make(run: Run, source: Path, options: list[str]) -> None:
+    read, write = os.pipe()
+    ran = run(source, *options, output=Path(f"/dev/fd/{write}"))
+    os.close(read)
+    os.close(write)
+    ran.fails(OUTPUT, f"/dev/fd/{write}: exists and is not a regular file")
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
 def test_a_symlink_stays_and_what_it_points_to_is_made(
     run: Run, source: Path, tmp_path: Path, options: list[str]
 ) -> None:
@@ -522,6 +532,21 @@ def test_with_force_what_a_symlink_points_to_is_replaced(run: Run, source: Path,
     assert run(source, "--force", output=tmp_path / "link").status == 0
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes().startswith(b"KDUMP   ")
+
+
+@pytest.mark.parametrize("names", [["dump"], ["--split", "one", "two"]])
+def test_a_working_folder_that_was_removed_is_one_line(source: Path, folder: Path, names: list[str]) -> None:
+    *options, last = names
+    ran = subprocess.run(
+        [sys.executable, "-m", "vmfilter", "filter", "-q", *options[:1], source, *options[1:], last],
+        cwd=folder,
+        preexec_fn=lambda: os.rmdir(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (OUTPUT, "")
+    assert re.fullmatch(r"vmfilter: (dump|one): cannot be written: No such file or directory\n", ran.stderr)
 
 
 def test_a_name_that_is_too_long_is_refused(run: Run, source: Path, folder: Path) -> None:
@@ -699,6 +724,36 @@ def test_what_a_command_is_there_to_print_is_not_lost_without_a_word(
     assert ran.returncode == (0 if stream == "pipe" else status)
     assert bool(said) == (stream != "pipe")
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["filter", "filter --split", "convert", "makedumpfile -d 1", "makedumpfile -F -R"])
+def test_a_file_may_have_any_name(source: Path, folder: Path, command: str, encoding: str) -> None:
+    name = b"\xff\xc3\xa4\n\x1b[2J"
+    environment = {**os.environb, b"PYTHONIOENCODING": f"{encoding}:strict".encode(), b"PYTHONUTF8": b"1"}
+    names = [name] if "-R" in command else [os.fsencode(source), name]
+    with open(source, "rb") as stdin:
+        ran = subprocess.run(
+            [sys.executable, "-m", "vmfilter", *command.split(), *names],
+            cwd=folder,
+            env=environment,
+            stdin=stdin,
+            capture_output=True,
+            check=False,
+        )
+    assert b"Traceback" not in ran.stderr
+    assert (ran.returncode, os.listdir(os.fsencode(folder))) == ((1, []) if "-R" in command else (0, [name]))
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "makedumpfile -d 1"])
+def test_a_name_cannot_steer_the_terminal_from_a_message(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"\xff\n\x1b[2J\xc3\xa4")
+    assert main([*command.split(), str(tmp_path / name), *["new"] * ("make" in command)]) in (1, INPUT)
+    err = capsys.readouterr().err
+    assert err.endswith("\\udcff\\n\\x1b[2Jä: cannot be opened: No such file or directory\n")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["", "new/"])

@@ -211,8 +211,33 @@ def test_a_number_of_parts_that_leaves_nothing_to_make_is_refused(
 ) -> None:
     ran = run("filter", *options, small, tmp_path / "new")
     assert (ran.status, ran.err.count("\n"), ran.out) == (2, 1, "")
-    assert "--parts" in ran.err
+    assert "it takes --split, and a number from 1 to 1" in ran.err
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("second", ["one", "./one", "link", "folder/../one"])
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_files_of_a_set_whose_names_lead_to_one_are_refused(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], second: str
+) -> None:
+    os.mkdir(tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    os.mkdir("folder")
+    os.symlink("one", "link")
+    ran = run("filter", "-d", "1", "--split", *options, tiny, "one", second)
+    assert (ran.status, ran.err.count("\n"), ran.out) == (2, 1, "")
+    assert "lead to one file" in ran.err
+    assert sorted(os.listdir()) == ["folder", "link"]
+
+
+def test_a_stream_is_not_rearranged_to_standard_output(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run("rearrange", "-")
+    assert (ran.status, ran.err.count("\n"), ran.out) == (2, 1, "")
+    assert "not standard output" in ran.err
+    assert os.listdir() == []
 
 
 # Reports

@@ -21,6 +21,7 @@ from vmfilter.cli import main
 from vmfilter.codec import CODECS
 from vmfilter.filter import convert_dump
 from vmfilter.reader import kdump
+from vmfilter.verify import verify_dump
 
 ffi, lib = _core.ffi, _core.lib
 SMALL = "x86_64-6.12-small"
@@ -203,6 +204,18 @@ def test_a_set_is_put_together_with_its_pages_as_they_are(real: Callable[[str], 
     assert main(["reassemble", "-q", *map(str, reversed(parts)), str(tmp_path / "out")]) == 0
     assert main(["convert", "-q", str(whole), str(tmp_path / "again")]) == 0
     assert (tmp_path / "out").read_bytes() == (tmp_path / "again").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "elf"], ["--compress", "lzo"]])
+def test_the_command_counts_all_pages_that_the_new_dump_has(
+    real: Callable[[str], Path], tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump, new = tmp_path / "dump", tmp_path / "new"
+    vmfilter.filter_dump(real("x86_64-6.12-small"), dump, level=31)  # pages of zeros are among those that it has
+    assert main(["convert", *options, str(dump), str(new)]) == 0
+    with vmfilter.open_dump(new) as made:
+        pages = verify_dump(made).pages
+    assert f"{new}: {pages} pages, {os.path.getsize(new)} bytes." in capsys.readouterr().out
 
 
 def test_what_shares_is_found_in_copies_too(tmp_path: Path) -> None:

@@ -220,6 +220,17 @@ def test_remove_where_nothing_is_installed_is_one_line(system: System) -> None:
     assert line == f"vmfilter: {system.root / RECORD}: is not there: nothing is installed"
 
 
+@pytest.mark.parametrize("command", ["install --root", "remove --root", "collect"])
+def test_a_name_that_is_empty_is_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["kdump", *command.split(), ""])
+    assert ended.value.code == 2
+    assert os.listdir() == []
+
+
 def test_a_root_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "install", "--root", str(tmp_path / "none")]) == 4
     assert (

@@ -532,6 +532,20 @@ def test_the_log_is_written_as_vmfilter_dmesg_prints_it(
     assert "The dmesg log is saved to STDOUT." in ran.err
 
 
+@pytest.mark.parametrize("arguments", [("-F", "--dump-dmesg"), ("-F", "-d", 31)])
+def test_debug_messages_tell_vmcoreinfo_as_suses_kdump_reads_it(
+    run: Run, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    machine = Synthetic(flavour=FLAVOURS["5.10"])
+    logbuilder.plain(machine, b"<6>[    1.000000] one\n", 1 << 14)
+    ran = run("--message-level", 8, *arguments, machine.write(tmp_path / "vmcore"))
+    assert ran.status == 0
+    told = dict(re.findall(r"^[ =]*(\w+)[ =]+(\S+)$", ran.err, re.MULTILINE))  # as `IFS=" ="; read KEY VALUE` takes it
+    assert told["OSRELEASE"] == FLAVOURS["5.10"].release
+    assert told["CRASHTIME"].isdecimal()
+    assert "OSRELEASE" not in run(*arguments, tmp_path / "vmcore").err
+
+
 def test_of_a_partial_log_what_came_after_the_clearing(run: Run, tmp_path: Path) -> None:
     machine = Synthetic(flavour=FLAVOURS["5.10"])
     text, last = b"<6>[    1.000000] one\n", b"<6>[    2.000000] two\n"

@@ -307,7 +307,7 @@ def test_a_page_in_parts_is_one_page(tmp_path: Path) -> None:
         assert (found.pages, found.compared, found.whole) == (600, 600 if against else 0, True)
     patched(whole, os.path.getsize(whole) - len(memory) + 0x1200, bytes([memory[0x1200] ^ 1]))
     found = verified(holed, against=whole)
-    assert (found.pages, found.compared, found.damaged) == (600, 599, 1)
+    assert (found.pages, found.compared, found.differing) == (600, 599, 1)
     assert found.told == [f"frame 0x1: differs from {whole} from physical address 0x1200 on"]
 
 
@@ -324,9 +324,22 @@ def test_one_byte_that_differs_is_found(
     other[byte] ^= 1
     vmcore = vmcore_of(replace(file, pages=file.pages | {pfn: bytes(other)}), tmp_path / "vmcore")
     found = verified(dump, against=vmcore)
-    assert (found.damaged, found.compared) == (1, len(file.pages) - 1)
+    assert (found.damaged, found.differing, found.compared) == (0, 1, len(file.pages) - 1)
     assert found.told == [f"frame {pfn:#x}: differs from {vmcore} from physical address {pfn * PAGE + byte:#x} on"]
     assert run("verify", "-q", dump, "--against", vmcore).status == DAMAGED
+
+
+def test_a_dump_of_another_moment_is_not_called_damaged(run: Run, file: KdumpFile, dump: Path, tmp_path: Path) -> None:
+    bad = sorted(file.pages)[3]
+    other = vmcore_of(replace(file, pages=dict.fromkeys(file.pages, b"x" * PAGE)), tmp_path / "vmcore")
+    ran = run("verify", dump, "--against", other)
+    assert ran.status == DAMAGED
+    assert f"{dump}: {len(file.pages) - 10} more pages differ\n" in ran.err
+    assert ran.out.endswith(f"{dump} is not the same as the other dump.\n")
+    spoil(file, dump, bad, "flags", 8)
+    ran = run("verify", dump, "--against", other)
+    assert f"{dump}: {len(file.pages) - 10} more pages are damaged or differ\n" in ran.err
+    assert ran.out.endswith(f"{dump} is damaged.\n")
 
 
 def test_what_the_other_dump_has_not_is_counted(file: KdumpFile, dump: Path, tmp_path: Path) -> None:
@@ -344,7 +357,7 @@ def test_a_frame_of_which_the_vmcore_has_a_part_is_filled_up_with_zeros(tmp_path
     assert verified(dump, against=vmcore).compared == 1
     assert verified(vmcore, against=dump).compared == 1
     other = KdumpFile({1: page[:-1] + b"x"}).write(tmp_path / "other")
-    assert verified(other, against=vmcore).damaged == 1
+    assert verified(other, against=vmcore).differing == 1
 
 
 def test_another_machine_cannot_be_compared(run: Run, dump: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vmfilter.bounds import Bounds, bounds, memory_in_use
 from vmfilter.codec import DEFAULT, parse_codec
 from vmfilter.errors import CodecError, OutputError, UsageError
 from vmfilter.reader import Dump, Path
-from vmfilter.writer.transport import Discard, FileTransport, OpenFile, Stream, Transport
+from vmfilter.writer.transport import Discard, FileTransport, OpenFile, Stream, Transport, real_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +70,10 @@ class Destination:
         elf, compress = form.format == "elf", form.compress
         if form.format not in FORMATS:
             raise UsageError(f"format {form.format!r} is not known: {', '.join(FORMATS)} are")
-        if not self.paths or len(set(self.paths)) < len(self.paths):
-            raise UsageError("the files to make need names that differ")
+        # Where names lead to one file, as x, ./x and a link to it do, the last would replace what the others made.
+        several = self.paths if len(self.paths) > 1 else []
+        if not self.paths or len({real_path(path) for path in several}) < len(several):
+            raise UsageError("the files to make need names that differ, and that do not lead to one file")
         if len(self.paths) > 1 and (elf or form.limit is not None or "-" in self.paths):
             raise UsageError("a set can only be of files in format kdump, and without a limit")
         if elf and form.dedup:

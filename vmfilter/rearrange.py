@@ -47,7 +47,8 @@ def rearrange(
     """
     reader = Reader(name, stream)
     if reader.peek(len(SIGNATURE)) != SIGNATURE:
-        raise InputError(f"{name}: is not flattened: it begins with {reader.peek(8)!r}")
+        begins = f"it begins with {reader.peek(8)!r}"
+        raise InputError(f"{name}: is not flattened: {begins}; vmfilter convert reads every form of a dump")
     transport = Discard() if dry_run else FileTransport(os.fspath(output), force)
     size = 0
     try:

@@ -30,18 +30,20 @@ class Verification:
 
     Attributes:
         pages: that were read; a frame of which an ELF file has a part is one.
-        damaged: of these, how many cannot be read or differ.
+        damaged: of these, how many cannot be read.
+        differing: how many differ from those of the other dump.
         lost: pages that the dump says it has lost, being incomplete or without one of its parts.
         compared: pages that are the same as in the other dump.
         not_compared: pages that the other dump has not, so that nothing can be said of them.
         faults: what is wrong with the file beside pages, one line each.
-        told: the first damaged pages, one line each.
+        told: the first pages that are damaged or differ, one line each.
         incomplete: whether the dump says so of itself, or lacks a part.
 
     """
 
     pages: int = 0
     damaged: int = 0
+    differing: int = 0
     lost: int = 0
     compared: int = 0
     not_compared: int = 0
@@ -51,8 +53,8 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is damaged, as far as it is there."""
-        return not self.damaged and not self.faults
+        """Whether nothing is damaged or differs, as far as it is there."""
+        return not (self.damaged or self.differing or self.faults)
 
 
 def verify_dump(
@@ -84,6 +86,7 @@ def verify_dump(
     for chunk, found in _checked(dump, against, page, limits):
         result.pages += found.pages
         result.damaged += found.damaged
+        result.differing += found.differing
         result.compared += found.compared
         result.not_compared += found.not_compared
         result.told += found.told[: _MAX_TOLD - len(result.told)]
@@ -181,6 +184,7 @@ class _Checker:
             try:
                 self._dump.read_into(start, ours)
             except InputError as e:
+                found.damaged += 1
                 self._tell(address, str(e), found)
                 return
             if self._against is None:
@@ -189,6 +193,7 @@ class _Checker:
             if next(self._against.covered(start, end), None) is None:
                 missing = True
             elif bytes(ours) != bytes(theirs):
+                found.differing += 1
                 at = start + _first(ours, theirs)
                 self._tell(address, f"differs from {self._against.path} from physical address {at:#x} on", found)
                 return
@@ -197,7 +202,6 @@ class _Checker:
             found.compared += not missing
 
     def _tell(self, address: int, what: str, found: Verification) -> None:
-        found.damaged += 1
         if len(found.told) < _MAX_TOLD:
             found.told.append(what if " frame " in what else f"frame {address // self._page:#x}: {what}")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from vmfilter.cli.output import flush, say, show
+from vmfilter.cli.output import flush, prepare, say, show
 from vmfilter.cli.signals import EndedError, end_at_once
 from vmfilter.errors import VmfilterError
 
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = sys.argv[1:]
         if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
             arguments = [_MAKEDUMPFILE[0], *arguments]
+    prepare()
     gc.disable()  # a run leaves no cycles behind, and to look for them takes time while modules are imported
     job = _job(arguments)
     end_at_once()

@@ -46,5 +46,6 @@ def run(options: argparse.Namespace) -> int:
     if result.failure:
         say(f"warning: {options.new} is incomplete: {result.lost} pages are missing: {result.failure}")
     if not options.quiet:
-        show(f"{options.new}: {result.kept} pages, {result.output_size} bytes.", aside=options.new == "-")
+        pages = result.kept + result.zero - result.lost
+        show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")
     return INCOMPLETE if result.failure else 0

@@ -105,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
 
     names = [options.vmcore, *options.dump]
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
-        raise UsageError(f"--parts {options.parts}: of the {len(names)} names, with --split, so many are to be read")
+        most = f"from 1 to {len(names) - 1}, as at least one of the {len(names)} names is to be made"
+        raise UsageError(f"--parts {options.parts}: it takes --split, and a number {most}")
     inputs = options.parts or (1 if options.split else len(options.dump))
     outputs = names[inputs:]
     warn_of_codec(options.compress)

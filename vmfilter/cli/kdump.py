@@ -33,10 +33,19 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         add(actions, "install", "install what makes it part of kdump", _DESCRIPTION),
         add(actions, "remove", "remove what install has put there, but for what was changed since", _DESCRIPTION),
     ):
-        a.add_argument("--root", default="/", metavar="DIR", help="the system's root (default: %(default)s)")
+        a.add_argument(
+            "--root", type=_folder, default="/", metavar="DIR", help="the system's root (default: %(default)s)"
+        )
         a.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     a = add(actions, "collect", "fill an initramfs", _COLLECT)
-    a.add_argument("initramfs", metavar="DIR", help="folder that becomes the root of the initramfs")
+    a.add_argument("initramfs", type=_folder, metavar="DIR", help="folder that becomes the root of the initramfs")
+
+
+def _folder(name: str) -> str:
+    """The name, unless it is empty, as a variable is that was not set: it would be the working folder."""
+    if not name:
+        raise argparse.ArgumentTypeError("the name of a folder is empty")
+    return name
 
 
 def run(options: argparse.Namespace) -> int:

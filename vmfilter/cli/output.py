@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterable
 from typing import TextIO
+
+
+def prepare() -> None:
+    """Have standard output take the name of any file: what it cannot encode is escaped, as on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """Text without what would break its line or steer a terminal: names of files, and kernels, have anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print(text: str, stream: TextIO | None) -> None:
@@ -43,7 +55,7 @@ def hand_out(lines: Iterable[str]) -> None:
 
 def say(message: str) -> None:
     """Print one line of trouble to standard error."""
-    _print(f"vmfilter: {message}", sys.stderr)
+    _print(one_line(f"vmfilter: {message}"), sys.stderr)
 
 
 def flush() -> None:

@@ -30,8 +30,11 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Rearrange, say what was made, return the exit status."""
     from vmfilter.cli.output import show
+    from vmfilter.errors import UsageError
     from vmfilter.rearrange import rearrange, standard_input
 
+    if options.dump == "-":
+        raise UsageError("rearrange writes a file, not standard output: a stream is not written in the order of a dump")
     size = rearrange(standard_input(), options.dump, force=options.force, name="standard input")
     if not options.quiet:
         show(f"{options.dump} is {size} bytes.")

@@ -62,8 +62,9 @@ def run(options: argparse.Namespace) -> int:
         path = dump.path
     for line in (*found.faults, *found.told):
         say(line)
-    if found.damaged > len(found.told):
-        say(f"{path}: {found.damaged - len(found.told)} more pages are damaged")
+    if (more := found.damaged + found.differing - len(found.told)) > 0:
+        what = [word for word, pages in (("are damaged", found.damaged), ("differ", found.differing)) if pages]
+        say(f"{path}: {more} more pages {' or '.join(what)}")
     if not options.quiet:
         show(*verification(found, path))
     return _INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else _DAMAGED

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmfilter import __version__
-from vmfilter.cli.output import show
+from vmfilter.cli.output import one_line, show
 from vmfilter.levels import PageClass
 from vmfilter.makedumpfile import VERSION
 from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
@@ -52,7 +52,7 @@ class Messages:
 
     def error(self, text: str) -> None:
         """Print one line of trouble."""
-        self._print(_ERROR, (f"makedumpfile: {text}",), aside=True)
+        self._print(_ERROR, (one_line(f"makedumpfile: {text}"),), aside=True)
 
     def debug(self, *lines: str) -> None:
         """Print what helps to find a mistake."""

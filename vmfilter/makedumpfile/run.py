@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from vmfilter.cli.output import hand_out
+from vmfilter.cli.output import hand_out, one_line
 from vmfilter.cli.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
@@ -91,6 +91,14 @@ def _reassemble(command: Command, messages: Messages) -> str:
     return f"The dumpfile is saved to {command.files[-1]}."
 
 
+def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
+    """Print VMCOREINFO as debug messages: SUSE's kdump learns OSRELEASE and CRASHTIME from those of --dump-dmesg."""
+    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+
+    if info := Vmcoreinfo.of(dump):
+        messages.debug("VMCOREINFO   :", *(f"  {one_line(line)}" for line in info.text.splitlines()), "")
+
+
 def _dmesg(command: Command, messages: Messages) -> str:
     from vmfilter.kernel.log import KernelLog
     from vmfilter.kernel.search import understand
@@ -100,6 +108,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
     if not command.flatten:
         _check_free(command, [_path(name)])
     with open_dump(_path(command.files[0])) as dump:
+        _show_vmcoreinfo(dump, messages)
         _, _, kernel, error = understand(dump)
         if kernel is None:
             raise error or KernelError(f"{dump.path}: its kernel is not known")
@@ -139,6 +148,7 @@ def _create(command: Command, messages: Messages) -> str:
     if not command.flatten:
         _check_free(command, outputs)
     with open_dump(_path(command.files[0])) as dump:
+        _show_vmcoreinfo(dump, messages)
         if command.vtop:
             _translate(dump, command.vtop, messages)
         result = _Creation(command, dump, outputs, names, messages).run()

@@ -174,6 +174,7 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     rows = {
         "pages read": v.pages,
         "  damaged": v.damaged,
+        "  differ from the other dump": v.differing,
         "  the same in the other dump": v.compared,
         "  not in the other dump": v.not_compared,
         "pages lost": v.lost,
@@ -181,7 +182,12 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     for name, pages in rows.items():
         if pages or name in ("pages read", "  damaged"):
             yield f"{name:29}: {pages:12}"
-    verdict = "whole" if v.whole and not v.incomplete else "incomplete, what is there is good" if v.whole else "damaged"
+    if v.damaged or v.faults:
+        verdict = "damaged"
+    elif v.differing:
+        verdict = "not the same as the other dump"
+    else:
+        verdict = "incomplete, what is there is good" if v.incomplete else "whole"
     yield f"{path} is {verdict}."
 
 

@@ -235,6 +235,14 @@ class OpenFile:
         return None
 
 
+def real_path(path: str) -> str:
+    """Where a path leads to, by links and from the working folder. Raises OutputError where that has been removed."""
+    try:
+        return os.path.realpath(path)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
+
+
 class FileTransport(OpenFile):
     """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
 
@@ -251,10 +259,10 @@ class FileTransport(OpenFile):
         """
         if not os.path.basename(path):
             raise OutputError(f"{path!r}: is no name of a file")
-        self._path = os.path.realpath(path)  # with force, what a link points to is replaced and not the link
+        self._path = real_path(path)  # with force, what a link points to is replaced and not the link
         self._force = force
         self._named = False
-        self._check_free()
+        self._check_free(path)  # as it was given: /dev/stdout, say, leads to what no path names
         folder, name = os.path.split(self._path)
         short = os.fsdecode(os.fsencode(name)[:200])
         # Not hidden: who kills a run with SIGKILL shall see what it leaves.
@@ -265,17 +273,17 @@ class FileTransport(OpenFile):
             raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         super().__init__(fd, temporary, self._path)
 
-    def _check_free(self) -> None:
+    def _check_free(self, path: str) -> None:
         try:
-            info = os.lstat(self._path)
+            info = os.stat(path)
         except FileNotFoundError:
             return
         except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         if not stat.S_ISREG(info.st_mode):
-            raise OutputError(f"{self._path}: exists and is not a regular file; name a file that is to be made")
+            raise OutputError(f"{path}: exists and is not a regular file; name a file that is to be made")
         if not self._force:
-            raise OutputError(f"{self._path}: exists; it is replaced only with --force")
+            raise OutputError(f"{path}: exists; it is replaced only with --force")
 
     def publish(self) -> None:
         """See Transport."""
@@ -299,7 +307,7 @@ class FileTransport(OpenFile):
         except FileExistsError:
             raise
         except OSError:  # a file system without links
-            self._check_free()
+            self._check_free(self._path)
             os.rename(self._opened, self._path)
         else:
             with contextlib.suppress(OSError):  # the dump has its name by now
