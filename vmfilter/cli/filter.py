@@ -58,7 +58,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument(
         "--split",
         action="store_true",
-        help="write a set of dumps, each with about as many pages",
+        help="write a set of dumps, each with about as many pages; not with --format elf or --limit",
     )
     p.add_argument(
         "--parts",

@@ -104,7 +104,7 @@ class OpenFile:
         if e.errno in _NO_SPACE:
             return NoSpaceError(
                 f"{self._path}: {e.strerror} while writing. "
-                "A higher dump level (-d) or another codec (--compress) makes it smaller"
+                "Make room, or have a smaller dump: filter has a higher level (-d) and other codecs (--compress)"
             )
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
