@@ -373,6 +373,48 @@ def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
     assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost
 
 
+@pytest.mark.parametrize("puts", [9, 20])
+def test_a_flattened_file_that_memory_is_short_for_has_all_pages_that_it_says(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int
+) -> None:
+    """Where a record cannot be taken behind, be it its first bytes or its data."""
+    put, done = WriteBehind.put, 0
+
+    def failing(self: WriteBehind, offset: int, view: memoryview) -> None:
+        nonlocal done
+        done += 1
+        if done == puts:
+            raise MemoryError
+        put(self, offset, view)
+
+    monkeypatch.setattr(WriteBehind, "put", failing)
+    out = tmp_path / "dump"
+    result = vmfilter.filter_dump(small, out, level=0, compress="none", flatten=True, keep_incomplete=True)
+    assert "out of memory" in str(result.failure)
+    assert is_part_of(out, small) == result.kept - result.lost > 0
+
+
+@pytest.mark.parametrize("writes", [8, 9])
+def test_a_stream_that_memory_is_short_for_is_not_gone_on_with(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    write, done = os.write, 0
+
+    def failing(fd: int, data: memoryview) -> int:
+        nonlocal done
+        done += fd == out.fileno()
+        if fd == out.fileno() and done == writes:
+            raise MemoryError
+        return write(fd, data)
+
+    with open(tmp_path / "flat", "a") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr(os, "write", failing)
+        with pytest.raises(OutputError, match="^standard output: cannot be written after .* bytes: out of memory"):
+            vmfilter.filter_dump(small, "-", level=0, compress="none", keep_incomplete=True)
+    assert done == writes
+
+
 @pytest.mark.parametrize("heals", [False, True])
 def test_zero_pages_that_a_flattened_file_has_lost_are_zeros_after_its_bad_spot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
