@@ -353,6 +353,18 @@ def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
     assert used < 10_000
 
 
+def test_to_forget_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Path) -> None:
+    transport, size = FileTransport(str(tmp_path / "dump")), (16 << 20) + 5
+    transport.write(0, b"\xff" * (size + 2))
+    tracemalloc.start()
+    transport.forget(1, size + 1)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert transport.read(0, size + 2) == b"\xff" + bytes(size) + b"\xff"
+    transport.abort()
+    assert used < 100_000
+
+
 @pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
 @pytest.mark.parametrize("options", [{"compress": "none"}, {"compress": "none", "dedup": True}, {"format": "elf"}])
 def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
