@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
 import resource
@@ -544,7 +543,7 @@ def finishing(self, incomplete=False):
     (folder / "ended").touch()
     return finish(self, incomplete)
 signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
-signals._SAME = 0.0
+signals._SAME, signals._PATIENCE = 0.0, 600.0
 raise SystemExit(main())
 """
 """The command, which makes a file when it has written its last page, and one when it has seen the first signal."""
@@ -558,10 +557,10 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
     small: Path, tmp_path: Path, command: str, earlier: bool
 ) -> None:
     ran = [sys.executable, "-c", _TELLS_WHERE_IT_IS, str(tmp_path), *command.format(small).split()]
-    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    size = PAGE  # less than the end of any dump
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=size) as process:
         assert process.stdout
         assert process.stderr
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PAGE)  # less than the end of any dump
         if earlier:
             assert process.stdout.read(2 << 20)
             process.send_signal(signal.SIGTERM)
@@ -578,7 +577,7 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
 
 
 def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
-    busy = "from vmfilter.cli import main, signals\nsignals._SAME = 600\nraise SystemExit(main())"
+    busy = "from vmfilter.cli import main, signals\nsignals._SAME = signals._PATIENCE = 600.0\nraise SystemExit(main())"
     ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
     with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
         assert process.stdout
