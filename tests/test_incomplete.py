@@ -499,8 +499,30 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
         said = process.stderr.read().decode()
     assert process.returncode == (1 if command.startswith("makedumpfile") else 4)
     (line,) = [line for line in said.splitlines() if "standard output" in line]
-    assert line.endswith(" bytes: Broken pipe")
+    assert line.endswith(" bytes: Broken pipe; standard output: what was sent is no dump, for it has no end")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("command", "status"), [("filter -q -d 0 {} -", 4), ("makedumpfile -F -d 0 {}", 1)])
+def test_what_cannot_be_taken_back_is_said(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    status: int,
+) -> None:
+    """Where a file system has become read-only, as ext4 does where its disk fails."""
+
+    def refused(fd: int, size: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with open(tmp_path / "out", "w") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr(os, "ftruncate", refused)
+        _dying_disk(m)
+        assert main(command.format(small).split()) == status
+    assert "; standard output: what was written is no dump, and stays: Read-only file system\n" in capfd.readouterr().err
 
 
 def _wait_until_full(pipe: int) -> None:
