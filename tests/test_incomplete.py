@@ -421,7 +421,7 @@ def test_a_stream_that_memory_is_short_for_is_not_gone_on_with(
     with open(tmp_path / "flat", "a") as out, monkeypatch.context() as m:
         m.setattr(sys, "stdout", out)
         m.setattr(os, "write", failing)
-        with pytest.raises(OutputError, match="^standard output: cannot be written after .* bytes: out of memory"):
+        with pytest.raises(OutputError, match=r"^standard output: cannot be written after .* bytes: out of memory"):
             vmfilter.filter_dump(small, "-", level=0, compress="none", keep_incomplete=True)
     assert done == writes
 
@@ -522,7 +522,8 @@ def test_what_cannot_be_taken_back_is_said(
         m.setattr(os, "ftruncate", refused)
         _dying_disk(m)
         assert main(command.format(small).split()) == status
-    assert "; standard output: what was written is no dump, and stays: Read-only file system\n" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "; standard output: what was written is no dump, and stays: Read-only file system\n" in said
 
 
 def _wait_until_full(pipe: int) -> None:
