@@ -365,8 +365,8 @@ def test_compound_and_free_blocks_go_on_in_the_next_section(scene: Scene, name: 
 
 def test_a_huge_page_goes_on_in_the_next_window(tmp_path: Path) -> None:
     # Struct pages are left out but for those sections that matter here: the head's and those around the border.
-    machine = Synthetic(FLAVOURS["6.12"])
-    order = 16  # 256 MiB: no such hugetlb page on x86, but the rule does not know
+    machine = Synthetic(FLAVOURS["6.12"], physical_bits=32)
+    order = 18
     scene = Scene(machine, 1 << order)
     pfn = scene.take("hugetlb", USER, order)
     machine.compound(pfn, 1, mapping=FILE, hugetlb=True)

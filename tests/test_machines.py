@@ -214,6 +214,17 @@ def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
     assert classifier.unknown == len(blocks) * size // machine.page
 
 
+def test_a_compound_page_is_whole_wherever_its_node_begins(tmp_path: Path) -> None:
+    """Struct pages are read in pieces: a head, and the struct page after it that has the order, come together."""
+    machine = Synthetic(FLAVOURS["6.12"], MACHINES["arm, short, node"])
+    first = machine.ram // machine.page  # the node begins at the next frame
+    s = Scene(machine, first)
+    for i in range(1, 49):
+        s.at = first + 512 * i
+        s.compound("folio", USER, 1, "lru", "swapbacked", mapping=ANON)
+    s.check(tmp_path)
+
+
 # i386
 
 

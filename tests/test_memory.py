@@ -336,6 +336,21 @@ def test_struct_pages_of_every_section(tmp_path: Path, sparse: str, vmemmap: boo
             assert model.memmap(number) is None
 
 
+@pytest.mark.parametrize("vmemmap", [True, False])
+def test_struct_pages_of_sections_that_follow_each_other_are_one_stretch(tmp_path: Path, vmemmap: bool) -> None:
+    machine = Synthetic(FLAVOURS["6.1"], vmemmap=vmemmap)
+    for number in (32, 33, 34, 36):
+        machine.section(number)
+    with machine.opened(tmp_path) as (_, kernel):
+        model = kernel.memory_model
+        # Without VMEMMAP they lie where there was room: those of 36 here right after those of 34.
+        for first, end, after in ((32, 40, 35), (33, 34, 34), (34, 36, 35), (35, 40, 36), (36, 37, 37), (37, 40, 40)):
+            pfn = first * 512 + 7
+            memmap = model.memmap(first)
+            assert model.stretch(pfn, end * 512) == (after * 512, memmap and memmap + 7 * 64)
+        assert model.stretch(32 * 512, 32 * 512 + 9)[0] == 32 * 512 + 9
+
+
 @pytest.mark.parametrize("flags", [0b01, 0b10, 0b111100])
 def test_a_section_without_struct_pages_has_none(tmp_path: Path, flags: int) -> None:
     """Present and with a memmap are two flags, and both have to be there."""

@@ -11,7 +11,7 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
@@ -131,7 +131,6 @@ class SparseMemory:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
         self._size, self.struct_page = size, struct_page
         order, word = "<" if arch.little_endian else ">", "Q" if arch.word == 8 else "I"
-        self._pointer = struct.Struct(order + word)
         self._section_form = struct.Struct(f"{order}{offset}x{word}{size - offset - arch.word}x")
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
         physical_bits = info.number("MAX_PHYSMEM_BITS") or arch.max_physmem_bits(paging)
@@ -239,17 +238,21 @@ class SparseMemory:
             half = count // 2
             yield from self._roots_in(first, half)
             yield from self._roots_in(first + half, count - half)
-        elif raw and raw.count(0) != size:
-            for i, (pointer,) in enumerate(self._pointer.iter_unpack(raw), first):
-                if pointer:
-                    yield i
+        elif raw and raw != bytes(size):  # of all these pointers few are not 0, in whatever byte order
+            yield from compress(range(first, first + count), memoryview(raw).cast("Q" if self._word == 8 else "I"))
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         """See MemoryModel."""
         section, inside = divmod(pfn, self.section_pages)
-        memmap = self.memmap(section)
-        end = min(end, pfn - inside + self.section_pages)
-        return end, None if memmap is None else memmap + inside * self.struct_page & self._word_mask
+        first = self.memmap(section)
+        memmap, after = first, pfn - inside + self.section_pages
+        while after < end:  # with VMEMMAP, those of the next section follow
+            if memmap is not None:
+                memmap = memmap + self.section_pages * self.struct_page & self._word_mask
+            if self.memmap(after // self.section_pages) != memmap:
+                break
+            after += self.section_pages
+        return min(end, after), None if first is None else first + inside * self.struct_page & self._word_mask
 
 
 class _Arrays:
