@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
 import resource
@@ -353,6 +352,18 @@ def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
     assert used < 10_000
 
 
+def test_to_forget_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Path) -> None:
+    transport, size = FileTransport(str(tmp_path / "dump")), (16 << 20) + 5
+    transport.write(0, b"\xff" * (size + 2))
+    tracemalloc.start()
+    transport.forget(1, size + 1)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert transport.read(0, size + 2) == b"\xff" + bytes(size) + b"\xff"
+    transport.abort()
+    assert used < 100_000
+
+
 @pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
 @pytest.mark.parametrize("options", [{"compress": "none"}, {"compress": "none", "dedup": True}, {"format": "elf"}])
 def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
@@ -371,6 +382,48 @@ def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
     with open(out, "rb") as stream:
         rearrange(stream, tmp_path / "rearranged")
     assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost
+
+
+@pytest.mark.parametrize("puts", [9, 20])
+def test_a_flattened_file_that_memory_is_short_for_has_all_pages_that_it_says(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int
+) -> None:
+    """Where a record cannot be taken behind, be it its first bytes or its data."""
+    put, done = WriteBehind.put, 0
+
+    def failing(self: WriteBehind, offset: int, view: memoryview) -> None:
+        nonlocal done
+        done += 1
+        if done == puts:
+            raise MemoryError
+        put(self, offset, view)
+
+    monkeypatch.setattr(WriteBehind, "put", failing)
+    out = tmp_path / "dump"
+    result = vmfilter.filter_dump(small, out, level=0, compress="none", flatten=True, keep_incomplete=True)
+    assert "out of memory" in str(result.failure)
+    assert is_part_of(out, small) == result.kept - result.lost > 0
+
+
+@pytest.mark.parametrize("writes", [8, 9])
+def test_a_stream_that_memory_is_short_for_is_not_gone_on_with(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    write, done = os.write, 0
+
+    def failing(fd: int, data: memoryview) -> int:
+        nonlocal done
+        done += fd == out.fileno()
+        if fd == out.fileno() and done == writes:
+            raise MemoryError
+        return write(fd, data)
+
+    with open(tmp_path / "flat", "a") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr(os, "write", failing)
+        with pytest.raises(OutputError, match=r"^standard output: cannot be written after .* bytes: out of memory"):
+            vmfilter.filter_dump(small, "-", level=0, compress="none", keep_incomplete=True)
+    assert done == writes
 
 
 @pytest.mark.parametrize("heals", [False, True])
@@ -446,8 +499,31 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
         said = process.stderr.read().decode()
     assert process.returncode == (1 if command.startswith("makedumpfile") else 4)
     (line,) = [line for line in said.splitlines() if "standard output" in line]
-    assert line.endswith(" bytes: Broken pipe")
+    assert line.endswith(" bytes: Broken pipe; standard output: what was sent is no dump, for it has no end")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("command", "status"), [("filter -q -d 0 {} -", 4), ("makedumpfile -F -d 0 {}", 1)])
+def test_what_cannot_be_taken_back_is_said(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    status: int,
+) -> None:
+    """Where a file system has become read-only, as ext4 does where its disk fails."""
+
+    def refused(fd: int, size: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with open(tmp_path / "out", "w") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr(os, "ftruncate", refused)
+        _dying_disk(m)
+        assert main(command.format(small).split()) == status
+    said = capfd.readouterr().err
+    assert "; standard output: what was written is no dump, and stays: Read-only file system\n" in said
 
 
 def _wait_until_full(pipe: int) -> None:
@@ -490,7 +566,7 @@ def finishing(self, incomplete=False):
     (folder / "ended").touch()
     return finish(self, incomplete)
 signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
-signals._SAME = 0.0
+signals._SAME, signals._PATIENCE = 0.0, 600.0
 raise SystemExit(main())
 """
 """The command, which makes a file when it has written its last page, and one when it has seen the first signal."""
@@ -504,10 +580,10 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
     small: Path, tmp_path: Path, command: str, earlier: bool
 ) -> None:
     ran = [sys.executable, "-c", _TELLS_WHERE_IT_IS, str(tmp_path), *command.format(small).split()]
-    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    size = PAGE  # less than the end of any dump
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=size) as process:
         assert process.stdout
         assert process.stderr
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PAGE)  # less than the end of any dump
         if earlier:
             assert process.stdout.read(2 << 20)
             process.send_signal(signal.SIGTERM)
@@ -524,7 +600,7 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
 
 
 def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
-    busy = "from vmfilter.cli import main, signals\nsignals._SAME = 600\nraise SystemExit(main())"
+    busy = "from vmfilter.cli import main, signals\nsignals._SAME = signals._PATIENCE = 600.0\nraise SystemExit(main())"
     ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
     with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
         assert process.stdout

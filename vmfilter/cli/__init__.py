@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from vmfilter.cli.output import flush, prepare, say, show
+from vmfilter.cli.output import flush, prepare, say, show, trouble
 from vmfilter.cli.signals import EndedError, end_at_once
 from vmfilter.errors import VmfilterError
 
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return job()
     except VmfilterError as e:
-        say(str(e))
+        say(trouble(e))
         return e.exit_status
     except MemoryError:
         say("out of memory; fewer threads (-j 1) need less")

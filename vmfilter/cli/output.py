@@ -58,6 +58,11 @@ def say(message: str) -> None:
     _print(one_line(f"vmfilter: {message}"), sys.stderr)
 
 
+def trouble(error: Exception) -> str:
+    """What has gone wrong, and what was noted of it on its way here, in one line."""
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])  # add_note() makes them
+
+
 def flush() -> None:
     """Write out what is printed; what cannot be written is dropped, and not tried again when the interpreter ends."""
     for stream in (sys.stdout, sys.stderr):

@@ -53,7 +53,7 @@ class MemoryModel(Protocol):
     """Where struct pages are.
 
     Attributes:
-        section_pages: frames whose struct pages lie one after the other, at most.
+        section_pages: page frames of a memory section; where there are none, more than any machine has.
         struct_page: bytes of a struct page.
         knows_online: whether this kernel says which sections are online.
 

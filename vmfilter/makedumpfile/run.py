@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from vmfilter.cli.output import hand_out, one_line
+from vmfilter.cli.output import hand_out, one_line, trouble
 from vmfilter.cli.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         lines = [str(e)] if str(e) else []
         messages.common(*lines, "Commandline parameter is invalid.", "Try `makedumpfile --help' for more information.")
     except VmfilterError as e:
-        messages.error(str(e))
+        messages.error(trouble(e))
     except MemoryError:
         messages.error("out of memory; --num-threads 1 needs less")
     if not command.check_params:

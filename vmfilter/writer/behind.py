@@ -130,7 +130,7 @@ class WriteBehind:
             self._free.put(buffer)
 
     def _write_all(self, offset: int, view: memoryview) -> None:
-        """Write as much as can be: what comes after a bad spot of a disk is not to be near it."""
+        """Write all before a bad spot of a disk, to the block: who goes on after it must know where it is."""
         most = len(view)
         while view:
             try:

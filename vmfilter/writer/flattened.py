@@ -74,8 +74,8 @@ class FlattenedTransport:
             for part in parts:
                 self._below.stream(at, part)
                 at += len(part)
-        except OutputError as e:
-            self._failure = e
+        except (OutputError, MemoryError) as e:  # part of it may be there
+            self._failure = e if isinstance(e, OutputError) else OutputError("out of memory")
             raise
         self._at = at
 
@@ -232,8 +232,9 @@ class StreamTransport:
             while view:
                 n = os.write(self._fd, view)
                 view, self._at = view[n:], self._at + n
-        except OSError as e:
-            self._failure = OutputError(f"{self._name}: cannot be written after {self._at} bytes: {e.strerror}")
+        except (OSError, MemoryError) as e:
+            reason = e.strerror if isinstance(e, OSError) else "out of memory"
+            self._failure = OutputError(f"{self._name}: cannot be written after {self._at} bytes: {reason}")
             raise self._failure from e
 
     def settle(self) -> None:

@@ -15,6 +15,7 @@ from vmfilter.writer.behind import WriteBehind
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
+_ZEROS = memoryview(bytes(1 << 16))
 _AHEAD = 64 << 20  # by which a file is made longer than it needs to be yet: each time waits for what is being written
 
 
@@ -129,8 +130,9 @@ class OpenFile:
                 raise self._failed(e) from e  # else the file system cannot, and has room or not when it is written
 
     def forget(self, start: int, end: int) -> None:
-        """See Transport."""
-        self.write(start, bytes(end - start))
+        """See Transport: they may be descriptors of a terabyte of zero pages, which come without data of their own."""
+        for at in range(start, end, len(_ZEROS)):
+            self.write(at, _ZEROS[: end - at])
 
     def keep(self, start: int, end: int) -> None:
         """See Transport: a file keeps everything."""
