@@ -15,7 +15,7 @@ import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,29 @@ def test_what_ends_a_run_leaves_nothing_in_a_file_that_standard_output_goes_to(
             vmfilter.filter_dump(small, "-", level=0, progress=progress)
     assert not hasattr(raised.value, "__notes__")
     assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_an_earlier_dump_on_a_disk_and_one_that_ends_early_are_not_taken_for_one(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if ends_early and stage == "write" and done:
+            raise KeyboardInterrupt
+
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"nothing of any use")
+    command = [sys.executable, "-m", "vmfilter", "rearrange", "-q", str(tmp_path / "dump")]
+    for ends_early in (False, True, False):
+        with open(disk, "r+") as out, monkeypatch.context() as m:
+            m.setattr(sys, "stdout", out)
+            with pytest.raises(KeyboardInterrupt) if ends_early else nullcontext() as raised:
+                vmfilter.filter_dump(small, "-", level=0, compress="none", progress=progress)
+        if ends_early:
+            assert raised.value.__notes__ == ["standard output: what was written is no dump, for it has no beginning"]
+        with open(disk, "rb") as stdin:
+            process = subprocess.run(command, stdin=stdin, stderr=subprocess.PIPE, text=True, check=False)
+        assert process.returncode == (3 if ends_early else 0), process.stderr
+        (tmp_path / "dump").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -131,18 +131,15 @@ def _standard_output() -> Stream:
     fd, name = sys.stdout.fileno(), "standard output"
     if os.isatty(fd):
         raise UsageError(f"{name} is a terminal, not a place for a dump: send it into a pipe or a file")
-    if _is_empty_file(fd):
-        return OpenFile(fd, f"/proc/self/fd/{fd}", name)
-    from vmfilter.writer.flattened import StreamTransport
+    from vmfilter.writer.flattened import DiskTransport, StreamTransport
 
-    return StreamTransport(fd, name)
-
-
-def _is_empty_file(fd: int) -> bool:
-    """Whether nothing but what is written to it from now on is in it, at the offsets where that is written."""
     info = os.fstat(fd)
     appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
-    return stat.S_ISREG(info.st_mode) and not info.st_size and not appends and not os.lseek(fd, 0, os.SEEK_CUR)
+    if appends or not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+        return StreamTransport(fd, name)
+    if stat.S_ISREG(info.st_mode) and not info.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
+        return OpenFile(fd, f"/proc/self/fd/{fd}", name)
+    return DiskTransport(fd, name)
 
 
 def _refuse_same_file(source: Dump, path: str) -> None:

@@ -213,7 +213,7 @@ class FlattenedTransport:
 
 
 class StreamTransport:
-    """A pipe, a terminal, a device: what is written follows what was written before."""
+    """A pipe, say, or a file that is appended to: what is written follows what was written before."""
 
     def __init__(self, fd: int, name: str) -> None:
         """Write to fd, which stays open; name is for messages."""
@@ -262,3 +262,40 @@ class StreamTransport:
     def abort(self) -> str | None:
         """See Stream: who reads the other end sees it end early."""
         return f"{self._name}: what was sent is no dump, for it has no end"
+
+
+class DiskTransport(StreamTransport):
+    """A disk, or a file with something in it: what was there stays where nothing is written over it.
+
+    That may be an earlier dump, whose records would go on where those of one that is ended early stop. So the header,
+    which any dump begins with, is written last.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        """Write to fd from where it stands, as StreamTransport does."""
+        super().__init__(fd, name)
+        self._start = os.lseek(fd, 0, os.SEEK_CUR)
+        self._header = b""
+
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Stream."""
+        if not offset:
+            self._header = bytes(data)
+            data = bytes(len(data))
+        super().stream(offset, data)
+
+    def sync(self, size: int) -> None:
+        """See Stream."""
+        super().sync(size)
+        header, at = memoryview(self._header), self._start
+        try:
+            while header:
+                n = os.pwrite(self._fd, header, at)
+                header, at = header[n:], at + n
+        except OSError as e:
+            raise OutputError(f"{self._name}: cannot be written at offset {at}: {e.strerror}") from e
+        super().sync(size)
+
+    def abort(self) -> str | None:
+        """See Stream."""
+        return f"{self._name}: what was written is no dump, for it has no beginning"

@@ -67,7 +67,7 @@ class Transport(Stream, Protocol):
         """Write data at offset. Raises OutputError where that fails."""
 
     def forget(self, start: int, end: int) -> None:
-        """Have nothing more at the offsets [start, end), where write() was; what comes there, zeros() too, comes again.
+        """Have what write() wrote at the offsets [start, end) undone: something else can be written there, or zeros().
 
         Raises:
             OutputError: that fails.
@@ -89,8 +89,8 @@ class Transport(Stream, Protocol):
         """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
 
-class OpenFile:
-    """An empty file that somebody else has opened, and closes: where it does not become a dump, it is empty again."""
+class _File:
+    """Bytes at offsets of an empty file. What becomes of it in the end is for those who have it."""
 
     def __init__(self, fd: int, path: str, name: str) -> None:
         """Write to fd, which path opens once more; name is for messages."""
@@ -222,6 +222,10 @@ class OpenFile:
             raise self._failed(e) from e
         self._size = size
 
+
+class OpenFile(_File):
+    """A file that somebody else has opened, and closes: where it does not become a dump, it is empty again."""
+
     def publish(self) -> None:
         """See Transport: who writes to it after that, writes after the dump."""
         with contextlib.suppress(OSError):
@@ -245,7 +249,7 @@ def real_path(path: str) -> str:
         raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
 
 
-class FileTransport(OpenFile):
+class FileTransport(_File):
     """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
 
     def __init__(self, path: str, force: bool = False) -> None:
