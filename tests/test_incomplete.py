@@ -580,6 +580,7 @@ def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str)
 _TELLS_WHERE_IT_IS = """import sys
 from pathlib import Path
 from vmfilter.cli import main, signals
+from vmfilter.writer import flattened
 from vmfilter.writer.kdump import KdumpWriter
 folder, note, finish = Path(sys.argv.pop(1)), signals.EndsBetweenPages._note, KdumpWriter.finish
 def noting(self, number, frame):
@@ -589,7 +590,7 @@ def finishing(self, incomplete=False):
     (folder / "ended").touch()
     return finish(self, incomplete)
 signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
-signals._SAME, signals._PATIENCE = 0.0, 600.0
+signals._SAME, signals._PATIENCE, flattened._PIPE_BYTES = 0.0, 600.0, 0
 raise SystemExit(main())
 """
 """The command, which makes a file when it has written its last page, and one when it has seen the first signal."""

@@ -5,7 +5,9 @@ The format is drawn in vmfilter/reader/flattened.py. No offset is written twice.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 from collections import deque
 from typing import NamedTuple
@@ -18,6 +20,7 @@ _COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, 
 _ZEROS = bytes(1 << 16)
 _LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
 _RESERVED_AT_ONCE = 64 << 20
+_PIPE_BYTES = 1 << 20  # that a pipe is to hold: with 64 KiB, those at its two ends wait for each other all the time
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socket, a terminal
 
 
@@ -221,6 +224,9 @@ class StreamTransport:
         self._name = name
         self._at = 0
         self._failure: OutputError | None = None
+        with contextlib.suppress(OSError):  # no pipe, or as much as this user may have
+            if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_BYTES:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Stream; offsets leave nothing out. Where it has failed it fails again: part of the data is out."""
