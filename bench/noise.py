@@ -32,10 +32,10 @@ def main() -> None:
     shutil.copyfile(options.vmcore, options.new)
     chance, left_out = random.Random(0), excluded_classes(17)
     kept = noise = 0
-    codec = packer(*parse_codec("zlib"), 4096)
-    out, sizes = memoryview(bytearray(4096)), memoryview(array("I", [0]))
     with open_dump(options.vmcore) as dump, options.new.open("r+b", buffering=0) as new:
         size, _, kernel, _ = understand(dump)
+        codec = packer(*parse_codec("zlib"), size)
+        out, sizes = memoryview(bytearray(size)), memoryview(array("I", [0]))
         for window in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
             for pfn, page_class in enumerate(window.classes, window.pfn):
                 if page_class == PageClass.HOLE or page_class in left_out:
