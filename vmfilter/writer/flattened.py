@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
-from vmfilter.writer.transport import Kept, Stream
+from vmfilter.writer.transport import Kept, Stream, write_all, zeros_in
 
 _COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, more where they come as one
-_ZEROS = bytes(1 << 16)
 _LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
 _RESERVED_AT_ONCE = 64 << 20
 _PIPE_BYTES = 1 << 20  # that a pipe is to hold: with 64 KiB, those at its two ends wait for each other all the time
@@ -188,10 +187,8 @@ class FlattenedTransport:
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport: crash, which reads flattened files in place, must find them."""
-        while size > 0:
-            n = min(size, len(_ZEROS))
-            self._record(offset, _ZEROS[:n])
-            offset, size = offset + n, size - n
+        for at, zeros in zeros_in(offset, offset + size):
+            self._record(at, zeros)
 
     def sync(self, size: int) -> None:
         """See Transport."""
@@ -293,13 +290,10 @@ class DiskTransport(StreamTransport):
     def sync(self, size: int) -> None:
         """See Stream."""
         super().sync(size)
-        header, at = memoryview(self._header), self._start
         try:
-            while header:
-                n = os.pwrite(self._fd, header, at)
-                header, at = header[n:], at + n
+            write_all(os.pwrite, self._fd, self._header, self._start)
         except OSError as e:
-            raise OutputError(f"{self._name}: cannot be written at offset {at}: {e.strerror}") from e
+            raise OutputError(f"{self._name}: cannot be written at offset {self._start}: {e.strerror}") from e
         super().sync(size)
 
     def abort(self) -> str | None:

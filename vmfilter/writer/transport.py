@@ -7,11 +7,12 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from typing import Protocol
 
 from vmfilter.bounds import has_room
 from vmfilter.errors import NoSpaceError, OutputError
-from vmfilter.writer.behind import WriteBehind
+from vmfilter.writer.behind import Write, WriteBehind
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
@@ -89,6 +90,20 @@ class Transport(Stream, Protocol):
         """Read back what was written at the offsets that keep() was told; zeros where nothing was."""
 
 
+def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of some data at an offset, by as many calls as it takes. Raises OSError where one fails."""
+    view = memoryview(data)
+    while view:
+        n = write(fd, view, offset)
+        view, offset = view[n:], offset + n
+
+
+def zeros_in(start: int, end: int) -> Iterator[tuple[int, memoryview]]:
+    """Offsets and zeros that fill [start, end) together: it may be longer than there is memory for."""
+    for at in range(start, end, len(_ZEROS)):
+        yield at, _ZEROS[: end - at]
+
+
 class _File:
     """Bytes at offsets of an empty file. What becomes of it in the end is for those who have it."""
 
@@ -131,19 +146,16 @@ class _File:
 
     def forget(self, start: int, end: int) -> None:
         """See Transport: they may be descriptors of a terabyte of zero pages, which come without data of their own."""
-        for at in range(start, end, len(_ZEROS)):
-            self.write(at, _ZEROS[: end - at])
+        for at, zeros in zeros_in(start, end):
+            self.write(at, zeros)
 
     def keep(self, start: int, end: int) -> None:
         """See Transport: a file keeps everything."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
-        view = memoryview(data)
         try:
-            while view:
-                n = self._pwrite(self._fd, view, offset)
-                view, offset = view[n:], offset + n
+            write_all(self._pwrite, self._fd, data, offset)
         except OSError as e:
             raise self._failed(e) from e
 
@@ -367,11 +379,8 @@ class Kept:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Keep what of the data is to be kept: nothing is half inside."""
         if self._start <= offset < self._end:
-            view, at = memoryview(data), offset - self._start
             try:
-                while view:
-                    n = os.pwrite(self._file.fileno(), view, at)
-                    view, at = view[n:], at + n
+                write_all(os.pwrite, self._file.fileno(), data, offset - self._start)
             except OSError as e:
                 raise OutputError(f"a temporary file in {self._folder} cannot be written: {e.strerror}") from e
 
