@@ -123,9 +123,11 @@ static size_t lzo_bound(size_t size)
 
 static int64_t lzo(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
 {
+	/* The table is cleared for each page: for a small one, 8 KiB find nearly all that 32 KiB find, in less time. */
+	int small = size <= 4096;
 	lzo_uint written = 0;
 
-	if (lzo1x_1_compress(page, size, out, &written, codec->state) != LZO_E_OK)
+	if ((small ? lzo1x_1_12_compress : lzo1x_1_compress)(page, size, out, &written, codec->state) != LZO_E_OK)
 		return FAILED;
 	return if_smaller(written, size);
 }
