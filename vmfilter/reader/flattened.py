@@ -14,7 +14,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from operator import add
 
 from vmfilter.errors import InputError
 from vmfilter.reader.source import Source
@@ -26,7 +26,7 @@ HEADER_SIZE = 4096
 RECORD = struct.Struct(">qq")
 END = RECORD.pack(-1, -1)
 TYPE, VERSION = 1, 1
-_MAX_RECORDS = 1 << 18  # held in memory: 24 bytes each; of 1 MiB each, as vmfilter's are, that is a dump of 256 GiB
+_MAX_RECORDS = 1 << 19  # held in memory: 24 bytes each; of 200 KiB each, as vmfilter's are, that is a dump of 100 GiB
 _MAX_OFFSET = 1 << 62
 
 
@@ -62,24 +62,26 @@ class FlattenedSource:
         self.size: int | None
         self._source = source
         check_header(source.path, self._bytes(0, 32))
-        found: list[tuple[int, int, int]] = []
+        offsets, sizes, places = array("Q"), array("Q"), array("Q")
         at = HEADER_SIZE
         while True:
             offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
             at += RECORD.size
             if offset < 0:
                 break
-            if len(found) == _MAX_RECORDS:
+            if len(offsets) == _MAX_RECORDS:
                 raise TooManyRecordsError
-            found.append((offset, size, at))
+            for values, value in ((offsets, offset), (sizes, size), (places, at)):
+                values.append(value)
             at += size
-        found.sort()
-        if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
+        order = sorted(range(len(offsets)), key=offsets.__getitem__)
+        self._offsets, self._sizes, self._places = (
+            array("Q", (values[i] for i in order)) for values in (offsets, sizes, places)
+        )
+        ends = map(add, self._offsets, self._sizes)
+        if any(end > start for end, start in zip(ends, self._offsets[1:], strict=False)):
             raise TooManyRecordsError
-        self._offsets = array("Q", (r[0] for r in found))
-        self._sizes = array("Q", (r[1] for r in found))
-        self._places = array("Q", (r[2] for r in found))
-        self.size = self._size = max((offset + size for offset, size, _ in found), default=0)
+        self.size = self._size = self._offsets[-1] + self._sizes[-1] if order else 0
 
     def _bytes(self, offset: int, size: int) -> bytes:
         buffer = bytearray(size)

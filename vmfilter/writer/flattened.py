@@ -16,7 +16,8 @@ from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
 from vmfilter.writer.transport import Kept, Stream, write_all, zeros_in
 
-_COLLECTED = 1 << 20  # bytes that follow each other are one record up to this, more where they come as one
+_COLLECTED = 1 << 18  # bytes that come in small pieces and follow each other are one record up to this
+_SMALL = 1 << 16
 _LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
 _RESERVED_AT_ONCE = 64 << 20
 _PIPE_BYTES = 1 << 20  # that a pipe is to hold: with 64 KiB, those at its two ends wait for each other all the time
@@ -33,7 +34,7 @@ class _Record(NamedTuple):
     start: int
     offset: int
     size: int
-    again: bytearray | None
+    again: bytes | None
 
     @property
     def data(self) -> int:
@@ -64,12 +65,12 @@ class FlattenedTransport:
         self._full = False
         self._first_page = -1  # offset in the dump, once there is one
         self._records: deque[_Record] = deque()
-        self._again: list[tuple[int, bytearray]] = []  # of the dump, offset and data that the stream has lost
+        self._again: list[tuple[int, bytes]] = []  # of the dump, offset and data that the stream has lost
         self._landed = 0
         self._failure: OutputError | None = None
         self._append(flattened_header())
 
-    def _append(self, *parts: bytes | bytearray) -> None:
+    def _append(self, *parts: bytes | bytearray | memoryview) -> None:
         """Write what belongs together."""
         at = self._at
         try:
@@ -120,6 +121,10 @@ class FlattenedTransport:
             if owed[0] <= offset < owed[1]:
                 owed[2] -= len(data)
         self._have_room(len(data))
+        if len(data) >= _SMALL:  # to collect it is to copy it
+            self._flush()
+            self._put(offset, data)
+            return
         if offset != self._offset + len(self._collected) or len(self._collected) + len(data) > _COLLECTED:
             self._flush()
             self._offset = offset
@@ -127,16 +132,18 @@ class FlattenedTransport:
 
     def _flush(self) -> None:
         if self._collected:
-            data = self._collected
-            self._records.append(self._taken())
-            self._append(RECORD.pack(self._offset, len(data)), data)
-            self._end = max(self._end, self._offset + len(data))
-            self._see_what_landed()
+            data, self._collected = self._collected, bytearray()
+            self._put(self._offset, data)
 
-    def _taken(self) -> _Record:
-        """Take what is collected for the next record."""
-        data, self._collected = self._collected, bytearray()
-        return _Record(self._at, self._offset, len(data), data if self._offset < self._first_page else None)
+    def _put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write a record."""
+        self._records.append(self._next_record(offset, data))
+        self._append(RECORD.pack(offset, len(data)), data)
+        self._end = max(self._end, offset + len(data))
+        self._see_what_landed()
+
+    def _next_record(self, offset: int, data: bytes | bytearray | memoryview) -> _Record:
+        return _Record(self._at, offset, len(data), bytes(data) if offset < self._first_page else None)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Transport."""
@@ -159,7 +166,8 @@ class FlattenedTransport:
     def _go_back(self) -> None:
         """Go on after what has landed, with what must be written again."""
         self._see_what_landed()
-        self._records.append(self._taken())
+        self._records.append(self._next_record(self._offset, self._collected))
+        self._collected = bytearray()
         self._end = self._landed
         first, landed = self._records[0], self._below.landed
         self._at = first.start
