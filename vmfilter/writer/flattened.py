@@ -16,8 +16,8 @@ from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.reader.flattened import END, RECORD, flattened_header
 from vmfilter.writer.transport import Kept, Stream, write_all, zeros_in
 
-_COLLECTED = 1 << 18  # bytes that come in small pieces and follow each other are one record up to this
-_SMALL = 1 << 16
+_LARGE = 1 << 17  # bytes that come as one and are a record of their own: to collect them is to copy them
+_COLLECTED = 1 << 20  # those that come in smaller pieces, and follow each other, are one record up to this
 _LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
 _RESERVED_AT_ONCE = 64 << 20
 _PIPE_BYTES = 1 << 20  # that a pipe is to hold: with 64 KiB, those at its two ends wait for each other all the time
@@ -84,7 +84,9 @@ class FlattenedTransport:
 
     def _have_room(self, size: int) -> None:
         """Have room in the stream for more data and all that is to come after them; else just for the latter."""
-        end = self._at + len(self._collected) + size + sum(left for *_, left in self._owed) + _LAST_RECORDS
+        owed = sum(left for *_, left in self._owed)
+        records = _LAST_RECORDS + owed // _LARGE * RECORD.size
+        end = self._at + len(self._collected) + size + owed + records
         if end <= self._reserved or self._full:
             return
         try:
@@ -121,7 +123,7 @@ class FlattenedTransport:
             if owed[0] <= offset < owed[1]:
                 owed[2] -= len(data)
         self._have_room(len(data))
-        if len(data) >= _SMALL:  # to collect it is to copy it
+        if len(data) >= _LARGE:
             self._flush()
             self._put(offset, data)
             return
