@@ -1,6 +1,6 @@
 """Makes the manual pages anew: `.venv/bin/python docs/manpages.py`, in docs/man or the folder that is named.
 
-Nothing of them is written here. Commands and options are what the parsers say, made roff by argparse-manpage; the rest
+Only NAME and SEE ALSO are written here. Commands and options are what the parsers say, made roff by argparse-manpage; the rest
 is what --help, README.md, makedumpfile.md and CHANGELOG.md say.
 """
 
