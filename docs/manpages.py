@@ -1,7 +1,7 @@
 """Makes the manual pages anew: `.venv/bin/python docs/manpages.py`, in docs/man or the folder that is named.
 
-Only NAME and SEE ALSO are written here. Commands and options are what the parsers say, made roff by argparse-manpage; the rest
-is what --help, README.md, makedumpfile.md and CHANGELOG.md say.
+Only NAME and SEE ALSO are written here. Commands and options are what the parsers say, made roff by argparse-manpage;
+the rest is what --help, README.md, makedumpfile.md and CHANGELOG.md say.
 """
 
 from __future__ import annotations
