@@ -1,0 +1,117 @@
+"""Makes the manual pages anew: `.venv/bin/python docs/manpages.py`, in docs/man or the folder that is named.
+
+Only NAME and SEE ALSO are written here. Commands and options are what the parsers say, made roff by argparse-manpage;
+the rest is what --help, README.md, makedumpfile.md and CHANGELOG.md say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from argparse_manpage.manpage import Manpage
+
+from vmfilter import __version__
+from vmfilter.cli import _parser, verify
+from vmfilter.makedumpfile.messages import usage
+from vmfilter.makedumpfile.options import OPTIONS
+
+DOCS = Path(__file__).parent
+README, CHANGELOG, MAKEDUMPFILE = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("../README.md", "../CHANGELOG.md", "makedumpfile.md")
+)
+SEE_ALSO = (
+    "**crash**(8), **dmesg**(1), **drgn**(1), **kdump.conf**(5), **kdump-config**(8), **kexec**(8), **makedumpfile**(8)"
+)
+
+
+def section(document: str, heading: str) -> str:
+    """Return what a document has below a heading."""
+    return document.partition(f"\n## {heading}\n\n")[2].partition("\n\n## ")[0]
+
+
+def roff(markdown: str) -> str:
+    """Return paragraphs, lists and blocks of code as roff."""
+    text = markdown.strip().replace("\\", "\\e").replace("-", "\\-")
+    text = re.sub(r"^```\n(.+?)\n```", r".RS 4\n.nf\n\1\n.fi\n.RE", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\*\*(.+?)\*\*|`(.+?)`", r"\\fB\1\2\\fR", text)
+    text = re.sub(r"^ +", "", text, flags=re.MULTILINE)
+    return re.sub(r"^\\- ", r".IP \\(bu 2\n", text, flags=re.MULTILINE)
+
+
+def with_tags(page: str) -> str:
+    """Return a page in which what help texts have in columns, as dump levels and exit statuses, is tags and texts."""
+    lines: list[str] = []
+    in_table = False
+    for line in page.splitlines():
+        *tag, text = re.split(r" {2,}", line.strip())
+        if line.startswith(" "):
+            lines += [".TP", f".B {', '.join(tag)}", text] if tag else [text]
+            in_table = True
+        elif line or not in_table:
+            lines += [".PP", line] if in_table and line[0] != "." else [line]
+            in_table = False
+    return "\n".join(lines) + "\n"
+
+
+def page(parser: argparse.ArgumentParser, name: str, sections: dict[str, str]) -> str:
+    """Return the manual page of a parser, with these sections too; the name is what NAME says."""
+    made = Manpage(parser, format="single-commands-section")
+    made.section, made.manual, made.description = "8", "System Manager's Manual", name
+    made.source = f"vmfilter {__version__}"
+    made.date = CHANGELOG.partition(f"\n## {__version__} (")[2].partition(")")[0]  # a page of today changes each day
+    for heading, text in sections.items():
+        made.add_section(heading, "=", text)
+    return with_tags(str(made))
+
+
+def vmfilter() -> str:
+    """Return the page of the command with all its subcommands."""
+    parser = _parser("")
+    statuses = parser.epilog
+    parser.description = parser.epilog = None  # below as sections
+    commands = argparse.ArgumentParser().add_subparsers()
+    verify.add_to(commands, statuses)  # it has more of them
+    lines = section(README, "Use it").split("```")[1].strip().splitlines()
+    examples = "\n".join(
+        f"  {roff(command.strip())}  {roff(text)}" for command, _, text in (x.partition("#") for x in lines)
+    )
+    sections = {
+        "description": roff(README.partition("\n\n")[2].partition("```")[0]),
+        "exit status": commands.choices["verify"].epilog.partition("\n")[2].rstrip(),
+        "examples": examples,
+        "see also": roff(f"**vmfilter-makedumpfile**(8), {SEE_ALSO}"),
+    }
+    return page(parser, "make small dumps of crashed Linux kernels", sections)
+
+
+def makedumpfile() -> str:
+    """Return the page of makedumpfile's command line."""
+    parser = argparse.ArgumentParser(prog="vmfilter-makedumpfile", add_help=False)
+    groups = {
+        "unneeded": parser.add_argument_group("options that change nothing"),
+        "refused": parser.add_argument_group("options that are not supported"),
+    }
+    for option in OPTIONS:
+        shape = {"metavar": option.value} if option.value else {"action": "store_true"}
+        groups.get(option.sets, parser).add_argument(option.name, help=option.help.replace("%", "%%"), **shape)
+    forms = "\n".join(usage()).partition("Usage:\n")[2].partition("\n\n")[0]
+    sections = {
+        "synopsis": roff(forms.replace("  makedumpfile", "**vmfilter-makedumpfile**")).replace("\n", "\n.br\n"),
+        "description": roff(MAKEDUMPFILE.partition("\n\n")[2].partition("\n| ")[0]),
+        "exit status": roff(section(MAKEDUMPFILE, "Exit status")),
+        "differences": roff(section(MAKEDUMPFILE, "Where it differs")),
+        "see also": roff(f"**vmfilter**(8), {SEE_ALSO}"),
+    }
+    return page(parser, "make small dumps by the command line of makedumpfile", sections)
+
+
+if __name__ == "__main__":
+    os.environ["COLUMNS"] = "10000"  # argparse would break lines where this terminal ends
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "man"
+    folder.mkdir(exist_ok=True)
+    for name, made in (("vmfilter", vmfilter()), ("vmfilter-makedumpfile", makedumpfile())):
+        (folder / f"{name}.8").write_text(made, encoding="utf-8")
