@@ -210,8 +210,8 @@ def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
     def runs() -> Iterator[Run]:
         nonlocal taken, most
         for i in range(60):
-            taken += 1
             most = max(most, taken - given)
+            taken += 1  # not in flight before there is room for it
             yield i * CHUNK, CHUNK
 
     dump = FakeDump()

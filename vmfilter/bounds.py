@@ -11,7 +11,7 @@ from vmfilter.errors import VmfilterError
 MAX_THREADS = 1024
 CHUNK_BYTES = 1 << 19
 """Pages that one thread takes at a time."""
-_SPARE_CHUNKS = 12  # that wait for a thread, or to be written
+_SPARE_CHUNKS = 16  # that wait for a thread, or to be written
 _THREAD_BYTES = 1 << 19  # what a thread needs beside chunks: pages that are read, a codec's tables, its stack
 _WRITER_BYTES = 4 << 20
 _THREAD_ADDRESSES = 72 << 20  # 8 MiB of stack and, with glibc, 64 for its malloc(): reserved, hardly used
@@ -41,7 +41,7 @@ def bounds(threads: int | None) -> Bounds:
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
     n = min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
-    return Bounds(n, n + min(2 * n, _SPARE_CHUNKS) + 2)
+    return Bounds(n, n + min(4 * n, _SPARE_CHUNKS) + 2)
 
 
 def memory_in_use() -> int:

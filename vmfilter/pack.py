@@ -174,32 +174,30 @@ def packed(
     free: list[_Chunk] = []
     pending: deque[_Chunk] = deque()
     most = bounds.chunks
+    done = 0  # of the first that are pending, as was waited for
     team = Team(lambda: new_worker(dump, page_size, new_packer(), skip_zero), bounds.threads)
     try:
         for chunk_runs in chunks_of(runs, pages):
-            if not free:
+            if not free and len(pending) < most:
                 chunk = _new_chunk(pages, hashed, pending)
-                if chunk is not None:
-                    free.append(chunk)
-                else:
+                if chunk is None:
                     most = len(pending)
-                    yield from _several(pending, free, bounds.threads)
+                else:
+                    free.append(chunk)
+            if not free:
+                if not done:
+                    # A thread must stop whenever the caller wakes up, so it does so for several; and it may have to
+                    # wait until one stops, so the threads have as many again to do meanwhile.
+                    done = max(most // 2, 1)
+                    pending[done - 1].sleep()
+                yield pending[0].pages()
+                free.append(pending.popleft())
+                done -= 1
             chunk = free.pop()
             chunk.runs = chunk_runs
             pending.append(chunk)
             team.give(chunk)
-            if not free and len(pending) >= most:
-                yield from _several(pending, free, bounds.threads)
         while pending:
             yield pending.popleft().pages()
     finally:
         team.end()
-
-
-def _several(pending: deque[_Chunk], free: list[_Chunk], threads: int) -> Iterator[Pages]:
-    """Pages of all chunks but those that keep the threads busy: a thread must stop whenever the caller wakes up."""
-    count = max(len(pending) - threads - 1, 1)
-    pending[count - 1].sleep()
-    for _ in range(count):
-        yield pending[0].pages()
-        free.append(pending.popleft())
