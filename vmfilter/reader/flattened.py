@@ -45,7 +45,7 @@ class FlattenedSource:
     Attributes:
         path: of the file.
         size: bytes of the dump.
-        wrappings: see Source.
+        wrappings, cut: see Source.
 
     """
 
@@ -53,25 +53,32 @@ class FlattenedSource:
         """Look where the records of the file lie.
 
         Raises:
-            InputError: it is damaged, or ends without its last record.
+            InputError: it is damaged.
             TooManyRecordsError: see there.
 
         """
         self.path = source.path
         self.wrappings: Sequence[str] = [*source.wrappings, FLATTENED]
+        self.cut = source.cut
         self.size: int | None
         self._source = source
+        file_end = _MAX_OFFSET if source.size is None else source.size
         check_header(source.path, self._bytes(0, 32))
         found: list[tuple[int, int, int]] = []
         at = HEADER_SIZE
         while True:
+            if at + RECORD.size > file_end:
+                self.cut = f"ends at offset {file_end:#x}, without the last record of a flattened file"
+                break
             offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
             at += RECORD.size
+            size = min(size, file_end - at)
             if offset < 0:
                 break
             if len(found) == _MAX_RECORDS:
                 raise TooManyRecordsError
-            found.append((offset, size, at))
+            if size:
+                found.append((offset, size, at))
             at += size
         found.sort()
         if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
