@@ -120,10 +120,8 @@ class Dump:
     def warnings(self) -> list[str]:
         """What is missing of it, and what reading it has come upon until now and is no failure, one line each."""
         if self.truncated:
-            return [
-                f"{self.path}: {self.truncated}; what is missing counts as left out before, but copy it again where "
-                "the original is whole"
-            ]
+            advice = "what is missing counts as left out before; if the original is whole, copy it again"
+            return [f"{self.path}: {self.truncated}; {advice}"]
         return [f"{self.path}: is incomplete: what it has lost counts as left out before"] * self.header.incomplete
 
     def close(self) -> None:

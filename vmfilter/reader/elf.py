@@ -23,6 +23,7 @@ _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of secti
 _INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
 _NO_END = 1 << 64  # of a file whose size the system does not say
+_NO_FILE = 1 << 63  # an offset that no file has
 _AT_ONCE = 1 << 10  # program headers that are read together
 
 
@@ -131,6 +132,8 @@ class ElfDump(PieceDump):
                     raise InputError(
                         f"{self.path}: program header {i} is of memory at {paddr:#x}-{end - 1:#x}, which no machine has"
                     )
+                if size and start + size >= _NO_FILE:
+                    raise InputError(f"{self.path}: program header {i} is of {size} bytes at offset {start:#x}")
                 if size and start + size > self._file_end:
                     there = self._there(paddr, start)
                     lost.add(paddr + there, paddr + size, start + there)
@@ -140,8 +143,9 @@ class ElfDump(PieceDump):
                 if paddr + size < end:
                     memory.add(paddr + size, end, paddr + size)
         if lost and not self.header.incomplete:
+            size = sum(lost.ends) - sum(lost.starts)
             self.truncated = (
-                f"ends at offset {self._file_end:#x}, {sum(lost.ends) - sum(lost.starts)} bytes of PT_LOADs too early: "
+                f"truncated at offset {self._file_end:#x}, {size} bytes of PT_LOADs too early: "
                 f"memory between the physical addresses {min(lost.starts):#x} and {max(lost.ends) - 1:#x} is missing"
             )
         if self.truncated:

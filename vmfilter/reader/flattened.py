@@ -68,7 +68,7 @@ class FlattenedSource:
         at = HEADER_SIZE
         while True:
             if at + RECORD.size > file_end:
-                self.cut = f"ends at offset {file_end:#x}, without the last record of a flattened file"
+                self.cut = f"truncated at offset {file_end:#x}, before the last record of a flattened file"
                 break
             offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
             at += RECORD.size

@@ -189,12 +189,15 @@ class KdumpDump(Dump):
         self.header = self._file.header._replace(incomplete=bool(self.missing or said or cut))
         self._local = threading.local()  # what was looked at until now was not known to be lost
         if cut:
-            self.truncated = self._describe_cut(cut)
+            lost, self.truncated = self._describe_cut(cut)
+            if lost == self.kept:
+                raise InputError(f"{self.path}: {self.truncated}")
 
     def _is_cut(self, part: Part) -> bool:
         """Whether a file ends before what it says that it has.
 
-        Data lie in the order of pages, so the last pages tell, unless they all share those of one, as zero pages do.
+        Data lie one after the other in the order of pages, so the last pages tell, unless they all share those of one,
+        as zero pages do. What does not lie after the data of another page is no sign: that is a damaged descriptor.
         """
         file = part.file
         if file.source.cut or max(part.data, file.erase_info_end) > file.size:
@@ -204,14 +207,16 @@ class KdumpDump(Dump):
             at = max(end - _TAIL * DESCRIPTOR, part.descriptors)
             raw = file.read(at, end - at)
             alike = raw == raw[:DESCRIPTOR] * (len(raw) // DESCRIPTOR)
-            if any(offset + size > file.size for offset, size in row.iter_unpack(raw[:DESCRIPTOR] if alike else raw)):
+            last = set(row.iter_unpack(raw[:DESCRIPTOR] if alike else raw))
+            ends = {offset + size for offset, size in last}
+            if any(offset in ends and size <= self._size and offset + size > file.size for offset, size in last):
                 return True
             if not alike:
                 break
         return False
 
-    def _describe_cut(self, cut: Sequence[Part]) -> str:
-        """Say where files end, and which of their pages are lost by that."""
+    def _describe_cut(self, cut: Sequence[Part]) -> tuple[int, str]:
+        """Count the pages that are lost by where files end, and say both."""
         lost, first = 0, self._frames
         for part in cut:
             for number in range(part.first // _STRETCH, -(-part.end // _STRETCH)):
@@ -222,9 +227,12 @@ class KdumpDump(Dump):
                 if gone:
                     first = min(first, base + (gone & -gone).bit_length() - 1)
         where = f", the first at physical address {self._start + first * self._size:#x}" if lost else ""
+        where += ", and what was erased is not known" * any(part.file.erase_info_end > part.file.size for part in cut)
         names = [f"{part.file.path} " if len(self.files) > 1 else "" for part in cut]
-        ends = ", ".join(f"{name}ends at offset {part.file.size:#x}" for name, part in zip(names, cut, strict=True))
-        return f"{ends}: {lost} of {self.kept} pages are missing{where}"
+        ends = ", ".join(
+            f"{name}truncated at offset {part.file.size:#x}" for name, part in zip(names, cut, strict=True)
+        )
+        return lost, f"{ends}: {lost} of {self.kept} pages are missing{where}"
 
     def _parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that have the frames [first, end), and which of these each has."""

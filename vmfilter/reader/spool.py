@@ -98,7 +98,7 @@ class Reader:
         except InputError:
             raise
         except EOFError as e:  # gzip's and xz's; zstandard ends as if that were all
-            raise EndsEarlyError(self.path, f"ends before its compressed data do, {self.at} bytes unpacked") from e
+            raise EndsEarlyError(self.path, f"truncated: {self.at} bytes are unpacked, and more would come") from e
         except Exception as e:  # each library has errors of its own
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
 
