@@ -228,11 +228,10 @@ class KdumpDump(Dump):
                     first = min(first, base + (gone & -gone).bit_length() - 1)
         where = f", the first at physical address {self._start + first * self._size:#x}" if lost else ""
         where += ", and what was erased is not known" * any(part.file.erase_info_end > part.file.size for part in cut)
-        names = [f"{part.file.path} " if len(self.files) > 1 else "" for part in cut]
-        ends = ", ".join(
-            f"{name}truncated at offset {part.file.size:#x}" for name, part in zip(names, cut, strict=True)
-        )
-        return lost, f"{ends}: {lost} of {self.kept} pages are missing{where}"
+        ends = [f"truncated at offset {part.file.size:#x}" for part in cut]
+        if len(self.files) > 1:
+            ends = [f"{part.file.path} is {end}" for part, end in zip(cut, ends, strict=True)]
+        return lost, f"{', '.join(ends)}: {lost} of {self.kept} pages are missing{where}"
 
     def _parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that have the frames [first, end), and which of these each has."""
