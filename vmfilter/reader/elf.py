@@ -24,6 +24,7 @@ _INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
 _NO_END = 1 << 64  # of a file whose size the system does not say
 _NO_FILE = 1 << 63  # an offset that no file has
+_MAX_LOST = 1 << 20  # bytes of memory that are missing for each byte that is there: all have to be walked
 _AT_ONCE = 1 << 10  # program headers that are read together
 
 
@@ -148,6 +149,8 @@ class ElfDump(PieceDump):
                 f"truncated at offset {self._file_end:#x}, {size} bytes of PT_LOADs too early: "
                 f"memory between the physical addresses {min(lost.starts):#x} and {max(lost.ends) - 1:#x} is missing"
             )
+            if size > self._file_end * _MAX_LOST:
+                raise InputError(f"{self.path}: {self.truncated}: that cannot be right")
         if self.truncated:
             self.header = self.header._replace(incomplete=True)
         return loads, memory

@@ -66,20 +66,18 @@ class FlattenedSource:
         check_header(source.path, self._bytes(0, 32))
         found: list[tuple[int, int, int]] = []
         at = HEADER_SIZE
-        while True:
-            if at + RECORD.size > file_end:
-                self.cut = f"truncated at offset {file_end:#x}, before the last record of a flattened file"
-                break
+        while at + RECORD.size <= file_end:
             offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
             at += RECORD.size
-            size = min(size, file_end - at)
             if offset < 0:
                 break
             if len(found) == _MAX_RECORDS:
                 raise TooManyRecordsError
-            if size:
+            if at + size <= file_end:  # of one that is cut, a part of a descriptor could be there
                 found.append((offset, size, at))
             at += size
+        else:
+            self.cut = f"truncated at offset {file_end:#x}, before the last record of a flattened file"
         found.sort()
         if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
             raise TooManyRecordsError
