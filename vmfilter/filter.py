@@ -77,7 +77,8 @@ def filter_dump(
         progress: called from time to time; while pages are written, between those of two chunks.
 
     Returns:
-        What was found and written; with keep_incomplete, what ended the run is in its failure.
+        What was found and written; with keep_incomplete, what ended the run is in its failure. Of a source that is not
+        all there, which its warnings say, the new dump is incomplete too.
 
     Raises:
         VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
