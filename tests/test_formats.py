@@ -771,16 +771,18 @@ BAD_RECORDS = {
 @pytest.mark.parametrize("before", [0, 1])
 def test_a_record_that_cannot_be_is_refused(tmp_path: Path, record: tuple[int, int], before: int) -> None:
     good = Elf([Load(0x1000, b"m" * PAGE)]).build()
+    reads_on = before and (1 << 40) <= record[1] <= (1 << 61)  # it can be, and the file ends early
     data = stream_of(*[(0, good)] * before)[:-16] + struct.pack(">qq", *record) + b"abc" + END
     (tmp_path / "flat").write_bytes(data)
     said = pytest.raises(InputError, match=r"damaged: the record at|ends a|truncated|no file is that long")
-    with said:
-        open_dump(tmp_path / "flat")
     with said, open(tmp_path / "flat", "rb", buffering=0) as stream:
         rearrange(stream, tmp_path / "out")
-    with standard_input(data), pytest.raises(InputError):
-        open_dump("-")
     assert os.listdir(tmp_path) == ["flat"]
+    with standard_input(data), contextlib.nullcontext() if reads_on else said:
+        open_dump("-").close()
+    with contextlib.nullcontext() if reads_on else said, open_dump(tmp_path / "flat") as dump:
+        assert dump.read(0x1000, PAGE) == b"m" * PAGE
+        assert dump.header.incomplete
 
 
 def truncations(data: bytes) -> list[int]:
@@ -797,12 +799,14 @@ def truncations(data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["elf", "kdump"])
-def test_a_stream_truncated_anywhere_is_refused_and_leaves_nothing(tmp_path: Path, form: str) -> None:
+def test_of_our_own_streams_truncated_anywhere_nothing_can_be_read_for_the_header_comes_last(
+    tmp_path: Path, form: str
+) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE), Load(0x8000, os.urandom(PAGE))]).write(tmp_path / "vmcore")
     filter_dump(vmcore, tmp_path / "flat", level=0, format=form, flatten=True)
     data = (tmp_path / "flat").read_bytes()
     os.unlink(tmp_path / "vmcore")
-    places = truncations(data)
+    places = [n for n in truncations(data) if n < len(data) - 16]
     assert len(places) > 30
     for n in places:
         (tmp_path / "flat").write_bytes(data[:n])

@@ -31,7 +31,7 @@ from vmfilter.kernel import Kernel, Vmcoreinfo
 from vmfilter.reader import kdump, kdumpheaders
 from vmfilter.reader.dump import Dump
 
-INPUT, KERNEL = 3, 5
+INPUT, KERNEL, INCOMPLETE_STATUS = 3, 5, 6
 CODECS = list(FLAGS)
 STRETCH = 1 << 15  # page frames that the reader looks at together
 
@@ -462,19 +462,21 @@ def test_an_incomplete_dump_of_the_other_byte_order_has_lost_the_same(
     check_all(opened(file), Model(file))
 
 
-def test_filtering_an_incomplete_dump_says_so_and_makes_a_complete_one(
+def test_what_an_incomplete_dump_is_filtered_to_is_incomplete_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = some_file(codec=lambda pfn: "lzo")
     frames = sorted(file.pages)
     file.lost = set(frames[-9:])
     file.write(tmp_path / "in")
-    assert main(["filter", "-q", "-d", "0", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
-    assert "is incomplete" in capsys.readouterr().err
+    assert main(["filter", "-q", "-d", "0", str(tmp_path / "in"), str(tmp_path / "out")]) == INCOMPLETE_STATUS
+    err = capsys.readouterr().err
+    assert "in: is incomplete: what it has lost counts as left out before" in err
+    assert "out: is marked incomplete" in err
     out = Kdump(tmp_path / "out")
     assert out.kept == frames[:-9]
     assert set(out.present) == set(frames) | file.excluded
-    assert out.status & INCOMPLETE == 0
+    assert out.status & INCOMPLETE
 
 
 # Codecs that this build lacks
@@ -661,8 +663,7 @@ DAMAGED_SUB: list[tuple[str, list[Any]]] = [
     ("size_vmcoreinfo", [(1 << 20) + 1, 1 << 40, MAX64]),
     ("offset_note", [0, 1, 1 << 40, 1 << 63, MAX64]),
     ("size_note", [1 << 20, 1 << 40, 1 << 63, MAX64]),
-    ("offset_eraseinfo", [1 << 40, MAX64]),
-    ("size_eraseinfo", [1 << 28, 1 << 63, MAX64]),
+    ("size_eraseinfo", [(1 << 28) + 1, 1 << 63, MAX64]),
     ("max_mapnr_64", [0, 8 * PAGE + 1, 1 << 44, (1 << 44) + 1, MAX64]),
 ]
 
@@ -697,7 +698,15 @@ def test_fields_that_nothing_depends_on_may_say_anything(filtered: Filtered, nam
         (value,) = struct.unpack("<" + kind, fill * struct.calcsize("<" + kind))
         for level in "0", "31":
             ran = filtered(patched(at, kind, value), level)
-            assert (ran.status, ran.left) == (0, ["dump"]), ran.err
+            incomplete = name == "status" and value & INCOMPLETE
+            assert (ran.status, ran.left) == (INCOMPLETE_STATUS if incomplete else 0, ["dump"]), ran.err
+
+
+@pytest.mark.parametrize(("name", "value"), [("offset_eraseinfo", 1 << 40), ("size_eraseinfo", 1 << 28)])
+def test_erase_info_beyond_the_end_of_the_file_is_missing(filtered: Filtered, name: str, value: int) -> None:
+    ran = filtered(patched(PAGE + SUB["64"][name][0], SUB["64"][name][1], value))
+    assert (ran.status, ran.left) == (INCOMPLETE_STATUS, ["dump"])
+    assert "0 of 48 pages are missing, and what was erased is not known" in ran.err
 
 
 @pytest.mark.parametrize("machine", [b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
@@ -752,12 +761,28 @@ def test_page_flags_of_a_descriptor_may_say_anything(filtered: Filtered, value: 
     assert filtered(patched(file.descriptor_at(1) + offset, kind, value)).status == 0
 
 
-def test_a_file_truncated_anywhere_is_refused(filtered: Filtered) -> None:
+def test_of_a_file_truncated_anywhere_each_page_that_is_there_is_kept(tmp_path: Path, filtered: Filtered) -> None:
     file, data = good(), good_data()
     edges = [8, 12, 464, PAGE, PAGE + 104, file.notes_at + 12, file.erase_at, file.bitmap1, file.bitmap2]
     edges += [file.descriptors, file.descriptors + 24, file.descriptors + 25 * 24, file.data, file.data + 20000]
     for cut in sorted({max(e + d, 0) for e in [*edges, len(data)] for d in (-1, 0, 1)} - {len(data), len(data) + 1}):
-        filtered(data[:cut], "0").is_refused("offset", "not a dump")
+        pages = {}
+        for pfn in file.frames:
+            offset, size = struct.unpack_from("<QI", data, file.descriptor_at(pfn))
+            if file.data <= cut >= offset + size:
+                pages[pfn] = file.pages[pfn]
+        if not pages:
+            filtered(data[:cut], "0").is_refused("offset", "not a dump")
+            continue
+        (tmp_path / "cut").write_bytes(data[:cut])
+        result = vmfilter.filter_dump(tmp_path / "cut", tmp_path / "out", level=0, force=True)
+        lost = len(file.frames) - len(pages)
+        assert f"cut: truncated at offset {cut:#x}: {lost} of 48 pages are missing" in result.warnings[0]
+        out = Kdump(tmp_path / "out")
+        assert dict(out.pages()) == pages
+        assert out.present == file.frames
+        assert out.status & INCOMPLETE
+        assert result.incomplete
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -772,7 +797,7 @@ def test_damaged_bitmaps_never_do_more_than_lead_to_a_refusal(filtered: Filtered
         ran = filtered(bytes(spoilt), chance.choice(("0", "31")), "--dry-run")
         if ran.status == KERNEL:  # its page tables' bits are gone
             assert ran.err.count("\n") == 1
-        elif ran.status:
+        elif ran.status not in (0, INCOMPLETE_STATUS):
             ran.is_refused("offset", "frame")
 
 
@@ -799,7 +824,7 @@ def test_damage_anywhere_never_gives_a_traceback(
     for _ in range(60):
         data = _spoilt(chance)
         ran = filtered(data, chance.choice(("0", "1", "31", "63")), "--dry-run")
-        assert ran.status in (0, INPUT, KERNEL), ran.err
+        assert ran.status in (0, INPUT, KERNEL, INCOMPLETE_STATUS), ran.err
         statuses.add(ran.status)
         assert main(["info", str(tmp_path / "damaged")]) in (0, INPUT, KERNEL)
         assert capsys.readouterr().err.count("\n") <= 2

@@ -60,8 +60,9 @@ def test_a_dump_is_read_whatever_it_is_in(tmp_path: Path, wrap: Callable[[bytes]
 
 
 @pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, lzma.compress, in_halves, written_twice])
-def test_what_is_truncated_is_refused_and_closed(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
+def test_what_ends_before_its_headers_is_refused_and_closed(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "dump"
-    path.write_bytes(wrap(elf())[:-9])
+    data = wrap(elf())
+    path.write_bytes(data[: 5000 if len(data) > 5000 else -9])
     with all_closed_again(), pytest.raises(vmfilter.InputError, match=f"^{path}: "):
         vmfilter.open_dump(path)

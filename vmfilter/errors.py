@@ -25,6 +25,20 @@ class InputError(VmfilterError):
     exit_status = 3
 
 
+class EndsEarlyError(InputError):
+    """A stream ends before what it says that it has.
+
+    Attributes:
+        what: that, without the stream's name.
+
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        """Say of the stream of that name what it is."""
+        super().__init__(f"{path}: {what}")
+        self.what = what
+
+
 class OutputError(VmfilterError):
     """The new dump cannot be written: it exists, there is no space, no permission."""
 

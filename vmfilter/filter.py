@@ -77,7 +77,8 @@ def filter_dump(
         progress: called from time to time; while pages are written, between those of two chunks.
 
     Returns:
-        What was found and written; with keep_incomplete, what ended the run is in its failure.
+        What was found and written; with keep_incomplete, what ended the run is in its failure. Of a source that is not
+        all there, which its warnings say, the new dump is incomplete too.
 
     Raises:
         VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
@@ -148,8 +149,6 @@ class _Run:
             )
             self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
-        if dump.header.incomplete:
-            self._warnings.append(f"{dump.path}: is incomplete: what it has lost counts as excluded before")
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
     def write(self, to: Destination) -> Statistics:
@@ -179,21 +178,24 @@ class _Run:
         ended = self._write_pages(writer, to, kept, skip_zero, copies)
         if ended is not None and not (to.form.keep_incomplete and writer.written.pages):
             raise ended
-        incomplete = writer.written.pages < kept
+        ends_early = writer.written.pages < kept
+        result.incomplete = ends_early or self._dump.header.incomplete
         try:
-            result.output_size = writer.finish(incomplete)
+            result.output_size = writer.finish(result.incomplete)
         except OutputError:
             if ended is None:
                 raise
             raise ended from None  # what cannot be written to cannot be ended either
-        result.failure = ended if incomplete else None
+        result.failure = ended if ends_early else None
         written = writer.written
         result.lost = kept - written.pages
         result.zero = written.zero if share_zero else 0
         if self._deduplicator:
             result.shared = written.shared + written.zero - result.zero
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
-        result.warnings = [*self._warnings, *self._dump.warnings]
+        result.warnings = [*self._dump.warnings, *self._warnings]
+        if self._dump.header.incomplete:
+            result.warnings.append(f"{' '.join(to.paths)}: is marked incomplete, as {self._dump.path} is not all there")
         return result
 
     def _write_pages(

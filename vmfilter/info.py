@@ -52,7 +52,8 @@ class DumpInfo(NamedTuple):
         cpus: of the crashed machine, as far as it left their registers behind (NT_PRSTATUS).
         page_size: bytes.
         level: dump level of what was left out before.
-        incomplete: whether space or time ran out when the file was written.
+        incomplete: whether space or time ran out when the file was written, or a part of it is missing now.
+        truncated: whether it ends before what its headers tell of.
         classes: page frames of each class that can be told without looking at struct pages: KERNEL stands for all that
             is in the file and is not persistent memory.
         vmcoreinfo: text of VMCOREINFO, "" where there is none.
@@ -75,6 +76,7 @@ class DumpInfo(NamedTuple):
     page_size: int
     level: int
     incomplete: bool
+    truncated: bool
     classes: dict[PageClass, int]
     vmcoreinfo: str
     pmem: list[NamespacePages]
@@ -125,11 +127,12 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         page_size=page_size,
         level=dump.header.level,
         incomplete=dump.header.incomplete,
+        truncated=bool(dump.truncated),
         classes=classes,
         vmcoreinfo=info.text if info else "",
         pmem=namespaces.result(classes),
         gaps=lost,
-        warnings=[*warnings, *pmem.warnings],
+        warnings=[*dump.warnings, *warnings, *pmem.warnings],
     )
 
 

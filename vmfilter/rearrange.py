@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmfilter.errors import InputError, UsageError
+from vmfilter.errors import EndsEarlyError, InputError, UsageError
 from vmfilter.reader.flattened import SIGNATURE
 from vmfilter.reader.spool import Reader, Stream, rearranged
 from vmfilter.writer.transport import Discard, FileTransport
@@ -59,7 +59,9 @@ def rearrange(
             size = max(size, offset + len(data))
         transport.sync(size)
         transport.publish()
-    except BaseException:
+    except BaseException as e:
         transport.abort()
+        if isinstance(e, EndsEarlyError):
+            e.add_note("vmfilter convert makes a dump of what there is of one in a file, if the dump's header is there")
         raise
     return size

@@ -76,6 +76,7 @@ class Statistics:
         shared: kept pages whose data are those of another page, zero pages among them where the level keeps those; None
             where nobody looked for them.
         lost: kept frames that are not in the dump all the same: it was not to become larger, or the run was ended.
+        incomplete: whether the new dump is, and says so: pages are lost, or the dump that was read is not all there.
         failure: what ended the run before the dump was whole, None where nothing did.
         output_size: bytes of the dump, as written or as it would be.
         warnings: one line each.
@@ -103,6 +104,7 @@ class Statistics:
         self.gaps: list[Gap] = []
         self.shared: int | None = None
         self.lost = 0
+        self.incomplete = False
         self.failure: BaseException | None = None
         self.output_size = 0
         self.warnings: list[str] = []

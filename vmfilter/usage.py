@@ -54,7 +54,7 @@ def memory_usage(dump: Dump) -> Usage:
     counts = _core.ffi.new("uint64_t[]", len(PageClass))
     for window in classifier.windows():
         _core.lib.vmf_count(_core.ffi.from_buffer("uint8_t[]", window.classes), len(window.classes), counts)
-    warnings = [*pmem.warnings, *classifier.warnings]
+    warnings = [*dump.warnings, *pmem.warnings, *classifier.warnings]
     if classifier.unknown:
         warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they count as the kernel's")
     return Usage(page_size, max_pfn(dump, page_size), {c: counts[c] for c in PageClass}, warnings)

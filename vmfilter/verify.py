@@ -81,6 +81,8 @@ def verify_dump(
     if against is not None and against.arch.name != dump.arch.name:
         raise InputError(f"{against.path}: is of {against.arch.name}, {dump.path} of {dump.arch.name}")
     result = Verification(incomplete=dump.header.incomplete)
+    if dump.truncated:
+        result.faults.append(f"{dump.path}: {dump.truncated}")
     result.faults += _faults(dump)
     page = dump.page_size or dump.arch.page_size
     for chunk, found in _checked(dump, against, page, limits):
@@ -247,13 +249,7 @@ def _bitmap_faults(dump: KdumpDump) -> Iterator[str]:
 def _table_faults(part: Part, lowest: int) -> Iterator[str]:
     """What is wrong with the table of descriptors: it is as long as bitmap 2 says, and nothing is after the last."""
     file = part.file
-    if part.data > file.size:
-        if not file.header.incomplete:
-            yield (
-                f"{file.path}: its page descriptors lie from {part.descriptors:#x} to {part.data:#x}, "
-                f"but the file ends at offset {file.size:#x}"
-            )
-    elif part.data + 24 <= min(lowest, file.size) and any(file.read(part.data, 24)):
+    if part.data + 24 <= min(lowest, file.size) and any(file.read(part.data, 24)):
         yield (
             f"{file.path}: what looks like one more page descriptor lies at offset {part.data:#x}: "
             "bitmap 2 has fewer pages than the file"

@@ -26,7 +26,7 @@ _EPILOG = """exit status:
   3  the input cannot be read, is not a dump, or is damaged
   4  the output cannot be written, or exists
   5  the crashed kernel cannot be understood (no VMCOREINFO, unknown machine, damaged memory)
-  6  the new dump is incomplete, and marked so
+  6  the new dump is incomplete, and marked so; also where what was read is not all there
   128 + N  ended by signal N
 """
 

@@ -48,4 +48,4 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         pages = result.kept + result.zero - result.lost
         show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")
-    return INCOMPLETE if result.failure else 0
+    return INCOMPLETE if result.incomplete else 0

@@ -56,6 +56,6 @@ def run(options: argparse.Namespace) -> int:
             )
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
-    for warning in log.warnings():
-        say(f"warning: {dump.path}: {warning}")
+    for warning in (*dump.warnings, *(f"{dump.path}: {warning}" for warning in log.warnings())):
+        say(f"warning: {warning}")
     return 0

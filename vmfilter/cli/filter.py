@@ -140,4 +140,4 @@ def run(options: argparse.Namespace) -> int:
             lines += ["", *table(result)]
         what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
         show(*lines, "", f"{made} {what} {result.output_size} bytes.", aside="-" in outputs)
-    return INCOMPLETE if result.lost else 0
+    return INCOMPLETE if result.incomplete else 0

@@ -17,7 +17,7 @@ files are the parts of one split set. What is wrong is told of the first damaged
 _EPILOG = f"""
 of verify:
   0  DUMP is whole, and equal to VMCORE as far as that has its pages
-  {_DAMAGED}  DUMP is damaged, or differs from VMCORE
+  {_DAMAGED}  DUMP is damaged, ends early, or differs from VMCORE
   {_INCOMPLETE}  DUMP is incomplete: it says so of itself (space or time ran out when it was written), or a part of the
      set is missing; all that is there is good
 """

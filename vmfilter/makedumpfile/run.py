@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from vmfilter.cli.output import hand_out, one_line, trouble
 from vmfilter.cli.signals import EndsBetweenPages
-from vmfilter.errors import CodecError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
+from vmfilter.errors import CodecError, InputError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
@@ -160,6 +160,7 @@ def _create(command: Command, messages: Messages) -> str:
 
 
 def _tell(result: Statistics, messages: Messages) -> None:
+    """Say what else there is to say of a new dump. Raises InputError where it is made of one that is not all there."""
     for warning in result.warnings:
         messages.error(f"warning: {warning}")
     if result.gaps:
@@ -167,6 +168,8 @@ def _tell(result: Statistics, messages: Messages) -> None:
 
         for line in coverage(result.gaps):
             messages.error(f"warning: {line}")
+    if result.incomplete:
+        raise InputError("what was read is not all there, and so the new dump is incomplete")
 
 
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
@@ -218,9 +221,9 @@ class _Creation:
             self._messages.common(f"Retry to create a dumpfile by dump_level({level}).")
             self._delete(result)
             result = self._attempt(level)
+        if result is not None and result.incomplete:
+            self._messages.common("This is an incomplete dumpfile, but might analyzable.")
         if result is None or result.lost:
-            if result is not None:
-                self._messages.common("This is an incomplete dumpfile, but might analyzable.")
             failure = result and self._failed(result)
             raise failure or OutputError(f"{self._names}: the new dump does not fit")
         return result

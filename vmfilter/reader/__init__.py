@@ -28,8 +28,13 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
         missing_parts: whether to do without a part of a split set: what it had counts as lost. Else a set that is not
             all there is refused.
 
+    Returns:
+        It. A file that ends early, as a copy that was broken off does, is opened as far as it goes: what its headers
+        tell of and it has not counts as lost, and Dump.truncated says so.
+
     Raises:
-        InputError: it cannot be read, is not a dump, or is damaged; or the files are not one split set.
+        InputError: it cannot be read, is not a dump, is damaged, or ends before its headers and bitmaps do; or the
+            files are not one split set.
         KernelError: it is of an architecture that vmfilter does not know.
 
     """
@@ -103,8 +108,8 @@ def _spooled(name: str, fd: int) -> Source:
 
     with open(fd, "rb", buffering=0) as stream:
         _can_seek(fd)
-        unpacked, wrappings = spooled(name, stream)
-    return PreadSource(name, unpacked, wrappings)
+        unpacked, wrappings, cut = spooled(name, stream)
+    return PreadSource(name, unpacked, wrappings, cut)
 
 
 def _begin(source: Source) -> bytes:
@@ -128,6 +133,11 @@ def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
     for source, begin in zip(sources, begins, strict=True):
         if begin.startswith(b"\x7fELF"):
             raise InputError(f"{source.path}: an ELF file, no part of a split set: it is read alone")
+        if begin not in SIGNATURES and source.cut:
+            raise InputError(
+                f"{source.path}: {source.cut}; the header of the dump in it, which vmfilter writes last, is not there: "
+                "nothing can be made of it"
+            )
         if begin not in SIGNATURES:
             found = f"it begins with {begin!r}" if begin else "it is empty"
             raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")

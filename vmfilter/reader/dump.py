@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmfilter.arch import Arch
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, KernelError
 from vmfilter.reader.source import Source
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Header(NamedTuple):
         uts: fields of struct new_utsname.
         crash_time: seconds since 1970, 0 where it is not known.
         level: dump level of what was left out before.
-        incomplete: whether space or time ran out when it was written.
+        incomplete: whether space or time ran out when it was written, or a part of it is missing now.
         cpus: of the machine, 0 where it is not known.
         codec: of its pages.
         phys_base: of the kernel, None where it is not known; negative where x86_64's KASLR made it so.
@@ -90,6 +90,7 @@ class Dump:
         arch: of the crashed machine.
         page_size: bytes of the file's own pages; None where it has bytes of memory, as ELF does.
         header: what the file says of the crash.
+        truncated: what is missing of a file that ends before what its headers tell of, in words; "" where nothing is.
         loads: the PT_LOADs as an ELF file has them, in its order; for hints only (their vaddr is not to be trusted).
         end: physical address after all memory.
         notes: the ELF notes, in order.
@@ -108,6 +109,7 @@ class Dump:
         """Take over the source, which close() closes."""
         self.path = source.path
         self.wrappings = source.wrappings
+        self.truncated = source.cut
         self._source = source
         self.loads: Sequence[Piece] = []
         self.notes: list[Note] = []
@@ -116,8 +118,11 @@ class Dump:
 
     @property
     def warnings(self) -> list[str]:
-        """What reading it has come upon until now and is no failure, one line each."""
-        return []
+        """What is missing of it, and what reading it has come upon until now and is no failure, one line each."""
+        if self.truncated:
+            advice = "what is missing counts as left out before; if the original is whole, copy it again"
+            return [f"{self.path}: {self.truncated}; {advice}"]
+        return [f"{self.path}: is incomplete: what it has lost counts as left out before"] * self.header.incomplete
 
     def close(self) -> None:
         """Close the file. The dump cannot be used after."""
@@ -128,7 +133,10 @@ class Dump:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        """Close the file."""
+        """Close the file. Where what was wanted of it failed, what is missing of it may be why: that is noted."""
+        if isinstance(e, (InputError, KernelError)):
+            for warning in self.warnings:
+                e.add_note(warning)
         self.close()
 
     def is_file(self, info: os.stat_result) -> bool:

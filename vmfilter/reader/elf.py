@@ -23,6 +23,8 @@ _PN_XNUM = 0xFFFF  # e_phnum does not hold the number: it is in sh_info of secti
 _INCOMPLETE = 1  # in e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)
 _MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
 _NO_END = 1 << 64  # of a file whose size the system does not say
+_NO_FILE = 1 << 63  # an offset that no file has
+_MAX_LOST = 1 << 20  # bytes of memory that are missing for each byte that is there: all have to be walked
 _AT_ONCE = 1 << 10  # program headers that are read together
 
 
@@ -58,7 +60,7 @@ class ElfDump(PieceDump):
         """Parse the headers; the source is the dump's from then on.
 
         Raises:
-            InputError: not ELF, not a core, or truncated.
+            InputError: not ELF, not a core, or its headers and notes are not all there.
             KernelError: unknown architecture.
 
         """
@@ -86,7 +88,8 @@ class ElfDump(PieceDump):
         # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
-            raise InputError(f"{self.path}: no PT_LOAD with any memory in it")
+            why = f": {self.truncated}" if self.truncated else ""
+            raise InputError(f"{self.path}: no PT_LOAD with any memory in it{why}")
         self.set_memory(loads, memory)
 
     def _struct(self, form: str, offset: int, what: str) -> tuple[int, ...]:
@@ -106,9 +109,10 @@ class ElfDump(PieceDump):
         """Take the notes from the program headers; return the PT_LOADs, and what else is memory, left out of the file.
 
         Where p_memsz is more than p_filesz, makedumpfile -E left pages out, zero pages among them: elf(5) would have
-        it all zeros, which crash and drgn show. QEMU has there what it does not store. An incomplete file lost pages.
+        it all zeros, which crash and drgn show. QEMU has there what it does not store. What lies beyond the file's end
+        is lost: it was incomplete from the beginning, or is a copy that is.
         """
-        loads, memory = Pieces(), Pieces()
+        loads, memory, lost = Pieces(), Pieces(), Pieces()
         no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
         wanted = itemgetter(*form.order)
         notes_size = 0
@@ -118,11 +122,8 @@ class ElfDump(PieceDump):
             if kind not in (_PT_LOAD, _PT_NOTE):
                 continue
             end = paddr + max(size, in_memory)
-            if kind == _PT_LOAD and self.header.incomplete:
-                size = self._there(start, size)
-            if size and start + size > self._file_end:
-                self._within(start, size, f"program header {i} ({'PT_LOAD' if kind == _PT_LOAD else 'PT_NOTE'})")
             if kind == _PT_NOTE and size:
+                self._within(start, size, f"program header {i} (PT_NOTE)")
                 notes_size += size
                 if notes_size > self._file_end:  # each costs more memory than it has bytes
                     raise InputError(f"{self.path}: program headers up to {i}: the notes overlap: that is not right")
@@ -132,10 +133,26 @@ class ElfDump(PieceDump):
                     raise InputError(
                         f"{self.path}: program header {i} is of memory at {paddr:#x}-{end - 1:#x}, which no machine has"
                     )
+                if size and start + size >= _NO_FILE:
+                    raise InputError(f"{self.path}: program header {i} is of {size} bytes at offset {start:#x}")
+                if size and start + size > self._file_end:
+                    there = self._there(paddr, start)
+                    lost.add(paddr + there, paddr + size, start + there)
+                    size = there
                 if size:
                     loads.add(paddr, paddr + size, start, flags, vaddr)
                 if paddr + size < end:
                     memory.add(paddr + size, end, paddr + size)
+        if lost and not self.header.incomplete:
+            size = sum(lost.ends) - sum(lost.starts)
+            self.truncated = (
+                f"truncated at offset {self._file_end:#x}, {size} bytes of PT_LOADs too early: "
+                f"memory between the physical addresses {min(lost.starts):#x} and {max(lost.ends) - 1:#x} is missing"
+            )
+            if size > self._file_end * _MAX_LOST:
+                raise InputError(f"{self.path}: {self.truncated}: that cannot be right")
+        if self.truncated:
+            self.header = self.header._replace(incomplete=True)
         return loads, memory
 
     def _take_notes(self, start: int, size: int, memory: Pieces) -> None:
@@ -155,9 +172,10 @@ class ElfDump(PieceDump):
             self.note_parts.append((start, end - start))
             self.notes += notes
 
-    def _there(self, offset: int, size: int) -> int:
-        """How much of a PT_LOAD an incomplete file still has."""
-        return min(max(self._file_end - offset, 0), size)
+    def _there(self, paddr: int, offset: int) -> int:
+        """How much the file has of a PT_LOAD that goes beyond its end: no page of which it has only a part."""
+        size = max(self._file_end - offset, 0)
+        return max(size - (paddr + size) % self.arch.page_size, 0)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         if offset + size > self._file_end:

@@ -45,7 +45,7 @@ class FlattenedSource:
     Attributes:
         path: of the file.
         size: bytes of the dump.
-        wrappings: see Source.
+        wrappings, cut: see Source.
 
     """
 
@@ -53,27 +53,32 @@ class FlattenedSource:
         """Look where the records of the file lie.
 
         Raises:
-            InputError: it is damaged, or ends without its last record.
+            InputError: it is damaged.
             TooManyRecordsError: see there.
 
         """
         self.path = source.path
         self.wrappings: Sequence[str] = [*source.wrappings, FLATTENED]
+        self.cut = source.cut
         self.size: int | None
         self._source = source
+        file_end = _MAX_OFFSET if source.size is None else source.size
         check_header(source.path, self._bytes(0, 32))
         offsets, sizes, places = array("Q"), array("Q"), array("Q")
         at = HEADER_SIZE
-        while True:
+        while at + RECORD.size <= file_end:
             offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
             at += RECORD.size
             if offset < 0:
                 break
             if len(offsets) == _MAX_RECORDS:
                 raise TooManyRecordsError
-            for values, value in ((offsets, offset), (sizes, size), (places, at)):
-                values.append(value)
+            if at + size <= file_end:  # of one that is cut, a part of a descriptor could be there
+                for values, value in ((offsets, offset), (sizes, size), (places, at)):
+                    values.append(value)
             at += size
+        else:
+            self.cut = f"truncated at offset {file_end:#x}, before the last record of a flattened file"
         order = sorted(range(len(offsets)), key=offsets.__getitem__)
         self._offsets, self._sizes, self._places = (
             array("Q", (values[i] for i in order)) for values in (offsets, sizes, places)

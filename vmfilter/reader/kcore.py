@@ -54,7 +54,7 @@ class KcoreDump(ElfDump):
     def warnings(self) -> list[str]:
         """See Dump."""
         if not self.unreadable:
-            return []
+            return super().warnings
         return [f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"]
 
     def set_memory(self, loads: Pieces, memory: Pieces) -> None:

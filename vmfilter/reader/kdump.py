@@ -7,11 +7,12 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vmfilter import _core
@@ -33,6 +34,7 @@ _MAX_NOTES_SIZE = 1 << 28
 _MAX_VMCOREINFO_SIZE = 1 << 20
 _STRETCH = 1 << 15  # page frames whose bits are read at a time; of each the first page's rank is kept: 8 bytes
 _BATCH_BYTES = 1 << 18  # of pages read and decompressed at a time
+_TAIL = 1 << 10  # descriptors that are looked at together, from the last on
 _RANKED_BYTES = 1 << 18  # of bitmap 2 read at a time when the file is opened
 
 
@@ -95,7 +97,7 @@ class KdumpDump(Dump):
             missing_parts: whether a set may lack parts; what they have counts as lost, as in an incomplete dump.
 
         Raises:
-            InputError: damaged or truncated, files that are not one dump, or a part is missing.
+            InputError: damaged, or it ends before the descriptors; files that are not one dump, or a part is missing.
             KernelError: unknown architecture.
 
         """
@@ -142,12 +144,13 @@ class KdumpDump(Dump):
         ):
             if file.version < since or not size:
                 continue
-            if size > most or at + size > file.size:
+            is_lost = at + size > file.size
+            if size > most or (is_lost and what != "erase info"):
                 raise InputError(f"{file.path}: {what} of {size} bytes at offset {at:#x} cannot be right")
             if what == "notes":
                 self.note_parts.append((at, size))
                 self.notes = parse_notes(self, at, size)
-            elif what == "erase info":
+            elif what == "erase info" and not is_lost:
                 self.erase_info = (at, size)
         if file.version >= 3 and sub.size_vmcoreinfo and not any(n.name == b"VMCOREINFO" for n in self.notes):
             self.notes.append(Note(b"VMCOREINFO", 0, sub.offset_vmcoreinfo, sub.size_vmcoreinfo))
@@ -181,10 +184,54 @@ class KdumpDump(Dump):
         if self.missing and not missing_parts:
             pages = sum(self._rank(end) - self._rank(first) for first, end in self.missing)
             raise InputError(f"{describe(self.files, self.missing, pages)}: name all files of the set")
-        self.header = self._file.header._replace(
-            incomplete=bool(self.missing) or any(file.header.incomplete for file in self.files)
-        )
+        said = any(file.header.incomplete for file in self.files)
+        cut = [] if said else [part for part in self.parts if self._is_cut(part)]
+        self.header = self._file.header._replace(incomplete=bool(self.missing or said or cut))
         self._local = threading.local()  # what was looked at until now was not known to be lost
+        if cut:
+            lost, self.truncated = self._describe_cut(cut)
+            if lost == self.kept:
+                raise InputError(f"{self.path}: {self.truncated}")
+
+    def _is_cut(self, part: Part) -> bool:
+        """Whether a file ends before what it says that it has.
+
+        Data lie one after the other in the order of pages, so the last pages tell, unless they all share those of one,
+        as zero pages do. What does not lie after the data of another page is no sign: that is a damaged descriptor.
+        """
+        file = part.file
+        if file.source.cut or max(part.data, file.erase_info_end) > file.size:
+            return True
+        row = struct.Struct("<QI12x" if self.arch.little_endian else ">QI12x")
+        for end in range(part.data, part.descriptors, -_TAIL * DESCRIPTOR):
+            at = max(end - _TAIL * DESCRIPTOR, part.descriptors)
+            raw = file.read(at, end - at)
+            alike = raw == raw[:DESCRIPTOR] * (len(raw) // DESCRIPTOR)
+            last = set(row.iter_unpack(raw[:DESCRIPTOR] if alike else raw))
+            ends = {offset + size for offset, size in last}
+            if any(offset in ends and size <= self._size and offset + size > file.size for offset, size in last):
+                return True
+            if not alike:
+                break
+        return False
+
+    def _describe_cut(self, cut: Sequence[Part]) -> tuple[int, str]:
+        """Count the pages that are lost by where files end, and say both."""
+        lost, first = 0, self._frames
+        for part in cut:
+            for number in range(part.first // _STRETCH, -(-part.end // _STRETCH)):
+                base, stretch = number * _STRETCH, self._stretch(number)
+                kept = _masked(stretch.kept, max(part.first - base, 0), part.end - base)
+                gone = int.from_bytes(kept, "little") & ~int.from_bytes(stretch.held, "little")
+                lost += gone.bit_count()
+                if gone:
+                    first = min(first, base + (gone & -gone).bit_length() - 1)
+        where = f", the first at physical address {self._start + first * self._size:#x}" if lost else ""
+        where += ", and what was erased is not known" * any(part.file.erase_info_end > part.file.size for part in cut)
+        ends = [f"truncated at offset {part.file.size:#x}" for part in cut]
+        if len(self.files) > 1:
+            ends = [f"{part.file.path} is {end}" for part, end in zip(cut, ends, strict=True)]
+        return lost, f"{', '.join(ends)}: {lost} of {self.kept} pages are missing{where}"
 
     def _parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that have the frames [first, end), and which of these each has."""

@@ -33,6 +33,7 @@ class KdumpFile:
         frames: that the bitmaps count.
         bitmap1, bitmap2: offset of the bitmap of memory, and of that of pages with a descriptor.
         descriptors: offset of the first descriptor.
+        erase_info_end: offset after what makedumpfile says that it erased; 0 where there is nothing.
         is_part: whether it is a part of a split set.
         first, end: page frames whose descriptors it has; all of them where it is no part.
         header: what it says of the crash.
@@ -57,6 +58,8 @@ class KdumpFile:
         self.frames = sub.max_mapnr_64 if self.version >= 6 else main.max_mapnr
         self._lay_out(main)
         self._find_part(sub)
+        has_erase_info = self.version >= 5 and sub.size_eraseinfo
+        self.erase_info_end = sub.offset_eraseinfo + sub.size_eraseinfo if has_erase_info else 0
         self.header = Header(
             headers.uts,
             main.tv_sec,

@@ -17,12 +17,14 @@ class Source(Protocol):
         path: for messages.
         size: bytes; None where the system does not say (some files of procfs).
         wrappings: what was taken off to come to these bytes, the outermost first: "zstd", "flattened".
+        cut: how what they were in ends early, so that they are not all there; "" where it does not.
 
     """
 
     path: str
     size: int | None
     wrappings: Sequence[str]
+    cut: str
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill the view with the file's bytes from offset on.
@@ -42,10 +44,11 @@ class Source(Protocol):
 class PreadSource:
     """Any file that pread works on."""
 
-    def __init__(self, path: str, fd: int, wrappings: Sequence[str] = ()) -> None:
+    def __init__(self, path: str, fd: int, wrappings: Sequence[str] = (), cut: str = "") -> None:
         """Read from fd, which close() closes; path is for messages."""
         self.path = path
         self.wrappings = wrappings
+        self.cut = cut
         self._fd = fd
         try:
             size = os.lseek(fd, 0, os.SEEK_END)  # of a block device as well

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
-from vmfilter.errors import InputError
+from vmfilter.errors import EndsEarlyError, InputError
 from vmfilter.reader.flattened import FLATTENED, HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
 
 _BLOCK = 1 << 18
@@ -84,7 +84,7 @@ class Reader:
         while size:
             part = self.read(size)
             if not part:
-                raise InputError(f"{self.path}: ends after {self.at} bytes, {size} too early: it is truncated")
+                raise EndsEarlyError(self.path, f"ends after {self.at} bytes, {size} too early: it is truncated")
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
@@ -97,19 +97,23 @@ class Reader:
             return bytes(data)
         except InputError:
             raise
+        except EOFError as e:  # gzip's and xz's; zstandard ends as if that were all
+            raise EndsEarlyError(self.path, f"truncated: {self.at} bytes are unpacked, and more would come") from e
         except Exception as e:  # each library has errors of its own
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
 
 
-def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str]]:
+def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str], str]:
     """Write what a stream holds, decompressed and rearranged, to a temporary file without a name.
+
+    Where it ends early, that is what there is of it.
 
     Args:
         path: of the stream, for messages.
         stream: it.
 
     Returns:
-        The file's descriptor, and what was taken off (see Source.wrappings).
+        The file's descriptor, what was taken off (see Source.wrappings), and how it ends early (see Source.cut).
 
     Raises:
         InputError: the stream is damaged, cannot be read, or there is no room for what it holds.
@@ -120,9 +124,13 @@ def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str]]:
         folder = tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=folder) as file:
             reader, wrappings = unwrapped(path, stream)
-            for offset, data in _pieces(reader):
-                _write(file.fileno(), offset, data)
-            return os.dup(file.fileno()), wrappings
+            cut = ""
+            try:
+                for offset, data in _pieces(reader):
+                    _write(file.fileno(), offset, data)
+            except EndsEarlyError as e:
+                cut = e.what
+            return os.dup(file.fileno()), wrappings, cut
     except OSError as e:
         raise InputError(
             f"{path}: must be unpacked to be read, and {folder} cannot hold it: {e.strerror}; "

@@ -156,7 +156,9 @@ def _format(info: DumpInfo) -> str:
     if info.parts:
         files = sum(bool(part.path) for part in info.parts)
         words.append(f"{files} of the files of a split set, not all" if missing else f"a split set of {files}")
-    if info.incomplete and not missing:
+    if info.truncated:
+        words.append("truncated: its end is missing")
+    elif info.incomplete and not missing:
         words.append("incomplete: space or time ran out when it was written")
     return ", ".join(words)
 
