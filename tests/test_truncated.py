@@ -57,6 +57,24 @@ def cut(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str, float], P
     return get
 
 
+# A page of which a part is there
+
+
+@pytest.mark.parametrize(
+    ("machine", "data", "largest"), [(62, 1, 4096), (183, 1, 65536), (258, 1, 65536), (21, 1, 65536), (21, 2, 65536)]
+)
+def test_a_page_is_missing_of_which_a_part_is_there_whatever_pages_the_kernel_has(
+    tmp_path: Path, machine: int, data: int, largest: int
+) -> None:
+    start, path = 0x4000_3000, tmp_path / "elf"
+    whole = Elf([Load(start, b"a" * (1 << 18))], machine=machine, data=data).build()
+    for missing in (1, 4096, 4097, 5 * 4096, 1 << 16):
+        path.write_bytes(whole[:-missing])
+        with vmfilter.open_dump(path) as dump:
+            end = start + (1 << 18) - missing
+            assert list(dump.covered(0, dump.end)) == [(start, end - end % largest)]
+
+
 # Real vmcores
 
 
@@ -222,7 +240,7 @@ def test_rearrange_refuses_a_stream_that_broke_off_and_names_what_does_not(run: 
     os.truncate(tmp_path / "stream", (tmp_path / "stream").stat().st_size - 17)
     ran = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "dump")
     assert ran.status == INPUT
-    assert "the header of the dump in it, which vmfilter writes last, is not there" in ran.err
+    assert "the header of the dump in it is not there" in ran.err
 
 
 # Compressed as a whole

@@ -122,6 +122,7 @@ ARCH = Arch(
     word=8,
     little_endian=True,
     page_size=_PAGE_SIZE,
+    largest_page=65536,
     prstatus_size=392,
     section_size_bits=27,
     # CONFIG_ARM64_PA_BITS; VMCOREINFO says so itself since 5.9 (1d50e5d0c505). 52 is the choice with 64K pages alone

@@ -102,6 +102,7 @@ class Arch(NamedTuple):
         vmcoreinfo_hints: given a way to read physical memory (address, bytes), where VMCOREINFO's note or its text may
             lie, for dumps without that note.
         align_64: bytes to which this machine's structures align members of 64 bits.
+        largest_page: bytes of the largest page that a kernel can be built with.
         counts_from_ram: a kdump-compressed dump of this machine counts page frames from the root's ram_start on.
 
     """
@@ -117,6 +118,7 @@ class Arch(NamedTuple):
     settle: Callable[[Vmcoreinfo, VirtualMemory, Root], Root] = as_it_is
     vmcoreinfo_hints: Callable[[Callable[[int, int], bytes | None]], Iterable[int]] = lambda read: ()
     align_64: int = 8
+    largest_page: int = 4096
     counts_from_ram: bool = False
 
     @property

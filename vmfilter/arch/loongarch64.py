@@ -85,6 +85,7 @@ ARCH = Arch(
     word=8,
     little_endian=True,
     page_size=_PAGE_SIZE,
+    largest_page=65536,
     prstatus_size=480,
     section_size_bits=29,
     max_physmem_bits=lambda paging: _PHYSICAL_BITS,

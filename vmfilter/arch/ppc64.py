@@ -130,6 +130,7 @@ def arch(name: str, little_endian: bool) -> Arch:
         word=8,
         little_endian=little_endian,
         page_size=65536,
+        largest_page=65536,
         prstatus_size=504,
         section_size_bits=24,
         # 51 since 4.20, less before; VMCOREINFO says so itself since 5.9 (1d50e5d0c505).

@@ -18,8 +18,8 @@ _EPILOG = f"""
 of verify:
   0  DUMP is whole, and equal to VMCORE as far as that has its pages
   {_DAMAGED}  DUMP is damaged, ends early, or differs from VMCORE
-  {_INCOMPLETE}  DUMP is incomplete: it says so of itself (space or time ran out when it was written), or a part of the
-     set is missing; all that is there is good
+  {_INCOMPLETE}  DUMP is incomplete: it says so of itself (space or time ran out when it was written, or what it was
+     made of is not all there), or a part of the set is missing; all that is there is good
 """
 
 
@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
             stack.callback(progress.close)
         found = verify_dump(dump, against, threads=options.threads, progress=progress)
         path = dump.path
+        for warning in against.warnings if against else ():
+            say(f"warning: {warning}")
     for line in (*found.faults, *found.told):
         say(line)
     if (more := found.damaged + found.differing - len(found.told)) > 0:

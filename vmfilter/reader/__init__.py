@@ -135,8 +135,8 @@ def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
             raise InputError(f"{source.path}: an ELF file, no part of a split set: it is read alone")
         if begin not in SIGNATURES and source.cut:
             raise InputError(
-                f"{source.path}: {source.cut}; the header of the dump in it, which vmfilter writes last, is not there: "
-                "nothing can be made of it"
+                f"{source.path}: {source.cut}; the header of the dump in it is not there (vmfilter's streams have it "
+                "last): nothing can be made of it"
             )
         if begin not in SIGNATURES:
             found = f"it begins with {begin!r}" if begin else "it is empty"

@@ -173,9 +173,12 @@ class ElfDump(PieceDump):
             self.notes += notes
 
     def _there(self, paddr: int, offset: int) -> int:
-        """How much the file has of a PT_LOAD that goes beyond its end: no page of which it has only a part."""
+        """How much the file has of a PT_LOAD that goes beyond its end: no page of which it has only a part.
+
+        What pages the kernel has is said by notes that are not read yet.
+        """
         size = max(self._file_end - offset, 0)
-        return max(size - (paddr + size) % self.arch.page_size, 0)
+        return max(size - (paddr + size) % self.arch.largest_page, 0)
 
     def _within(self, offset: int, size: int, what: str) -> None:
         if offset + size > self._file_end:

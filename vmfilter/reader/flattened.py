@@ -26,7 +26,7 @@ HEADER_SIZE = 4096
 RECORD = struct.Struct(">qq")
 END = RECORD.pack(-1, -1)
 TYPE, VERSION = 1, 1
-_MAX_RECORDS = 1 << 19  # held in memory: 24 bytes each; of 200 KiB each, as vmfilter's may be, a dump of 100 GiB
+_MAX_RECORDS = 1 << 19  # 24 bytes each, 150 while they are sorted; of 200 KiB, as vmfilter's may be, that is 100 GiB
 _MAX_OFFSET = 1 << 62
 
 

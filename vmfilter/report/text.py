@@ -141,8 +141,12 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
-    yield ""
-    yield from coverage(info.gaps) if info.gaps else ["no memory of the crashed machine is known to be missing"]
+    if info.gaps:
+        yield ""
+        yield from coverage(info.gaps)
+    elif not info.incomplete:
+        yield ""
+        yield "no memory of the crashed machine is known to be missing"
 
 
 def _in_words(wrappings: Sequence[str]) -> list[str]:
@@ -159,7 +163,7 @@ def _format(info: DumpInfo) -> str:
     if info.truncated:
         words.append("truncated: its end is missing")
     elif info.incomplete and not missing:
-        words.append("incomplete: space or time ran out when it was written")
+        words.append("incomplete: it says of itself that pages are missing")
     return ", ".join(words)
 
 
