@@ -195,7 +195,7 @@ class _Run:
         result.seconds = {"classify": classified - started, "write": time.monotonic() - classified}
         result.warnings = [*self._dump.warnings, *self._warnings]
         if self._dump.header.incomplete:
-            result.warnings.append(f"{' '.join(to.paths)}: is marked incomplete, as {self._dump.path} is not all there")
+            result.warnings.append(f"{self._dump.path}: is not all there, and so the new dump is marked incomplete")
         return result
 
     def _write_pages(
