@@ -219,13 +219,8 @@ class KdumpDump(Dump):
         """Count the pages that are lost by where files end, and say both."""
         lost, first = 0, self._frames
         for part in cut:
-            for number in range(part.first // _STRETCH, -(-part.end // _STRETCH)):
-                base, stretch = number * _STRETCH, self._stretch(number)
-                kept = _masked(stretch.kept, max(part.first - base, 0), part.end - base)
-                gone = int.from_bytes(kept, "little") & ~int.from_bytes(stretch.held, "little")
-                lost += gone.bit_count()
-                if gone:
-                    first = min(first, base + (gone & -gone).bit_length() - 1)
+            for pfn, n in self._runs(part.first, part.end, self._lost):
+                lost, first = lost + n, min(first, pfn)
         where = f", the first at physical address {self._start + first * self._size:#x}" if lost else ""
         where += ", and what was erased is not known" * any(part.file.erase_info_end > part.file.size for part in cut)
         ends = [f"truncated at offset {part.file.size:#x}" for part in cut]
@@ -310,6 +305,14 @@ class KdumpDump(Dump):
     def _held(self, number: int) -> bytes:
         """Bits of the frames of a stretch whose content is there; b"" where there is none."""
         return self._stretch(number).held if self._has_kept(number) else b""
+
+    def _lost(self, number: int) -> bytes:
+        """Bits of the frames of a stretch that have a descriptor and no content; b"" where there can be none."""
+        if not self._has_kept(number):
+            return b""
+        _, kept, held = self._stretch(number)
+        lost = int.from_bytes(kept, "little") & ~int.from_bytes(held, "little")
+        return lost.to_bytes(len(kept), "little")
 
     def _next_frame(self, first: int, end: int) -> int | None:
         """First of the frames [first, end) that is memory, in the file or left out of it."""
