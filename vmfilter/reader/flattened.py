@@ -14,7 +14,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from operator import add
+from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.reader.source import Source
@@ -64,29 +64,27 @@ class FlattenedSource:
         self._source = source
         file_end = _MAX_OFFSET if source.size is None else source.size
         check_header(source.path, self._bytes(0, 32))
-        offsets, sizes, places = array("Q"), array("Q"), array("Q")
+        found: list[tuple[int, int, int]] = []
         at = HEADER_SIZE
         while at + RECORD.size <= file_end:
             offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
             at += RECORD.size
             if offset < 0:
                 break
-            if len(offsets) == _MAX_RECORDS:
+            if len(found) == _MAX_RECORDS:
                 raise TooManyRecordsError
             if at + size <= file_end:  # of one that is cut, a part of a descriptor could be there
-                for values, value in ((offsets, offset), (sizes, size), (places, at)):
-                    values.append(value)
+                found.append((offset, size, at))
             at += size
         else:
             self.cut = f"truncated at offset {file_end:#x}, before the last record of a flattened file"
-        order = sorted(range(len(offsets)), key=offsets.__getitem__)
-        self._offsets, self._sizes, self._places = (
-            array("Q", (values[i] for i in order)) for values in (offsets, sizes, places)
-        )
-        ends = map(add, self._offsets, self._sizes)
-        if any(end > start for end, start in zip(ends, self._offsets[1:], strict=False)):
+        found.sort()
+        if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
             raise TooManyRecordsError
-        self.size = self._size = self._offsets[-1] + self._sizes[-1] if order else 0
+        self._offsets = array("Q", (r[0] for r in found))
+        self._sizes = array("Q", (r[1] for r in found))
+        self._places = array("Q", (r[2] for r in found))
+        self.size = self._size = max((offset + size for offset, size, _ in found), default=0)
 
     def _bytes(self, offset: int, size: int) -> bytes:
         buffer = bytearray(size)
