@@ -53,9 +53,8 @@ class KcoreDump(ElfDump):
     @property
     def warnings(self) -> list[str]:
         """See Dump."""
-        if not self.unreadable:
-            return super().warnings
-        return [f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"]
+        failed = f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"
+        return [*super().warnings, *([failed] if self.unreadable else [])]
 
     def set_memory(self, loads: Pieces, memory: Pieces) -> None:
         """See PieceDump."""
