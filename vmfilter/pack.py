@@ -174,7 +174,7 @@ def packed(
     free: list[_Chunk] = []
     pending: deque[_Chunk] = deque()
     most = bounds.chunks
-    done = 0  # of the first that are pending, as was waited for
+    done = 0  # how many of the first that are pending were waited for
     team = Team(lambda: new_worker(dump, page_size, new_packer(), skip_zero), bounds.threads)
     try:
         for chunk_runs in chunks_of(runs, pages):
