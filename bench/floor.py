@@ -11,11 +11,11 @@ import time
 from array import array
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from kdumpreader import Kdump
 
-from vmfilter.codec import packer, parse_codec
+from vmfilter.formats.codec import packer, parse_codec
 
 _BATCH = 1 << 18  # bytes of pages that a thread takes at a time
 _READ = 1 << 26

@@ -16,11 +16,11 @@ from bisect import bisect_right
 from pathlib import Path
 
 from vmfilter import open_dump
-from vmfilter.classify import Classifier
-from vmfilter.codec import packer, parse_codec
+from vmfilter.formats.codec import packer, parse_codec
+from vmfilter.frames.classes import PageClass, excluded_classes
 from vmfilter.kernel.search import understand
-from vmfilter.levels import PageClass, excluded_classes
-from vmfilter.pmem import find_pmem
+from vmfilter.pages.classify import Classifier
+from vmfilter.pages.pmem import find_pmem
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from elfbuilder import PAGE, PT_LOAD, Elf
 from kernelbuilder import FLAVOURS, GIB, MIB, RAM, Synthetic

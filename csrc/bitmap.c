@@ -28,26 +28,19 @@ void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASS
 	}
 }
 
-void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits)
+void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t kept[256], uint8_t *bits)
 {
 	for (uint64_t i = 0; i < count; i += 8) {
 		uint64_t n = count - i < 8 ? count - i : 8;
 		uint8_t byte = 0;
 
 		if (n == 8 && is_run(classes + i))
-			byte = chosen[classes[i]] ? 0xff : 0;
+			byte = kept[classes[i]] ? 0xff : 0;
 		else
 			for (uint64_t k = 0; k < n; k++)
-				byte |= (uint8_t)((chosen[classes[i + k]] != 0) << k);
+				byte |= (uint8_t)((kept[classes[i + k]] != 0) << k);
 		bits[i / 8] = byte;
 	}
-}
-
-void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)
-{
-	for (uint64_t i = 0; i < count; i++)
-		if (bits[i / 8] >> (i % 8) & 1)
-			classes[i] = value;
 }
 
 uint64_t vmf_rank(const uint8_t *bits, uint64_t count)

@@ -7,24 +7,8 @@
 #include <string.h>
 
 #include "isal.h"
+#include "libraries.h"
 #include "vmfilter.h"
-
-#ifdef HAVE_LIBDEFLATE
-#include <libdeflate.h>
-#endif
-#ifdef HAVE_LZO
-#include <lzo/lzo1x.h>
-#endif
-#ifdef HAVE_SNAPPY
-#include <snappy-c.h>
-#endif
-#ifdef HAVE_ZSTD
-#include <zstd.h>
-#include <zstd_errors.h>
-#endif
-#ifdef HAVE_LZ4
-#include <lz4.h>
-#endif
 
 #define FAILED (-1)
 

@@ -3,23 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "libraries.h"
 #include "vmfilter.h"
-
-#ifdef HAVE_LIBDEFLATE
-#include <libdeflate.h>
-#endif
-#ifdef HAVE_LZO
-#include <lzo/lzo1x.h>
-#endif
-#ifdef HAVE_SNAPPY
-#include <snappy-c.h>
-#endif
-#ifdef HAVE_ZSTD
-#include <zstd.h>
-#endif
-#ifdef HAVE_LZ4
-#include <lz4.h>
-#endif
 
 struct vmf_decoder {
 	uint32_t page_size;

@@ -27,6 +27,6 @@ python=${PYTHON:-python3}
 .venv/bin/vmfilter --version
 
 mkdir -p build/quickstart
-.venv/bin/python tests/unpack.py testdata/x86_64-6.12-small.vmcore.zst build/quickstart/vmcore
+.venv/bin/python tests/support/unpack.py testdata/x86_64-6.12-small.vmcore.zst build/quickstart/vmcore
 .venv/bin/vmfilter filter --stats --force build/quickstart/vmcore build/quickstart/dump
 ls -l build/quickstart

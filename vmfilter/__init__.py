@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmfilter.errors import CodecError, InputError, KernelError, OutputError, VmfilterError
     from vmfilter.filter import filter_dump
-    from vmfilter.levels import PageClass
+    from vmfilter.frames.classes import PageClass
     from vmfilter.reader import Dump, open_dump
     from vmfilter.statistics import Statistics
 
@@ -40,7 +40,7 @@ _MODULES = {
     "OutputError": "errors",
     "VmfilterError": "errors",
     "filter_dump": "filter",
-    "PageClass": "levels",
+    "PageClass": "frames.classes",
     "Dump": "reader",
     "open_dump": "reader",
     "Statistics": "statistics",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vmfilter import _core
-from vmfilter.classify import Classifier
-from vmfilter.codec import CODECS
-from vmfilter.coverage import Gap, gaps
+from vmfilter import native
 from vmfilter.errors import KernelError
-from vmfilter.kernel import Utsname
+from vmfilter.formats.elf import NT_PRSTATUS
+from vmfilter.formats.uts import Utsname
+from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import crash_time, understand
-from vmfilter.levels import PageClass
-from vmfilter.pmem import find_pmem
+from vmfilter.pages.classify import Classifier
+from vmfilter.pages.coverage import Gap, gaps
+from vmfilter.pages.pmem import find_pmem
 from vmfilter.reader import Dump
+from vmfilter.reader.dump import DumpPart
 from vmfilter.statistics import NamespaceCounter, NamespacePages
 
 
@@ -25,15 +27,6 @@ class NoteInfo(NamedTuple):
     kind: int
     notes: int
     size: int
-
-
-class PartInfo(NamedTuple):
-    """A file of a split set, and the page frames [first, end) that it has; a path of "" is a part that is missing."""
-
-    path: str
-    first: int
-    end: int
-    wrappings: Sequence[str] = ()
 
 
 class DumpInfo(NamedTuple):
@@ -66,7 +59,7 @@ class DumpInfo(NamedTuple):
     path: str
     format: str
     wrappings: Sequence[str]
-    parts: list[PartInfo]
+    parts: list[DumpPart]
     codecs: dict[str, int] | None
     notes: list[NoteInfo]
     machine: str
@@ -106,24 +99,24 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
     except KernelError as e:
         warnings.append(f"{dump.path}: {e}; what lies where cannot be known")
     pmem = find_pmem(dump, page_size, kernel)
-    counts = _core.ffi.new("uint64_t[]", len(PageClass))
+    counts = array("Q", bytes(8 * len(PageClass)))
     namespaces = NamespaceCounter(pmem.namespaces, page_size)
     for window in Classifier(dump, page_size, None, pmem).windows():
-        _core.lib.vmf_count(_core.ffi.from_buffer("uint8_t[]", window.classes), len(window.classes), counts)
+        native.count_classes(window.classes, counts)
         namespaces.add(window.pfn, window.classes)
     classes = {c: counts[c] for c in PageClass}
-    parts = _parts(dump)
+    parts = dump.parts
     return DumpInfo(
         path=dump.path,
         format=dump.format,
         wrappings=() if parts else dump.wrappings,
         parts=parts,
-        codecs=_codecs(dump) if count_codecs else None,
+        codecs=dump.codecs() if count_codecs else None,
         notes=_notes(dump),
         machine=dump.arch.name,
-        uts=kernel.uts if kernel else Utsname(*dump.header.uts),
+        uts=kernel.uts if kernel else dump.header.uts,
         crash_time=crash_time(dump, info),
-        cpus=sum(1 for note in dump.notes if note.name == b"CORE" and note.kind == 1) or dump.header.cpus,
+        cpus=sum(1 for note in dump.notes if note.name == b"CORE" and note.kind == NT_PRSTATUS) or dump.header.cpus,
         page_size=page_size,
         level=dump.header.level,
         incomplete=dump.header.incomplete,
@@ -142,22 +135,3 @@ def _notes(dump: Dump) -> list[NoteInfo]:
         before = found.get((note.name, note.kind), NoteInfo(note.name, note.kind, 0, 0))
         found[note.name, note.kind] = before._replace(notes=before.notes + 1, size=before.size + note.size)
     return list(found.values())
-
-
-def _parts(dump: Dump) -> list[PartInfo]:
-    from vmfilter.reader.kdump import KdumpDump
-
-    if not isinstance(dump, KdumpDump) or not dump.files[0].is_part:
-        return []
-    parts = [PartInfo(file.path, file.first, file.end, file.source.wrappings) for file in dump.files]
-    return sorted([*parts, *(PartInfo("", *missing) for missing in dump.missing)], key=lambda part: part[1:3])
-
-
-def _codecs(dump: Dump) -> dict[str, int]:
-    from vmfilter.reader.descriptors import tally
-    from vmfilter.reader.kdump import KdumpDump
-
-    if not isinstance(dump, KdumpDump):
-        return {}
-    names = {codec.flag: codec.name for codec in CODECS.values()}
-    return {names.get(flag, f"flags {flag:#x}"): n for flag, n in sorted(tally(dump).flags.items())}

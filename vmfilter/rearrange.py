@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from vmfilter.errors import EndsEarlyError, InputError, UsageError
-from vmfilter.reader.flattened import SIGNATURE
-from vmfilter.reader.spool import Reader, Stream, rearranged
-from vmfilter.writer.transport import Discard, FileTransport
+from vmfilter.formats.flattened import SIGNATURE
+from vmfilter.reader.stream import Reader, Stream, rearranged
+from vmfilter.writer.transport.discard import Discard
+from vmfilter.writer.transport.file import FileTransport
 
 
 def standard_input() -> Stream:

@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmfilter.bounds import Bounds, bounds
+from vmfilter.compress.budget import Budget, budget
+from vmfilter.compress.pipeline import chunks_of
+from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError
-from vmfilter.pack import Run, chunks_of
+from vmfilter.frames.bitmap import Run
 from vmfilter.reader import Dump
-from vmfilter.team import Task, Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmfilter.reader.kdump import KdumpDump
-    from vmfilter.reader.splitset import Part
 
 _CHUNK_BYTES = 1 << 20
-_BITMAP_BYTES = 1 << 18  # compared at a time
 _MAX_TOLD = 10
 
 
@@ -77,13 +75,13 @@ def verify_dump(
         VmfilterError: no such number of threads.
 
     """
-    limits = bounds(threads)
+    limits = budget(threads)
     if against is not None and against.arch.name != dump.arch.name:
         raise InputError(f"{against.path}: is of {against.arch.name}, {dump.path} of {dump.arch.name}")
     result = Verification(incomplete=dump.header.incomplete)
     if dump.truncated:
         result.faults.append(f"{dump.path}: {dump.truncated}")
-    result.faults += _faults(dump)
+    result.faults += dump.faults()
     page = dump.page_size or dump.arch.page_size
     for chunk, found in _checked(dump, against, page, limits):
         result.pages += found.pages
@@ -96,30 +94,24 @@ def verify_dump(
             progress("verify", chunk[-1][0] + chunk[-1][1], -(-dump.end // page))
     if progress:
         progress("verify", -(-dump.end // page), -(-dump.end // page))
-    result.lost = _kept(dump, result.pages) - result.pages
+    result.lost = (result.pages if dump.kept is None else dump.kept) - result.pages
     return result
 
 
-def _kept(dump: Dump, pages: int) -> int:
-    from vmfilter.reader.kdump import KdumpDump
-
-    return dump.kept if isinstance(dump, KdumpDump) else pages
-
-
-def _checked(dump: Dump, against: Dump | None, page: int, bounds: Bounds) -> Iterator[tuple[list[Run], Verification]]:
+def _checked(dump: Dump, against: Dump | None, page: int, limits: Budget) -> Iterator[tuple[list[Run], Verification]]:
     """Check everything, a chunk at a time, in order."""
     pending: deque[_Check] = deque()
-    team = Team(lambda: _Checker(dump, against, page), bounds.threads)
+    pool = WorkerPool(lambda: _Checker(dump, against, page), limits.threads)
     try:
         for runs in chunks_of(_frames(dump, page), _CHUNK_BYTES // page):
-            if len(pending) == bounds.chunks:
+            if len(pending) == limits.chunks:
                 yield pending.popleft().result()
             pending.append(_Check(runs))
-            team.give(pending[-1])
+            pool.submit(pending[-1])
         while pending:
             yield pending.popleft().result()
     finally:
-        team.end()
+        pool.end()
 
 
 def _frames(dump: Dump, page: int) -> Iterator[Run]:
@@ -212,45 +204,3 @@ def _first(a: memoryview, b: memoryview) -> int:
     """Where two that are not the same differ first."""
     differ = int.from_bytes(a, "little") ^ int.from_bytes(b, "little")
     return ((differ & -differ).bit_length() - 1) // 8
-
-
-def _faults(dump: Dump) -> Iterator[str]:
-    """What is wrong with a file beside its pages: the headers were checked when it was opened."""
-    from vmfilter.reader.kdump import KdumpDump
-
-    if not isinstance(dump, KdumpDump):
-        return
-    yield from _bitmap_faults(dump)
-    from vmfilter.reader.descriptors import tally
-
-    for part, lowest in zip(dump.parts, tally(dump).lowest, strict=True):
-        yield from _table_faults(part, lowest)
-
-
-def _bitmap_faults(dump: KdumpDump) -> Iterator[str]:
-    one = dump.files[0]
-    for at in range(0, -(-one.frames // 8), _BITMAP_BYTES):
-        size = min(_BITMAP_BYTES, -(-one.frames // 8) - at)
-        present, kept = (one.read(bitmap + at, size) for bitmap in (one.bitmap1, one.bitmap2))
-        frames = (1 << min(one.frames - 8 * at, 8 * size)) - 1  # not the bits after the last frame
-        extra = int.from_bytes(kept, "little") & ~int.from_bytes(present, "little") & frames
-        if extra:
-            pfn = 8 * at + (extra & -extra).bit_length() - 1
-            yield (
-                f"{one.path}: frame {pfn:#x} and {extra.bit_count() - 1} more after it are in bitmap 2 (pages that are "
-                f"kept), but not in bitmap 1 (memory): offset {one.bitmap2 + pfn // 8:#x}"
-            )
-        for other in dump.files[1:]:
-            for name, a, offset in ("1", present, other.bitmap1), ("2", kept, other.bitmap2):
-                if other.read(offset + at, size) != a:
-                    yield f"{one.path} and {other.path}: bitmap {name} differs after offset {offset + at:#x}"
-
-
-def _table_faults(part: Part, lowest: int) -> Iterator[str]:
-    """What is wrong with the table of descriptors: it is as long as bitmap 2 says, and nothing is after the last."""
-    file = part.file
-    if part.data + 24 <= min(lowest, file.size) and any(file.read(part.data, 24)):
-        yield (
-            f"{file.path}: what looks like one more page descriptor lies at offset {part.data:#x}: "
-            "bitmap 2 has fewer pages than the file"
-        )

@@ -16,8 +16,8 @@ import kpageflags
 import machine
 import pytest
 from elftools.elf.elffile import ELFFile
+from judges import LAB, judge
 from kdumpreader import Kdump
-from test_lab import LAB, judge
 
 from vmfilter.rearrange import rearrange
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
 from vmfilter.errors import KernelError
 
 # ELF's e_machine, whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers says nothing of the
@@ -38,7 +38,7 @@ _UTS = {
     "x86_64": "x86_64",
 }
 
-__all__ = ["Arch", "Level", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
+__all__ = ["Arch", "Paging", "Root", "TableLevel", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
 
 
 def arch_of(path: str, machine: int, little_endian: bool) -> Arch:

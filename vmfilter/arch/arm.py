@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.formats.abi import LE32
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000)  # CONFIG_VMSPLIT, 3G first
 _MIB = 1 << 20
@@ -24,21 +25,21 @@ _TABLE = 1 << 1  # LPAE: not a block
 # Supersections and large pages are left out: the kernel maps devices alone by them.
 _SHORT = Paging(
     (
-        Level(12, 8, 0, 0, 0xFFFFF000, 0, 2, 2),  # the hardware's half of a page of tables; bit 0 is execute-never
-        Level(20, 12, 2, 2, 0xFFF00000, 0xFFFFFC00, 0, 0),
+        TableLevel(12, 8, 0, 0, 0xFFFFF000, 0, 2, 2),  # the hardware's half of a page of tables; bit 0 is execute-never
+        TableLevel(20, 12, 2, 2, 0xFFF00000, 0xFFFFFC00, 0, 0),
     ),
     entry_size=4,
 )
 _LPAE = Paging(
     (
-        Level(12, 9, 0, 0, _ADDRESS, 0, 3, 3),
-        Level(21, 9, _TABLE, 0, _ADDRESS & -(1 << 21), _ADDRESS),
-        Level(30, 2, _TABLE, 0, _ADDRESS & -(1 << 30), _ADDRESS),
+        TableLevel(12, 9, 0, 0, _ADDRESS, 0, 3, 3),
+        TableLevel(21, 9, _TABLE, 0, _ADDRESS & -(1 << 21), _ADDRESS),
+        TableLevel(30, 2, _TABLE, 0, _ADDRESS & -(1 << 30), _ADDRESS),
     )
 )
 
 
-def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None or not loads:
         return []
@@ -58,8 +59,7 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
 
 ARCH = Arch(
     name="armv7l",
-    word=4,
-    little_endian=True,
+    abi=LE32,
     page_size=4096,
     prstatus_size=148,
     section_size_bits=28,

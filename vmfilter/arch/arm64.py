@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.formats.abi import LE64
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _MASK = (1 << 64) - 1
 _VALID = 0b01
@@ -48,13 +49,13 @@ def _paging(page_shift: int, va_bits: int) -> Paging:
     blocks = {*_BLOCKS.get(page_shift, ()), _LPA2_BLOCKS.get(page_shift) if lpa2 else None}
     page = _VALID | _TABLE
     width = page_shift - 3
-    levels = [Level(page_shift, width, 0, 0, address, 0, page, page)]
+    levels = [TableLevel(page_shift, width, 0, 0, address, 0, page, page)]
     for shift in range(page_shift + width, va_bits, width):
         bits = min(width, va_bits - shift)
         if shift in blocks:
-            levels.append(Level(shift, bits, _TABLE, 0, _bits(shift, top), address, _VALID, _VALID))
+            levels.append(TableLevel(shift, bits, _TABLE, 0, _bits(shift, top), address, _VALID, _VALID))
         else:
-            levels.append(Level(shift, bits, _TABLE, _MASK, 0, address, page, page))  # never equal: always a table
+            levels.append(TableLevel(shift, bits, _TABLE, _MASK, 0, address, page, page))  # never equal: always a table
     if page_shift == _SHIFT_64K:
         return Paging(tuple(levels), high_mask=_bits(12, 16), high_shift=36)
     return Paging(tuple(levels), high_mask=0b11 << 8, high_shift=42) if lpa2 else Paging(tuple(levels))
@@ -75,13 +76,13 @@ def _va_bits(info: Vmcoreinfo, page_shift: int) -> list[int]:
     return [bits for bits in wanted if bits is not None and page_shift < bits <= _LPA2_BITS]
 
 
-def _phys_offset(info: Vmcoreinfo, loads: Sequence[Piece]) -> int:
+def _phys_offset(info: Vmcoreinfo, loads: Sequence[Load]) -> int:
     """Physical address of the linear map's beginning; far from memory where KASLR or fewer bits moved the map."""
     said = info.number("PHYS_OFFSET")  # since 4.12, as kimage_voffset
     return min(p.start for p in loads) & -(1 << 21) if said is None else said
 
 
-def _addresses(info: Vmcoreinfo, loads: Sequence[Piece], symbol: int) -> Iterator[int]:
+def _addresses(info: Vmcoreinfo, loads: Sequence[Load], symbol: int) -> Iterator[int]:
     """Physical addresses that a symbol of the kernel's image can have, the likeliest first."""
     voffset = info.number("kimage_voffset")
     if voffset is not None:  # since 4.12, with which kdump came; backports to older kernels may lack it
@@ -105,7 +106,7 @@ def _section_size_bits(info: Vmcoreinfo, page_shift: int) -> int:
     return 29 if page_shift == _SHIFT_64K else 27
 
 
-def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -119,8 +120,7 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
 
 ARCH = Arch(
     name="aarch64",
-    word=8,
-    little_endian=True,
+    abi=LE64,
     page_size=_PAGE_SIZE,
     largest_page=65536,
     prstatus_size=392,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.memory import VirtualMemory
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.abi import Abi
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 
-class Level(NamedTuple):
+class TableLevel(NamedTuple):
     """One level of page tables: which address bits index it, and what its entries look like.
 
     Attributes:
@@ -47,7 +47,7 @@ class Paging(NamedTuple):
 
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[TableLevel, ...]
     big_endian: bool = False
     entry_size: int = 8
     address_shift: int = 0
@@ -80,7 +80,20 @@ class Root(NamedTuple):
     section_size_bits: int = 0
 
 
-def as_it_is(_info: Vmcoreinfo, _memory: VirtualMemory, root: Root) -> Root:
+class KernelMemory(Protocol):
+    """The kernel's virtual memory, as far as an architecture reads it; None stands for what cannot be read."""
+
+    def read(self, vaddr: int, size: int, /) -> bytes | None:
+        """Read bytes at a virtual address."""
+
+    def read_int(self, vaddr: int, size: int, /) -> int | None:
+        """Read an unsigned integer of size bytes."""
+
+    def read_word(self, vaddr: int, /) -> int | None:
+        """Read a long."""
+
+
+def as_it_is(_info: Vmcoreinfo, _memory: KernelMemory, root: Root) -> Root:
     """Settle for a root that VMCOREINFO alone tells."""
     return root
 
@@ -90,8 +103,7 @@ class Arch(NamedTuple):
 
     Attributes:
         name: utsname's machine.
-        word: bytes of a long.
-        little_endian: byte order of the machine.
+        abi: byte order, word and alignment of its structures.
         page_size: bytes, where VMCOREINFO does not say.
         prstatus_size: bytes of struct elf_prstatus, a CPU's registers as a note has them (NT_PRSTATUS).
         section_size_bits: log2 of a memory section's bytes, where VMCOREINFO does not say.
@@ -101,27 +113,19 @@ class Arch(NamedTuple):
         settle: completes the right one with what only the kernel's memory tells, given that memory as the root has it.
         vmcoreinfo_hints: given a way to read physical memory (address, bytes), where VMCOREINFO's note or its text may
             lie, for dumps without that note.
-        align_64: bytes to which this machine's structures align members of 64 bits.
         largest_page: bytes of the largest page that a kernel can be built with.
-        counts_from_ram: a kdump-compressed dump of this machine counts page frames from the root's ram_start on.
+        counts_from_ram: a kdump-compressed dump of this machine counts page frames from its header's phys_base on.
 
     """
 
     name: str
-    word: int
-    little_endian: bool
+    abi: Abi
     page_size: int
     prstatus_size: int
     section_size_bits: int
     max_physmem_bits: Callable[[Paging], int]
-    roots: Callable[[Vmcoreinfo, Sequence[Piece]], Sequence[Root]]
-    settle: Callable[[Vmcoreinfo, VirtualMemory, Root], Root] = as_it_is
+    roots: Callable[[Vmcoreinfo, Sequence[Load]], Sequence[Root]]
+    settle: Callable[[Vmcoreinfo, KernelMemory, Root], Root] = as_it_is
     vmcoreinfo_hints: Callable[[Callable[[int, int], bytes | None]], Iterable[int]] = lambda read: ()
-    align_64: int = 8
     largest_page: int = 4096
     counts_from_ram: bool = False
-
-    @property
-    def byteorder(self) -> Literal["little", "big"]:
-        """Byte order as int.from_bytes() takes it."""
-        return "little" if self.little_endian else "big"

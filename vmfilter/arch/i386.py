@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.formats.abi import Abi
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000, 0x78000000)  # CONFIG_VMSPLIT, 3G first
 _HUGE = 1 << 7  # PS
@@ -21,22 +22,22 @@ _ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of PAE's entries
 
 _PAE = Paging(
     (
-        Level(12, 9, 0, 0, _ADDRESS, 0),
-        Level(21, 9, _HUGE, _HUGE, _ADDRESS & -(1 << 21), _ADDRESS),
-        Level(30, 2, 0, 1, 0, _ADDRESS),  # never a leaf
+        TableLevel(12, 9, 0, 0, _ADDRESS, 0),
+        TableLevel(21, 9, _HUGE, _HUGE, _ADDRESS & -(1 << 21), _ADDRESS),
+        TableLevel(30, 2, 0, 1, 0, _ADDRESS),  # never a leaf
     )
 )
 # PSE-36's addresses above 4 GiB are left out: a kernel without PAE does not use memory there.
 _CLASSIC = Paging(
     (
-        Level(12, 10, 0, 0, 0xFFFFF000, 0),
-        Level(22, 10, _HUGE, _HUGE, 0xFFC00000, 0xFFFFF000),
+        TableLevel(12, 10, 0, 0, 0xFFFFF000, 0),
+        TableLevel(22, 10, _HUGE, _HUGE, 0xFFC00000, 0xFFFFF000),
     ),
     entry_size=4,
 )
 
 
-def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -53,12 +54,10 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
 
 ARCH = Arch(
     name="i686",
-    word=4,
-    little_endian=True,
+    abi=Abi(4, "little", align_64=4),
     page_size=4096,
     prstatus_size=144,
     section_size_bits=26,
     max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
     roots=_roots,
-    align_64=4,
 )

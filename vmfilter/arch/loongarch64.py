@@ -10,12 +10,12 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, TableLevel
+from vmfilter.formats.abi import LE64
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.memory import VirtualMemory
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _PAGE_SIZE = 16384
 _PHYSICAL_BITS = 48
@@ -41,14 +41,14 @@ def _paging(page_shift: int, levels: int) -> Paging:
     """
     width = page_shift - 3
     address = _bits(page_shift)
-    table = [Level(page_shift, width, 0, 0, address, 0, _PRESENT, _PRESENT)]
+    table = [TableLevel(page_shift, width, 0, 0, address, 0, _PRESENT, _PRESENT)]
     for i in range(1, levels):
         shift = page_shift + width * i
-        table.append(Level(shift, width, _HUGE, _HUGE, _bits(shift), address, 0, 0))
+        table.append(TableLevel(shift, width, _HUGE, _HUGE, _bits(shift), address, 0, 0))
     return Paging(tuple(table))
 
 
-def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -57,7 +57,7 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
     return [Root(symbol & _WINDOW - 1, _paging(page_shift, _LEVELS), 0, linear)]
 
 
-def _depth(memory: VirtualMemory, table: int, size: int) -> int:
+def _depth(memory: KernelMemory, table: int, size: int) -> int:
     """How many tables there are from this one to the last. Only entries of directories are addresses of tables."""
     depth = 1
     while depth <= _MOST_LEVELS:
@@ -71,7 +71,7 @@ def _depth(memory: VirtualMemory, table: int, size: int) -> int:
     return depth
 
 
-def _with_levels(_info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
+def _with_levels(_info: Vmcoreinfo, memory: KernelMemory, root: Root) -> Root:
     """Find how many levels there are: VMCOREINFO does not say, and the kernel's name needs no tables to be read."""
     page_shift = root.paging.levels[0].shift
     levels = _depth(memory, (_CACHED << _PHYSICAL_BITS) + root.address, 1 << page_shift)
@@ -82,8 +82,7 @@ def _with_levels(_info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
 
 ARCH = Arch(
     name="loongarch64",
-    word=8,
-    little_endian=True,
+    abi=LE64,
     page_size=_PAGE_SIZE,
     largest_page=65536,
     prstatus_size=480,

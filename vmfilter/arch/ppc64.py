@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, TableLevel
 from vmfilter.errors import KernelError
+from vmfilter.formats.abi import BE64, Abi
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.memory import VirtualMemory
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _LINEAR = 0xC000000000000000  # PAGE_OFFSET; the kernel itself lies there too
 _LINEAR_SIZES = {4096: 0x3D << 40, 65536: 1 << 51}  # to where vmalloc begins with the hash MMU since 5.2, by page size
@@ -34,7 +34,7 @@ _HASH = (  # the same of the hash MMU's Linux page tables, from this version on
 )
 # Before 4.7 (which brought radix, and big-endian entries on little-endian machines too) entries had other forms. Only
 # vmalloc is lost by that: the linear map and the vmemmap need no tables.
-_NOTHING = Paging((Level(12, 9, 0, 0, 0, 0, 0, 1),), big_endian=True)
+_NOTHING = Paging((TableLevel(12, 9, 0, 0, 0, 0, 0, 1),), big_endian=True)
 
 
 def _paging(page_size: int, bits: Sequence[int], radix: bool) -> Paging:
@@ -46,12 +46,12 @@ def _paging(page_size: int, bits: Sequence[int], radix: bool) -> Paging:
         address = _RPN & -(1 << shift)
         leaf = 0 if i == 0 else _PTE
         here = _PRESENT if i == 0 else present
-        levels.append(Level(shift, n, leaf, leaf, address, _TABLE, here, here))
+        levels.append(TableLevel(shift, n, leaf, leaf, address, _TABLE, here, here))
         shift += n
     return Paging(tuple(levels), big_endian=True)
 
 
-def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -70,7 +70,7 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
     return [radix, hashed] if said is None else [radix if said else hashed]
 
 
-def _backings(info: Vmcoreinfo, memory: VirtualMemory) -> Iterator[tuple[int, int]]:
+def _backings(info: Vmcoreinfo, memory: KernelMemory) -> Iterator[tuple[int, int]]:
     """Virtual and physical address of each part of the hash MMU's vmemmap."""
     head = info.symbol("vmemmap_list")
     offsets = [info.offset(f"vmemmap_backing.{name}") for name in ("list", "virt_addr", "phys")]
@@ -94,7 +94,7 @@ def _backings(info: Vmcoreinfo, memory: VirtualMemory) -> Iterator[tuple[int, in
     raise KernelError(f"vmemmap_list has more than {_MAX_BACKINGS} entries: it is damaged")
 
 
-def _backing_size(info: Vmcoreinfo, memory: VirtualMemory) -> int:
+def _backing_size(info: Vmcoreinfo, memory: KernelMemory) -> int:
     """Bytes of each part of the vmemmap: a page of the size that the MMU uses there."""
     sizes, index_at = info.symbol("mmu_psize_defs"), info.symbol("mmu_vmemmap_psize")
     size, offset = info.size("mmu_psize_def"), info.offset("mmu_psize_def.shift")
@@ -107,7 +107,7 @@ def _backing_size(info: Vmcoreinfo, memory: VirtualMemory) -> int:
     return 1 << shift
 
 
-def _with_vmemmap(info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
+def _with_vmemmap(info: Vmcoreinfo, memory: KernelMemory, root: Root) -> Root:
     """Add what the hash MMU maps without tables that a dump has: its vmemmap, which the kernel lists for dump tools."""
     if not root.linear:
         return root  # radix; the list is there on some kernels and empty on others, the tables are right on all
@@ -123,12 +123,11 @@ def _with_vmemmap(info: Vmcoreinfo, memory: VirtualMemory, root: Root) -> Root:
     return root._replace(linear=(*root.linear, *vmemmap))
 
 
-def arch(name: str, little_endian: bool) -> Arch:
+def arch(name: str, abi: Abi) -> Arch:
     """Return ppc64 of either byte order."""
     return Arch(
         name=name,
-        word=8,
-        little_endian=little_endian,
+        abi=abi,
         page_size=65536,
         largest_page=65536,
         prstatus_size=504,
@@ -140,4 +139,4 @@ def arch(name: str, little_endian: bool) -> Arch:
     )
 
 
-ARCH = arch("ppc64", little_endian=False)
+ARCH = arch("ppc64", BE64)

@@ -1,6 +1,6 @@
 """riscv64: three, four or five levels of 512 entries (Sv39, Sv48, Sv57), leaves in each.
 
-Sources: the RISC-V privileged architecture, chapter "Supervisor-Level ISA" with Svnapot and Svpbmt; the kernel's
+Sources: the RISC-V privileged architecture, chapter "Supervisor-TableLevel ISA" with Svnapot and Svpbmt; the kernel's
 Documentation/arch/riscv/vm-layout.rst, and under arch/riscv mm/init.c and kernel/vmcore_info.c.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.formats.abi import LE64
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _MASK = (1 << 64) - 1
 _VALID, _READ = 1 << 0, 1 << 1
@@ -31,18 +32,18 @@ _ADDRESS = (1 << 54) - (1 << 10)  # of an entry: the page frame number; what fol
 
 def _paging(levels: int) -> Paging:
     present = _VALID | _LEAF  # in the last table: an entry that is no leaf would be of a table, and there is none
-    table = [Level(12, 9, 0, 0, _ADDRESS, 0, present, present)]
-    table += [Level(12 + 9 * i, 9, _LEAF, _LEAF, _ADDRESS, _ADDRESS) for i in range(1, levels)]
+    table = [TableLevel(12, 9, 0, 0, _ADDRESS, 0, present, present)]
+    table += [TableLevel(12 + 9 * i, 9, _LEAF, _LEAF, _ADDRESS, _ADDRESS) for i in range(1, levels)]
     return Paging(tuple(table), address_shift=2, block_mask=_NAPOT, block_size=_NAPOT_SIZE)
 
 
-def _ram(info: Vmcoreinfo, loads: Sequence[Piece]) -> int:
+def _ram(info: Vmcoreinfo, loads: Sequence[Load]) -> int:
     """Physical address of memory's beginning."""
     said = info.number("phys_ram_base")  # since 6.2
     return min(p.start for p in loads) & -_FIRMWARE if said is None else said
 
 
-def _addresses(info: Vmcoreinfo, loads: Sequence[Piece], symbol: int) -> Iterator[int]:
+def _addresses(info: Vmcoreinfo, loads: Sequence[Load], symbol: int) -> Iterator[int]:
     """Physical addresses that a symbol of the kernel's image can have, the likeliest first."""
     offset = info.number("va_kernel_pa_offset")
     if offset is not None:  # a year younger than the others
@@ -63,7 +64,7 @@ def _levels(info: Vmcoreinfo) -> list[int]:
     return [said] if said else list(_LEVELS.values())
 
 
-def _linear(info: Vmcoreinfo, loads: Sequence[Piece]) -> tuple[tuple[int, int, int], ...]:
+def _linear(info: Vmcoreinfo, loads: Sequence[Load]) -> tuple[tuple[int, int, int], ...]:
     """What VMCOREINFO says of the mappings of the kernel's image and of all memory."""
     offset, start = info.number("va_kernel_pa_offset"), info.number("PAGE_OFFSET")
     if offset is None or start is None:
@@ -73,7 +74,7 @@ def _linear(info: Vmcoreinfo, loads: Sequence[Piece]) -> tuple[tuple[int, int, i
     return image, (start & _MASK, max(p.end for p in loads) - ram, ram)
 
 
-def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -89,8 +90,7 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
 
 ARCH = Arch(
     name="riscv64",
-    word=8,
-    little_endian=True,
+    abi=LE64,
     page_size=4096,
     prstatus_size=376,
     section_size_bits=27,

@@ -10,11 +10,12 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.formats.abi import BE64
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _ALL = (1 << 64) - 1
 _INVALID = 0x20  # of a region or segment table's entry
@@ -28,12 +29,12 @@ _OS_INFO = struct.Struct(">QIHHQQQQI")  # to the end of the first entry, VMCOREI
 
 
 def _paging(levels: int) -> Paging:
-    table = [Level(12, 8, 0, 0, _ALL & -(1 << 12), 0, _PAGE_INVALID | _PAGE_ZERO, 0)]
+    table = [TableLevel(12, 8, 0, 0, _ALL & -(1 << 12), 0, _PAGE_INVALID | _PAGE_ZERO, 0)]
     for kind in range(levels - 1):
         shift = 20 if kind == 0 else 20 + 11 * kind
         can_be_large = kind <= 1
         table.append(
-            Level(
+            TableLevel(
                 shift,
                 11,
                 _LARGE if can_be_large else 0,
@@ -47,7 +48,7 @@ def _paging(levels: int) -> Paging:
     return Paging(tuple(table), big_endian=True)
 
 
-def _roots(info: Vmcoreinfo, _loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
@@ -76,8 +77,7 @@ def _hints(read: Callable[[int, int], bytes | None]) -> Iterator[int]:
 
 ARCH = Arch(
     name="s390x",
-    word=8,
-    little_endian=False,
+    abi=BE64,
     page_size=4096,
     prstatus_size=336,
     section_size_bits=28,

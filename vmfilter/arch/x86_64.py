@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Level, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.formats.abi import LE64
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
-    from vmfilter.reader.dump import Piece
+    from vmfilter.formats.elf import Load
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
 _ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of an entry
@@ -24,12 +25,12 @@ _HUGE = 1 << 7  # PS: in the second and third level the entry maps memory
 def _paging(levels: int, sme_mask: int) -> Paging:
     """Tables whose entries may have sme_mask (AMD memory encryption) set, which is no part of the address."""
     address = _ADDRESS & ~sme_mask
-    table = [Level(12, 9, 0, 0, address, 0)]
+    table = [TableLevel(12, 9, 0, 0, address, 0)]
     for i in range(1, levels):
         shift = 12 + 9 * i
         can_be_huge = i <= 2
         table.append(
-            Level(
+            TableLevel(
                 shift,
                 9,
                 _HUGE,
@@ -41,7 +42,7 @@ def _paging(levels: int, sme_mask: int) -> Paging:
     return Paging(tuple(table))
 
 
-def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
+def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     # 4.17 exports pgtable_l5_enabled as a number (its five levels came with 4.14, only when built for them alone).
     paging = _paging(5 if info.number("pgtable_l5_enabled") else 4, info.number("sme_mask") or 0)
     # Renamed from init_level4_pgt to init_top_pgt in 4.13; VMCOREINFO has called it swapper_pg_dir all along.
@@ -59,8 +60,7 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Piece]) -> list[Root]:
 
 ARCH = Arch(
     name="x86_64",
-    word=8,
-    little_endian=True,
+    abi=LE64,
     page_size=4096,
     prstatus_size=336,
     section_size_bits=27,

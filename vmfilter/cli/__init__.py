@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from vmfilter.cli.output import flush, prepare, say, show, trouble
-from vmfilter.cli.signals import EndedError, end_at_once
+from vmfilter.console.output import flush, prepare, say, show, trouble
+from vmfilter.console.signals import EndedError, end_at_once
 from vmfilter.errors import VmfilterError
 
 _EPILOG = """exit status:
@@ -51,7 +51,7 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from vmfilter import __version__
-        from vmfilter.codec import availability
+        from vmfilter.formats.codec import availability
 
         show(f"vmfilter {__version__}", *(f"  {codec:7} {by}" for codec, by in availability().items()))
         flush()

@@ -35,8 +35,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Convert, say what was made, return the exit status."""
-    from vmfilter.cli.output import say, show
-    from vmfilter.filter import convert_dump
+    from vmfilter.console.output import say, show
+    from vmfilter.convert import convert_dump
 
     warn_of_codec(options.compress)
     with progress_of(options, [options.new]) as progress:
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.failure:
-        say(f"warning: {options.new} is incomplete: {result.lost} pages are missing: {result.failure}")
+        say(f"warning: {options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
     if not options.quiet:
         pages = result.kept + result.zero - result.lost
         show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")

@@ -37,7 +37,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print it, return the exit status."""
-    from vmfilter.cli.output import hand_out, say
+    from vmfilter.console.output import hand_out, say
     from vmfilter.errors import KernelError
     from vmfilter.kernel.log import KernelLog
     from vmfilter.kernel.search import understand

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_form, form_of, progress_of, size_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
-from vmfilter.levels import DEFAULT_LEVEL, parse_level
+from vmfilter.frames.levels import DEFAULT_LEVEL, parse_level
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -98,9 +98,9 @@ def _opened(paths: list[str]) -> Dump:
 
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
-    from vmfilter.cli.output import say, show
+    from vmfilter.console.output import say, show
     from vmfilter.filter import filter_dump
-    from vmfilter.levels import PageClass
+    from vmfilter.frames.classes import PageClass
     from vmfilter.report.text import coverage, report, table
 
     names = [options.vmcore, *options.dump]
@@ -129,9 +129,9 @@ def run(options: argparse.Namespace) -> int:
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]
         warnings.append(f"{made} has {pages} pages of user data on persistent memory: people's files")
-    if result.lost:
+    if result.cut_off:
         reason = result.failure or "they would have made it larger than --limit"
-        warnings.append(f"{made} is incomplete: {result.lost} pages are missing: {reason}")
+        warnings.append(f"{made} is incomplete: {result.cut_off} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
     if not options.quiet:

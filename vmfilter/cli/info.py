@@ -33,7 +33,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print it, return the exit status."""
-    from vmfilter.cli.output import hand_out, say
+    from vmfilter.console.output import hand_out, say
     from vmfilter.info import dump_info
     from vmfilter.reader import open_dump
     from vmfilter.report.text import info_lines

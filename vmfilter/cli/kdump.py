@@ -50,11 +50,11 @@ def _folder(name: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Do it, print what was done, return the exit status."""
-    from vmfilter.cli.output import hand_out, show
+    from vmfilter.console.output import hand_out, show
 
     try:
-        from vmfilter.kdump.collect import collect
-        from vmfilter.kdump.install import install, remove
+        from vmfilter.integration.collect import collect
+        from vmfilter.integration.install import install, remove
     except ModuleNotFoundError:
         raise UsageError("kdump is a command of the system that makes an initramfs, not of an initramfs") from None
 

@@ -30,10 +30,10 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print it, return the exit status."""
-    from vmfilter.cli.output import hand_out, say
+    from vmfilter.console.output import hand_out, say
+    from vmfilter.mem_usage import memory_usage
     from vmfilter.reader import open_dump
     from vmfilter.report.usage import usage_lines
-    from vmfilter.usage import memory_usage
 
     with open_dump(options.input) as dump:
         usage = memory_usage(dump)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmfilter.filter import Progress
+    from vmfilter.run import Progress
 
 
 def threads_of(text: str) -> int:
     """Return a number of threads. Raises ArgumentTypeError where it is none."""
-    from vmfilter.bounds import MAX_THREADS
+    from vmfilter.compress.budget import MAX_THREADS
 
     if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to {MAX_THREADS}")
@@ -78,8 +78,8 @@ def form_of(options: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
     """Have a Progress as the options want it, for a dump that goes there."""
-    from vmfilter.cli.progress import ProgressPrinter
-    from vmfilter.cli.signals import EndsBetweenPages
+    from vmfilter.console.progress import ProgressPrinter
+    from vmfilter.console.signals import EndsBetweenPages
 
     printer = None if options.quiet else ProgressPrinter()
     try:
@@ -91,7 +91,7 @@ def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator
 
 def warn_of_codec(compress: str | None) -> None:
     """Say which codec no other tool reads."""
-    from vmfilter.cli.output import say
+    from vmfilter.console.output import say
 
     if compress and compress.partition(":")[0] == "lz4":
         say("warning: lz4 is vmfilter's own extension of the format; crash, drgn and makedumpfile cannot open it")

@@ -29,7 +29,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Rearrange, say what was made, return the exit status."""
-    from vmfilter.cli.output import show
+    from vmfilter.console.output import show
     from vmfilter.errors import UsageError
     from vmfilter.rearrange import rearrange, standard_input
 

@@ -46,8 +46,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Verify, print what was found, return the exit status."""
-    from vmfilter.cli.output import say, show
-    from vmfilter.cli.progress import ProgressPrinter
+    from vmfilter.console.output import say, show
+    from vmfilter.console.progress import ProgressPrinter
     from vmfilter.reader import open_dump
     from vmfilter.report.text import verification
     from vmfilter.verify import verify_dump

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmfilter import _core
+from vmfilter import native
 from vmfilter.errors import KernelError
-from vmfilter.kernel import Kernel
-from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+from vmfilter.kernel.kernel import Kernel
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
@@ -31,6 +31,7 @@ _MAX_TEXT = 1 << 16  # the kernel keeps it in one page, which can be of 64 KiB
 _MIN_TEXT = 256  # every kernel's has more
 _USUAL_TEXT = 1 << 12
 _EARLY = 1 << 13  # the needed lines are within so many bytes of the beginning
+_MAX_NOTE = 1 << 20  # bytes: the kernel keeps the text in a page or two
 _ASCII = re.compile(rb"[\x01-\x7f]*")
 _MAX_CANDIDATES = 256
 
@@ -56,7 +57,7 @@ def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
     size = len(run)
     if head.endswith(_NAME) and len(head) == _NOTE_HEADER:
         # Not trusted further than that: in the note the kernel rewrites at the crash, the size comes after the text.
-        (said,) = struct.unpack_from("<I" if dump.arch.little_endian else ">I", head, 4)
+        (said,) = struct.unpack_from(f"{dump.arch.abi.sign}I", head, 4)
         size = said if 0 < said < size else size
     text = run[:size]
     is_whole = size < len(run) or len(run) == len(data) or data[len(run)] == 0
@@ -83,18 +84,26 @@ def _searched(dump: Dump) -> Iterator[bytes]:
     """Texts anywhere in memory. They begin at multiples of 4: a page's beginning, or an array of u32 and 24 bytes."""
     following = 0  # address before which no text begins
     buffer = bytearray(_CHUNK)
-    data = _core.ffi.from_buffer("uint8_t[]", buffer)
     for block in dump.blocks(_CHUNK):
         for first, end in dump.covered(block, block + _CHUNK):
             start, size = first & ~3, end - (first & ~3)
             dump.read_into(start, memoryview(buffer)[:size])
             at = 0
-            while (at := _core.lib.vmf_find_text(data, size, at, _BEGINNING, len(_BEGINNING))) < size:
+            while (at := native.find_text(buffer, size, at, _BEGINNING)) < size:
                 if start + at >= following and buffer.find(0, at, min(at + _MIN_TEXT, size)) < 0:
                     text, following = _text_at(dump, start + at)
                     if text:
                         yield text
                 at = max(at + 4, min(following - start, size) + 3 & ~3)
+
+
+def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
+    """Read the VMCOREINFO note of a dump; None if there is none. Raises InputError if it cannot be read."""
+    for note in dump.notes:
+        if note.name == b"VMCOREINFO" and 0 < note.size <= _MAX_NOTE:
+            text = dump.read_file(note.offset, note.size).rstrip(b"\0").decode("ascii", "replace")
+            return Vmcoreinfo(text, note.offset, note.size)
+    return None
 
 
 class Understood(NamedTuple):
@@ -118,7 +127,7 @@ def understand(dump: Dump) -> Understood:
     """Learn what there is to know of the kernel whose memory a dump is."""
     page_size, info = dump.page_size or dump.arch.page_size, None
     try:
-        info = Vmcoreinfo.of(dump)
+        info = vmcoreinfo_of(dump)
         kernel = search_kernel(dump) if info is None else Kernel(dump, info)
     except KernelError as e:
         return Understood(page_size, info, None, e)

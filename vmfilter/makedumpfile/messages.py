@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmfilter import __version__
-from vmfilter.cli.output import one_line, show
-from vmfilter.levels import PageClass
+from vmfilter.console.output import one_line, show
+from vmfilter.frames.classes import PageClass
 from vmfilter.makedumpfile import VERSION
 from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
 
@@ -25,7 +25,7 @@ _SECOND = 1.0  # between two lines of progress
 
 
 class Messages:
-    """Prints what the message level lets through. Its progress() is a vmfilter.filter.Progress."""
+    """Prints what the message level lets through. Its progress() is a vmfilter.run.Progress."""
 
     def __init__(self) -> None:
         """Begin with the default level."""
@@ -164,7 +164,7 @@ def mem_usage(s: Statistics) -> Iterator[str]:
 
 
 def _disabled(codec: str) -> bool:
-    from vmfilter.codec import MISSING, availability
+    from vmfilter.formats.codec import MISSING, availability
 
     return availability()[codec] == MISSING
 

@@ -8,7 +8,7 @@ from getopt import GetoptError, gnu_getopt
 from typing import Any, NamedTuple
 
 from vmfilter.errors import UsageError
-from vmfilter.levels import MAX_LEVEL
+from vmfilter.frames.levels import MAX_LEVEL
 
 DEFAULT_MESSAGES = 7
 _MAX_MESSAGES = 31
@@ -60,7 +60,7 @@ def _messages(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    from vmfilter.bounds import MAX_THREADS
+    from vmfilter.compress.budget import MAX_THREADS
 
     return min(_number(text, 0, _MAX_U64, "Number of threads"), MAX_THREADS)
 

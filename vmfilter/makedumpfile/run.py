@@ -7,14 +7,14 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from vmfilter.cli.output import hand_out, one_line, trouble
-from vmfilter.cli.signals import EndsBetweenPages
+from vmfilter.console.output import hand_out, one_line, trouble
+from vmfilter.console.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, InputError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
-from vmfilter.writer.transport import FileTransport
+from vmfilter.writer.transport.file import FileTransport
 
 _COMPLETED, _FAILED = 0, 1
 _NOT_MAPPED = (1 << 64) - 1
@@ -77,14 +77,13 @@ def _rearrange(command: Command, messages: Messages) -> str:
 
 
 def _reassemble(command: Command, messages: Messages) -> str:
-    from vmfilter.filter import convert_dump
+    from vmfilter.convert import convert_dump
 
     *parts, output = map(_path, command.files)
     _check_free(command, [output])
     try:
         with open_dump(parts) as dump:
-            codec = dump.header.codec
-            result = convert_dump(dump, output, compress=codec, force=command.force, progress=messages.progress)
+            result = convert_dump(dump, output, force=command.force, progress=messages.progress)
     finally:
         messages.end_progress()
     _tell(result, messages)
@@ -93,9 +92,9 @@ def _reassemble(command: Command, messages: Messages) -> str:
 
 def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
     """Print VMCOREINFO as debug messages: SUSE's kdump learns OSRELEASE and CRASHTIME from those of --dump-dmesg."""
-    from vmfilter.kernel.vmcoreinfo import Vmcoreinfo
+    from vmfilter.kernel.search import vmcoreinfo_of
 
-    if info := Vmcoreinfo.of(dump):
+    if info := vmcoreinfo_of(dump):
         messages.debug("VMCOREINFO   :", *(f"  {one_line(line)}" for line in info.text.splitlines()), "")
 
 
@@ -132,7 +131,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
 
 
 def _mem_usage(command: Command, messages: Messages) -> str:
-    from vmfilter.usage import memory_usage
+    from vmfilter.mem_usage import memory_usage
 
     with open_dump(_path(command.files[0])) as dump:
         usage = memory_usage(dump)
@@ -160,7 +159,7 @@ def _create(command: Command, messages: Messages) -> str:
 
 
 def _tell(result: Statistics, messages: Messages) -> None:
-    """Say what else there is to say of a new dump. Raises InputError where it is made of one that is not all there."""
+    """Say what else there is to say of a new dump. Raises InputError if it is incomplete, as a warning explains."""
     for warning in result.warnings:
         messages.error(f"warning: {warning}")
     if result.gaps:
@@ -169,7 +168,7 @@ def _tell(result: Statistics, messages: Messages) -> None:
         for line in coverage(result.gaps):
             messages.error(f"warning: {line}")
     if result.incomplete:
-        raise InputError("what was read is not all there, and so the new dump is incomplete")
+        raise InputError("the new dump is incomplete, for the reason above")
 
 
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
@@ -178,7 +177,7 @@ def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
     _, _, kernel, error = understand(dump)
     if error is not None:
         messages.error(str(error))
-    mappings = kernel.memory.mappings(vaddr, 1) if kernel else iter(())
+    mappings = kernel.memory.translate(vaddr, 1) if kernel else iter(())
     paddr = next((m.paddr for m in mappings), _NOT_MAPPED)
     messages.common("", f"Translating virtual address {vaddr:x} to physical address.")
     messages.common("VIRTUAL           PHYSICAL", f"{vaddr:16x}  {paddr:x}", "")
@@ -199,7 +198,7 @@ class _Creation:
         self._codec = self._available_codec()
 
     def _available_codec(self) -> str:
-        from vmfilter.codec import parse_codec
+        from vmfilter.formats.codec import parse_codec
 
         command = self._command
         try:
@@ -216,14 +215,14 @@ class _Creation:
         result = self._attempt(first)
         # What has been sent cannot be taken back, and the reader is not to get two dumps.
         for level in [] if self._command.flatten else others:
-            if result is not None and (not result.lost or self._failed(result)):
+            if result is not None and (not result.cut_off or self._failed(result)):
                 break
             self._messages.common(f"Retry to create a dumpfile by dump_level({level}).")
             self._delete(result)
             result = self._attempt(level)
         if result is not None and result.incomplete:
             self._messages.common("This is an incomplete dumpfile, but might analyzable.")
-        if result is None or result.lost:
+        if result is None or result.cut_off:
             failure = result and self._failed(result)
             raise failure or OutputError(f"{self._names}: the new dump does not fit")
         return result
@@ -262,7 +261,7 @@ class _Creation:
             failure = e
         finally:
             messages.end_progress()
-        if failure is not None or (result is not None and result.lost):
+        if failure is not None or (result is not None and result.cut_off):
             reason = f"Size limit({command.limit}) reached."
             if failure is not None:
                 reason = str(failure.__cause__.strerror) if isinstance(failure.__cause__, OSError) else str(failure)

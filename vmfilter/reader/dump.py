@@ -5,28 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError, KernelError
+from vmfilter.formats.elf import Load
+from vmfilter.formats.uts import Utsname
 from vmfilter.reader.source import Source
 
 if TYPE_CHECKING:
-    from vmfilter.codec import Codec
+    from vmfilter.formats.codec import Codec
 
-PF_PMEM = 0x10
-"""p_flags of a PT_LOAD of persistent memory, by the pmem RFC v2."""
 _MAX_READ = 1 << 30
-
-
-class Piece(NamedTuple):
-    """Physical addresses [start, end) of memory, in the file from offset on."""
-
-    start: int
-    end: int
-    offset: int
-    flags: int = 0
-    vaddr: int = 0
 
 
 class Note(NamedTuple):
@@ -38,46 +28,51 @@ class Note(NamedTuple):
     size: int
 
 
-class Header(NamedTuple):
+class DumpHeader(NamedTuple):
     """What the file's own header says of the crash, beside VMCOREINFO; ELF says none of it.
 
     Attributes:
-        uts: fields of struct new_utsname.
+        uts: who the kernel was.
         crash_time: seconds since 1970, 0 where it is not known.
         level: dump level of what was left out before.
         incomplete: whether space or time ran out when it was written, or a part of it is missing now.
         cpus: of the machine, 0 where it is not known.
-        codec: of its pages.
         phys_base: of the kernel, None where it is not known; negative where x86_64's KASLR made it so.
 
     """
 
-    uts: tuple[bytes, ...] = ()
+    uts: Utsname = Utsname()
     crash_time: int = 0
     level: int = 0
     incomplete: bool = False
     cpus: int = 0
     phys_base: int | None = None
-    codec: str = "none"
 
 
 class Fetched(NamedTuple):
-    """Data of pages as they lie in the file: what vmf_extents() found, and read.
+    """Data of pages as they are in the file.
 
     Attributes:
         pages: how many.
-        descriptors: a struct vmf_descriptor each, in this machine's byte order.
-        extents: struct vmf_extent.
-        extent_count: of them.
-        data: theirs.
+        descriptors: native.DESCRIPTOR bytes each, in this machine's byte order.
+        extents: native.EXTENT bytes each.
+        data: of the extents.
 
     """
 
     pages: int
-    descriptors: Any
-    extents: Any
-    extent_count: int
+    descriptors: memoryview
+    extents: memoryview
     data: bytearray
+
+
+class DumpPart(NamedTuple):
+    """A file of a split set, and the page frames [first, end) that it has; a path of "" is a part that is missing."""
+
+    path: str
+    first: int
+    end: int
+    wrappings: Sequence[str] = ()
 
 
 class Dump:
@@ -103,7 +98,7 @@ class Dump:
     arch: Arch
     end: int
     page_size: int | None = None
-    header = Header()
+    header = DumpHeader()
 
     def __init__(self, source: Source) -> None:
         """Take over the source, which close() closes."""
@@ -111,7 +106,7 @@ class Dump:
         self.wrappings = source.wrappings
         self.truncated = source.cut
         self._source = source
-        self.loads: Sequence[Piece] = []
+        self.loads: Sequence[Load] = []
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
         self.erase_info: tuple[int, int] | None = None
@@ -181,9 +176,27 @@ class Dump:
         buffer = bytearray(size)
         return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
 
-    def codec(self) -> Codec | None:
-        """Return the codec that the pages lie in the file with, most of them; None where the format has no codecs."""
+    @property
+    def kept(self) -> int | None:
+        """Number of pages that the file was made with, lost ones included; None if the format does not tell."""
         return None
+
+    @property
+    def parts(self) -> list[DumpPart]:
+        """The files of a split set, in order of their frames; empty if it is none."""
+        return []
+
+    def codec(self) -> Codec | None:
+        """Return the codec of most pages in the file; None if the format has no codecs."""
+        return None
+
+    def codecs(self) -> dict[str, int]:
+        """Count the pages of each codec by its name, which takes long; empty if the format has no codecs."""
+        return {}
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the file beside its pages, one line each."""
+        return iter(())
 
     def fetch(self, address: int, count: int) -> Fetched:
         """Read pages as they lie in the file, where the format has codecs.

@@ -1,38 +1,21 @@
-"""Flattened files: a dump as a stream of what was to be written where, for a pipe that cannot seek.
-
-    offset 0       4096 bytes: "makedumpfile", padded to 16, a type and a version (1 each), all in big-endian
-    then           records: offset and size (i64 each, big-endian), that many bytes of data
-    last           a record with offset and size -1 and no data
-
-Source: makedumpfile's IMPLEMENTATION.
-"""
+"""The dump in a flattened file, read in place."""
 
 from __future__ import annotations
 
 import os
-import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
+from vmfilter.formats.flattened import CHECKED_SIZE, HEADER_SIZE, RECORD, check_header, check_record
 from vmfilter.reader.source import Source
 
 FLATTENED = "flattened"
 """What a Source says that it took off."""
-SIGNATURE = b"makedumpfile\0\0\0\0"
-HEADER_SIZE = 4096
-RECORD = struct.Struct(">qq")
-END = RECORD.pack(-1, -1)
-TYPE, VERSION = 1, 1
 _MAX_RECORDS = 1 << 19  # 24 bytes each, 150 while they are sorted; of 200 KiB, as vmfilter's may be, that is 100 GiB
-_MAX_OFFSET = 1 << 62
-
-
-def flattened_header() -> bytes:
-    """Return the first block of a flattened file."""
-    return (SIGNATURE + struct.pack(">qq", TYPE, VERSION)).ljust(HEADER_SIZE, b"\0")
+_NO_END = 1 << 62  # of a file whose size the system does not say
 
 
 class TooManyRecordsError(Exception):
@@ -62,8 +45,8 @@ class FlattenedSource:
         self.cut = source.cut
         self.size: int | None
         self._source = source
-        file_end = _MAX_OFFSET if source.size is None else source.size
-        check_header(source.path, self._bytes(0, 32))
+        file_end = _NO_END if source.size is None else source.size
+        check_header(source.path, self._bytes(0, CHECKED_SIZE))
         found: list[tuple[int, int, int]] = []
         at = HEADER_SIZE
         while at + RECORD.size <= file_end:
@@ -120,25 +103,3 @@ class FlattenedSource:
     def is_file(self, info: os.stat_result) -> bool:
         """See Source."""
         return self._source.is_file(info)
-
-
-def check_header(path: str, head: bytes) -> None:
-    """Raise InputError where the first 32 bytes are not those of a flattened file of a kind that is known."""
-    kind, version = struct.unpack(">qq", head[16:32])
-    if (kind, version) != (TYPE, VERSION):
-        raise InputError(f"{path}: a flattened file of type {kind}, version {version}, which is not known")
-
-
-def check_record(path: str, at: int, raw: bytes) -> tuple[int, int]:
-    """Offset and size of the record whose header lies at an offset of the file; negative ones end it.
-
-    Raises:
-        InputError: it cannot be.
-
-    """
-    offset, size = RECORD.unpack(raw)
-    if raw == END:
-        return -1, -1
-    if not 0 <= offset <= offset + size < _MAX_OFFSET or size <= 0:
-        raise InputError(f"{path}: damaged: the record at offset {at:#x} is of {size} bytes at {offset:#x}")
-    return offset, size

@@ -11,9 +11,9 @@ import threading
 from itertools import pairwise
 
 from vmfilter.errors import InputError
-from vmfilter.ranges import Range, merged, without
+from vmfilter.frames.ranges import Range, merged, without
 from vmfilter.reader.elf import ElfDump
-from vmfilter.reader.pieces import Pieces
+from vmfilter.reader.segments import Loads
 from vmfilter.reader.source import Source
 
 KCORE = "/proc/kcore"
@@ -56,11 +56,11 @@ class KcoreDump(ElfDump):
         failed = f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"
         return [*super().warnings, *([failed] if self.unreadable else [])]
 
-    def set_memory(self, loads: Pieces, memory: Pieces) -> None:
-        """See PieceDump."""
+    def set_memory(self, loads: Loads, memory: Loads) -> None:
+        """See SegmentDump."""
         if loads.starts.count(0) > 1:
             raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
-        cut = Pieces()
+        cut = Loads()
         for load in loads:
             for start, end in without([(load.start, load.end)], self._crash_kernel):
                 cut.add(start, end, load.offset + start - load.start, load.flags, load.vaddr)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import struct
-
 from vmfilter.errors import InputError
+from vmfilter.formats.elf import note_header, padded
 from vmfilter.reader.dump import Dump, Note
 
 _MAX_NOTES = 1 << 16  # s390x has a dozen for each of its 512 CPUs
@@ -21,17 +20,17 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
         InputError: they are damaged, or the file cannot be read.
 
     """
-    header = struct.Struct("<III" if dump.arch.little_endian else ">III")
+    header = note_header(dump.arch.abi.sign)
     notes: list[Note] = []
     at, end = start, start + size
     while at + header.size <= end and len(notes) < _MAX_NOTES:
         name_size, desc_size, kind = header.unpack(dump.read_file(at, header.size))
         if not name_size and not desc_size:
             break  # the kernel leaves what it reserved for notes and did not use as zeros
-        desc = at + header.size + (name_size + 3 & ~3)
+        desc = at + header.size + padded(name_size)
         if name_size > _MAX_NAME or desc + desc_size > end:
             raise InputError(f"{dump.path}: the note at offset {at:#x} goes beyond the notes' end at {end:#x}")
         name = dump.read_file(at + header.size, min(name_size, _KEPT_NAME)).rstrip(b"\0")
         notes.append(Note(name, kind, desc, desc_size))
-        at = desc + (desc_size + 3 & ~3)
+        at = desc + padded(desc_size)
     return notes

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.levels import PageClass, level_names
+from vmfilter.frames.classes import PageClass
+from vmfilter.frames.levels import level_names
 from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
-    from vmfilter.coverage import Gap
     from vmfilter.info import DumpInfo
+    from vmfilter.pages.coverage import Gap
     from vmfilter.verify import Verification
 
 # makedumpfile's words (its print_report()), and the two that pmem adds.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vmfilter.levels import PMEM_METADATA, PageClass
+from vmfilter.frames.classes import PageClass
+from vmfilter.frames.levels import LEVEL_PMEM_METADATA
 from vmfilter.report.text import CLASS_NAMES
 
 if TYPE_CHECKING:
-    from vmfilter.usage import Usage
+    from vmfilter.mem_usage import Usage
 
 _LEVELS = {
     1: "zero",
@@ -19,7 +20,7 @@ _LEVELS = {
     16: "free",
     31: "zero,cache,user,free",
 }
-_OF_PMEM = {PMEM_METADATA: "pmem-metadata", PMEM_METADATA + 31: "zero,cache,user,free,pmem-metadata"}
+_OF_PMEM = {LEVEL_PMEM_METADATA: "pmem-metadata", LEVEL_PMEM_METADATA + 31: "zero,cache,user,free,pmem-metadata"}
 
 
 def usage_lines(usage: Usage) -> Iterator[str]:

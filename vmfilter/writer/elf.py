@@ -7,7 +7,7 @@
 
 makedumpfile -E has what it left out in PT_LOADs too, as p_memsz beyond p_filesz. elf(5) calls that zeros, and crash
 (read_netdump()), drgn (zerofill) and makedumpfile itself read zeros there: user data that was left out would be shown
-as pages of zeros. Of what is in no PT_LOAD they say that it is not there; to us a note tells it (memorynote.py).
+as pages of zeros. Of what is in no PT_LOAD they say that it is not there; to us a note tells it (memory_note.py).
 
 The format: elf(5). Everything is in the crashed machine's byte order.
 """
@@ -17,59 +17,53 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from vmfilter import memorynote
 from vmfilter.arch import elf_machine
-from vmfilter.classify import WINDOW_PAGES
 from vmfilter.errors import OutputError
-from vmfilter.memorynote import MAX_RANGES
-from vmfilter.pack import Run, runs_in
-from vmfilter.ranges import Range
-from vmfilter.reader.dump import Piece
-from vmfilter.writer import Account, Written
+from vmfilter.formats import memory_note
+from vmfilter.formats.elf import (
+    ELF32,
+    ELF64,
+    ET_CORE,
+    IDENT_SIZE,
+    INCOMPLETE,
+    PN_XNUM,
+    PT_LOAD,
+    PT_NOTE,
+    SH_INFO,
+    ElfClass,
+    ElfHeader,
+    Load,
+)
+from vmfilter.formats.memory_note import MAX_RANGES
+from vmfilter.frames.bitmap import runs_in
+from vmfilter.frames.ranges import Range
+from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes
-from vmfilter.writer.transport import Kept
 
 if TYPE_CHECKING:
-    from vmfilter.kernel import Vmcoreinfo
-    from vmfilter.pack import Pages
+    from vmfilter.compress.pipeline import Pages
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+    from vmfilter.frames.frame_set import FrameSet
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport import Transport
+    from vmfilter.writer.transport.base import Transport
 
-_PT_LOAD, _PT_NOTE, _ET_CORE, _PN_XNUM = 1, 4, 4, 0xFFFF
-_INCOMPLETE = 1  # e_flags of a dump that ends early, as makedumpfile sets it
 _RWX = 7
 _HEADERS_AT_ONCE = 1 << 12
 _ALIGN = 4096
-
-
-class _Layout(NamedTuple):
-    """Structures of one ELF class: members in the order of elf(5)."""
-
-    elf_class: int
-    header: str
-    section: str
-
-    def program_header(self, kind: int, flags: int, offset: int, vaddr: int, paddr: int, size: int) -> tuple[int, ...]:
-        """Members of a program header in this class's order."""
-        if self.elf_class == 2:
-            return kind, flags, offset, vaddr, paddr, size, size, 0
-        return kind, offset, vaddr, paddr, size, size, flags, 0
-
-
-_ELF32 = _Layout(1, "16sHHIIIIIHHHHHH", "IIIIIIIIII")
-_ELF64 = _Layout(2, "16sHHIQQQIHHHHHH", "IIQQQQIIQQ")
-_PROGRAM = {1: "IIIIIIII", 2: "IIQQQQQQ"}
 
 
 class ElfWriter:
     """Writes one file: bitmaps first, of which the second is kept aside, then pages in order, then finish().
 
     Attributes:
+        first_pfn: see Writer: it can have all.
         size: bytes of the file so far.
 
     """
+
+    first_pfn = 0
 
     def __init__(
         self,
@@ -99,12 +93,10 @@ class ElfWriter:
         self._level = level
         self._memory: list[Range] = []
         self._memory_note = b""
-        self._order = "<" if source.arch.little_endian else ">"
-        self._kept = Kept()
-        self._kept.keep(0, -(-max_mapnr // 8))
+        self._sign = source.arch.abi.sign
         self._account = Account(0)
         self._data_end = 0  # offset after the last page that is no hole, or of the first
-        self._loads = sorted(source.loads) or [Piece(0, max_mapnr * page_size, 0, _RWX)]
+        self._loads = sorted(source.loads) or [Load(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
         for load in self._loads:
             self._ends.append(max(self._ends[-1], load.end))
@@ -114,9 +106,8 @@ class ElfWriter:
         """See Writer."""
         return self._account.written
 
-    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
-        """Take a part of both bitmaps, of the first what the note says of it."""
-        self._kept.write(pfn // 8, kept)
+    def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
+        """See Writer. Of memory a note tells; kept pages are what PT_LOADs have."""
         for first, count in runs_in(present, pfn, min(8 * len(present), self._max_mapnr - pfn)):
             start, end = first * self._page_size, (first + count) * self._page_size
             if self._memory and self._memory[-1][1] == start:
@@ -127,28 +118,7 @@ class ElfWriter:
     def finish_bitmaps(self) -> None:
         """Make the note of what is memory."""
         if len(self._memory) <= MAX_RANGES:
-            self._memory_note = memorynote.pack(self._order, self._level, self._memory)
-
-    def kept(self, pfn: int, count: int) -> bytes:
-        """Give back what put_bitmaps() took of the second bitmap."""
-        return self._kept.read(pfn // 8, -(-count // 8))
-
-    def _runs(self) -> Iterator[Run]:
-        """Runs of kept frames, joined over the windows that they are read in."""
-        start = stop = 0
-        for pfn in range(0, self._max_mapnr, WINDOW_PAGES):
-            count = min(WINDOW_PAGES, self._max_mapnr - pfn)
-            bits = self.kept(pfn, count)
-            if bits.count(0) == len(bits):
-                continue
-            for first, n in runs_in(bits, pfn, count):
-                if first != stop:
-                    if stop > start:
-                        yield start, stop - start
-                    start = first
-                stop = first + n
-        if stop > start:
-            yield start, stop - start
+            self._memory_note = memory_note.pack(self._sign, self._level, self._memory)
 
     def _segments(self) -> Iterator[tuple[int, int, int, int, int]]:
         """Flags, offset from the first page's data, virtual and physical address, and bytes of each PT_LOAD.
@@ -156,7 +126,7 @@ class ElfWriter:
         Where PT_LOADs of the source overlap (the kernel's text lies in RAM) so do these, and share their data.
         """
         size, before = self._page_size, 0
-        for pfn, count in self._runs():
+        for pfn, count in self._kept.runs():
             start, end = pfn * size, (pfn + count) * size
             for i in range(bisect_right(self._ends, start) - 1, len(self._loads)):
                 load = self._loads[i]
@@ -170,12 +140,13 @@ class ElfWriter:
                     yield load.flags or _RWX, offset, vaddr & (1 << 64) - 1, first, last - first
             before += count
 
-    def begin_pages(self, count: int, share_zero: bool) -> None:
-        """Write the notes, and leave room for the headers; count pages follow."""
+    def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
+        """Write the notes, and leave room for the headers."""
+        self._kept, count = kept, len(kept)
         segments = 1 + sum(1 for _ in self._segments())
-        small = self._source.arch.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
-        if not small or not self._lay_out(_ELF32, segments, count * self._page_size):
-            self._lay_out(_ELF64, segments, count * self._page_size)
+        small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
+        if not small or not self._lay_out(ELF32, segments, count * self._page_size):
+            self._lay_out(ELF64, segments, count * self._page_size)
         self._transport.write(self._notes_at, self._memory_note)
         at = self._notes.write(self._transport, self._notes_at + len(self._memory_note))
         self._transport.zeros(at, self._data - at)
@@ -183,17 +154,17 @@ class ElfWriter:
         self.size = self._data_end = self._data
         self._account = Account(self.size)
 
-    def _lay_out(self, layout: _Layout, segments: int, data_size: int) -> bool:
+    def _lay_out(self, layout: ElfClass, segments: int, data_size: int) -> bool:
         """Find where what lies, and say whether the form can say so: offsets of ELF32 end at 4 GiB."""
         self._layout = layout
-        self._header = struct.Struct(self._order + layout.header)
-        self._program = struct.Struct(self._order + _PROGRAM[layout.elf_class])
-        self._section = struct.Struct(self._order + layout.section)
+        self._header = struct.Struct(self._sign + layout.header)
+        self._program = struct.Struct(self._sign + layout.program)
+        self._section = struct.Struct(self._sign + layout.section)
         self._section_at = self._header.size + segments * self._program.size
         self._notes_at = self._section_at + self._section.size
         self._notes_size = len(self._memory_note) + self._notes.size
         self._data = -(-(self._notes_at + self._notes_size) // _ALIGN) * _ALIGN
-        return layout is _ELF64 or self._data + data_size < 1 << 32
+        return layout is ELF64 or self._data + data_size < 1 << 32
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """See Writer: holes count as well, for whoever copies the file."""
@@ -233,14 +204,14 @@ class ElfWriter:
     def _write_program_headers(self) -> int:
         """Write those of what is there: where pages are missing at the end, they are in no PT_LOAD. Return how many."""
         layout, program, written = self._layout, self._program, self.size - self._data
-        pending = bytearray(program.pack(*layout.program_header(_PT_NOTE, 0, self._notes_at, 0, 0, self._notes_size)))
-        at, count, mask = self._header.size, 1, (1 << (32 if layout is _ELF32 else 64)) - 1
+        pending = bytearray(program.pack(*layout.program_header(PT_NOTE, 0, self._notes_at, 0, 0, self._notes_size)))
+        at, count, mask = self._header.size, 1, (1 << layout.word_bits) - 1
         for flags, offset, vaddr, paddr, size in self._segments():
             if offset >= written:
                 continue
             size = min(size, written - offset)
             pending += program.pack(
-                *layout.program_header(_PT_LOAD, flags, self._data + offset, vaddr & mask, paddr, size)
+                *layout.program_header(PT_LOAD, flags, self._data + offset, vaddr & mask, paddr, size)
             )
             count += 1
             if len(pending) >= _HEADERS_AT_ONCE * program.size:
@@ -249,32 +220,32 @@ class ElfWriter:
         self._transport.write(at, pending)
         at += len(pending)
         self._transport.zeros(at, self._section_at - at)
-        # sh_info is the number of program headers
-        self._transport.write(self._section_at, self._section.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0))
+        section = [0] * 10
+        section[SH_INFO] = count
+        self._transport.write(self._section_at, self._section.pack(*section))
         return count
 
     def finish(self, incomplete: bool = False) -> int:
         """See Writer; the ELF header is written last, for it makes it a dump."""
         count = self._write_program_headers()
-        self._kept.close()
-        ident = b"\x7fELF" + bytes((self._layout.elf_class, 1 if self._order == "<" else 2, 1)) + bytes(9)
-        many = count >= _PN_XNUM
-        header = self._header.pack(
-            ident,
-            _ET_CORE,
-            elf_machine(self._source.arch),
-            1,
-            0,
-            self._header.size,
-            self._section_at if many else 0,
-            _INCOMPLETE if incomplete else 0,
-            self._header.size,
-            self._program.size,
-            _PN_XNUM if many else count,
-            self._section.size if many else 0,
-            1 if many else 0,
-            0,
+        many = count >= PN_XNUM
+        ident = b"\x7fELF" + bytes((self._layout.number, 1 if self._sign == "<" else 2, 1))
+        header = ElfHeader(
+            ident=ident.ljust(IDENT_SIZE, b"\0"),
+            type=ET_CORE,
+            machine=elf_machine(self._source.arch),
+            version=1,
+            entry=0,
+            phoff=self._header.size,
+            shoff=self._section_at if many else 0,
+            flags=INCOMPLETE if incomplete else 0,
+            ehsize=self._header.size,
+            phentsize=self._program.size,
+            phnum=PN_XNUM if many else count,
+            shentsize=self._section.size if many else 0,
+            shnum=1 if many else 0,
+            shstrndx=0,
         )
-        self._transport.write(0, header)
+        self._transport.write(0, self._header.pack(*header))
         self._transport.sync(self.size)
         return self.size

@@ -10,28 +10,31 @@ Each file of a split set has all of that, but descriptors and data of its own st
 where the descriptors of the whole set would end, which makedumpfile's --reassemble relies on.
 
 Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order; the
-headers are in vmfilter/kdumpformat.py. The main header is written last: what is not finished is no dump.
+headers are in vmfilter/formats/kdump.py. The main header is written last: what is not finished is no dump.
 """
 
 from __future__ import annotations
 
-import sys
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmfilter import _core
+from vmfilter import native
 from vmfilter.errors import OutputError
-from vmfilter.kdumpformat import DESCRIPTOR, INCOMPLETE, UTS_FIELD, MainHeader, SubHeader, main_layout, sub_layout
-from vmfilter.writer import Account, Written
+from vmfilter.formats.elf import NT_PRSTATUS
+from vmfilter.formats.kdump import INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
+from vmfilter.native import DESCRIPTOR
+from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
-    from vmfilter.codec import Codec
-    from vmfilter.dedup import Deduplicator
-    from vmfilter.kernel import Utsname, Vmcoreinfo
-    from vmfilter.pack import Pages
+    from vmfilter.compress.dedup import Deduplicator
+    from vmfilter.compress.pipeline import Pages
+    from vmfilter.formats.codec import Codec
+    from vmfilter.formats.uts import Utsname
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+    from vmfilter.frames.frame_set import FrameSet
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport import Transport
+    from vmfilter.writer.transport.base import Transport
 
 _VERSION = 6
 _MAX_32 = (1 << 32) - 1
@@ -39,7 +42,7 @@ _DESCRIPTORS_AT_ONCE = 1 << 13
 _BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected
 
 
-class KdumpHeader(NamedTuple):
+class HeaderFields(NamedTuple):
     """What the headers say.
 
     Attributes:
@@ -51,7 +54,7 @@ class KdumpHeader(NamedTuple):
         page_size: bytes.
         vmcoreinfo: of the kernel, None where it has none; it gets a note where it is in none of those that are copied.
         cpus: how many, where the notes do not tell.
-        first_pfn: frame that is the first in the dump's own counting, which is that of its format: a multiple of 8.
+        first_pfn: frame that is the first in the dump's own counting, which is that of its format.
 
     """
 
@@ -66,7 +69,7 @@ class KdumpHeader(NamedTuple):
     first_pfn: int = 0
 
 
-class Part(NamedTuple):
+class PartRange(NamedTuple):
     """What one file of a split set has: frames [start_pfn, end_pfn), of which so many pages are kept."""
 
     start_pfn: int
@@ -83,10 +86,13 @@ class _Bitmap:
         self._offset = self._at = offset
         self._bits = bytearray()
 
-    def put(self, byte: int, bits: bytes) -> None:
-        """Add bits from a byte of the bitmap on; those before are all there."""
-        at = self._offset + byte
-        if at != self._at + len(self._bits) or len(self._bits) >= _BITS_AT_ONCE:
+    def put(self, byte: int, bits: bytes | bytearray) -> None:
+        """Add bits from a byte of the bitmap on; those before are all there, but for the end of the last byte."""
+        at, end = self._offset + byte, self._at + len(self._bits)
+        if at < end:
+            self._bits[-1] |= bits[0]
+            at, bits = end, bits[1:]
+        if at != end or len(self._bits) >= _BITS_AT_ONCE:
             self.flush()
             self._at = at
         self._bits += bits
@@ -104,10 +110,20 @@ class _Bitmap:
         self._transport.zeros(self._written, self._end - self._written)
 
 
+def _moved(bits: bytearray, by: int, count: int) -> bytes | bytearray:
+    """Move a bitmap up by a number of bits, or down if that is negative, and return the first count bits."""
+    if not by and 8 * len(bits) - count < 8 and count % 8 == 0:
+        return bits
+    value = int.from_bytes(bits, "little")
+    value = value << by if by >= 0 else value >> -by
+    return (value & (1 << count) - 1).to_bytes(-(-count // 8), "little")
+
+
 class KdumpWriter:
     """Writes one file: bitmaps first, then pages in order of their frames, then finish().
 
     Attributes:
+        first_pfn: see Writer.
         size: bytes of the file so far.
 
     """
@@ -116,7 +132,7 @@ class KdumpWriter:
         self,
         transport: Transport,
         source: Dump,
-        header: KdumpHeader,
+        header: HeaderFields,
         codec: Codec,
         deduplicator: Deduplicator | None = None,
     ) -> None:
@@ -124,9 +140,10 @@ class KdumpWriter:
         self._transport = transport
         self._source = source
         self._header = header
+        self.first_pfn = header.first_pfn
         self._codec = codec
         self._deduplicator = deduplicator
-        self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
+        self._main, self._sub = main_layout(source.arch.abi), sub_layout(source.arch.abi)
         self._max_mapnr = header.max_mapnr - header.first_pfn
         self._block = block = header.page_size
         self._notes_at = block + self._sub.size
@@ -145,35 +162,29 @@ class KdumpWriter:
         self._pending = bytearray()
         self._pending_at = self._descriptors
         self._account = Account(0)
-        transport.keep(self._bitmap2, self._descriptors)
 
     @property
     def written(self) -> Written:
         """See Writer."""
         return self._account.written
 
-    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
-        """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
-        at = (pfn - self._header.first_pfn) // 8
-        before = max(-at, 0)  # of frames that the format cannot count; no memory is there
-        for bitmap, bits in zip(self._bitmaps, (present, kept), strict=True):
-            bitmap.put(at + before, bits[before:])
+    def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
+        """See Writer."""
+        at = pfn - self.first_pfn
+        byte = max(at, 0) // 8
+        count = min(at + 8 * len(kept), self._max_mapnr) - 8 * byte
+        if count > 0:
+            for bitmap, bits in zip(self._bitmaps, (present, kept), strict=True):
+                bitmap.put(byte, _moved(bits, at - 8 * byte, count))
 
     def finish_bitmaps(self) -> None:
         """Write what is left of the bitmaps."""
         for bitmap in self._bitmaps:
             bitmap.finish()
 
-    def kept(self, pfn: int, count: int) -> bytes:
-        """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
-        at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
-        before = max(-at, 0)
-        if before >= size:
-            return bytes(size)
-        return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
-
-    def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
-        """Say how many pages there will be in all, whether zero pages share one, and what of that is in this file."""
+    def begin_pages(self, kept: FrameSet, share_zero: bool, part: PartRange | None = None) -> None:
+        """See Writer; part: what of that is in this file of a set."""
+        count = len(kept)
         self._part = part
         if self._deduplicator:
             self._deduplicator.expect(count)
@@ -199,25 +210,17 @@ class KdumpWriter:
         """Write the next pages."""
         if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
             self._flush()
-        sizes, data, shared, sharing = pages.sizes, pages.data, _core.ffi.NULL, 0
+        data, shared, sharing = pages.data, None, 0
         if self._deduplicator:
             lowest_pfn = self._part.start_pfn if self._part else 0
             data, shared, sharing = self._deduplicator.share(pages, self.size, lowest_pfn)
-        found = _core.ffi.new("struct vmf_descriptor[]", len(sizes))
         self._transport.stream(self.size, data)
-        self.size = _core.lib.vmf_descriptors(
-            _core.ffi.from_buffer("uint32_t[]", sizes),
-            shared,
-            len(sizes),
-            self._block,
-            self.size,
-            self._zero_at,
-            self._codec.flag,
-            self._source.arch.byteorder != sys.byteorder,
-            found,
+        swap = self._source.arch.abi.swapped
+        descriptors, self.size = native.make_descriptors(
+            pages.sizes, shared, self._block, self.size, self._zero_at, self._codec.flag, swap
         )
-        self._pending += _core.ffi.buffer(found)
-        self._account.add(self.size, sizes, self.size, self._transport.landed, sharing)
+        self._pending += descriptors
+        self._account.add(self.size, pages.sizes, self.size, self._transport.landed, sharing)
 
     def _flush(self) -> None:
         self._transport.write(self._pending_at, self._pending)
@@ -258,7 +261,7 @@ class KdumpWriter:
         main = MainHeader(
             signature=self._codec.signature,
             header_version=_VERSION,
-            utsname=b"".join(field[: UTS_FIELD - 1].ljust(UTS_FIELD, b"\0") for field in h.uts),
+            utsname=h.uts.pack(),
             tv_sec=h.crash_time & self._words(),
             tv_usec=0,  # libkdumpfile tries the 32-bit layout first, in which this is the block size
             status=self._codec.flag | status,
@@ -267,19 +270,19 @@ class KdumpWriter:
             bitmap_blocks=self._bitmap_blocks,
             max_mapnr=min(self._max_mapnr, _MAX_32),
             # NT_PRSTATUS: one a CPU
-            nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == 1) or h.cpus,
+            nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == NT_PRSTATUS) or h.cpus,
         )
         self._transport.write(0, self._main.pack(*main).ljust(self._block, b"\0"))
 
     def _words(self) -> int:
         """Mask of what a long of the machine holds."""
-        return (1 << 8 * self._source.arch.word) - 1
+        return (1 << 8 * self._source.arch.abi.word) - 1
 
     def _write_sub_header(self) -> None:
         h, notes = self._header, self._notes
         info_at, info_size = notes.vmcoreinfo(self._notes_at)
         start, end = (self._part.start_pfn, self._part.end_pfn) if self._part else (h.first_pfn, h.first_pfn)
-        start, end = max(start - h.first_pfn, 0), end - h.first_pfn
+        start, end = start - h.first_pfn, end - h.first_pfn
         erase_at = self._notes_at + notes.size
         sub = SubHeader(
             phys_base=h.phys_base & self._words(),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
+from vmfilter.formats.elf import note_head, padded
+
 if TYPE_CHECKING:
-    from vmfilter.kernel import Vmcoreinfo
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport import Transport
+    from vmfilter.writer.transport.base import Transport
 
 _COPY = 1 << 20  # bytes copied at a time: device dumps (NT_VMCOREDD) can be huge
-_NAME = b"VMCOREINFO\0"
-_ERASE_NAME = b"ERASEINFO\0"  # as makedumpfile and crash have it in ELF files
+_NAME = b"VMCOREINFO"
+_ERASE_NAME = b"ERASEINFO"  # as makedumpfile and crash have it in ELF files
 
 
 class Notes:
@@ -38,11 +39,11 @@ class Notes:
         if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
             self._own = self._note(vmcoreinfo)
         self._erase = source.erase_info if erase_info else None
-        if any(note.name == _ERASE_NAME[:-1] for note in source.notes):
+        if any(note.name == _ERASE_NAME for note in source.notes):
             self._erase = None
         self._erase_size = 0
         if self._erase is not None:
-            self._erase_size = len(self._head(_ERASE_NAME, self._erase[1])) + -(-self._erase[1] // 4) * 4
+            self._erase_size = len(self._head(_ERASE_NAME, self._erase[1])) + padded(self._erase[1])
         self.size = len(self._own) + self._erase_size + sum(size for _, size in source.note_parts)
 
     def _copied(self, info: Vmcoreinfo) -> int | None:
@@ -61,12 +62,10 @@ class Notes:
         self._own_size = len(text)
         head = self._head(_NAME, len(text))
         self._own_at = len(head)
-        return head + text.ljust(-(-len(text) // 4) * 4, b"\0")
+        return head + text.ljust(padded(len(text)), b"\0")
 
     def _head(self, name: bytes, size: int) -> bytes:
-        """Return what a note has before its description."""
-        order = "<" if self._source.arch.little_endian else ">"
-        return struct.pack(order + "III", len(name), size, 0) + name.ljust(-(-len(name) // 4) * 4, b"\0")
+        return note_head(self._source.arch.abi.sign, name, size)
 
     def vmcoreinfo(self, at: int) -> tuple[int, int]:
         """Where the text of VMCOREINFO lies if the notes lie at an offset, and its bytes; (0, 0) where it is not."""

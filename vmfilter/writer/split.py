@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from vmfilter import _core
-from vmfilter.classify import WINDOW_PAGES
 from vmfilter.errors import OutputError
-from vmfilter.pack import Pages
-from vmfilter.writer import Written
-from vmfilter.writer.kdump import KdumpWriter, Part
+from vmfilter.writer.base import Written
+from vmfilter.writer.kdump import KdumpWriter, PartRange
 
-_CUT = 64  # cuts are at multiples of this: crash counts whole words of the bitmap from a part's first frame on
+if TYPE_CHECKING:
+    from vmfilter.compress.pipeline import Pages
+    from vmfilter.frames.frame_set import FrameSet
+
+_CUT = 64  # cuts are at multiples of this, as the format counts: crash counts whole words of the bitmap from a cut on
+
+
+def _cuts(kept: FrameSet, parts: int, first: int, end: int) -> Iterator[int]:
+    """Yield where a set is cut, so that its parts get about as many pages each.
+
+    Args:
+        kept: frames of the whole set.
+        parts: how many; fewer cuts than that are made if there are not enough pages.
+        first, end: frames that the format counts.
+
+    """
+    made, before = 1, 0
+    for pfn, count in kept.runs():
+        while made < parts and before + count >= (wanted := len(kept) * made // parts) > 0:
+            at = pfn + wanted - before - first
+            yield min(first + -(-at // _CUT) * _CUT, end)
+            made += 1
+        before += count
+
+
+def _ranks(kept: FrameSet, frames: Sequence[int]) -> Iterator[int]:
+    """Yield how many frames of a set are before each of some frames, in ascending order."""
+    before = i = 0
+    for pfn, count in kept.runs():
+        while i < len(frames) and frames[i] <= pfn + count:
+            yield before + max(frames[i] - pfn, 0)
+            i += 1
+        before += count
+    yield from [before] * (len(frames) - i)
 
 
 class SplitWriter:
-    """Writes all files of a set. See vmfilter.writer.Writer."""
+    """Writes all files of a set. See vmfilter.writer.base.Writer."""
 
     def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int) -> None:
         """Write to these, in this order; max_mapnr is the first frame after all memory."""
         self._writers = writers
+        self.first_pfn = writers[0].first_pfn
         self._max_mapnr = max_mapnr
 
     @property
@@ -34,7 +66,7 @@ class SplitWriter:
         each = [writer.written for writer in self._writers]
         return Written(*map(sum, zip(*each, strict=True)))
 
-    def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
+    def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
         """See Writer: each file has all of both."""
         for writer in self._writers:
             writer.put_bitmaps(pfn, present, kept)
@@ -44,38 +76,20 @@ class SplitWriter:
         for writer in self._writers:
             writer.finish_bitmaps()
 
-    def kept(self, pfn: int, count: int) -> bytes:
+    def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
         """See Writer."""
-        return self._writers[0].kept(pfn, count)
-
-    def begin_pages(self, count: int, share_zero: bool) -> None:
-        """See Writer; the parts get about as many pages each."""
-        parts = self._parts(count)
+        parts = self._parts(kept)
         self._left = [part.pages for part in parts]
         for writer, part in zip(self._writers, parts, strict=True):
-            writer.begin_pages(count, share_zero, part)
+            writer.begin_pages(kept, share_zero, part)
 
-    def _parts(self, count: int) -> list[Part]:
-        """Cut the kept frames."""
+    def _parts(self, kept: FrameSet) -> list[PartRange]:
         number = len(self._writers)
-        cuts: list[tuple[int, int]] = [(0, 0)]  # first frame of a part, and pages before it
-        rank = 0
-        for pfn in range(0, self._max_mapnr, WINDOW_PAGES):
-            n = min(WINDOW_PAGES, self._max_mapnr - pfn)
-            bits = self.kept(pfn, n)
-            in_window = _core.lib.vmf_rank(bits, n)
-            while len(cuts) < number and rank + in_window >= (wanted := count * len(cuts) // number) > 0:
-                at = self._place(bits, n, wanted - rank)
-                cuts.append((pfn + at, rank + _core.lib.vmf_rank(bits, at)))
-            rank += in_window
-        cuts += [(self._max_mapnr, count)] * (number + 1 - len(cuts))
-        return [Part(start, end, after - before) for (start, before), (end, after) in pairwise(cuts)]
-
-    @staticmethod
-    def _place(bits: bytes, count: int, wanted: int) -> int:
-        """First place for a cut that has at least the wanted number of pages before it."""
-        at = next(i for i in range(0, count + _CUT, _CUT) if _core.lib.vmf_rank(bits, min(i, count)) >= wanted)
-        return min(at, count)
+        cuts = [self.first_pfn, *_cuts(kept, number, self.first_pfn, self._max_mapnr)]
+        cuts += [self._max_mapnr] * (number + 1 - len(cuts))
+        ranks = list(_ranks(kept, cuts))
+        bounds = zip(pairwise(cuts), pairwise(ranks), strict=True)
+        return [PartRange(start, end, after - before) for (start, end), (before, after) in bounds]
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """See Writer: a set has no limit."""

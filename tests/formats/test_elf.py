@@ -1,0 +1,294 @@
+"""The ELF reader: any number of PT_LOADs, in any state."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note, vmcoreinfo_note
+
+from vmfilter import Dump, InputError, PageClass, filter_dump, open_dump
+from vmfilter.reader.segments import Loads, SegmentDump, without_overlaps
+from vmfilter.reader.source import PreadSource
+
+EM_386, EM_S390 = 3, 22
+
+
+def test_memory_reads_back_whatever_the_order_of_pt_loads(tmp_path: Path) -> None:
+    content = {0x5000: b"five" * 1024, 0x1000: b"one." * 1024, 0x9000: b"nine" * 1024}
+    path = Elf([Load(a, d) for a, d in content.items()]).write(tmp_path / "v")
+    with open_dump(path) as dump:
+        for address, data in content.items():
+            assert dump.read(address, PAGE) == data
+        assert dump.read(0x2000, 1) is None
+
+
+def test_an_overlapping_pt_load_counts_once_and_the_first_wins(tmp_path: Path) -> None:
+    ram, text = Load(0x1000, b"R" * 0x4000), Load(0x2000, b"T" * 0x1000)
+    with open_dump(Elf([text, ram]).write(tmp_path / "v")) as dump:
+        assert dump.read(0x1000, 0x4000) == b"R" * 0x1000 + b"T" * 0x1000 + b"R" * 0x2000
+        assert sum(p.end - p.start for p in dump.segments) == 0x4000
+
+
+def test_empty_pt_loads_are_passed_over(tmp_path: Path) -> None:
+    with open_dump(Elf([Load(0x7000, b""), Load(0x1000, b"x" * PAGE)]).write(tmp_path / "v")) as dump:
+        assert [(p.start, p.end) for p in dump.segments] == [(0x1000, 0x2000)]
+
+
+def test_two_pt_loads_can_each_hold_a_part_of_one_frame(tmp_path: Path) -> None:
+    path = Elf([Load(0x1000, b"a" * 0x727), Load(0x1800, b"b" * 0x100)]).write(tmp_path / "v")
+    frame = bytearray(b"\xff" * PAGE)
+    with open_dump(path) as dump:
+        assert not dump.read_into(0x1000, memoryview(frame))
+    assert frame == b"a" * 0x727 + bytes(0x800 - 0x727) + b"b" * 0x100 + bytes(PAGE - 0x900)
+
+
+@pytest.mark.parametrize("count", [10_000, PN_XNUM + 10])
+def test_any_number_of_pt_loads(tmp_path: Path, count: int) -> None:
+    loads = [Load(i * 3 * PAGE, i.to_bytes(4, "little")) for i in range(count)]
+    random.Random(1).shuffle(loads)
+    with open_dump(Elf(loads).write(tmp_path / "v")) as dump:
+        assert len(dump.segments) == count
+        assert dump.read((count - 1) * 3 * PAGE, 4) == (count - 1).to_bytes(4, "little")
+
+
+EVERY_FORM = [(elf_class, data) for elf_class in (1, 2) for data in (1, 2)]
+
+
+@pytest.mark.parametrize("count", [2, PN_XNUM + 10])
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_each_class_and_byte_order(tmp_path: Path, elf_class: int, data: int, count: int) -> None:
+    """The machine's word says nothing of the file's: kexec writes ELF64 for i386 with PAE."""
+    machine = EM_386 if data == 1 else EM_S390
+    loads = [Load(0x10000 + i * 2 * PAGE, b"%8d" % i, vaddr=0xC0000000, flags=5) for i in range(count)]
+    elf = Elf(loads, machine=machine, elf_class=elf_class, data=data)
+    elf.notes = elf.note(b"CORE", 1, bytes(33)) + elf.note(b"VMCOREINFO", 0, b"OSRELEASE=6.1\n")
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert (dump.arch.name, dump.arch.byteorder) == (("i686", "little") if data == 1 else ("s390x", "big"))
+        assert len(dump.segments) == count
+        assert dump.read(0x10000 + (count - 1) * 2 * PAGE, 8) == b"%8d" % (count - 1)
+        assert (dump.loads[0].vaddr, dump.loads[0].flags) == (0xC0000000, 5)
+        assert [(n.name, n.kind, n.size) for n in dump.notes] == [(b"CORE", 1, 33), (b"VMCOREINFO", 0, 14)]
+
+
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_a_pt_load_without_physical_address_is_passed_over(tmp_path: Path, elf_class: int, data: int) -> None:
+    """In /proc/kcore that of virtual ranges is -1, of the file's own width."""
+    none = (1 << 32 * elf_class) - 1
+    loads = [Load(0x1000, b"memory"), Load(none, b"vmalloc")]
+    elf = Elf(loads, machine=EM_386 if data == 1 else EM_S390, elf_class=elf_class, data=data)
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert [(p.start, p.end) for p in dump.segments] == [(0x1000, 0x1006)]
+
+
+# Memory that is left out of the file: p_memsz is more than p_filesz
+
+
+def marked(dump: Dump, count: int) -> bytes:
+    classes = memoryview(bytearray(count))
+    dump.mark(0, PAGE, classes)
+    return bytes(classes)
+
+
+H, K, X, P = bytes((PageClass.HOLE, PageClass.KERNEL, PageClass.EXCLUDED, PageClass.PMEM_USERDATA))
+
+
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_memory_that_is_left_out_is_no_hole(tmp_path: Path, elf_class: int, data: int) -> None:
+    loads = [
+        Load(1 * PAGE, b"a" * PAGE, left_out=2 * PAGE),
+        Load(5 * PAGE, b"", left_out=PAGE),
+        Load(6 * PAGE, b"b" * 100, left_out=2 * PAGE - 100),
+        Load(9 * PAGE, b"p" * PAGE, flags=0x17, left_out=PAGE),
+    ]
+    elf = Elf(loads, machine=EM_386 if data == 1 else EM_S390, elf_class=elf_class, data=data)
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert marked(dump, 12) == bytes((H, K, X, X, H, X, K, X, H, P, X, H))
+        assert dump.end == 11 * PAGE
+        assert [dump.next_memory(a * PAGE) for a in (0, 2, 4, 8, 11)] == [PAGE, 2 * PAGE, 5 * PAGE, 9 * PAGE, None]
+        assert dump.has_memory(2 * PAGE, 3 * PAGE)
+        assert not dump.has_memory(4 * PAGE, 5 * PAGE)
+        assert [a // PAGE for a, _ in dump.covered(0, dump.end)] == [1, 6, 9]
+        assert dump.read(2 * PAGE, 1) is None
+        assert dump.read(6 * PAGE, 101) is None
+        assert dump.read(6 * PAGE, 100) == b"b" * 100
+
+
+def test_what_one_pt_load_leaves_out_another_can_have() -> None:
+    chance = random.Random(3)
+    for _ in range(200):
+        loads, left_out, want = Loads(), Loads(), bytearray(100)
+        for start in (chance.randrange(60), *(chance.randrange(60) for _ in range(chance.randrange(6)))):
+            middle = start + chance.randrange(1, 15)
+            end = middle + chance.randrange(15)
+            loads.add(start * PAGE, middle * PAGE, 1000)
+            if middle < end:
+                left_out.add(middle * PAGE, end * PAGE, middle * PAGE)
+            for pfn in range(start, end):
+                want[pfn] = K if pfn < middle or want[pfn] == K else X
+        dump = SegmentDump(PreadSource("none", os.open(os.devnull, os.O_RDONLY)))
+        dump.set_memory(loads, left_out)
+        assert marked(dump, 100) == want
+        assert dump.end == max(i for i, c in enumerate(want) if c) * PAGE + PAGE
+        for pfn in range(100):
+            memory = next((i for i in range(pfn, 100) if want[i]), None)
+            assert dump.next_memory(pfn * PAGE) == (None if memory is None else memory * PAGE)
+        dump.close()
+
+
+def test_a_pt_load_of_which_nothing_is_in_the_file_may_say_anything_of_where(tmp_path: Path) -> None:
+    """QEMU's is at offset -1 where it stores none of it."""
+    elf = Elf([Load(PAGE, b"a" * PAGE)])
+    elf.extra_headers.append(elf.header(PT_LOAD, (1 << 64) - 1, 4 * PAGE, 0, left_out=PAGE))
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert marked(dump, 6) == bytes((H, K, H, H, X, H))
+
+
+def test_what_an_incomplete_file_has_lost_is_left_out(tmp_path: Path) -> None:
+    raw = bytearray(Elf([Load(PAGE, b"a" * 3 * PAGE, left_out=PAGE), Load(7 * PAGE, b"b" * PAGE)]).build())
+    raw[48] |= 1  # e_flags
+    (tmp_path / "v").write_bytes(raw[: -2 * PAGE])
+    with open_dump(tmp_path / "v") as dump:
+        assert dump.header.incomplete
+        assert marked(dump, 9) == bytes((H, K, K, X, X, H, H, X, H))
+
+
+@pytest.mark.parametrize(
+    ("paddr", "left_out", "said"),
+    [
+        (0x1000, (1 << 64) - PAGE - 1, "program header 1 is of memory at 0x1000-"),
+        (1 << 55, 1 << 55, "program header 1 is of memory at 0x80000000000000-"),
+        (0x1000, 1 << 50, "tells of 1125899906842624 bytes of memory"),
+    ],
+)
+def test_more_memory_than_there_can_be_is_refused(tmp_path: Path, paddr: int, left_out: int, said: str) -> None:
+    path = Elf([Load(paddr, b"a" * PAGE, left_out=left_out)]).write(tmp_path / "v")
+    with pytest.raises(InputError) as e:
+        open_dump(path)
+    assert str(e.value).startswith(f"{path}: {said}")
+
+
+def test_much_memory_that_is_left_out_many_times_costs_little(tmp_path: Path) -> None:
+    loads = [Load(i * PAGE, b"", left_out=1 << 44) for i in range(1000)]
+    with open_dump(Elf([Load(0, b"a" * PAGE), *loads]).write(tmp_path / "v")) as dump:
+        assert dump.end == 999 * PAGE + (1 << 44)
+        assert sum(1 for _ in dump.blocks(1 << 27)) == (1 << 17) + 1
+
+
+def memory_note(elf: Elf, level: int, *words: int) -> bytes:
+    order = ">" if elf.data == 2 else "<"
+    return elf.note(b"VMFILTER", 0, struct.pack(f"{order}II{len(words)}Q", level, 0, *words))
+
+
+@pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
+def test_the_note_of_what_was_left_out_is_read_and_goes_no_further(tmp_path: Path, elf_class: int, data: int) -> None:
+    machine = EM_386 if data == 1 else EM_S390
+    elf = Elf([Load(PAGE, b"a" * PAGE)], machine=machine, elf_class=elf_class, data=data)
+    elf.notes = memory_note(elf, 31, PAGE, 3 * PAGE, 5 * PAGE, 6 * PAGE) + elf.note(b"CORE", 1, bytes(33))
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert marked(dump, 7) == bytes((H, K, X, H, H, X, H))
+        assert dump.header.level == 31
+        assert [note.name for note in dump.notes] == [b"CORE"]
+        ((at, size),) = dump.note_parts
+        assert dump.read_file(at, size) == elf.note(b"CORE", 1, bytes(33))
+
+
+def test_the_note_of_what_was_left_out_can_be_the_only_one(tmp_path: Path) -> None:
+    elf = Elf([Load(PAGE, b"a" * PAGE)])
+    elf.notes = memory_note(elf, 0, 0, PAGE)
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert marked(dump, 3) == bytes((X, K, H))
+        assert (dump.notes, dump.note_parts) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"",
+        bytes(7),
+        struct.pack("<IIQ", 31, 0, 0),
+        struct.pack("<IIQQ", 64, 0, 0, PAGE),
+        struct.pack("<IIQQ", 31, 0, PAGE, PAGE),
+        struct.pack("<IIQQ", 31, 0, 2 * PAGE, PAGE),
+        struct.pack("<IIQQQQ", 31, 0, 0, 2 * PAGE, PAGE, 3 * PAGE),
+        struct.pack("<IIQQ", 31, 0, 0, 1 << 57),
+        struct.pack("<II", 31, 0) + b"".join(struct.pack("<QQ", 2 * i, 2 * i + 1) for i in range((1 << 16) + 1)),
+    ],
+)
+def test_a_damaged_note_of_what_was_left_out_is_refused(tmp_path: Path, description: bytes) -> None:
+    path = Elf([Load(PAGE, b"a" * PAGE)], note(b"VMFILTER", 0, description)).write(tmp_path / "v")
+    with pytest.raises(InputError, match=f"^{path}: damaged: the note VMFILTER, {len(description)} bytes at offset 0x"):
+        open_dump(path)
+
+
+def test_notes_that_are_there_many_times_are_refused(tmp_path: Path) -> None:
+    """Else a file of 2 MiB could take 100 GiB of memory."""
+    elf = Elf([Load(PAGE, b"a" * PAGE)])
+    elf.notes = memory_note(elf, 0, *range(1 << 10))
+    elf.extra_headers = [elf.header(PT_NOTE, PAGE, 0, len(elf.notes))] * 3
+    path = elf.write(tmp_path / "v")
+    with pytest.raises(InputError, match=f"^{path}: program headers up to 2: the notes overlap"):
+        open_dump(path)
+
+
+def test_what_was_left_out_stays_so_and_is_counted(tmp_path: Path) -> None:
+    loads = [Load(PAGE, b"a" * PAGE, left_out=2 * PAGE), Load(8 * PAGE, b"b" * PAGE)]
+    vmcore = Elf(loads).write(tmp_path / "v")
+    found = filter_dump(vmcore, tmp_path / "dump", level=1)
+    assert (found.present, found.kept, found.holes) == (4, 2, 5)
+    assert found.excluded(PageClass.EXCLUDED) == 2
+    with open_dump(tmp_path / "dump") as dump:
+        assert marked(dump, 9) == bytes((H, K, X, X, H, H, H, H, K))
+    filter_dump(vmcore, tmp_path / "elf", level=1, format="elf")
+    with open_dump(tmp_path / "elf") as dump:
+        assert marked(dump, 9) == bytes((H, K, X, X, H, H, H, H, K))
+        assert dump.header.level == 1
+
+
+def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
+    notes = prstatus_note() * 3 + vmcoreinfo_note("OSRELEASE=6.1\n")
+    with open_dump(Elf([Load(0, b"x")], notes).write(tmp_path / "v")) as dump:
+        assert [(n.name, n.kind) for n in dump.notes] == [(b"CORE", 1)] * 3 + [(b"VMCOREINFO", 0)]
+        info = dump.notes[-1]
+        assert dump.read_file(info.offset, info.size) == b"OSRELEASE=6.1\n"
+
+
+def test_flattening_agrees_with_looking_at_each_address() -> None:
+    chance = random.Random(7)
+    for _ in range(200):
+        pieces = Loads()
+        for i in range(chance.randrange(1, 8)):
+            start = chance.randrange(60)
+            pieces.add(start, start + chance.randrange(20), 1000 * i)
+        flat = without_overlaps(pieces)
+        assert all(a.end <= b.start for a, b in pairwise(flat))
+        for address in range(100):
+            wanted = next((p.offset + address - p.start for p in pieces if p.start <= address < p.end), None)
+            found = next((p.offset + address - p.start for p in flat if p.start <= address < p.end), None)
+            assert found == wanted
+
+
+def test_pt_loads_that_follow_each_other_are_one_piece(tmp_path: Path) -> None:
+    """The kernel's own elfcorehdr has one for each memory block where memory was plugged."""
+    loads = [Load(0x10000 + i * PAGE, i.to_bytes(4, "little") * (PAGE // 4)) for i in range(100)]
+    with open_dump(Elf([*loads, Load(0x100_0000, b"apart")]).write(tmp_path / "v")) as dump:
+        assert [(p.start, p.end) for p in dump.segments] == [(0x10000, 0x10000 + 100 * PAGE), (0x100_0000, 0x100_0005)]
+        assert [p.start for p in dump.loads] == [load.paddr for load in loads] + [0x100_0000]
+        assert dump.read(0x10000 + 57 * PAGE, 4) == (57).to_bytes(4, "little")
+
+
+def test_pt_loads_take_little_memory_each(tmp_path: Path) -> None:
+    count = 20_000
+    path = Elf([Load(i * 2 * PAGE, b"12345678") for i in range(count)]).write(tmp_path / "v")
+    tracemalloc.start()
+    try:
+        with open_dump(path):
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < count * 150

@@ -1,0 +1,260 @@
+"""Dumps that end early, as a copy does that was broken off: what is there can be had, and what is missing is told."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import random
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zstandard
+from command import Ran, standard_input
+from elfbuilder import PAGE, Elf, Load
+from kdumpbuilder import KdumpFile
+from kdumpreader import Kdump
+from splitbuilder import parts_of, whole_file
+
+import vmfilter
+
+INPUT, KERNEL, INCOMPLETE = 3, 5, 6
+STATUS_INCOMPLETE = 8  # in the header of a dump
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def cut(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str, float], Path]:
+    """Make a copy of a real vmcore that has a part of its bytes."""
+
+    def get(name: str, part: float) -> Path:
+        whole, copy = real(name), tmp_path / "cut"
+        with open(whole, "rb") as f, open(copy, "wb") as to:
+            size = int(os.fstat(f.fileno()).st_size * part)
+            while data := f.read(min(1 << 20, size - f.tell())):
+                if data.count(0) < len(data):
+                    to.seek(f.tell() - len(data))
+                    to.write(data)
+            to.truncate(size)
+        return copy
+
+    return get
+
+
+# A page of which a part is there
+
+
+@pytest.mark.parametrize(
+    ("machine", "data", "largest"), [(62, 1, 4096), (183, 1, 65536), (258, 1, 65536), (21, 1, 65536), (21, 2, 65536)]
+)
+def test_a_page_is_missing_of_which_a_part_is_there_whatever_pages_the_kernel_has(
+    tmp_path: Path, machine: int, data: int, largest: int
+) -> None:
+    start, path = 0x4000_3000, tmp_path / "elf"
+    whole = Elf([Load(start, b"a" * (1 << 18))], machine=machine, data=data).build()
+    for missing in (1, 4096, 4097, 5 * 4096, 1 << 16):
+        path.write_bytes(whole[:-missing])
+        with vmfilter.open_dump(path) as dump:
+            end = start + (1 << 18) - missing
+            assert list(dump.covered(0, dump.end)) == [(start, end - end % largest)]
+
+
+# Real vmcores
+
+
+@pytest.mark.parametrize("name", ["x86_64-6.12-pmem2", "ppc64le-6.12"])
+def test_where_struct_pages_are_there_level_31_keeps_what_it_keeps_of_the_whole(
+    run: Run, real: Callable[[str], Path], cut: Callable[[str, float], Path], tmp_path: Path, name: str
+) -> None:
+    vmfilter.filter_dump(real(name), tmp_path / "whole")
+    ran = run("filter", "-q", cut(name, 0.9), tmp_path / "dump")
+    assert ran.status == INCOMPLETE
+    assert "cut: truncated at offset" in ran.err
+    assert "cut: is not all there, and so the new dump is marked incomplete" in ran.err
+    whole, dump = Kdump(tmp_path / "whole"), Kdump(tmp_path / "dump")
+    assert dump.status & STATUS_INCOMPLETE
+    assert dump.present == whole.present
+    vmfilter.filter_dump(tmp_path / "cut", tmp_path / "there", level=0)
+    there = set(Kdump(tmp_path / "there").kept)
+    assert len(there) < len(whole.present)
+    assert [pfn for pfn in whole.kept if pfn in there] == dump.kept
+    pages = dict(whole.pages())
+    assert all(pages[pfn] == page for pfn, page in dump.pages())
+
+
+def test_pages_whose_struct_pages_are_missing_are_kept(
+    run: Run, real: Callable[[str], Path], cut: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    vmfilter.filter_dump(real("arm-6.12-qemu"), tmp_path / "whole")
+    ran = run("filter", "-q", cut("arm-6.12-qemu", 0.9), tmp_path / "dump")
+    assert ran.status == INCOMPLETE
+    assert "pages have no struct page in this dump; they are kept" in ran.err
+    vmfilter.filter_dump(tmp_path / "cut", tmp_path / "there", level=0)
+    there = set(Kdump(tmp_path / "there").kept)
+    kept = set(Kdump(tmp_path / "dump").kept)
+    assert there & set(Kdump(tmp_path / "whole").kept) < kept <= there
+
+
+def test_where_the_memory_model_is_missing_level_1_is_advised_and_works(
+    run: Run, cut: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    path = cut("x86_64-6.12-small", 0.9)
+    ran = run("filter", "-q", path, tmp_path / "dump")
+    assert ran.status == KERNEL
+    assert ran.err.count("\n") == 1
+    assert "SYMBOL(mem_section)" in ran.err
+    assert "-d 1 leaves out zero pages" in ran.err
+    assert "truncated at offset" in ran.err
+    assert not (tmp_path / "dump").exists()
+    assert run("filter", "-q", "-d", "1", path, tmp_path / "dump").status == INCOMPLETE
+    assert run("verify", "-q", "--against", path, tmp_path / "dump").status == INCOMPLETE
+    assert "6.12" in run("info", tmp_path / "dump").out  # the kernel's name is read through its page tables
+
+
+def test_each_command_tells_what_is_missing(run: Run, cut: Callable[[str, float], Path], tmp_path: Path) -> None:
+    path = cut("x86_64-6.12-pmem2", 0.9)
+    missing = f"{path}: truncated at offset {path.stat().st_size:#x}, "
+    info = run("info", path)
+    assert (info.status, missing in info.err) == (0, True)
+    assert "ELF64, truncated: its end is missing" in info.out
+    usage = run("mem-usage", path)
+    assert (usage.status, missing in usage.err) == (0, True)
+    verified = run("verify", "-q", path)
+    assert (verified.status, missing in verified.err) == (INPUT, True)
+    assert run("convert", "-q", "--format", "elf", path, tmp_path / "elf").status == INCOMPLETE
+    assert run("verify", "-q", "--against", path, tmp_path / "elf").status == INCOMPLETE
+    log = run("dmesg", path)  # the log was taken out of the vmcores of testdata
+    assert (log.status, missing in log.err, log.err.count("\n")) == (KERNEL, True, 1)
+
+
+def test_makedumpfiles_command_line_keeps_the_dump_and_fails(
+    run: Run, cut: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    ran = run("makedumpfile", "-l", "-d", "31", cut("x86_64-6.12-pmem2", 0.9), tmp_path / "dump")
+    assert ran.status == 1
+    assert "This is an incomplete dumpfile, but might analyzable." in ran.out
+    assert "cut: truncated at offset" in ran.err
+    assert Kdump(tmp_path / "dump").status & STATUS_INCOMPLETE
+
+
+# kdump-compressed
+
+
+def some_pages(count: int) -> dict[int, bytes]:
+    chance = random.Random(count)
+    return {pfn: chance.randbytes(PAGE) for pfn in range(count)}
+
+
+@pytest.mark.parametrize("zeros", [1, 1023, 1024, 5000])
+def test_zero_pages_at_the_end_do_not_hide_that_data_are_missing(tmp_path: Path, zeros: int) -> None:
+    pages = {9000: bytes(PAGE)} | {pfn: bytes(PAGE) for pfn in range(100, 100 + zeros)} | some_pages(50)
+    file = KdumpFile(pages, share=True, codec=lambda pfn: "none")
+    data = file.build()
+    (tmp_path / "dump").write_bytes(data[: -20 * PAGE])
+    with vmfilter.open_dump(tmp_path / "dump") as dump:
+        assert dump.truncated.endswith(f": 20 of {len(pages)} pages are missing, the first at physical address 0x1e000")
+        assert list(dump.covered(0, 50 * PAGE)) == [(0, 30 * PAGE)]
+        assert dump.read(29 * PAGE, PAGE) == pages[29]
+        assert dump.read(9000 * PAGE, PAGE) == bytes(PAGE)
+    (tmp_path / "dump").write_bytes(data)
+    with vmfilter.open_dump(tmp_path / "dump") as dump:
+        assert (dump.truncated, dump.header.incomplete) == ("", False)
+
+
+def test_of_a_split_set_the_part_that_ends_early_is_named(run: Run, tmp_path: Path) -> None:
+    whole = whole_file(codec=lambda pfn: "none")
+    files = parts_of(whole, 101, 203)
+    paths = [file.write(tmp_path / f"part{i}") for i, file in enumerate(files)]
+    os.truncate(paths[1], files[1].data + 30 * PAGE + 7)
+    own = [pfn for pfn in sorted(whole.pages) if 101 <= pfn < 203]
+    ran = run("reassemble", "-q", *paths, tmp_path / "dump")
+    assert ran.status == INCOMPLETE
+    end = files[1].data + 30 * PAGE + 7
+    lost = f"{len(own) - 30} of {len(whole.pages)} pages are missing, the first at physical address {own[30] * PAGE:#x}"
+    assert f"{paths[1]} is truncated at offset {end:#x}: {lost}" in ran.err
+    assert Kdump(tmp_path / "dump").kept == [pfn for pfn in sorted(whole.pages) if pfn not in own[30:]]
+
+
+# Flattened
+
+
+def as_makedumpfile_sends(file: KdumpFile) -> Iterator[tuple[int, bytes]]:
+    """Records of a dump as makedumpfile sends it: headers and bitmaps, then descriptors and their pages in turn."""
+    data = file.build()
+    yield 0, data[: file.descriptors]
+    for first in range(0, len(file.frames), 8):
+        frames = file.frames[first : first + 8]
+        at = file.descriptor_at(frames[0])
+        yield at, data[at : at + 24 * len(frames)]
+        rows = [struct.unpack_from("<QI", data, file.descriptor_at(pfn)) for pfn in frames]
+        yield rows[0][0], data[rows[0][0] : sum(rows[-1])]
+
+
+def test_of_a_stream_that_broke_off_what_was_sent_is_a_dump(run: Run, tmp_path: Path) -> None:
+    file = KdumpFile(some_pages(64))
+    stream = b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1) + bytes(4096 - 32)
+    sent = [len(stream)]
+    for at, data in as_makedumpfile_sends(file):
+        stream += struct.pack(">qq", at, len(data)) + data
+        sent.append(len(stream))
+    for records in range(3, len(sent)):
+        pages = {pfn: file.pages[pfn] for pfn in file.frames[: (records - 1) // 2 * 8]}
+        for end in sent[records], sent[records] + 9, sent[records] + 16 + 50:  # in the next one, which does not count
+            (tmp_path / "stream").write_bytes(stream[:end])
+            ran = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "dump")
+            assert ran.status == INCOMPLETE, ran.err
+            assert "stream: truncated at offset 0x" in ran.err
+            assert f": {64 - len(pages)} of 64 pages are missing" in ran.err
+            assert dict(Kdump(tmp_path / "dump").pages()) == pages
+    with standard_input(stream[: sent[9]]), vmfilter.open_dump("-") as dump:
+        assert dump.header.incomplete
+        assert list(dump.covered(0, dump.end)) == [(0, 32 * PAGE)]
+
+
+def test_rearrange_refuses_a_stream_that_broke_off_and_names_what_does_not(run: Run, tmp_path: Path) -> None:
+    vmcore = Elf([Load(0x1000, b"m" * PAGE)]).write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "stream", level=0, flatten=True)
+    with standard_input((tmp_path / "stream").read_bytes()[:-16]):
+        ran = run("rearrange", tmp_path / "dump")
+    assert (ran.status, ran.err.count("\n")) == (INPUT, 1)
+    assert "vmfilter convert makes a dump of what there is" in ran.err
+    assert not (tmp_path / "dump").exists()
+    ran = run("convert", "-q", tmp_path / "stream", tmp_path / "dump")
+    assert (ran.status, list(Kdump(tmp_path / "dump").kept)) == (0, [1])
+    os.truncate(tmp_path / "stream", (tmp_path / "stream").stat().st_size - 17)
+    ran = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "dump")
+    assert ran.status == INPUT
+    assert "the header of the dump in it is not there" in ran.err
+
+
+# Compressed as a whole
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstandard.compress])
+def test_of_a_compressed_file_that_ends_early_what_can_be_unpacked_is_there(
+    run: Run, tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    content = random.Random(1).randbytes(1024 * PAGE)
+    data = compress(Elf([Load(0x100000, content)]).build())
+    (tmp_path / "vmcore").write_bytes(data[: len(data) // 2])
+    assert run("filter", "-q", "-d", "0", tmp_path / "vmcore", tmp_path / "dump").status == INCOMPLETE
+    pages = dict(Kdump(tmp_path / "dump").pages())
+    assert 256 < len(pages) < 512
+    for pfn, page in pages.items():
+        at = (pfn - 0x100) * PAGE
+        assert page == content[at : at + PAGE]
+
+
+# Nothing that is not truncated
+
+
+def test_a_dump_that_says_it_is_incomplete_is_not_called_truncated(run: Run, tmp_path: Path) -> None:
+    file = KdumpFile(some_pages(50))
+    path = replace(file, lost=set(range(30, 50))).write(tmp_path / "dump")
+    ran = run("info", path)
+    assert ran.status == 0
+    assert "is incomplete: what it has lost counts as left out before" in ran.err
+    assert "truncated" not in ran.err + ran.out

@@ -1,0 +1,434 @@
+"""Kernel virtual memory, the kernel's own name, and SPARSEMEM: found in every form, or said to be not there."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from elfbuilder import PAGE, Elf, Load
+from kernelbuilder import DIRECT, FLAVOURS, GIB, KERNEL_AT, MIB, TEXT, VMEMMAP, Memory, PageTables, Synthetic
+
+from vmfilter import open_dump
+from vmfilter.arch import x86_64
+from vmfilter.errors import KernelError
+from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+from vmfilter.kernel.page_tables import Translation, VirtualMemory
+from vmfilter.reader import Dump
+
+SME = 1 << 47
+TABLES_AT = 0x100000
+FORMS = pytest.mark.parametrize(("levels", "sme_mask"), [(4, 0), (5, 0), (4, SME), (5, SME)])
+VADDR = {4: 0xFFFFC90000000000, 5: 0xFFA0000000000000}  # vmalloc's beginning
+
+
+class Space:
+    """Page tables alone, without a kernel."""
+
+    def __init__(self, levels: int = 4, sme_mask: int = 0) -> None:
+        self.memory = Memory(TABLES_AT)
+        self.tables = PageTables(self.memory, levels, sme_mask)
+        self.absent: set[int] = set()
+
+    def open(self, folder: Path) -> tuple[Dump, VirtualMemory]:
+        frames = sorted(set(self.memory.frames) - self.absent)
+        loads = [Load(pfn * PAGE, bytes(self.memory.frames[pfn])) for pfn in frames]
+        dump = open_dump(Elf(loads).write(folder / "tables"))
+        said = f"SYMBOL(swapper_pg_dir)={TEXT + self.tables.root:x}\nNUMBER(phys_base)=0\n"
+        said += f"NUMBER(pgtable_l5_enabled)={int(self.tables.levels == 5)}\nNUMBER(sme_mask)={self.tables.sme_mask}\n"
+        root = x86_64.ARCH.roots(Vmcoreinfo(said), dump.loads)[0]
+        assert root.address == self.tables.root
+        return dump, VirtualMemory(dump, root)
+
+    def translate(self, folder: Path, vaddr: int, length: int) -> list[Translation]:
+        dump, virtual = self.open(folder)
+        with dump:
+            return joined(virtual.translate(vaddr, length))
+
+
+def joined(mappings: object) -> list[Translation]:
+    """Neighbours as one: how far vmfilter joins them is its own affair."""
+    out: list[Translation] = []
+    for m in mappings:  # type: ignore[attr-defined]
+        last = out[-1] if out else None
+        if last and last.vaddr + last.length == m.vaddr and last.paddr + last.length == m.paddr:
+            out[-1] = Translation(last.vaddr, last.length + m.length, last.paddr)
+        else:
+            out.append(m)
+    return out
+
+
+@FORMS
+@pytest.mark.parametrize("leaf", [PAGE, 2 * MIB, GIB])
+def test_leaves_of_every_size_are_translated(tmp_path: Path, levels: int, sme_mask: int, leaf: int) -> None:
+    space = Space(levels, sme_mask)
+    vaddr = VADDR[levels] + 5 * GIB
+    space.tables.map(vaddr, 7 * leaf, leaf)
+    assert space.translate(tmp_path, vaddr, leaf) == [Translation(vaddr, leaf, 7 * leaf)]
+    assert space.translate(tmp_path, vaddr + 0x123, 0x100) == [Translation(vaddr + 0x123, 0x100, 7 * leaf + 0x123)]
+    assert space.translate(tmp_path, vaddr + leaf - 1, 2) == [Translation(vaddr + leaf - 1, 1, 8 * leaf - 1)]
+    assert space.translate(tmp_path, vaddr - 1, 1) == space.translate(tmp_path, vaddr + leaf, 1) == []
+
+
+@FORMS
+def test_attributes_of_an_entry_are_no_address(tmp_path: Path, levels: int, sme_mask: int) -> None:
+    space = Space(levels, sme_mask)
+    vaddr = VADDR[levels]
+    software = 0x7FF << 52 | 0x7 << 9  # protection keys, bits for software
+    space.tables.map(vaddr, 0x5000, bits=software | 1 << 7)  # bit 7 of a 4K entry is PAT, not PS
+    space.tables.map(vaddr + 2 * MIB, 6 * MIB, 2 * MIB, bits=software | 1 << 12)  # bit 12 of a larger one is PAT
+    space.tables.map(vaddr + GIB, 2 * GIB, GIB, bits=software | 1 << 12)
+    for at, paddr in ((0, 0x5000), (2 * MIB, 6 * MIB), (GIB, 2 * GIB)):
+        assert space.translate(tmp_path, vaddr + at, 8) == [Translation(vaddr + at, 8, paddr)]
+
+
+def test_bit_47_is_an_address_where_memory_is_not_encrypted(tmp_path: Path) -> None:
+    space = Space()
+    space.tables.map(VADDR[4], SME | 0x5000)
+    assert space.translate(tmp_path, VADDR[4], PAGE) == [Translation(VADDR[4], PAGE, SME | 0x5000)]
+
+
+def test_an_entry_without_its_present_bit_maps_nothing(tmp_path: Path) -> None:
+    space = Space()
+    space.tables.map(VADDR[4], 0x5000)
+    at = space.tables.entry(VADDR[4])
+    space.memory.write_word(at, space.memory.word(at) & ~1)
+    assert space.translate(tmp_path, VADDR[4], PAGE) == []
+
+
+def test_bit_7_of_a_high_entry_does_not_make_it_a_leaf(tmp_path: Path) -> None:
+    """The processor reserves it there; no kernel maps 512 GiB by one entry."""
+    space = Space()
+    space.tables.map(VADDR[4], 0x5000)
+    at = space.tables.root + 8 * (VADDR[4] >> 39 & 511)
+    space.memory.write_word(at, space.memory.word(at) | 0x80)
+    assert space.translate(tmp_path, VADDR[4], PAGE) == [Translation(VADDR[4], PAGE, 0x5000)]
+
+
+@FORMS
+def test_a_range_over_tables_leaf_sizes_and_holes(tmp_path: Path, levels: int, sme_mask: int) -> None:
+    space = Space(levels, sme_mask)
+    border = VADDR[levels] + 3 * GIB
+    space.tables.map(border - 2 * MIB - 3 * PAGE, 0x9000)
+    space.tables.map(border - 2 * MIB - PAGE, 0x3000)  # after a hole; the last entry of its table
+    space.tables.map(border - 2 * MIB, 8 * MIB, 2 * MIB)  # the last entry of its table
+    space.tables.map(border, 4 * GIB, GIB)
+    space.tables.map(border + 2 * GIB, 0x7000)  # after a hole of a whole GiB
+    got = space.translate(tmp_path, border - 2 * MIB - 4 * PAGE, 3 * GIB)
+    assert got == [
+        Translation(border - 2 * MIB - 3 * PAGE, PAGE, 0x9000),
+        Translation(border - 2 * MIB - PAGE, PAGE, 0x3000),
+        Translation(border - 2 * MIB, 2 * MIB, 8 * MIB),
+        Translation(border, GIB, 4 * GIB),
+        Translation(border + 2 * GIB, PAGE, 0x7000),
+    ]
+
+
+@FORMS
+def test_the_last_page_of_the_address_space(tmp_path: Path, levels: int, sme_mask: int) -> None:
+    space = Space(levels, sme_mask)
+    last = (1 << 64) - PAGE
+    paddr = space.memory.take()
+    space.memory.write(paddr, b"the end.".rjust(PAGE))
+    space.tables.map(last, paddr)
+    dump, virtual = space.open(tmp_path)
+    with dump:
+        assert virtual.read((1 << 64) - 8, 8) == b"the end."
+        assert virtual.read((1 << 64) - 8, 9) is None
+        assert virtual.read(1 << 64, 1) is None
+        assert virtual.read(-8, 8) is None
+
+
+@FORMS
+def test_random_mappings_agree_with_looking_at_each_page(tmp_path: Path, levels: int, sme_mask: int) -> None:
+    chance = random.Random(levels)
+    space = Space(levels, sme_mask)
+    base = VADDR[levels] + GIB - 40 * PAGE  # so that tables of three levels end in it
+    pages = {i: chance.randrange(100, 110) + i * (i % 3 > 0) for i in range(80) if chance.random() < 0.8}
+    for i, pfn in pages.items():
+        space.tables.map(base + i * PAGE, pfn * PAGE)
+    dump, virtual = space.open(tmp_path)
+    with dump:
+        for _ in range(100):
+            start = chance.randrange(80 * PAGE)
+            length = chance.randrange(1, 80 * PAGE - start + 1)
+            got = {
+                at: m.paddr + at - m.vaddr
+                for m in virtual.translate(base + start, length)
+                for at in range(m.vaddr, m.vaddr + m.length, 1)
+                if at % 512 == 0
+            }
+            wanted = {
+                base + at: pages[at // PAGE] * PAGE + at % PAGE
+                for at in range(-(-start // 512) * 512, start + length, 512)
+                if at // PAGE in pages
+            }
+            assert got == wanted
+
+
+def test_a_hole_between_pages_that_follow_each_other_in_memory_stays_one(tmp_path: Path) -> None:
+    space = Space()
+    for page, pfn in ((0, 5), (2, 6), (3, 8)):
+        space.tables.map(VADDR[4] + page * PAGE, pfn * PAGE)
+    assert space.translate(tmp_path, VADDR[4], 8 * PAGE) == [
+        Translation(VADDR[4], PAGE, 5 * PAGE),
+        Translation(VADDR[4] + 2 * PAGE, PAGE, 6 * PAGE),
+        Translation(VADDR[4] + 3 * PAGE, PAGE, 8 * PAGE),
+    ]
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_table_that_is_not_in_the_dump_maps_nothing(tmp_path: Path, level: int) -> None:
+    space = Space()
+    vaddr = VADDR[4]
+    space.tables.map(vaddr, 0x5000)
+    other = vaddr + (1 << 39)  # shares no table but the root
+    space.tables.map(other, 0x6000)
+    table = space.tables.root
+    for i in range(level):
+        table = space.memory.word(table + 8 * (vaddr >> 39 - 9 * i & 511)) & 0x000FFFFFFFFFF000
+    space.absent.add(table // PAGE)
+    assert space.translate(tmp_path, vaddr, PAGE) == []
+    assert space.translate(tmp_path, other, PAGE) == [Translation(other, PAGE, 0x6000)]
+
+
+def test_reading_needs_every_byte_to_be_mapped_and_in_the_dump(tmp_path: Path) -> None:
+    space = Space()
+    vaddr = VADDR[4] + 2 * MIB - 2 * PAGE  # the third page is another table's
+    content = {i: bytes((0x40 + i,)) * PAGE for i in range(4)}
+    for i in (3, 1, 0, 2):  # not one after the other in memory
+        paddr = space.memory.take()
+        space.memory.write(paddr, content[i])
+        space.tables.map(vaddr + i * PAGE, paddr)
+    space.tables.map(vaddr + 4 * PAGE, 0x7000000)  # not in the dump
+    dump, virtual = space.open(tmp_path)
+    with dump:
+        whole = b"".join(content.values())
+        assert virtual.read(vaddr, 4 * PAGE) == whole
+        assert virtual.read(vaddr + 100, 3 * PAGE) == whole[100 : 100 + 3 * PAGE]
+        assert virtual.read(vaddr + 4 * PAGE - 8, 8) == whole[-8:]
+        assert virtual.read(vaddr, 0) == b""
+        assert virtual.read(vaddr - 1, 2) is None  # begins before
+        assert virtual.read(vaddr + 4 * PAGE - 8, 16) is None  # goes on where the dump has nothing
+        assert virtual.read(vaddr + 5 * PAGE, 8) is None  # mapped nowhere
+
+
+def test_more_tables_than_are_kept_in_memory(tmp_path: Path) -> None:
+    space = Space()
+    for i in range(200):
+        space.tables.map(VADDR[4] + i * 2 * MIB, (i + 1) * PAGE)
+    dump, virtual = space.open(tmp_path)
+    with dump:
+        for _ in range(2):
+            got = [(m.vaddr, m.paddr) for m in virtual.translate(VADDR[4], 400 * MIB)]
+            assert got == [(VADDR[4] + i * 2 * MIB, (i + 1) * PAGE) for i in range(200)]
+
+
+# The kernel: where its tables begin, and its name
+
+
+@pytest.mark.parametrize("phys_base", [0, 16 * MIB, -510 * MIB])
+@FORMS
+def test_the_kernel_is_found_wherever_it_was_loaded(tmp_path: Path, levels: int, sme_mask: int, phys_base: int) -> None:
+    machine = Synthetic(levels=levels, sme_mask=sme_mask, phys_base=phys_base)
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.phys_base == phys_base
+        assert kernel.uts.release == b"5.10.0-32-amd64"
+
+
+@pytest.mark.parametrize("phys_base", [0, 16 * MIB, -510 * MIB])
+def test_phys_base_from_the_kernels_pt_load(tmp_path: Path, phys_base: int) -> None:
+    """Before 4.10 it is not exported."""
+    machine = Synthetic(FLAVOURS["3.10"], phys_base=phys_base, export_phys_base=False, text_vaddr=True)
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.phys_base == phys_base
+
+
+def test_phys_base_is_0_where_nothing_tells_it(tmp_path: Path) -> None:
+    with Synthetic(phys_base=0, export_phys_base=False).opened(tmp_path) as (_, kernel):
+        assert kernel.phys_base == 0
+
+
+def test_a_kernel_that_was_moved_and_does_not_say_whereto_is_an_error(tmp_path: Path) -> None:
+    machine = Synthetic(phys_base=16 * MIB, export_phys_base=False)
+    with pytest.raises(KernelError, match="page tables"), machine.opened(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("wrong", [4 * MIB, -(1 << 40), 1 << 62, 0])
+def test_a_phys_base_that_does_not_lead_to_the_kernels_name_is_passed_over(tmp_path: Path, wrong: int) -> None:
+    machine = Synthetic(export_phys_base=False, text_vaddr=True, extra=[f"NUMBER(phys_base)={wrong}"])
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.phys_base == 16 * MIB
+        assert kernel.uts.sysname == b"Linux"
+
+
+def test_tables_that_lead_to_another_name_are_passed_over(tmp_path: Path) -> None:
+    """An exported phys_base of 0 meets tables here, whose init_uts_ns is not one."""
+    machine = Synthetic(export_phys_base=False, text_vaddr=True, extra=["NUMBER(phys_base)=0"])
+    decoy = PageTables(machine.memory)
+    paddr = machine.memory.take()
+    machine.memory.write(paddr + 4, b"Other".ljust(65, b"\0") * 6)
+    decoy.map(machine.symbol(machine.text), paddr)
+    # With phys_base 0 the symbol of the tables is this frame.
+    machine.memory.write(machine.tables.root - 16 * MIB, bytes(machine.memory.frames[decoy.root // PAGE]))
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.phys_base == 16 * MIB
+
+
+@pytest.mark.parametrize("name_at", [0, 4])
+@pytest.mark.parametrize("export", [True, False])
+def test_the_kernels_name_by_either_offset(tmp_path: Path, name_at: int, export: bool) -> None:
+    machine = Synthetic(FLAVOURS["6.12"], name_at=name_at, export_name_at=export)
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.uts == (b"Linux", b"synthetic", b"6.12.95+deb13-amd64", b"#1 SMP", b"x86_64", b"(none)")
+
+
+def test_the_exported_offset_of_the_name_is_the_only_one(tmp_path: Path) -> None:
+    machine = Synthetic(name_at=4, extra=["OFFSET(uts_namespace.name)=0"])
+    with pytest.raises(KernelError, match="name"), machine.opened(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("symbol", ["swapper_pg_dir", "init_top_pgt", "init_level4_pgt"])
+def test_the_page_tables_by_each_of_their_names(tmp_path: Path, symbol: str) -> None:
+    machine = Synthetic(without=("SYMBOL(swapper_pg_dir)",))
+    machine.extra.append(f"SYMBOL({symbol})={machine.symbol(machine.tables.root):x}")
+    if symbol == "swapper_pg_dir":
+        machine.without = ()
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.uts.sysname == b"Linux"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 5000, 1 << 20])
+def test_a_page_size_that_cannot_be_is_an_error(tmp_path: Path, size: int) -> None:
+    with (
+        pytest.raises(KernelError, match=f"pages have {size} bytes"),
+        Synthetic(extra=[f"PAGESIZE={size}"]).opened(tmp_path),
+    ):
+        pass
+
+
+# SPARSEMEM
+
+
+@pytest.mark.parametrize("vmemmap", [True, False])
+@pytest.mark.parametrize("sparse", ["static", "array", "pointer", "value"])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_struct_pages_of_every_section(tmp_path: Path, sparse: str, vmemmap: bool, levels: int) -> None:
+    bits = 28 if sparse == "static" else 32  # 32: several roots
+    machine = Synthetic(FLAVOURS["6.1"], levels=levels, sparse=sparse, vmemmap=vmemmap, physical_bits=bits)
+    numbers = [17, 100] if sparse == "static" else [17, 300, 2000]
+    for number in numbers:
+        machine.put(number * 512, private=number)
+        machine.put(number * 512 + 511, private=number + 1)
+    with machine.opened(tmp_path) as (_, kernel):
+        model = kernel.memory_model
+        assert model.section_pages == 512
+        for number in numbers:
+            memmap = model.memmap(number)
+            assert memmap is not None
+            assert not vmemmap or memmap == VMEMMAP[levels] + number * 512 * 64
+            for pfn, private in ((0, number), (511, number + 1)):
+                raw = kernel.memory.read(memmap + pfn * 64 + 40, 8)
+                assert int.from_bytes(raw, "little") == private
+        for number in (0, 18, 101, 1 << bits - 21, 1 << 40):
+            assert model.memmap(number) is None
+
+
+@pytest.mark.parametrize("vmemmap", [True, False])
+def test_struct_pages_of_sections_that_follow_each_other_are_one_stretch(tmp_path: Path, vmemmap: bool) -> None:
+    machine = Synthetic(FLAVOURS["6.1"], vmemmap=vmemmap)
+    for number in (32, 33, 34, 36):
+        machine.section(number)
+    with machine.opened(tmp_path) as (_, kernel):
+        model = kernel.memory_model
+        # Without VMEMMAP they lie where there was room: those of 36 here right after those of 34.
+        for first, end, after in ((32, 40, 35), (33, 34, 34), (34, 36, 35), (35, 40, 36), (36, 37, 37), (37, 40, 40)):
+            pfn = first * 512 + 7
+            memmap = model.memmap(first)
+            assert model.stretch(pfn, end * 512) == (after * 512, memmap and memmap + 7 * 64)
+        assert model.stretch(32 * 512, 32 * 512 + 9)[0] == 32 * 512 + 9
+
+
+@pytest.mark.parametrize("flags", [0b01, 0b10, 0b111100])
+def test_a_section_without_struct_pages_has_none(tmp_path: Path, flags: int) -> None:
+    """Present and with a memmap are two flags, and both have to be there."""
+    machine = Synthetic(sparse="static", physical_bits=28)
+    machine.memory.write_word(machine.text + PAGE + 17 * 16, DIRECT[4] | flags)
+    with machine.opened(tmp_path) as (_, kernel):
+        assert kernel.memory_model.memmap(17) is None
+        assert kernel.memory_model.memmap(16) is not None
+
+
+def test_a_root_that_is_not_in_the_dump_has_no_sections(tmp_path: Path) -> None:
+    machine = Synthetic(sparse="array")
+    machine.memory.write_word(machine.text + PAGE + 8, DIRECT[4] + 0x30000000)  # of sections 256 to 511
+    with machine.opened(tmp_path) as (_, kernel):
+        model = kernel.memory_model
+        assert model.memmap(300) is None
+        assert model.memmap(16) is not None
+
+
+def test_sizes_of_sections_default_to_the_architectures(tmp_path: Path) -> None:
+    machine = Synthetic(without=("NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)"))
+    machine.section_bits, machine.physical_bits = 27, 46
+    machine.section_pages = 1 << 15
+    machine._structs = {0: bytearray(64 << 15)}
+    machine.absent = set(range(1 << 15)) - set(range(KERNEL_AT // PAGE, KERNEL_AT // PAGE + 2048))
+    with machine.opened(tmp_path) as (_, kernel):
+        model = kernel.memory_model
+        assert model.section_pages == 1 << 15
+        assert model.memmap(0) == VMEMMAP[4]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"SYMBOL(mem_section)={DIRECT[4] + 0x30000000:x}", "leads to no memory section"),  # not in the dump
+        ("SYMBOL(mem_section)=0", "leads to no memory section"),
+        ("SYMBOL(mem_section)=ffffffffffffffff", "leads to no memory section"),
+        (f"SYMBOL(mem_section)={VMEMMAP[4]:x}", "leads to no memory section"),  # not mapped
+        ("SIZE(mem_section)=0", "lacks"),
+        ("SIZE(mem_section)=7", "mem_section"),
+        ("SIZE(mem_section)=8192", "mem_section"),
+        ("OFFSET(mem_section.section_mem_map)=9", "section_mem_map"),
+        ("NUMBER(SECTION_SIZE_BITS)=12", "cannot be right"),
+        ("NUMBER(SECTION_SIZE_BITS)=31", "cannot be right"),
+        ("NUMBER(MAX_PHYSMEM_BITS)=64", "cannot be right"),
+        ("NUMBER(SECTION_SIZE_BITS)=35\nNUMBER(MAX_PHYSMEM_BITS)=52", "cannot be right"),  # endless struct pages
+        ("NUMBER(MAX_PHYSMEM_BITS)=many", "not a number"),
+    ],
+)
+def test_a_memory_model_that_cannot_be_is_an_error(tmp_path: Path, line: str, message: str) -> None:
+    with (
+        Synthetic(extra=[line]).opened(tmp_path) as (_, kernel),
+        pytest.raises(KernelError, match=message),
+    ):
+        _ = kernel.memory_model
+
+
+def test_a_symbol_that_leads_to_no_sections_but_other_data_is_an_error(tmp_path: Path) -> None:
+    """What is found where the array should be has not the flags of sections."""
+    machine = Synthetic(sparse="static", physical_bits=28)
+    with machine.opened(tmp_path) as (_, kernel):
+        _ = kernel.memory_model
+    machine = Synthetic(sparse="static", physical_bits=28)
+    noise = machine.memory.take()
+    machine.memory.write(noise, (0xFFFF888000ABC000).to_bytes(8, "little") * 512)
+    machine.extra.append(f"SYMBOL(mem_section)={machine.symbol(noise):x}")
+    with machine.opened(tmp_path) as (_, kernel), pytest.raises(KernelError, match="leads to no memory section"):
+        _ = kernel.memory_model
+
+
+def test_no_array_has_hundreds_of_millions_of_sections(tmp_path: Path) -> None:
+    """Each would be looked at."""
+    lines = ["LENGTH(mem_section)=536870912", "NUMBER(MAX_PHYSMEM_BITS)=50"]
+    with Synthetic(extra=lines).opened(tmp_path) as (_, kernel):
+        assert 0 < sum(len(numbers) for numbers, _ in kernel.memory_model.runs()) < 100
+
+
+@pytest.mark.parametrize("release", ["9" * 5000 + ".1", "6." + "9" * 5000, "9" * 5000, ""])
+def test_a_release_that_is_no_version_is_none_or_some_number(release: str) -> None:
+    """Python refuses to read numbers of thousands of digits."""
+    assert all(part < 10**9 for part in Vmcoreinfo(f"OSRELEASE={release}\n").version())

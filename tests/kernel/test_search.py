@@ -1,0 +1,206 @@
+"""VMCOREINFO found in memory where no note of the dump has it, whatever else lies there that looks like it."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from elfbuilder import note
+from kdumpreader import Kdump
+from kernelbuilder import FLAVOURS, KERNEL_AT, Memory, Synthetic
+from machines import MACHINES, MIB
+
+import vmfilter
+from vmfilter import native, open_dump
+from vmfilter.errors import KernelError
+from vmfilter.kernel.search import search_kernel
+
+HEAD = 24  # bytes of a VMCOREINFO note before its text
+PLACE = KERNEL_AT + MIB  # where tests put things: in the builder's own section, beyond what it uses itself
+
+
+def machine_with(place: Callable[[Memory, str], None], name: str | None = None) -> Synthetic:
+    """A machine without the note, in whose memory something is done with its text."""
+    machine = Synthetic(FLAVOURS["6.12"], MACHINES[name] if name else None, note=False)
+    machine.told = lambda text: place(machine.memory, text)
+    return machine
+
+
+def found(machine: Synthetic, folder: Path) -> str:
+    """Text that the search comes back with."""
+    with open_dump(machine.write(folder / "vmcore")) as dump:
+        assert dump.notes == []
+        return search_kernel(dump).info.text
+
+
+@pytest.mark.parametrize("at", [0, HEAD, 4, 4092, 4096 - 4 - HEAD, MIB - 4, MIB - HEAD])
+def test_found_wherever_it_lies(tmp_path: Path, at: int) -> None:
+    machine = machine_with(lambda memory, text: memory.write(PLACE + at, text.encode()))
+    assert found(machine, tmp_path) == machine.info
+
+
+@pytest.mark.parametrize("name", [None, "ppc64, hash, 64K", "i386, PAE, SPARSEMEM", "arm, short"])
+def test_found_as_a_note_of_which_it_is_a_part(tmp_path: Path, name: str | None) -> None:
+    """What follows a note's text is none of it."""
+
+    def place(memory: Memory, text: str) -> None:
+        whole = note(b"VMCOREINFO", 0, text.encode(), ">" if memory.order == "big" else "<")
+        at = (MACHINES[name].ram if name else 0) + PLACE
+        memory.write(at, whole[: HEAD + len(text)] + b"RUBBISH=1\n")
+
+    machine = machine_with(place, name)
+    assert found(machine, tmp_path) == machine.info
+
+
+@pytest.mark.parametrize("name", [None, "ppc64, hash, 64K", "s390x, 3 levels", "i386, classic, FLATMEM", "arm, LPAE"])
+def test_the_dump_gets_a_note_of_its_own(tmp_path: Path, name: str | None) -> None:
+    """libkdumpfile reads that, not the header's offset."""
+    ram = MACHINES[name].ram if name else 0
+    machine = machine_with(lambda memory, text: memory.write(ram + PLACE, text.encode()), name)
+    vmfilter.filter_dump(machine.write(tmp_path / "vmcore"), tmp_path / "dump")
+    dump = Kdump(tmp_path / "dump")
+    text = machine.info.encode()
+    assert dump.m[dump.offset_note :][: dump.size_note] == note(b"VMCOREINFO", 0, text, dump.order)
+    assert dump.m[dump.offset_vmcoreinfo :][: dump.size_vmcoreinfo] == text
+    assert dump.tv_sec == 1795235227
+
+
+def wrong_texts(text: str) -> list[str]:
+    """Texts that are not this kernel's, though they look like it."""
+    tables = next(line for line in text.splitlines() if line.startswith("SYMBOL(swapper_pg_dir)"))
+    name = next(line for line in text.splitlines() if line.startswith("SYMBOL(init_uts_ns)"))
+    release = text.splitlines()[0]
+    return [
+        "OSRELEASE=%s\n",
+        release + "\n",
+        text.replace(release, "OSRELEASE=5.4.0-old"),  # another kernel's, whose tables lie where ours do
+        text.replace(tables, tables[:-6] + "abc000"),  # an earlier boot's
+        text.replace(name, name[:-6] + "abc000"),
+        text.replace(name + "\n", ""),
+        text.replace(tables, "SYMBOL(swapper_pg_dir)=nonsense"),
+        text.replace("\n", "\n\xff", 1),
+        text.replace("OSRELEASE=", "OSRELEASE:"),
+    ]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_texts_that_are_not_this_kernels_are_passed_over(tmp_path: Path, after: bool) -> None:
+    def place(memory: Memory, text: str) -> None:
+        wrong = wrong_texts(text)
+        assert len({*wrong, text}) == len(wrong) + 1
+        for i, t in enumerate(wrong):
+            memory.write(PLACE + (i + 1) * 4096, t.encode("latin-1"))
+        memory.write(PLACE + (0 if after else 100) * 4096, text.encode())
+
+    machine = machine_with(place)
+    assert found(machine, tmp_path) == machine.info
+
+
+def test_nothing_but_wrong_texts_is_an_error(tmp_path: Path) -> None:
+    def place(memory: Memory, text: str) -> None:
+        for i, t in enumerate(wrong_texts(text)):
+            memory.write(PLACE + i * 4096, t.encode("latin-1"))
+
+    with pytest.raises(KernelError, match="4 texts in memory look like it, none leads to a kernel"):
+        found(machine_with(place), tmp_path)
+
+
+def test_no_text_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="no VMCOREINFO note, and none is found in memory"):
+        found(machine_with(lambda memory, text: None), tmp_path)
+
+
+def test_thousands_of_wrong_texts_end_the_search(tmp_path: Path) -> None:
+    def place(memory: Memory, text: str) -> None:
+        for i in range(400):
+            memory.write(PLACE + i * 4096, text.replace("OSRELEASE=", f"OSRELEASE={i}.").encode())
+
+    with pytest.raises(KernelError, match="256 texts"):
+        found(machine_with(place), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [
+        b"OSRE",
+        b"OSRELEASE=xx",
+        b"OSRELEASE=\0\0",
+        b"OSRELEASE=6.1\n\n\n".ljust(300, b"x") + b"\0\0\0\0",
+        b"OSRELEASE=6.12.95+deb12-cloud-amd64\n".ljust(4092, b"y") + b"\xff\0\0\0",
+    ],
+    ids=["a word", "no end", "short", "long", "not ASCII"],
+)
+def test_memory_full_of_beginnings_is_searched_in_time(tmp_path: Path, filler: bytes) -> None:
+    """A process of the machine can have it so, and what follows is found all the same; it took 20 s for each MiB."""
+
+    def place(memory: Memory, text: str) -> None:
+        size = MIB
+        memory.write(PLACE, (filler * (size // len(filler) + 1))[:size])
+        memory.write(PLACE + size, text.encode())
+
+    machine = machine_with(place)
+    started = time.process_time()
+    assert found(machine, tmp_path) == machine.info
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("distance", [12, 4096, (1 << 16) - 4096, 1 << 16, (1 << 16) + 4])
+def test_found_right_after_text_that_is_none(tmp_path: Path, distance: int) -> None:
+    """Without a zero byte between."""
+
+    def place(memory: Memory, text: str) -> None:
+        memory.write(PLACE, (b"OSRELEASE=x\n" * 6000)[:distance] + text.encode())
+
+    machine = machine_with(place)
+    assert found(machine, tmp_path) == machine.info
+
+
+# s390x: the lowcore
+
+
+@pytest.mark.parametrize("how", ["pointer", "os_info"])
+@pytest.mark.parametrize("form", ["note", "text"])
+@pytest.mark.parametrize("name", [n for n in MACHINES if n.startswith("s390x")])
+def test_the_lowcore_tells(tmp_path: Path, name: str, how: str, form: str) -> None:
+    """The search looks at multiples of 4 only: what lies elsewhere is found by the pointers alone."""
+
+    def place(memory: Memory, text: str) -> None:
+        at = PLACE + 2
+        memory.write(at, note(b"VMCOREINFO", 0, text.encode(), ">") if form == "note" else text.encode())
+        if how == "pointer":
+            memory.write(0xE0C, at.to_bytes(8, "big"))
+            return
+        info = PLACE + 0x10000
+        memory.write(0xE18, info.to_bytes(8, "big"))
+        memory.write(info, struct.pack(">QIHHQQQQI", 0x4F53494E464F535A, 0, 1, 1, 0, 0, at, len(text), 0))
+
+    machine = machine_with(place, name)
+    assert found(machine, tmp_path) == machine.info
+
+
+@pytest.mark.parametrize("pointer", [0, 1, (1 << 64) - 1, 1 << 40, PLACE])
+def test_pointers_that_lead_nowhere_leave_it_to_the_search(tmp_path: Path, pointer: int) -> None:
+    def place(memory: Memory, text: str) -> None:
+        memory.write(0xE0C, pointer.to_bytes(8, "big"))
+        memory.write(0xE18, pointer.to_bytes(8, "big"))
+        memory.write(PLACE + 0x20000, text.encode())
+
+    machine = machine_with(place, "s390x, 3 levels")
+    assert found(machine, tmp_path) == machine.info
+
+
+# The C core
+
+
+@pytest.mark.parametrize("text", [b"OSRE", b"OSREO", b"OSREOSRE"])
+def test_texts_are_found_as_a_slow_search_finds_them(text: bytes) -> None:
+    chance = random.Random(1)
+    for _ in range(3000):
+        data = b"".join(chance.choice([b"OSRE", b"OSRO", b"SREO"]) for _ in range(chance.randrange(200)))[:-2]
+        at = chance.randrange(0, 600, 4)
+        matches = (i for i in range(at, len(data) - 3, 4) if data[i : i + len(text)] == text[: len(data) - i])
+        assert native.find_text(data, len(data), at, text) == next(matches, len(data))

@@ -1,0 +1,47 @@
+"""What other tools write, read: split sets and incomplete files of makedumpfile, judged by its own whole dump."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from judges import LAB, needs_lab, peer_is_here
+
+import vmfilter
+from vmfilter.verify import verify_dump
+
+pytestmark = needs_lab
+
+
+def makedumpfile(*arguments: object) -> None:
+    command = [sys.executable, str(LAB / "lab" / "peer.py"), "makedumpfile", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("codec", ["-c", "-l", "-z"])
+def test_a_split_set_of_makedumpfile_is_its_whole_dump(
+    request: pytest.FixtureRequest, tmp_path: Path, codec: str
+) -> None:
+    if not peer_is_here("makedumpfile", "-v"):
+        pytest.skip("no makedumpfile")
+    get: Callable[[str], Path] = request.getfixturevalue("lab")
+    vmcore = get("x86-6.12")
+    makedumpfile(codec, "-d", 31, vmcore, tmp_path / "whole")
+    # Blocks of 4 MiB: with its own, larger than this vmcore, all would be in the first part.
+    parts = [tmp_path / f"part{i}" for i in range(3)]
+    makedumpfile("--split", "--splitblock-size", 4096, codec, "-d", 31, vmcore, *parts)
+    with vmfilter.open_dump(tmp_path / "whole") as whole:
+        for order in permutations(parts):
+            with vmfilter.open_dump(order) as dump:
+                found = verify_dump(dump, whole)
+                assert (found.whole, found.compared) == (True, found.pages)
+        with vmfilter.open_dump(parts) as dump, vmfilter.open_dump(vmcore) as original:
+            assert verify_dump(whole, dump).not_compared == 0
+            assert verify_dump(dump, original).compared == found.pages
+    with pytest.raises(vmfilter.InputError, match="a part is missing"):
+        vmfilter.open_dump(parts[1:])

@@ -1,0 +1,108 @@
+"""What a kdump-compressed file says, the slow way: a model to judge the reader by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from kdumpbuilder import KdumpFile
+
+import vmfilter
+from vmfilter import PageClass
+from vmfilter.reader.dump import Dump
+
+STRETCH = 1 << 15  # page frames that the reader looks at together
+
+
+class Model:
+    """What a file says, the slow way."""
+
+    def __init__(self, file: KdumpFile, start: int = 0) -> None:
+        self.file, self.start, self.block = file, start, file.block
+        self.held = {pfn: page for pfn, page in file.pages.items() if pfn not in file.lost}
+        self.memory = set(file.pages) | file.excluded
+
+    def frame(self, address: int) -> int:
+        return (address - self.start) // self.block
+
+    def read(self, address: int, size: int) -> tuple[bytes, bool]:
+        first, last = self.frame(address), self.frame(address + size - 1)
+        data = b"".join(self.held.get(pfn, bytes(self.block)) for pfn in range(first, last + 1))
+        skip = (address - self.start) % self.block
+        return data[skip : skip + size], all(pfn in self.held for pfn in range(first, last + 1))
+
+    def covered(self, start: int, end: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for pfn in range(max(self.frame(start), 0), self.frame(end - 1) + 1):
+            a, b = self.start + pfn * self.block, self.start + (pfn + 1) * self.block
+            if pfn in self.held:
+                if found and found[-1][1] == a:
+                    found[-1] = (found[-1][0], min(b, end))
+                else:
+                    found.append((max(a, start), min(b, end)))
+        return found
+
+    def next_memory(self, address: int) -> int | None:
+        after = [pfn for pfn in self.memory if pfn >= self.frame(address)]
+        return max(self.start + min(after) * self.block, address) if after else None
+
+    def mark(self, pfn: int, page_size: int, count: int) -> bytes:
+        classes = bytearray(count)
+        for i in range(count):
+            frames = range(self.frame((pfn + i) * page_size), self.frame((pfn + i + 1) * page_size - 1) + 1)
+            if any(f in self.held for f in frames):
+                classes[i] = PageClass.KERNEL
+            elif any(f in self.memory for f in frames):
+                classes[i] = PageClass.EXCLUDED
+        return bytes(classes)
+
+
+def read(dump: Dump, address: int, size: int) -> tuple[bytes, bool]:
+    view = bytearray(b"\xa5" * size)
+    whole = dump.read_into(address, memoryview(view))
+    return bytes(view), whole
+
+
+def marked(dump: Dump, pfn: int, page_size: int, count: int) -> bytes:
+    classes = bytearray(count)
+    dump.mark(pfn, page_size, memoryview(classes))
+    return bytes(classes)
+
+
+def check_all(dump: Dump, model: Model) -> None:
+    """Everything that a dump is asked for is what the model says."""
+    frames, block, start = model.file.end, model.block, model.start
+    assert dump.end == start + frames * block
+    assert read(dump, start, frames * block) == model.read(start, frames * block)
+    assert list(dump.covered(0, dump.end)) == model.covered(0, dump.end)
+    assert marked(dump, start // block, block, frames) == model.mark(start // block, block, frames)
+    for pfn in range(frames):
+        assert dump.next_memory(start + pfn * block) == model.next_memory(start + pfn * block)
+    assert dump.next_memory(dump.end) is None
+
+
+MACHINES = [
+    ("<", "64", {}),
+    (">", "64", {"little_endian": False}),
+    ("<", "32 packed", {"word": 4, "align_64": 4}),
+    (">", "32 packed", {"word": 4, "align_64": 4, "little_endian": False}),
+    ("<", "32 padded", {"word": 4, "align_64": 8}),
+    (">", "32 padded", {"word": 4, "align_64": 8, "little_endian": False}),
+    ("<", "32 packed", {"word": 4, "align_64": 8}),  # QEMU packs the header of an arm machine too
+]
+
+
+@pytest.fixture(scope="module")
+def whole(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """A real vmcore as a dump of level 0, made once for each codec."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def make(name: str, codec: str) -> Path:
+        path = folder / f"{name}-{codec}"
+        vmfilter.filter_dump(real(name), path, level=0, compress=codec)
+        return path
+
+    return make

@@ -1,0 +1,80 @@
+"""A vmcore of a few pages that every level works on."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+from elfbuilder import PAGE, Elf, Load, note, prstatus_note
+
+MAP = 0xFFFFFFFF80000000  # __START_KERNEL_map; physical address 0 lies there in the vmcore made below
+INFO = f"""OSRELEASE=6.12.0
+PAGESIZE=4096
+SYMBOL(init_uts_ns)={MAP + 0x4000:x}
+OFFSET(uts_namespace.name)=0
+SYMBOL(swapper_pg_dir)={MAP + 0x1000:x}
+SYMBOL(mem_section)={MAP + 0x5000:x}
+LENGTH(mem_section)=2048
+SIZE(mem_section)=16
+OFFSET(mem_section.section_mem_map)=0
+NUMBER(SECTION_SIZE_BITS)=27
+NUMBER(MAX_PHYSMEM_BITS)=46
+SIZE(page)=64
+OFFSET(page.flags)=0
+OFFSET(page.mapping)=24
+OFFSET(page.lru)=8
+OFFSET(page._mapcount)=48
+OFFSET(page.private)=40
+OFFSET(page.compound_head)=8
+LENGTH(zone.free_area)=11
+NUMBER(PG_lru)=5
+NUMBER(PG_private)=14
+NUMBER(PG_swapcache)=10
+NUMBER(PG_swapbacked)=17
+NUMBER(PG_head_mask)=64
+NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456
+NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-201326592
+NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-251658240
+NUMBER(phys_base)=0
+NUMBER(pgtable_l5_enabled)=0
+NUMBER(sme_mask)=0
+CRASHTIME=1795242831
+""".encode()
+
+
+def _struct_page(pfn: int) -> bytes:
+    """Frames from 48 on: 8 free ones (one block), 4 of processes, 4 of the page cache; the kernel's before."""
+    flags, mapping, order, mapcount = 0, 0, 0, 0xFFFFFFFF
+    if pfn == 48:
+        order, mapcount = 3, 0xF0000000
+    elif 56 <= pfn < 60:
+        flags, mapping, mapcount = 1 << 5, 0xFFFF888000001001, 0
+    elif pfn >= 60:
+        flags, mapping = 1 << 5, 0xFFFF888000001000
+    return struct.pack("<QQQQQQII8x", flags, 0, 0, mapping, 0, order, mapcount, 1)
+
+
+def _kernel_memory() -> bytes:
+    """Memory of a kernel that has all that level 31 asks for: 32 frames of it, of the machine's 64."""
+    memory = bytearray(random.Random(5).randbytes(32 * PAGE))
+    for table, index, entry in ((0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0x83)):
+        memory[table : table + PAGE] = bytes(PAGE)
+        struct.pack_into("<Q", memory, table + 8 * index, entry)
+    uts = (b"Linux", b"crashed", b"6.12.0", b"#1 SMP", b"x86_64", b"(none)")
+    memory[0x4000 : 0x4000 + 6 * 65] = b"".join(field.ljust(65, b"\0") for field in uts)
+    memory[0x5000:0x7000] = bytes(0x2000)
+    struct.pack_into("<Q", memory, 0x5000, MAP + 0x6000)
+    struct.pack_into("<Q", memory, 0x6000, MAP + 0x8000 | 3)
+    memory[0x8000 : 0x8000 + 64 * 64] = b"".join(map(_struct_page, range(64)))
+    memory[0xA000:0xB000] = bytes(PAGE)  # a zero page
+    return bytes(memory)
+
+
+def _notes(info: bytes | None = INFO) -> bytes:
+    return prstatus_note() * 2 + (note(b"VMCOREINFO", 0, info) if info is not None else b"")
+
+
+def vmcore(info: bytes | None = INFO) -> Elf:
+    """A small vmcore that every level works on."""
+    second = Load(0x30000, random.Random(6).randbytes(16 * PAGE))
+    return Elf([Load(0, _kernel_memory(), vaddr=MAP), second], _notes(info))

@@ -1,0 +1,47 @@
+"""The bench measures what it says; how fast anything is, it does not say here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import TARGETS, Case, Target, dumps
+from report import figures, targets
+
+BENCH = Path(__file__).parent.parent.parent / "bench"
+
+
+def _result(ours: float, theirs: float, **more: object) -> dict[str, object]:
+    sides = {who: {"wall": wall, "anon": 20 << 20} for who, wall in (("ours", ours), ("theirs", theirs))}
+    return {**sides, "speedup": theirs / ours, "size": 1.0, "rival": "makedumpfile", **more}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.what}, {t.cases}")
+def test_every_target_is_about_a_case_that_is_measured(target: Target) -> None:
+    names = ["start", "classify", *(case.name for case in dumps(2))]
+    assert any(target.covers(name) for name in names)
+
+
+def test_a_target_is_met_or_not_by_the_figure_that_is_the_farthest_from_it() -> None:
+    results = {
+        "elf-d17-none-j2": _result(1.0, 2.0, threads=2),
+        "file-d17-lzo-j2": _result(1.4, 2.8, threads=2),
+        "dry-d17-lzo-j2": _result(1.3, 1.0, threads=2, rival="codec alone"),
+        "dry-d17-zstd-j2": _result(1.1, 1.0, threads=2, rival="codec alone"),
+    }
+    rows = {tuple(x.strip() for x in line.split("|")[1:3]): line for line in targets(results)}
+    assert figures(results)["file-d17-lzo-j2"]["floor"] == pytest.approx(1.4)
+    discarded = rows["discarded, times as long as the codec alone", "dry-d17-lzo-j2, worst of 2"]
+    assert discarded.endswith("| at most 1.2 | 1.3 | **not met** |")
+    assert rows["to disk, times as long as the codec alone", "file-d17-lzo-j2"].endswith("| 1.4 | met |")
+    assert rows["other forms, times as fast", "elf-d17-none-j2"].endswith("| at least 1.8 | 2 | met |")
+
+
+def test_names_of_cases_are_told_without_a_vmcore() -> None:
+    said = subprocess.run(
+        [sys.executable, BENCH / "compare.py", "--list", "--cases", "elf-*", "start"], capture_output=True, text=True
+    )
+    assert [name.rpartition("-j")[0] or name for name in said.stdout.split()] == ["start", "elf-d17-none"]
+    assert Case("elf", 17, "none", 2).name == "elf-d17-none-j2"

@@ -1,0 +1,755 @@
+"""A run that is ended half way: nothing is left, or a dump of what was written, which says that it is incomplete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elfbuilder import PAGE, Elf, Load
+from kdumpreader import Kdump
+
+import vmfilter
+from vmfilter.cli import main
+from vmfilter.errors import InputError, OutputError
+from vmfilter.reader import open_dump
+from vmfilter.reader.flattened import RECORD, FlattenedSource
+from vmfilter.reader.source import PreadSource, open_source
+from vmfilter.reader.stream import pieces
+from vmfilter.rearrange import rearrange
+from vmfilter.verify import verify_dump
+from vmfilter.writer.base import Account, Written
+from vmfilter.writer.transport.direct_io import DirectWriter
+from vmfilter.writer.transport.file import FileTransport
+from vmfilter.writer.transport.flattened import FlattenedTransport
+
+SMALL = "x86_64-6.12-small"
+NO_DUMP = "vmfilter: ended by SIGTERM; standard output: what was sent is no dump, for it has no end\n"
+FORMS = {
+    "kdump": ("--compress", "none"),
+    "elf": ("--format", "elf"),
+    "flattened": ("--flatten", "--compress", "none"),
+    "flattened elf": ("--flatten", "--format", "elf"),
+    "dedup": ("--dedup", "--compress", "none"),
+}
+
+
+@pytest.fixture
+def small(real: Callable[[str], Path]) -> Path:
+    return real(SMALL)
+
+
+@pytest.fixture(params=["2 MiB of tmpfs", "5 MiB of tmpfs", "8 MiB of ext4"])
+def tight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A small file system."""
+    size, _, _, kind = request.param.split()
+    folder, image = tmp_path / "tight", tmp_path / "image"
+    folder.mkdir()
+    if kind == "tmpfs":
+        commands = [["mount", "-t", kind, "-o", f"size={size}m", "vmfilter-test", folder]]
+    else:
+        image.touch()
+        os.truncate(image, int(size) << 20)
+        commands = [[f"mkfs.{kind}", "-q", "-m", "0", image], ["mount", "-o", "loop", image, folder]]
+    if os.geteuid() != 0 or any(subprocess.run(c, capture_output=True, check=False).returncode for c in commands):
+        pytest.skip("cannot mount")
+    if kind == "ext4":
+        (folder / "lost+found").rmdir()
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+    image.unlink(missing_ok=True)
+
+
+def is_part_of(path: Path, vmcore: Path) -> int:
+    """Assert that a dump is incomplete, says so, and has what the vmcore has; return the number of its pages."""
+    with open_dump(path) as dump, open_dump(vmcore) as whole:
+        assert dump.header.incomplete
+        found = verify_dump(dump, whole)
+        assert found.whole, found.told
+        assert found.compared == found.pages
+        return found.pages
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_keeps_what_it_has_room_for(
+    small: Path, tight: Path, form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    room = os.statvfs(tight).f_bavail * os.statvfs(tight).f_frsize
+    out = tight / "dump"
+    status = main(["filter", "-q", "-d", "1", *FORMS[form], "--keep-incomplete", str(small), str(out)])
+    err = capfd.readouterr().err
+    assert status == 6
+    assert f"{out} is incomplete: " in err
+    assert " pages are missing: " in err
+    assert "No space left on device" in err
+    assert os.listdir(tight) == ["dump"]
+    assert is_part_of(out, small) > 10
+    assert os.stat(out).st_blocks * 512 > room - (3 << 19)
+
+
+def test_a_flattened_file_on_a_full_disk_is_rearranged_to_an_incomplete_dump(
+    small: Path, tight: Path, tmp_path: Path
+) -> None:
+    arguments = ["filter", "-q", *FORMS["flattened"], "--keep-incomplete", str(small), str(tight / "flat")]
+    assert main(arguments) == 6
+    with open(tight / "flat", "rb") as stream:
+        rearrange(stream, tmp_path / "dump")
+    assert Kdump(tmp_path / "dump").status & 8
+    assert is_part_of(tmp_path / "dump", small) > 100
+
+
+def test_a_full_disk_keeps_all_files_of_a_set(small: Path, tight: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / "first", tight / "second"]
+    options = ["-q", "-d", "1", "--compress", "none", "--keep-incomplete", "--split"]
+    status = main(["filter", *options, str(small), *map(str, outs)])
+    assert status == 6
+    with open_dump(outs) as dump, open_dump(small) as whole:
+        assert dump.header.incomplete
+        found = verify_dump(dump, whole)
+        assert found.whole
+        assert found.compared == found.pages > 1000
+
+
+def test_makedumpfile_keeps_what_a_full_disk_has_room_for(
+    small: Path, tight: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["makedumpfile", "-c", "-d", "0", str(small), str(tight / "dump")]) == 1
+    captured = capfd.readouterr()
+    assert "Can't write the dump file" in captured.out
+    assert "No space left on device" in captured.out
+    assert "This is an incomplete dumpfile, but might analyzable." in captured.out
+    assert is_part_of(tight / "dump", small) > 10
+
+
+COMMANDS_TO_A_FILE = {
+    "filter -q -d 1 --compress none --keep-incomplete {} -": 6,
+    "filter -q -d 1 --compress none {} -": 4,
+    "makedumpfile -F -d 1 {}": 1,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS_TO_A_FILE)
+def test_a_file_that_standard_output_goes_to_keeps_what_a_full_disk_has_room_for(
+    small: Path, tight: Path, command: str
+) -> None:
+    ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
+    with open(tight / "flat", "wb") as out:
+        process = subprocess.run(ran, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == COMMANDS_TO_A_FILE[command]
+    assert "No space left on device" in process.stderr
+    if process.returncode == 4:
+        assert (tight / "flat").stat().st_size == 0
+    else:
+        assert is_part_of(tight / "flat", small) > 10
+        assert "incomplete" in process.stderr
+
+
+def test_what_a_file_has_before_and_gets_after_a_dump_stays(tmp_path: Path) -> None:
+    vmcore = Elf([Load(0, random.Random(1).randbytes(20 * PAGE))]).write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "flat", level=0, flatten=True)
+    flat = (tmp_path / "flat").read_bytes()
+    command = f"{sys.executable} -m vmfilter filter -q -d 0 {vmcore} - 2>{tmp_path}/err"
+    for script, expected in {
+        f"{{ {command}; echo after; }} >out": flat + b"after\n",
+        f"{{ echo before; {command}; echo after; }} >out": b"before\n" + flat + b"after\n",
+        f"echo before >out; {command} >>out": b"before\n" + flat,
+        f": >out; {command} >>out": flat,
+        f"printf %{len(flat) + 5}s >out; {command} 1<>out": flat + b"     ",
+    }.items():
+        subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+        assert (tmp_path / "out").read_bytes() == expected, script
+
+
+def test_what_ends_a_run_leaves_nothing_in_a_file_that_standard_output_goes_to(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise KeyboardInterrupt
+
+    with open(tmp_path / "out", "w") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            vmfilter.filter_dump(small, "-", level=0, progress=progress)
+    assert not hasattr(raised.value, "__notes__")
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_an_earlier_dump_on_a_disk_and_one_that_ends_early_are_not_taken_for_one(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if ends_early and stage == "write" and done:
+            raise KeyboardInterrupt
+
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"nothing of any use")
+    command = [sys.executable, "-m", "vmfilter", "rearrange", "-q", str(tmp_path / "dump")]
+    for ends_early in (False, True, False):
+        with open(disk, "r+") as out, monkeypatch.context() as m:
+            m.setattr(sys, "stdout", out)
+            with pytest.raises(KeyboardInterrupt) if ends_early else nullcontext() as raised:
+                vmfilter.filter_dump(small, "-", level=0, compress="none", progress=progress)
+        if ends_early:
+            assert raised.value.__notes__ == ["standard output: what was written is no dump, for it has no beginning"]
+        with open(disk, "rb") as stdin:
+            process = subprocess.run(command, stdin=stdin, stderr=subprocess.PIPE, text=True, check=False)
+        assert process.returncode == (3 if ends_early else 0), process.stderr
+        (tmp_path / "dump").unlink(missing_ok=True)
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """As ulimit -f has it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("more", [0, 1000], ids=["zeros at the end", "pages after the zeros"])
+def test_a_limit_of_file_sizes_keeps_what_it_has_room_for(
+    tmp_path: Path, form: str, more: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chance, out = random.Random(1), tmp_path / "dump"
+    pages = 1200 if form == "elf" else 2100  # which alone has holes where zero pages are
+    memory = chance.randbytes(pages * PAGE) + bytes(1500 * PAGE) + chance.randbytes(more * PAGE)
+    vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
+    with files_no_longer_than(8 << 20):
+        status = main(["filter", "-q", "-d", "1", *FORMS[form], "--keep-incomplete", str(vmcore), str(out)])
+    err = capfd.readouterr().err
+    assert status == 6
+    assert f"{out} is incomplete: " in err
+    assert "File too large" in err
+    assert sorted(os.listdir(tmp_path)) == ["dump", "vmcore"]
+    assert is_part_of(out, vmcore) > 1500
+    assert 6 << 20 < out.stat().st_size <= 8 << 20
+
+
+_SLOW = """import sys, time
+from pathlib import Path
+from vmfilter.cli import main, signals
+call = signals.EndsBetweenPages.__call__
+def slow(self, stage, done, total):
+    if done and stage == "write":
+        Path(sys.argv[-1]).with_name("begun").touch()
+        time.sleep(0.1)
+    call(self, stage, done, total)
+signals.EndsBetweenPages.__call__ = slow
+raise SystemExit(main())
+"""
+"""The command, so slow while it writes pages that a signal meets it there."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", ["filter", "convert", "makedumpfile", "flattened", "elf"])
+def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: signal.Signals, how: str) -> None:
+    arguments: list[object] = ["filter", "-q", "--keep-incomplete", "-d", "0"]
+    if how == "convert":
+        arguments = ["convert", "-q", "--keep-incomplete"]
+    elif how == "makedumpfile":
+        arguments = ["makedumpfile", "-d", "0", "-z"]
+    elif how == "flattened":
+        arguments.append("--flatten")
+    elif how == "elf":
+        arguments += ["--format", "elf"]
+    ran = [sys.executable, "-c", _SLOW, *map(str, arguments), str(small), str(tmp_path / "dump")]
+    process = subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"vmfilter: ended by {number.name}; {tmp_path}/dump: incomplete, and marked so; " in err
+    assert sorted(os.listdir(tmp_path)) == ["begun", "dump"]
+    assert is_part_of(tmp_path / "dump", small) > 10
+
+
+def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) -> None:
+    """Have a disk on which a block of each file cannot be written, or, where it heals, not by the first thread."""
+    pwrite, start = os.pwrite, block * PAGE
+    threads: list[threading.Thread] = []
+
+    def failing(fd: int, data: memoryview, offset: int) -> int:
+        if offset < start + PAGE and start < offset + len(data):
+            threads.append(threading.current_thread())
+            if not heals or threads[-1] is threads[0]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+
+
+def _write_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing written before all is there that is to be, which is less than what is written behind."""
+    pwrite, finish, there = os.pwrite, DirectWriter.finish, threading.Event()
+
+    def waiting(fd: int, data: memoryview, offset: int) -> int:
+        assert threading.current_thread() is threading.main_thread() or there.wait(60)
+        return pwrite(fd, data, offset)
+
+    def finishing(self: DirectWriter) -> None:
+        there.set()
+        finish(self)
+
+    monkeypatch.setattr(os, "pwrite", waiting)
+    monkeypatch.setattr(DirectWriter, "finish", finishing)
+
+
+def _dying_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a disk that takes nothing more when 4 MiB are written."""
+    pwrite, written = os.pwrite, [0]
+
+    def dying(fd: int, data: memoryview, offset: int) -> int:
+        written[0] += len(data)
+        if written[0] > 4 << 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", dying)
+
+
+def test_a_disk_with_a_bad_spot_keeps_what_is_before(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _bad_spot(monkeypatch, 1000)
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    assert isinstance(result.failure, OutputError)
+    assert 1000 * PAGE - (1 << 20) < result.output_size <= 1000 * PAGE
+    assert "Input/output error" in str(result.failure)
+    assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
+
+
+def test_pages_that_are_lost_are_not_counted_as_stored_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(1)
+    vmcore = Elf([Load(0, b"".join(2 * chance.randbytes(PAGE) for _ in range(2000)))]).write(tmp_path / "vmcore")
+    _bad_spot(monkeypatch, 1000)
+    result = vmfilter.filter_dump(
+        vmcore, tmp_path / "dump", level=0, compress="none", dedup=True, keep_incomplete=True, threads=1
+    )
+    written = is_part_of(tmp_path / "dump", vmcore)
+    assert result.lost == 4000 - written > 0
+    assert result.shared == written // 2
+
+
+def test_zero_pages_are_there_when_the_data_before_them_are() -> None:
+    account = Account(100)
+    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)
+    account.add(8292, memoryview(array("I", [0])), 4196, 0)  # a hole of an ELF file
+    account.add(12388, memoryview(array("I", [PAGE])), 12388, 0)
+    account.go_back(4196)
+    assert account.size == 8292
+    assert account.written == Written(2, 1)
+
+
+def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
+    account, zeros = Account(100), memoryview(array("I", bytes(4 * 128)))
+    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)  # which are not written for long
+    tracemalloc.start()
+    for i in range(10_000):
+        account.add(4196 + i * 128 * PAGE, zeros, 4196, 0)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 10_000
+
+
+def test_to_forget_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Path) -> None:
+    transport, size = FileTransport(str(tmp_path / "dump")), (16 << 20) + 5
+    transport.write(0, b"\xff" * (size + 2))
+    tracemalloc.start()
+    transport.forget(1, size + 1)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert transport.read(0, size + 2) == b"\xff" + bytes(size) + b"\xff"
+    transport.abort()
+    assert used < 100_000
+
+
+@pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
+@pytest.mark.parametrize("options", [{"compress": "none"}, {"compress": "none", "dedup": True}, {"format": "elf"}])
+def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, options: dict[str, Any]
+) -> None:
+    """After a record that is not whole no other could be found; and descriptors are in records after their pages."""
+    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 300)  # of which one batch is lost
+    out = tmp_path / "dump"
+    with monkeypatch.context() as m:
+        _bad_spot(m, block)
+        result = vmfilter.filter_dump(small, out, level=0, flatten=True, keep_incomplete=True, **options)
+    assert "Input/output error" in str(result.failure)
+    assert result.output_size > block * PAGE - (1 << 20)
+    assert is_part_of(out, small) == result.kept - result.lost > 0
+    FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # nothing is in it twice
+    with open(out, "rb") as stream:
+        rearrange(stream, tmp_path / "rearranged")
+    assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost
+
+
+@pytest.mark.parametrize("puts", [9, 20])
+def test_a_flattened_file_that_memory_is_short_for_has_all_pages_that_it_says(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int
+) -> None:
+    """Where a record cannot be taken behind, be it its first bytes or its data."""
+    put, done = DirectWriter.put, 0
+
+    def failing(self: DirectWriter, offset: int, view: memoryview) -> None:
+        nonlocal done
+        done += 1
+        if done == puts:
+            raise MemoryError
+        put(self, offset, view)
+
+    monkeypatch.setattr(DirectWriter, "put", failing)
+    out = tmp_path / "dump"
+    result = vmfilter.filter_dump(small, out, level=0, compress="none", flatten=True, keep_incomplete=True)
+    assert "out of memory" in str(result.failure)
+    assert is_part_of(out, small) == result.kept - result.lost > 0
+
+
+@pytest.mark.parametrize("writes", [8, 9])
+def test_a_stream_that_memory_is_short_for_is_not_gone_on_with(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    write, done = os.write, 0
+
+    def failing(fd: int, data: memoryview) -> int:
+        nonlocal done
+        done += fd == out.fileno()
+        if fd == out.fileno() and done == writes:
+            raise MemoryError
+        return write(fd, data)
+
+    with open(tmp_path / "flat", "a") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr(os, "write", failing)
+        with pytest.raises(OutputError, match=r"^standard output: cannot be written after .* bytes: out of memory"):
+            vmfilter.filter_dump(small, "-", level=0, compress="none", keep_incomplete=True)
+    assert done == writes
+
+
+@pytest.mark.parametrize("heals", [False, True])
+def test_zero_pages_that_a_flattened_file_has_lost_are_zeros_after_its_bad_spot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
+) -> None:
+    # Each 17th page a record begins. Where that is the bad spot there is no dump, unless the spot heals.
+    monkeypatch.setattr("vmfilter.writer.transport.flattened._COLLECTED", 1 << 16)
+    chance = random.Random(1)
+    memory = chance.randbytes(300 * PAGE) + bytes(500 * PAGE) + chance.randbytes(60 * PAGE)
+    vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
+    kept = []
+    for block in range(400, 417):
+        out = tmp_path / str(block)
+        with monkeypatch.context() as m, suppress(OutputError):
+            _bad_spot(m, block, heals)
+            _write_only_at_the_end(m)
+            result = vmfilter.filter_dump(vmcore, out, level=1, format="elf", flatten=True, keep_incomplete=True)
+            kept.append(is_part_of(out, vmcore))
+            with open(out, "rb") as stream:  # crash takes what is in no record for missing
+                assert sum(len(data) for _, data in pieces(str(out), stream)) >= result.output_size
+    assert set(kept) == {768}, "all pages before the chunk in which there are others again"
+    assert len(kept) == (17 if heals else 16)
+
+
+def test_a_flattened_file_goes_on_where_a_record_was_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 8 * PAGE - RECORD.size  # each record begins with a block
+    monkeypatch.setattr("vmfilter.writer.transport.flattened._COLLECTED", size)
+    data = random.Random(1).randbytes(6 * size)
+    transport = FlattenedTransport(FileTransport(str(tmp_path / "dump")))
+    _bad_spot(monkeypatch, 1 + 2 * 8, heals=True)
+    _write_only_at_the_end(monkeypatch)
+    for at in range(0, len(data), size):
+        transport.stream(at, data[at : at + size])
+    with pytest.raises(OutputError, match="Input/output error"):
+        transport.settle()
+    assert transport.landed == 2 * size
+    transport.sync(5 * size)
+    transport.publish()
+    with open(tmp_path / "dump", "rb") as stream:
+        found = b"".join(part for _, part in pieces("dump", stream))
+    assert found == data[: 2 * size] + bytes(3 * size)
+
+
+def test_a_flattened_file_whose_begin_cannot_be_written_is_not_kept(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _bad_spot(monkeypatch, 1)
+    with pytest.raises(OutputError, match="Input/output error"):
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, flatten=True, keep_incomplete=True)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_dead_disk_leaves_nothing_and_says_why(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    _dying_disk(monkeypatch)
+    with pytest.raises(OutputError, match="Input/output error"):
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=keep)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["filter -q --keep-incomplete {} -", "makedumpfile -F {}"])
+def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
+    """A pipe takes part of what was to be written before it breaks: that cannot be taken back and written again."""
+    ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.read(1 << 20)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == (1 if command.startswith("makedumpfile") else 4)
+    (line,) = [line for line in said.splitlines() if "standard output" in line]
+    assert line.endswith(" bytes: Broken pipe; standard output: what was sent is no dump, for it has no end")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("command", "status"), [("filter -q -d 0 {} -", 4), ("makedumpfile -F -d 0 {}", 1)])
+def test_what_cannot_be_taken_back_is_said(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    status: int,
+) -> None:
+    """Where a file system has become read-only, as ext4 does where its disk fails."""
+
+    def refused(fd: int, size: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with open(tmp_path / "out", "w") as out, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr(os, "ftruncate", refused)
+        _dying_disk(m)
+        assert main(command.format(small).split()) == status
+    said = capfd.readouterr().err
+    assert "; standard output: what was written is no dump, and stays: Read-only file system\n" in said
+
+
+def _wait_until_full(pipe: int) -> None:
+    """Wait until a pipe takes no more, so that who is amid a write to it waits for its reader."""
+    writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY)
+    try:
+        deadline = time.monotonic() + 60
+        while select.select([], [writer], [], 0)[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "command", ["filter -q -d 0 --compress none --keep-incomplete {} -", "makedumpfile -F -d 0 {}"]
+)
+def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str) -> None:
+    patience = "from vmfilter.cli import main, signals\nsignals._PATIENCE = 0.5\nraise SystemExit(main())"
+    ran = [sys.executable, "-c", patience, *command.format(small).split()]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        os.read(process.stdout.fileno(), 1 << 16)
+        _wait_until_full(process.stdout.fileno())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert NO_DUMP in process.stderr.read().decode()
+
+
+_TELLS_WHERE_IT_IS = """import sys
+from pathlib import Path
+from vmfilter.cli import main, signals
+from vmfilter.writer.base import flattened
+from vmfilter.writer.kdump import KdumpWriter
+folder, note, finish = Path(sys.argv.pop(1)), signals.EndsBetweenPages._note, KdumpWriter.finish
+def noting(self, number, frame):
+    note(self, number, frame)
+    (folder / "signalled").touch()
+def finishing(self, incomplete=False):
+    (folder / "ended").touch()
+    return finish(self, incomplete)
+signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
+signals._SAME, signals._PATIENCE, flattened._PIPE_BYTES = 0.0, 600.0, 0
+raise SystemExit(main())
+"""
+"""The command, which makes a file when it has written its last page, and one when it has seen the first signal."""
+
+
+@pytest.mark.parametrize(
+    "command", ["filter -q -d 0 --keep-incomplete --compress none {} -", "makedumpfile -F -d 0 {}"]
+)
+@pytest.mark.parametrize("earlier", [True, False], ids=["of a part", "of all"])
+def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
+    small: Path, tmp_path: Path, command: str, earlier: bool
+) -> None:
+    ran = [sys.executable, "-c", _TELLS_WHERE_IT_IS, str(tmp_path), *command.format(small).split()]
+    size = PAGE  # less than the end of any dump
+    with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=size) as process:
+        assert process.stdout
+        assert process.stderr
+        if earlier:
+            assert process.stdout.read(2 << 20)
+            process.send_signal(signal.SIGTERM)
+        while not (tmp_path / "ended").exists():
+            assert os.read(process.stdout.fileno(), PAGE)
+        if not earlier:
+            process.send_signal(signal.SIGTERM)
+        while not (tmp_path / "signalled").exists():
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 128 + signal.SIGHUP
+        assert NO_DUMP.replace("SIGTERM", "SIGHUP") in process.stderr.read().decode()
+
+
+def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
+    busy = "from vmfilter.cli import main, signals\nsignals._SAME = signals._PATIENCE = 600.0\nraise SystemExit(main())"
+    ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
+    with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        begin = process.stdout.read(1 << 20)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
+        (tmp_path / "flat").write_bytes(begin + process.stdout.read())
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGHUP)
+    assert is_part_of(tmp_path / "flat", small) > 100
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_vmcore_that_cannot_be_read_to_its_end(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    read, end = PreadSource.read_into, os.path.getsize(small) * 3 // 4
+
+    def failing(self: PreadSource, offset: int, view: memoryview) -> None:
+        if offset > end and len(view) > 4096:
+            raise InputError(f"{self.path}: cannot be read at offset {offset:#x}: Input/output error")
+        read(self, offset, view)
+
+    with monkeypatch.context() as m:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "write" and not done:
+                m.setattr(PreadSource, "read_into", failing)
+
+        if keep:
+            result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, progress=progress)
+        else:
+            with pytest.raises(InputError, match="Input/output error"):
+                vmfilter.filter_dump(small, tmp_path / "dump", level=0, progress=progress)
+    if not keep:
+        assert os.listdir(tmp_path) == []
+        return
+    assert isinstance(result.failure, InputError)
+    assert is_part_of(tmp_path / "dump", small) == result.kept - result.lost > 1000
+
+
+def test_a_signal_after_the_last_page_is_too_late(small: Path, tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done == total:
+            raise KeyboardInterrupt
+
+    result = vmfilter.filter_dump(small, tmp_path / "dump", keep_incomplete=True, progress=progress)
+    assert (result.lost, result.failure) == (0, None)
+    vmfilter.filter_dump(small, tmp_path / "direct")
+    assert (tmp_path / "dump").read_bytes() == (tmp_path / "direct").read_bytes()
+
+
+def test_what_progress_raises_goes_on_to_its_caller(small: Path, tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, progress=progress)
+    (note,) = raised.value.__notes__
+    assert note.startswith(f"{tmp_path}/dump: incomplete, and marked so; ")
+    assert is_part_of(tmp_path / "dump", small) > 0
+
+
+def test_lack_of_memory_keeps_what_is_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done:
+            raise MemoryError
+
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, progress=progress)
+    assert "out of memory" in str(result.failure)
+    assert is_part_of(tmp_path / "dump", small) > 0
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_set_of_which_one_file_cannot_get_its_name_leaves_none(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", refuse)
+    outs = [tmp_path / str(i) for i in range(3)]
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write":
+            outs[2].write_bytes(b"theirs")
+
+    with pytest.raises(OutputError, match="2: "):
+        vmfilter.filter_dump(small, outs, progress=progress)
+    assert os.listdir(tmp_path) == ["2"]
+    assert outs[2].read_bytes() == b"theirs"
+
+
+def test_what_comes_after_a_full_disk_fits_where_it_was_reserved(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, reserve = os.pwrite, FileTransport.reserve
+    had: list[tuple[int, int]] = []
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        end = offset + len(data)
+        if sum(end - start for start, end in had) > 3 << 20:
+            if not any(first <= offset and end <= last for first, last in had):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        else:
+            had.append((offset, end))
+        return pwrite(fd, data, offset)
+
+    def reserved(self: FileTransport, start: int, end: int) -> None:
+        had.append((start, end))
+        reserve(self, start, end)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(FileTransport, "reserve", reserved)
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, keep_incomplete=True, compress="none")
+    assert result.kept - result.lost == is_part_of(tmp_path / "dump", small) > 100
+
+
+def test_a_run_that_is_ended_before_the_first_page_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "write":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vmfilter.filter_dump(small, tmp_path / "dump", keep_incomplete=True, progress=progress)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,104 @@
+"""vmfilter info: what it says of each kind of file."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+from command import Run
+from elfbuilder import PAGE, Elf, Load, note, vmcoreinfo_note
+from kdumpbuilder import KdumpFile
+from splitbuilder import parts_of, whole_file
+
+from vmfilter.frames.levels import level_names, parse_level
+
+
+def rows(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\S.*?) {2,}(.*)$", text, re.MULTILINE))
+
+
+NOTES = note(b"CORE", 1, bytes(336)) * 3 + note(b"QEMU", 0, bytes(440)) + note(b"LINUX", 0x700, bytes(5000))
+
+
+def test_format_and_header_version(run: Run, tmp_path: Path) -> None:
+    for version in 1, 3, 6:
+        path = whole_file(version=version).write(tmp_path / f"v{version}")
+        assert rows(run("info", path).out)["format"] == f"kdump-compressed, header version {version}"
+    elf = Elf([Load(0, bytes(PAGE))], elf_class=1, machine=40).write(tmp_path / "elf")
+    assert rows(run("info", elf).out)["format"] == "ELF32"
+
+
+def test_what_it_is_in(run: Run, tmp_path: Path) -> None:
+    path = whole_file().write(tmp_path / "dump")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert rows(run("info", path).out)["format"].endswith(", compressed as a whole by gzip")
+
+
+def test_notes_by_kind(run: Run, tmp_path: Path) -> None:
+    elf = Elf([Load(0, bytes(PAGE))], NOTES + vmcoreinfo_note("OSRELEASE=1\n")).write(tmp_path / "elf")
+    kdump = whole_file(notes=NOTES).write(tmp_path / "kdump")
+    for path in elf, kdump:
+        said = rows(run("info", path).out)
+        assert said["CORE NT_PRSTATUS"].split() == ["3", "1008"]
+        assert said["QEMU CPU state"].split() == ["1", "440"]
+        assert said["LINUX NT_VMCOREDD"].split() == ["1", "5000"]
+    assert rows(run("info", elf).out)["VMCOREINFO"].split() == ["1", "12"]
+
+
+def test_codecs_are_counted_where_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+    names = ["zlib", "lzo", "snappy", "zstd"]
+    file = KdumpFile(dict.fromkeys(range(40), b"x" * PAGE), codec=lambda pfn: names[min(pfn % 7, 3)])
+    file.pages |= {pfn: bytes(range(256)) * 16 for pfn in range(50, 57)}
+    path = file.write(tmp_path / "dump")
+    said = rows(run("info", "--pages", path).out)
+    assert [int(said[name]) for name in names] == [7, 7, 7, 26]
+    assert "none" not in said
+    assert "codec" not in rows(run("info", path).out)
+    elf = Elf([Load(0, bytes(PAGE))]).write(tmp_path / "elf")
+    assert "codec" not in rows(run("info", "--pages", elf).out)
+
+
+@pytest.mark.parametrize("endian", "<>")
+def test_codecs_of_each_byte_order_and_of_an_incomplete_dump(run: Run, tmp_path: Path, endian: str) -> None:
+    machine = b"x86_64" if endian == "<" else b"s390x"
+    file = KdumpFile(dict.fromkeys(range(40), b"x" * PAGE), endian=endian, machine=machine, lost=set(range(30, 40)))
+    said = rows(run("info", "--pages", file.write(tmp_path / "dump")).out)
+    assert said["zlib"].strip() == "30"
+    assert "incomplete: it says of itself" in said["format"]
+    assert "none" not in said
+
+
+def test_a_set_and_its_parts(run: Run, tmp_path: Path) -> None:
+    one, two, three = (part.write(tmp_path / f"p{i}") for i, part in enumerate(parts_of(whole_file(), 100, 200)))
+    two.write_bytes(gzip.compress(two.read_bytes()))
+    out = run("info", three, one, two).out
+    assert rows(out)["format"] == "kdump-compressed, header version 6, a split set of 3"
+    lines = [line.partition("part ")[2].strip() for line in out.splitlines() if line.startswith("part ")]
+    assert lines == [
+        f"page frames 0x0-0x63: {one}",
+        f"page frames 0x64-0xc7, compressed as a whole by gzip: {two}",
+        f"page frames 0xc8-0x12b: {three}",
+    ]
+    ran = run("info", two)
+    assert ran.status == 0
+    assert "1 of the files of a split set, not all" in ran.out
+    assert "page frames 0xc8-0x12b: MISSING" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("level", "names"),
+    [
+        (0, []),
+        (1, ["zero"]),
+        (2, ["cache-nonprivate"]),
+        (4, ["cache"]),
+        (6, ["cache"]),
+        (31, ["zero", "cache", "user", "free"]),
+        (63, ["zero", "cache", "user", "free", "pmem-metadata"]),
+    ],
+)
+def test_levels_have_names(level: int, names: list[str]) -> None:
+    assert level_names(level) == names
+    assert not names or parse_level(",".join(names)) in (level, level | 2)

@@ -1,0 +1,189 @@
+"""The udev rules that have kdump loaded again: udev says what it would run for events of a machine made of files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from namespaces import needs_namespace, needs_program, run_over
+
+ROOT = Path(__file__).parent.parent.parent / "vmfilter" / "integration" / "root"
+RULES = ROOT / "usr/lib/udev/rules.d/98-vmfilter-kdump.rules"
+RELOAD = "/bin/systemctl --no-block start vmfilter-kdump-reload.service"
+
+# device's path in /sys/devices, subsystem, its kind (DEVTYPE)
+MEMORY = ("system/memory/memory32", "memory", "")
+CPU = ("system/cpu/cpu3", "cpu", "")
+NFIT = "LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0"
+NAMESPACE = (f"{NFIT}/namespace0.0", "nd", "nd_namespace_pmem")
+OLD_NAMESPACE = (f"{NFIT}/namespace0.1", "nd", "nd_namespace_io")
+PFN = (f"{NFIT}/pfn0.1", "nd", "nd_pfn")
+DEVDAX = (f"{NFIT}/dax0.1", "nd", "nd_dax")
+DAX = (f"{NFIT}/dax0.1/dax0.0", "dax", "")
+BTT = (f"{NFIT}/btt0.1", "nd", "nd_btt")
+DIMM = ("LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/nmem0", "nd", "nvdimm")
+DISK = ("virtual/block/loop0", "block", "disk")
+Device = tuple[str, str, str]
+
+
+class Machine:
+    """Folders that lie over /sys, /run and those of rules."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("sys/kernel", "run/systemd/system", "rules", "none"):
+            (folder / name).mkdir(parents=True)
+        shutil.copy(RULES, folder / "rules")
+        self.write("kernel/kexec_crash_loaded", "1\n")
+
+    def write(self, path: str, text: str) -> None:
+        """Make a file of /sys."""
+        target = self.folder / "sys" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+    def link(self, path: str, to: str) -> None:
+        """Make a link of /sys, relative as the kernel's are."""
+        link = self.folder / "sys" / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to("../" * path.count("/") + to)
+
+    def runs(self, device: Device, action: str, **properties: str) -> list[str]:
+        """What udev runs for an event of a device."""
+        path, subsystem, kind = device
+        uevent = {**({"DEVTYPE": kind} if kind else {}), **properties}
+        self.write(f"devices/{path}/uevent", "".join(f"{k}={v}\n" for k, v in uevent.items()))
+        self.link(f"devices/{path}/subsystem", f"bus/{subsystem}")
+        self.link(f"bus/{subsystem}/devices/{Path(path).name}", f"devices/{path}")
+        if path.startswith("system/"):  # what all memory blocks or CPUs are below is a device too
+            self.write(f"devices/system/{subsystem}/uevent", "")
+        result = run_over(
+            {
+                "/sys": self.folder / "sys",
+                "/run": self.folder / "run",
+                "/usr/lib/udev/rules.d": self.folder / "rules",
+                "/etc/udev": self.folder / "none",
+            },
+            ["udevadm", "test", f"--action={action}", f"/sys/devices/{path}"],
+            {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"},  # that it is a file system of the kernel's kind
+        )
+        assert result.returncode == 0, result.stderr
+        assert RULES.name in result.stderr, "udev has not read the rules"
+        assert f"ACTION={action}" in result.stdout
+        return [line.removeprefix("run: '").removesuffix("'") for line in result.stdout.splitlines() if "run: " in line]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+pytestmark = [needs_program("udevadm", "udev"), needs_namespace]
+
+
+def test_it_is_a_rule_for_udev() -> None:
+    result = subprocess.run(["udevadm", "verify", str(RULES)], capture_output=True, text=True, check=False)
+    if "Unknown command verb" in result.stderr:
+        pytest.skip("this udevadm has no verify, which came with 254; udevadm test below reads the rules too")
+    assert result.returncode == 0, result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("action", ["add", "remove", "online", "offline"])
+def test_kdump_is_reloaded_when_memory_comes_or_goes(machine: Machine, action: str) -> None:
+    assert machine.runs(MEMORY, action) == [RELOAD]
+
+
+@pytest.mark.parametrize("action", ["bind", "unbind"])
+@pytest.mark.parametrize("device", [NAMESPACE, OLD_NAMESPACE, PFN, DEVDAX], ids=["namespace", "io", "fsdax", "devdax"])
+def test_kdump_is_reloaded_when_persistent_memory_comes_or_goes(machine: Machine, device: Device, action: str) -> None:
+    assert machine.runs(device, action) == [RELOAD]
+
+
+@pytest.mark.parametrize("action", ["bind", "unbind"])
+@pytest.mark.parametrize("driver", ["kmem", "device_dax"])
+def test_kdump_is_reloaded_when_devdax_becomes_ram_and_back(machine: Machine, driver: str, action: str) -> None:
+    # the event of unbinding no longer names the driver
+    assert machine.runs(DAX, action, **({"DRIVER": driver} if action == "bind" else {})) == [RELOAD]
+
+
+@pytest.mark.parametrize("action", ["add", "remove", "online"])
+def test_kdump_is_reloaded_when_a_cpu_comes_or_goes(machine: Machine, action: str) -> None:
+    assert machine.runs(CPU, action) == [RELOAD]
+
+
+@pytest.mark.parametrize(
+    ("device", "action"),
+    [
+        (MEMORY, "change"),
+        (CPU, "offline"),  # its note is where it was
+        (NAMESPACE, "add"),  # and nothing has its memory yet
+        (NAMESPACE, "change"),
+        (BTT, "bind"),  # has no struct pages, is not mapped
+        (DIMM, "bind"),
+        (DISK, "add"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else Path(x[0]).name,
+)
+def test_kdump_is_left_alone_when_its_memory_is_the_same(machine: Machine, device: Device, action: str) -> None:
+    assert machine.runs(device, action) == []
+
+
+@pytest.mark.parametrize("device", [MEMORY, CPU, PFN, DAX], ids=lambda d: d[1])
+def test_what_udev_is_only_asked_to_look_at_again_reloads_nothing(machine: Machine, device: Device) -> None:
+    action = "add" if device in (MEMORY, CPU) else "bind"
+    assert machine.runs(device, action, SYNTH_UUID="0") == []
+
+
+@pytest.mark.parametrize("device", [MEMORY, CPU], ids=lambda d: d[1])
+@pytest.mark.parametrize("action", ["add", "remove", "online"])
+def test_a_kernel_that_updates_its_header_itself_is_left_alone(machine: Machine, device: Device, action: str) -> None:
+    machine.write(f"devices/system/{device[1]}/crash_hotplug", "1\n")
+    assert machine.runs(device, action) == []
+
+
+@pytest.mark.parametrize("device", [MEMORY, CPU], ids=lambda d: d[1])
+def test_a_kernel_that_could_but_does_not_is_not(machine: Machine, device: Device) -> None:
+    machine.write(f"devices/system/{device[1]}/crash_hotplug", "0\n")
+    assert machine.runs(device, "online") == [RELOAD]
+
+
+@pytest.mark.parametrize("device", [NAMESPACE, PFN, DEVDAX, DAX], ids=lambda d: d[2] or d[1])
+def test_no_kernel_updates_its_header_for_persistent_memory(machine: Machine, device: Device) -> None:
+    machine.write("devices/system/memory/crash_hotplug", "1\n")
+    machine.write("devices/system/cpu/crash_hotplug", "1\n")
+    assert machine.runs(device, "bind") == [RELOAD]
+
+
+@pytest.mark.parametrize("device", [MEMORY, CPU, PFN, DAX], ids=lambda d: d[1])
+def test_a_fadump_kernel_that_needs_no_reload_is_left_alone(machine: Machine, device: Device) -> None:
+    machine.write("kernel/fadump/enabled", "1\n")
+    machine.write("kernel/fadump/hotplug_ready", "1\n")
+    assert machine.runs(device, "online" if device in (MEMORY, CPU) else "bind") == []
+
+
+@pytest.mark.parametrize("ready", ["0\n", None], ids=["not ready", "older than 6.10"])
+def test_other_fadump_kernels_are_told_of_memory_but_not_of_cpus(machine: Machine, ready: str | None) -> None:
+    machine.write("kernel/fadump/enabled", "1\n")
+    if ready:
+        machine.write("kernel/fadump/hotplug_ready", ready)
+    assert machine.runs(MEMORY, "online") == [RELOAD]
+    assert machine.runs(CPU, "online") == []
+
+
+def test_a_kernel_that_has_fadump_off_is_as_one_without(machine: Machine) -> None:
+    machine.write("kernel/fadump/enabled", "0\n")
+    assert machine.runs(MEMORY, "online") == [RELOAD]
+    assert machine.runs(CPU, "online") == [RELOAD]
+
+
+def test_nothing_is_run_without_systemd(machine: Machine) -> None:
+    (machine.folder / "run/systemd/system").rmdir()
+    assert machine.runs(MEMORY, "online") == []
+
+
+def test_nothing_is_run_where_there_can_be_no_capture_kernel(machine: Machine) -> None:
+    (machine.folder / "sys/kernel/kexec_crash_loaded").unlink()
+    assert machine.runs(MEMORY, "online") == []

@@ -1,0 +1,80 @@
+"""What distributions are made of: manual pages, and archives that have all that they should."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from namespaces import needs_program
+from setuptools import Distribution
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs" / "man").iterdir())
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+
+
+@pytest.fixture
+def distribution(monkeypatch: pytest.MonkeyPatch) -> Distribution:
+    """The project as pyproject.toml has it, without what setup.py adds, which takes a compiler."""
+    monkeypatch.chdir(ROOT)
+    project = Distribution({"script_name": "setup.py"})
+    project.parse_config_files()
+    return project
+
+
+# Manual pages
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_the_manual_pages_are_what_the_parsers_and_documents_say(tmp_path: Path, columns: str) -> None:
+    """Where they are not, `.venv/bin/python docs/manpages.py` makes them anew; whatever the width of the terminal."""
+    command = [sys.executable, str(ROOT / "docs" / "manpages.py"), str(tmp_path)]
+    subprocess.run(command, env={**os.environ, "COLUMNS": columns}, check=True)
+    made = {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()}
+    assert made == {p.name: p.read_text(encoding="utf-8") for p in PAGES}
+
+
+@pages
+def test_a_manual_page_has_what_every_page_should(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^\.SH\s+(.+)$", text, re.MULTILINE)
+    assert headings[:4] == ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS"]
+    assert {"EXIT STATUS", "SEE ALSO"} <= {*headings}
+    assert re.match(r'\.TH \S+ "8" "[^"]+" "vmfilter [\d.]+" "', text)  # when and of which version
+    assert re.findall(r"^\.SH .+\s+(?=\.SH |\Z)", text, re.MULTILINE) == []  # no section is empty
+    assert re.findall(r"`|\*\*|\]\(", text) == []  # nor is anything left of markdown
+
+
+@needs_program("groff", "groff-base")
+@pages
+def test_a_manual_page_is_formatted_without_warnings(page: Path) -> None:
+    command = ["groff", "-man", "-ww", "-z", "-K", "utf8", "-T", "utf8", str(page)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+
+
+# Archives
+
+
+def test_a_source_distribution_has_all_that_building_and_testing_need(
+    distribution: Distribution, tmp_path: Path
+) -> None:
+    info = distribution.get_command_obj("egg_info")
+    info.egg_base = str(tmp_path)
+    info.ensure_finalized()
+    info.run()
+    packed = {name for name in info.filelist.files if not name.startswith(str(tmp_path))}
+    folders = ("bench", "csrc", "docs", "testdata", "tests", "vmfilter")
+    files = {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
+    made = {name for name in files if "__pycache__" in name or name.endswith(".so")}
+    others = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
+    assert packed - {"setup.cfg"} == files - made | others  # of which setuptools makes one in a source distribution
+
+
+def test_a_wheel_installs_the_manual_pages_where_man_looks(distribution: Distribution) -> None:
+    pages = [str(p.relative_to(ROOT)) for p in PAGES]
+    assert [(folder, sorted(files)) for folder, files in distribution.data_files] == [("share/man/man8", pages)]

@@ -1,0 +1,76 @@
+"""The door to the C core: the two sides name the same things, and no call reaches outside of a buffer."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmfilter import native
+from vmfilter.formats.codec import CODECS
+from vmfilter.frames.classes import PageClass
+
+HEADER = (Path(__file__).parents[2] / "csrc" / "vmfilter.h").read_text()
+
+
+def test_page_classes_are_those_of_the_core() -> None:
+    found = re.search(r"enum vmf_class \{(.*?)\}", HEADER, re.DOTALL)
+    assert found
+    there = {name: int(value) for name, value in re.findall(r"VMF_(\w+) = (\d+)", found[1])}
+    assert there.pop("CLASSES") == len(PageClass)
+    assert there == {c.name: c.value for c in PageClass}
+
+
+@pytest.mark.parametrize("name", [codec for codec, _ in native.codecs()])
+def test_codec_flags_are_those_of_the_core(name: str) -> None:
+    assert native.decompresses(CODECS[name].flag)
+
+
+def test_no_flag_is_decompressed_that_no_codec_has() -> None:
+    assert {flag for flag in range(256) if native.decompresses(flag)} <= {codec.flag for codec in CODECS.values()}
+
+
+@pytest.mark.parametrize(
+    ("shape", "structure"),
+    [(native.PageLayout, "struct vmf_page_layout"), (native.TableLevel, "struct vmf_table_level")],
+)
+def test_structures_have_the_members_of_the_core(shape: Any, structure: str) -> None:
+    assert set(shape._fields) == {name for name, _ in native.ffi.typeof(structure).fields}
+
+
+def test_the_sizes_of_structures_in_buffers_are_those_of_the_core() -> None:
+    assert (native.DESCRIPTOR, native.EXTENT, native.STORED) == (24, 24, 32)
+
+
+LAYOUT = native.PageLayout(
+    64, False, (0, 8), (48, 4), (24, 8), (40, 8), (8, 8), 1, 32, 1 << 14, 0, 0, 0, 64,
+    (1, 0), (1, 0), (1, 0), (1, 0), (0, 1), (0, 0), 0, 0, 11,
+)  # fmt: skip
+PAGE = 4096
+NO_SIZES = array("I")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: native.Classifier(LAYOUT).classify(bytes(63), 0, bytearray(1)),
+        lambda: native.count_classes(bytes(5), array("Q", [0] * 10)),
+        lambda: native.bitmap(bytes(5), bytes(255)),
+        lambda: native.rank(bytes(2), 17),
+        lambda: native.find_runs(bytes(2), 0, 17, array("Q", [0, 0])),
+        lambda: native.find_text(bytes(10), 11, 0, b"text"),
+        lambda: native.find_text(bytes(10), 10, 0, b"tex"),
+        lambda: native.Compressor("none", 0, PAGE).compress(bytes(2 * PAGE), False, bytearray(2 * PAGE), NO_SIZES),
+        lambda: native.Decompressor(PAGE).decompress(bytes(24), bytes(24), bytes(PAGE), bytearray(PAGE - 1)),
+        lambda: native.make_descriptors(array("I", [1, 2]), array("Q", [0]), PAGE, 0, 0, 1, False),
+        lambda: native.extents_of(bytes(48), PAGE, 0, bytearray(47)),
+        lambda: native.copy_pages(bytes(24), bytes(24), b"", PAGE, 1, False, bytearray(PAGE - 1), array("I", [0])),
+        lambda: native.hash_pages(b"abc", array("I", [1, 2]), array("Q", [0])),
+    ],
+)  # fmt: skip
+def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:
+    with pytest.raises(ValueError, match="a buffer of"):
+        call()

@@ -1,0 +1,509 @@
+"""Packing by several threads: in order, with bounded memory, and ended by the first error."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from elfbuilder import PAGE
+
+from vmfilter import CodecError, InputError, VmfilterError
+from vmfilter.compress import pipeline
+from vmfilter.compress.budget import CHUNK_BYTES, budget
+from vmfilter.compress.pipeline import Run, chunks_of, packed
+from vmfilter.formats.codec import CODECS, packer
+from vmfilter.frames.bitmap import runs_in
+
+CHUNK = CHUNK_BYTES // PAGE
+"""Pages of a chunk."""
+
+
+def frames(runs: list[Run]) -> list[int]:
+    return [pfn for first, count in runs for pfn in range(first, first + count)]
+
+
+def random_runs(chance: random.Random, most: int) -> list[Run]:
+    runs, at = [], 0
+    for _ in range(chance.randrange(1, 30)):
+        at += chance.randrange(1, 50)
+        n = chance.randrange(1, most)
+        runs.append((at, n))
+        at += n
+    return runs
+
+
+class FakeDump:
+    """Memory in which each page holds its own number; it can fail, and counts how many threads read at once."""
+
+    def __init__(self, fails_at: int | None = None, delay: Callable[[], float] = lambda: 0.0) -> None:
+        self.fails_at, self.delay = fails_at, delay
+        self.reads = 0
+        self.threads: set[int] = set()
+
+    def read_into(self, address: int, view: memoryview) -> bool:
+        self.reads += 1
+        self.threads.add(threading.get_ident())
+        time.sleep(self.delay())
+        for at in range(0, len(view), PAGE):
+            pfn = (address + at) // PAGE
+            if pfn == self.fails_at:
+                raise InputError(f"frame {pfn} cannot be read")
+            struct.pack_into("<Q", view, at, pfn)
+        return True
+
+
+class NumberPacker:
+    """Packs a page to its number; even ones to nothing with skip_zero."""
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        used = 0
+        for i in range(len(pages) // PAGE):
+            number = pages[i * PAGE : i * PAGE + 8]
+            if skip_zero and number[0] % 2 == 0:
+                sizes[i] = 0
+                continue
+            out[used : used + 8] = number
+            sizes[i] = 8
+            used += 8
+        return used
+
+
+def numbers(
+    dump: Any, runs: Any, threads: int, skip_zero: bool = False, new: Any = NumberPacker
+) -> Iterator[list[int]]:
+    """Of each chunk the page frames that came out."""
+    for sizes, data, *_ in packed(dump, PAGE, runs, new, skip_zero, budget(threads)):
+        assert len(data) == sum(sizes)
+        yield [n for (n,) in struct.iter_unpack("<Q", data)]
+
+
+def no_thread_is_left() -> bool:
+    return not [t for t in threading.enumerate() if t.name.startswith("vmfilter")]
+
+
+# chunks_of
+
+
+def test_chunks_hold_all_frames_in_order_and_are_full_but_for_the_last() -> None:
+    for seed in range(300):
+        chance = random.Random(seed)
+        runs, pages = random_runs(chance, 200), chance.choice((1, 2, 7, 64, 256, 100_000))
+        chunks = list(chunks_of(runs, pages))
+        assert [pfn for chunk in chunks for pfn in frames(chunk)] == frames(runs)
+        full = [sum(count for _, count in chunk) for chunk in chunks]
+        assert all(n == pages for n in full[:-1])
+        assert 0 < full[-1] <= pages
+        assert all(count > 0 for chunk in chunks for _, count in chunk)
+
+
+def test_a_run_is_cut_only_where_a_chunk_ends() -> None:
+    assert list(chunks_of([(10, 3), (20, 5), (40, 1)], 4)) == [[(10, 3), (20, 1)], [(21, 4)], [(40, 1)]]
+    assert list(chunks_of([(5, 8)], 4)) == [[(5, 4)], [(9, 4)]]
+
+
+@pytest.mark.parametrize("runs", [[], [(7, 0)], [(1, 0), (2, 0)]])
+def test_nothing_gives_no_chunk(runs: list[Run]) -> None:
+    assert list(chunks_of(runs, 4)) == []
+
+
+def test_a_huge_run_is_cut_without_being_counted_out() -> None:
+    chunks = chunks_of([(0, 1 << 60)], 256)
+    assert list(itertools.islice(chunks, 3)) == [[(0, 256)], [(256, 256)], [(512, 256)]]
+
+
+def test_chunks_take_no_more_runs_than_they_need() -> None:
+    taken = []
+
+    def runs() -> Iterator[Run]:
+        for i in range(100):
+            taken.append(i)
+            yield 10 * i, 2
+
+    chunks = chunks_of(runs(), 4)
+    assert next(chunks) == [(0, 2), (10, 2)]
+    assert taken == [0, 1]
+
+
+# runs_in
+
+
+def test_runs_in_a_bitmap_are_those_of_its_bits() -> None:
+    for seed in range(100):
+        chance = random.Random(seed)
+        wanted = [(pfn, n) for pfn, n in random_runs(chance, 100)]
+        count = sum(wanted[-1]) + chance.randrange(20)
+        number = sum((1 << n) - 1 << pfn for pfn, n in wanted)
+        bits = number.to_bytes(-(-count // 8), "little")
+        base = chance.choice((0, 1 << 15, 1 << 40))
+        assert list(runs_in(bits, base, count)) == [(base + pfn, n) for pfn, n in wanted]
+
+
+@pytest.mark.parametrize("count", [2047, 2048, 2049, 20_000])
+def test_more_runs_than_are_looked_for_at_once_are_all_found(count: int) -> None:
+    assert list(runs_in(b"\x55" * (count // 8 + 1), 100, count)) == [(100 + i, 1) for i in range(0, count, 2)]
+
+
+def test_bits_beyond_the_count_are_not_looked_at() -> None:
+    assert list(runs_in(b"\xff\xff", 0, 11)) == [(0, 11)]
+    assert list(runs_in(b"\x00\xff", 0, 8)) == []
+    assert list(runs_in(b"", 5, 0)) == []
+
+
+# packed
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_pages_come_out_in_order_whatever_the_threads_do(threads: int, seed: int) -> None:
+    chance = random.Random(seed)
+    runs = random_runs(chance, 900)
+    dump = FakeDump(delay=lambda: chance.random() / 1000)
+    got = list(numbers(dump, runs, threads))
+    assert [n for chunk in got for n in chunk] == frames(runs)
+    assert [len(chunk) for chunk in got[:-1]] == [CHUNK] * (len(got) - 1)
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_no_pages_give_no_chunk(threads: int) -> None:
+    assert list(numbers(FakeDump(), [], threads)) == []
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pages_left_out_have_no_bytes_and_keep_their_place(threads: int) -> None:
+    runs = [(0, CHUNK + 10), (1000, 301)]
+    sizes = [n for s, *_ in packed(FakeDump(), PAGE, runs, NumberPacker, True, budget(threads)) for n in s]  # type: ignore[arg-type]
+    assert sizes == [8 * (pfn % 2) for pfn in frames(runs)]
+    assert [n for c in numbers(FakeDump(), runs, threads, True) for n in c] == [n for n in frames(runs) if n % 2]
+
+
+@pytest.mark.parametrize("size", [4096, 16384, 65536])
+def test_pages_of_every_size_are_packed(size: int) -> None:
+    class Memory:
+        def read_into(self, address: int, view: memoryview) -> bool:
+            view[:] = b"".join(
+                struct.pack("<Q", (address + at) // size) * (size // 8) for at in range(0, len(view), size)
+            )
+            return True
+
+    runs = [(0, 3), (17, 40), (1 << 30, 5)]
+    found = []
+    for sizes, data, *_ in packed(Memory(), size, runs, lambda: packer(CODECS["none"], 1, size), False, budget(2)):  # type: ignore[arg-type]
+        assert list(sizes) == [size] * len(sizes)
+        found += [struct.unpack_from("<Q", data, at)[0] for at in range(0, len(data), size)]
+    assert found == frames(runs)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
+    taken, given = 0, 0
+    most = 0
+
+    def runs() -> Iterator[Run]:
+        nonlocal taken, most
+        for i in range(60):
+            most = max(most, taken - given)
+            taken += 1  # not in flight before there is room for it
+            yield i * CHUNK, CHUNK
+
+    dump = FakeDump()
+    for chunk in numbers(dump, runs(), threads):
+        assert len(chunk) == CHUNK
+        # What was read is bounded as well: a slow consumer holds the threads up.
+        time.sleep(0.001)
+        given += 1
+    assert given == 60
+    assert most <= budget(threads).chunks
+    assert len(dump.threads) <= threads
+
+
+def test_several_threads_really_work_at_once() -> None:
+    together = threading.Barrier(3, timeout=60)
+
+    class Meeting(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            if address in (0, CHUNK_BYTES, 2 * CHUNK_BYTES):
+                together.wait()
+            return super().read_into(address, view)
+
+    assert sum(len(chunk) for chunk in numbers(Meeting(), [(0, 6 * CHUNK)], 3)) == 6 * CHUNK
+
+
+def test_each_thread_has_a_packer_of_its_own() -> None:
+    packers: dict[int, set[int]] = {}
+    kept = []
+
+    class Own(NumberPacker):
+        def __init__(self) -> None:
+            kept.append(self)
+
+        def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+            packers.setdefault(id(self), set()).add(threading.get_ident())
+            return super().pack(pages, skip_zero, out, sizes)
+
+    dump = FakeDump(delay=lambda: 0.001)
+    assert sum(len(c) for c in numbers(dump, [(0, 20 * CHUNK)], 4, new=Own)) == 20 * CHUNK
+    assert all(len(threads) == 1 for threads in packers.values())
+    assert len(packers) == len(dump.threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("chunk", [0, 5, 39])
+def test_an_error_of_the_reading_ends_the_run_after_the_chunks_before_it(threads: int, chunk: int) -> None:
+    dump = FakeDump(fails_at=chunk * CHUNK + 17)
+    got: list[list[int]] = []
+    with pytest.raises(InputError, match=f"frame {chunk * CHUNK + 17} cannot be read"):
+        got.extend(numbers(dump, [(0, 40 * CHUNK)], threads))
+    assert len(got) == chunk
+    assert no_thread_is_left()
+    assert dump.reads <= chunk + budget(threads).chunks, "what is not in flight is not begun"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_the_codec_ends_the_run(threads: int) -> None:
+    class Failing(NumberPacker):
+        def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+            if pages[:8] == struct.pack("<Q", 3 * CHUNK):
+                raise VmfilterError("codec none: the library failed (-2)")
+            return super().pack(pages, skip_zero, out, sizes)
+
+    got: list[list[int]] = []
+    with pytest.raises(VmfilterError, match="the library failed"):
+        got.extend(numbers(FakeDump(), [(0, 30 * CHUNK)], threads, new=Failing))
+    assert len(got) == 3
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_where_the_runs_come_from_ends_the_run(threads: int) -> None:
+    def runs() -> Iterator[Run]:
+        yield 0, 10 * CHUNK
+        raise VmfilterError("no more")
+
+    with pytest.raises(VmfilterError, match="no more"):
+        list(numbers(FakeDump(), runs(), threads))
+    assert no_thread_is_left()
+
+
+def test_a_codec_that_cannot_be_had_is_told_before_anything_is_read() -> None:
+    def none() -> NumberPacker:
+        raise CodecError("codec x is not available here")
+
+    dump = FakeDump()
+    with pytest.raises(CodecError, match="not available here"):
+        list(numbers(dump, [(0, CHUNK)], 2, new=none))
+    assert dump.reads == 0
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_consumer_that_stops_ends_the_threads(threads: int) -> None:
+    dump = FakeDump()
+    chunks = numbers(dump, [(0, 1000 * CHUNK)], threads)
+    assert next(chunks)[0] == 0
+    chunks.close()  # type: ignore[attr-defined]
+    assert no_thread_is_left()
+    assert dump.reads <= 2 * budget(threads).chunks
+
+
+def test_an_error_of_the_consumer_ends_the_threads() -> None:
+    def consume() -> None:
+        for chunk in numbers(FakeDump(), [(0, 1000 * CHUNK)], 3):
+            if chunk[0] >= 2 * CHUNK:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert no_thread_is_left()
+
+
+def test_a_real_codec_packs_the_same_with_any_number_of_threads() -> None:
+    chance = random.Random(4)
+    memory = [chance.randbytes(chance.choice((0, 100, PAGE))).ljust(PAGE, b"\0") for _ in range(97)]
+
+    class Memory:
+        def read_into(self, address: int, view: memoryview) -> bool:
+            first = address // PAGE
+            view[:] = b"".join(memory[pfn % 97] for pfn in range(first, first + len(view) // PAGE))
+            return True
+
+    def all_of(threads: int) -> tuple[bytes, bytes]:
+        sizes, data = bytearray(), bytearray()
+        new = lambda: packer(CODECS["zstd"], 1, PAGE)  # noqa: E731
+        for s, d, *_ in packed(Memory(), PAGE, [(3, 2000), (5000, 777)], new, True, budget(threads)):  # type: ignore[arg-type]
+            sizes += s
+            data += d
+        return bytes(sizes), bytes(data)
+
+    assert all_of(1) == all_of(2) == all_of(7)
+
+
+def test_a_codec_that_cannot_be_had_in_a_thread_ends_the_run_with_its_own_error() -> None:
+    def none() -> NumberPacker:
+        raise CodecError("no memory for it")
+
+    with pytest.raises(CodecError, match="no memory for it"):
+        list(numbers(FakeDump(), [(0, 10)], 2, new=none))
+    assert no_thread_is_left()
+
+
+def test_an_error_leaves_nothing_that_only_the_garbage_collector_finds() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for chunk in (0, 5):
+            raised = None
+            try:
+                list(numbers(FakeDump(fails_at=chunk * CHUNK), [(0, 40 * CHUNK)], 2))
+            except InputError as e:
+                raised = weakref.ref(e)
+            assert raised is not None
+            assert raised() is None
+    finally:
+        gc.enable()
+
+
+# Where memory is short
+
+
+def too_much() -> NumberPacker:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("have", [1, 2, 5])
+def test_with_memory_for_some_threads_only_these_work(have: int) -> None:
+    made = []
+
+    def some() -> NumberPacker:
+        if len(made) == have:
+            too_much()
+        made.append(NumberPacker())
+        return made[-1]
+
+    dump = FakeDump(delay=lambda: 0.001)
+    got = list(numbers(dump, [(0, 40 * CHUNK)], 7, new=some))
+    assert [n for chunk in got for n in chunk] == list(range(40 * CHUNK))
+    assert len(dump.threads) <= have
+    assert no_thread_is_left()
+
+
+def test_without_memory_for_one_thread_it_ends() -> None:
+    with pytest.raises(MemoryError):
+        list(numbers(FakeDump(), [(0, CHUNK)], 3, new=too_much))
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("have", [0, 1, 3])
+def test_where_no_more_threads_can_be_started_those_that_are_do_it(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(self: threading.Thread) -> None:
+        if len(started) == have:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    dump = FakeDump(delay=lambda: 0.001)
+    got = list(numbers(dump, [(0, 20 * CHUNK)], 6))
+    assert [n for chunk in got for n in chunk] == list(range(20 * CHUNK))
+    assert dump.threads <= ({t.ident for t in started} if have else {threading.get_ident()})
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("have", [1, 2, 4])
+def test_with_memory_for_some_chunks_only_these_are_in_flight(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Scarce(pipeline._Chunk):
+        def __init__(self, pages: int, hashed: bool) -> None:
+            if len(made) == have:
+                raise MemoryError
+            made.append(self)
+            super().__init__(pages, hashed)
+
+    monkeypatch.setattr(pipeline, "_Chunk", Scarce)
+    got = list(numbers(FakeDump(), [(0, 20 * CHUNK)], 3))
+    assert [n for chunk in got for n in chunk] == list(range(20 * CHUNK))
+    assert len(made) == have
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -> None:
+    failed: set[int] = set()
+    lock = threading.Lock()
+
+    class Scarce(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            late = address > 10 * CHUNK_BYTES  # when all threads are there
+            with lock:  # or all of them would find that one may still fail
+                if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
+                    failed.add(threading.get_ident())
+                    raise MemoryError
+            return super().read_into(address, view)
+
+    got = list(numbers(Scarce(delay=lambda: 0.001), [(0, 40 * CHUNK)], threads))
+    assert [n for chunk in got for n in chunk] == list(range(40 * CHUNK))
+    assert failed
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("can", [True, False], ids=["that starts", "that cannot be started"])
+def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+    start, started = threading.Thread.start, 0
+    second, failed = threading.Event(), threading.Event()
+
+    def slow(self: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        if started == 1 or can:
+            start(self)
+        if started == 2:
+            second.set()
+            assert failed.wait(60)
+            time.sleep(0.1)  # by then the first has looked whether there is another
+            if not can:
+                raise RuntimeError("can't start new thread")
+
+    class Scarce(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            if not failed.is_set():
+                assert second.wait(60)
+                failed.set()
+                raise MemoryError
+            return super().read_into(address, view)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    with nullcontext() if can else pytest.raises(MemoryError):
+        assert [n for chunk in numbers(Scarce(), [(0, 5 * CHUNK)], 2) for n in chunk] == list(range(5 * CHUNK))
+    assert no_thread_is_left()
+
+
+def test_a_chunk_for_which_nobody_has_memory_ends_the_run() -> None:
+    class Never(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(numbers(Never(), [(0, 40 * CHUNK)], 3))
+    assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20, 8 << 20, 64 << 20, 1 << 40])
+def test_a_bound_of_memory_leaves_as_much_as_goes_into_it(size: int) -> None:
+    wanted = budget(16)
+    got = wanted.within(size)
+    assert 1 <= got.threads <= wanted.threads
+    assert 1 <= got.chunks <= wanted.chunks
+    assert got == (1, 1) or got.threads * (1 << 19) + got.chunks * CHUNK_BYTES <= size
+    assert (got == wanted) == (size >= 64 << 20)

@@ -1,0 +1,1 @@
+"""Kept pages to compressed blocks, by several threads, in order."""

@@ -1,0 +1,57 @@
+"""How far a run has come: a bar that renews itself on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+_STAGES = {"classify": "Classifying pages", "write": "Writing pages", "verify": "Verifying pages"}
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 5.0
+
+
+class ProgressPrinter:
+    """Prints to standard error. To be called as a Progress; close() ends the last line."""
+
+    def __init__(self) -> None:
+        """Look what standard error is."""
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._heard = sys.stderr is not None
+        self._stage = ""
+        self._last = 0.0
+        self._started = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See vmfilter.run.Progress."""
+        now = time.monotonic()
+        ends = done >= total
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._last = 0.0 if self._terminal else now
+        if now - self._last < (_BAR_SECONDS if self._terminal else _LINE_SECONDS) and not ends:
+            return
+        self._last = now
+        share = done / total if total else 1.0
+        text = f"{_STAGES[stage]:18} {share:5.0%}  {done} of {total}  {now - self._started:.0f} s"
+        if self._terminal:
+            width = max(min(shutil.get_terminal_size().columns - len(text) - 6, 40), 0)
+            bar = "#" * round(share * width)
+            self._print(f"\r{text}  [{bar:{width}}]\x1b[K", end="")
+        else:
+            self._print(text)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        """Print, as long as there is somebody to read it: nobody's going away must end the run."""
+        if self._heard:
+            try:
+                print(text, end=end, file=sys.stderr, flush=True)
+            except OSError:
+                self._heard = False
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self._terminal and self._stage:
+            self._print("")
+        self._stage = ""

@@ -1,0 +1,1 @@
+"""Bytes on disk, without any I/O: what the reader and the writer share."""

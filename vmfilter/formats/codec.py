@@ -1,0 +1,237 @@
+"""The page codecs: names, levels, how a kdump-compressed file marks them, and which are available here.
+
+A codec is served by the C core where it was built with the library, else by a Python package, else it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from vmfilter import native
+from vmfilter.errors import CodecError, MemoryShortError, VmfilterError
+
+
+class Codec(NamedTuple):
+    """A page codec.
+
+    Attributes:
+        name: as the user says it.
+        flag: in a page descriptor and in the header's status (crash's diskdump.h, makedumpfile's IMPLEMENTATION).
+        levels: lowest and highest level of effort, None where there is no choice.
+        package: Python module that serves it where the C core does not, None where none is used.
+        fallback: makes a compressing function of a level, with that module.
+        expand: decompresses data to a page of that size, with that module; None where the data are damaged.
+        signature: of a file whose pages may be compressed so.
+
+    """
+
+    name: str
+    flag: int
+    levels: tuple[int, int] | None = None
+    package: str | None = None
+    fallback: Callable[[int], Callable[[bytes], bytes]] | None = None
+    expand: Callable[[bytes, int], bytes | None] | None = None
+    signature: bytes = b"KDUMP   "
+
+
+def _zlib(level: int) -> Callable[[bytes], bytes]:
+    import zlib
+
+    return lambda page: zlib.compress(page, level)
+
+
+def _zstd(level: int) -> Callable[[bytes], bytes]:
+    import zstandard
+
+    compressor = zstandard.ZstdCompressor(level=level)
+    return compressor.compress
+
+
+def _lz4(level: int) -> Callable[[bytes], bytes]:
+    import lz4.block
+
+    def compress(page: bytes) -> bytes:
+        compressed: bytes = lz4.block.compress(page, store_size=False)
+        return compressed
+
+    return compress
+
+
+def _expand_zlib(data: bytes, size: int) -> bytes | None:
+    import zlib
+
+    expander = zlib.decompressobj()
+    try:
+        page = expander.decompress(data, size + 1)  # one more: else it stops before its checksum
+    except zlib.error:
+        return None
+    return page if expander.eof else None
+
+
+def _expand_zstd(data: bytes, size: int) -> bytes | None:
+    import zstandard
+
+    try:
+        # What the frame says of its size is what is allocated, whatever the limit: -1 where it says nothing.
+        if zstandard.frame_content_size(data) not in (-1, size):
+            return None
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError:
+        return None
+
+
+def _expand_lz4(data: bytes, size: int) -> bytes | None:
+    import lz4.block
+
+    try:
+        page: bytes = lz4.block.decompress(data, uncompressed_size=size)
+    except lz4.block.LZ4BlockError:
+        return None
+    return page
+
+
+CODECS = {
+    c.name: c
+    for c in (
+        Codec("none", 0),
+        Codec("zlib", 1, (1, 9), "zlib", _zlib, _expand_zlib),
+        Codec("lzo", 2),
+        Codec("snappy", 4),
+        Codec("zstd", 32, (1, 19), "zstandard", _zstd, _expand_zstd),
+        # No other tool knows it. crash hands out a page with an unknown flag as if it were raw, so the whole file has
+        # a signature that makes every other reader refuse it.
+        Codec("lz4", 64, None, "lz4", _lz4, _expand_lz4, signature=b"VMFLZ4  "),
+    )
+}
+SIGNATURES = {codec.signature for codec in CODECS.values()}
+"""With which a kdump-compressed file can begin."""
+DEFAULT = "zstd"
+MISSING = "missing"
+
+
+def native_libraries() -> dict[str, list[str]]:
+    """Libraries that the C core serves each codec with, best first."""
+    found: dict[str, list[str]] = {}
+    for name, library in native.codecs():
+        found.setdefault(name, []).append(library)
+    return found
+
+
+def availability() -> dict[str, str]:
+    """For each codec what serves it here: libraries, a Python package, or nothing (MISSING)."""
+    libraries = native_libraries()
+    return {
+        name: ", ".join(libraries[name])
+        if name in libraries
+        else f"Python's {codec.package}"
+        if _has_package(codec)
+        else MISSING
+        for name, codec in CODECS.items()
+    }
+
+
+def _has_package(codec: Codec) -> bool:
+    from importlib.util import find_spec
+
+    return codec.package is not None and find_spec(codec.package) is not None
+
+
+def parse_codec(text: str) -> tuple[Codec, int]:
+    """Codec and level from NAME or NAME:LEVEL; the level is 1 where nothing is said.
+
+    Raises:
+        CodecError: no such codec or level, or it is not available here.
+
+    """
+    name, colon, level_text = text.partition(":")
+    codec = CODECS.get(name)
+    if codec is None:
+        raise CodecError(f"codec {name!r} is not known: {', '.join(CODECS)} are")
+    level = 1
+    if colon:
+        if codec.levels is None:
+            raise CodecError(f"codec {name} has no levels")
+        low, high = codec.levels
+        if (
+            not (level_text.isascii() and level_text.isdecimal() and len(level_text) < 3)
+            or not low <= int(level_text) <= high
+        ):
+            raise CodecError(f"codec {name} has levels from {low} to {high}, not {level_text[:20]!r}")
+        level = int(level_text)
+    if name not in native_libraries() and not _has_package(codec):
+        raise CodecError(
+            f"codec {name} is not available here: this vmfilter was built without its library; "
+            f"available are {', '.join(n for n, by in availability().items() if by != MISSING)}"
+        )
+    return codec, level
+
+
+class Packer(Protocol):
+    """Compresses pages, for one thread."""
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        """Compress pages one after the other.
+
+        Args:
+            pages: their bytes.
+            skip_zero: leave zero pages out.
+            out: room for as many bytes.
+            sizes: one u32 a page: its bytes in out; the page's size where it is stored raw, 0 where it is left out.
+
+        Returns:
+            Bytes written to out.
+
+        """
+
+
+class _NativePacker:
+    def __init__(self, codec: Codec, compressor: native.Compressor) -> None:
+        self._compressor = compressor
+        self._name = codec.name
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        n = self._compressor.compress(pages, skip_zero, out, sizes)
+        if n < 0:
+            raise VmfilterError(f"codec {self._name}: the library failed ({n})")
+        return n
+
+
+class _PythonPacker:
+    def __init__(self, compress: Callable[[bytes], bytes], page_size: int) -> None:
+        self._compress = compress
+        self._page_size = page_size
+
+    def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
+        size, used = self._page_size, 0
+        for i in range(len(pages) // size):
+            page = bytes(pages[i * size : (i + 1) * size])
+            if skip_zero and native.is_zero(page):
+                sizes[i] = 0
+                continue
+            data = self._compress(page)
+            if len(data) >= size:
+                data = page
+            out[used : used + len(data)] = data
+            sizes[i] = len(data)
+            used += len(data)
+        return used
+
+
+def packer(codec: Codec, level: int, page_size: int) -> Packer:
+    """Return a packer for one thread.
+
+    Raises:
+        CodecError: the codec is not available, or not at this level.
+        MemoryShortError: there is no memory for it.
+
+    """
+    native_level = level if codec.levels else 0
+    if native.compresses(codec.name, native_level):
+        try:
+            return _NativePacker(codec, native.Compressor(codec.name, native_level, page_size))
+        except MemoryError:
+            raise MemoryShortError(f"codec {codec.name}: its library found no memory to work with") from None
+    if codec.fallback is None:
+        raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")
+    return _PythonPacker(codec.fallback(level), page_size)

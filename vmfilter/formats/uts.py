@@ -1,0 +1,29 @@
+"""struct new_utsname: who a kernel is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+UTS_FIELD = 65
+"""Bytes of each field: __NEW_UTS_LEN + 1."""
+UTS_SIZE = 6 * UTS_FIELD
+
+
+class Utsname(NamedTuple):
+    """The fields of struct new_utsname, each as the bytes before its first zero; empty if not known."""
+
+    sysname: bytes = b""
+    nodename: bytes = b""
+    release: bytes = b""
+    version: bytes = b""
+    machine: bytes = b""
+    domainname: bytes = b""
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Utsname:
+        """Parse UTS_SIZE bytes."""
+        return cls(*(raw[at : at + UTS_FIELD].split(b"\0")[0] for at in range(0, UTS_SIZE, UTS_FIELD)))
+
+    def pack(self) -> bytes:
+        """Return the structure; fields that are too long are cut."""
+        return b"".join(field[: UTS_FIELD - 1].ljust(UTS_FIELD, b"\0") for field in self)

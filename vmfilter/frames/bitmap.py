@@ -1,0 +1,49 @@
+"""Bitmaps of page frames: bit 0 of the first byte is the first frame."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+
+from vmfilter import native
+
+_MAX_RUNS = 64  # found by one call
+
+Run = tuple[int, int]
+"""First page frame and number of frames."""
+
+
+def runs_in(bits: bytes | bytearray | memoryview, pfn: int, count: int, skip: int = 0) -> Iterator[Run]:
+    """Yield runs of set bits in a bitmap.
+
+    Args:
+        bits: the bitmap.
+        pfn: frame of its first bit.
+        count: bits that are looked at.
+        skip: of these, bits at the beginning that are passed over.
+
+    """
+    found = array("Q", bytes(16 * min(max(count - skip, 0) // 2 + 1, _MAX_RUNS)))
+    at = skip
+    while at < count:
+        n, at = native.find_runs(bits, at, count, found)
+        yield from pairs(found[: 2 * n].tolist(), pfn)
+
+
+def pairs(values: list[int], pfn: int) -> Iterator[Run]:
+    """Yield runs of which the first bits, relative to a frame, and the lengths are in one list."""
+    for i in range(0, len(values), 2):
+        yield pfn + values[i], values[i + 1]
+
+
+def joined(runs: Iterable[Run]) -> Iterator[Run]:
+    """Join runs that continue each other; they come in order."""
+    start = end = 0
+    for pfn, count in runs:
+        if pfn != end:
+            if end > start:
+                yield start, end - start
+            start = pfn
+        end = pfn + count
+    if end > start:
+        yield start, end - start

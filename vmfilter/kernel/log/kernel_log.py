@@ -1,0 +1,229 @@
+"""The crashed kernel's log (dmesg), in each of the three forms that it has had.
+
+Text until 3.4, records of different lengths from 3.5 to 5.9 (both in log_buf), and since 5.10 a lockless ring
+(ringbuffer.py). VMCOREINFO's symbols say which: kernel/printk/printk.c, log_buf_vmcoreinfo_setup().
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from vmfilter.errors import KernelError
+from vmfilter.kernel.log.record import (
+    CONT,
+    MAX_LOG_SIZE,
+    NEWLINE,
+    PREFIX,
+    Area,
+    Layout,
+    Losses,
+    Record,
+    caller_of,
+    level_of,
+)
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.kernel import Kernel
+
+__all__ = ["KernelLog", "Record"]
+
+_STEP = 4  # records begin at multiples of it: their structure's alignment is 4 on i386, 8 elsewhere
+_PIECE = 4096  # no log is smaller: CONFIG_LOG_BUF_SHIFT is 12 at least
+_MAX_LINE = 1 << 16
+_BEGINNING = re.compile(rb"(?:<(\d{1,4})>)?(?:\[ *(\d{1,10})\.(\d{6})\] )?")
+
+
+class KernelLog:
+    """A kernel's log.
+
+    Attributes:
+        losses: what could not be shown of it, complete once all records were asked for.
+
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        """Prepare to read it."""
+        self._kernel = kernel
+        self.losses = Losses()
+        self._clear_unknown = False
+
+    def records(self, *, since_clear: bool = False) -> Iterator[Record]:
+        """All records, the oldest first; those that are damaged, overwritten or not in the dump are left out.
+
+        Args:
+            since_clear: only those after the last clearing of the log (dmesg -C), where it is known when that was.
+
+        Raises:
+            KernelError: VMCOREINFO does not say where the log is, or nothing of it is in the dump
+                or whole.
+
+        """
+        self.losses, self._clear_unknown = Losses(), False
+        has = self._kernel.info.symbol
+        if has("prb") is not None:
+            from vmfilter.kernel.log.ring_buffer import Ringbuffer
+
+            records = Ringbuffer(self._kernel, self.losses).records()
+        elif has("log_first_idx") is not None:
+            records = self._variable()
+        elif has("log_end") is not None:
+            records = self._plain()
+        else:
+            raise KernelError("VMCOREINFO has none of SYMBOL(prb), log_first_idx and log_end: the log cannot be found")
+        first = next(records, None)
+        if first is None and self.losses.missing:
+            raise KernelError("the kernel's log is not in the dump")
+        if first is None and self.losses.damaged:
+            raise KernelError("the kernel's log is damaged: no record of it is whole")
+        for record in chain([first] if first is not None else [], records):
+            if not (since_clear and record.cleared):
+                yield record
+            self._clear_unknown |= since_clear and record.cleared is None
+
+    def warnings(self) -> list[str]:
+        """One line for each way in which the records that were asked for are not what was asked for."""
+        unknown = ["when the log was last cleared is not known: all of it is shown"] if self._clear_unknown else []
+        return [*self.losses.warnings(), *unknown]
+
+    def _variable_value(self, name: str, size: int) -> int:
+        """Value of one of the kernel's variables."""
+        symbol = self._kernel.info.symbol(name)
+        if symbol is None:
+            raise KernelError(f"VMCOREINFO lacks SYMBOL({name}): where the log is, is not known")
+        value = self._kernel.memory.read_int(symbol, size)
+        if value is None:
+            raise KernelError(f"the kernel's log is not in the dump: {name} at {symbol:#x} cannot be read")
+        return value
+
+    def _buffer(self) -> Area:
+        """log_buf, as long as it is."""
+        size = self._variable_value("log_buf_len", 4)
+        if not _PIECE <= size <= MAX_LOG_SIZE or size & size - 1:
+            raise KernelError(f"a log of {size} bytes (log_buf_len) cannot be right")
+        return Area(self._kernel, self._variable_value("log_buf", self._kernel.abi.word), size)
+
+    # Until 3.4: lines of text, each with "<6>" and, if so configured, "[    0.000000] " before it
+
+    def _plain(self) -> Iterator[Record]:
+        buffer = self._buffer()
+        end = self._variable_value("log_end", 4)  # counts on, to 2^32
+        has_logged = self._kernel.info.symbol("logged_chars") is not None
+        logged = self._variable_value("logged_chars", 4) if has_logged else 0  # since the last dmesg -c
+        rest = b""
+        for at, piece in self._pieces(buffer, end, min(max(end, logged), buffer.size)):
+            stop = at - len(rest)
+            *lines, rest = (rest + piece).split(b"\n")
+            if rest and (not piece or len(rest) > _MAX_LINE):
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                stop += len(line) + 1
+                yield _line(line, stop <= end - logged if has_logged else None)
+
+    def _pieces(self, buffer: Area, end: int, count: int) -> Iterator[tuple[int, bytes]]:
+        """The last so many bytes before an end that counts on, in pieces and where each is; b"": a gap, or the end."""
+        at = end - count
+        while at < end:
+            size = min(end - at, _PIECE - at % _PIECE)
+            piece = buffer.read(at % buffer.size, size)
+            self.losses.missing += piece is None
+            yield at, piece or b""
+            at += size
+        yield at, b""
+
+    # From 3.5 to 5.9: a header, the text, a dictionary, and what aligns the next
+
+    def _variable(self) -> Iterator[Record]:
+        kernel = self._kernel
+        name = "printk_log" if kernel.info.size("printk_log") else "log"  # until 3.10 (62e32ac3505a)
+        members = {"ts_nsec": 8, "len": 2, "text_len": 2, "dict_len": 4}  # dict_len, then facility, flags and level
+        has_caller = kernel.info.offset(f"{name}.caller_id") is not None
+        header = Layout(kernel, name, members | ({"caller_id": 4} if has_caller else {}))
+        buffer = self._buffer()
+        first, end = self._variable_value("log_first_idx", 4), self._variable_value("log_next_idx", 4)
+        if max(first, end) > buffer.size:
+            raise KernelError(f"a log from {first} to {end} of {buffer.size} bytes cannot be right")
+        is_cleared = self._clearing(buffer, header, first, end)
+        before = NEWLINE
+        for begin, stop in [(first, end)] if first <= end else [(first, buffer.size), (0, end)]:
+            for at, raw in self._headers(buffer, header, begin, stop):
+                text_len, lengths = header.get(raw, "text_len"), header.raw(raw, "dict_len")
+                dict_len = int.from_bytes(lengths[:2], kernel.abi.byteorder)
+                body = buffer.read(at + header.size, text_len + dict_len)
+                if body is None:
+                    self.losses.missing += 1
+                    continue
+                facility, level, flags = level_of(kernel, lengths[2:])
+                yield Record(
+                    body[:text_len],
+                    ts_nsec=header.get(raw, "ts_nsec"),
+                    level=level,
+                    facility=facility,
+                    caller=caller_of(header.get(raw, "caller_id")) if has_caller else None,
+                    dict=_dict(body[text_len:]),
+                    cont=bool(flags & CONT),
+                    # As msg_print_text() printed fragments, while the kernel did not put them together before.
+                    joins=before & (CONT | NEWLINE) == CONT and (bool(flags & CONT) or not flags & PREFIX),
+                    cleared=is_cleared(at),
+                )
+                before = flags
+
+    def _clearing(self, buffer: Area, header: Layout, first: int, end: int) -> Callable[[int], bool | None]:
+        """Tell of an index of a record whether it is older than the last dmesg -C; None where that is not known."""
+        symbol = self._kernel.info.symbol("clear_idx")
+        clear = None if symbol is None else self._kernel.memory.read_int(symbol, 4)
+        if clear is None:
+            return lambda at: None
+        # 0 is a log that was never cleared, or when it was empty. Elsewhere a record begins, or its successor is at the
+        # buffer's beginning (zeros), or the next will be; if none of that is so, all records are newer.
+        raw = buffer.read(clear, header.size) or b""
+        begins = raw and (not any(raw) or self._is_record(header, raw, header.get(raw, "len"), buffer.size - clear))
+        at_clear, at_end = (clear - first) % buffer.size, (end - first) % buffer.size
+        if not clear or at_clear > at_end or (at_clear < at_end and not begins):
+            return lambda at: False
+        return lambda at: (at - first) % buffer.size < at_clear
+
+    def _headers(self, buffer: Area, header: Layout, begin: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Offsets and headers of the records in a part of the buffer; where one is damaged, the next that is not."""
+        at, lost = begin, False
+        while at + header.size <= stop:
+            raw = buffer.read(at, header.size)
+            length = header.get(raw, "len") if raw else 0
+            if raw and not any(raw) and stop == buffer.size and not lost:
+                return  # nothing fits behind it, so the next is at the beginning
+            if raw and self._is_record(header, raw, length, stop - at):
+                yield at, raw
+                at, lost = at + length, False
+                continue
+            if not lost and raw:
+                self.losses.damaged += 1
+            if not lost and not raw:
+                self.losses.missing += 1
+            lost = True
+            at += _STEP if raw else _PIECE - at % _PIECE
+
+    def _is_record(self, header: Layout, raw: bytes, length: int, room: int) -> bool:
+        dict_len = int.from_bytes(header.raw(raw, "dict_len")[:2], self._kernel.abi.byteorder)
+        used = header.size + header.get(raw, "text_len") + dict_len
+        return used <= length < used + 8 and length % _STEP == 0 and length <= room
+
+
+def _line(line: bytes, cleared: bool | None) -> Record:
+    level = facility = ts_nsec = None
+    match = _BEGINNING.match(line)
+    if match:
+        line = line[match.end() :]
+        priority, seconds, micros = match.groups()
+        if priority is not None:
+            facility, level = divmod(int(priority), 8)
+        if seconds is not None:
+            ts_nsec = int(seconds) * 10**9 + int(micros) * 1000
+    return Record(line, ts_nsec, level, facility, cleared=cleared)
+
+
+def _dict(raw: bytes) -> dict[str, str]:
+    """A dictionary out of KEY=value, separated by zero bytes."""
+    pairs = (pair.decode("utf-8", "backslashreplace").partition("=") for pair in raw.split(b"\0"))
+    return {key: value for key, found, value in pairs if found}

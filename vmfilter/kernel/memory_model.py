@@ -1,0 +1,362 @@
+"""Where the crashed kernel keeps the struct pages of a page frame: SPARSEMEM in all its forms, DISCONTIGMEM, FLATMEM.
+
+SPARSEMEM cuts physical memory into sections; each that is present has an array of struct pages. Its address is encoded
+in section_mem_map of the section's struct mem_section (include/linux/mmzone.h). DISCONTIGMEM (until 5.13) has one array
+a node, FLATMEM has one.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import compress, groupby
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from vmfilter.errors import KernelError
+
+if TYPE_CHECKING:
+    from vmfilter.arch import Arch, Paging
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+    from vmfilter.kernel.page_tables import VirtualMemory
+
+_MAX_NODES = 1 << 16
+_MAX_SECTION_BITS = 34  # the largest are of 1 GiB
+_MAX_STATIC = 1 << 18  # sections in an array that has them all: of machines that have few
+_NO_END = 1 << 52  # a frame that no machine has
+_MARKED_PRESENT = 1 << 0
+_HAS_MEM_MAP = 1 << 1
+_IS_ONLINE = 1 << 2  # since 4.13 (2d070eab2e82)
+_FLAGS = (1 << 6) - 1  # the low bits of section_mem_map are flags: two at first, six by now
+_CACHED_ROOTS = 64
+_ROOTS_AT_ONCE = 1 << 13  # pointers read at a time: riscv64's array of them has 32 MiB
+_SMALLEST_PAGE = 4096  # bytes
+
+
+class Section(NamedTuple):
+    """A memory section that is present.
+
+    Attributes:
+        number: times the bytes of a section it is its physical address.
+        memmap: virtual address of its first struct page, None where it has none.
+        online: whether it is RAM in use. What is not is device memory, or memory that was never or is no longer used.
+
+    """
+
+    number: int
+    memmap: int | None
+    online: bool
+
+
+class MemoryModel(Protocol):
+    """Where struct pages are.
+
+    Attributes:
+        section_pages: page frames of a memory section; where there are none, more than any machine has.
+        struct_page: bytes of a struct page.
+        knows_online: whether this kernel says which sections are online.
+
+    """
+
+    section_pages: int
+    struct_page: int
+    knows_online: bool
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """Struct pages of frames from pfn on, as far as they lie one after the other, and at most to frame end.
+
+        Returns:
+            The first frame that is not among them, and the virtual address of pfn's; None where they have none.
+
+        """
+
+    def section(self, number: int) -> Section | None:
+        """One memory section, None where it is not present or there are none."""
+
+    def runs(self) -> Iterator[tuple[range, bool]]:
+        """Numbers of all memory sections that are present, in order, and whether they are online.
+
+        There can be hundreds of thousands, so they come together where they follow each other and are alike.
+        """
+
+
+class SparseMemory:
+    """SPARSEMEM: static (an array of sections) and EXTREME (an array of pointers to pages of sections).
+
+    With VMEMMAP or without makes no difference here: the encoded address is a virtual one in both.
+
+    Attributes:
+        section_pages: page frames of a section.
+        struct_page: bytes of a struct page.
+        knows_online: whether this kernel says which sections are online.
+
+    """
+
+    def __init__(
+        self,
+        memory: VirtualMemory,
+        info: Vmcoreinfo,
+        arch: Arch,
+        paging: Paging,
+        page_size: int,
+        known: Sequence[int],
+    ) -> None:
+        """Read VMCOREINFO and find which reading of SYMBOL(mem_section) is the true one.
+
+        Args:
+            memory: the kernel's virtual memory.
+            info: its VMCOREINFO.
+            arch: its architecture.
+            paging: the paging form in use.
+            page_size: bytes.
+            known: some physical addresses that are memory; the true reading knows their sections.
+
+        Raises:
+            KernelError: VMCOREINFO lacks what is needed, or no reading gives a section.
+
+        """
+        self._memory = memory
+        self._word = word = arch.abi.word
+        self._word_mask = (1 << 8 * word) - 1
+        self._page_size = page_size
+        symbol, size = info.symbol("mem_section"), info.size("mem_section")
+        offset, struct_page = info.offset("mem_section.section_mem_map"), info.size("page")
+        if symbol is None or not size or offset is None or not struct_page:
+            raise KernelError(
+                "VMCOREINFO lacks SYMBOL(mem_section), SIZE(mem_section), OFFSET(mem_section.section_mem_map) or "
+                "SIZE(page): the kernel's memory model is not known"
+            )
+        if not 0 <= offset <= size - word or size > page_size:
+            raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
+        self._size, self.struct_page = size, struct_page
+        member = "Q" if word == 8 else "I"
+        self._section_form = struct.Struct(f"{arch.abi.sign}{offset}x{member}{size - offset - word}x")
+        section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
+        physical_bits = info.number("MAX_PHYSMEM_BITS") or arch.max_physmem_bits(paging)
+        page_bits = page_size.bit_length() - 1
+        can_be = page_bits < section_bits < physical_bits <= 56 and physical_bits - section_bits <= 30
+        if not can_be or section_bits > _MAX_SECTION_BITS:
+            raise KernelError(f"memory sections of 2^{section_bits} bytes in 2^{physical_bits} cannot be right")
+        self.section_pages = 1 << section_bits - page_bits
+        self._sections = 1 << physical_bits - section_bits
+        per_root = page_size // size
+        # An array with a place for every section is not EXTREME; every distribution's 64-bit kernel is.
+        is_static = self._sections <= _MAX_STATIC and info.length("mem_section") == self._sections
+        self._per_root = 1 if is_static else per_root
+        readings = [symbol]
+        if self._per_root > 1:
+            # An array of pointers until 4.14; a pointer to one since (83e3c48729d9), exported as its own address at
+            # first and as its value after (a0b1280368d1): both readings are tried.
+            pointed = memory.read_word(symbol)
+            readings = [symbol, pointed] if pointed else [symbol]
+        self._map_cache: dict[int, array[int]] = {}
+        for reading in readings:
+            self._array = reading
+            self._map_cache.clear()
+            if self._knows(known):
+                return
+        absent = "" if any(memory.read_word(r) is not None for r in readings) else ": nothing is there"
+        raise KernelError(f"SYMBOL(mem_section)={symbol:#x} leads to no memory section in this dump{absent}")
+
+    def _knows(self, addresses: Sequence[int]) -> bool:
+        """Whether what is found for sections with memory looks like sections, and there is any."""
+        found = 0
+        self.knows_online = False
+        for section in {address // (self.section_pages * self._page_size) for address in addresses}:
+            value = self._value(section)
+            if value and (not value & _MARKED_PRESENT or not value & ~_FLAGS):
+                return False
+            found += value != 0
+            self.knows_online |= value & _IS_ONLINE != 0
+        return found > 0
+
+    def _value(self, section: int) -> int:
+        """section_mem_map of a section, 0 where there is no such section."""
+        if section >= self._sections:
+            return 0
+        values = self._root(section // self._per_root)
+        i = section % self._per_root
+        return values[i] if i < len(values) else 0
+
+    def _root(self, root: int) -> array[int]:
+        """section_mem_map of each section of one root; empty where there is no such root or it cannot be read."""
+        if root in self._map_cache:
+            return self._map_cache[root]
+        where: int | None = self._array + root * (self._size if self._per_root == 1 else self._word)
+        if self._per_root > 1:
+            where = self._memory.read_word(where or 0)
+        raw = self._memory.read(where, self._per_root * self._size) if where else None
+        values = array("Q", (value for (value,) in self._section_form.iter_unpack(raw or b"")))
+        if len(self._map_cache) >= _CACHED_ROOTS:
+            self._map_cache.clear()
+        self._map_cache[root] = values
+        return values
+
+    def section(self, number: int) -> Section | None:
+        """One section, None where it is not present."""
+        value = self._value(number)
+        return self._section(number, value) if value & _MARKED_PRESENT else None
+
+    def _section(self, number: int, value: int) -> Section:
+        """Section of which this is section_mem_map."""
+        memmap = None
+        if value & _HAS_MEM_MAP:
+            # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
+            memmap = (value & ~_FLAGS) + number * self.section_pages * self.struct_page & self._word_mask
+        return Section(number, memmap, value & _IS_ONLINE != 0)
+
+    def memmap(self, number: int) -> int | None:
+        """Virtual address of the section's first struct page, None where it has none."""
+        section = self.section(number)
+        return section.memmap if section else None
+
+    def runs(self) -> Iterator[tuple[range, bool]]:
+        """See MemoryModel."""
+        for root in self._roots():
+            first = root * self._per_root
+            states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
+            for state, alike in groupby(states):
+                numbers = range(first, first + sum(1 for _ in alike))
+                if state & _MARKED_PRESENT:
+                    yield numbers, state & _IS_ONLINE != 0
+                first = numbers.stop
+
+    def _roots(self) -> Iterator[int]:
+        """Roots that there are."""
+        count = -(-self._sections // self._per_root)
+        if self._per_root == 1:
+            yield from range(count)
+            return
+        for first in range(0, count, _ROOTS_AT_ONCE):
+            yield from self._roots_in(first, min(_ROOTS_AT_ONCE, count - first))
+
+    def _roots_in(self, first: int, count: int) -> Iterator[int]:
+        size = count * self._word
+        raw = self._memory.read(self._array + first * self._word, size)
+        if raw is None and size > _SMALLEST_PAGE:  # a part of it may be there: pages of zeros may be left out
+            half = count // 2
+            yield from self._roots_in(first, half)
+            yield from self._roots_in(first + half, count - half)
+        elif raw and raw != bytes(size):  # of all these pointers few are not 0, in whatever byte order
+            yield from compress(range(first, first + count), memoryview(raw).cast("Q" if self._word == 8 else "I"))
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """See MemoryModel."""
+        section, inside = divmod(pfn, self.section_pages)
+        first = self.memmap(section)
+        memmap, after = first, pfn - inside + self.section_pages
+        while after < end:  # with VMEMMAP, those of the next section follow
+            if memmap is not None:
+                memmap = memmap + self.section_pages * self.struct_page & self._word_mask
+            if self.memmap(after // self.section_pages) != memmap:
+                break
+            after += self.section_pages
+        return min(end, after), None if first is None else first + inside * self.struct_page & self._word_mask
+
+
+class _Arrays:
+    """A few arrays of struct pages: (first frame, frame after the last, virtual address), in order."""
+
+    section_pages = _NO_END
+    knows_online = False
+
+    def __init__(self, arrays: Sequence[tuple[int, int, int]], struct_page: int, word: int) -> None:
+        self._arrays = sorted(arrays)
+        self.struct_page = struct_page
+        self._word_mask = (1 << 8 * word) - 1
+
+    def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
+        """See MemoryModel."""
+        i = bisect_left(self._arrays, (pfn + 1,)) - 1
+        if i >= 0 and pfn < self._arrays[i][1]:
+            first, after, vaddr = self._arrays[i]
+            return min(end, after), vaddr + (pfn - first) * self.struct_page & self._word_mask
+        following = self._arrays[i + 1][0] if i + 1 < len(self._arrays) else end
+        return min(end, following), None
+
+    def section(self, number: int) -> Section | None:
+        """See MemoryModel."""
+        return None
+
+    def runs(self) -> Iterator[tuple[range, bool]]:
+        """See MemoryModel."""
+        return iter(())
+
+
+def _node(memory: VirtualMemory, info: Vmcoreinfo, node: int) -> tuple[int, int, int] | None:
+    """Frames and struct pages of a node by its struct pglist_data; None where it has none."""
+    fields = [info.offset(f"pglist_data.{name}") for name in ("node_start_pfn", "node_spanned_pages", "node_mem_map")]
+    start, spanned, memmap = (None if at is None else memory.read_word(node + at) for at in fields)
+    if start is None or not spanned or not memmap:
+        return None
+    return start, start + spanned, memmap
+
+
+class NodeMemory(_Arrays):
+    """DISCONTIGMEM: each node has an array of struct pages."""
+
+    def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int) -> None:
+        """Read every node.
+
+        Raises:
+            KernelError: there is none that has struct pages.
+
+        """
+        nodes = {node: _node(memory, info, node) for node in self._nodes(memory, info, word)}
+        arrays = [array for array in nodes.values() if array]
+        if not arrays:
+            raise KernelError("no node (node_data, pgdat_list) with struct pages is found in this dump")
+        super().__init__(arrays, _struct_page(info), word)
+
+    @staticmethod
+    def _nodes(memory: VirtualMemory, info: Vmcoreinfo, word: int) -> Iterator[int]:
+        """Addresses of each struct pglist_data."""
+        array, length = info.symbol("node_data"), info.length("node_data")
+        if array is not None and length:
+            for i in range(min(length, _MAX_NODES)):
+                node = memory.read_word(array + i * word)
+                if node:
+                    yield node
+            return
+        head, following = info.symbol("pgdat_list"), info.offset("pglist_data.pgdat_next")
+        node = None if head is None else memory.read_word(head)
+        for _ in range(_MAX_NODES):
+            if not node:
+                return
+            yield node
+            node = None if following is None else memory.read_word(node + following)
+
+
+class FlatMemory(_Arrays):
+    """FLATMEM: one array of struct pages."""
+
+    def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int, first_pfn: int) -> None:
+        """Find the array.
+
+        Args:
+            memory: the kernel's virtual memory.
+            info: its VMCOREINFO.
+            word: bytes of a long.
+            first_pfn: frame of mem_map's first struct page (the kernel's ARCH_PFN_OFFSET).
+
+        Raises:
+            KernelError: it cannot be found.
+
+        """
+        node = info.symbol("contig_page_data")
+        array = None if node is None else _node(memory, info, node)
+        symbol = info.symbol("mem_map")
+        if array is None and symbol is not None:
+            pointer = memory.read_word(symbol)
+            array = (first_pfn, _NO_END, pointer) if pointer else None
+        if array is None:
+            raise KernelError("the array of struct pages (mem_map, contig_page_data) is not found in this dump")
+        super().__init__([array], _struct_page(info), word)
+
+
+def _struct_page(info: Vmcoreinfo) -> int:
+    size = info.size("page")
+    if not size:
+        raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is not known")
+    return size

@@ -1,0 +1,136 @@
+"""The crashed kernel's virtual memory: its page tables, walked in the dump."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmfilter import native
+from vmfilter.formats.abi import BE64, LE64
+
+if TYPE_CHECKING:
+    from vmfilter.arch import Paging, Root
+    from vmfilter.reader import Dump
+
+_CACHED_TABLES = 64
+
+
+class Translation(NamedTuple):
+    """Virtual addresses [vaddr, vaddr + length) that are the physical ones from paddr on."""
+
+    vaddr: int
+    length: int
+    paddr: int
+
+
+def _decoder(paging: Paging) -> native.TableDecoder:
+    return native.TableDecoder(
+        [
+            native.TableLevel(
+                level.shift,
+                level.present_mask,
+                level.present_value,
+                level.leaf_mask,
+                level.leaf_value,
+                level.leaf_address,
+                level.table_address,
+            )
+            for level in paging.levels
+        ],
+        swap=(BE64 if paging.big_endian else LE64).swapped,
+        entry_size=paging.entry_size,
+        address_shift=paging.address_shift,
+        high_shift=paging.high_shift,
+        high_mask=paging.high_mask,
+        block_mask=paging.block_mask,
+        block_size=paging.block_size,
+        max_entries=1 << max(level.bits for level in paging.levels),
+    )
+
+
+class VirtualMemory:
+    """Kernel virtual memory of a dump. Not for several threads at once."""
+
+    def __init__(self, dump: Dump, root: Root) -> None:
+        """Walk from the given root in the given dump."""
+        self._dump = dump
+        self._root = root
+        self._linear = sorted(root.linear)
+        self._levels = root.paging.levels
+        self._tables: OrderedDict[int, bytes | None] = OrderedDict()
+        self._entry = root.paging.entry_size
+        self._decoder = _decoder(root.paging)
+
+    def translate(self, vaddr: int, length: int) -> Iterator[Translation]:
+        """Yield where the kernel's page tables map [vaddr, vaddr + length); what they do not map is left out.
+
+        Neighbours are not joined across tables. A table that is not in the dump maps nothing.
+        """
+        end = vaddr + length
+        i = max(bisect_right(self._linear, (vaddr, 1 << 64, 0)) - 1, 0)
+        while vaddr < end:
+            start, size, paddr = self._linear[i] if i < len(self._linear) else (end, 0, 0)
+            if start <= vaddr < start + size:
+                upto = min(end, start + size)
+                yield Translation(vaddr, upto - vaddr, paddr + vaddr - start)
+                vaddr = upto
+            elif vaddr < start:
+                yield from self._by_tables(vaddr, min(start, end))
+                vaddr = start
+            i += 1
+
+    def _by_tables(self, vaddr: int, end: int) -> Iterator[Translation]:
+        top = self._levels[-1]
+        span = 1 << top.shift + top.bits
+        base = vaddr & ~(span - 1)  # of the part of the address space that these tables map: sign extension, undone
+        return self._walk(len(self._levels) - 1, self._root.address, base, vaddr, end)
+
+    def _walk(self, level: int, table: int, base: int, start: int, end: int) -> Iterator[Translation]:
+        shift, bits = self._levels[level].shift, self._levels[level].bits
+        first = start - base >> shift
+        last = min((end - 1 - base >> shift) + 1, 1 << bits)
+        entries = self._table(table, self._entry << bits)
+        if entries is None or first >= last:
+            return
+        found = self._decoder.decode(level, entries, first, last - first, base + (first << shift) & (1 << 64) - 1)
+        for at, length, paddr, is_table in found:
+            begin, stop = max(at, start), min(at + length, end)
+            if is_table:
+                yield from self._walk(level - 1, paddr, at, begin, stop)
+            else:
+                yield Translation(begin, stop - begin, paddr + begin - at)
+
+    def _table(self, paddr: int, size: int) -> bytes | None:
+        if paddr in self._tables:
+            self._tables.move_to_end(paddr)
+            return self._tables[paddr]
+        table = self._dump.read(paddr, size)
+        self._tables[paddr] = table
+        if len(self._tables) > _CACHED_TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+    def read(self, vaddr: int, size: int) -> bytes | None:
+        """Kernel memory at a virtual address as bytes; None if not all of it is mapped and in the dump."""
+        if not 0 <= vaddr <= vaddr + size <= 1 << 64:
+            return None
+        parts = []
+        at = vaddr
+        for t in self.translate(vaddr, size):
+            part = self._dump.read(t.paddr, t.length) if t.vaddr == at else None
+            if part is None:
+                return None
+            parts.append(part)
+            at += t.length
+        return b"".join(parts) if at == vaddr + size else None
+
+    def read_int(self, vaddr: int, size: int) -> int | None:
+        """An unsigned integer of size bytes; None if it cannot be read."""
+        raw = self.read(vaddr, size)
+        return None if raw is None else int.from_bytes(raw, self._dump.arch.abi.byteorder)
+
+    def read_word(self, vaddr: int) -> int | None:
+        """A long of the kernel's memory; None if it cannot be read."""
+        return self.read_int(vaddr, self._dump.arch.abi.word)

@@ -1,0 +1,62 @@
+"""What memory was used for, without making a dump."""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple
+
+from vmfilter import native
+from vmfilter.errors import KernelError
+from vmfilter.frames.classes import PageClass
+from vmfilter.kernel.search import understand
+from vmfilter.pages.classify import Classifier, max_pfn
+from vmfilter.pages.exclude import excluded_classes
+from vmfilter.pages.pmem import find_pmem
+from vmfilter.reader import Dump
+from vmfilter.statistics import Statistics
+
+
+class Usage(NamedTuple):
+    """What memory was used for.
+
+    Attributes:
+        page_size: bytes.
+        max_mapnr: first page frame after all memory.
+        classes: page frames of each class.
+        warnings: one line each.
+
+    """
+
+    page_size: int
+    max_mapnr: int
+    classes: dict[PageClass, int]
+    warnings: list[str]
+
+    def at_level(self, level: int) -> Statistics:
+        """What a dump of this level would have, zero pages not yet left out."""
+        return Statistics(level, self.page_size, self.max_mapnr, self.classes, excluded_classes(level))
+
+
+def memory_usage(dump: Dump) -> Usage:
+    """Classify all page frames and count them.
+
+    Raises:
+        InputError: the file is damaged.
+        KernelError: the kernel cannot be understood.
+
+    """
+    page_size, _, kernel, error = understand(dump)
+    pmem = find_pmem(dump, page_size, kernel)
+    try:
+        if error is not None:
+            raise error
+        classifier = Classifier(dump, page_size, kernel, pmem)
+    except KernelError as e:
+        raise KernelError(f"{dump.path}: {e}") from e
+    counts = array("Q", bytes(8 * len(PageClass)))
+    for window in classifier.windows():
+        native.count_classes(window.classes, counts)
+    warnings = [*dump.warnings, *pmem.warnings, *classifier.warnings]
+    if classifier.unknown:
+        warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they count as the kernel's")
+    return Usage(page_size, max_pfn(dump, page_size), {c: counts[c] for c in PageClass}, warnings)

@@ -1,0 +1,78 @@
+"""Which pages a dump keeps: the one place that decides it.
+
+Every page frame that is memory is kept, unless the dump level excludes its class. (A zero page is of a class that is
+kept: it is left out when it is read, if the level has bit 1.)
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from vmfilter import native
+from vmfilter.frames.classes import PageClass
+from vmfilter.frames.frame_set import FrameSet
+from vmfilter.frames.levels import LEVEL_PMEM_METADATA
+
+if TYPE_CHECKING:
+    from vmfilter.pages.classify import Window
+
+_EXCLUDED_BY = {
+    2: {PageClass.CACHE},
+    4: {PageClass.CACHE, PageClass.CACHE_PRIVATE},
+    8: {PageClass.USER},
+    16: {PageClass.FREE},
+    LEVEL_PMEM_METADATA: {PageClass.PMEM_METADATA},
+}
+"""What each bit of a dump level excludes."""
+# At every level: touching the first two can kill the capture kernel, and the last is not in the dump that is read.
+_ALWAYS_EXCLUDED = {PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED}
+
+
+def excluded_classes(level: int, include_pmem_userdata: bool = False) -> frozenset[PageClass]:
+    """Return the classes that a dump level excludes.
+
+    User data on persistent memory is excluded at every level, unless it is asked for: it is people's files.
+    """
+    always = _ALWAYS_EXCLUDED if include_pmem_userdata else _ALWAYS_EXCLUDED | {PageClass.PMEM_USERDATA}
+    return frozenset(always).union(*(classes for bit, classes in _EXCLUDED_BY.items() if level & bit))
+
+
+_PRESENT = bytes(c != PageClass.HOLE for c in range(256))
+
+
+class Selection:
+    """The page frames that a dump keeps: classes in, bitmaps, counts and runs out.
+
+    Attributes:
+        excluded: classes that are left out.
+        kept: the frames that are kept, zero pages among them.
+        uncounted: frames that would be kept, but lie before the first that the new dump can have.
+
+    """
+
+    def __init__(self, level: int, include_pmem_userdata: bool = False, first_pfn: int = 0) -> None:
+        """Select by a dump level; first_pfn: first frame that the new dump can have."""
+        self.excluded = excluded_classes(level, include_pmem_userdata)
+        self.kept = FrameSet()
+        self.uncounted = 0
+        self._first_pfn = first_pfn
+        self._keeps = bytes(c != PageClass.HOLE and c not in self.excluded for c in range(256))
+        self._counts = array("Q", bytes(8 * len(PageClass)))
+
+    def take(self, window: Window) -> tuple[bytearray, bytearray]:
+        """Decide for the frames of a window; return their two bitmaps: memory, and what is kept of it."""
+        native.count_classes(window.classes, self._counts)
+        present, kept = (native.bitmap(window.classes, table) for table in (_PRESENT, self._keeps))
+        before = min(max(self._first_pfn - window.pfn, 0), len(window.classes))
+        if before:
+            self.uncounted += native.rank(kept, before)
+            bits = int.from_bytes(kept, "little") >> before << before
+            kept = bytearray(bits.to_bytes(len(kept), "little"))
+        self.kept.add(window.pfn, kept, len(window.classes))
+        return present, kept
+
+    @property
+    def counts(self) -> dict[PageClass, int]:
+        """Frames of each class so far."""
+        return {c: self._counts[c] for c in PageClass}

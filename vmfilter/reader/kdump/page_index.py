@@ -1,0 +1,248 @@
+"""Which page frames a kdump-compressed dump has, and where the descriptor of each is: its bitmaps and files.
+
+Frames are numbered as the format does: from the first that it counts, which is 0 but on arm.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from vmfilter import native
+from vmfilter.errors import InputError
+from vmfilter.frames.bitmap import Run, joined, runs_in
+from vmfilter.frames.ranges import Range, without
+from vmfilter.native import DESCRIPTOR
+from vmfilter.reader.kdump.file import KdumpFile
+from vmfilter.reader.kdump.split_set import Part, check_bitmap, describe
+
+STRETCH = 1 << 15
+"""Page frames whose bits are read at a time; the rank of the first page of each is kept: 8 bytes."""
+_TAIL = 1 << 10  # descriptors that are looked at together, from the last on
+_RANKED_BYTES = 1 << 18  # of bitmap 2 read at a time when the file is opened
+
+
+class _Stretch(NamedTuple):
+    """STRETCH page frames from number * STRETCH on, fewer at the end, as bits.
+
+    Attributes:
+        number: which.
+        kept: those that have a descriptor.
+        held: those whose content is there: an incomplete dump has lost some.
+
+    """
+
+    number: int
+    kept: bytes
+    held: bytes
+
+
+def _masked(bits: bytes, first: int, end: int) -> bytes:
+    """Bits without those that are not in [first, end)."""
+    mask = (1 << end) - (1 << first)
+    return (int.from_bytes(bits, "little") & mask).to_bytes(len(bits), "little")
+
+
+class PageIndex:
+    """The page frames of a dump. Reading is safe for several threads at once.
+
+    Attributes:
+        frames: that are counted.
+        kept: number of pages that have a descriptor, in all parts, those that are missing included.
+        parts: which file has the descriptors of which frames, in order.
+        missing: ranges of frames whose pages are in parts that are missing.
+        incomplete: whether pages are lost.
+        truncated: what is missing of files that end early, in words; "" if nothing is.
+
+    """
+
+    def __init__(self, files: Sequence[KdumpFile], missing_parts: bool) -> None:
+        """Count the pages, and find which file has which.
+
+        Args:
+            files: of one dump, in order of their frames.
+            missing_parts: whether a set may lack parts: their pages are lost then.
+
+        Raises:
+            InputError: no page is there, the files are not one dump, or a part is missing.
+
+        """
+        self._files = files
+        self._file = files[0]  # the bitmaps of all are its
+        self.frames = self._file.frames
+        self._local = threading.local()
+        self._rank_stretches()
+        self._find_parts(missing_parts)
+
+    @property
+    def kept(self) -> int:
+        """See the class."""
+        return self._ranks[-1]
+
+    def _rank_stretches(self) -> None:
+        """Count the pages before each stretch of bitmap 2."""
+        bitmap2 = self._file.bitmap2
+        self._ranks = array("Q", [0])
+        for first in range(0, self.frames, _RANKED_BYTES * 8):
+            count = min(_RANKED_BYTES * 8, self.frames - first)
+            bits = memoryview(self._file.read(bitmap2 + first // 8, -(-count // 8)))
+            for pfn in range(0, count, STRETCH):
+                n = native.rank(bits[pfn // 8 :], min(STRETCH, count - pfn))
+                self._ranks.append(self._ranks[-1] + n)
+        if not self._ranks[-1]:
+            raise InputError(f"{self._file.path}: has no page: bitmap 2, at offset {bitmap2:#x}, is empty")
+
+    def _find_parts(self, missing_parts: bool) -> None:
+        """Find which file has which frames; what none has is lost."""
+        self.parts: list[Part] = []
+        for file in self._files:
+            if file is not self._file:
+                check_bitmap(self._file, file)
+            if file.first < file.end:
+                before = self.rank(file.first)
+                data = file.descriptors + (self.rank(file.end) - before) * DESCRIPTOR
+                self.parts.append(Part(file, file.first, file.end, before, file.descriptors, data))
+        self._firsts = [part.first for part in self.parts]
+        none = without([(0, self.frames)], [(part.first, part.end) for part in self.parts])
+        self.missing: list[Range] = [r for r in none if self.rank(r[1]) > self.rank(r[0])]
+        if self.missing and not missing_parts:
+            pages = sum(self.rank(end) - self.rank(first) for first, end in self.missing)
+            raise InputError(f"{describe(self._files, self.missing, pages)}: name all files of the set")
+        said = any(file.header.incomplete for file in self._files)
+        cut = [] if said else [part for part in self.parts if self._is_cut(part)]
+        self.incomplete = bool(self.missing or said or cut)
+        self.truncated = ""
+        self._local = threading.local()  # what was looked at until now was not known to be lost
+        if cut:
+            lost, self.truncated = self._describe_cut(cut)
+            if lost == self.kept:
+                raise InputError(f"{self._file.path}: {self.truncated}")
+
+    def _is_cut(self, part: Part) -> bool:
+        """Whether a file ends before what its headers tell of.
+
+        Data are in the order of pages, so the last pages tell, unless they all share those of one, as zero pages do.
+        Data that do not follow those of another page are no sign: that is a damaged descriptor.
+        """
+        file = part.file
+        if file.source.cut or max(part.data, file.erase_info_end) > file.size:
+            return True
+        row = struct.Struct(f"{file.arch.abi.sign}QI12x")
+        for end in range(part.data, part.descriptors, -_TAIL * DESCRIPTOR):
+            at = max(end - _TAIL * DESCRIPTOR, part.descriptors)
+            raw = file.read(at, end - at)
+            alike = raw == raw[:DESCRIPTOR] * (len(raw) // DESCRIPTOR)
+            last = set(row.iter_unpack(raw[:DESCRIPTOR] if alike else raw))
+            ends = {offset + size for offset, size in last}
+            if any(offset in ends and size <= file.block and offset + size > file.size for offset, size in last):
+                return True
+            if not alike:
+                break
+        return False
+
+    def _describe_cut(self, cut: Sequence[Part]) -> tuple[int, str]:
+        """Count the pages that are lost because files end early, and describe that."""
+        lost, first = 0, self.frames
+        for part in cut:
+            for pfn, n in self.runs(part.first, part.end, self.lost):
+                lost, first = lost + n, min(first, pfn)
+        address = self._file.starts_at + first * self._file.block
+        where = f", the first at physical address {address:#x}" if lost else ""
+        where += ", and what was erased is not known" * any(part.file.erase_info_end > part.file.size for part in cut)
+        ends = [f"truncated at offset {part.file.size:#x}" for part in cut]
+        if len(self._files) > 1:
+            ends = [f"{part.file.path} is {end}" for part, end in zip(cut, ends, strict=True)]
+        return lost, f"{', '.join(ends)}: {lost} of {self.kept} pages are missing{where}"
+
+    def parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
+        """Yield the parts that have the frames [first, end), and which of these each has."""
+        for part in self.parts[max(bisect_right(self._firsts, first) - 1, 0) :]:
+            if part.first >= end:
+                break
+            if part.end > first:
+                yield part, max(part.first, first), min(part.end, end)
+
+    def _bits(self, bitmap: int, number: int) -> bytes:
+        """Bits of a stretch, none of frames past the end."""
+        first = number * STRETCH
+        count = min(STRETCH, self.frames - first)
+        bits = self._file.read(bitmap + first // 8, -(-count // 8))
+        return bits if count % 8 == 0 else bits[:-1] + bytes((bits[-1] & (1 << count % 8) - 1,))
+
+    def _stretch(self, number: int) -> _Stretch:
+        """Return a stretch; each thread keeps the last one."""
+        stretch: _Stretch | None = getattr(self._local, "stretch", None)
+        if stretch is None or stretch.number != number:
+            kept = self._bits(self._file.bitmap2, number)
+            held = self._without_lost(number, kept) if self.incomplete else kept
+            stretch = self._local.stretch = _Stretch(number, kept, held)
+        return stretch
+
+    def _without_lost(self, number: int, kept: bytes) -> bytes:
+        """Return what an incomplete dump still has of a stretch's pages."""
+        first = number * STRETCH
+        held = 0
+        for part, start, end in self.parts_of(first, first + len(kept) * 8):
+            bits = bytearray(_masked(kept, start - first, end - first))
+            rank = self._ranks[number] + native.rank(kept, start - first) - part.before
+            at = part.descriptors + rank * DESCRIPTOR
+            there = max(part.file.size - at, 0) // DESCRIPTOR
+            count = min(native.rank(bits, min(end - first, len(bits) * 8)), there)
+            native.drop_lost(part.file.descriptors_at(at, count), part.file.size, bits)
+            held |= int.from_bytes(bits, "little")
+        return held.to_bytes(len(kept), "little")
+
+    def _has_kept(self, number: int) -> bool:
+        """Whether a stretch has any page: bitmap 2 need not be read to know."""
+        return self._ranks[number] != self._ranks[number + 1]
+
+    def memory(self, number: int) -> bytes:
+        """Return the bits of a stretch's frames that are memory, kept or excluded; b"" if none is."""
+        present = self._bits(self._file.bitmap1, number)
+        if not self._has_kept(number):
+            return present if present.count(0) != len(present) else b""
+        kept = self._stretch(number).kept
+        both = int.from_bytes(present, "little") | int.from_bytes(kept, "little")
+        return both.to_bytes(len(kept), "little")
+
+    def held(self, number: int) -> bytes:
+        """Return the bits of a stretch's frames whose content is there; b"" if none is."""
+        return self._stretch(number).held if self._has_kept(number) else b""
+
+    def lost(self, number: int) -> bytes:
+        """Return the bits of a stretch's frames that have a descriptor and no content; b"" if there can be none."""
+        if not self._has_kept(number):
+            return b""
+        _, kept, held = self._stretch(number)
+        lost = int.from_bytes(kept, "little") & ~int.from_bytes(held, "little")
+        return lost.to_bytes(len(kept), "little")
+
+    def runs(self, first: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[Run]:
+        """Yield runs of the frames [first, end) whose bits are set, given what returns the bits of each stretch."""
+        return joined(self._runs(max(first, 0), min(end, self.frames), bits_of))
+
+    def _runs(self, at: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[Run]:
+        while at < end:
+            number = at // STRETCH
+            base = number * STRETCH
+            upto = min(base + STRETCH, end)
+            bits = bits_of(number)
+            if bits:
+                yield from runs_in(bits, base, upto - base, at - base)
+            at = upto
+
+    def next_frame(self, first: int, end: int) -> int | None:
+        """Return the first of the frames [first, end) that is memory, kept or excluded."""
+        run = next(self._runs(max(first, 0), min(end, self.frames), self.memory), None)
+        return run[0] if run else None
+
+    def rank(self, pfn: int) -> int:
+        """Return the number of kept pages in the frames before one."""
+        number, count = divmod(pfn, STRETCH)
+        if pfn >= self.frames or not count:
+            return self._ranks[-1] if pfn >= self.frames else self._ranks[number]
+        return self._ranks[number] + native.rank(self._stretch(number).kept, count)

@@ -1,0 +1,245 @@
+"""One run: a dump in, another dump out. filter.py and convert.py are its public faces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmfilter.compress.passthrough import Passthrough
+from vmfilter.compress.pipeline import Compressor, Pages, packed
+from vmfilter.errors import KernelError, NoSpaceError, OutputError, VmfilterError
+from vmfilter.formats.codec import packer
+from vmfilter.formats.uts import Utsname
+from vmfilter.frames.levels import LEVEL_ZERO, needs_kernel
+from vmfilter.kernel.search import crash_time, understand
+from vmfilter.pages.classify import Classifier, max_pfn
+from vmfilter.pages.coverage import gaps
+from vmfilter.pages.exclude import Selection
+from vmfilter.pages.pmem import find_pmem
+from vmfilter.statistics import NamespaceCounter, Statistics
+from vmfilter.writer.kdump import HeaderFields, KdumpWriter
+
+if TYPE_CHECKING:
+    from vmfilter.compress.dedup import Deduplicator
+    from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.reader import Dump
+    from vmfilter.writer.base import Writer
+    from vmfilter.writer.output import Destination
+    from vmfilter.writer.transport.base import Transport
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage ("classify", "write"), the page frames done, and all of that stage."""
+
+
+class Run:
+    """The making of one dump, from what is known of the kernel to the statistics."""
+
+    def __init__(
+        self, dump: Dump, level: int, classify: bool, include_pmem_userdata: bool, progress: Progress | None
+    ) -> None:
+        """Learn what there is to know; without classify, all that the dump has is kept, whatever it was used for."""
+        self._dump = dump
+        self._level = level
+        self._all_levels = level | dump.header.level  # what was left out before stays so
+        self._include_pmem_userdata = include_pmem_userdata
+        self._progress = progress or (lambda stage, done, total: None)
+        self._warnings: list[str] = []
+        self._deduplicator: Deduplicator | None = None
+        self._page_size, self._info, self._kernel, error = understand(dump)
+        self._pmem = find_pmem(dump, self._page_size, self._kernel)
+        try:
+            if error is not None:
+                raise error
+            known = self._kernel if classify else None
+            self._classifier = Classifier(dump, self._page_size, known, self._pmem, include_pmem_userdata)
+        except KernelError as e:
+            if classify and needs_kernel(level):
+                raise KernelError(f"{dump.path}: {e}; -d 1 leaves out zero pages without knowing the kernel") from e
+            self._warnings.append(
+                f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept, and persistent memory "
+                "only as far as the file marks it"
+            )
+            self._classifier = Classifier(dump, self._page_size, None, self._pmem)
+        self._max_mapnr = max_pfn(dump, self._page_size)
+        self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
+
+    def write(self, to: Destination) -> Statistics:
+        """Classify, and write what is kept."""
+        with to.transports() as transports:
+            result = self._write(to, transports)
+        if result.failure is not None and not isinstance(result.failure, VmfilterError):
+            lost = f"{result.lost} pages are missing"
+            result.failure.add_note(f"{' '.join(to.paths)}: incomplete, and marked so; {lost}")
+            raise result.failure
+        return result
+
+    def _write(self, to: Destination, transports: Sequence[Transport]) -> Statistics:
+        started = time.monotonic()
+        writer = self._writer(to, transports)
+        selection = Selection(self._level, self._include_pmem_userdata, writer.first_pfn)
+        with closing(selection.kept):
+            result = self._classify(selection, writer)
+            result.seconds["classify"] = time.monotonic() - started
+            return self._write_selected(selection.kept, writer, to, result)
+
+    def _write_selected(self, frames: FrameSet, writer: Writer, to: Destination, result: Statistics) -> Statistics:
+        """Write the pages of frames, and finish the dump."""
+        started = time.monotonic()
+        kept = len(frames)
+        share_zero = bool(self._level & LEVEL_ZERO)
+        copies = to.copies and self._dump.page_size == self._page_size
+        skip_zero = share_zero or to.form.dedup or copies
+        writer.begin_pages(frames, skip_zero)
+        if to.form.limit is not None and writer.size > to.form.limit:
+            raise NoSpaceError(
+                f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
+            )
+        ended = self._write_pages(writer, to, frames, skip_zero, copies)
+        if ended is not None and not (to.form.keep_incomplete and writer.written.pages):
+            raise ended
+        ends_early = writer.written.pages < kept
+        result.incomplete = bool(ends_early or result.uncounted or self._dump.header.incomplete)
+        try:
+            result.output_size = writer.finish(result.incomplete)
+        except OutputError:
+            if ended is None:
+                raise
+            raise ended from None  # what cannot be written to cannot be ended either
+        result.failure = ended if ends_early else None
+        written = writer.written
+        result.lost = result.uncounted + kept - written.pages
+        result.zero = written.zero if share_zero else 0
+        if self._deduplicator:
+            result.shared = written.shared + written.zero - result.zero
+        result.seconds["write"] = time.monotonic() - started
+        result.warnings = [*self._dump.warnings, *self._warnings]
+        if self._dump.header.incomplete:
+            result.warnings.append(f"{self._dump.path}: is not all there, and so the new dump is marked incomplete")
+        return result
+
+    def _write_pages(
+        self, writer: Writer, to: Destination, frames: FrameSet, skip_zero: bool, copies: bool
+    ) -> BaseException | None:
+        """Write the pages, or as many as the limit lets in; return what ended that while the writer can still go on.
+
+        What else is raised (KeyboardInterrupt, in the midst of anything) is not for a dump that is to be kept.
+        """
+        kept = len(frames)
+        ended = self._stopped(0, kept)
+        try:
+            with closing(
+                packed(
+                    self._dump,
+                    self._page_size,
+                    frames.runs(),
+                    lambda: packer(to.codec, to.effort, self._page_size),
+                    skip_zero,
+                    to.budget(),
+                    to.form.dedup,
+                    partial(Passthrough, to.codec) if copies else Compressor,
+                )
+            ) as chunks:
+                while ended is None and (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
+                    ended = self._stopped(writer.written.pages, kept)
+        except Exception as e:
+            ended = e
+        if isinstance(ended, MemoryError):
+            ended = VmfilterError("out of memory; fewer threads (-j 1) need less")
+        try:
+            writer.settle()
+        except OutputError as e:
+            ended = ended or e
+        return ended
+
+    def _stopped(self, done: int, kept: int) -> BaseException | None:
+        """Tell how many pages are written, and return what is raised at that."""
+        try:
+            self._progress("write", done, kept)
+        except BaseException as e:
+            return e
+        return None
+
+    @staticmethod
+    def _put(writer: Writer, pages: Pages, limit: int | None) -> bool:
+        """Write pages as far as a limit lets them in; return whether that was all of them."""
+        if limit is None:
+            writer.put_pages(pages)
+            return True
+        done = used = 0
+        while n := writer.fitting(pages.sizes[done:], limit):  # more fit in where some of those before were shared
+            size = sum(pages.sizes[done : done + n].tolist())
+            writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
+            done, used = done + n, used + size
+        return done == len(pages.sizes)
+
+    def _writer(self, to: Destination, transports: Sequence[Transport]) -> Writer:
+        if to.form.format == "elf":
+            from vmfilter.writer.elf import ElfWriter
+
+            return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size, self._all_levels)
+        header = self._header()
+        if to.form.dedup:
+            from vmfilter.compress.dedup import Deduplicator
+
+            self._deduplicator = Deduplicator(self._dump, self._page_size)
+        writers = [KdumpWriter(transport, self._dump, header, to.codec, self._deduplicator) for transport in transports]
+        if len(writers) == 1:
+            return writers[0]
+        from vmfilter.writer.split import SplitWriter
+
+        return SplitWriter(writers, self._max_mapnr)
+
+    def _header(self) -> HeaderFields:
+        kernel, info = self._kernel, self._info
+        base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
+        counts_from_base = self._dump.arch.counts_from_ram
+        if counts_from_base and base >= self._dump.end:  # then no page could be in the new dump
+            self._warnings.append(
+                f"{self._dump.path}: its phys_base of {base:#x} cannot be right: all memory lies before it; "
+                "the new dump says 0"
+            )
+            base = 0
+        return HeaderFields(
+            uts=kernel.uts if kernel else self._uts_without_kernel(),
+            crash_time=crash_time(self._dump, info),
+            phys_base=base,
+            level=self._all_levels,
+            max_mapnr=self._max_mapnr,
+            page_size=self._page_size,
+            vmcoreinfo=info,
+            cpus=self._dump.header.cpus,
+            first_pfn=base // self._page_size if counts_from_base else 0,
+        )
+
+    def _uts_without_kernel(self) -> Utsname:
+        said = self._dump.header.uts
+        return said if said.machine else Utsname(machine=self._dump.arch.name.encode())
+
+    def _classify(self, selection: Selection, writer: Writer) -> Statistics:
+        """Select the page frames that are kept, and write the bitmaps."""
+        namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
+        for window in self._classifier.windows():
+            namespaces.add(window.pfn, window.classes)
+            writer.put_bitmaps(window.pfn, *selection.take(window))
+            self._progress("classify", window.pfn + len(window.classes), self._max_mapnr)
+        writer.finish_bitmaps()
+        result = Statistics(self._level, self._page_size, self._max_mapnr, selection.counts, selection.excluded)
+        result.pmem = namespaces.result(result.classes)
+        if self._kernel is not None:
+            result.gaps = gaps(self._dump, self._kernel)
+        result.uncounted = selection.uncounted
+        if selection.uncounted:
+            first, base = self._dump.next_memory(0), writer.first_pfn * self._page_size
+            self._warnings.append(
+                f"{self._dump.path}: {selection.uncounted} pages of the memory at {first:#x}-{base - 1:#x} are lost: "
+                f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
+            )
+        result.unknown = self._classifier.unknown
+        if result.unknown:
+            self._warnings.append(
+                f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"
+            )
+        return result
