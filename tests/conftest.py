@@ -1,13 +1,16 @@
-"""What tests share: the real vmcores of testdata/, unpacked once a session."""
+"""What tests share: files that are made once for all workers, the real vmcores of testdata/ among them."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest calls them
 from unpack import unpack_sparse
 
 TESTDATA = Path(__file__).parent.parent / "testdata"
@@ -24,16 +27,34 @@ def _own_process() -> Iterator[None]:
     gc.enable()
 
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Path of a file or folder that is made once for all workers, by its name and what makes it; tests only read it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        target, unfinished = folder / name, folder / f"{name}.unfinished"
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                make(unfinished)
+                unfinished.rename(target)
+        return target
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def real(shared: Shared) -> Callable[[str], Path]:
     """Path of a real vmcore of testdata/, by name; NAME.kpageflags lies beside it."""
-    folder = tmp_path_factory.mktemp("vmcores")
 
     def get(name: str) -> Path:
-        target = folder / name
-        if not target.exists():
-            unpack_sparse(TESTDATA / f"{name}.vmcore.zst", target)
-            unpack_sparse(TESTDATA / f"{name}.kpageflags.zst", folder / f"{name}.kpageflags")
-        return target
+        shared(f"{name}.kpageflags", lambda to: unpack_sparse(TESTDATA / f"{name}.kpageflags.zst", to))
+        return shared(name, lambda to: unpack_sparse(TESTDATA / f"{name}.vmcore.zst", to))
 
     return get

@@ -5,6 +5,7 @@ They lie in a folder `shared` beside the checkout, or where VMFILTER_LAB says; w
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -19,6 +20,7 @@ from typing import Any
 
 import kpageflags
 import pytest
+from conftest import Shared
 from kdumpreader import Kdump
 from unpack import unpack_sparse
 
@@ -42,15 +44,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Path of a file of the lab's, unpacked once a session."""
-    folder = tmp_path_factory.mktemp("lab")
-
-    def get(name: str) -> Path:
-        target = folder / name
-        return target if target.exists() else unpack_sparse(VMCORES / f"{name}.zst", target)
-
-    return get
+def lab(shared: Shared) -> Callable[[str], Path]:
+    """Path of a file of the lab's, unpacked."""
+    return lambda name: shared(f"lab-{name}", lambda to: unpack_sparse(VMCORES / f"{name}.zst", to))
 
 
 def reference(name: str) -> dict[str, dict[str, object]]:
@@ -74,8 +70,10 @@ def judge(*arguments: str | Path) -> str:
 @functools.cache
 def peer_is_here(program: str, *arguments: str) -> bool:
     """Whether a peer can be run here: it is fetched from the distribution on its first use."""
-    command = [sys.executable, str(LAB / "lab" / "peer.py"), program, *arguments]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    peer = LAB / "lab" / "peer.py"
+    with open(peer) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no two workers may fetch it at once
+        return subprocess.run([sys.executable, peer, program, *arguments], capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)
