@@ -99,6 +99,10 @@ class ProcSource(PreadSource):
     - /proc/vmcore on s390x, of a zfcpdump: hsa_buf in drivers/s390/char/zcore.c, one page for all; faults of a
       mapping use it too, but no two threads copy from a mapping at once: Python's global lock is held meanwhile.
       Until 9ffed254d938 ("s390/zcore: fix race when reading from hardware system area"), v6.0.
+
+    No other file that can hold a dump needs this. A block device is read through the page cache. /dev/mem, whose
+    read_mem() allocates a page for each read, and /dev/crash, whose crash_open() has one for each open file, begin
+    with no header of a dump, so they are refused.
     """
 
     def __init__(self, path: str, fd: int) -> None:
