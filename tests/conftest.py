@@ -1,20 +1,22 @@
-"""What tests share: the real vmcores of testdata/, unpacked once a session."""
+"""What tests share: files that are made once for all workers, the real vmcores of testdata/ among them."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command import Ran, Run
+from files import TESTDATA, Shared
 from judges import VMCORES
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest calls them
 from unpack import unpack_sparse
 
 from vmfilter.cli import main
-
-TESTDATA = Path(__file__).parent.parent / "testdata"
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +31,19 @@ def _own_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Path of a real vmcore of testdata/, by name; NAME.kpageflags lies beside it."""
-    folder = tmp_path_factory.mktemp("vmcores")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Path of a file or folder that is made once for all workers, by its name and what makes it; tests only read it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
 
-    def get(name: str) -> Path:
-        target = folder / name
-        if not target.exists():
-            unpack_sparse(TESTDATA / f"{name}.vmcore.zst", target)
-            unpack_sparse(TESTDATA / f"{name}.kpageflags.zst", folder / f"{name}.kpageflags")
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        target, unfinished = folder / name, folder / f"{name}.unfinished"
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                make(unfinished)
+                unfinished.rename(target)
         return target
 
     return get
@@ -60,12 +66,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Path of a file of the lab's, unpacked once a session."""
-    folder = tmp_path_factory.mktemp("lab")
+def lab(shared: Shared) -> Callable[[str], Path]:
+    """Path of a file of the lab's, unpacked."""
+    return lambda name: shared(f"lab-{name}", lambda to: unpack_sparse(VMCORES / f"{name}.zst", to))
+
+
+@pytest.fixture(scope="session")
+def real(shared: Shared) -> Callable[[str], Path]:
+    """Path of a real vmcore of testdata/, by name; NAME.kpageflags lies beside it."""
 
     def get(name: str) -> Path:
-        target = folder / name
-        return target if target.exists() else unpack_sparse(VMCORES / f"{name}.zst", target)
+        shared(f"{name}.kpageflags", lambda to: unpack_sparse(TESTDATA / f"{name}.kpageflags.zst", to))
+        return shared(name, lambda to: unpack_sparse(TESTDATA / f"{name}.vmcore.zst", to))
 
     return get

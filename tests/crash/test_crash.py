@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import drgn
 import kpageflags
 import machine
 import pytest
+from drgn.helpers.linux.mm import follow_phys
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.printk import get_dmesg
 from elftools.elf.elffile import ELFFile
 from judges import LAB, judge
-from kdumpreader import Kdump
+from kdumpreader import PAGE, Kdump
 
 from vmfilter.rearrange import rearrange
 
@@ -29,6 +33,8 @@ pytestmark = [
 MIB = 1 << 20
 OTHERS = ["flat", "kdump-tools", "disk"]
 """Dumps beside the plain one: makedumpfile's flattened stream, Debian's kdump-tools', the initramfs script's."""
+KCORES = ["kcore", *(f"kcore.{n}" for n in (1, 2, 3, 4))]
+"""Dumps of /proc/kcore, before the crash."""
 
 
 class Crash:
@@ -38,6 +44,19 @@ class Crash:
         self.saved = saved
         self.cpus = cpus
         self.plain = Kdump(saved.files / "plain")
+
+    def differing(self, pages: Mapping[int, bytes]) -> list[str]:
+        """Page frames whose content is not what /proc/vmcore has."""
+        with open(self.saved.vmcore, "rb") as f:
+            segments = [s for s in ELFFile(f).iter_segments("PT_LOAD") if s["p_filesz"]]
+
+            def page(pfn: int) -> bytes:
+                at = pfn * PAGE
+                segment = next(s for s in segments if s["p_paddr"] <= at < s["p_paddr"] + s["p_filesz"])
+                f.seek(segment["p_offset"] + at - segment["p_paddr"])
+                return f.read(PAGE)
+
+            return [f"{pfn:#x}" for pfn, content in pages.items() if content != page(pfn)]
 
     def stream(self, name: str) -> Path:
         """A flattened dump."""
@@ -72,6 +91,24 @@ def rearranged(crash: Crash, tmp_path: Path, request: pytest.FixtureRequest) -> 
     return Kdump(tmp_path / "dump")
 
 
+def opened(dump: Path) -> drgn.Program:
+    """A dump in drgn, with the kernel's debug information."""
+    prog = drgn.Program()
+    prog.set_core_dump(str(dump))
+    prog.load_debug_info([str(machine.debug_information())])
+    return prog
+
+
+def constant_frames(prog: drgn.Program) -> list[int]:
+    """Page frames of the kernel's text and read-only data. Each section is contiguous in physical memory."""
+    frames: list[int] = []
+    for names in ("_text", "_etext"), ("__start_rodata", "__end_rodata"):
+        start, end = (prog.symbol(name).address for name in names)
+        first = follow_phys(prog["init_mm"].address_of_(), start).value_() // PAGE
+        frames += range(first, first + (end - start) // PAGE)
+    return frames
+
+
 def wrong(table: dict[str, tuple[int, int]]) -> tuple[int, int]:
     """How many pages are left out though they are the kernel's own, and how many are kept though they are not."""
     out = sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN)
@@ -90,16 +127,9 @@ def test_the_capture_kernel_uses_its_cpus(crash: Crash) -> None:
 
 
 def test_every_kept_page_is_what_proc_vmcore_has(crash: Crash) -> None:
-    with open(crash.saved.vmcore, "rb") as f:
-        segments = [s for s in ELFFile(f).iter_segments("PT_LOAD") if s["p_filesz"]]
-        pages = 0
-        for pfn, page in crash.plain.pages():
-            at = pfn * len(page)
-            segment = next(s for s in segments if s["p_paddr"] <= at < s["p_paddr"] + s["p_filesz"])
-            f.seek(segment["p_offset"] + at - segment["p_paddr"])
-            assert f.read(len(page)) == page, f"pfn {pfn:#x}"
-            pages += 1
-    assert pages > 10000
+    pages = dict(crash.plain.pages())
+    assert len(pages) > 10000
+    assert crash.differing(pages) == []
 
 
 def test_the_kernels_own_account_of_its_pages(crash: Crash) -> None:
@@ -117,13 +147,7 @@ def test_each_way_to_dump_keeps_the_same_pages(crash: Crash, rearranged: Kdump) 
 
 @pytest.mark.parametrize("name", ["plain", *OTHERS])
 def test_drgn_finds_the_tasks_and_the_log(crash: Crash, name: str) -> None:
-    import drgn
-    from drgn.helpers.linux.pid import for_each_task
-    from drgn.helpers.linux.printk import get_dmesg
-
-    prog = drgn.Program()
-    prog.set_core_dump(str(crash.saved.files / name if name == "plain" else crash.stream(name)))
-    prog.load_debug_info([str(machine.debug_information())])
+    prog = opened(crash.saved.files / name if name == "plain" else crash.stream(name))
     assert {task.comm.string_() for task in for_each_task(prog)} >= {b"kthreadd", b"init", b"workload"}
     log = get_dmesg(prog)
     assert b"Kernel panic - not syncing: sysrq triggered crash" in log
@@ -173,17 +197,22 @@ def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash:
 
 def test_drgn_finds_tasks_in_a_dump_of_proc_kcore(crash: Crash) -> None:
     """Those that the kernel's own variables lead to: lists and tables of tasks changed while it was written."""
-    import drgn
-
-    prog = drgn.Program()
-    prog.set_core_dump(str(crash.saved.files / "kcore"))
-    prog.load_debug_info([str(machine.debug_information())])
+    prog = opened(crash.saved.files / "kcore")
     tasks = prog["init_task"], prog["init_pid_ns"].child_reaper, prog["kthreadd_task"]
     assert [(task.pid.value_(), task.comm.string_()) for task in tasks] == [
         (0, b"swapper/0"),
         (1, b"init"),
         (2, b"kthreadd"),
     ]
+
+
+@pytest.mark.parametrize("name", KCORES)
+def test_a_dump_of_proc_kcore_has_the_kernels_text_and_constants(crash: Crash, name: str) -> None:
+    """Nobody writes there between the dump and the crash, so another content is that of another page."""
+    frames = constant_frames(opened(crash.saved.files / "plain"))
+    assert len(frames) > 4000
+    kept = dict(Kdump(crash.saved.files / name).pages())
+    assert crash.differing({pfn: kept.get(pfn, bytes(PAGE)) for pfn in frames}) == []
 
 
 # The initramfs

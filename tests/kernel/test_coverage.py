@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TESTDATA
+from files import TESTDATA
 from kernelbuilder import DEVICE, FLAVOURS, RAM, Synthetic
 
 import vmfilter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -11,17 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from files import Shared
 from judges import LAB, peer_is_here
 from kdumpreader import Kdump
 
 import vmfilter
 from vmfilter.kernel.search import understand
-
-# Minutes, so only where it is asked for.
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif("VMFILTER_LAB" not in os.environ, reason="VMFILTER_LAB does not say where the lab is"),
-]
 
 PEER = [sys.executable, str(LAB / "lab" / "peer.py"), "makedumpfile"]
 OURS = [sys.executable, "-m", "vmfilter", "makedumpfile"]
@@ -102,17 +96,23 @@ NO_FILE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def files(lab: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def files(lab: Callable[[str], Path], shared: Shared) -> dict[str, Path]:
     """What command lines name."""
     if not peer_is_here("makedumpfile", "-v"):
         pytest.skip("makedumpfile cannot be had here")
-    folder = tmp_path_factory.mktemp("files")
-    found = {name: folder / name for name in ("FIRST", "ONE", "TWO")} | {"VMCORE": lab("x86-6.12")}
-    subprocess.run([*PEER, "-c", "-d", "1", found["VMCORE"], found["FIRST"]], capture_output=True, check=True)
-    parts = [found["ONE"], found["TWO"]]
-    subprocess.run([*OURS, "-c", "-d", "31", "--split", found["VMCORE"], *parts], capture_output=True, check=True)
-    return found
+    vmcore = lab("x86-6.12")
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for command in (
+            [*PEER, "-c", "-d", "1", vmcore, folder / "FIRST"],
+            [*OURS, "-c", "-d", "31", "--split", vmcore, folder / "ONE", folder / "TWO"],
+        ):
+            subprocess.run(command, capture_output=True, check=True)
+
+    folder = shared("makedumpfile", make)
+    return {"VMCORE": vmcore} | {name: folder / name for name in ("FIRST", "ONE", "TWO")}
 
 
 def run(program: list[str], line: str, files: dict[str, Path], folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import subprocess
@@ -29,5 +30,7 @@ def judge(*arguments: str | Path) -> str:
 @functools.cache
 def peer_is_here(program: str, *arguments: str) -> bool:
     """Whether a peer can be run here: it is fetched from the distribution on its first use."""
-    command = [sys.executable, str(LAB / "lab" / "peer.py"), program, *arguments]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    peer = LAB / "lab" / "peer.py"
+    with open(peer) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no two workers may fetch it at once
+        return subprocess.run([sys.executable, peer, program, *arguments], capture_output=True).returncode == 0

@@ -1,10 +1,11 @@
-"""Bytes of a dump file at an offset, into the caller's buffer: by pread, or by mmap where that is faster and safe."""
+"""Bytes of a dump file at an offset, into the caller's buffer: by pread, or by mmap if that is faster and safe."""
 
 from __future__ import annotations
 
 import mmap
 import os
 from collections.abc import Sequence
+from threading import Lock
 from typing import Protocol
 
 from vmfilter.errors import InputError
@@ -83,12 +84,31 @@ class PreadSource:
             done += n
 
 
-class MmapSource(PreadSource):
-    """Maps just what each read wants: on /proc/vmcore a read remaps every single page, a mapping does so once.
+class ProcSource(PreadSource):
+    """A file of procfs, which the kernel never shrinks: /proc/vmcore, /proc/kcore.
 
-    Only for files that cannot shrink meanwhile: a mapping that lost its file kills the process. What cannot be mapped
-    is read.
+    Each read maps what it wants, if the file can be mapped (/proc/vmcore): the kernel maps each page anew for a read,
+    and a whole range at once for a mapping. What cannot be mapped is read by one thread at a time. The kernel copies
+    each page through a buffer that all reads of an open file share, without a lock, so two threads would get each
+    other's bytes:
+
+    - /proc/kcore: one page for each open file, which open_kcore() in fs/proc/kcore.c allocates (private_data).
+      Since df04abfd181a ("fs/proc/kcore.c: Add bounce buffer for ktext data"), v4.8.
+    - /proc/vmcore on i386: kdump_buf_page of copy_oldmem_page() in arch/x86/kernel/crash_dump_32.c, one page for all.
+      Until 7e015a279853 ("x86/crashdump/32: Simplify copy_oldmem_page()"), v5.11.
+    - /proc/vmcore on s390x, of a zfcpdump: hsa_buf in drivers/s390/char/zcore.c, one page for all; faults of a
+      mapping use it too, but no two threads copy from a mapping at once: Python's global lock is held meanwhile.
+      Until 9ffed254d938 ("s390/zcore: fix race when reading from hardware system area"), v6.0.
+
+    No other file that can hold a dump needs this. A block device is read through the page cache. /dev/mem, whose
+    read_mem() allocates a page for each read, and /dev/crash, whose crash_open() has one for each open file, begin
+    with no header of a dump, so they are refused.
     """
+
+    def __init__(self, path: str, fd: int) -> None:
+        """See PreadSource."""
+        super().__init__(path, fd)
+        self._reading = Lock()
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """See Source."""
@@ -96,19 +116,24 @@ class MmapSource(PreadSource):
         try:
             mapping = mmap.mmap(self._fd, offset - start + len(view), mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start)
         except (OSError, ValueError, OverflowError):
-            super().read_into(offset, view)
+            with self._reading:
+                super().read_into(offset, view)
             return
         with mapping, memoryview(mapping) as mapped:
             view[:] = mapped[offset - start : offset - start + len(view)]
 
 
 def _on_procfs(fd: int) -> bool:
+    """Whether a file is on procfs, which may be mounted in several places, each with a device number of its own."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
     try:
-        return os.fstat(fd).st_dev == os.stat("/proc/self").st_dev
-    except OSError:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            return any(mount.split()[2] == number and " - proc " in mount for mount in mounts)
+    except OSError:  # no procfs, or none that is mounted on /proc
         return False
 
 
 def open_source(path: str, fd: int) -> Source:
-    """Map files of procfs (/proc/vmcore, which the kernel never shrinks); read all others."""
-    return MmapSource(path, fd) if _on_procfs(fd) else PreadSource(path, fd)
+    """Open a file as its file system demands: procfs, or any other."""
+    return ProcSource(path, fd) if _on_procfs(fd) else PreadSource(path, fd)
