@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from elfbuilder import PAGE, Elf, Load
 from kdumpreader import Kdump
+from namespaces import needs_program
 
 import vmfilter
 from vmfilter.cli import main
@@ -53,7 +54,13 @@ def small(real: Callable[[str], Path]) -> Path:
     return real(SMALL)
 
 
-@pytest.fixture(params=["2 MiB of tmpfs", "5 MiB of tmpfs", "8 MiB of ext4"])
+@pytest.fixture(
+    params=[
+        "2 MiB of tmpfs",
+        "5 MiB of tmpfs",
+        pytest.param("8 MiB of ext4", marks=needs_program("mkfs.ext4", "e2fsprogs")),
+    ]
+)
 def tight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A small file system."""
     size, _, _, kind = request.param.split()

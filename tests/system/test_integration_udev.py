@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +12,10 @@ from namespaces import needs_namespace, needs_program, run_over
 ROOT = Path(__file__).parent.parent.parent / "vmfilter" / "integration" / "root"
 RULES = ROOT / "usr/lib/udev/rules.d/98-vmfilter-kdump.rules"
 RELOAD = "/bin/systemctl --no-block start vmfilter-kdump-reload.service"
+LAST = "/bin/true after the last rule"
+"""udev runs this too, so an answer without it is no answer: the rules were not read to their end, or udevadm prints
+what it would run in words that are not known here."""
+RUNS = re.compile(r"^(?:run: '(.*)'|  RUN\{program\} : (.*))$", re.MULTILINE)  # systemd 252; 257 and 262
 
 # device's path in /sys/devices, subsystem, its kind (DEVTYPE)
 MEMORY = ("system/memory/memory32", "memory", "")
@@ -35,7 +39,6 @@ class Machine:
         self.folder = folder
         for name in ("sys/kernel", "run/systemd/system", "rules", "none"):
             (folder / name).mkdir(parents=True)
-        shutil.copy(RULES, folder / "rules")
         self.write("kernel/kexec_crash_loaded", "1\n")
 
     def write(self, path: str, text: str) -> None:
@@ -51,6 +54,19 @@ class Machine:
         if not link.is_symlink():
             link.symlink_to("../" * path.count("/") + to)
 
+    def rules(self) -> str:
+        """The rules that are tested, and one after them."""
+        text = RULES.read_text()
+        version = subprocess.run(["udevadm", "--version"], capture_output=True, text=True, check=True).stdout
+        if int(version.split()[0]) >= 257:  # udevadm test runs no PROGRAM: put in whether its RESULT is the one
+            text = re.sub(r'PROGRAM=="/bin/cat /(.+?)", RESULT=="(.+?)"', self._matches, text)
+            assert "PROGRAM=" not in text
+        return f'{text}RUN+="{LAST}"\n'
+
+    def _matches(self, program: re.Match[str]) -> str:
+        file = self.folder / program[1]
+        return 'TEST=="/"' if file.exists() and file.read_text() == f"{program[2]}\n" else 'TEST!="/"'
+
     def runs(self, device: Device, action: str, **properties: str) -> list[str]:
         """What udev runs for an event of a device."""
         path, subsystem, kind = device
@@ -60,6 +76,7 @@ class Machine:
         self.link(f"bus/{subsystem}/devices/{Path(path).name}", f"devices/{path}")
         if path.startswith("system/"):  # what all memory blocks or CPUs are below is a device too
             self.write(f"devices/system/{subsystem}/uevent", "")
+        (self.folder / "rules" / RULES.name).write_text(self.rules())
         result = run_over(
             {
                 "/sys": self.folder / "sys",
@@ -71,9 +88,10 @@ class Machine:
             {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"},  # that it is a file system of the kernel's kind
         )
         assert result.returncode == 0, result.stderr
-        assert RULES.name in result.stderr, "udev has not read the rules"
         assert f"ACTION={action}" in result.stdout
-        return [line.removeprefix("run: '").removesuffix("'") for line in result.stdout.splitlines() if "run: " in line]
+        *runs, last = [m[1] or m[2] for m in RUNS.finditer(result.stdout)] or [None]
+        assert last == LAST, result.stdout + result.stderr
+        return runs
 
 
 @pytest.fixture

@@ -108,23 +108,24 @@ def test_the_file_is_what_was_written_whatever_the_file_system_can_do(
     model = bytearray()
     at = chance.choice((0, 1, 24, BLOCK, BLOCK + 7, 100_000))
     start = at
-    trouble(monkeypatch)
-    for _ in range(60):
-        data = chance.randbytes(chance.choice((0, 1, 100, 4095, BLOCK, BLOCK, 50_000, 65_536, 200_000)))
-        transport.stream(at, data)
-        model[len(model) :] = bytes(at - len(model)) + data
-        at += len(data)
-        if chance.random() < 0.2:
-            at += chance.choice((1, BLOCK, 33 * BLOCK, 70_000))
-        if start and chance.random() < 0.2:  # headers, meanwhile: in the block where the pages begin, too
-            place = chance.randrange(start)
-            header = chance.randbytes(min(start - place, 300))
-            transport.write(place, header)
-            model[place : place + len(header)] = header
-    transport.settle()
-    assert transport.landed == len(model)
-    transport.sync(len(model))
-    transport.publish()
+    with monkeypatch.context() as m:  # not while pytest removes tmp_path
+        trouble(m)
+        for _ in range(60):
+            data = chance.randbytes(chance.choice((0, 1, 100, 4095, BLOCK, BLOCK, 50_000, 65_536, 200_000)))
+            transport.stream(at, data)
+            model[len(model) :] = bytes(at - len(model)) + data
+            at += len(data)
+            if chance.random() < 0.2:
+                at += chance.choice((1, BLOCK, 33 * BLOCK, 70_000))
+            if start and chance.random() < 0.2:  # headers, meanwhile: in the block where the pages begin, too
+                place = chance.randrange(start)
+                header = chance.randbytes(min(start - place, 300))
+                transport.write(place, header)
+                model[place : place + len(header)] = header
+        transport.settle()
+        assert transport.landed == len(model)
+        transport.sync(len(model))
+        transport.publish()
     assert (tmp_path / "dump").read_bytes() == model
     assert no_thread_is_left()
 

@@ -168,7 +168,8 @@ def parse(arguments: Sequence[str], command: Command) -> None:
     try:
         found, command.files = gnu_getopt(arguments, _SHORT, _LONG)
     except GetoptError as e:
-        raise UsageError(f"makedumpfile: {e.msg}") from e
+        said = e.msg.partition("; possible options: ")[0]  # added by Python 3.14
+        raise UsageError(f"makedumpfile: {said}") from e
     for name, text in found:
         option = _BY_NAME[name]
         if option.sets in ("unneeded", "refused"):
