@@ -60,9 +60,9 @@ def parts_of(whole: KdumpFile, *cuts: int) -> list[PartFile]:
     return [PartFile(**deepcopy(fields), first=a, last=b) for a, b in zip((0, *cuts), (*cuts, end), strict=True)]
 
 
-def model_of(whole: KdumpFile) -> Model:
+def model_of(whole: KdumpFile, start: int = 0) -> Model:
     whole.lay_out()
-    return Model(whole)
+    return Model(whole, start)
 
 
 Written = Callable[[Sequence[KdumpFile]], list[Path]]
@@ -99,6 +99,15 @@ def test_a_set_is_the_whole_dump(written: Written, cuts: tuple[int, ...]) -> Non
     with vmfilter.open_dump(written(parts_of(whole, *cuts))) as dump:
         check_all(dump, model_of(whole))
         assert not dump.header.incomplete
+
+
+@pytest.mark.parametrize("phys_base", [0x40000000, 0x40001000])
+def test_the_frames_of_a_set_are_counted_from_phys_base_where_the_machine_does(
+    written: Written, phys_base: int
+) -> None:
+    whole = whole_file(machine=b"armv7l", header="32 padded", sub={"phys_base": phys_base})
+    with vmfilter.open_dump(written(parts_of(whole, 77, 130))) as dump:
+        check_all(dump, model_of(whole, phys_base))
 
 
 def test_the_parts_may_come_in_any_order(written: Written) -> None:

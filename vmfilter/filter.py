@@ -267,7 +267,7 @@ class _Run:
             return writers[0]
         from vmfilter.writer.split import SplitWriter
 
-        return SplitWriter(writers, self._max_mapnr)
+        return SplitWriter(writers, header.first_pfn, self._max_mapnr)
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info

@@ -51,7 +51,7 @@ class KdumpHeader(NamedTuple):
         page_size: bytes.
         vmcoreinfo: of the kernel, None where it has none; it gets a note where it is in none of those that are copied.
         cpus: how many, where the notes do not tell.
-        first_pfn: frame that is the first in the dump's own counting, which is that of its format: a multiple of 8.
+        first_pfn: frame that is the first in the dump's own counting, which is that of its format.
 
     """
 
@@ -84,9 +84,12 @@ class _Bitmap:
         self._bits = bytearray()
 
     def put(self, byte: int, bits: bytes) -> None:
-        """Add bits from a byte of the bitmap on; those before are all there."""
-        at = self._offset + byte
-        if at != self._at + len(self._bits) or len(self._bits) >= _BITS_AT_ONCE:
+        """Add bits from a byte of the bitmap on; those before are all there, but for the end of the last byte."""
+        at, end = self._offset + byte, self._at + len(self._bits)
+        if at < end:
+            self._bits[-1] |= bits[0]
+            at, bits = end, bits[1:]
+        if at != end or len(self._bits) >= _BITS_AT_ONCE:
             self.flush()
             self._at = at
         self._bits += bits
@@ -102,6 +105,13 @@ class _Bitmap:
     def finish(self) -> None:
         self.flush()
         self._transport.zeros(self._written, self._end - self._written)
+
+
+def _moved(bits: bytes, by: int, count: int) -> bytes:
+    """Move a bitmap up by a number of bits, or down if that is negative, and return the first count bits."""
+    value = int.from_bytes(bits, "little")
+    value = value << by if by >= 0 else value >> -by
+    return (value & (1 << count) - 1).to_bytes(-(-count // 8), "little")
 
 
 class KdumpWriter:
@@ -153,11 +163,13 @@ class KdumpWriter:
         return self._account.written
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
-        """Write a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame."""
-        at = (pfn - self._header.first_pfn) // 8
-        before = max(-at, 0)  # of frames that the format cannot count; no memory is there
-        for bitmap, bits in zip(self._bitmaps, (present, kept), strict=True):
-            bitmap.put(at + before, bits[before:])
+        """See Writer. Frames before the first that the format counts have no bit."""
+        at = pfn - self._header.first_pfn
+        byte = max(at, 0) // 8
+        count = min(at + 8 * len(kept), self._max_mapnr) - 8 * byte
+        if count > 0:
+            for bitmap, bits in zip(self._bitmaps, (present, kept), strict=True):
+                bitmap.put(byte, _moved(bits, at - 8 * byte, count))
 
     def finish_bitmaps(self) -> None:
         """Write what is left of the bitmaps."""
@@ -165,12 +177,11 @@ class KdumpWriter:
             bitmap.finish()
 
     def kept(self, pfn: int, count: int) -> bytes:
-        """Read back what put_bitmaps() wrote of bitmap 2 for count frames from pfn on."""
-        at, size = (pfn - self._header.first_pfn) // 8, -(-count // 8)
-        before = max(-at, 0)
-        if before >= size:
-            return bytes(size)
-        return bytes(before) + self._transport.read(self._bitmap2 + at + before, size - before)
+        """See Writer: bitmap 2 is read back."""
+        at = pfn - self._header.first_pfn
+        byte = max(at, 0) // 8
+        size = max(-(-(at + count) // 8) - byte, 0)
+        return _moved(self._transport.read(self._bitmap2 + byte, size), 8 * byte - at, count)
 
     def begin_pages(self, count: int, share_zero: bool, part: Part | None = None) -> None:
         """Say how many pages there will be in all, whether zero pages share one, and what of that is in this file."""
@@ -279,7 +290,7 @@ class KdumpWriter:
         h, notes = self._header, self._notes
         info_at, info_size = notes.vmcoreinfo(self._notes_at)
         start, end = (self._part.start_pfn, self._part.end_pfn) if self._part else (h.first_pfn, h.first_pfn)
-        start, end = max(start - h.first_pfn, 0), end - h.first_pfn
+        start, end = start - h.first_pfn, end - h.first_pfn
         erase_at = self._notes_at + notes.size
         sub = SubHeader(
             phys_base=h.phys_base & self._words(),

@@ -12,15 +12,16 @@ from vmfilter.pack import Pages
 from vmfilter.writer import Written
 from vmfilter.writer.kdump import KdumpWriter, Part
 
-_CUT = 64  # cuts are at multiples of this: crash counts whole words of the bitmap from a part's first frame on
+_CUT = 64  # cuts are at multiples of this, as the format counts: crash counts whole words of the bitmap from a cut on
 
 
 class SplitWriter:
     """Writes all files of a set. See vmfilter.writer.Writer."""
 
-    def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int) -> None:
-        """Write to these, in this order; max_mapnr is the first frame after all memory."""
+    def __init__(self, writers: Sequence[KdumpWriter], first_pfn: int, max_mapnr: int) -> None:
+        """Write to these, in this order; the format counts frames from first_pfn to max_mapnr, after all memory."""
         self._writers = writers
+        self._first_pfn = first_pfn
         self._max_mapnr = max_mapnr
 
     @property
@@ -58,9 +59,9 @@ class SplitWriter:
     def _parts(self, count: int) -> list[Part]:
         """Cut the kept frames."""
         number = len(self._writers)
-        cuts: list[tuple[int, int]] = [(0, 0)]  # first frame of a part, and pages before it
+        cuts: list[tuple[int, int]] = [(self._first_pfn, 0)]  # first frame of a part, and pages before it
         rank = 0
-        for pfn in range(0, self._max_mapnr, WINDOW_PAGES):
+        for pfn in range(self._first_pfn, self._max_mapnr, WINDOW_PAGES):
             n = min(WINDOW_PAGES, self._max_mapnr - pfn)
             bits = self.kept(pfn, n)
             in_window = _core.lib.vmf_rank(bits, n)
