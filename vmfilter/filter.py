@@ -166,7 +166,7 @@ class _Run:
         writer = self._writer(to, transports)
         result = self._classify(writer)
         classified = time.monotonic()
-        kept = result.kept
+        kept = result.kept - result.uncounted
         share_zero = bool(self._level & ZERO)
         copies = to.copies and self._dump.page_size == self._page_size
         skip_zero = share_zero or to.form.dedup or copies
@@ -179,7 +179,7 @@ class _Run:
         if ended is not None and not (to.form.keep_incomplete and writer.written.pages):
             raise ended
         ends_early = writer.written.pages < kept
-        result.incomplete = ends_early or self._dump.header.incomplete
+        result.incomplete = bool(ends_early or result.uncounted or self._dump.header.incomplete)
         try:
             result.output_size = writer.finish(result.incomplete)
         except OutputError:
@@ -188,7 +188,7 @@ class _Run:
             raise ended from None  # what cannot be written to cannot be ended either
         result.failure = ended if ends_early else None
         written = writer.written
-        result.lost = kept - written.pages
+        result.lost = result.uncounted + kept - written.pages
         result.zero = written.zero if share_zero else 0
         if self._deduplicator:
             result.shared = written.shared + written.zero - result.zero
@@ -267,13 +267,18 @@ class _Run:
             return writers[0]
         from vmfilter.writer.split import SplitWriter
 
-        return SplitWriter(writers, header.first_pfn, self._max_mapnr)
+        return SplitWriter(writers, self._max_mapnr)
 
     def _header(self) -> KdumpHeader:
         kernel, info = self._kernel, self._info
         base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
-        counted_from = base // self._page_size if self._dump.arch.counts_from_ram else 0
-        first_pfn = kernel.first_pfn if kernel else counted_from
+        counts_from_base = self._dump.arch.counts_from_ram
+        if counts_from_base and base >= self._dump.end:  # then no page could be in the new dump
+            self._warnings.append(
+                f"{self._dump.path}: its phys_base of {base:#x} cannot be right: all memory lies before it; "
+                "the new dump says 0"
+            )
+            base = 0
         return KdumpHeader(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
@@ -283,8 +288,7 @@ class _Run:
             page_size=self._page_size,
             vmcoreinfo=info,
             cpus=self._dump.header.cpus,
-            # Where all memory lies below that, as in no real dump, frames count from 0.
-            first_pfn=first_pfn if first_pfn < self._max_mapnr else 0,
+            first_pfn=base // self._page_size if counts_from_base else 0,
         )
 
     def _uts_without_kernel(self) -> Utsname:
@@ -298,6 +302,7 @@ class _Run:
         chosen = bytes(c != PageClass.HOLE and c not in excluded for c in range(256))
         counts = _core.ffi.new("uint64_t[]", len(PageClass))
         bits = [bytearray(WINDOW_PAGES // 8) for _ in range(2)]
+        uncounted = 0
         for window in self._classifier.windows():
             classes, count = _core.ffi.from_buffer("uint8_t[]", window.classes), len(window.classes)
             _core.lib.vmf_count(classes, count, counts)
@@ -305,11 +310,19 @@ class _Run:
             used = -(-count // 8)
             for table, out in zip((present, chosen), bits, strict=True):
                 _core.lib.vmf_bitmap(classes, count, table, _core.ffi.from_buffer("uint8_t[]", out))
+            uncounted += _core.lib.vmf_rank(bytes(bits[1]), min(max(writer.first_pfn - window.pfn, 0), count))
             writer.put_bitmaps(window.pfn, bytes(bits[0][:used]), bytes(bits[1][:used]))
             self._progress("classify", window.pfn + count, self._max_mapnr)
         found = {c: counts[c] for c in PageClass}
         result = Statistics(self._level, self._page_size, self._max_mapnr, found, self._include_pmem_userdata)
         result.pmem = namespaces.result(found)
+        result.uncounted = uncounted
+        if uncounted:
+            first, base = self._dump.next_memory(0), writer.first_pfn * self._page_size
+            self._warnings.append(
+                f"{self._dump.path}: {uncounted} pages of the memory at {first:#x}-{base - 1:#x} are lost: "
+                f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
+            )
         writer.finish_bitmaps()
         if self._kernel is not None:
             result.gaps = gaps(self._dump, self._kernel)

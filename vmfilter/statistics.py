@@ -75,7 +75,8 @@ class Statistics:
         gaps: memory that the kernel had and the dump that was read does not describe.
         shared: kept pages whose data are those of another page, zero pages among them where the level keeps those; None
             where nobody looked for them.
-        lost: kept frames that are not in the dump all the same: it was not to become larger, or the run was ended.
+        uncounted: kept frames that are not in the dump because its format cannot count them: they lie before the first.
+        lost: these, and kept frames that are not in the dump because it was not to become larger, or the run was ended.
         incomplete: whether the new dump is, and says so: pages are lost, or the dump that was read is not all there.
         failure: what ended the run before the dump was whole, None where nothing did.
         output_size: bytes of the dump, as written or as it would be.
@@ -103,6 +104,7 @@ class Statistics:
         self.pmem: list[NamespacePages] = []
         self.gaps: list[Gap] = []
         self.shared: int | None = None
+        self.uncounted = 0
         self.lost = 0
         self.incomplete = False
         self.failure: BaseException | None = None
@@ -123,6 +125,11 @@ class Statistics:
     def excluded(self, page_class: PageClass) -> int:
         """Frames of a class that are left out: all of them or none."""
         return self.classes[page_class] if page_class in self.excluded_classes else 0
+
+    @property
+    def cut_off(self) -> int:
+        """Frames that are lost because the dump was not to become larger, or the run was ended."""
+        return self.lost - self.uncounted
 
     @property
     def kept(self) -> int:

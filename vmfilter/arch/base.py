@@ -103,7 +103,7 @@ class Arch(NamedTuple):
             lie, for dumps without that note.
         align_64: bytes to which this machine's structures align members of 64 bits.
         largest_page: bytes of the largest page that a kernel can be built with.
-        counts_from_ram: a kdump-compressed dump of this machine counts page frames from the root's ram_start on.
+        counts_from_ram: a kdump-compressed dump of this machine counts page frames from its header's phys_base on.
 
     """
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.failure:
-        say(f"warning: {options.new} is incomplete: {result.lost} pages are missing: {result.failure}")
+        say(f"warning: {options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
     if not options.quiet:
         pages = result.kept + result.zero - result.lost
         show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")

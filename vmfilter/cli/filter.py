@@ -129,9 +129,9 @@ def run(options: argparse.Namespace) -> int:
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]
         warnings.append(f"{made} has {pages} pages of user data on persistent memory: people's files")
-    if result.lost:
+    if result.cut_off:
         reason = result.failure or "they would have made it larger than --limit"
-        warnings.append(f"{made} is incomplete: {result.lost} pages are missing: {reason}")
+        warnings.append(f"{made} is incomplete: {result.cut_off} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
     if not options.quiet:

@@ -56,7 +56,6 @@ class Kernel:
         page_size: bytes.
         memory: its virtual memory.
         phys_base: for the kdump-compressed header; may be negative.
-        first_pfn: page frame from which that format counts.
         uts: who it was.
 
     """
@@ -84,7 +83,6 @@ class Kernel:
                 self._root = dump.arch.settle(info, self.memory, root)
                 self.memory = VirtualMemory(dump, self._root)
                 self.phys_base = root.phys_base
-                self.first_pfn = root.ram_start // self.page_size if dump.arch.counts_from_ram else 0
                 return
         raise KernelError(
             f"the kernel's page tables (physical address {roots[0].address:#x}) do not lead to its name: "

@@ -160,7 +160,7 @@ def _create(command: Command, messages: Messages) -> str:
 
 
 def _tell(result: Statistics, messages: Messages) -> None:
-    """Say what else there is to say of a new dump. Raises InputError where it is made of one that is not all there."""
+    """Say what else there is to say of a new dump. Raises InputError if it is incomplete, as a warning explains."""
     for warning in result.warnings:
         messages.error(f"warning: {warning}")
     if result.gaps:
@@ -169,7 +169,7 @@ def _tell(result: Statistics, messages: Messages) -> None:
         for line in coverage(result.gaps):
             messages.error(f"warning: {line}")
     if result.incomplete:
-        raise InputError("what was read is not all there, and so the new dump is incomplete")
+        raise InputError("the new dump is incomplete, for the reason above")
 
 
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
@@ -216,14 +216,14 @@ class _Creation:
         result = self._attempt(first)
         # What has been sent cannot be taken back, and the reader is not to get two dumps.
         for level in [] if self._command.flatten else others:
-            if result is not None and (not result.lost or self._failed(result)):
+            if result is not None and (not result.cut_off or self._failed(result)):
                 break
             self._messages.common(f"Retry to create a dumpfile by dump_level({level}).")
             self._delete(result)
             result = self._attempt(level)
         if result is not None and result.incomplete:
             self._messages.common("This is an incomplete dumpfile, but might analyzable.")
-        if result is None or result.lost:
+        if result is None or result.cut_off:
             failure = result and self._failed(result)
             raise failure or OutputError(f"{self._names}: the new dump does not fit")
         return result
@@ -262,7 +262,7 @@ class _Creation:
             failure = e
         finally:
             messages.end_progress()
-        if failure is not None or (result is not None and result.lost):
+        if failure is not None or (result is not None and result.cut_off):
             reason = f"Size limit({command.limit}) reached."
             if failure is not None:
                 reason = str(failure.__cause__.strerror) if isinstance(failure.__cause__, OSError) else str(failure)

@@ -82,6 +82,10 @@ class Writer(Protocol):
     """
 
     @property
+    def first_pfn(self) -> int:
+        """First page frame that the dump can have; those before it are left out."""
+
+    @property
     def written(self) -> Written:
         """What it has until now."""
 

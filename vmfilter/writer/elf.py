@@ -67,9 +67,12 @@ class ElfWriter:
     """Writes one file: bitmaps first, of which the second is kept aside, then pages in order, then finish().
 
     Attributes:
+        first_pfn: see Writer: it can have all.
         size: bytes of the file so far.
 
     """
+
+    first_pfn = 0
 
     def __init__(
         self,

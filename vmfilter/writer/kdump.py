@@ -118,6 +118,7 @@ class KdumpWriter:
     """Writes one file: bitmaps first, then pages in order of their frames, then finish().
 
     Attributes:
+        first_pfn: see Writer.
         size: bytes of the file so far.
 
     """
@@ -134,6 +135,7 @@ class KdumpWriter:
         self._transport = transport
         self._source = source
         self._header = header
+        self.first_pfn = header.first_pfn
         self._codec = codec
         self._deduplicator = deduplicator
         self._main, self._sub = main_layout(source.arch), sub_layout(source.arch)
@@ -163,8 +165,8 @@ class KdumpWriter:
         return self._account.written
 
     def put_bitmaps(self, pfn: int, present: bytes, kept: bytes) -> None:
-        """See Writer. Frames before the first that the format counts have no bit."""
-        at = pfn - self._header.first_pfn
+        """See Writer."""
+        at = pfn - self.first_pfn
         byte = max(at, 0) // 8
         count = min(at + 8 * len(kept), self._max_mapnr) - 8 * byte
         if count > 0:
@@ -178,7 +180,7 @@ class KdumpWriter:
 
     def kept(self, pfn: int, count: int) -> bytes:
         """See Writer: bitmap 2 is read back."""
-        at = pfn - self._header.first_pfn
+        at = pfn - self.first_pfn
         byte = max(at, 0) // 8
         size = max(-(-(at + count) // 8) - byte, 0)
         return _moved(self._transport.read(self._bitmap2 + byte, size), 8 * byte - at, count)

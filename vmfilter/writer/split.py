@@ -18,10 +18,10 @@ _CUT = 64  # cuts are at multiples of this, as the format counts: crash counts w
 class SplitWriter:
     """Writes all files of a set. See vmfilter.writer.Writer."""
 
-    def __init__(self, writers: Sequence[KdumpWriter], first_pfn: int, max_mapnr: int) -> None:
-        """Write to these, in this order; the format counts frames from first_pfn to max_mapnr, after all memory."""
+    def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int) -> None:
+        """Write to these, in this order; max_mapnr is the first frame after all memory."""
         self._writers = writers
-        self._first_pfn = first_pfn
+        self.first_pfn = writers[0].first_pfn
         self._max_mapnr = max_mapnr
 
     @property
@@ -59,9 +59,9 @@ class SplitWriter:
     def _parts(self, count: int) -> list[Part]:
         """Cut the kept frames."""
         number = len(self._writers)
-        cuts: list[tuple[int, int]] = [(self._first_pfn, 0)]  # first frame of a part, and pages before it
+        cuts: list[tuple[int, int]] = [(self.first_pfn, 0)]  # first frame of a part, and pages before it
         rank = 0
-        for pfn in range(self._first_pfn, self._max_mapnr, WINDOW_PAGES):
+        for pfn in range(self.first_pfn, self._max_mapnr, WINDOW_PAGES):
             n = min(WINDOW_PAGES, self._max_mapnr - pfn)
             bits = self.kept(pfn, n)
             in_window = _core.lib.vmf_rank(bits, n)
