@@ -148,6 +148,14 @@ def test_each_header_that_has_the_range_is_read(
         check_all(dump, model_of(whole))
 
 
+def test_the_codec_is_that_of_most_pages_of_all_parts_if_no_header_names_it(written: Written) -> None:
+    whole = whole_file(codec=lambda pfn: "none" if pfn < 100 else "lzo")
+    with vmfilter.open_dump(written(parts_of(whole, 100, 200))) as dump:
+        codec = dump.codec()
+        assert codec is not None
+        assert codec.name == "lzo"
+
+
 def test_frames_beyond_32_bits(written: Written) -> None:
     frames = [5, (1 << 32) - 1, (1 << 32) + 4]
     whole = KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)})

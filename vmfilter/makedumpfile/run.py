@@ -83,8 +83,7 @@ def _reassemble(command: Command, messages: Messages) -> str:
     _check_free(command, [output])
     try:
         with open_dump(parts) as dump:
-            codec = dump.header.codec
-            result = convert_dump(dump, output, compress=codec, force=command.force, progress=messages.progress)
+            result = convert_dump(dump, output, force=command.force, progress=messages.progress)
     finally:
         messages.end_progress()
     _tell(result, messages)

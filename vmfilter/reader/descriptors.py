@@ -59,7 +59,7 @@ def tally(dump: KdumpDump) -> Tally:
 
 
 def codec_of(dump: KdumpDump) -> Codec:
-    """Return the codec of a dump's pages: the header's, or that of most of the first pages where it names none.
+    """Return the codec of the pages: the header's or, if it names none, that of most of the first pages of each part.
 
     Raises:
         InputError: descriptors cannot be read.
@@ -69,9 +69,10 @@ def codec_of(dump: KdumpDump) -> Codec:
     for codec in compressing:
         if main.signature == codec.signature and main.status & codec.flag:
             return codec
-    part = dump.parts[0]
-    count = min(part.data - part.descriptors, max(part.file.size - part.descriptors, 0)) // DESCRIPTOR
-    flags = Counter(_native(dump, part, 0, min(count, _AT_ONCE)).cast("I")[3::6])
+    flags: Counter[int] = Counter()
+    for part in dump.parts:
+        count = min(part.data - part.descriptors, max(part.file.size - part.descriptors, 0)) // DESCRIPTOR
+        flags.update(_native(dump, part, 0, min(count, _AT_ONCE)).cast("I")[3::6])
     most = max(compressing, key=lambda codec: flags[codec.flag])
     return most if flags[most.flag] else CODECS["none"]
 

@@ -47,7 +47,6 @@ class Header(NamedTuple):
         level: dump level of what was left out before.
         incomplete: whether space or time ran out when it was written, or a part of it is missing now.
         cpus: of the machine, 0 where it is not known.
-        codec: of its pages.
         phys_base: of the kernel, None where it is not known; negative where x86_64's KASLR made it so.
 
     """
@@ -58,7 +57,6 @@ class Header(NamedTuple):
     incomplete: bool = False
     cpus: int = 0
     phys_base: int | None = None
-    codec: str = "none"
 
 
 class Fetched(NamedTuple):

@@ -67,7 +67,6 @@ class KdumpFile:
             bool(main.status & INCOMPLETE),
             max(main.nr_cpus, 0),
             headers.phys_base,
-            next((c.name for c in CODECS.values() if main.status & c.flag), "none"),
         )
 
     def read(self, offset: int, size: int) -> bytes:
