@@ -43,13 +43,6 @@ void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256
 	}
 }
 
-void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes)
-{
-	for (uint64_t i = 0; i < count; i++)
-		if (bits[i / 8] >> (i % 8) & 1)
-			classes[i] = value;
-}
-
 uint64_t vmf_rank(const uint8_t *bits, uint64_t count)
 {
 	uint64_t i = 0, rank = 0;

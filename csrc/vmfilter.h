@@ -74,9 +74,6 @@ void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[11]);
 /* Bit i of bits (least significant first) = chosen[classes[i]] != 0. bits: (count + 7) / 8 bytes. */
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t chosen[256], uint8_t *bits);
 
-/* classes[i] = value where bit i of bits is set. */
-void vmf_mark(const uint8_t *bits, uint64_t count, uint8_t value, uint8_t *classes);
-
 /* Number of set bits among the first count. */
 uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
 

@@ -342,20 +342,6 @@ class KdumpDump(Dump):
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
         """See Dump."""
-        count = len(classes)
-        if page_size != self._size or self._start or pfn % _STRETCH or count > _STRETCH:
-            self._mark_runs(pfn, page_size, classes)
-        elif pfn < self._frames:
-            values = _core.ffi.from_buffer("uint8_t[]", classes)
-            number = pfn // _STRETCH
-            for bits, value in (
-                (self._memory(number), PageClass.EXCLUDED),
-                (self._held(number), PageClass.KERNEL),
-            ):
-                _core.lib.vmf_mark(bits, min(count, len(bits) * 8), value, values)
-
-    def _mark_runs(self, pfn: int, page_size: int, classes: memoryview) -> None:
-        """mark() for frames that are not those of the file."""
         start, end = pfn * page_size, (pfn + len(classes)) * page_size
         for bits_of, value in (self._memory, PageClass.EXCLUDED), (self._held, PageClass.KERNEL):
             for at, upto in self._areas(start, end, bits_of):
