@@ -417,6 +417,16 @@ def test_a_set_is_reassembled_to_the_dump(run: Run, small: Path, option: str) ->
     assert Path("same").read_bytes() == Path("new").read_bytes()
 
 
+def test_a_set_whose_codec_this_build_lacks_is_no_mistake_of_the_command_line(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("-l", "-d", 31, "--split", small, "1", "2").status == 0
+    monkeypatch.setattr("vmfilter.codec.native_libraries", lambda: {"none": ["none"]})
+    ran = run("--reassemble", "1", "2", "new")
+    assert (ran.status, ran.out) == (1, FAILED)
+    assert "makedumpfile: codec lzo is not available here" in ran.err
+
+
 @pytest.mark.parametrize(("address", "paddr"), [(0xFFFFFFFFA2200000, "4a00000"), (1, "ffffffffffffffff")])
 def test_an_address_is_translated(run: Run, small: Path, address: int, paddr: str) -> None:
     ran = run("--vtop", hex(address), "-d", 31, small, "dump")

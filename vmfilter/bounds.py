@@ -6,7 +6,8 @@ import mmap
 import os
 from typing import NamedTuple
 
-from vmfilter.errors import VmfilterError
+from vmfilter.arguments import is_whole
+from vmfilter.errors import UsageError
 
 MAX_THREADS = 1024
 CHUNK_BYTES = 1 << 19
@@ -35,11 +36,11 @@ def bounds(threads: int | None) -> Bounds:
     """Return those of a number of threads, by default one a CPU that this process may use.
 
     Raises:
-        VmfilterError: that is no number of threads.
+        UsageError: that is no number of threads.
 
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
+    if threads is not None and not is_whole(threads, 1, MAX_THREADS):
+        raise UsageError(f"{threads!r} threads: there can be 1 to {MAX_THREADS}")
     n = min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
     return Bounds(n, n + min(4 * n, _SPARE_CHUNKS) + 2)
 

@@ -56,12 +56,10 @@ class KernelError(VmfilterError):
 
 
 class UsageError(VmfilterError):
-    """What is asked for contradicts itself."""
+    """An argument is wrong, or contradicts another."""
 
     exit_status = 2
 
 
-class CodecError(VmfilterError):
+class CodecError(UsageError):
     """A codec that does not exist, is not available here, or has no such level."""
-
-    exit_status = 2

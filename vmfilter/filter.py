@@ -9,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter import _core
+from vmfilter.arguments import is_whole
 from vmfilter.classify import WINDOW_PAGES, Classifier, max_pfn, windows_of
 from vmfilter.codec import packer
 from vmfilter.copier import Copier
 from vmfilter.coverage import gaps
-from vmfilter.destination import Destination, Form
-from vmfilter.errors import KernelError, NoSpaceError, OutputError, VmfilterError
+from vmfilter.destination import Destination, Form, check
+from vmfilter.errors import KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
 from vmfilter.kernel import Utsname
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.levels import DEFAULT_LEVEL, MAX_LEVEL, ZERO, PageClass, excluded_classes, needs_kernel
@@ -81,15 +82,17 @@ def filter_dump(
         all there, which its warnings say, the new dump is incomplete too.
 
     Raises:
+        UsageError: an argument is wrong, or contradicts another.
         VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
         BaseException: what progress raised; with keep_incomplete it has a note where a dump is left.
 
     """
-    if not 0 <= level <= MAX_LEVEL:
-        raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
+    if not is_whole(level, 0, MAX_LEVEL):
+        raise UsageError(f"dump level {level!r} is not between 0 and {MAX_LEVEL}")
     form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, limit, dry_run)
+    paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = Destination(dump, output, form)
+        to = Destination(dump, paths, form)
         return _Run(dump, level, True, include_pmem_userdata, progress).write(to)
 
 
@@ -114,8 +117,9 @@ def convert_dump(
     compressed are copied as they are.
     """
     form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete)
+    paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = Destination(dump, output, form, dump.codec())
+        to = Destination(dump, paths, form, dump.codec())
         return _Run(dump, dump.header.level, False, False, progress).write(to)
 
 

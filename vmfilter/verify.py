@@ -74,7 +74,7 @@ def verify_dump(
 
     Raises:
         InputError: the other dump is damaged, or of another machine.
-        VmfilterError: no such number of threads.
+        UsageError: no such number of threads.
 
     """
     limits = bounds(threads)
