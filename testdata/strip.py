@@ -15,9 +15,9 @@ import argparse
 import pathlib
 
 import zstandard
-
 from vmfilter.classify import Classifier
 from vmfilter.coverage import gaps
+
 from vmfilter.errors import KernelError
 from vmfilter.kernel import Kernel, Vmcoreinfo
 from vmfilter.kernel.search import search_kernel

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmfilter.errors import CodecError, InputError, KernelError, OutputError, VmfilterError
+    from vmfilter.errors import CodecError, InputError, KernelError, OutputError, UsageError, VmfilterError
     from vmfilter.filter import filter_dump
     from vmfilter.frames.classes import PageClass
     from vmfilter.reader import Dump, open_dump
@@ -28,6 +28,7 @@ __all__ = [
     "OutputError",
     "PageClass",
     "Statistics",
+    "UsageError",
     "VmfilterError",
     "filter_dump",
     "open_dump",
@@ -38,6 +39,7 @@ _MODULES = {
     "InputError": "errors",
     "KernelError": "errors",
     "OutputError": "errors",
+    "UsageError": "errors",
     "VmfilterError": "errors",
     "filter_dump": "filter",
     "PageClass": "frames.classes",

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.run import Progress, Run
 from vmfilter.statistics import Statistics
-from vmfilter.writer.output import Destination, Form
+from vmfilter.writer.output import Destination, Form, check
 
 
 def convert_dump(
@@ -32,6 +32,7 @@ def convert_dump(
     compressed are copied as they are.
     """
     form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete)
+    paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = Destination(dump, output, form, dump.codec())
+        to = Destination(dump, paths, form, dump.codec())
         return Run(dump, dump.header.level, False, False, progress).write(to)

@@ -5,6 +5,8 @@ Every message is one line: what is wrong, where (file, offset, address), and wha
 
 from __future__ import annotations
 
+import os
+
 INCOMPLETE = 6
 """Exit status where a dump was made that is incomplete, and says so of itself."""
 
@@ -56,12 +58,29 @@ class KernelError(VmfilterError):
 
 
 class UsageError(VmfilterError):
-    """What is asked for contradicts itself."""
+    """An argument is wrong, or contradicts another."""
 
     exit_status = 2
 
 
-class CodecError(VmfilterError):
+class CodecError(UsageError):
     """A codec that does not exist, is not available here, or has no such level."""
 
-    exit_status = 2
+
+def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:
+    """Whether an argument is a whole number from the lowest to the highest."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return lowest <= value and (highest is None or value <= highest)
+
+
+def names_of(paths: object, what: str) -> list[str]:
+    """Return the names of files, given one path or several; raise UsageError if they are none."""
+    try:
+        several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)  # type: ignore[call-overload]
+        names = [os.fspath(path) for path in several]
+    except TypeError:
+        names = [b""]
+    if not names or not all(isinstance(name, str) and "\0" not in name for name in names):
+        raise UsageError(f"{what}: {paths!r:.80} is neither the name of a file nor several")
+    return names

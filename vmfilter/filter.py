@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import UsageError, is_whole
 from vmfilter.frames.levels import DEFAULT_LEVEL, MAX_LEVEL
 from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.run import Progress, Run
 from vmfilter.statistics import Statistics
-from vmfilter.writer.output import Destination, Form
+from vmfilter.writer.output import Destination, Form, check
 
 
 def filter_dump(
@@ -61,13 +61,15 @@ def filter_dump(
         all there, which its warnings say, the new dump is incomplete too.
 
     Raises:
+        UsageError: an argument is wrong, or contradicts another.
         VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
         BaseException: what progress raised; with keep_incomplete it has a note where a dump is left.
 
     """
-    if not 0 <= level <= MAX_LEVEL:
-        raise VmfilterError(f"dump level {level} is not between 0 and {MAX_LEVEL}")
+    if not is_whole(level, 0, MAX_LEVEL):
+        raise UsageError(f"dump level {level!r} is not between 0 and {MAX_LEVEL}")
     form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, limit, dry_run)
+    paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
-        to = Destination(dump, output, form)
+        to = Destination(dump, paths, form)
         return Run(dump, level, True, include_pmem_userdata, progress).write(to)

@@ -72,7 +72,7 @@ def verify_dump(
 
     Raises:
         InputError: the other dump is damaged, or of another machine.
-        VmfilterError: no such number of threads.
+        UsageError: no such number of threads.
 
     """
     limits = budget(threads)

@@ -27,6 +27,8 @@ import vmfilter
 from vmfilter import PageClass, native
 from vmfilter.arch.x86_64 import ARCH as X86_64
 from vmfilter.cli import main
+from vmfilter.formats.abi import BE64, LE64
+from vmfilter.formats.uts import Utsname
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.reader.dump import Dump
@@ -164,7 +166,7 @@ def test_the_header_does_not_say_how_pages_are_compressed(opened: Opened, status
 def test_headers_are_laid_out_as_the_machine_does(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, endian: str, header: str, machine: dict[str, Any], version: int
 ) -> None:
-    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(**machine))
+    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(abi=LE64._replace(**machine)))
     head = struct.pack(endian + "III", 11, 14, 0)
     notes = (head + b"VMCOREINFO\0\0OSRELEASE=6.1\n\0\0" if version >= 4 else b"") + bytes(40)
     where = {"notes": notes} if version >= 4 else {"vmcoreinfo": b"OSRELEASE=6.1\n"} if version == 3 else {}
@@ -181,7 +183,7 @@ def test_headers_are_laid_out_as_the_machine_does(
 def test_frames_are_counted_from_phys_base_where_the_machine_does(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, phys_base: int
 ) -> None:
-    arm = X86_64._replace(word=4, counts_from_ram=True)
+    arm = X86_64._replace(abi=LE64._replace(word=4), counts_from_ram=True)
     monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: arm)
     file = some_file(header="32 padded", sub={"phys_base": phys_base})
     dump, model = opened(file), Model(file, phys_base)
@@ -223,7 +225,7 @@ def test_a_dump_that_does_not_name_its_machine_is_known_by_its_registers(
     dump = opened(file)
     assert dump.arch is import_module(f"vmfilter.arch.{name}").ARCH
     check_all(dump, Model(file))
-    assert (dump.header.uts, dump.header.phys_base) == ((), 0x40000000)
+    assert (dump.header.uts, dump.header.phys_base) == (Utsname(), 0x40000000)
 
 
 @pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
@@ -377,7 +379,7 @@ def test_an_incomplete_dump_that_is_cut_short_has_lost_what_was_cut_off(opened: 
 def test_an_incomplete_dump_of_the_other_byte_order_has_lost_the_same(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(little_endian=False))
+    monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(abi=BE64))
     file = some_file(endian=">")
     file.build()
     file.lost = set(file.frames[5::3])
@@ -844,6 +846,20 @@ def test_phys_base_of_the_header_stands_in_for_vmcoreinfos(tmp_path: Path) -> No
 
 
 REAL = {"x86_64-6.12-small": CODECS, "x86_64-7.2-hvo": ["lzo", "zstd"]}
+
+
+@pytest.fixture(scope="module")
+def whole(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """A real vmcore as a dump of level 0, made once for each codec."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def make(name: str, codec: str) -> Path:
+        path = folder / f"{name}-{codec}"
+        vmfilter.filter_dump(real(name), path, level=0, compress=codec)
+        return path
+
+    return make
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -26,6 +26,7 @@ from vmfilter.makedumpfile.options import OPTIONS, Command, check, parse
 from vmfilter.reader import open_dump
 
 INVALID = "Commandline parameter is invalid.\nTry `makedumpfile --help' for more information.\n"
+STATUS_AT = 424  # in the header of an x86_64 dump
 FAILED = "\nmakedumpfile Failed.\n"
 
 
@@ -408,6 +409,22 @@ def test_a_set_is_reassembled_to_the_dump(run: Run, small: Path, option: str) ->
     assert run("--reassemble", "3", "1", "2", "new").status == 0
     assert Kdump(Path("new")).status == Kdump(Path("dump")).status
     assert dict(Kdump(Path("new")).pages()) == dict(Kdump(Path("dump")).pages())
+    for part in "123":
+        with open(part, "r+b") as f:
+            f.seek(STATUS_AT)
+            f.write(bytes(4))
+    assert run("--reassemble", "1", "2", "3", "same").status == 0  # no header names the codec: pages do
+    assert Path("same").read_bytes() == Path("new").read_bytes()
+
+
+def test_a_set_whose_codec_this_build_lacks_is_no_mistake_of_the_command_line(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("-l", "-d", 31, "--split", small, "1", "2").status == 0
+    monkeypatch.setattr("vmfilter.formats.codec.native_libraries", lambda: {"none": ["none"]})
+    ran = run("--reassemble", "1", "2", "new")
+    assert (ran.status, ran.out) == (1, FAILED)
+    assert "makedumpfile: codec lzo is not available here" in ran.err
 
 
 @pytest.mark.parametrize(("address", "paddr"), [(0xFFFFFFFFA2200000, "4a00000"), (1, "ffffffffffffffff")])

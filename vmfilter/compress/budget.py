@@ -6,7 +6,7 @@ import mmap
 import os
 from typing import NamedTuple
 
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import UsageError, is_whole
 
 MAX_THREADS = 1024
 CHUNK_BYTES = 1 << 19
@@ -35,11 +35,11 @@ def budget(threads: int | None) -> Budget:
     """Return those of a number of threads, by default one a CPU that this process may use.
 
     Raises:
-        VmfilterError: that is no number of threads.
+        UsageError: that is no number of threads.
 
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise VmfilterError(f"{threads} threads: there can be 1 to {MAX_THREADS}")
+    if threads is not None and not is_whole(threads, 1, MAX_THREADS):
+        raise UsageError(f"{threads!r} threads: there can be 1 to {MAX_THREADS}")
     n = min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
     return Budget(n, n + min(4 * n, _SPARE_CHUNKS) + 2)
 

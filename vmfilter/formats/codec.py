@@ -144,8 +144,8 @@ def parse_codec(text: str) -> tuple[Codec, int]:
         CodecError: no such codec or level, or it is not available here.
 
     """
-    name, colon, level_text = text.partition(":")
-    codec = CODECS.get(name)
+    name, colon, level_text = str(text).partition(":")
+    codec = CODECS.get(name) if isinstance(text, str) else None
     if codec is None:
         raise CodecError(f"codec {name!r} is not known: {', '.join(CODECS)} are")
     level = 1

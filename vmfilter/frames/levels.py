@@ -5,7 +5,7 @@ vmfilter.pages.exclude says which classes of pages each bit excludes.
 
 from __future__ import annotations
 
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import UsageError
 
 LEVEL_ZERO = 1
 """Pages filled with zeros: their content tells, so no kernel need be understood for it."""
@@ -26,18 +26,18 @@ def parse_level(text: str) -> int:
     """Dump level from a number (0 to 63) or names joined by commas (zero,cache,user,free is 31).
 
     Raises:
-        VmfilterError: neither.
+        UsageError: neither.
 
     """
     text = text.strip()
     if text.isascii() and text.isdecimal():
         if len(text) > 2 or int(text) > MAX_LEVEL:
-            raise VmfilterError(f"dump level {text[:20]} is not between 0 and {MAX_LEVEL}")
+            raise UsageError(f"dump level {text[:20]} is not between 0 and {MAX_LEVEL}")
         return int(text)
     level = 0
     for name in text.split(","):
         if name not in NAMES:
-            raise VmfilterError(
+            raise UsageError(
                 f"dump level {text!r}: {name!r} is no class of pages: give a number from 0 to {MAX_LEVEL}, "
                 f"or some of {', '.join(NAMES)}"
             )

@@ -43,6 +43,8 @@ def run(arguments: Sequence[str]) -> int:
         if saved := job(command, messages):  # --mem-usage saves nothing and says no more
             messages.common("", saved, "", "makedumpfile Completed.")
         return _COMPLETED
+    except CodecError as e:  # of the set to reassemble: the command line is right
+        messages.error(trouble(e))
     except UsageError as e:
         lines = [str(e)] if str(e) else []
         messages.common(*lines, "Commandline parameter is invalid.", "Try `makedumpfile --help' for more information.")

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, names_of
 from vmfilter.reader.dump import Dump
 from vmfilter.reader.source import PreadSource, Source, open_source
 
@@ -33,15 +33,14 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
         InputError: it cannot be read, is not a dump, is damaged, or ends before its headers and bitmaps do; or the
             files are not one split set.
         KernelError: it is of an architecture that vmfilter does not know.
+        UsageError: that is no path.
 
     """
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    if not paths:
-        raise InputError("no dump is named")
+    names = names_of(path, "the dump to read")
     sources: list[Source] = []
     try:
-        for each in paths:
-            sources.append(_opened(os.fspath(each)))
+        for name in names:
+            sources.append(_opened(name))
         return _reader(sources, missing_parts)
     except BaseException:
         for source in sources:

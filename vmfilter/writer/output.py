@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
-from vmfilter.errors import CodecError, OutputError, UsageError
+from vmfilter.errors import CodecError, OutputError, UsageError, is_whole, names_of
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.reader import Dump, Path
 from vmfilter.writer.transport.discard import Discard
@@ -41,6 +41,40 @@ class Form(NamedTuple):
     dry_run: bool = False
 
 
+def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[str]:
+    """Check what filter_dump() is asked for, as far as that takes no dump.
+
+    Returns:
+        The names of the new files.
+
+    Raises:
+        UsageError: something is wrong, or contradicts something else.
+
+    """
+    paths = names_of(output, "the files to make")
+    elf, compress = form.format == "elf", form.compress
+    if form.format not in FORMATS:
+        raise UsageError(f"format {form.format!r} is not known: {', '.join(FORMATS)} are")
+    # If names lead to one file, as x, ./x and a link to it do, the last would replace what the others made.
+    if len(paths) > 1 and len({real_path(path) for path in paths}) < len(paths):
+        raise UsageError("the files to make need names that differ, and that do not lead to one file")
+    if len(paths) > 1 and (elf or form.limit is not None or "-" in paths):
+        raise UsageError("a set can only be of files in format kdump, and without a limit")
+    if elf and form.dedup:
+        raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
+    if elf and compress not in (None, "none"):
+        raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
+    if compress is not None:
+        parse_codec(compress)
+    for what, size in ("limit", form.limit), ("max_memory", form.max_memory):
+        if size is not None and not is_whole(size, 1):
+            raise UsageError(f"{what} {size!r} is no number of bytes, 1 at least")
+    budget(form.threads)
+    if progress is not None and not callable(progress):
+        raise UsageError(f"progress {progress!r:.80} cannot be called")
+    return paths
+
+
 class Destination:
     """Where a dump goes.
 
@@ -52,36 +86,22 @@ class Destination:
 
     """
 
-    def __init__(self, dump: Dump, output: Path | Sequence[Path], form: Form, keep: Codec | None = None) -> None:
-        """Check it all.
+    def __init__(self, dump: Dump, paths: list[str], form: Form, keep: Codec | None = None) -> None:
+        """Settle what depends on the dump that is read.
 
         Args:
             dump: to be read.
-            output: path of the new file, or paths of a set.
+            paths: of the new file, or the files of a set, as check() returns them.
             form: of it.
             keep: the codec that stays where nothing else is said.
 
         Raises:
-            UsageError, CodecError: what is asked for contradicts itself, or is not to be had.
+            CodecError: that codec is not available here.
             OutputError: it is the file that is read.
 
         """
-        paths = [output] if isinstance(output, str | os.PathLike) else list(output)
-        self.paths = [os.fspath(path) for path in paths]
-        self.form = form
+        self.paths, self.form = paths, form
         elf, compress = form.format == "elf", form.compress
-        if form.format not in FORMATS:
-            raise UsageError(f"format {form.format!r} is not known: {', '.join(FORMATS)} are")
-        # Where names lead to one file, as x, ./x and a link to it do, the last would replace what the others made.
-        several = self.paths if len(self.paths) > 1 else []
-        if not self.paths or len({real_path(path) for path in several}) < len(several):
-            raise UsageError("the files to make need names that differ, and that do not lead to one file")
-        if len(self.paths) > 1 and (elf or form.limit is not None or "-" in self.paths):
-            raise UsageError("a set can only be of files in format kdump, and without a limit")
-        if elf and form.dedup:
-            raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
-        if elf and compress not in (None, "none"):
-            raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
         self._budget = budget(form.threads)
         default = keep.name if keep else DEFAULT
         self.codec, self.effort = parse_codec("none" if elf else default if compress is None else compress)

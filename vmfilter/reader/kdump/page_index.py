@@ -75,6 +75,7 @@ class PageIndex:
         self._file = files[0]  # the bitmaps of all are its
         self.frames = self._file.frames
         self._local = threading.local()
+        self.incomplete = False  # until the parts are known, ranks alone are asked for
         self._rank_stretches()
         self._find_parts(missing_parts)
 

@@ -1,0 +1,90 @@
+"""A wrong argument of a function that a program calls is one public exception, whatever is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kdumpbuilder import PAGE, KdumpFile
+
+import vmfilter
+from vmfilter.convert import convert_dump
+from vmfilter.frames.levels import parse_level
+from vmfilter.verify import verify_dump
+
+
+class Unnamed:
+    def __fspath__(self) -> bytes:
+        return b"name"
+
+    def __repr__(self) -> str:
+        return "Unnamed"
+
+
+NO_PATHS: list[Any] = [None, 5, b"name", [], [None], [b"name"], "na\0me", Unnamed(), [["name"]]]
+WRONG: list[dict[str, Any]] = [
+    *({"format": v} for v in ("x", "", "ELF", None, 5, ["kdump"])),
+    *({"compress": v} for v in ("x", "", "zlib:0", "zlib:x", "lzo:1", 5, b"zlib", ["zlib"])),
+    *({"threads": v} for v in (0, -1, 1025, 1.5, "4", True, [1])),
+    *({"max_memory": v} for v in (0, -1, 1.5, "4M", True)),
+    *({"output": v} for v in (*NO_PATHS, ["new", "./new"], ["new", "-"])),
+    *({"progress": v} for v in (5, "print")),
+    {"format": "elf", "compress": "zlib"},
+    {"format": "elf", "dedup": True},
+    {"format": "elf", "output": ["new", "other"]},
+]
+WRONG_FILTER: list[dict[str, Any]] = [
+    *({"level": v} for v in (64, -1, 1.5, "31", None, True, [31])),
+    *({"limit": v} for v in (0, -1, 1.5, "4M", True)),
+    {"output": ["new", "other"], "limit": 1 << 20},
+]
+
+
+@pytest.fixture
+def dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return KdumpFile({7: b"x" * PAGE}).write(tmp_path / "dump")
+
+
+@pytest.mark.parametrize("arguments", [*WRONG, *WRONG_FILTER], ids=repr)
+def test_a_wrong_argument_of_filter_dump(dump: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(vmfilter.UsageError) as refused:
+        vmfilter.filter_dump(dump, **({"output": "new", "level": 1} | arguments))
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_status == 2
+    assert list(dump.parent.iterdir()) == [dump]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=repr)
+def test_a_wrong_argument_of_convert_dump(dump: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(vmfilter.UsageError):
+        convert_dump(dump, **({"output": "new"} | arguments))
+    assert list(dump.parent.iterdir()) == [dump]
+
+
+@pytest.mark.parametrize("path", NO_PATHS, ids=repr)
+def test_what_is_no_path_of_a_dump(dump: Path, path: Any) -> None:
+    with pytest.raises(vmfilter.UsageError):
+        vmfilter.open_dump(path)
+    with pytest.raises(vmfilter.UsageError):
+        vmfilter.filter_dump(path, "new")
+
+
+def test_an_argument_is_refused_before_the_dump_is_opened() -> None:
+    with pytest.raises(vmfilter.UsageError, match="dump level 64"):
+        vmfilter.filter_dump("not there", "new", level=64)
+    with pytest.raises(vmfilter.UsageError, match="codec 'x'"):
+        convert_dump("not there", "new", compress="x")
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, "4"])
+def test_a_wrong_argument_of_verify_dump(dump: Path, threads: Any) -> None:
+    with vmfilter.open_dump(dump) as opened, pytest.raises(vmfilter.UsageError):
+        verify_dump(opened, threads=threads)
+
+
+@pytest.mark.parametrize("level", ["64", "x", "", "zero,"])
+def test_a_wrong_name_of_a_level(level: str) -> None:
+    with pytest.raises(vmfilter.UsageError):
+        parse_level(level)
