@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equal
 import pytest
 from cases import TARGETS, Case, Target, dumps
 from report import figures, targets
@@ -45,3 +46,47 @@ def test_names_of_cases_are_told_without_a_vmcore() -> None:
     )
     assert [name.rpartition("-j")[0] or name for name in said.stdout.split()] == ["start", "elf-d17-none"]
     assert Case("elf", 17, "none", 2).name == "elf-d17-none-j2"
+
+
+_OLD = 'echo $1 > $2; echo "it took 1.5 s"'
+_NEW = """[ $1 = bytes ] && echo other > $2 || echo $1 > $2
+[ $1 = file ] && mv $2 new2
+[ $1 = text ] && echo "it is done" || echo "it took 12.25 s"
+[ $1 != status ]"""
+
+
+def test_builds_differ_in_bytes_files_exit_status_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = ("vmfilter same kept", "vmfilter {same,bytes,file,status,text} new", "cat kept new")
+    monkeypatch.setattr(equal, "MATRIX", "\n".join(matrix))
+    for name, script in (("vmcore", ""), ("old", _OLD), ("new", _NEW)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o700)
+    old, new = (equal.run(str(tmp_path / name), tmp_path / "vmcore") for name in ("old", "new"))
+    assert {line: list(equal.differences(old[line], new[line], texts=True)) for line in old} == {
+        "vmfilter same kept": [],
+        "vmfilter same new": [],
+        "vmfilter bytes new": ["new has other bytes"],
+        "vmfilter file new": ["does not make new", "makes new2"],
+        "vmfilter status new": ["exit status 1, was 0"],
+        "vmfilter text new": ["-it took N s", "+it is done"],
+        "cat kept new": [],
+    }
+    assert not list(equal.differences(old["vmfilter text new"], new["vmfilter text new"], texts=False))
+    assert old["cat kept new"].text.startswith("same\n")
+    assert old["cat kept new"].status == 1
+
+
+def test_outputs_of_the_old_build_are_known_while_vmcore_and_lines_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vmcore, cache = tmp_path / "vmcore", tmp_path / "cache"
+    vmcore.write_bytes(b"memory")
+    outputs = {"echo a > new": equal.Output(0, {"new": "digest"}, "")}
+    monkeypatch.setattr(equal, "MATRIX", "echo a > new")
+    equal.Cache(cache).put(vmcore, outputs)
+    assert equal.Cache(cache).get(vmcore) == outputs
+    monkeypatch.setattr(equal, "MATRIX", "echo b > new")
+    assert equal.Cache(cache).get(vmcore) is None
+    monkeypatch.setattr(equal, "MATRIX", "echo a > new")
+    vmcore.write_bytes(b"other memory")
+    assert equal.Cache(cache).get(vmcore) is None
