@@ -1,7 +1,7 @@
 """Makes the manual pages anew: `.venv/bin/python docs/manpages.py`, in docs/man or the folder that is named.
 
 Only NAME and SEE ALSO are written here. Commands and options are what the parsers say, made roff by argparse-manpage;
-the rest is what --help, README.md, makedumpfile.md and CHANGELOG.md say.
+the rest is what --help, README.md, guide-kernel-engineer.md, makedumpfile.md and CHANGELOG.md say.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from vmfilter.makedumpfile.messages import usage
 from vmfilter.makedumpfile.options import OPTIONS
 
 DOCS = Path(__file__).parent
-README, CHANGELOG, MAKEDUMPFILE = (
-    (DOCS / name).read_text(encoding="utf-8") for name in ("../README.md", "../CHANGELOG.md", "makedumpfile.md")
+README, CHANGELOG, GUIDE, MAKEDUMPFILE = (
+    (DOCS / name).read_text(encoding="utf-8")
+    for name in ("../README.md", "../CHANGELOG.md", "guide-kernel-engineer.md", "makedumpfile.md")
 )
 SEE_ALSO = (
     "**crash**(8), **dmesg**(1), **drgn**(1), **kdump.conf**(5), **kdump-config**(8), **kexec**(8), **makedumpfile**(8)"
@@ -75,7 +76,7 @@ def vmfilter() -> str:
     parser.description = parser.epilog = None  # below as sections
     commands = argparse.ArgumentParser().add_subparsers()
     verify.add_to(commands, statuses)  # it has more of them
-    lines = section(README, "Use it").split("```")[1].strip().splitlines()
+    lines = section(GUIDE, "Commands at a glance").split("```")[1].strip().splitlines()
     examples = "\n".join(
         f"  {roff(command.strip())}  {roff(text)}" for command, _, text in (x.partition("#") for x in lines)
     )

@@ -28,5 +28,5 @@ python=${PYTHON:-python3}
 
 mkdir -p build/quickstart
 .venv/bin/python tests/support/unpack.py testdata/x86_64-6.12-small.vmcore.zst build/quickstart/vmcore
-.venv/bin/vmfilter filter --stats --force build/quickstart/vmcore build/quickstart/dump
+.venv/bin/vmfilter filter --stats --force build/quickstart/vmcore build/quickstart/first.dump
 ls -l build/quickstart

@@ -1,11 +1,33 @@
-"""What the documents name is there."""
+"""What the documents say holds: names, links, commands with what they print, messages."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import os
+import pty
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+import vmfilter.errors
+from vmfilter.cli import _parser
+from vmfilter.makedumpfile.options import OPTIONS
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*PUBLIC, ROOT / "bench" / "README.md", ROOT / "testdata" / "README.md"]
+COLUMNS = 100
+VMCORES = {"vmcore": "x86_64-6.12-small", "dimm": "x86_64-5.10-dimm", "pmem": "x86_64-6.12-pmem2"}
+"""What the commands in the documents call the vmcores of testdata/."""
+WHERE = "/var/crash"
+"""Where they seem to run."""
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 def test_the_architecture_names_the_modules_that_there_are() -> None:
@@ -16,3 +38,154 @@ def test_the_architecture_names_the_modules_that_there_are() -> None:
     assert there - named == set()
     others = {p.name for folder in ("vmfilter/cli", "csrc") for p in (ROOT / folder).iterdir()}
     assert named - there - others == set()
+
+
+# Form
+
+
+@pytest.mark.parametrize("document", PUBLIC, ids=lambda p: p.name)
+def test_lines_fit_100_columns(document: Path) -> None:
+    """All but what a program printed, which is shown as it was."""
+    text = re.sub(r"^```console\n.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    if document.name == "architecture.md":
+        text = text.replace(text.split("```")[1], "")
+    assert [line for line in text.splitlines() if len(line) > COLUMNS] == []
+
+
+def anchors(document: Path) -> set[str]:
+    """Anchors of headings as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not link.startswith("https:"):
+            name, _, anchor = link.partition("#")
+            target = (document.parent / name).resolve() if name else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@each_document
+def test_the_paths_in_a_document_are_there(document: Path) -> None:
+    pattern = r"(?<![\w/.])(?:docs|tests|bench|testdata)/[\w./-]*\w"
+    named = set(re.findall(pattern, document.read_text()))
+    assert [path for path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, real: Callable[[str], Path]) -> Path:
+    """Folder in which the commands of all documents run, with what quickstart.sh leaves."""
+    made = tmp_path_factory.mktemp("documents")
+    for name, vmcore in VMCORES.items():
+        shutil.copy(real(vmcore), made / name)
+    return made
+
+
+def on_screen(command: list[str], folder: Path) -> str:
+    """Run it as a reader does, at a terminal of 80 columns; return what is on the screen in the end."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        printed = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+            while data := os.read(ours, 1 << 16):
+                printed += data
+        process.wait()
+    os.close(ours)
+    lines = printed.decode().replace("\x1b[K", "").split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+
+
+def stable(text: str) -> str:
+    """What is printed without what another machine, or another version of a codec's library, changes in it."""
+    return re.sub(r"\d+(?= s  \[#+\]$)|\d+(?= bytes\.$)", "N", text, flags=re.MULTILINE)
+
+
+def blocks(document: Path, kind: str) -> list[str]:
+    """Blocks of code in a document."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", PUBLIC, ids=lambda p: p.name)
+def test_commands_print_what_a_document_shows(document: Path, folder: Path) -> None:
+    """The commands of a document run one after the other: a later one reads what an earlier one made."""
+    where = folder / f"{document.stem} commands"
+    where.mkdir()
+    for name in VMCORES:
+        (where / name).symlink_to(folder / name)
+    for text in blocks(document, "console"):
+        for command, shown in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+            printed = on_screen(["sh", "-c", command], where).replace(str(where), WHERE)
+            assert stable(printed) == stable(shown), command
+
+
+def test_programs_in_documents_run(folder: Path) -> None:
+    programs = [program for document in PUBLIC for program in blocks(document, "python")]
+    for program in programs:
+        assert "Traceback" not in on_screen([sys.executable, "-c", program], folder), program
+    assert programs
+
+
+def test_readme_names_options_that_there_are() -> None:
+    """Those of makedumpfile, and ours."""
+    section = (ROOT / "README.md").read_text().partition("## From makedumpfile")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)[2:]
+    theirs = {name for left, _ in rows for name in re.findall(r"(?<![\w-])--?[\w-]+", left)}
+    assert theirs - {option.name for option in OPTIONS} == set()
+    ours = " ".join(right for _, right in rows)
+    (commands,) = (a.choices for a in _parser("")._actions if isinstance(a.choices, dict))
+    assert set(re.findall(r"vmfilter ([\w-]+)", ours)) - set(commands) == set()
+    helps = "".join(command.format_help() for command in commands.values())
+    assert [name for name in re.findall(r"(?<![\w-])--[\w-]+", ours) if f"{name} " not in helps] == []
+    assert len(rows) > 10
+
+
+# Messages
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Where the product fails, and what it says then: its own words, and … for all else."""
+    kinds = {name for name, kind in vars(vmfilter.errors).items() if isinstance(kind, type)}
+    for path in sorted((ROOT / "vmfilter").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds and node.args:
+                text = words(node.args[-1])
+                if len(re.findall(r"[a-z]{2,}", text)) > 2:
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", text
+
+
+def words(node: ast.expr) -> str:
+    """Text of an expression that is a string."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words(part) for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
+
+
+def shown_messages() -> list[str]:
+    """Those that begin an item or a row of the support guide."""
+    guide = (ROOT / "docs" / "guide-support.md").read_text()
+    return re.findall(r"^(?:- |\| )`([^`]+)`", guide, re.MULTILINE)
+
+
+def occurs(shown: str, text: str) -> bool:
+    return re.search(".*".join(map(re.escape, shown.split("…"))), text) is not None
+
+
+def test_each_failure_is_in_the_support_guide() -> None:
+    failures, shown = dict(messages()), shown_messages()
+    assert {at: text for at, text in failures.items() if not any(occurs(s, text) for s in shown)} == {}
+    assert len(failures) > 100
+
+
+def test_the_support_guide_shows_messages_that_there_are() -> None:
+    nodes = (node for path in (ROOT / "vmfilter").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    texts = {words(n) for n in nodes if isinstance(n, ast.JoinedStr | ast.Constant)}
+    assert [shown for shown in shown_messages() if not any(occurs(shown, text) for text in texts)] == []
