@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
 import subprocess
+import sys
+import sysconfig
 import tempfile
 
 from cffi import FFI
@@ -29,23 +32,31 @@ LIBRARIES = [
 ]
 
 
-def links(header: str, library: str) -> bool:
-    """Whether a program that includes the header links with the library."""
+def builds(header: str, *arguments: str) -> bool:
+    """Whether a program that includes the header is compiled, and linked unless the arguments say otherwise."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")  # what setuptools takes
     with tempfile.TemporaryDirectory() as folder:
         source = pathlib.Path(folder, "probe.c")
         source.write_text(f"#include <stddef.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n")
-        compiler = os.environ.get("CC", "cc").split()
-        command = [*compiler, str(source), "-o", str(source.with_suffix("")), f"-l{library}"]
+        command = [*compiler, str(source), "-o", str(source.with_suffix("")), *arguments]
         try:
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
-        except FileNotFoundError:
+        except OSError:
             return False
+
+
+def need_compiler() -> None:
+    """End at once if nothing can be compiled, or each library would be reported missing, and that reason never."""
+    if not builds("stdio.h"):
+        sys.exit("vmfilter: no C compiler works: install one (Debian: gcc and libc6-dev), or name it in CC")
+    if not builds("Python.h", "-c", f"-I{sysconfig.get_path('include')}"):
+        sys.exit("vmfilter: Python.h is missing: install Python's headers (Debian: python3-dev)")
 
 
 def core() -> FFI:
     """The cffi builder: declarations from the header, sources from csrc/, libraries that are here."""
     without = set(os.environ.get("VMFILTER_WITHOUT", "").split(","))  # libraries to leave out, by -l name
-    found = [x for x in LIBRARIES if x[2] not in without and links(x[1], x[2])]
+    found = [x for x in LIBRARIES if x[2] not in without and builds(x[1], f"-l{x[2]}")]
     for entry in LIBRARIES:
         print(f"vmfilter: {'found  ' if entry in found else 'MISSING'} lib{entry[2]}, for {entry[3]}")
     header = (CSRC / "vmfilter.h").read_text()
@@ -64,4 +75,5 @@ def core() -> FFI:
     return builder
 
 
+need_compiler()
 setup(ext_modules=[core().distutils_extension(tmpdir="build")])

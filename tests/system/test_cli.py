@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, Synthetic
 
 import vmfilter
-from vmfilter import PageClass
+from vmfilter import PageClass, _core
+from vmfilter.cli.core import PACKAGES
 from vmfilter.formats.codec import CODECS, availability, native_libraries
 
 SMALL = "x86_64-6.12-small"
@@ -397,6 +399,56 @@ def test_python_m_vmfilter_is_the_command(tiny: Path, tmp_path: Path) -> None:
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 4
     assert failed.stderr.splitlines()[-1].startswith("vmfilter: ")
+
+
+@pytest.mark.parametrize("command", ["--version", "info x", "filter x y", "makedumpfile -v"])
+@pytest.mark.parametrize("library", PACKAGES)
+def test_a_library_that_cannot_be_loaded_is_one_line_with_its_package(
+    tmp_path: Path, library: str, command: str
+) -> None:
+    if library.encode() not in Path(_core.__file__).read_bytes():
+        pytest.skip(f"this build does not use {library}")
+    (tmp_path / library).touch()
+    status, said = without_core(Path.cwd(), command, LD_LIBRARY_PATH=str(tmp_path))
+    assert (status, said) == (
+        1,
+        f"vmfilter: the C core cannot be loaded: {tmp_path}/{library}: file too short; "
+        f"install Debian's package {PACKAGES[library]}, or build vmfilter on this machine (pip install .)\n",
+    )
+
+
+def test_a_library_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    folder = checkout(tmp_path)
+    core = Path(_core.__file__)
+    (folder / core.name).write_bytes(core.read_bytes().replace(b"libc.so.6", b"libX.so.6"))
+    status, said = without_core(tmp_path, "--version")
+    assert (status, said) == (
+        1,
+        "vmfilter: the C core cannot be loaded: libX.so.6: cannot open shared object file: No such file or directory; "
+        "build vmfilter on this machine (pip install .)\n",
+    )
+
+
+def test_a_core_that_was_never_built_is_one_line(tmp_path: Path) -> None:
+    checkout(tmp_path)
+    status, said = without_core(tmp_path, "--version", "-S")  # without site, which finds that of this checkout
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith("vmfilter: the C core cannot be loaded: No module named 'vmfilter._core'")
+    assert said.endswith("; build vmfilter on this machine (pip install .)\n")
+
+
+def checkout(folder: Path) -> Path:
+    """The package, without its core."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    return shutil.copytree(vmfilter.__path__[0], folder / "vmfilter", ignore=ignored)
+
+
+def without_core(folder: Path, command: str, *options: str, **environment: str) -> tuple[int, str]:
+    """Exit status and trouble of the vmfilter that lies in a folder."""
+    arguments = [sys.executable, *options, "-m", "vmfilter", *command.split()]
+    env = {**os.environ, **environment}
+    result = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr
 
 
 def test_progress_is_plain_lines_where_no_terminal_is(tiny: Path, tmp_path: Path) -> None:

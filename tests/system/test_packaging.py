@@ -78,3 +78,19 @@ def test_a_source_distribution_has_all_that_building_and_testing_need(
 def test_a_wheel_installs_the_manual_pages_where_man_looks(distribution: Distribution) -> None:
     pages = [str(p.relative_to(ROOT)) for p in PAGES]
     assert [(folder, sorted(files)) for folder, files in distribution.data_files] == [("share/man/man8", pages)]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("exit 1", "no C compiler works: install one (Debian: gcc and libc6-dev), or name it in CC"),
+        ('! grep -q Python.h "$1"', "Python.h is missing: install Python's headers (Debian: python3-dev)"),
+    ],
+)
+def test_a_build_that_can_compile_nothing_says_so_and_nothing_else(tmp_path: Path, compiler: str, said: str) -> None:
+    (tmp_path / "cc").write_text(f"#!/bin/sh\n{compiler}\n")
+    (tmp_path / "cc").chmod(0o755)
+    command = [sys.executable, "setup.py", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"]
+    env = {**os.environ, "CC": str(tmp_path / "cc")}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"vmfilter: {said}\n")

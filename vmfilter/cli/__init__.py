@@ -91,15 +91,22 @@ def main(arguments: list[str] | None = None) -> int:
             arguments = [_MAKEDUMPFILE[0], *arguments]
     prepare()
     gc.disable()  # a run leaves no cycles behind, and to look for them takes time while modules are imported
-    job = _job(arguments)
-    end_at_once()
     try:
+        job = _job(arguments)
+        end_at_once()
         return job()
     except VmfilterError as e:
         say(trouble(e))
         return e.exit_status
     except MemoryError:
         say("out of memory; fewer threads (-j 1) need less")
+        return 1
+    except ImportError as e:
+        from vmfilter.cli.core import not_loaded
+
+        if (why := not_loaded(e)) is None:
+            raise
+        say(why)
         return 1
     except EndedError as e:
         say(str(e))

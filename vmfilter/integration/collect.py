@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,8 @@ import vmfilter
 from vmfilter.errors import OutputError, VmfilterError
 
 _PROGRAMS = ("vmfilter", "vmfilter-makedumpfile")
-_INTERPRETER = "usr/lib/vmfilter/python"
-"""A link to it: the line that begins with #! ends a path at its first space, and is no longer than 255 bytes."""
 _LAUNCHER = """\
-#!/{interpreter} -ISXutf8
+{start}
 import sys
 
 sys.path += {folders}
@@ -30,11 +29,27 @@ from vmfilter.cli import main
 
 sys.exit(main())
 """
+_LINE_BYTES = 127
+"""The longest #! line that each kernel reads whole. It is 255 bytes since 6eb3c3d0a52d ("exec: increase BINPRM_BUF_SIZE
+to 256"), v5.1."""
 
 
 def _interpreter() -> str:
     """The interpreter itself, also where this one is a virtual environment's."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _start(interpreter: str) -> str:
+    """First lines of a launcher.
+
+    They name the interpreter itself: dracut installs what follows #! from the machine that builds the initramfs, and
+    fails if it is not there. A path with a blank, or too long for the kernel, is left to the shell; Python reads its
+    two lines as a string.
+    """
+    line = f"#!{interpreter} -ISXutf8"
+    if len(os.fsencode(line)) <= _LINE_BYTES and not set(interpreter) & set(" \t\n"):
+        return line
+    return f"#!/bin/sh\n'''exec' {shlex.quote(interpreter)} -ISXutf8 \"$0\" \"$@\"\n' '''"
 
 
 def _needed(interpreter: str) -> dict[str, Path]:
@@ -89,14 +104,10 @@ def collect(initramfs: str | os.PathLike[str]) -> list[str]:
     try:
         for file in pure:
             _write_bytecode(file, root / file.relative_to("/").with_suffix(".pyc"))
-        link = root / _INTERPRETER
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(interpreter)
         for program in _PROGRAMS:
             launcher = root / "usr/bin" / program
             launcher.parent.mkdir(parents=True, exist_ok=True)
-            launcher.write_text(_LAUNCHER.format(interpreter=_INTERPRETER, folders=folders))
+            launcher.write_text(_LAUNCHER.format(start=_start(interpreter), folders=folders))
             launcher.chmod(0o755)
     except OSError as e:
         raise OutputError(f"{e.filename or root}: {e.strerror}") from e

@@ -1,0 +1,26 @@
+"""Says in one line why the C core cannot be loaded, and what to do."""
+
+from __future__ import annotations
+
+import os
+
+PACKAGES = {
+    "libdeflate.so.0": "libdeflate0",
+    "libisal.so.2": "libisal2",
+    "liblz4.so.1": "liblz4-1",
+    "liblzo2.so.2": "liblzo2-2",
+    "libsnappy.so.1": "libsnappy1v5",
+    "libzstd.so.1": "libzstd1",
+}
+"""Debian's package of each library that the core may be built with."""
+
+
+def not_loaded(error: ImportError) -> str | None:
+    """What to tell the user if it is the core that cannot be imported, else None."""
+    if error.name not in ("_core", "vmfilter._core"):
+        return None
+    text = str(error)
+    file, _, _ = text.partition(":")  # the dynamic loader's messages begin with it
+    package = PACKAGES.get(os.path.basename(file))
+    advice = f"install Debian's package {package}, or " if package else ""
+    return f"the C core cannot be loaded: {text}; {advice}build vmfilter on this machine (pip install .)"
