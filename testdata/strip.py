@@ -6,7 +6,7 @@
 Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
 pages, the kernel's name, the list and the info blocks of pmem; where no note has VMCOREINFO, its text and what leads to
 it. Of the other pages (4 KiB each, whatever the machine's own size) one in N (default 64) keeps its content and the
-rest become zeros. OUT is zstd-compressed; tests/unpack.py unpacks it.
+rest become zeros. OUT is zstd-compressed; tests/support/unpack.py unpacks it.
 """
 
 from __future__ import annotations
