@@ -1,0 +1,64 @@
+#!/bin/sh
+# Runs the README's commands in new chroots of Debian releases, as root and as a user: `sh tests/releases.sh trixie`, or
+# without arguments on all three. For root on Debian. apt and pip are set up there as on this machine. It takes a quarter
+# of an hour a release.
+#
+# What depends on the release is packaging: its sums are in tests/releases.passed since all three passed. .ci/run runs
+# this if one is another now; commit the new sums after a run by hand to spare CI that.
+set -eu
+cd "$(dirname "$0")/.."
+releases="bookworm trixie sid"
+packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh tests/packages.sh tests/releases.sh tests/run.sh
+           $(find vmfilter/integration -type f -not -name '*.pyc' | LC_ALL=C sort)"
+
+# Runs in namespaces of its own, so no mount outlives it.
+in_a_chroot='
+release=$1 mirror=$2 root=$3
+mkdir "$root"
+mount --bind "$root" "$root" # tests call unshare --mount, which fails if / is no mount point
+debootstrap --variant=minbase --include=ca-certificates "$release" "$root" "$mirror" >"$root.log" || {
+    cat "$root.log"
+    exit 1
+}
+apt-config dump Acquire >"$root/etc/apt/apt.conf.d/host"
+[ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$root/etc"
+[ ! -d /usr/local/share/ca-certificates ] || cp -r /usr/local/share/ca-certificates "$root/usr/local/share"
+chroot "$root" update-ca-certificates
+chroot "$root" useradd --create-home user
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+chroot "$root" unshare --mount true # or tests would be skipped
+
+for user in root user; do
+    home=$(chroot "$root" getent passwd "$user" | cut -d : -f 6)
+    mkdir "$root$home/vmfilter"
+    tar -c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=__pycache__ --exclude="*.so" . |
+        tar -x --no-same-owner -C "$root$home/vmfilter"
+    chroot "$root" chown -R "$user:" "$home/vmfilter"
+    commands="sh docs/quickstart.sh"
+    [ "$user" = user ] || commands="$commands; sh tests/packages.sh"
+    for command in "$commands" "sh tests/run.sh -rs"; do
+        echo "== $release, $user: $command"
+        chroot --userspec="$user:" "$root" env -i HOME="$home" LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin \
+            http_proxy="${http_proxy-}" https_proxy="${https_proxy-}" no_proxy="${no_proxy-}" \
+            sh -euc "cd ~/vmfilter; $command"
+    done
+done'
+
+if ! command -v debootstrap >/dev/null; then
+    apt-get update -q
+    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends debootstrap
+fi
+. /etc/os-release
+mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $VERSION_CODENAME" 'Component: main' | head -n 1)
+folder=$(mktemp -d -p /var/tmp vmfilter-releases.XXXXXX)
+trap 'rm -rf --one-file-system "$folder"' EXIT
+trap 'exit 1' HUP INT TERM
+# shellcheck disable=SC2086
+for release in ${*:-$releases}; do
+    unshare --mount --pid --fork --kill-child sh -euc "$in_a_chroot" sh "$release" "$mirror" "$folder/$release"
+    rm -rf --one-file-system "${folder:?}/$release"
+done
+# shellcheck disable=SC2086
+[ $# != 0 ] || sha256sum $packaging >tests/releases.passed
