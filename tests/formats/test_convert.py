@@ -21,7 +21,7 @@ from vmfilter.cli import main
 from vmfilter.compress import pipeline
 from vmfilter.convert import convert_dump
 from vmfilter.formats.codec import CODECS
-from vmfilter.reader import kdump
+from vmfilter.reader.kdump import dump as kdump
 from vmfilter.verify import verify_dump
 
 ffi, lib = native.ffi, native.lib

@@ -69,7 +69,7 @@ def test_each_class_and_byte_order(tmp_path: Path, elf_class: int, data: int, co
     elf = Elf(loads, machine=machine, elf_class=elf_class, data=data)
     elf.notes = elf.note(b"CORE", 1, bytes(33)) + elf.note(b"VMCOREINFO", 0, b"OSRELEASE=6.1\n")
     with open_dump(elf.write(tmp_path / "v")) as dump:
-        assert (dump.arch.name, dump.arch.byteorder) == (("i686", "little") if data == 1 else ("s390x", "big"))
+        assert (dump.arch.name, dump.arch.abi.byteorder) == (("i686", "little") if data == 1 else ("s390x", "big"))
         assert len(dump.segments) == count
         assert dump.read(0x10000 + (count - 1) * 2 * PAGE, 8) == b"%8d" % (count - 1)
         assert (dump.loads[0].vaddr, dump.loads[0].flags) == (0xC0000000, 5)

@@ -83,7 +83,7 @@ def test_the_kernels_name(tmp_path: Path, machine: Machine) -> None:
     with Synthetic(FLAVOURS["6.12"], machine).opened(tmp_path) as (dump, kernel):
         assert kernel.uts.nodename == b"synthetic"
         assert kernel.uts.machine == dump.arch.name.encode() == machine.name.encode()
-        assert (dump.arch.word, dump.arch.byteorder) == (machine.word, machine.order)
+        assert (dump.arch.abi.word, dump.arch.abi.byteorder) == (machine.word, machine.order)
         assert kernel.phys_base == machine.phys_base
 
 
