@@ -17,9 +17,10 @@ from pathlib import Path
 
 from vmfilter import open_dump
 from vmfilter.formats.codec import packer, parse_codec
-from vmfilter.frames.classes import PageClass, excluded_classes
+from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
+from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 
 

@@ -15,13 +15,13 @@ import argparse
 import pathlib
 
 import zstandard
-from vmfilter.classify import Classifier
-from vmfilter.coverage import gaps
 
 from vmfilter.errors import KernelError
-from vmfilter.kernel import Kernel, Vmcoreinfo
-from vmfilter.kernel.search import search_kernel
-from vmfilter.pmem import find_pmem
+from vmfilter.kernel.kernel import Kernel
+from vmfilter.kernel.search import search_kernel, vmcoreinfo_of
+from vmfilter.pages.classify import Classifier
+from vmfilter.pages.coverage import gaps
+from vmfilter.pages.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 
 PAGE = 4096
@@ -32,7 +32,7 @@ NOTE_HEADER = 24
 def pages_read(dump: Dump) -> set[int]:
     """Pages whose content classification depends on."""
     read_into, wanted = dump.read_into, set()
-    info = Vmcoreinfo.of(dump)
+    info = vmcoreinfo_of(dump)
     if info is None:
         info = search_kernel(dump).info
         wanted |= pages_with(dump, info.text.encode())

@@ -7,8 +7,19 @@ from __future__ import annotations
 
 import os
 
+EXIT_STATUSES = {
+    "0": "done",
+    "1": "failed for another reason",
+    "2": "the command line is wrong",
+    "3": "the input cannot be read, is not a dump, or is damaged",
+    "4": "the output cannot be written, or exists",
+    "5": "the crashed kernel cannot be understood (no VMCOREINFO, unknown machine, damaged memory)",
+    "6": "the dump is incomplete, and marked so; so is a dump made of one",
+    "128 + N": "ended by signal N",
+}
+"""What each exit status of the command means."""
 INCOMPLETE = 6
-"""Exit status where a dump was made that is incomplete, and says so of itself."""
+"""Exit status if a dump is incomplete, and marked so."""
 
 
 class VmfilterError(Exception):

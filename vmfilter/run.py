@@ -8,7 +8,6 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmfilter.compress.passthrough import Passthrough
 from vmfilter.compress.pipeline import Compressor, Pages, packed
 from vmfilter.errors import KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.formats.codec import packer
@@ -24,6 +23,8 @@ from vmfilter.writer.kdump import HeaderFields, KdumpWriter
 
 if TYPE_CHECKING:
     from vmfilter.compress.dedup import Deduplicator
+    from vmfilter.compress.pipeline import NewWorker
+    from vmfilter.formats.codec import Codec
     from vmfilter.frames.frame_set import FrameSet
     from vmfilter.reader import Dump
     from vmfilter.writer.base import Writer
@@ -139,7 +140,7 @@ class Run:
                     skip_zero,
                     to.budget(),
                     to.form.dedup,
-                    partial(Passthrough, to.codec) if copies else Compressor,
+                    self._passthrough(to.codec) if copies else Compressor,
                 )
             ) as chunks:
                 while ended is None and (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
@@ -153,6 +154,12 @@ class Run:
         except OutputError as e:
             ended = ended or e
         return ended
+
+    @staticmethod
+    def _passthrough(codec: Codec) -> NewWorker:
+        from vmfilter.compress.passthrough import Passthrough
+
+        return partial(Passthrough, codec)
 
     def _stopped(self, done: int, kept: int) -> BaseException | None:
         """Tell how many pages are written, and return what is raised at that."""

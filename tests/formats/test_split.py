@@ -211,7 +211,7 @@ def test_frames_without_pages_need_no_part(written: Written) -> None:
 def test_a_set_that_was_written_whole_says_so_of_itself(written: Written) -> None:
     with vmfilter.open_dump(written(parts_of(whole_file(), 100))) as dump:
         assert isinstance(dump, KdumpDump)
-        assert (len(dump.files), dump.missing) == (2, [])
+        assert (len(dump.files), dump.index.missing) == (2, [])
 
 
 # What does not belong together

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parent.parent.parent / "shared"))
+LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parents[3] / "shared"))
 VMCORES = LAB / "vmcores"
 needs_lab = [
     pytest.mark.lab,

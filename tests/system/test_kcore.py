@@ -100,7 +100,7 @@ def test_nothing_but_the_crash_kernel(opened: Opened) -> None:
 @pytest.mark.parametrize("error", [errno.EIO, errno.EFAULT])
 def test_pages_that_cannot_be_read_are_zeros(opened: Opened, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     with opened() as dump:
-        bad = next(p.offset + 0x2000 - p.start for p in dump.pieces if p.start <= 0x2000 < p.end)
+        bad = next(p.offset + 0x2000 - p.start for p in dump.segments if p.start <= 0x2000 < p.end)
         preadv = os.preadv
 
         def fails(fd: int, views: list[memoryview], offset: int) -> int:

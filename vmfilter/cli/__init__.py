@@ -1,9 +1,4 @@
-"""The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else lives here.
-
-Exit statuses: 0 done; 1 failed otherwise; 2 the command line is wrong; 3 the input cannot be read or is not a dump;
-4 the output cannot be written; 5 the crashed kernel cannot be understood; 6 the dump that is made or verified is
-incomplete, and marked so; 128 + N ended by signal N.
-"""
+"""The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else."""
 
 from __future__ import annotations
 
@@ -17,19 +12,9 @@ from importlib import import_module
 
 from vmfilter.console.output import flush, prepare, say, show, trouble
 from vmfilter.console.signals import EndedError, end_at_once
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import EXIT_STATUSES, VmfilterError
 
-_EPILOG = """exit status:
-  0  done
-  1  failed for a reason not below
-  2  the command line is wrong
-  3  the input cannot be read, is not a dump, or is damaged
-  4  the output cannot be written, or exists
-  5  the crashed kernel cannot be understood (no VMCOREINFO, unknown machine, damaged memory)
-  6  the new dump is incomplete, and marked so; also where what was read is not all there
-  128 + N  ended by signal N
-"""
-
+_EPILOG = "\n".join(["exit status:", *(f"  {status}  {text}" for status, text in EXIT_STATUSES.items()), ""])
 
 _COMMANDS = {
     "filter": "filter",

@@ -7,19 +7,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_input, threads_of
+from vmfilter.errors import INCOMPLETE, InputError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_DAMAGED, _INCOMPLETE = 3, 6
 _DESCRIPTION = """Read all of DUMP: every page is decompressed, every descriptor and every count is checked. Several
 files are the parts of one split set. What is wrong is told of the first damaged pages, and counted for all."""
 _EPILOG = f"""
 of verify:
-  0  DUMP is whole, and equal to VMCORE as far as that has its pages
-  {_DAMAGED}  DUMP is damaged, ends early, or differs from VMCORE
-  {_INCOMPLETE}  DUMP is incomplete: it says so of itself (space or time ran out when it was written, or what it was
-     made of is not all there), or a part of the set is missing; all that is there is good
+  0  DUMP is whole, and its pages equal those of VMCORE, if VMCORE contains them
+  {InputError.exit_status}  DUMP is damaged or truncated, or differs from VMCORE
+  {INCOMPLETE}  DUMP is marked incomplete, or a part of the set is missing; the pages that it contains are good
 """
 
 
@@ -69,4 +68,4 @@ def run(options: argparse.Namespace) -> int:
         say(f"{path}: {more} more pages {' or '.join(what)}")
     if not options.quiet:
         show(*verification(found, path))
-    return _INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else _DAMAGED
+    return INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else InputError.exit_status

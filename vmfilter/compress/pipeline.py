@@ -93,6 +93,10 @@ class Worker(Protocol):
         """Put the pages of a chunk into out and sizes, as Packer.pack() does; return their number and bytes."""
 
 
+NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
+"""Makes what a thread works with, of the dump, the page size, a packer, and whether zero pages are skipped."""
+
+
 class Compressor:
     """Reads and compresses."""
 
@@ -131,7 +135,7 @@ def packed(
     skip_zero: bool,
     budget: Budget,
     hashed: bool = False,
-    new_worker: Callable[[Dump, int, Packer, bool], Worker] = Compressor,
+    new_worker: NewWorker = Compressor,
 ) -> Generator[Pages, None, None]:
     """Compress pages.
 
@@ -143,7 +147,7 @@ def packed(
         skip_zero: whether zero pages are left out.
         budget: how many threads work, and how many chunks there are at a time; fewer where memory is short.
         hashed: whether frames and hashes are wanted.
-        new_worker: makes what a thread works with, of the dump, the page size, a packer and skip_zero.
+        new_worker: see NewWorker.
 
     Yields:
         Those of each chunk, in order; valid until the next.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 
@@ -36,6 +35,8 @@ class ProgressPrinter:
         share = done / total if total else 1.0
         text = f"{_STAGES[stage]:18} {share:5.0%}  {done} of {total}  {now - self._started:.0f} s"
         if self._terminal:
+            import shutil
+
             width = max(min(shutil.get_terminal_size().columns - len(text) - 6, 40), 0)
             bar = "#" * round(share * width)
             self._print(f"\r{text}  [{bar:{width}}]\x1b[K", end="")

@@ -13,6 +13,7 @@ from vmfilter.console.output import one_line, show
 from vmfilter.frames.classes import PageClass
 from vmfilter.makedumpfile import VERSION
 from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
+from vmfilter.report.text import EXCLUDED_NAMES
 
 if TYPE_CHECKING:
     from vmfilter.statistics import Statistics
@@ -100,15 +101,8 @@ def _eta(seconds: int) -> str:
     return f"eta: {hours // 24}d{hours % 24}h" if hours < 2400 else "eta: >100day"
 
 
-_EXCLUDED = {
-    "Non-private cache pages": PageClass.CACHE,
-    "Private cache pages": PageClass.CACHE_PRIVATE,
-    "User process data pages": PageClass.USER,
-    "Free pages": PageClass.FREE,
-    "Hwpoison pages": PageClass.HWPOISON,
-    "Offline pages": PageClass.OFFLINE,
-}
-_OURS = {"Pmem metadata pages": PageClass.PMEM_METADATA, "Pmem userdata pages": PageClass.PMEM_USERDATA}
+_OURS = {PageClass.PMEM_METADATA, PageClass.PMEM_USERDATA}
+"""Classes that makedumpfile does not know: a line each if there are any."""
 
 
 def report(s: Statistics, elf: bool) -> Iterator[str]:
@@ -123,10 +117,8 @@ def report(s: Statistics, elf: bool) -> Iterator[str]:
     yield f"  Excluded pages   : 0x{original - s.kept:016x}"
     yield from in_elf[:1]
     yield f"    {'Pages filled with zero':24}: 0x{s.zero:016x}"
-    for name, page_class in _EXCLUDED.items():
-        yield f"    {name:24}: 0x{s.excluded(page_class):016x}"
-    for name, page_class in _OURS.items():
-        if s.excluded(page_class):
+    for name, page_class in EXCLUDED_NAMES.items():
+        if page_class is not PageClass.EXCLUDED and (page_class not in _OURS or s.excluded(page_class)):
             yield f"    {name:24}: 0x{s.excluded(page_class):016x}"
     yield f"  Remaining pages  : 0x{s.kept:016x}"
     yield from in_elf[1:]

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from vmfilter.pages.coverage import Gap
     from vmfilter.verify import Verification
 
-# makedumpfile's words (its print_report()), and the two that pmem adds.
-_EXCLUDED = {
+EXCLUDED_NAMES = {
     "Non-private cache pages": PageClass.CACHE,
     "Private cache pages": PageClass.CACHE_PRIVATE,
     "User process data pages": PageClass.USER,
@@ -26,6 +25,7 @@ _EXCLUDED = {
     "Pmem userdata pages": PageClass.PMEM_USERDATA,
     "Pages left out before": PageClass.EXCLUDED,
 }
+"""makedumpfile's words for what is excluded (its print_report()), and ours for what it does not know."""
 
 CLASS_NAMES = {
     PageClass.KERNEL: "kernel and all else",
@@ -62,7 +62,7 @@ def report(s: Statistics) -> Iterator[str]:
     yield line("Original pages", s.present)
     yield line("  Excluded pages", excluded)
     yield line("    Pages filled with zero", s.zero)
-    for name, page_class in _EXCLUDED.items():
+    for name, page_class in EXCLUDED_NAMES.items():
         yield line(f"    {name}", s.excluded(page_class))
     yield line("  Remaining pages", s.kept)
     if s.present:

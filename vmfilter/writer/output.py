@@ -14,7 +14,6 @@ from vmfilter.compress.budget import Budget, budget, memory_in_use
 from vmfilter.errors import CodecError, OutputError, UsageError, is_whole, names_of
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.reader import Dump, Path
-from vmfilter.writer.transport.discard import Discard
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
 if TYPE_CHECKING:
@@ -144,7 +143,11 @@ class Destination:
             raise
 
     def _file(self, path: str) -> Transport:
-        return Discard() if self.form.dry_run else FileTransport(path, self.form.force)
+        if not self.form.dry_run:
+            return FileTransport(path, self.form.force)
+        from vmfilter.writer.transport.discard import Discard
+
+        return Discard()
 
 
 def _standard_output() -> Sink:

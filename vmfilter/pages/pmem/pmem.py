@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import PF_PMEM
 from vmfilter.frames.ranges import Range, clipped, frames_in, intersection, merged, without
-from vmfilter.pages.pmem.info_block import BLOCK, Namespace, parse_info_block
-from vmfilter.pages.pmem.kernel_list import BrokenListError, listed
 from vmfilter.pages.pmem.vmemmap import Sections, mostly
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
+    from vmfilter.pages.pmem.info_block import Namespace
     from vmfilter.reader import Dump
 
 _STRIDE = 1 << 21  # namespaces begin at multiples of this (memremap_compat_align), or where memory or another ends
@@ -97,6 +96,8 @@ class _Search:
         kernel = self._kernel
         if kernel is None or not self._pmem:
             return [], []
+        from vmfilter.pages.pmem.kernel_list import BrokenListError, listed
+
         found: list[Range] = []
         try:
             for entry in listed(kernel.memory, kernel.info, self._objection, self._dump.arch.abi.word):
@@ -160,6 +161,8 @@ class _Search:
 
     def _namespace_at(self, pfn: int) -> Namespace | None:
         """Namespace that begins at a frame."""
+        from vmfilter.pages.pmem.info_block import BLOCK, parse_info_block
+
         start = pfn * self._page_size
         try:
             block = self._dump.read(start + BLOCK, BLOCK)
