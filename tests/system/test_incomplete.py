@@ -570,11 +570,14 @@ def _wait_until_full(pipe: int) -> None:
         os.close(writer)
 
 
+WITH_SIGNALS = "from vmfilter.cli import main\nfrom vmfilter.console import signals\n"
+
+
 @pytest.mark.parametrize(
     "command", ["filter -q -d 0 --compress none --keep-incomplete {} -", "makedumpfile -F -d 0 {}"]
 )
 def test_a_signal_ends_a_run_whose_reader_has_stalled(small: Path, command: str) -> None:
-    patience = "from vmfilter.cli import main\nfrom vmfilter.console import signals\nsignals._PATIENCE = 0.5\nraise SystemExit(main())"
+    patience = f"{WITH_SIGNALS}signals._PATIENCE = 0.5\nraise SystemExit(main())"
     ran = [sys.executable, "-c", patience, *command.format(small).split()]
     with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
@@ -634,7 +637,7 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
 
 
 def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
-    busy = "from vmfilter.cli import main\nfrom vmfilter.console import signals\nsignals._SAME = signals._PATIENCE = 600.0\nraise SystemExit(main())"
+    busy = f"{WITH_SIGNALS}signals._SAME = signals._PATIENCE = 600.0\nraise SystemExit(main())"
     ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
     with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
         assert process.stdout
