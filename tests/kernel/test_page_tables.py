@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from elfbuilder import PAGE, Elf, Load
 from kernelbuilder import DIRECT, FLAVOURS, GIB, KERNEL_AT, MIB, TEXT, VMEMMAP, Memory, PageTables, Synthetic
+from tablebuilder import joined
 
 from vmfilter import open_dump
 from vmfilter.arch import x86_64
@@ -44,18 +45,6 @@ class Space:
         dump, virtual = self.open(folder)
         with dump:
             return joined(virtual.translate(vaddr, length))
-
-
-def joined(mappings: object) -> list[Translation]:
-    """Neighbours as one: how far vmfilter joins them is its own affair."""
-    out: list[Translation] = []
-    for m in mappings:  # type: ignore[attr-defined]
-        last = out[-1] if out else None
-        if last and last.vaddr + last.length == m.vaddr and last.paddr + last.length == m.paddr:
-            out[-1] = Translation(last.vaddr, last.length + m.length, last.paddr)
-        else:
-            out.append(m)
-    return out
 
 
 @FORMS
