@@ -7,7 +7,7 @@
 # this if one is another now; commit the new sums after a run by hand to spare CI that.
 set -eu
 cd "$(dirname "$0")/.."
-releases="bookworm trixie sid"
+releases="sid trixie bookworm"
 packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh tests/packages.sh tests/releases.sh tests/run.sh
            $(find vmfilter/integration -type f -not -name '*.pyc' | LC_ALL=C sort)"
 
