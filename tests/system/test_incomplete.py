@@ -72,7 +72,10 @@ def tight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         image.touch()
         os.truncate(image, int(size) << 20)
         commands = [[f"mkfs.{kind}", "-q", "-m", "0", image], ["mount", "-o", "loop", image, folder]]
-    if os.geteuid() != 0 or any(subprocess.run(c, capture_output=True, check=False).returncode for c in commands):
+    env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}  # su(1) of Debian leaves them out
+    if os.geteuid() != 0 or any(
+        subprocess.run(c, env=env, capture_output=True, check=False).returncode for c in commands
+    ):
         pytest.skip("cannot mount")
     if kind == "ext4":
         (folder / "lost+found").rmdir()
