@@ -1,7 +1,7 @@
-"""Builds the C core (vmfilter._core) from csrc/, with each codec library that this machine has.
+"""Builds the C core (vmfilter._core) from csrc/, with every codec library that this machine has.
 
-A library whose header or object is missing is left out and said so; the codec then comes from its Python package, or
-is not there. Nothing else here: the project's metadata are in pyproject.toml.
+If the header or object of a library is missing, the build reports it and continues. The codec then comes from its
+Python package, or is missing. Project metadata is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import tempfile
 from cffi import FFI
 from setuptools import setup
 
-CSRC = pathlib.Path("csrc")  # builds run in the project's root
+CSRC = pathlib.Path("csrc")  # relative to the project root, where builds run
 FLAGS = ["-std=c11", "-O2", "-ftree-vectorize", "-Wall", "-Wextra", *os.environ.get("VMFILTER_CFLAGS", "").split()]
 
-# macro, header, library, what is missed without it
+# macro, header, library, what it provides (Debian package)
 LIBRARIES = [
-    ("HAVE_ISAL", "isa-l/igzip_lib.h", "isal", "zlib at its fastest (libisal-dev)"),
+    ("HAVE_ISAL", "isa-l/igzip_lib.h", "isal", "zlib level 1, fastest (libisal-dev)"),
     ("HAVE_LIBDEFLATE", "libdeflate.h", "deflate", "zlib, fast (libdeflate-dev)"),
     ("HAVE_LZO", "lzo/lzo1x.h", "lzo2", "lzo (liblzo2-dev)"),
     ("HAVE_SNAPPY", "snappy-c.h", "snappy", "snappy (libsnappy-dev)"),
@@ -33,8 +33,8 @@ LIBRARIES = [
 
 
 def builds(header: str, *arguments: str) -> bool:
-    """Whether a program that includes the header is compiled, and linked unless the arguments say otherwise."""
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")  # what setuptools takes
+    """Return whether a program that includes the header builds. The arguments go to the compiler; -c skips linking."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")  # as setuptools
     with tempfile.TemporaryDirectory() as folder:
         source = pathlib.Path(folder, "probe.c")
         source.write_text(f"#include <stddef.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n")
@@ -46,16 +46,16 @@ def builds(header: str, *arguments: str) -> bool:
 
 
 def need_compiler() -> None:
-    """End at once if nothing can be compiled, or each library would be reported missing, and that reason never."""
+    """Exit if nothing can be compiled. Otherwise every library would be reported missing, which hides the reason."""
     if not builds("stdio.h"):
-        sys.exit("vmfilter: no C compiler works: install one (Debian: gcc and libc6-dev), or name it in CC")
+        sys.exit("vmfilter: no working C compiler: install one (Debian: gcc and libc6-dev), or set CC")
     if not builds("Python.h", "-c", f"-I{sysconfig.get_path('include')}"):
         sys.exit("vmfilter: Python.h is missing: install Python's headers (Debian: python3-dev)")
 
 
 def core() -> FFI:
-    """The cffi builder: declarations from the header, sources from csrc/, libraries that are here."""
-    without = set(os.environ.get("VMFILTER_WITHOUT", "").split(","))  # libraries to leave out, by -l name
+    """Return the cffi builder: declarations from vmfilter.h, sources from csrc/, and the libraries found."""
+    without = set(os.environ.get("VMFILTER_WITHOUT", "").split(","))  # libraries to ignore, by -l name
     found = [x for x in LIBRARIES if x[2] not in without and builds(x[1], f"-l{x[2]}")]
     for entry in LIBRARIES:
         print(f"vmfilter: {'found  ' if entry in found else 'MISSING'} lib{entry[2]}, for {entry[3]}")

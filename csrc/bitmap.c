@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Class bytes to counts and bitmaps, bitmaps to runs. */
+/* Counts and bitmaps of page classes; runs of set bits in bitmaps. */
 #include <string.h>
 
 #include "bytes.h"
@@ -7,7 +7,7 @@
 
 #define EACH 0x0101010101010101u
 
-/* Whether the 8 classes are one: memory is used in runs. */
+/* Whether all 8 classes are equal. They often are: neighbouring page frames tend to have the same class. */
 static inline int is_run(const uint8_t *classes)
 {
 	uint64_t all = vmf_load64(classes, 0);
@@ -54,7 +54,7 @@ uint64_t vmf_rank(const uint8_t *bits, uint64_t count)
 	return rank;
 }
 
-/* The first bit from i on that has the value wanted; count where there is none. */
+/* Returns the first bit at or after i whose value is wanted, or count if there is none. */
 static uint64_t find(const uint8_t *bits, uint64_t i, uint64_t count, int wanted)
 {
 	const uint8_t none = wanted ? 0x00 : 0xff;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Unaligned loads of a dump's words, which may be in the other byte order. */
+/* Unaligned loads from a dump, which may be in the opposite byte order. */
 #ifndef VMFILTER_BYTES_H
 #define VMFILTER_BYTES_H
 

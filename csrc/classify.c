@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Struct pages to page classes. What a kernel's struct page looks like is in the layout; the rules are here. */
+/* Classification of page frames by their struct pages. The rules are here; the layout tells where the members are. */
 #include <string.h>
 
 #include "bytes.h"
 #include "vmfilter.h"
 
-/* The largest compound page that any architecture has is 16 GiB (hugetlb, ppc64); in 4 KiB pages that is this order. */
+/* The largest compound page on any architecture is 16 GiB (hugetlb on ppc64), which is this order with 4 KiB pages. */
 #define MAX_COMPOUND_ORDER 22
 
-#define ANON_BIT 1u	/* PAGE_MAPPING_ANON: lowest bit of mapping, on every kernel; KSM pages have it too */
+#define ANON_BIT 1u	/* PAGE_MAPPING_ANON: bit 0 of mapping in every kernel, set for KSM pages too */
 
-#define AT_ONCE 8	/* pages of a block that are looked at together: their classes are one word */
+#define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
 #define EACH 0x0101010101010101u
 
-/* What is inlined is compiled twice, see vmf_classify(). */
+/* Inlined twice by vmf_classify(): for native 64-bit dumps, and for all others. */
 #define INLINE static inline __attribute__((always_inline))
 
 static inline uint64_t field(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_field f)
@@ -34,7 +34,7 @@ static inline uint64_t field(const struct vmf_page_layout *l, const uint8_t *pag
 	}
 }
 
-/* Whether all fields that every page has are 64 bits wide in this machine's byte order, as nearly all dumps have them. */
+/* Whether struct page is that of a 64-bit machine in this machine's byte order, as in nearly all dumps. */
 static int is_native64(const struct vmf_page_layout *l)
 {
 	return !l->swap && l->flags.width == 8 && l->mapping.width == 8 && l->private_.width == 8 &&
@@ -61,7 +61,7 @@ static int is_aligned(uint64_t pfn, uint64_t order)
 	return (pfn & ((1ull << order) - 1)) == 0;
 }
 
-/* Order of the compound page whose head this is: 0 where there is none, or what memory says cannot be one. */
+/* Returns the order of the compound page that begins at page; 0 if there is none or its order is invalid. */
 static uint64_t compound_order(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, uint64_t pfn,
 			       const uint8_t *end)
 {
@@ -81,7 +81,7 @@ static int is_hugetlb(const struct vmf_page_layout *l, const uint8_t *page, uint
 	       (field(l, page + l->size, l->destructor) & l->destructor_mask) == l->destructor_value;
 }
 
-/* A page that has a type: the union with _mapcount says so, and mapping and lru are overlaid then. */
+/* Class of a page with a page type, which overlays _mapcount. Its mapping and lru are meaningless. */
 static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page, uint32_t mapcount, uint64_t pfn,
 			    uint64_t *order)
 {
@@ -89,12 +89,15 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 		uint64_t free_order = field(l, page, l->private_);
 
 		if (free_order >= l->free_orders || !is_aligned(pfn, free_order))
-			return VMF_KERNEL;	/* seen while a block is split or merged: keep what is in doubt */
+			return VMF_KERNEL;	/* caught while a block is split or merged: in doubt, keep it */
 		*order = free_order;
 		return VMF_FREE;
 	}
 	if (has_type(l->unaccepted, mapcount)) {
-		/* Always blocks of the highest order, marked at their first page only (310183de7bb2, v6.12). */
+		/*
+		 * Since 310183de7bb2 ("mm: introduce PageUnaccepted() page type"), v6.12. An unaccepted block always
+		 * has the highest order, and only its first page has the type.
+		 */
 		uint64_t highest = l->free_orders ? l->free_orders - 1 : 0;
 
 		*order = is_aligned(pfn, highest) ? highest : 0;
@@ -106,7 +109,7 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, int native64)
 {
 	if (word(l, page, l->tail, native64) & l->tail_mask)
-		return VMF_KERNEL;	/* a tail without its head: nothing here is its own */
+		return VMF_KERNEL;	/* a tail without its head: its members belong to the compound page */
 	if (word(l, page, l->mapping, native64) & ANON_BIT)
 		return VMF_USER;
 	if (!(flags & l->lru) && (!l->swapcache || (flags & l->swapcache) != l->swapcache))
@@ -114,7 +117,7 @@ INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 	return flags & l->private_data ? VMF_CACHE_PRIVATE : VMF_CACHE;
 }
 
-/* The block that begins at page. */
+/* Returns the block that begins at page: a compound page, a free block, or a single page. */
 INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end,
 				 int native64)
 {
@@ -122,21 +125,26 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	uint64_t flags = word(l, page, l->flags, native64), order = compound_order(l, page, flags, pfn, end);
 	uint32_t mapcount = mapcount_of(l, page, native64);
 
+	/* Test for slab before page types: up to v4.17, the counters of SLUB overlay _mapcount. */
 	if (flags & l->slab)
-		b.page_class = VMF_KERNEL;	/* before types: until 4.17 a slab's counters overlay _mapcount */
+		b.page_class = VMF_KERNEL;
 	else if (is_hugetlb(l, page, mapcount, order)) {
 		/*
-		 * Hugetlb's poison is on the head alone, which of its pages are bad is in a list of its own
-		 * (161df60e9e89, v6.0). Its tails may alias other pages of structs since v5.14 (f41f2ed43ca5),
-		 * from v5.18 to v7.0 the head's (e7d324850bfc), and then look like heads.
+		 * Of a hugetlb page, only the head has PG_hwpoison. A separate list records the bad pages since
+		 * 161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error pages"), v6.0.
+		 *
+		 * Ignore the flags of the tails: their struct pages can alias others since f41f2ed43ca5 ("mm: hugetlb:
+		 * free the vmemmap pages associated with each HugeTLB page"), v5.14. From e7d324850bfc ("mm: hugetlb:
+		 * free the 2nd vmemmap page associated with each HugeTLB page"), v5.18, until 622026e87c40
+		 * ("mm/hugetlb: remove fake head pages"), v7.1, they can alias the head and so look like heads.
 		 */
 		b.page_class = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
-		b.tails_alike = 1;
+		b.ignore_tail_flags = 1;
 	} else if ((int32_t)mapcount < -1) {
 		b.page_class = typed_class(l, page, mapcount, pfn, &order);
 	} else {
 		b.page_class = untyped_class(l, page, flags, native64);
-		/* Only hugetlb's are larger than the page allocator's blocks. */
+		/* Only hugetlb pages can be larger than the largest block of the buddy allocator. */
 		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
 			order = 0;
 	}
@@ -157,7 +165,7 @@ INLINE void give_each(const struct vmf_page_layout *l, uint64_t poison, uint8_t 
 		give(classes + i, word(l, structs, l->flags, native64) & poison ? VMF_HWPOISON : c);
 }
 
-/* Pages AT_ONCE, of which none is poisoned. */
+/* Gives class c to AT_ONCE page frames, none of them hwpoisoned. */
 static inline void give_all(uint8_t c, uint8_t *classes)
 {
 	uint64_t before, after = EACH * c;
@@ -170,11 +178,11 @@ static inline void give_all(uint8_t c, uint8_t *classes)
 			give(classes + i, c);
 }
 
-/* count frames get the block's class; each one's own poison comes first. */
+/* Gives count page frames the class of the block; hwpoisoned ones become VMF_HWPOISON. */
 INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, const uint8_t *structs, uint64_t count,
 		  uint8_t *classes, int native64)
 {
-	const uint64_t poison = b->tails_alike ? 0 : l->hwpoison, size = l->size;
+	const uint64_t poison = b->ignore_tail_flags ? 0 : l->hwpoison, size = l->size;
 	const uint8_t c = (uint8_t)b->page_class;
 
 	for (; count >= AT_ONCE; count -= AT_ONCE) {
@@ -193,12 +201,13 @@ INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 }
 
 /*
- * A page that is in no block, as most are that a machine in use has: neither head nor slab, without a type, not
- * poisoned. What block_at() finds for all of them is untyped_class() and order 0.
+ * Whether the page is a single page of no special kind: not a head, slab or hwpoisoned, and without a page type. Most
+ * pages of a busy machine are. The caller then skips block_at(), which would return order 0 and untyped_class().
  */
 INLINE int is_plain(const struct vmf_page_layout *l, uint64_t flags, uint32_t mapcount)
 {
-	return !(flags & (l->head | l->slab | l->hwpoison)) && (int32_t)mapcount >= -1 && !has_type(l->hugetlb, mapcount);
+	return !(flags & (l->head | l->slab | l->hwpoison)) && (int32_t)mapcount >= -1 &&
+	       !has_type(l->hugetlb, mapcount);
 }
 
 static int fits(const struct vmf_page_layout *l, struct vmf_field f)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The page codecs: one entry of the table each, and only those whose library was found when this was built. A
- * codec's state lives as long as its vmf_codec and is used by one thread at a time.
+ * Compression of pages. The table contains each codec whose library was found at build time. The state of a library
+ * lives as long as its vmf_codec, and one thread at a time uses it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -16,20 +16,20 @@ struct codec_kind {
 	const char *name;
 	const char *library;
 	int min_level, max_level;
-	size_t state_size;	/* zeroed memory for what start() and compress() keep; 0: none */
+	size_t state_size;	/* zeroed memory for start() and compress() */
 	int (*start)(void *state, int level);
 	void (*stop)(void *state);
-	/* Bytes written to out, 0 where they would not be fewer than size, FAILED where the library failed. */
+	/* Returns the bytes written to out, 0 if the page does not shrink, or FAILED. */
 	int64_t (*compress)(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out);
-	size_t (*bound)(size_t size);	/* out's size for libraries that cannot be told one; NULL: size - 1 will do */
-	int looks_first;		/* the library takes longer to give up on noise than it takes to see it */
+	size_t (*bound)(size_t size);	/* size of out if the library cannot limit its output; NULL: size - 1 */
+	int detect_noise;		/* the library is slow to give up on noise */
 };
 
 struct vmf_codec {
 	const struct codec_kind *kind;
 	void *state;
 	size_t bound;
-	uint8_t *scratch;	/* bound bytes, for pages at the end of what there is room for */
+	uint8_t *scratch;	/* bound bytes: used if the output buffer has less room than that */
 	uint32_t page_size;
 };
 
@@ -107,7 +107,7 @@ static size_t lzo_bound(size_t size)
 
 static int64_t lzo(struct vmf_codec *codec, const uint8_t *page, uint32_t size, uint8_t *out)
 {
-	/* The table is cleared for each page: for a small one, 8 KiB find nearly all that 32 KiB find, in less time. */
+	/* LZO clears its table for every page. For a small page, 8 KiB finds nearly as much as 32 KiB, in less time. */
 	int small = size <= 4096;
 	lzo_uint written = 0;
 
@@ -150,7 +150,7 @@ static int64_t zstd(struct vmf_codec *codec, const uint8_t *page, uint32_t size,
 	ZSTD_CCtx **c = codec->state;
 	size_t written = ZSTD_compress2(*c, out, size - 1, page, size);
 
-	if (ZSTD_isError(written))	/* too little room means that the page did not get smaller */
+	if (ZSTD_isError(written))	/* a full output buffer means that the page did not shrink */
 		return ZSTD_getErrorCode(written) == ZSTD_error_dstSize_tooSmall ? 0 : FAILED;
 	return if_smaller(written, size);
 }
@@ -166,17 +166,17 @@ static int64_t lz4(struct vmf_codec *codec, const uint8_t *page, uint32_t size, 
 }
 #endif
 
-/* Where two libraries serve a codec at a level, the first is taken. */
+/* The first entry that provides a codec at a level is used. */
 static const struct codec_kind kinds[] = {
 	{.name = "none", .library = "vmfilter", .compress = no_compress},
 #ifdef HAVE_ISAL
 	{.name = "zlib", .library = "ISA-L", .min_level = 1, .max_level = 1, .state_size = sizeof(struct vmf_isal *),
-	 .start = isal_start, .stop = isal_stop, .compress = isal, .looks_first = 1},
+	 .start = isal_start, .stop = isal_stop, .compress = isal, .detect_noise = 1},
 #endif
 #ifdef HAVE_LIBDEFLATE
 	{.name = "zlib", .library = "libdeflate", .min_level = 1, .max_level = 12,
 	 .state_size = sizeof(struct libdeflate_compressor *), .start = deflate_start, .stop = deflate_stop,
-	 .compress = deflate, .looks_first = 1},
+	 .compress = deflate, .detect_noise = 1},
 #endif
 #ifdef HAVE_LZO
 	{.name = "lzo", .library = "lzo2", .state_size = LZO1X_1_MEM_COMPRESS, .start = lzo_start, .compress = lzo,
@@ -219,7 +219,7 @@ int vmf_codec_supports(const char *name, int level)
 	return find_kind(name, level) != NULL;
 }
 
-/* Whether the first page can be compressed: with that a library has all memory that it is going to need. */
+/* Whether a first page can be compressed. After that, the library has allocated all the memory that it needs. */
 static int compresses(struct vmf_codec *codec)
 {
 	uint8_t *page = calloc(1, codec->page_size);
@@ -282,13 +282,13 @@ int vmf_is_zero(const uint8_t *page, uint64_t size)
 	return 1;
 }
 
-#define SAMPLES 256		/* bytes of a page that are looked at first */
-#define SAMPLE_RUN 32		/* of which so many follow each other */
+#define SAMPLES 256		/* bytes of a page to sample */
+#define SAMPLE_RUN 32		/* consecutive bytes per sample */
 
-/* Whether some bytes of the page are about as evenly spread as noise: twice as many pairs of them are equal at most. */
+/* Whether a sample of the page looks like noise: it contains less than twice as many pairs of equal bytes. */
 static int seems_noise(const uint8_t *page, uint32_t size)
 {
-	uint8_t counts[256] = {0};	/* small, and left early: few pages are noise */
+	uint8_t counts[256] = {0};	/* small, and the loop ends early: few pages are noise */
 	uint32_t step = size / (SAMPLES / SAMPLE_RUN), pairs = 0;
 
 	for (uint32_t at = 0; at < SAMPLES / SAMPLE_RUN && pairs < SAMPLES * SAMPLES / 256; at++)
@@ -297,10 +297,10 @@ static int seems_noise(const uint8_t *page, uint32_t size)
 	return pairs < SAMPLES * SAMPLES / 256;
 }
 
-/* Whether the page's bytes are spread so evenly that Huffman's code could save a half percent at most. */
+/* Whether the byte values of the page are so evenly distributed that Huffman coding could save at most 0.5 %. */
 static int is_even(const uint8_t *page, uint32_t size)
 {
-	uint32_t counts[4][256] = {{0}};	/* equal bytes next to each other do not wait for each other */
+	uint32_t counts[4][256] = {{0}};	/* four, so that equal neighbours increment different counters */
 	uint64_t square = (uint64_t)size * size, sum = 0;
 
 	for (uint32_t i = 0; i < size; i += 4)
@@ -311,25 +311,25 @@ static int is_even(const uint8_t *page, uint32_t size)
 
 		sum += n * n;
 	}
-	return sum < square / 256 + size + square / 4096;	/* even, chance, and a 16th more */
+	return sum < square / 256 + size + square / 4096;	/* even distribution, chance, and a margin of 1/16 */
 }
 
 /*
- * Whether the page need not be compressed to know that it does not get smaller. An even one may still have repetitions,
- * but in real vmcores it is encrypted or compressed already, and has none.
+ * Whether the page is noise and compression can be skipped. An evenly distributed page could still contain repeated
+ * strings, but in real vmcores such pages are encrypted or already compressed, and contain none.
  */
 static int is_noise(const uint8_t *page, uint32_t size)
 {
 	return size >= SAMPLES && size % 4 == 0 && seems_noise(page, size) && is_even(page, size);
 }
 
-/* One page to at, where there is so much room, at least its size. Returns its bytes. */
+/* Compresses a page to at, or copies it if it does not shrink. room is at least one page. Returns the bytes written. */
 static int64_t pack_page(struct vmf_codec *codec, const uint8_t *page, uint8_t *at, uint64_t room)
 {
 	const struct codec_kind *kind = codec->kind;
 	uint32_t size = codec->page_size;
 	uint8_t *out = room < codec->bound ? codec->scratch : at;
-	int64_t n = kind->looks_first && is_noise(page, size) ? 0 : kind->compress(codec, page, size, out);
+	int64_t n = kind->detect_noise && is_noise(page, size) ? 0 : kind->compress(codec, page, size, out);
 
 	if (n == 0) {
 		memcpy(at, page, size);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Compressed pages back to pages, one entry of the table for each flag of a page descriptor; or copied as they are. */
+/* Decompression of pages, with a table entry for each codec flag of a page descriptor. Copying of compressed pages. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +18,7 @@ struct vmf_decoder {
 
 struct decoder_kind {
 	uint32_t flag;
-	/* 1 where data became exactly size bytes. */
+	/* Returns 1 if data decompresses to exactly size bytes. */
 	int (*expand)(struct vmf_decoder *d, const uint8_t *data, size_t length, uint8_t *page, size_t size);
 };
 
@@ -144,7 +144,7 @@ void vmf_decoder_free(struct vmf_decoder *d)
 	free(d);
 }
 
-/* The piece of data that a descriptor points at; NULL where no extent has all of it. */
+/* Returns the data that a descriptor refers to, or NULL if no extent contains all of it. */
 static const uint8_t *data_of(const struct vmf_descriptor *d, const struct vmf_extent *extents, uint64_t count,
 			      const uint8_t *data)
 {
@@ -180,7 +180,7 @@ static int is_raw(const struct vmf_descriptor *d, uint32_t page_size)
 	return d->flags == 0 && d->size == page_size;
 }
 
-/* Whether the data are as vmf_pack makes them with the codec of that flag. */
+/* Whether the data is what vmf_pack() could write with the codec of codec_flag. */
 static int fits(const struct vmf_descriptor *d, uint32_t page_size, uint32_t codec_flag)
 {
 	return is_raw(d, page_size) || (codec_flag && d->flags == codec_flag && d->size && d->size < page_size);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Identical pages once: which page's data are those of an earlier one. A hash only proposes; the caller compares the
- * pages between vmf_dedup_find() and vmf_dedup_place().
+ * Deduplication: a page that is identical to an earlier page shares its data. Equal hashes only suggest a match; the
+ * caller compares the pages between vmf_dedup_find() and vmf_dedup_place().
  */
 #include <string.h>
 
 #include "bytes.h"
 #include "vmfilter.h"
 
-#define WAYS 8	/* slots in which a page can be; of those the one that was of use longest ago goes */
+#define WAYS 8	/* slots that can hold a given page; a new page replaces the least recently used */
 #define LANES 4
 
 static const uint64_t prime1 = 0x9e3779b185ebca87, prime2 = 0xc2b2ae3d27d4eb4f, prime3 = 0x165667b19e3779f9;
@@ -24,7 +24,7 @@ static void mix(uint64_t lanes[LANES], const uint8_t *p)
 		lanes[i] = rotated(lanes[i] + vmf_load64(p + 8 * i, 0) * prime2, 31) * prime1;
 }
 
-/* The rounds of XXH64; its end is simpler here, as nobody else knows these hashes. */
+/* The rounds of XXH64, with a simpler finish: nothing outside this file depends on the values. */
 static uint64_t hash_of(const uint8_t *data, uint32_t size)
 {
 	uint64_t lanes[LANES] = {prime1, prime2, prime3, size}, hash = size;
@@ -55,7 +55,7 @@ static int in_use(const struct vmf_stored *s, uint64_t lowest_pfn)
 	return s->size && s->pfn >= lowest_pfn;
 }
 
-/* The slot that has such a page; NULL where none has. */
+/* Returns the slot of a page with this hash and size, or NULL. */
 static struct vmf_stored *find(struct vmf_stored *bucket, uint64_t hash, uint32_t size, uint64_t lowest_pfn)
 {
 	for (int i = 0; i < WAYS; i++)
@@ -64,7 +64,7 @@ static struct vmf_stored *find(struct vmf_stored *bucket, uint64_t hash, uint32_
 	return NULL;
 }
 
-/* The slot that a new page takes. Clocks wrap around: their distance to now counts. */
+/* Returns the slot for a new page. The clock wraps around, so compare ages, not times. */
 static struct vmf_stored *place(struct vmf_stored *bucket, uint32_t now, uint64_t lowest_pfn)
 {
 	struct vmf_stored *oldest = bucket;
@@ -92,7 +92,7 @@ void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pf
 			continue;
 		s = find(bucket, hashes[i], sizes[i], lowest_pfn);
 		kinds[i] = s ? VMF_SHARES : VMF_STORES;
-		if (!s) {	/* its offset stays what it was: a page before this one may share it */
+		if (!s) {	/* leave the offset alone: an earlier page of this call may share it */
 			s = place(bucket, now, lowest_pfn);
 			s->hash = hashes[i];
 			s->pfn = pfns[i];

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * ISA-L's igzip, made to give the same bytes for the same page wherever its stream lies.
+ * A wrapper that makes ISA-L's igzip deterministic.
  *
- * Its x86_64 match finder (igzip_icf_body_h1_gr_bt.asm, .write_first_byte, in 2.30 and still in 2.32) hashes a register
- * that holds the stream's address instead of the input's third position: the position is entered in the slot
- * crc32c(address >> 16) of the hash table. Where that happens to be the slot of one of the first bytes, a match is found
- * or missed, and the output, though right, is another. So the stream is put where this slot is a constant.
+ * The x86_64 match finder has a bug (igzip_icf_body_h1_gr_bt.asm, .write_first_byte, in 2.30 and still in 2.32). For
+ * the third input position, it hashes the address of the stream instead of the input, so the position is entered in
+ * slot crc32c(address >> 16) of the hash table. If one of the first bytes hashes to the same slot, a match is found or
+ * missed. The output is valid but depends on the address. So allocate the stream where this slot is always the same.
  */
 #define _DEFAULT_SOURCE	/* MAP_ANONYMOUS */
 #include "isal.h"
@@ -15,13 +15,13 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define SLOT 0x1555u		/* any of the table's 8192, but never another: outputs depend on it */
+#define SLOT 0x1555u		/* arbitrary, one of 8192; changing it changes the output */
 #define BLOCK ((uintptr_t)1 << 16)
-#define TRIES 256		/* slots repeat every 8192 blocks or so: with these, over 128 GiB of addresses */
+#define TRIES 256		/* a slot repeats about every 8192 blocks, so this covers 128 GiB of addresses */
 
 struct vmf_isal {
 	struct isal_zstream *stream;
-	size_t stream_size;		/* mapped, in whole pages */
+	size_t stream_size;		/* mapped, a multiple of BLOCK */
 	uint8_t level_buffer[ISAL_DEF_LVL1_SMALL];
 };
 
@@ -35,9 +35,8 @@ static uint32_t slot_of(uintptr_t address)
 }
 
 /*
- * size bytes of zeros in the right slot; NULL where there are none. The kernel is asked for one such address after the
- * other, below those that it chooses by itself: nothing is reserved beside what is used, so a limit on addresses
- * (RLIMIT_AS) is no matter.
+ * Maps size zeroed bytes at an address that hashes to SLOT; NULL on failure. Tries one such address after the other,
+ * below what the kernel picks by itself. Unlike a large reservation, this works under RLIMIT_AS.
  */
 static void *map_in_slot(size_t size)
 {
@@ -97,7 +96,7 @@ int64_t vmf_isal_compress(struct vmf_isal *s, const uint8_t *page, uint32_t size
 	z->level_buf_size = sizeof(s->level_buffer);
 	z->gzip_flag = IGZIP_ZLIB;
 	z->end_of_stream = 1;
-	z->next_in = (uint8_t *)(uintptr_t)page;	/* the library takes no const, and does not write there */
+	z->next_in = (uint8_t *)(uintptr_t)page;	/* the library only reads it, but takes no const */
 	z->avail_in = size;
 	z->next_out = out;
 	z->avail_out = size - 1;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* zlib's format by ISA-L at level 1, the same bytes for the same page always. Only where HAVE_ISAL is defined. */
+/* ISA-L at level 1, in zlib format. Output depends on nothing but the page. Available only if HAVE_ISAL is defined. */
 #ifndef VMFILTER_ISAL_H
 #define VMFILTER_ISAL_H
 
@@ -7,11 +7,11 @@
 
 struct vmf_isal;
 
-/* NULL where there is no memory, or none of the addresses that will do is free. */
+/* Returns NULL if memory is short, or if no suitable address is free. */
 struct vmf_isal *vmf_isal_new(void);
 void vmf_isal_free(struct vmf_isal *s);
 
-/* Bytes written to out, 0 where they would not be fewer than size, -1 where the library failed. */
+/* Returns the bytes written to out, 0 if the page does not shrink, or -1 if the library failed. */
 int64_t vmf_isal_compress(struct vmf_isal *s, const uint8_t *page, uint32_t size, uint8_t *out);
 
 #endif

@@ -59,7 +59,10 @@ uint64_t vmf_drop_lost(const struct vmf_descriptor *descriptors, uint64_t descri
 	return left;
 }
 
-/* Whether the extent has the descriptor's data, or can be made longer to have it without much that nobody wants. */
+/*
+ * Whether the extent contains the data of the descriptor. The last extent may be extended to contain it, if the extra
+ * bytes to read are few.
+ */
 static int takes(const struct vmf_extent *e, const struct vmf_descriptor *d, int is_last, uint32_t page_size)
 {
 	uint64_t end = e->offset + e->size;

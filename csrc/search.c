@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Where in memory something begins. */
+/* Search of memory for a string. */
 #include <string.h>
 
 #include "vmfilter.h"
 
-#define STRIDE 64	/* words looked at before asking whether any was it: the compiler makes vectors of that */
+#define STRIDE 64	/* words compared before testing for a match, so that the compiler can vectorise the loop */
 
 uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length)
 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Entries of page tables to mappings. Which table is read next is the caller's business. */
+/* Decoding of page table entries. The caller walks the tables. */
 #include "bytes.h"
 #include "vmfilter.h"
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The C core: pure functions over the caller's buffers. Nothing here opens a file, keeps a global, or trusts what a
- * dump contains: a function touches only the buffers that it is given, within the lengths that it is given.
+ * The C core: pure functions over the caller's buffers. They open no file, keep no global state and do not trust the
+ * contents of a dump. A function accesses only the buffers that it is passed, within the lengths that it is passed.
  *
- * All functions run without Python's global lock, and any number of threads may call them at once. Only struct
- * vmf_codec, struct vmf_decoder, struct vmf_block and the table of struct vmf_stored carry state between calls: each
- * belongs to one thread at a time. No buffer may overlap another.
+ * The functions run without the GIL and are thread-safe. Only struct vmf_codec, struct vmf_decoder, struct vmf_block
+ * and a table of struct vmf_stored carry state between calls; only one thread at a time may use any of these. Buffers
+ * must not overlap.
  *
- * setup.py gives this file, without its preprocessor lines, to cffi; so it contains plain declarations only.
- * vmfilter/native.py is the only Python module that calls them.
+ * setup.py strips the preprocessor lines and passes the rest to cffi, so this file contains only plain declarations.
+ * vmfilter/native.py is the only Python module that calls the functions.
  */
 #ifndef VMFILTER_H
 #define VMFILTER_H
@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a page frame was used for: one byte a frame. vmfilter.frames.classes.PageClass has the same numbers. */
+/* What a page frame was used for, one byte per frame. vmfilter.frames.classes.PageClass uses the same values. */
 enum vmf_class {
 	VMF_HOLE = 0,
 	VMF_KERNEL = 1,
@@ -32,28 +32,29 @@ enum vmf_class {
 	VMF_CLASSES = 11
 };
 
-/* A page type is set if (_mapcount & mask) == value; {1, 0} matches nothing. */
+/* A page has this type if (_mapcount & mask) == value. {1, 0} matches no page. */
 struct vmf_page_type {
 	uint32_t value, mask;
 };
 
-/* An unsigned member of a struct page: offset and width in bytes; width is 1, 2, 4, 8, or 0 for no such member. */
+/* An unsigned member of struct page: offset and width in bytes. Width is 1, 2, 4 or 8; 0 if there is no such member. */
 struct vmf_field {
 	uint32_t offset, width;
 };
 
 /*
- * struct vmf_page_layout - how one kernel lays out its struct pages
- * @size: bytes of a struct page
- * @swap: 1 if its words are in the other byte order
+ * struct vmf_page_layout - layout of struct page in one kernel
+ * @size: sizeof(struct page)
+ * @swap: 1 if struct page is in the opposite byte order
  * @flags, @mapcount, @mapping, @private_: members
- * @tail: member that tells a tail page: (tail & @tail_mask) != 0
- * @lru, @private_data, @swapcache, @slab, @hwpoison, @head: bits of flags; 0 if this kernel has no such flag.
- *	@swapcache needs all its bits.
+ * @tail: member that identifies a tail page: (tail & @tail_mask) != 0
+ * @lru, @private_data, @swapcache, @slab, @hwpoison, @head: masks for flags; 0 if this kernel does not have the flag.
+ *	A page is in the swap cache only if all bits of @swapcache are set.
  * @buddy, @hugetlb, @offline, @unaccepted: page types
- * @order: member of a compound page's first tail page: its order
- * @destructor: member of the first tail page: hugetlb if (destructor & @destructor_mask) == @destructor_value
- * @free_orders: number of orders that a free block can have: LENGTH(zone.free_area)
+ * @order: order of a compound page, in its first tail page
+ * @destructor: destructor of a compound page, in its first tail page; the page is hugetlb if
+ *	(destructor & @destructor_mask) == @destructor_value
+ * @free_orders: number of orders of the buddy allocator: LENGTH(zone.free_area)
  */
 struct vmf_page_layout {
 	uint32_t size;
@@ -69,65 +70,65 @@ struct vmf_page_layout {
 };
 
 /*
- * struct vmf_block - the block of pages (compound or free) that reaches beyond the struct pages of one call
- * @end_pfn: first frame after it
- * @page_class: its class
- * @tails_alike: 1 if the flags of its tails mean nothing (hugetlb)
+ * struct vmf_block - a compound page or free block that continues past the struct pages of one call
+ * @end_pfn: first page frame after the block
+ * @page_class: class of its page frames
+ * @ignore_tail_flags: 1 if the flags of the tail pages are meaningless (hugetlb)
  */
 struct vmf_block {
 	uint64_t end_pfn;
 	uint32_t page_class;
-	uint32_t tails_alike;
+	uint32_t ignore_tail_flags;
 };
 
 /*
- * vmf_classify() - give page frames their class
- * @layout: of the struct pages
+ * vmf_classify() - classify page frames by their struct pages
+ * @layout: layout of struct page
  * @structs: in: struct pages, @count * layout->size bytes
- * @pfn: the first frame
- * @count: number of frames
- * @block: in and out: zeros before the first call; calls come in ascending order of frames
- * @classes: in and out: @count bytes. Only VMF_KERNEL is replaced, and VMF_PMEM_USERDATA by VMF_HWPOISON.
+ * @pfn: first page frame
+ * @count: number of page frames
+ * @block: in and out: state between calls; zero it before the first call. Calls must be in ascending order of @pfn.
+ * @classes: in and out: @count bytes. Replaces only VMF_KERNEL, and VMF_PMEM_USERDATA by VMF_HWPOISON.
  *
- * Return: 0, or -1 if the layout places a member outside of the struct page; @classes is unchanged then.
+ * Return: 0, or -1 if @layout contains a member outside struct page; @classes is then unchanged.
  */
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, uint8_t *classes);
 
 /*
- * vmf_all_have() - test flags of struct pages
- * @layout: of the struct pages
+ * vmf_all_have() - test whether every struct page has one of some flags
+ * @layout: layout of struct page
  * @structs: in: struct pages, @count * layout->size bytes
  * @count: number of struct pages
- * @flags: bits of flags
+ * @flags: mask of flags
  *
- * Return: 1 if each struct page has at least one of the flags, else 0.
+ * Return: 1 if at least one of @flags is set in each struct page, else 0.
  */
 int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count, uint64_t flags);
 
 /*
- * vmf_count() - count classes
- * @classes: in: @count bytes; a class out of range counts as VMF_KERNEL
- * @count: number of frames
- * @counts: in and out: the frames of each class are added
+ * vmf_count() - count the page frames of each class
+ * @classes: in: @count bytes; an invalid class counts as VMF_KERNEL
+ * @count: number of page frames
+ * @counts: in and out: incremented by the number of frames of each class
  */
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[11]);
 
 /*
- * vmf_bitmap() - make a bitmap of classes; bit 0 of a byte is its first frame
+ * vmf_bitmap() - make a bitmap of the page frames whose class is kept; bit 0 of a byte is its first frame
  * @classes: in: @count bytes
- * @count: number of frames
- * @kept: in: for each class, whether its bit is set
+ * @count: number of page frames
+ * @kept: in: indexed by class; nonzero if the class is kept
  * @bits: out: (@count + 7) / 8 bytes; bits after the last frame are 0
  */
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t kept[256], uint8_t *bits);
 
 /*
- * vmf_rank() - count bits
+ * vmf_rank() - count set bits
  * @bits: in: at least (@count + 7) / 8 bytes
- * @count: number of bits
+ * @count: number of bits to examine
  *
- * Return: how many of the first @count bits are set.
+ * Return: number of set bits among the first @count.
  */
 uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
 
@@ -135,9 +136,9 @@ uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
  * vmf_runs() - find runs of set bits
  * @bits: in: at least (@count + 7) / 8 bytes
  * @count: number of bits
- * @next: in and out: the first bit to look at; becomes where to go on, @count at the end
- * @runs: out: pairs (first bit, number of bits), room for @max_runs pairs
- * @max_runs: in pairs
+ * @next: in and out: bit at which to start; updated to the bit at which to continue, or to @count at the end
+ * @runs: out: pairs (first bit, number of bits)
+ * @max_runs: capacity of @runs, in pairs
  *
  * Return: number of pairs.
  */
@@ -145,10 +146,10 @@ uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t 
 
 /*
  * struct vmf_table_level - one level of page tables
- * @shift: log2 of the bytes that one entry maps
- * @present_mask, @present_value: an entry e is present if e != 0 and (e & @present_mask) == @present_value
- * @leaf_mask, @leaf_value: an entry maps memory, not a table, if (e & @leaf_mask) == @leaf_value
- * @leaf_address, @table_address: the bits of either kind of entry that are a physical address
+ * @shift: log2 of the number of bytes that one entry maps
+ * @present_mask, @present_value: entry e is present if e != 0 and (e & @present_mask) == @present_value
+ * @leaf_mask, @leaf_value: entry e maps memory, rather than pointing to a table, if (e & @leaf_mask) == @leaf_value
+ * @leaf_address, @table_address: masks for the physical address in either kind of entry
  */
 struct vmf_table_level {
 	uint32_t shift;
@@ -158,14 +159,14 @@ struct vmf_table_level {
 };
 
 /*
- * struct vmf_paging - a paging form
- * @swap: 1 if entries are in the other byte order
+ * struct vmf_paging - a page table format
+ * @swap: 1 if entries are in the opposite byte order
  * @entry_size: 4 or 8 bytes
- * @address_shift: the address bits of an entry are shifted left by this
- * @high_shift, @high_mask: further address bits of an entry, and how far they are shifted left
- * @block_mask, @block_size: leaves with this bit map an aligned block of that many bytes together, and all contain the
- *	block's address
- * @levels: the last table first
+ * @address_shift: left shift of the address bits of an entry
+ * @high_shift, @high_mask: mask for the high address bits of an entry, and their left shift
+ * @block_mask, @block_size: leaf entries with this bit set map one aligned block of @block_size bytes together; each
+ *	contains the address of the block
+ * @levels: levels of tables, the last one first
  */
 struct vmf_paging {
 	uint32_t swap;
@@ -179,11 +180,11 @@ struct vmf_paging {
 };
 
 /*
- * struct vmf_mapping - what page tables map
+ * struct vmf_mapping - a range of virtual memory that page table entries map
  * @vaddr: virtual address
  * @length: bytes
- * @paddr: physical address; of the table if @is_table
- * @is_table: 1 if an entry is of a table
+ * @paddr: physical address of the memory, or of the next table if @is_table
+ * @is_table: 1 if the entry points to a table
  */
 struct vmf_mapping {
 	uint64_t vaddr, length, paddr;
@@ -191,74 +192,75 @@ struct vmf_mapping {
 };
 
 /*
- * vmf_decode_table() - turn entries of a page table into mappings
- * @paging: the paging form
- * @level: of the table; 0 is the last
+ * vmf_decode_table() - decode entries of a page table
+ * @paging: page table format
+ * @level: level of the table; 0 is the last
  * @table: in: @count entries
  * @count: number of entries
- * @vaddr: virtual address that the first of them maps
- * @mappings: out: room for @max; memory that continues is one mapping
- * @max: number of mappings
+ * @vaddr: virtual address that the first entry maps
+ * @mappings: out: contiguous memory is merged into one mapping
+ * @max: capacity of @mappings
  *
- * Return: number of mappings, or -1 if @max is too small or the paging form is not possible.
+ * Return: number of mappings, or -1 if @max is too small or @paging is invalid.
  */
 int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const uint8_t *table, uint64_t count,
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);
 
 /*
- * vmf_find_text() - find a text at a multiple of 4 bytes
+ * vmf_find_text() - find a string that is aligned to 4 bytes
  * @data: in: @size bytes
  * @size: bytes
- * @at: offset from which to search, a multiple of 4
+ * @at: offset at which to start, a multiple of 4
  * @text: in: @length bytes
- * @length: bytes, 4 or more
+ * @length: bytes, at least 4
  *
- * A text that the end of the data cuts off is found by as much of it as is there, 4 bytes or more.
+ * A string that the end of @data truncates is found too, if at least its first 4 bytes are there.
  *
- * Return: offset of the first such text, or @size if there is none.
+ * Return: offset of the first match, or @size if there is none.
  */
 uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length);
 
-/* A page codec with the state of its library: one thread at a time. */
+/* A compressor: a page codec and the state of its library. One thread at a time. */
 struct vmf_codec;
 
 /*
- * vmf_codec_name(), vmf_codec_library() - the codecs of this build
- * @i: from 0 on
+ * vmf_codec_name(), vmf_codec_library() - list the codecs of this build
+ * @i: index, from 0
  *
- * Return: name of a codec, and of the library that serves it; NULL after the last. The best library of a codec comes
- * first.
+ * Return: name of the codec or of the library that provides it; NULL after the last. If several libraries provide a
+ * codec, the preferred one comes first.
  */
 const char *vmf_codec_name(uint32_t i);
 const char *vmf_codec_library(uint32_t i);
 
-/* vmf_codec_supports() - Return: 1 if this build has the codec at that level, else 0. */
+/* vmf_codec_supports() - Return: 1 if this build provides codec @name at @level, else 0. */
 int vmf_codec_supports(const char *name, int level);
 
 /*
- * vmf_codec_new() - make a codec
- * @name: of the codec
- * @level: of effort
+ * vmf_codec_new() - allocate a compressor
+ * @name: name of the codec
+ * @level: compression level
  * @page_size: bytes
  *
- * Return: the codec, for vmf_codec_free(); NULL if this build does not have it at that level, or without memory.
+ * Return: the compressor, to be freed by vmf_codec_free(); NULL if this build does not provide the codec at @level, or
+ * if memory is short.
  */
 struct vmf_codec *vmf_codec_new(const char *name, int level, uint32_t page_size);
 void vmf_codec_free(struct vmf_codec *codec);
 
 /*
- * vmf_pack() - compress pages, one after the other
- * @codec: one thread at a time
+ * vmf_pack() - compress pages
+ * @codec: the compressor
  * @pages: in: @count * @page_size bytes
  * @count: number of pages
- * @page_size: bytes, that of the codec
- * @skip_zero: 1 to leave zero pages out
- * @out: out: @out_size bytes, of which those after the result are undefined
+ * @page_size: bytes, as passed to vmf_codec_new()
+ * @skip_zero: 1 to skip zero pages
+ * @out: out: compressed pages, back to back; anything after the returned length is undefined
  * @out_size: bytes, at least @count * @page_size
- * @sizes: out: for each page its bytes in @out; @page_size if it is stored raw, as it did not become smaller; 0 if it
- *	is left out
+ * @sizes: out: bytes of each page in @out: @page_size if the page is stored raw because it did not shrink, 0 if it is
+ *	skipped
  *
- * Return: bytes written to @out; -1 if @out_size is too small, -2 if the library failed.
+ * Return: bytes written to @out; -1 if @page_size or @out_size is wrong, -2 if the library failed.
  */
 int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, uint32_t page_size, int skip_zero,
 		 uint8_t *out, uint64_t out_size, uint32_t *sizes);
@@ -266,7 +268,11 @@ int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, 
 /* vmf_is_zero() - Return: 1 if all @size bytes are zero, else 0. */
 int vmf_is_zero(const uint8_t *page, uint64_t size);
 
-/* struct vmf_descriptor - a page descriptor of the kdump-compressed format, in this machine's byte order */
+/*
+ * struct vmf_descriptor - a page descriptor of the kdump-compressed format: struct page_desc of crash's diskdump.h
+ *
+ * In this machine's byte order, except in the output of vmf_descriptors() and the input of vmf_swap_descriptors().
+ */
 struct vmf_descriptor {
 	uint64_t offset;
 	uint32_t size, flags;
@@ -275,58 +281,59 @@ struct vmf_descriptor {
 
 /*
  * vmf_descriptors() - make page descriptors
- * @sizes: in: of each page's data, as vmf_pack() gives them
- * @shared: in: for each page the offset of the data that it shares, 0 if it has its own; may be NULL
+ * @sizes: in: bytes of each page's data, as returned by vmf_pack()
+ * @shared: in: for each page, file offset of the earlier data that it shares, or 0 if its data is its own; may be NULL
  * @count: number of pages
  * @page_size: bytes
- * @offset: of the first page's data in the file
- * @zero_offset: of the data that all zero pages share
- * @codec_flag: flag of pages that are not raw
- * @swap: 1 if the file is in the other byte order
+ * @offset: file offset of the first page's data
+ * @zero_offset: file offset of the data that all zero pages share
+ * @codec_flag: flag of compressed pages
+ * @swap: 1 if the file is in the opposite byte order
  * @descriptors: out: @count descriptors, in the byte order of the file
  *
- * Return: the offset after the data.
+ * Return: file offset after the last page's data.
  */
 uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size,
 			 uint64_t offset, uint64_t zero_offset, uint32_t codec_flag, int swap,
 			 struct vmf_descriptor *descriptors);
 
 /*
- * vmf_swap_descriptors() - change the byte order of descriptors
+ * vmf_swap_descriptors() - reverse the byte order of descriptors
  * @descriptors: in and out: @count descriptors
  * @count: number of descriptors
  */
 void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count);
 
 /*
- * vmf_drop_lost() - clear the bits of pages that an incomplete file has lost
- * @descriptors: in: one for each set bit, in order; if there are fewer, the pages of the rest are lost
- * @descriptor_count: number of descriptors
- * @file_size: bytes; a page is lost if its data would end after that, or its offset is 0
+ * vmf_drop_lost() - clear the bits of pages that are missing from a truncated or incomplete file
+ * @descriptors: in: one for each set bit, in order. A page without a descriptor is missing, and so is one whose
+ *	offset is 0 or whose data ends after @file_size.
+ * @descriptor_count: number of descriptors; fewer than set bits if the file ends within the descriptors
+ * @file_size: bytes
  * @count: number of bits
  * @bits: in and out: (@count + 7) / 8 bytes
  *
- * Return: how many bits remain set.
+ * Return: number of bits that remain set.
  */
 uint64_t vmf_drop_lost(const struct vmf_descriptor *descriptors, uint64_t descriptor_count, uint64_t file_size,
 		       uint64_t count, uint8_t *bits);
 
 /*
  * vmf_hashes() - hash the data of each page
- * @data: in: of all pages, one after the other
- * @sizes: in: of each page's data, as vmf_pack() gives them
+ * @data: in: data of all pages, back to back
+ * @sizes: in: bytes of each page's data, as returned by vmf_pack()
  * @count: number of pages
- * @hashes: out: one for each page, 0 for a page without data
+ * @hashes: out: one per page, 0 for a page without data
  */
 void vmf_hashes(const uint8_t *data, const uint32_t *sizes, uint64_t count, uint64_t *hashes);
 
 /*
- * struct vmf_stored - a page whose data are in the file
- * @hash: of its data
- * @pfn: its frame
- * @offset: of its data
- * @size: of its data; 0: this slot is empty
- * @used: the clock when it was last of use
+ * struct vmf_stored - slot of the deduplication table: a page whose data is in the file
+ * @hash: hash of the data
+ * @pfn: page frame number
+ * @offset: file offset of the data
+ * @size: bytes of the data; 0 if this slot is empty
+ * @used: time of the last use, on the clock of vmf_dedup_find()
  */
 struct vmf_stored {
 	uint64_t hash, pfn, offset;
@@ -334,96 +341,96 @@ struct vmf_stored {
 };
 
 enum vmf_kind {
-	VMF_ALONE = 0,		/* its data are its own, and no later page may share them */
-	VMF_STORES = 1,		/* its data are its own, and later pages may share them */
-	VMF_SHARES = 2		/* its data are those of an earlier page */
+	VMF_ALONE = 0,		/* stored, but not in the table: no later page shares its data */
+	VMF_STORES = 1,		/* stored, and later pages may share its data */
+	VMF_SHARES = 2		/* shares the data of an earlier page */
 };
 
 /*
- * vmf_dedup_find() - look pages up, in order, and enter those that are not found
- * @table: in and out: zeros at first; without room, the page that was of no use for the longest time goes
- * @slots: of the table: a power of two, 8 or more
- * @lowest_pfn: pages before that are in another file
- * @now: a clock that advances by @count from call to call
- * @hashes, @sizes, @pfns: in: of each page
+ * vmf_dedup_find() - look up pages in the table, in order, and add new ones
+ * @table: in and out: zero it before the first call. A new page replaces the least recently used one.
+ * @slots: size of @table, a power of two and at least 8
+ * @lowest_pfn: first page frame of the current file; pages below it are in another file
+ * @now: clock: the number of pages looked up in earlier calls, modulo 2^32
+ * @hashes, @sizes, @pfns: in: one per page
  * @count: number of pages
- * @kinds: out: enum vmf_kind of each page. VMF_SHARES only says that hash and size are those of the page @earlier: the
- *	caller compares both pages, and writes VMF_ALONE if they differ.
- * @found: out: the slot of each page, for vmf_dedup_place(), which must be called next
- * @earlier: out: the frame whose data each page may share
+ * @kinds: out: enum vmf_kind of each page. VMF_SHARES means only that hash and size match page frame @earlier. The
+ *	caller must compare the two pages and change this to VMF_ALONE if they differ.
+ * @found: out: slot of each page. Pass it to vmf_dedup_place(), which must be the next call on @table.
+ * @earlier: out: for each page, the page frame whose data it may share
  */
 void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pfn, uint32_t now,
 		    const uint64_t *hashes, const uint32_t *sizes, const uint64_t *pfns, uint64_t count,
 		    uint8_t *kinds, uint32_t *found, uint64_t *earlier);
 
 /*
- * vmf_dedup_place() - remove the data of pages that share, and learn where the others will be
- * @table, @kinds, @found, @sizes, @count: as vmf_dedup_find() had and left them
- * @offset: of the first remaining data in the file
- * @data: in and out: of all pages, one after the other
- * @shared: out: of each page, as vmf_descriptors() takes it
+ * vmf_dedup_place() - remove the data of pages that share, and record the file offsets of the others
+ * @table, @kinds, @found, @sizes, @count: as passed to and set by vmf_dedup_find()
+ * @offset: file offset at which the remaining data will be written
+ * @data: in and out: data of all pages, back to back
+ * @shared: out: for each page, file offset of the data that it shares, or 0; for vmf_descriptors()
  *
  * Return: bytes that remain in @data.
  */
 uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const uint32_t *found, const uint32_t *sizes,
 			 uint64_t count, uint64_t offset, uint8_t *data, uint64_t *shared);
 
-/* struct vmf_extent - bytes of a file, and their position in a buffer */
+/* struct vmf_extent - @size bytes at @offset of a file, which are read to position @at of a buffer */
 struct vmf_extent {
 	uint64_t offset, size, at;
 };
 
 /*
- * vmf_extents() - find what must be read of a file to have the data of pages
+ * vmf_extents() - compute which parts of a file contain the data of some pages
  * @descriptors: in: @count descriptors
  * @count: number of descriptors
  * @page_size: bytes
- * @lowest: offset before which no data lie
- * @extents: out: room for @count. Their positions follow each other in a buffer of @count * @page_size bytes at most;
- *	data that are shared, or near those of the page before, are in one extent.
+ * @lowest: lowest valid file offset of page data
+ * @extents: out: at most @count extents, back to back in a buffer of at most @count * @page_size bytes. Data that is
+ *	shared, or close to the data of the previous page, is in one extent.
  *
- * Return: number of extents, or UINT64_MAX - i if descriptor i is of more than a page, lies before @lowest, or beyond
- * the longest file.
+ * Return: number of extents, or UINT64_MAX - i if descriptor i is invalid: its data is larger than a page, or begins
+ * before @lowest or beyond the maximum file size.
  */
 uint64_t vmf_extents(const struct vmf_descriptor *descriptors, uint64_t count, uint32_t page_size, uint64_t lowest,
 		     struct vmf_extent *extents);
 
-/* Decompresses pages of every codec: one thread at a time. */
+/* A decompressor for every codec of this build. One thread at a time. */
 struct vmf_decoder;
 
-/* vmf_decodes() - Return: 1 if this build decompresses pages whose descriptor has that flag, else 0. */
+/* vmf_decodes() - Return: 1 if this build can decompress pages whose descriptor has flags == @flag, else 0. */
 int vmf_decodes(uint32_t flag);
 
-/* vmf_decoder_new() - Return: a decoder, for vmf_decoder_free(); NULL without memory. */
+/* vmf_decoder_new() - Return: a decompressor, to be freed by vmf_decoder_free(); NULL if memory is short. */
 struct vmf_decoder *vmf_decoder_new(uint32_t page_size);
 void vmf_decoder_free(struct vmf_decoder *decoder);
 
 /*
  * vmf_unpack() - decompress pages
- * @decoder: one thread at a time
+ * @decoder: the decompressor
  * @descriptors: in: @count descriptors
  * @count: number of descriptors
- * @extents: in: of these descriptors, by vmf_extents()
+ * @extents: in: extents of these descriptors, from vmf_extents()
  * @extent_count: number of extents
- * @data: in: that of the extents
- * @pages: out: @count pages, one after the other
+ * @data: in: contents of the extents
+ * @pages: out: @count pages, back to back
  *
- * Return: number of pages done; fewer than @count if the data of the next are damaged, or of a codec that this build
- * does not decompress.
+ * Return: number of pages decompressed. If this is less than @count, the next page is damaged or this build lacks its
+ * codec.
  */
 uint64_t vmf_unpack(struct vmf_decoder *decoder, const struct vmf_descriptor *descriptors, uint64_t count,
 		    const struct vmf_extent *extents, uint64_t extent_count, const uint8_t *data, uint8_t *pages);
 
 /*
- * vmf_copy() - copy the data of pages as they are, raw or compressed with one codec
+ * vmf_copy() - copy the data of pages unchanged, up to the first page that is neither raw nor of the given codec
  * @descriptors, @count, @extents, @extent_count, @data: as for vmf_unpack()
  * @page_size: bytes
- * @codec_flag: flag of the codec; 0: raw pages only
- * @skip_zero: 1 to leave out zero pages that are raw
- * @out: out: room for @count pages
- * @sizes: out: as vmf_pack() gives them
+ * @codec_flag: flag of the codec; 0 to copy only raw pages
+ * @skip_zero: 1 to skip raw zero pages
+ * @out: out: @count * @page_size bytes
+ * @sizes: out: bytes of each page in @out, as for vmf_pack()
  * @used: out: bytes written to @out
- * @others: out: how many pages in a row are of another codec, after those that are copied; 0 only at the end
+ * @others: out: number of consecutive pages that follow and cannot be copied; 0 only if all pages were copied
  *
  * Return: number of pages copied.
  */

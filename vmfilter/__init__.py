@@ -1,10 +1,10 @@
-"""vmfilter makes small dumps of crashed Linux kernels.
+"""Make small dumps of crashed Linux kernels.
 
     import vmfilter
     with vmfilter.open_dump("/proc/vmcore") as dump:
         print(vmfilter.filter_dump(dump, "dump", level=31).kept)
 
-Names are imported when they are used: the command starts without what it does not need.
+Each name is imported on first use, so that a command loads only what it needs.
 """
 
 from __future__ import annotations

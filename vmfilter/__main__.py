@@ -1,4 +1,4 @@
-"""python -m vmfilter is the vmfilter command."""
+"""Run the vmfilter command as python -m vmfilter."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The C core, built by setup.py from csrc/ with cffi. Its functions are documented in csrc/vmfilter.h."""
+"""The C core: setup.py builds it from csrc/ with cffi. csrc/vmfilter.h documents the functions."""
 
 from typing import Any
 

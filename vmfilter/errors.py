@@ -1,6 +1,6 @@
-"""What can go wrong, and the exit status that each kind gives the command.
+"""The exceptions of vmfilter and their exit statuses.
 
-Every message is one line: what is wrong, where (file, offset, address), and what to do where that is known.
+Every message is one line: what is wrong, where (file, offset, address), and what to do next if that is known.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ EXIT_STATUSES = {
     "1": "failed for another reason",
     "2": "the command line is wrong",
     "3": "the input cannot be read, is not a dump, or is damaged",
-    "4": "the output cannot be written, or exists",
-    "5": "the crashed kernel cannot be understood (no VMCOREINFO, unknown machine, damaged memory)",
-    "6": "the dump is incomplete, and marked so; so is a dump made of one",
+    "4": "the output cannot be written, or already exists",
+    "5": "the crashed kernel cannot be analysed (no VMCOREINFO, unsupported machine, damaged memory)",
+    "6": "the dump is incomplete and marked so, perhaps because its input was",
     "128 + N": "ended by signal N",
 }
-"""What each exit status of the command means."""
+"""Meaning of each exit status of the commands."""
 INCOMPLETE = 6
-"""Exit status if a dump is incomplete, and marked so."""
+"""Exit status if the dump is incomplete and marked so."""
 
 
 class VmfilterError(Exception):
-    """Any failure that is the input's, the output's or the machine's, never a mistake in vmfilter itself."""
+    """Base class: a failure caused by the input, the output or the machine, never by a bug in vmfilter."""
 
     exit_status = 1
 
 
 class MemoryShortError(VmfilterError, MemoryError):
-    """There is no memory for something that a thread needs; fewer threads may do."""
+    """There is not enough memory for a worker thread. A run with fewer threads may succeed."""
 
 
 class InputError(VmfilterError):
@@ -39,59 +39,67 @@ class InputError(VmfilterError):
 
 
 class EndsEarlyError(InputError):
-    """A stream ends before what it says that it has.
+    """The stream ended before the length it declared.
 
     Attributes:
-        what: that, without the stream's name.
+        what: the message without the name of the stream.
 
     """
 
     def __init__(self, path: str, what: str) -> None:
-        """Say of the stream of that name what it is."""
         super().__init__(f"{path}: {what}")
         self.what = what
 
 
 class OutputError(VmfilterError):
-    """The new dump cannot be written: it exists, there is no space, no permission."""
+    """The new dump cannot be written: it exists, space ran out, or permission is denied."""
 
     exit_status = 4
 
 
 class NoSpaceError(OutputError):
-    """The new dump does not fit: on the disk, or under the limit."""
+    """The new dump does not fit on the disk or within the limit."""
 
 
 class KernelError(VmfilterError):
-    """The crashed kernel cannot be understood: no VMCOREINFO, an unknown architecture, damaged memory."""
+    """The crashed kernel cannot be analysed: no VMCOREINFO, an unsupported machine, or damaged memory."""
 
     exit_status = 5
 
 
 class UsageError(VmfilterError):
-    """An argument is wrong, or contradicts another."""
+    """An argument is invalid or contradicts another."""
 
     exit_status = 2
 
 
 class CodecError(UsageError):
-    """A codec that does not exist, is not available here, or has no such level."""
+    """The codec is unknown or not available here, or lacks the requested level."""
 
 
 def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:
-    """Whether an argument is a whole number from the lowest to the highest."""
+    """Return whether an argument is an integer, not a bool, from lowest to highest."""
     if not isinstance(value, int) or isinstance(value, bool):
         return False
     return lowest <= value and (highest is None or value <= highest)
 
 
 def names_of(paths: object, what: str) -> list[str]:
-    """Return the names of files, given one path or several; raise UsageError if they are none."""
+    """Return file names as a list.
+
+    Args:
+        paths: one path or several.
+        what: name of the argument, for the message.
+
+    Raises:
+        UsageError: paths is neither a file name nor a list of file names.
+
+    """
     try:
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)  # type: ignore[call-overload]
         names = [os.fspath(path) for path in several]
     except TypeError:
         names = [b""]
     if not names or not all(isinstance(name, str) and "\0" not in name for name in names):
-        raise UsageError(f"{what}: {paths!r:.80} is neither the name of a file nor several")
+        raise UsageError(f"{what}: {paths!r:.80} is neither a file name nor a list of file names")
     return names

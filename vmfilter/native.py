@@ -1,8 +1,8 @@
-"""The one door to the C core: typed functions over the caller's buffers; nothing else imports the extension.
+"""Typed bindings of the C core. No other module imports the extension.
 
-csrc/vmfilter.h documents each function. Here a buffer is checked for the room that the C function needs, so that no
-mistake of a caller becomes a write outside of it. All functions release the GIL. Every array is in this machine's
-byte order, and "out" in a description means that the buffer is written.
+csrc/vmfilter.h documents the C functions. The bindings check the size of each buffer, so a mistake of a caller cannot
+become an out-of-bounds access. All functions release the GIL. Arrays are in this machine's byte order. "out:" in a
+description means that the function writes to the buffer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 DESCRIPTOR: int = ffi.sizeof("struct vmf_descriptor")
-"""Bytes of a page descriptor: u64 offset, u32 size, u32 flags, u64 page_flags."""
+"""Size of a page descriptor in bytes: u64 offset, u32 size, u32 flags, u64 page_flags."""
 EXTENT: int = ffi.sizeof("struct vmf_extent")
-"""Bytes of an extent: u64 offset in the file, u64 size, u64 position in the buffer."""
+"""Size of an extent in bytes: u64 file offset, u64 size, u64 position in the buffer."""
 
 Field = tuple[int, int]
-"""An unsigned member of a structure: its offset and its width, bytes; width 0: there is none."""
+"""Offset and width of an unsigned member of a structure, in bytes; width 0 if there is no such member."""
 PageType = tuple[int, int]
-"""A page type is set if _mapcount & mask == value: value and mask."""
+"""Value and mask of a page type: a page has it if _mapcount & mask == value."""
 
 
 def _read(kind: str, buffer: ReadableBuffer) -> Any:
@@ -35,28 +35,29 @@ def _write(kind: str, buffer: WriteableBuffer) -> Any:
 
 
 def _require(room: int, needed: int) -> None:
-    """Raise ValueError if a buffer is too small for what a C function reads or writes."""
+    """Raise ValueError if a buffer has fewer elements than a C function accesses."""
     if room < needed:
-        raise ValueError(f"a buffer of {room} for {needed}")
+        raise ValueError(f"buffer of {room} elements is too small: {needed} needed")
 
 
 # Classification: csrc/classify.c
 
 
 class PageLayout(NamedTuple):
-    """struct vmf_page_layout: how one kernel lays out its struct pages.
+    """Layout of struct page in one kernel: struct vmf_page_layout.
 
     Attributes:
-        size: bytes of a struct page.
-        swap: whether its words are in the other byte order.
-        flags, mapcount, mapping, private_, tail: members.
-        tail_mask: bits of the member tail that mark a tail page.
-        lru, private_data, swapcache, slab, hwpoison, head: bits of flags; 0: this kernel has no such flag. swapcache
-            needs all its bits.
+        size: sizeof(struct page).
+        swap: whether struct page is in the opposite byte order.
+        flags, mapcount, mapping, private_: members.
+        tail, tail_mask: member that identifies a tail page, and the mask to test it with.
+        lru, private_data, swapcache, slab, hwpoison, head: masks for flags; 0 if this kernel does not have the flag.
+            A page is in the swap cache only if all bits of swapcache are set.
         buddy, hugetlb, offline, unaccepted: page types.
-        order: member of a compound page's first tail page: its order.
-        destructor: member of the first tail page that says hugetlb, if its bits destructor_mask are destructor_value.
-        free_orders: number of orders that a free block can have.
+        order: order of a compound page, in its first tail page.
+        destructor, destructor_value, destructor_mask: destructor of a compound page, in its first tail page; the page
+            is hugetlb if destructor & destructor_mask == destructor_value.
+        free_orders: number of orders of the buddy allocator.
 
     """
 
@@ -86,28 +87,27 @@ class PageLayout(NamedTuple):
 
 
 class Classifier:
-    """Gives page frames their classes by their struct pages. Frames come in ascending order; one thread at a time."""
+    """Classifies page frames by their struct pages, in ascending order. One thread at a time."""
 
     def __init__(self, layout: PageLayout) -> None:
-        """Take the layout of the kernel's struct pages."""
         self._size = layout.size
         self._layout = ffi.new("struct vmf_page_layout *", layout._asdict())
         self._block = ffi.new("struct vmf_block *")
 
     def restart(self) -> None:
-        """Forget the block that reaches beyond the last frame: the next call may begin anywhere."""
+        """Forget a block that continues past the last frame: the next call may begin at any frame."""
         self._block = ffi.new("struct vmf_block *")
 
     def classify(self, structs: ReadableBuffer, pfn: int, classes: WriteableBuffer) -> bool:
-        """Give frames from pfn on their class.
+        """Classify consecutive page frames.
 
         Args:
-            structs: their struct pages, one after the other.
+            structs: their struct pages, back to back.
             pfn: the first frame.
-            classes: out: one byte a frame. Only KERNEL is replaced, and PMEM_USERDATA by HWPOISON.
+            classes: out: one byte per frame. Replaces only KERNEL, and PMEM_USERDATA by HWPOISON.
 
         Returns:
-            False if the layout places a member outside of the struct page.
+            False if the layout contains a member outside struct page.
 
         """
         pages, out = _read("uint8_t[]", structs), _write("uint8_t[]", classes)
@@ -116,7 +116,7 @@ class Classifier:
         return ok == 0
 
     def all_have(self, structs: ReadableBuffer, flags: int) -> bool:
-        """Whether each struct page has one of these bits of flags."""
+        """Return whether at least one of the bits in flags is set in each struct page."""
         pages = _read("uint8_t[]", structs)
         return bool(lib.vmf_all_have(self._layout, pages, len(pages) // self._size, flags))
 
@@ -125,11 +125,11 @@ class Classifier:
 
 
 def count_classes(classes: ReadableBuffer, counts: WriteableBuffer) -> None:
-    """Add the number of frames of each class to counts.
+    """Add the number of page frames of each class to counts.
 
     Args:
-        classes: one byte a frame.
-        counts: out: u64 for each class.
+        classes: one byte per frame.
+        counts: out: one u64 per class.
 
     """
     out = _write("uint64_t[]", counts)
@@ -139,11 +139,11 @@ def count_classes(classes: ReadableBuffer, counts: WriteableBuffer) -> None:
 
 
 def bitmap(classes: ReadableBuffer, kept: bytes) -> bytearray:
-    """Return a bitmap of the frames whose class is among the kept: bit 0 of a byte is its first frame.
+    """Return a bitmap of the page frames whose class is kept; bit 0 of a byte is its first frame.
 
     Args:
-        classes: one byte a frame.
-        kept: 256 bytes, one for each class; not 0: kept.
+        classes: one byte per frame.
+        kept: 256 bytes, indexed by class; nonzero if the class is kept.
 
     """
     _require(len(kept), 256)
@@ -154,7 +154,7 @@ def bitmap(classes: ReadableBuffer, kept: bytes) -> bytearray:
 
 
 def rank(bits: ReadableBuffer, count: int) -> int:
-    """Return the number of set bits among the first count."""
+    """Return the number of set bits among the first count bits."""
     found = _read("uint8_t[]", bits)
     _require(8 * len(found), count)
     n: int = lib.vmf_rank(found, count)
@@ -166,11 +166,11 @@ def find_runs(bits: ReadableBuffer, at: int, end: int, found: WriteableBuffer) -
 
     Args:
         bits: a bitmap.
-        at, end: the bits [at, end) are looked at.
-        found: out: u64 pairs, the first bit of each run and its length.
+        at, end: examine the bits [at, end).
+        found: out: pairs of u64, the first bit and the length of each run.
 
     Returns:
-        How many runs were found, and where to go on: end if there are no more.
+        Number of runs found, and the bit at which to continue: end if there are no more.
 
     """
     source, out = _read("uint8_t[]", bits), _write("uint64_t[]", found)
@@ -184,13 +184,13 @@ def find_runs(bits: ReadableBuffer, at: int, end: int, found: WriteableBuffer) -
 
 
 class TableLevel(NamedTuple):
-    """struct vmf_table_level: one level of page tables; an entry e is present if it is not 0 and e & mask == value.
+    """One level of page tables: struct vmf_table_level.
 
     Attributes:
-        shift: log2 of the bytes that one entry maps.
-        present_mask, present_value: of an entry that is present.
-        leaf_mask, leaf_value: of an entry that maps memory, not a table.
-        leaf_address, table_address: bits of either kind of entry that are a physical address.
+        shift: log2 of the number of bytes that one entry maps.
+        present_mask, present_value: an entry e is present if e != 0 and e & present_mask == present_value.
+        leaf_mask, leaf_value: an entry e maps memory, rather than pointing to a table, if e & leaf_mask == leaf_value.
+        leaf_address, table_address: masks for the physical address in either kind of entry.
 
     """
 
@@ -204,7 +204,7 @@ class TableLevel(NamedTuple):
 
 
 class TableDecoder:
-    """Decodes page tables of one paging form. One thread at a time."""
+    """Decodes page tables in one format. One thread at a time."""
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ class TableDecoder:
         block_size: int,
         max_entries: int,
     ) -> None:
-        """Take a paging form: vmfilter.arch.base.Paging documents its members; max_entries: of the largest table."""
+        """Take the members of vmfilter.arch.base.Paging, and the number of entries of the largest table."""
         form = {
             "swap": swap,
             "entry_size": entry_size,
@@ -236,17 +236,17 @@ class TableDecoder:
         self._found = ffi.new("struct vmf_mapping[]", max_entries)
 
     def decode(self, level: int, table: bytes, first: int, count: int, vaddr: int) -> list[tuple[int, int, int, bool]]:
-        """Return what entries of a table map.
+        """Decode count entries of a table, beginning at entry first.
 
         Args:
-            level: of the table; 0 is the last.
-            table: its bytes.
-            first, count: the entries.
+            level: level of the table; 0 is the last.
+            table: contents of the table.
+            first, count: entries to decode.
             vaddr: virtual address that the first of them maps.
 
         Returns:
-            Of each entry that is present: virtual address, bytes, physical address, and whether it is of a table, whose
-            physical address it is then. Memory that continues is one.
+            Virtual address, bytes, physical address, and whether this is the address of a table. One tuple per present
+            entry, but contiguous memory is merged.
 
         """
         entries = _read("uint8_t[]", table)
@@ -261,9 +261,19 @@ class TableDecoder:
 
 
 def find_text(data: ReadableBuffer, size: int, at: int, text: bytes) -> int:
-    """Return the offset of the first text in size bytes of data, at multiples of 4 from at on; size if there is none.
+    """Find a string that is aligned to 4 bytes.
 
-    A text that the end of the data cuts off is found by its first 4 bytes or more.
+    A string that the end of the data truncates is found too, if at least its first 4 bytes are there.
+
+    Args:
+        data: where to search.
+        size: bytes of data to search.
+        at: offset at which to start, a multiple of 4.
+        text: the string, at least 4 bytes.
+
+    Returns:
+        Offset of the first match, or size if there is none.
+
     """
     source = _read("uint8_t[]", data)
     _require(len(source), size)
@@ -276,7 +286,7 @@ def find_text(data: ReadableBuffer, size: int, at: int, text: bytes) -> int:
 
 
 def codecs() -> Iterator[tuple[str, str]]:
-    """Yield the codecs of this build, each with its library; the best library of a codec comes first."""
+    """Yield each codec of this build and the library that provides it; the preferred library of a codec comes first."""
     i = 0
     while (name := lib.vmf_codec_name(i)) != ffi.NULL:
         yield ffi.string(name).decode(), ffi.string(lib.vmf_codec_library(i)).decode()
@@ -284,7 +294,7 @@ def codecs() -> Iterator[tuple[str, str]]:
 
 
 def compresses(codec: str, level: int) -> bool:
-    """Whether this build compresses with a codec at a level."""
+    """Return whether this build can compress with a codec at a level."""
     return bool(lib.vmf_codec_supports(codec.encode(), level))
 
 
@@ -292,7 +302,7 @@ class Compressor:
     """Compresses pages with one codec. One thread at a time."""
 
     def __init__(self, codec: str, level: int, page_size: int) -> None:
-        """Take a codec that compresses() knows. Raises MemoryError if its library finds no memory."""
+        """Take a codec and level for which compresses() is true. Raises MemoryError if memory is short."""
         handle = lib.vmf_codec_new(codec.encode(), level, page_size)
         if not handle:
             raise MemoryError
@@ -300,13 +310,13 @@ class Compressor:
         self._page_size = page_size
 
     def compress(self, pages: ReadableBuffer, skip_zero: bool, out: WriteableBuffer, sizes: WriteableBuffer) -> int:
-        """Compress pages one after the other.
+        """Compress pages.
 
         Args:
-            pages: their bytes.
-            skip_zero: whether zero pages are left out.
-            out: out: as many bytes at least.
-            sizes: out: u32 a page: its bytes in out; the page size if it is stored raw, 0 if it is left out.
+            pages: the pages, back to back.
+            skip_zero: whether to skip zero pages.
+            out: out: compressed pages, back to back; at least as large as pages.
+            sizes: out: one u32 per page, its bytes in out: the page size if it is stored raw, 0 if it is skipped.
 
         Returns:
             Bytes written to out; negative if the library failed.
@@ -320,12 +330,12 @@ class Compressor:
 
 
 def is_zero(data: bytes) -> bool:
-    """Whether all bytes are zero."""
+    """Return whether all bytes are zero."""
     return bool(lib.vmf_is_zero(data, len(data)))
 
 
 def decompresses(flag: int) -> bool:
-    """Whether this build decompresses pages whose descriptor has this flag."""
+    """Return whether this build can decompress pages whose descriptor has this flag."""
     return bool(lib.vmf_decodes(flag))
 
 
@@ -333,7 +343,7 @@ class Decompressor:
     """Decompresses pages of every codec of this build. One thread at a time."""
 
     def __init__(self, page_size: int) -> None:
-        """Raises MemoryError if a library finds no memory."""
+        """Raises MemoryError if memory is short."""
         handle = lib.vmf_decoder_new(page_size)
         if not handle:
             raise MemoryError
@@ -347,13 +357,13 @@ class Decompressor:
 
         Args:
             descriptors: DESCRIPTOR bytes each.
-            extents: what extents_of() returned for them.
-            data: that of the extents.
-            pages: out: the pages, one after the other.
+            extents: extents of these descriptors, from extents_of().
+            data: contents of the extents.
+            pages: out: the pages, back to back.
 
         Returns:
-            How many pages are done: fewer than all if the data of the next are damaged, or its codec is not in this
-            build.
+            Number of pages decompressed. If this is fewer than all, the next page is damaged or this build lacks its
+            codec.
 
         """
         count, extent_count = _count(descriptors, DESCRIPTOR), _count(extents, EXTENT)
@@ -387,16 +397,16 @@ def make_descriptors(
     codec_flag: int,
     swap: bool,
 ) -> tuple[memoryview, int]:
-    """Return the descriptors of pages, and the offset after their data.
+    """Return the descriptors of pages, and the file offset after their data.
 
     Args:
-        sizes: u32 a page, as Compressor.compress() gives them.
-        shared: u64 a page: offset of the data that it shares, or 0; None: no page shares.
+        sizes: one u32 per page, from Compressor.compress().
+        shared: one u64 per page, the file offset of the data that it shares, or 0; None if no page shares.
         page_size: bytes.
-        offset: of the first page's data in the file.
-        zero_offset: of the data that all zero pages share.
-        codec_flag: flag of pages that are not raw.
-        swap: whether the file is in the other byte order.
+        offset: file offset of the first page's data.
+        zero_offset: file offset of the data that all zero pages share.
+        codec_flag: flag of compressed pages.
+        swap: whether the file is in the opposite byte order.
 
     """
     source = _read("uint32_t[]", sizes)
@@ -411,20 +421,20 @@ def make_descriptors(
 
 
 def swap_descriptors(descriptors: WriteableBuffer) -> None:
-    """Turn descriptors of a file in the other byte order into this machine's, in place."""
+    """Reverse the byte order of descriptors, in place."""
     lib.vmf_swap_descriptors(_write("struct vmf_descriptor[]", descriptors), _count(descriptors, DESCRIPTOR))
 
 
 def drop_lost(descriptors: ReadableBuffer, file_size: int, bits: WriteableBuffer) -> int:
-    """Clear the bits of pages that an incomplete file has lost.
+    """Clear the bits of pages that are missing from a truncated or incomplete file.
 
     Args:
-        descriptors: of the pages whose bits are set, in order; fewer if the rest are lost.
-        file_size: bytes; a page whose data would end after that is lost.
+        descriptors: one for each set bit, in order; fewer if the file ends within the descriptors.
+        file_size: bytes; a page is missing if its data ends after that, if its offset is 0, or if it has no descriptor.
         bits: out: a bitmap.
 
     Returns:
-        How many bits are still set.
+        Number of bits that remain set.
 
     """
     target = _write("uint8_t[]", bits)
@@ -434,29 +444,34 @@ def drop_lost(descriptors: ReadableBuffer, file_size: int, bits: WriteableBuffer
 
 
 class BadDescriptorError(Exception):
-    """A descriptor that cannot be right; index tells which."""
+    """A page descriptor is invalid.
+
+    Attributes:
+        index: index of the descriptor among those passed to extents_of().
+
+    """
 
     def __init__(self, index: int) -> None:
-        """Take its place among those that were given."""
         super().__init__(index)
         self.index = index
 
 
 def extents_of(descriptors: ReadableBuffer, page_size: int, lowest: int, extents: bytearray) -> memoryview:
-    """Find what must be read of a file to have the data of descriptors.
+    """Compute which parts of a file contain the data of some pages.
 
     Args:
         descriptors: DESCRIPTOR bytes each.
         page_size: bytes.
-        lowest: offset before which no data lie.
-        extents: out: room for an extent for each descriptor.
+        lowest: lowest valid file offset of page data.
+        extents: out: EXTENT bytes for each descriptor.
 
     Returns:
-        The extents, EXTENT bytes each: the part of the argument that is used. In a buffer they take at most a page for
-        each descriptor.
+        The extents, EXTENT bytes each, as a view of the argument. The buffer for their contents needs at most one page
+        for each descriptor.
 
     Raises:
-        BadDescriptorError: one of more than a page, before the lowest offset, or beyond the longest file.
+        BadDescriptorError: the data of a page is larger than a page, or begins before lowest or beyond the maximum
+            file size.
 
     """
     count = _count(descriptors, DESCRIPTOR)
@@ -478,17 +493,17 @@ def copy_pages(
     out: WriteableBuffer,
     sizes: WriteableBuffer,
 ) -> tuple[int, int, int]:
-    """Copy the data of pages as they are in the file, raw or compressed with one codec.
+    """Copy the data of pages unchanged, up to the first page that is neither raw nor of the given codec.
 
     Args:
         descriptors, extents, data: as for Decompressor.decompress().
         page_size: bytes.
         codec_flag: flag of the codec.
-        skip_zero: whether zero pages that are raw are left out.
+        skip_zero: whether to skip raw zero pages.
         out, sizes: out: as for Compressor.compress().
 
     Returns:
-        Pages copied; bytes written to out; and how many pages after those are of another codec.
+        Number of pages copied, bytes written to out, and number of consecutive pages that follow and cannot be copied.
 
     """
     used, others = ffi.new("uint64_t *"), ffi.new("uint64_t *")
@@ -515,22 +530,22 @@ def copy_pages(
 # Identical pages: csrc/dedup.c
 
 ALONE: int = lib.VMF_ALONE
-"""The page's data are its own, and no other page's."""
+"""The page is stored, but no later page shares its data."""
 STORES: int = lib.VMF_STORES
-"""The page's data are its own, and later pages may share them."""
+"""The page is stored, and later pages may share its data."""
 SHARES: int = lib.VMF_SHARES
-"""The page's data are those of an earlier page."""
+"""The page shares the data of an earlier page."""
 STORED: int = ffi.sizeof("struct vmf_stored")
-"""Bytes of a slot of the table."""
+"""Size of a slot of DedupTable in bytes."""
 
 
 def hash_pages(data: ReadableBuffer, sizes: ReadableBuffer, hashes: WriteableBuffer) -> None:
     """Hash the data of each page.
 
     Args:
-        data: of the pages, one after the other.
-        sizes: u32 a page, as Compressor.compress() gives them.
-        hashes: out: u64 a page; 0 for a page without data.
+        data: data of all pages, back to back.
+        sizes: one u32 per page, from Compressor.compress().
+        hashes: out: one u64 per page; 0 for a page without data.
 
     """
     source, found = _read("uint32_t[]", sizes), _write("uint64_t[]", hashes)
@@ -539,10 +554,10 @@ def hash_pages(data: ReadableBuffer, sizes: ReadableBuffer, hashes: WriteableBuf
 
 
 class DedupTable:
-    """Pages that are stored, found by hash. Forgets those that were of no use for the longest time."""
+    """A hash table of stored pages. A new page replaces the least recently used one."""
 
     def __init__(self, slots: int) -> None:
-        """Have room for so many pages: a power of two from 8 on."""
+        """Allocate the table; slots is a power of two and at least 8."""
         self._slots = slots
         self._table = ffi.new("struct vmf_stored[]", slots)
         self._found: Any = None
@@ -557,15 +572,15 @@ class DedupTable:
         kinds: WriteableBuffer,
         earlier: WriteableBuffer,
     ) -> None:
-        """Look pages up, in order, and enter those that are not there; place() comes next.
+        """Look up pages, in order, and add new ones. The next call must be place().
 
         Args:
-            hashes, sizes, frames: u64, u32 and u64 a page.
-            lowest_pfn: pages before that are in another file.
-            now: how many pages were looked up before, modulo 2^32.
-            kinds: out: a byte a page: ALONE, STORES or SHARES. SHARES only says that hash and size are equal: the
-                caller compares the pages, and writes ALONE if they differ.
-            earlier: out: u64 a page: the frame whose data it may share.
+            hashes, sizes, frames: one u64, u32 and u64 per page.
+            lowest_pfn: first page frame of the current file; pages below it are in another file.
+            now: number of pages looked up in earlier calls, modulo 2^32.
+            kinds: out: one byte per page: ALONE, STORES or SHARES. SHARES means only that hash and size match. The
+                caller must compare the two pages and change this to ALONE if they differ.
+            earlier: out: one u64 per page, the page frame whose data it may share.
 
         """
         count = len(source := _read("uint32_t[]", sizes))
@@ -592,16 +607,16 @@ class DedupTable:
         data: WriteableBuffer,
         shared: WriteableBuffer,
     ) -> int:
-        """Take the data of pages that share out of data, in place, and learn where the others will be.
+        """Remove the data of pages that share, in place, and record the file offsets of the others.
 
         Args:
-            kinds, sizes: of the pages that find() was given.
-            offset: in the file, of the first data that remain.
-            data: out: of the pages, one after the other.
-            shared: out: u64 a page, as make_descriptors() takes it.
+            kinds, sizes: as for find().
+            offset: file offset at which the remaining data will be written.
+            data: out: data of all pages, back to back.
+            shared: out: one u64 per page, for make_descriptors().
 
         Returns:
-            Bytes that remain.
+            Bytes that remain in data.
 
         """
         source = _read("uint32_t[]", sizes)

@@ -1,4 +1,4 @@
-"""What a run found and wrote, in numbers that add up."""
+"""Counts of the page frames that a run found and of the pages that it wrote."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class NamespacePages(NamedTuple):
-    """Page frames of one namespace of persistent memory, of what the dump that was read has of it.
+    """Page frames of one namespace of persistent memory. Counts only memory that the input dump describes.
 
     Attributes:
-        namespace: it; None stands for all that is in no namespace.
-        metadata: frames that hold struct pages.
-        userdata: frames that hold people's files, or nobody knows what.
+        namespace: the namespace; None for persistent memory outside any namespace.
+        metadata: frames of struct pages and info blocks.
+        userdata: all other frames: files, or unknown contents.
 
     """
 
@@ -32,14 +32,13 @@ class NamespaceCounter:
     """Counts frames of persistent memory by namespace."""
 
     def __init__(self, namespaces: Sequence[Namespace], page_size: int) -> None:
-        """Begin, for these namespaces."""
         self._namespaces = namespaces
         self._page_size = page_size
         self._starts = [n.start for n in namespaces]
         self._counts = [[0, 0] for _ in namespaces]
 
     def add(self, pfn: int, classes: memoryview) -> None:
-        """Count frames from pfn on."""
+        """Count the page frames from pfn on; classes has one byte per frame."""
         size, end = self._page_size, pfn + len(classes)
         i = max(bisect_right(self._starts, pfn * size) - 1, 0)
         while i < len(self._namespaces) and self._starts[i] < end * size:
@@ -50,7 +49,15 @@ class NamespaceCounter:
             i += 1
 
     def result(self, classes: dict[PageClass, int]) -> list[NamespacePages]:
-        """What was counted, and last what of all those classes is in no namespace; nothing where there is no pmem."""
+        """Return the counts of each namespace, then the counts of persistent memory outside any namespace.
+
+        Args:
+            classes: page frames of each class in the whole dump.
+
+        Returns:
+            An empty list if there is no persistent memory.
+
+        """
         found = [NamespacePages(n, *counts) for n, counts in zip(self._namespaces, self._counts, strict=True)]
         metadata = classes[PageClass.PMEM_METADATA] - sum(n.metadata for n in found)
         userdata = classes[PageClass.PMEM_USERDATA] - sum(n.userdata for n in found)
@@ -60,26 +67,27 @@ class NamespaceCounter:
 
 
 class Statistics:
-    """Counts of page frames, and what became of them.
+    """Counts of page frames and pages, and the outcome of the run.
 
     Attributes:
         level: dump level.
-        excluded_classes: what is left out.
+        excluded_classes: classes that the new dump does not contain.
         page_size: bytes.
-        max_mapnr: first frame after all memory.
-        classes: frames of each class; HOLE counts just those near memory, see holes.
-        zero: frames of kept classes that are left out for holding nothing but zeros; 0 where the level does not
-            ask for that.
+        max_mapnr: first page frame after the end of memory.
+        classes: number of page frames of each class. HOLE counts only holes close to memory; see holes.
+        zero: frames of kept classes that are excluded because their pages are zero; 0 if the level keeps zero pages.
         unknown: kept frames whose struct page could not be read.
         pmem: persistent memory by namespace.
-        gaps: memory that the kernel had and the dump that was read does not describe.
-        shared: kept pages whose data are those of another page, zero pages among them where the level keeps those; None
-            where nobody looked for them.
-        uncounted: kept frames that are not in the dump because its format cannot count them: they lie before the first.
-        lost: these, and kept frames that are not in the dump because it was not to become larger, or the run was ended.
-        incomplete: whether the new dump is, and says so: pages are lost, or the dump that was read is not all there.
-        failure: what ended the run before the dump was whole, None where nothing did.
-        output_size: bytes of the dump, as written or as it would be.
+        gaps: memory that the kernel used but the input dump does not describe.
+        shared: kept pages that share the data of another page, including zero pages if the level keeps them; None if
+            pages were not deduplicated.
+        uncounted: kept frames below the first frame that the format of the new dump can represent. They are missing
+            from the new dump.
+        lost: kept frames that are missing from the new dump: uncounted and cut_off together.
+        incomplete: whether the new dump is marked incomplete: pages are missing, or the input dump was truncated or
+            incomplete.
+        failure: what ended the run early; None if nothing did.
+        output_size: bytes of the new dump; with a dry run, what it would have.
         warnings: one line each.
         seconds: wall time of each stage.
 
@@ -93,7 +101,6 @@ class Statistics:
         classes: dict[PageClass, int],
         excluded: frozenset[PageClass],
     ) -> None:
-        """Begin with what classification found."""
         self.level = level
         self.excluded_classes = excluded
         self.page_size = page_size
@@ -114,24 +121,24 @@ class Statistics:
 
     @property
     def present(self) -> int:
-        """Frames that are memory."""
+        """Page frames that are memory."""
         return sum(n for c, n in self.classes.items() if c is not PageClass.HOLE)
 
     @property
     def holes(self) -> int:
-        """Frames below max_mapnr that are not."""
+        """Page frames below max_mapnr that are not memory."""
         return self.max_mapnr - self.present
 
     def excluded(self, page_class: PageClass) -> int:
-        """Frames of a class that are left out: all of them or none."""
+        """Return the number of excluded frames of a class: all of them or none."""
         return self.classes[page_class] if page_class in self.excluded_classes else 0
 
     @property
     def cut_off(self) -> int:
-        """Frames that are lost because the dump was not to become larger, or the run was ended."""
+        """Kept frames that are missing because the size limit was reached or the run ended early."""
         return self.lost - self.uncounted
 
     @property
     def kept(self) -> int:
-        """Frames whose content is in the dump."""
+        """Page frames that belong in the dump, including lost ones."""
         return self.present - sum(self.excluded(c) for c in PageClass) - self.zero

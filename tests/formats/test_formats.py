@@ -1019,7 +1019,7 @@ def test_no_folder_for_temporary_files_is_one_line(
             open_dump("-")
     else:
         monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)
-        with pytest.raises(OutputError, match=r"a temporary file .* cannot be written: .*TMPDIR names"):
+        with pytest.raises(OutputError, match=r"temporary file.*: cannot be written: .*; set TMPDIR to"):
             filter_dump(
                 vmcore, tmp_path / "out", format="elf" if what == "elf out" else "kdump", flatten=what != "elf out"
             )

@@ -83,7 +83,7 @@ def test_a_wheel_installs_the_manual_pages_where_man_looks(distribution: Distrib
 @pytest.mark.parametrize(
     ("compiler", "said"),
     [
-        ("exit 1", "no C compiler works: install one (Debian: gcc and libc6-dev), or name it in CC"),
+        ("exit 1", "no working C compiler: install one (Debian: gcc and libc6-dev), or set CC"),
         ('! grep -q Python.h "$1"', "Python.h is missing: install Python's headers (Debian: python3-dev)"),
     ],
 )

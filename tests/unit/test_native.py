@@ -72,5 +72,5 @@ NO_SIZES = array("I")
     ],
 )  # fmt: skip
 def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:
-    with pytest.raises(ValueError, match="a buffer of"):
+    with pytest.raises(ValueError, match="is too small"):
         call()

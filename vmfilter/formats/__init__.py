@@ -1,1 +1,1 @@
-"""Bytes on disk, without any I/O: what the reader and the writer share."""
+"""File formats and codecs that readers and writers share. Nothing here does I/O."""

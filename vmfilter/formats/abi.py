@@ -1,4 +1,4 @@
-"""What a machine's compiler makes of a C structure: byte order, the size of a long, the alignment of 64-bit members."""
+"""Properties of a machine's C ABI that determine the layout of structures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 
 
 class Abi(NamedTuple):
-    """The properties of a machine on which the layout of its structures depends.
+    """Byte order, word size and alignment of a machine.
 
     Attributes:
-        word: bytes of a long.
-        byteorder: "little" or "big", as int.from_bytes() takes it.
-        align_64: bytes to which members of 64 bits are aligned: 4 on i386, 8 elsewhere.
+        word: sizeof(long).
+        byteorder: "little" or "big", for int.from_bytes().
+        align_64: alignment of 64-bit members in bytes: 4 on i386, 8 elsewhere.
 
     """
 
@@ -22,12 +22,12 @@ class Abi(NamedTuple):
 
     @property
     def sign(self) -> str:
-        """Byte order as struct formats begin with it."""
+        """Byte order as the first character of a struct format."""
         return "<" if self.byteorder == "little" else ">"
 
     @property
     def swapped(self) -> bool:
-        """Whether the byte order is not this machine's."""
+        """Whether the byte order is the opposite of this machine's."""
         return self.byteorder != sys.byteorder
 
 

@@ -1,6 +1,7 @@
-"""The page codecs: names, levels, how a kdump-compressed file marks them, and which are available here.
+"""The page codecs: names, levels, flags in kdump-compressed files, and availability.
 
-A codec is served by the C core where it was built with the library, else by a Python package, else it is missing.
+The C core provides a codec if it was built with its library. Otherwise a Python package may provide it. If neither
+does, the codec is missing.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ class Codec(NamedTuple):
     """A page codec.
 
     Attributes:
-        name: as the user says it.
-        flag: in a page descriptor and in the header's status (crash's diskdump.h, makedumpfile's IMPLEMENTATION).
-        levels: lowest and highest level of effort, None where there is no choice.
-        package: Python module that serves it where the C core does not, None where none is used.
-        fallback: makes a compressing function of a level, with that module.
-        expand: decompresses data to a page of that size, with that module; None where the data are damaged.
-        signature: of a file whose pages may be compressed so.
+        name: name on the command line.
+        flag: flag in page descriptors and in the header's status (crash's diskdump.h, makedumpfile's IMPLEMENTATION).
+        levels: lowest and highest compression level; None if the codec has no levels.
+        package: Python module to use if the C core does not provide the codec; None if there is none.
+        fallback: returns a function that compresses a page at the given level, using package.
+        expand: decompresses data to a page of the given size in bytes, using package. Returns None if data is damaged.
+        signature: signature of files that may contain pages of this codec.
 
     """
 
@@ -63,7 +64,7 @@ def _expand_zlib(data: bytes, size: int) -> bytes | None:
 
     expander = zlib.decompressobj()
     try:
-        page = expander.decompress(data, size + 1)  # one more: else it stops before its checksum
+        page = expander.decompress(data, size + 1)  # one byte more, or zlib stops before it has checked the checksum
     except zlib.error:
         return None
     return page if expander.eof else None
@@ -73,7 +74,7 @@ def _expand_zstd(data: bytes, size: int) -> bytes | None:
     import zstandard
 
     try:
-        # What the frame says of its size is what is allocated, whatever the limit: -1 where it says nothing.
+        # zstandard allocates the size that the frame declares, whatever max_output_size is. -1: none declared.
         if zstandard.frame_content_size(data) not in (-1, size):
             return None
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
@@ -99,19 +100,19 @@ CODECS = {
         Codec("lzo", 2),
         Codec("snappy", 4),
         Codec("zstd", 32, (1, 19), "zstandard", _zstd, _expand_zstd),
-        # No other tool knows it. crash hands out a page with an unknown flag as if it were raw, so the whole file has
-        # a signature that makes every other reader refuse it.
+        # A vmfilter extension. crash would treat the data of a page with an unknown flag as the page itself, so these
+        # files have their own signature, which makes other tools reject them.
         Codec("lz4", 64, None, "lz4", _lz4, _expand_lz4, signature=b"VMFLZ4  "),
     )
 }
 SIGNATURES = {codec.signature for codec in CODECS.values()}
-"""With which a kdump-compressed file can begin."""
+"""All signatures of kdump-compressed files."""
 DEFAULT = "zstd"
 MISSING = "missing"
 
 
 def native_libraries() -> dict[str, list[str]]:
-    """Libraries that the C core serves each codec with, best first."""
+    """Return the libraries of the C core for each codec, the preferred one first."""
     found: dict[str, list[str]] = {}
     for name, library in native.codecs():
         found.setdefault(name, []).append(library)
@@ -119,7 +120,7 @@ def native_libraries() -> dict[str, list[str]]:
 
 
 def availability() -> dict[str, str]:
-    """For each codec what serves it here: libraries, a Python package, or nothing (MISSING)."""
+    """Return for each codec what provides it here: libraries, a Python package, or nothing (MISSING)."""
     libraries = native_libraries()
     return {
         name: ", ".join(libraries[name])
@@ -138,16 +139,19 @@ def _has_package(codec: Codec) -> bool:
 
 
 def parse_codec(text: str) -> tuple[Codec, int]:
-    """Codec and level from NAME or NAME:LEVEL; the level is 1 where nothing is said.
+    """Parse NAME or NAME:LEVEL.
+
+    Returns:
+        The codec and its level, 1 by default.
 
     Raises:
-        CodecError: no such codec or level, or it is not available here.
+        CodecError: the codec or level does not exist, or the codec is not available here.
 
     """
     name, colon, level_text = str(text).partition(":")
     codec = CODECS.get(name) if isinstance(text, str) else None
     if codec is None:
-        raise CodecError(f"codec {name!r} is not known: {', '.join(CODECS)} are")
+        raise CodecError(f"unknown codec {name!r}: use one of {', '.join(CODECS)}")
     level = 1
     if colon:
         if codec.levels is None:
@@ -162,25 +166,28 @@ def parse_codec(text: str) -> tuple[Codec, int]:
     if name not in native_libraries() and not _has_package(codec):
         raise CodecError(
             f"codec {name} is not available here: this vmfilter was built without its library; "
-            f"available are {', '.join(n for n, by in availability().items() if by != MISSING)}"
+            f"use one of {', '.join(n for n, by in availability().items() if by != MISSING)}"
         )
     return codec, level
 
 
 class Packer(Protocol):
-    """Compresses pages, for one thread."""
+    """Compresses pages. One thread at a time."""
 
     def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
-        """Compress pages one after the other.
+        """Compress pages.
 
         Args:
-            pages: their bytes.
-            skip_zero: leave zero pages out.
-            out: room for as many bytes.
-            sizes: one u32 a page: its bytes in out; the page's size where it is stored raw, 0 where it is left out.
+            pages: the pages, back to back.
+            skip_zero: whether to skip zero pages.
+            out: out: compressed pages, back to back; at least as large as pages.
+            sizes: out: one u32 per page, its bytes in out: the page size if it is stored raw, 0 if it is skipped.
 
         Returns:
             Bytes written to out.
+
+        Raises:
+            VmfilterError: the library of the codec failed.
 
         """
 
@@ -219,11 +226,11 @@ class _PythonPacker:
 
 
 def packer(codec: Codec, level: int, page_size: int) -> Packer:
-    """Return a packer for one thread.
+    """Return a packer. Each thread needs its own.
 
     Raises:
-        CodecError: the codec is not available, or not at this level.
-        MemoryShortError: there is no memory for it.
+        CodecError: the codec is not available here.
+        MemoryShortError: there is not enough memory.
 
     """
     native_level = level if codec.levels else 0
@@ -231,7 +238,7 @@ def packer(codec: Codec, level: int, page_size: int) -> Packer:
         try:
             return _NativePacker(codec, native.Compressor(codec.name, native_level, page_size))
         except MemoryError:
-            raise MemoryShortError(f"codec {codec.name}: its library found no memory to work with") from None
+            raise MemoryShortError(f"codec {codec.name}: its library could not allocate memory") from None
     if codec.fallback is None:
         raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")
     return _PythonPacker(codec.fallback(level), page_size)

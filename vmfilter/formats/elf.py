@@ -1,4 +1,4 @@
-"""ELF core files: structures of both classes, segments and notes. Source: elf(5)."""
+"""Structures of 32-bit and 64-bit ELF core files: headers, segments, notes. Source: elf(5)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from typing import NamedTuple
 PT_LOAD, PT_NOTE = 1, 4
 ET_CORE = 4
 IDENT_SIZE = 16
-"""Bytes of e_ident, with which the ELF header begins."""
+"""Size of e_ident, the beginning of the ELF header, in bytes."""
 PN_XNUM = 0xFFFF
-"""e_phnum that stands for more program headers than it can count: sh_info of section 0 has their number."""
+"""e_phnum if there are 0xffff program headers or more; sh_info of section 0 then contains the number."""
 INCOMPLETE = 1
-"""Bit of e_flags: space ran out (makedumpfile's DUMP_ELF_INCOMPLETE)."""
+"""Bit of e_flags: the dump is incomplete (makedumpfile's DUMP_ELF_INCOMPLETE)."""
 PF_PMEM = 0x10
-"""Bit of p_flags: a PT_LOAD of persistent memory, by the pmem RFC v2."""
+"""Bit of p_flags: the segment is persistent memory. Proposed by the pmem RFC v2."""
 NT_PRSTATUS = 1
-"""Type of the note CORE that holds a CPU's registers: one for each CPU."""
+"""Type of the CORE notes that contain the registers, one note per CPU."""
 
 
 class Load(NamedTuple):
-    """A PT_LOAD: the physical addresses [start, end), in the file from offset on; its p_flags and p_vaddr."""
+    """A segment (PT_LOAD).
+
+    Attributes:
+        start, end: physical addresses [start, end).
+        offset: file offset of its contents.
+        flags: p_flags.
+        vaddr: p_vaddr.
+
+    """
 
     start: int
     end: int
@@ -31,7 +39,7 @@ class Load(NamedTuple):
 
 
 class ElfHeader(NamedTuple):
-    """Elf32_Ehdr and Elf64_Ehdr."""
+    """Members of Elf32_Ehdr and Elf64_Ehdr."""
 
     ident: bytes
     type: int
@@ -50,15 +58,15 @@ class ElfHeader(NamedTuple):
 
 
 class ElfClass(NamedTuple):
-    """One class of ELF files. Members of structures are as struct has them, in the order of the class.
+    """An ELF class: 32-bit or 64-bit. Structures are given as struct formats without byte order.
 
     Attributes:
         number: EI_CLASS.
         word_bits: bits of an address.
-        header: Elf32_Ehdr, Elf64_Ehdr.
-        section: Elf32_Shdr, Elf64_Shdr; sh_info is SH_INFO of its members.
-        program: Elf32_Phdr, Elf64_Phdr.
-        order: where p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz and p_memsz are among those of program.
+        header: Elf32_Ehdr or Elf64_Ehdr.
+        section: Elf32_Shdr or Elf64_Shdr; member SH_INFO is sh_info.
+        program: Elf32_Phdr or Elf64_Phdr.
+        order: indices of p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz and p_memsz among its members.
 
     """
 
@@ -71,11 +79,11 @@ class ElfClass(NamedTuple):
 
     @property
     def program_members(self) -> itemgetter[tuple[int, ...]]:
-        """What puts the members of a program header in the order p_type, p_flags, p_offset, ... of both classes."""
+        """Getter of p_type, p_flags, ... p_memsz, in the sequence of order, from the members of a program header."""
         return itemgetter(*self.order)
 
     def program_header(self, kind: int, flags: int, offset: int, vaddr: int, paddr: int, size: int) -> tuple[int, ...]:
-        """Members of a program header in this class's order; p_memsz is p_filesz."""
+        """Return the members of a program header in the order of this class. p_memsz and p_filesz are both size."""
         members = [0] * 8
         for place, value in zip(self.order, (kind, flags, offset, vaddr, paddr, size, size), strict=True):
             members[place] = value
@@ -86,29 +94,29 @@ SH_INFO = 7
 ELF32 = ElfClass(1, 32, "16sHHIIIIIHHHHHH", "10I", "8I", (0, 6, 1, 2, 3, 4, 5))
 ELF64 = ElfClass(2, 64, "16sHHIQQQIHHHHHH", "IIQQQQIIQQ", "II6Q", (0, 1, 2, 3, 4, 5, 6))
 CLASSES = {c.number: c for c in (ELF32, ELF64)}
-"""By EI_CLASS."""
+"""ELF classes by EI_CLASS."""
 SIGNS = {1: "<", 2: ">"}
-"""Byte order as struct formats begin with it, by EI_DATA."""
+"""Byte order as the first character of a struct format, by EI_DATA."""
 
 
 def note_header(sign: str) -> struct.Struct:
-    """Return the structure that each note begins with: bytes of its name and of its description, and its type."""
+    """Return the header of a note: n_namesz, n_descsz, n_type."""
     return struct.Struct(f"{sign}III")
 
 
 def padded(size: int) -> int:
-    """Bytes that so many take in a note: name and description are padded to 4."""
+    """Return the size of a name or description in a note, which is padded to 4 bytes."""
     return size + 3 & ~3
 
 
 def note_head(sign: str, name: bytes, size: int, kind: int = 0) -> bytes:
-    """Return what a note has before its description.
+    """Return the header and name of a note: everything before its description.
 
     Args:
-        sign: byte order, as struct formats begin with it.
-        name: of the note, without the zero that ends it.
-        size: bytes of the description.
-        kind: type of the note.
+        sign: byte order, as the first character of a struct format.
+        name: name of the note, without the terminating zero.
+        size: size of the description in bytes.
+        kind: n_type.
 
     """
     return note_header(sign).pack(len(name) + 1, size, kind) + name.ljust(padded(len(name) + 1), b"\0")

@@ -1,8 +1,8 @@
-"""The headers of kdump-compressed files, as the reader and the writer share them.
+"""The headers of kdump-compressed files.
 
-They are C structures of the crashed machine's own compiler, so where a member lies depends on three things of the
-machine: its byte order, the bytes of a long, and how it aligns members of 64 bits (i386 to 4 bytes, arm to 8). Sources:
-makedumpfile's diskdump_mod.h, crash's diskdump.h, libkdumpfile's diskdump.c (which has all the layouts side by side).
+They are C structures as compiled on the crashed machine. Their layout depends on its byte order, the size of long, and
+the alignment of 64-bit members (4 bytes on i386, 8 on arm). Sources: makedumpfile's diskdump_mod.h, crash's diskdump.h,
+libkdumpfile's diskdump.c (which lists all layouts).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi
 
 VERSIONS = range(1, 7)
-"""Header versions that there are: each has members more than the one before it (SubHeader says which)."""
+"""Known header versions. Each one adds members; see SubHeader."""
 INCOMPLETE = 0x8
-"""In the status: space ran out (DUMP_DH_COMPRESSED_INCOMPLETE). A page that is lost has a descriptor with offset 0."""
+"""Status flag of an incomplete dump (DUMP_DH_COMPRESSED_INCOMPLETE). Descriptors of missing pages have offset 0."""
 UTS_AT = 12
-"""Where utsname lies, on every machine: it must be read before it is known what machine that is."""
+"""Offset of utsname, the same on every machine. It must be read before the machine is known."""
 MAIN_SIZE = 464
-"""Bytes of the main header, at most."""
+"""Maximum size of the main header in bytes."""
 
 
 class MainHeader(NamedTuple):
-    """struct disk_dump_header, at the file's beginning."""
+    """struct disk_dump_header, in block 0."""
 
     signature: bytes
     header_version: int
@@ -50,7 +50,7 @@ class SubHeader(NamedTuple):
 
     phys_base: int
     dump_level: int = 0
-    split: int = 0  # it, start_pfn and end_pfn: since version 2
+    split: int = 0  # since version 2, like start_pfn and end_pfn
     start_pfn: int = 0
     end_pfn: int = 0
     offset_vmcoreinfo: int = 0  # since version 3
@@ -64,19 +64,19 @@ class SubHeader(NamedTuple):
     max_mapnr_64: int = 0
 
 
-# The members' types in order: L is a long, i and I have 32 bits, Q has 64.
+# Types of the members: L is a long, i and I are 32-bit, Q is 64-bit.
 _MAIN = ("8s", "i", "390s", "L", "L", "I", "i", "i", "I", "I", "I", "I", "I", "I", "i")
 _SUB = ("L", "i", "i", "L", "L", "Q", "L", "Q", "L", "Q", "L", "Q", "Q", "Q")
 _ALIGNED = {"i": 4, "I": 4, "Q": 8}
 
 
 def main_layout(abi: Abi) -> struct.Struct:
-    """Return the main header's layout on a machine; MainHeader has its members."""
+    """Return the layout of MainHeader on a machine."""
     return _layout(abi, _MAIN)
 
 
 def sub_layout(abi: Abi) -> struct.Struct:
-    """Return the sub header's layout on a machine; SubHeader has its members."""
+    """Return the layout of SubHeader on a machine."""
     return _layout(abi, _SUB)
 
 

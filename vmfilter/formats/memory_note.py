@@ -1,8 +1,11 @@
-"""The note by which an ELF dump says what was left out of it, for ELF itself has no place for that.
+"""An ELF note that records which memory an ELF dump excludes. ELF has no standard place for this.
 
-Its name is VMFILTER, its type 0, and it is the first of all notes. Its description, in the dump's byte order: the dump
-level and a zero, 32 bits each; then the physical addresses [start, end) of all memory that the machine had, 64 bits
-each, in order. What of that is in no PT_LOAD was left out. Other tools pass over notes whose name they do not know.
+It is the first note, its name is VMFILTER and its type is 0. The description, in the byte order of the dump:
+
+    u32 dump level, u32 zero
+    u64 start, u64 end: physical addresses [start, end) of memory; repeated, ascending
+
+The ranges cover all memory of the machine. Memory in no PT_LOAD was excluded. Other tools ignore the note.
 """
 
 from __future__ import annotations
@@ -17,31 +20,31 @@ from vmfilter.frames.ranges import Range
 
 NAME = b"VMFILTER"
 MAX_RANGES = 1 << 16
-"""A machine has some tens of stretches of memory. Of one that has more, nothing is said."""
+"""Maximum number of ranges. Machines have a few dozen; a dump of a machine with more gets no note."""
 _LEVEL, _RANGE = 8, 16  # bytes
 MAX_SIZE = _LEVEL + MAX_RANGES * _RANGE
-"""Bytes of a description, at most."""
+"""Maximum size of the description in bytes."""
 
 
 def pack(sign: str, level: int, ranges: Iterable[Range]) -> bytes:
     """Return the note.
 
     Args:
-        sign: byte order of the dump, as struct formats begin with it.
+        sign: byte order of the dump, as the first character of a struct format.
         level: dump level.
-        ranges: of physical addresses, MAX_RANGES at most.
+        ranges: physical addresses [start, end) of memory, ascending; at most MAX_RANGES.
 
     """
     words = list(chain.from_iterable(ranges))
-    said = struct.pack(f"{sign}II{len(words)}Q", level, 0, *words)
-    return note_head(sign, NAME, len(said)) + said
+    description = struct.pack(f"{sign}II{len(words)}Q", level, 0, *words)
+    return note_head(sign, NAME, len(description)) + description
 
 
-def parse(sign: str, said: bytes) -> tuple[int, list[Range]] | None:
-    """Return the dump level and the ranges that a description has; None where it cannot be right."""
-    if len(said) % _RANGE != _LEVEL or len(said) > MAX_SIZE:
+def parse(sign: str, description: bytes) -> tuple[int, list[Range]] | None:
+    """Return the dump level and the ranges of a description, or None if it is invalid."""
+    if len(description) % _RANGE != _LEVEL or len(description) > MAX_SIZE:
         return None
-    level, _, *words = struct.unpack(f"{sign}II{(len(said) - _LEVEL) // 8}Q", said)
+    level, _, *words = struct.unpack(f"{sign}II{(len(description) - _LEVEL) // 8}Q", description)
     if level > MAX_LEVEL or not all(a < b for a, b in pairwise(words)):
         return None
     return level, list(zip(words[::2], words[1::2], strict=True))

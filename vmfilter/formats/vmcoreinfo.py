@@ -1,4 +1,4 @@
-"""VMCOREINFO: lines of text in which the crashed kernel says what a tool needs to know of it.
+"""VMCOREINFO: lines of text that describe the crashed kernel to dump tools.
 
 Source: Documentation/admin-guide/kdump/vmcoreinfo.rst of the kernel.
 """
@@ -13,29 +13,31 @@ _KINDS = ("SYMBOL", "SIZE", "OFFSET", "LENGTH", "NUMBER")
 
 
 class Vmcoreinfo:
-    """What VMCOREINFO says; None stands for what it does not.
+    """The values in VMCOREINFO.
+
+    The methods return None if VMCOREINFO lacks a value, and raise KernelError if a number does not fit 64 bits.
 
     Attributes:
-        text: all of it.
-        file_offset, file_size: of the text in the dump file, bytes; 0 where it is in no note there.
+        text: the whole text.
+        file_offset, file_size: location of the text in the dump file, in bytes; 0 if no note of the file contains it.
 
     """
 
     def __init__(self, text: str, file_offset: int = 0, file_size: int = 0) -> None:
-        """Parse the text; lines of other forms are passed over."""
+        """Parse the text. Lines of unknown form are ignored."""
         self.text = text
         self.file_offset, self.file_size = file_offset, file_size
         self._values: dict[tuple[str, str], str] = {}
         for line in text.splitlines():
-            key, said, value = line.partition("=")
+            key, equals, value = line.partition("=")
             kind, bracket, name = key.partition("(")
-            if said and not bracket:
+            if equals and not bracket:
                 self._values["", key] = value
-            elif said and kind in _KINDS and name.endswith(")"):
+            elif equals and kind in _KINDS and name.endswith(")"):
                 self._values[kind, name[:-1]] = value
 
     def supply(self, name: str, value: int) -> None:
-        """Add the value of a constant or variable that is known from elsewhere, where the text does not say it."""
+        """Set the value of a constant or variable, unless VMCOREINFO already contains it."""
         self._values.setdefault(("NUMBER", name), str(value))
 
     def _number(self, kind: str, name: str, base: int) -> int | None:
@@ -43,44 +45,51 @@ class Vmcoreinfo:
         if value is None:
             return None
         try:
-            # Some numbers are printed in hexadecimal, with 0x: VMALLOC_START, for one.
+            # The kernel prints some numbers in hexadecimal with 0x, for example VMALLOC_START.
             number = int(value, 16 if value.startswith("0x") else base)
         except ValueError:
             number = None
         lowest = -(1 << 63) if kind == "NUMBER" else 0
         if number is None or not lowest <= number < 1 << 64:
-            raise KernelError(f"VMCOREINFO has {kind}({name})={value[:40]!r}, which is not a number of 64 bits")
+            key = f"{kind}({name})" if kind else name
+            raise KernelError(f"VMCOREINFO has {key}={value[:40]!r}, which is not a 64-bit number")
         return number
 
     def symbol(self, name: str) -> int | None:
-        """Virtual address of a kernel symbol."""
+        """Return the virtual address of a kernel symbol."""
         return self._number("SYMBOL", name, 16)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a structure."""
+        """Return the size of a structure in bytes."""
         return self._number("SIZE", name, 10)
 
     def offset(self, name: str) -> int | None:
-        """Bytes from a structure's beginning to its member, ``structure.member``."""
+        """Return the offset in bytes of a member, given as ``structure.member``."""
         return self._number("OFFSET", name, 10)
 
     def length(self, name: str) -> int | None:
-        """Elements of an array."""
+        """Return the number of elements of an array."""
         return self._number("LENGTH", name, 10)
 
     def number(self, name: str) -> int | None:
-        """Value of a constant or variable."""
+        """Return the value of a constant or variable."""
         return self._number("NUMBER", name, 10)
 
     def plain(self, name: str) -> str | None:
-        """Value of a line without a kind: OSRELEASE, CRASHTIME, PAGESIZE."""
+        """Return the value of a line of the form NAME=VALUE, such as OSRELEASE, CRASHTIME or PAGESIZE."""
         return self._values.get(("", name))
 
     def plain_number(self, name: str, base: int = 10) -> int | None:
-        """Value of a line without a kind; the kernel prints KERNELOFFSET and its like in hexadecimal, without 0x."""
+        """Return the number in a line of the form NAME=VALUE.
+
+        Args:
+            name: NAME.
+            base: 16 for KERNELOFFSET and others that the kernel prints in hexadecimal without 0x.
+
+        """
         return self._number("", name, base)
 
     def version(self) -> tuple[int, int]:
-        """Kernel version, (0, 0) where OSRELEASE does not tell. For what nothing else tells only."""
+        """Return the kernel version, or (0, 0) if OSRELEASE does not contain it. Use it only as a last resort."""
         match = re.match(r"(\d{1,9})\.(\d{1,9})", self.plain("OSRELEASE") or "")
         return (int(match[1]), int(match[2])) if match else (0, 0)

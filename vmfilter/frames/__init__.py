@@ -1,1 +1,1 @@
-"""Page frames as numbers: their classes, the levels that exclude them, sets of them as ranges and bitmaps."""
+"""Page frame numbers: classes, dump levels, and sets of frames as ranges and bitmaps."""

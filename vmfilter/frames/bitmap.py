@@ -1,4 +1,4 @@
-"""Bitmaps of page frames: bit 0 of the first byte is the first frame."""
+"""Bitmaps of page frames. Bit 0 of the first byte is the first frame."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from vmfilter import native
 
-_MAX_RUNS = 64  # found by one call
+_MAX_RUNS = 64  # per call of the C core
 
 Run = tuple[int, int]
 """First page frame and number of frames."""
@@ -18,9 +18,9 @@ def runs_in(bits: bytes | bytearray | memoryview, pfn: int, count: int, skip: in
 
     Args:
         bits: the bitmap.
-        pfn: frame of its first bit.
-        count: bits that are looked at.
-        skip: of these, bits at the beginning that are passed over.
+        pfn: page frame of bit 0.
+        count: number of bits to examine, from bit 0.
+        skip: number of bits to skip at the beginning of these.
 
     """
     found = array("Q", bytes(16 * min(max(count - skip, 0) // 2 + 1, _MAX_RUNS)))
@@ -31,13 +31,13 @@ def runs_in(bits: bytes | bytearray | memoryview, pfn: int, count: int, skip: in
 
 
 def pairs(values: list[int], pfn: int) -> Iterator[Run]:
-    """Yield runs of which the first bits, relative to a frame, and the lengths are in one list."""
+    """Yield runs from a list of alternating first bits, relative to page frame pfn, and lengths."""
     for i in range(0, len(values), 2):
         yield pfn + values[i], values[i + 1]
 
 
 def joined(runs: Iterable[Run]) -> Iterator[Run]:
-    """Join runs that continue each other; they come in order."""
+    """Merge adjacent runs. The runs must be in ascending order."""
     start = end = 0
     for pfn, count in runs:
         if pfn != end:

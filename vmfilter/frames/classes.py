@@ -1,4 +1,4 @@
-"""What a page frame was used for: one class each."""
+"""The classes of page frames."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import IntEnum
 
 
 class PageClass(IntEnum):
-    """What a page frame was used for when the kernel crashed. The numbers are those of enum vmf_class.
+    """What a page frame was used for when the kernel crashed. enum vmf_class has the same values.
 
-    A zero page has no class of its own: its content tells, when a kept page is read. EXCLUDED is memory that was left
-    out of the dump that is read.
+    Zero pages are not a class: they are detected when kept pages are read. EXCLUDED is memory that the input dump
+    already excludes.
     """
 
     HOLE = 0

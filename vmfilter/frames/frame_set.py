@@ -1,4 +1,7 @@
-"""A set of page frames in bounded memory: what is kept of a machine can be known only once all of it was looked at."""
+"""Sets of page frames in bounded memory.
+
+The kept frames of a machine are known only after all of its memory is classified. Until then, they are stored here.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,26 @@ from vmfilter import native
 from vmfilter.errors import OutputError
 from vmfilter.frames.bitmap import Run, joined, pairs, runs_in
 
-_RECORD = struct.Struct("=QIIQ")  # first frame, frames, bytes that follow, whether those are bits
-_RUN_BYTES = 16  # of a run in a record: two u64
-_IN_MEMORY = 4 << 20  # bytes of records; what is more goes to a temporary file
-_READ_BYTES = 1 << 20  # of the file, at a time
+_RECORD = struct.Struct("=QIIQ")  # first frame, number of frames, bytes of data, whether it is a bitmap
+_RUN_BYTES = 16  # of a run in a record: first bit and length, u64 each
+_IN_MEMORY = 4 << 20  # bytes of records; more go to a temporary file
+_READ_BYTES = 1 << 20  # of the temporary file, at a time
 
 _Bits = tuple[int, int, memoryview, bool]
-"""First frame, number of frames, data, and whether these are bits: else they are runs."""
+"""First frame, number of frames, data, and whether the data is a bitmap rather than runs."""
 
 
 class FrameSet:
     """Page frames in ascending order, added a bitmap at a time.
 
-    Each bitmap is kept as its runs, or as it is if that takes less: 32 KiB for each GiB of memory at most. Of a usual
-    machine that is a few MiB at a terabyte; what exceeds 4 MiB goes to a temporary file without a name.
+    A bitmap is stored as runs or, if that is smaller, unchanged: at most 32 KiB per GiB of memory with 4 KiB pages. A
+    typical machine needs a few MiB per TiB. Anything above 4 MiB goes to an unnamed temporary file.
     """
 
     def __init__(self) -> None:
-        """Begin without any frame."""
         self._records = bytearray()
         self._fd = -1
-        self._size = 0  # of the file
+        self._size = 0  # of the temporary file, bytes
         self._count = 0
 
     def __len__(self) -> int:
@@ -42,12 +44,12 @@ class FrameSet:
         """Add the frames whose bits are set.
 
         Args:
-            pfn: frame of the first bit: after all that were added before.
+            pfn: page frame of bit 0; greater than all frames added before.
             bits: a bitmap.
-            count: of its bits.
+            count: number of bits.
 
         Raises:
-            OutputError: the temporary file cannot be made or written.
+            OutputError: the temporary file cannot be created or written.
 
         """
         size = -(-count // 8)
@@ -65,7 +67,7 @@ class FrameSet:
             self._spill()
 
     def runs(self) -> Iterator[Run]:
-        """Yield the frames as runs, none of which continues the one before."""
+        """Yield the frames as runs, in ascending order. No two runs are adjacent."""
         return joined(self._runs())
 
     def _runs(self) -> Iterator[Run]:
@@ -76,7 +78,7 @@ class FrameSet:
                 yield from pairs(data.cast("Q").tolist(), pfn)
 
     def _read(self) -> Iterator[_Bits]:
-        """Yield the records; each is valid until the next."""
+        """Yield the records. Each is valid until the next one is requested."""
         rest = b""
         for at in range(0, self._size, _READ_BYTES):
             rest += self._pread(at, min(_READ_BYTES, self._size - at))
@@ -87,16 +89,16 @@ class FrameSet:
     def _pread(self, offset: int, size: int) -> bytes:
         data = os.pread(self._fd, size, offset)
         if len(data) < size:
-            raise OutputError(f"a temporary file ends at offset {offset + len(data):#x}: it was cut by somebody else")
+            raise OutputError(f"temporary file: truncated by another program: ends at offset {offset + len(data):#x}")
         return data
 
     def _spill(self) -> None:
-        """Move the records to the file."""
+        """Move the records to the temporary file."""
         import tempfile
 
-        folder = "no folder"
+        directory = ""
         try:
-            folder = tempfile.gettempdir()
+            directory = f" in {tempfile.gettempdir()}"
             if self._fd < 0:
                 with tempfile.TemporaryFile(buffering=0) as file:
                     self._fd = os.dup(file.fileno())
@@ -106,20 +108,20 @@ class FrameSet:
                 view, self._size = view[n:], self._size + n
         except OSError as e:
             raise OutputError(
-                f"a temporary file in {folder} cannot be written: {e.strerror}; TMPDIR names another"
+                f"temporary file{directory}: cannot be written: {e.strerror}; set TMPDIR to another directory"
             ) from e
         del view
         self._records = bytearray()
 
     def close(self) -> None:
-        """Let go of the file; the set is empty then."""
+        """Delete the temporary file and empty the set."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._size, self._count, self._records = -1, 0, 0, bytearray()
 
 
 def _complete(data: memoryview) -> Generator[_Bits, None, int]:
-    """Yield the records that are complete in some data; return how many bytes they take."""
+    """Yield the complete records in data; return their size in bytes."""
     at = 0
     while at + _RECORD.size <= len(data):
         pfn, count, size, is_bits = _RECORD.unpack_from(data, at)

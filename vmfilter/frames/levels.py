@@ -1,6 +1,6 @@
-"""Dump levels: numbers, each bit of which excludes pages of some kind. The bits are makedumpfile's -d; 32 is pmem's.
+"""Dump levels. Each bit excludes some page classes. Bits 1 to 16 are as for makedumpfile -d; 32 is for pmem.
 
-vmfilter.pages.exclude says which classes of pages each bit excludes.
+vmfilter.pages.exclude maps bits to page classes.
 """
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from __future__ import annotations
 from vmfilter.errors import UsageError
 
 LEVEL_ZERO = 1
-"""Pages filled with zeros: their content tells, so no kernel need be understood for it."""
+"""Bit that excludes zero pages. It depends only on the contents of pages, not on the kernel."""
 LEVEL_PMEM_METADATA = 32
 MAX_LEVEL = 63
 DEFAULT_LEVEL = 31
 
 NAMES = {"zero": 1, "cache-nonprivate": 2, "cache": 2 | 4, "user": 8, "free": 16, "pmem-metadata": 32}
-"""Names for bits, as parse_level() takes them. A user who says cache means all of it."""
+"""Names of bits, for parse_level(). cache means all of the page cache, with and without private data."""
 
 
 def needs_kernel(level: int) -> bool:
-    """Whether pages must be classified for a level: levels 0 and 1 depend on content alone."""
+    """Return whether a level requires classification. Levels 0 and 1 depend only on the contents of pages."""
     return level & ~LEVEL_ZERO != 0
 
 
 def parse_level(text: str) -> int:
-    """Dump level from a number (0 to 63) or names joined by commas (zero,cache,user,free is 31).
+    """Return the dump level given by a number (0 to 63) or by names joined by commas (zero,cache,user,free is 31).
 
     Raises:
-        UsageError: neither.
+        UsageError: the text is neither.
 
     """
     text = text.strip()
@@ -38,14 +38,14 @@ def parse_level(text: str) -> int:
     for name in text.split(","):
         if name not in NAMES:
             raise UsageError(
-                f"dump level {text!r}: {name!r} is no class of pages: give a number from 0 to {MAX_LEVEL}, "
-                f"or some of {', '.join(NAMES)}"
+                f"dump level {text!r}: {name!r} is not a page class: give a number from 0 to {MAX_LEVEL}, "
+                f"or names joined by commas: {', '.join(NAMES)}"
             )
         level |= NAMES[name]
     return level
 
 
 def level_names(level: int) -> list[str]:
-    """Names of what a level leaves out."""
-    hidden = "cache-nonprivate" if level & 4 else ""  # 4 leaves out all cache, with or without 2
+    """Return the names of the page classes that a level excludes."""
+    hidden = "cache-nonprivate" if level & 4 else ""  # bit 4 excludes all cache, with or without bit 2
     return [name for name, bits in NAMES.items() if level & bits & ~(2 if name == "cache" else 0) and name != hidden]

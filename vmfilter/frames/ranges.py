@@ -1,4 +1,4 @@
-"""Ranges of page frames."""
+"""Ranges of page frames. Except merged(), the functions require sorted ranges that neither touch nor overlap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Range = tuple[int, int]
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Sort ranges and join those that touch or overlap; what the functions below take."""
+    """Sort ranges, and merge ranges that touch or overlap."""
     out: list[Range] = []
     for first, end in sorted(ranges):
         append(out, first, end)
@@ -18,7 +18,7 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def append(ranges: list[Range], first: int, end: int) -> None:
-    """Add a range to others, as a part of the last one where it begins in that or right after it."""
+    """Append a range to ranges in place. Merge it with the last one if it begins within or right after that."""
     if ranges and ranges[-1][0] <= first <= ranges[-1][1]:
         ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
     elif first < end:
@@ -26,7 +26,7 @@ def append(ranges: list[Range], first: int, end: int) -> None:
 
 
 def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:
-    """What of merged ranges is in [first, end)."""
+    """Return the parts of ranges within [first, end)."""
     i = max(bisect_left(ranges, (first + 1,)) - 1, 0)
     out = []
     while i < len(ranges) and ranges[i][0] < end:
@@ -38,12 +38,12 @@ def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:
 
 
 def intersection(some: Iterable[Range], others: Sequence[Range]) -> list[Range]:
-    """What is in both, of merged ranges."""
+    """Return the ranges that are in both."""
     return [part for first, end in some for part in clipped(others, first, end)]
 
 
 def without(ranges: Iterable[Range], others: Sequence[Range]) -> list[Range]:
-    """What of merged ranges is not in others."""
+    """Return the parts of ranges that are not in others."""
     out = []
     for first, end in ranges:
         for a, b in clipped(others, first, end):
@@ -56,5 +56,5 @@ def without(ranges: Iterable[Range], others: Sequence[Range]) -> list[Range]:
 
 
 def frames_in(ranges: Iterable[Range]) -> int:
-    """Number of page frames."""
+    """Return the number of page frames in ranges."""
     return sum(end - first for first, end in ranges)
