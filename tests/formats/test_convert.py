@@ -174,9 +174,9 @@ def test_dumps_of_every_form_are_converted(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("size", "offset", "flag", "said"),
     [
-        (PAGE + 1, None, 1, "says"),
+        (PAGE + 1, None, 1, "points to"),
         (100, 1 << 40, 1, "truncated"),
-        (100, 0, 1, "says"),
+        (100, 0, 1, "points to"),
         (0, None, 1, "damaged"),
         (PAGE - 1, None, 0, "damaged"),
         (100, None, 16, "page flags 0x10"),

@@ -161,9 +161,9 @@ def test_what_an_incomplete_file_has_lost_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paddr", "left_out", "said"),
     [
-        (0x1000, (1 << 64) - PAGE - 1, "program header 1 is of memory at 0x1000-"),
-        (1 << 55, 1 << 55, "program header 1 is of memory at 0x80000000000000-"),
-        (0x1000, 1 << 50, "tells of 1125899906842624 bytes of memory"),
+        (0x1000, (1 << 64) - PAGE - 1, "damaged: program header 1: no machine has memory at 0x1000-"),
+        (1 << 55, 1 << 55, "damaged: program header 1: no machine has memory at 0x80000000000000-"),
+        (0x1000, 1 << 50, "damaged: no machine has 1125899906842624 bytes of memory"),
     ],
 )
 def test_more_memory_than_there_can_be_is_refused(tmp_path: Path, paddr: int, left_out: int, said: str) -> None:
@@ -232,7 +232,7 @@ def test_notes_that_are_there_many_times_are_refused(tmp_path: Path) -> None:
     elf.notes = memory_note(elf, 0, *range(1 << 10))
     elf.extra_headers = [elf.header(PT_NOTE, PAGE, 0, len(elf.notes))] * 3
     path = elf.write(tmp_path / "v")
-    with pytest.raises(InputError, match=f"^{path}: program headers up to 2: the notes overlap"):
+    with pytest.raises(InputError, match=f"^{path}: damaged: the PT_NOTEs up to program header 2 overlap"):
         open_dump(path)
 
 

@@ -1015,7 +1015,7 @@ def test_no_folder_for_temporary_files_is_one_line(
     monkeypatch.setattr(tempfile, "gettempdir", _fails(errno.ENOENT))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     if what == "pipe in":
-        with standard_input(vmcore.read_bytes()), pytest.raises(InputError, match="TMPDIR names another"):
+        with standard_input(vmcore.read_bytes()), pytest.raises(InputError, match="set TMPDIR to another"):
             open_dump("-")
     else:
         monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)

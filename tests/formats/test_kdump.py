@@ -239,14 +239,14 @@ def test_what_is_made_of_it_names_its_machine(
 
 @pytest.mark.parametrize(("endian", "size"), [("<", 160), (">", 392), ("<", 0)])
 def test_registers_of_no_machine_that_is_known_are_an_error(opened: Opened, endian: str, size: int) -> None:
-    with pytest.raises(vmfilter.KernelError, match="does not say of what machine it is"):
+    with pytest.raises(vmfilter.KernelError, match="does not name its machine"):
         opened(by_qemu(endian, "64", size))
 
 
 def test_damaged_notes_of_an_unnamed_machine_are_an_error(opened: Opened) -> None:
     file = by_qemu("<", "64", 336)
     file.notes = b"\xff" * 4 + file.notes[4:]
-    with pytest.raises(vmfilter.KernelError, match="does not say of what machine it is"):
+    with pytest.raises(vmfilter.KernelError, match="does not name its machine"):
         opened(file)
 
 
@@ -395,7 +395,7 @@ def test_what_an_incomplete_dump_is_filtered_to_is_incomplete_too(
     file.write(tmp_path / "in")
     assert main(["filter", "-q", "-d", "0", str(tmp_path / "in"), str(tmp_path / "out")]) == INCOMPLETE_STATUS
     err = capsys.readouterr().err
-    assert "in: is incomplete: what it has lost counts as left out before" in err
+    assert "in: is incomplete: its missing pages count as excluded" in err
     assert "in: is not all there, and so the new dump is marked incomplete" in err
     out = Kdump(tmp_path / "out")
     assert out.kept == frames[:-9]
@@ -498,7 +498,7 @@ def test_data_that_do_not_become_a_page_are_refused_with_their_frame(
         request.getfixturevalue("without_codecs")
     dump = opened(one_page(wrong_pages(codec)[kind], FLAGS[codec]))
     tracemalloc.start()
-    with pytest.raises(vmfilter.InputError, match=f"frame 0x25, .* do not decompress with {codec} to a page"):
+    with pytest.raises(vmfilter.InputError, match=f"frame 0x25, .*: {codec} cannot decompress them to a page"):
         dump.read(0x20 * PAGE, 10 * PAGE)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
@@ -509,7 +509,7 @@ def test_data_that_do_not_become_a_page_are_refused_with_their_frame(
 @pytest.mark.parametrize("flags", [3, 8, 16, 33, 128, 0xFFFFFFFF])
 def test_flags_of_no_codec_are_refused(opened: Opened, flags: int) -> None:
     dump = opened(one_page(bytes(100), flags))
-    with pytest.raises(vmfilter.InputError, match=f"frame 0x25, .* page flags {flags:#x} are of no codec"):
+    with pytest.raises(vmfilter.InputError, match=f"frame 0x25, .* unknown page flags {flags:#x}"):
         dump.read(0x25 * PAGE, PAGE)
 
 
@@ -633,7 +633,7 @@ def test_fields_that_nothing_depends_on_may_say_anything(filtered: Filtered, nam
 def test_erase_info_beyond_the_end_of_the_file_is_missing(filtered: Filtered, name: str, value: int) -> None:
     ran = filtered(patched(PAGE + SUB["64"][name][0], SUB["64"][name][1], value))
     assert (ran.status, ran.left) == (INCOMPLETE_STATUS, ["dump"])
-    assert "0 of 48 pages are missing, and what was erased is not known" in ran.err
+    assert "0 of 48 pages are missing, and so is the erase info" in ran.err
 
 
 @pytest.mark.parametrize("machine", [b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
@@ -778,7 +778,7 @@ def test_a_huge_max_mapnr_is_refused_at_once_within_little_memory(tmp_path: Path
     command = [sys.executable, "-m", "vmfilter", "info", str(tmp_path / "in")]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=60)
     assert done.returncode == INPUT
-    assert "its bitmaps lie from" in done.stderr
+    assert "its bitmaps are at" in done.stderr
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:

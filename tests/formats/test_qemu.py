@@ -55,7 +55,7 @@ def test_the_notes_tell_the_machine(
 def test_a_file_that_says_nothing_is_refused(tmp_path: Path, notes: bytes) -> None:
     file = qemu_file("<", "64", 336)
     file.notes = notes
-    with pytest.raises(vmfilter.KernelError, match="does not say of what machine it is"):
+    with pytest.raises(vmfilter.KernelError, match="does not name its machine"):
         vmfilter.open_dump(file.write(tmp_path / "dump"))
 
 

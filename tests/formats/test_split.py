@@ -220,14 +220,14 @@ def test_a_set_that_was_written_whole_says_so_of_itself(written: Written) -> Non
 def test_a_part_twice_is_refused(written: Written) -> None:
     one, two = written(parts_of(whole_file(), 100))
     message = refusal(one, two, one)
-    assert f"{one} and {one}: both have the frames 0x0 to 0x63" in message
+    assert f"{one} and {one}: both contain frames 0x0 to 0x63" in message
 
 
 def test_parts_that_overlap_are_refused(written: Written) -> None:
     files = parts_of(whole_file(), 100, 200)
     files[0].last = 120
     one, two, three = written(files)
-    assert f"{one} and {two}: both have the frames 0x64 to 0x77" in refusal(three, two, one)
+    assert f"{one} and {two}: both contain frames 0x64 to 0x77" in refusal(three, two, one)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_other_files_are_no_parts(written: Written, tmp_path: Path) -> None:
     elf = Elf([Load(0, bytes(PAGE))]).write(tmp_path / "elf")
     text = tmp_path / "text"
     text.write_text("nothing")
-    for path, words in (whole, "no part of a split set"), (elf, "no part of a split set"), (text, "not a dump"):
+    for path, words in (whole, "not part of a split set"), (elf, "not part of a split set"), (text, "not a dump"):
         assert refusal(one, path, two).startswith(f"{path}: ")
         assert words in refusal(path, one, two)
     assert "cannot be opened" in refusal(one, two, tmp_path / "absent")

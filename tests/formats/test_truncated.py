@@ -227,7 +227,7 @@ def test_rearrange_refuses_a_stream_that_broke_off_and_names_what_does_not(run: 
     os.truncate(tmp_path / "stream", (tmp_path / "stream").stat().st_size - 17)
     ran = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "dump")
     assert ran.status == INPUT
-    assert "the header of the dump in it is not there" in ran.err
+    assert "the dump's header is missing" in ran.err
 
 
 # Compressed as a whole
@@ -256,5 +256,5 @@ def test_a_dump_that_says_it_is_incomplete_is_not_called_truncated(run: Run, tmp
     path = replace(file, lost=set(range(30, 50))).write(tmp_path / "dump")
     ran = run("info", path)
     assert ran.status == 0
-    assert "is incomplete: what it has lost counts as left out before" in ran.err
+    assert "is incomplete: its missing pages count as excluded" in ran.err
     assert "truncated" not in ran.err + ran.out

@@ -43,5 +43,5 @@ def test_a_split_set_of_makedumpfile_is_its_whole_dump(
         with vmfilter.open_dump(parts) as dump, vmfilter.open_dump(vmcore) as original:
             assert verify_dump(whole, dump).not_compared == 0
             assert verify_dump(dump, original).compared == found.pages
-    with pytest.raises(vmfilter.InputError, match="a part is missing"):
+    with pytest.raises(vmfilter.InputError, match="a part of the split set is missing"):
         vmfilter.open_dump(parts[1:])

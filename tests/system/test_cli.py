@@ -146,7 +146,7 @@ def test_several_files_without_split_are_a_set_to_read(run: Run, small: Path, tm
     (tmp_path / "other").write_bytes(small.read_bytes())
     for second, why in (
         ("dump1", "cannot be opened: No such file or directory"),
-        ("other", "an ELF file, no part of a split set: it is read alone"),
+        ("other", "an ELF file, not part of a split set: read it alone"),
     ):
         ran = run("filter", small, tmp_path / second, tmp_path / "dump2")
         name = small if second == "other" else tmp_path / second

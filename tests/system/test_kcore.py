@@ -117,7 +117,7 @@ def test_pages_that_cannot_be_read_are_zeros(opened: Opened, monkeypatch: pytest
         assert dump.read(0x1FF0, 16) == bytes([2]) * 16
         assert dump.read(0x1FF0, 32) is None
         assert dump.unreadable == 3
-        assert dump.warnings == [f"{dump.path}: 3 reads of a page failed, what they wanted counts as zeros"]
+        assert dump.warnings == [f"{dump.path}: 3 reads of pages failed and were replaced by zeros"]
 
 
 def test_what_the_system_says_of_its_size_does_not_matter(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_an_incomplete_elf_file_has_what_it_has(run: Run, tmp_path: Path) -> Non
     path.write_bytes(data[: -2 * PAGE - 100])
     ran = run("verify", path)
     assert ran.status == DAMAGED
-    assert "truncated at offset 0x3f9c, 12288 bytes of PT_LOADs too early" in ran.err
+    assert "truncated at offset 0x3f9c: 12288 bytes of memory are missing" in ran.err
     patched(path, 48, b"\1")  # e_flags, as makedumpfile leaves it
     with vmfilter.open_dump(path) as dump:
         assert dump.header.incomplete

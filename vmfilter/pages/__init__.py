@@ -1,1 +1,1 @@
-"""Which pages are kept: exclude.py decides, classify.py finds out what each page frame was used for."""
+"""Which pages a dump keeps: classify.py finds out what each page frame was used for, exclude.py decides."""

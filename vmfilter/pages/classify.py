@@ -1,4 +1,4 @@
-"""Page frames to classes, window by window, so that memory does not grow with the dump."""
+"""Classify page frames, window by window, so that memory use does not grow with the dump."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 WINDOW_PAGES = 1 << 17
-"""Page frames of a window, at most: so many that what is done once a window hardly counts."""
+"""Maximum page frames of a window: enough to make the work per window negligible."""
 _PIECE_PAGES = 1 << 13
-"""Page frames whose struct pages are read at a time: 512 KiB, still in the CPU's own cache when they are looked at."""
+"""Page frames whose struct pages are read at a time: 512 KiB, so that classification finds them in the CPU's cache."""
 
 
 def _becomes(page_class: PageClass) -> bytes:
-    """Table of what becomes of each class: memory that the dump has gets this one."""
+    """Return a table that replaces the class of all memory in the dump."""
     absent = {PageClass.HOLE, PageClass.EXCLUDED}
     return bytes(c if c in absent else page_class for c in range(256))
 
@@ -33,19 +33,19 @@ _TO_KERNEL = _becomes(PageClass.KERNEL)
 
 
 class Window(NamedTuple):
-    """Classes of the page frames from pfn on, a byte each, valid until the next window is asked for."""
+    """Classes of the page frames from pfn on, one byte each. They are valid until the next window is requested."""
 
     pfn: int
     classes: memoryview
 
 
 def max_pfn(dump: Dump, page_size: int) -> int:
-    """First page frame after all memory: max_mapnr."""
+    """Return the first page frame after all memory (max_mapnr)."""
     return -(-dump.end // page_size)
 
 
 def windows_of(dump: Dump, page_size: int) -> Iterator[tuple[int, int]]:
-    """First frame and number of frames of each window that has any memory, in order."""
+    """Yield the first page frame and the number of page frames of each window that contains memory, in order."""
     end = max_pfn(dump, page_size)
     for address in dump.blocks(WINDOW_PAGES * page_size):
         first = address // page_size
@@ -53,10 +53,11 @@ def windows_of(dump: Dump, page_size: int) -> Iterator[tuple[int, int]]:
 
 
 class Classifier:
-    """Gives every page frame of a dump its class.
+    """Classify all page frames of a dump.
 
     Attributes:
-        unknown: frames in memory whose struct page could not be read; they are kept.
+        unknown: number of page frames whose struct page could not be read. They are kept.
+        warnings: what VMCOREINFO lacks for a full classification, one line each.
 
     """
 
@@ -68,17 +69,18 @@ class Classifier:
         pmem: Pmem = NO_PMEM,
         include_pmem_userdata: bool = False,
     ) -> None:
-        """Prepare for one dump.
+        """Read the layout of struct page.
 
         Args:
-            dump: it.
-            page_size: bytes.
-            kernel: the crashed kernel; without it every frame is KERNEL, and hwpoison and offline are not known.
-            pmem: what is known of its persistent memory.
-            include_pmem_userdata: whether hwpoisoned pages among that matter.
+            dump: dump to classify.
+            page_size: page size of the crashed kernel, in bytes.
+            kernel: the crashed kernel. Without it, all memory is KERNEL: hwpoisoned and offline pages are not known.
+            pmem: persistent memory of the dump.
+            include_pmem_userdata: whether user data on persistent memory is kept, so that hwpoisoned pages in it
+                must be found.
 
         Raises:
-            KernelError: the kernel does not say where its struct pages are and what they look like.
+            KernelError: VMCOREINFO or the kernel's memory does not describe struct pages and where they are.
 
         """
         self._dump = dump
@@ -96,12 +98,18 @@ class Classifier:
             self._struct_page = layout.size
             self._model = kernel.memory_model
             self._memory = kernel.memory
-            # Whole pages of memory: what is read into them is copied faster than to where a bytearray begins.
+            # Page-aligned, unlike a bytearray: reads into it copy faster.
             self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
             self._view = memoryview(self._structs)
 
     def windows(self) -> Iterator[Window]:
-        """Classify everything, in order of page frames; windows without any memory are left out."""
+        """Yield the classes of all page frames, in order. Windows without memory are skipped.
+
+        Raises:
+            InputError: the dump cannot be read, or is damaged.
+            KernelError: struct pages are not as VMCOREINFO describes them.
+
+        """
         self.unknown = 0
         if self._kernel is not None:
             self._native.restart()
@@ -113,7 +121,7 @@ class Classifier:
             yield Window(pfn, classes)
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
-        """Every frame of which the dump has a part is KERNEL until more is known, pmem's is PMEM_USERDATA."""
+        """Set the classes that need no struct page: memory is KERNEL, or PMEM_USERDATA or PMEM_METADATA."""
         classes[:] = bytes(count)
         self._dump.mark(pfn, self._page_size, classes)
         for ranges, table in self._pmem:
@@ -134,11 +142,11 @@ class Classifier:
             at = end
 
     def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
-        """Classify frames whose struct pages lie one after the other from vaddr on, as far as the dump has them."""
+        """Classify page frames, given the address of their struct pages. Count those that the dump lacks."""
         size = self._struct_page
         done = 0
-        # A piece begins at a multiple of its frames, so that no compound page has its head in one and its order, which
-        # is in the struct page after, in the next.
+        # Pieces are aligned to their size, so a compound page's first two struct pages are in the same piece: the
+        # order is in the second.
         skip = pfn % _PIECE_PAGES * size
         for start, length in self._read_memmap(vaddr, len(classes) * size, skip):
             first, last = -(-start // size), (start + length) // size
@@ -153,10 +161,10 @@ class Classifier:
         self._count_unknown(classes[done:])
 
     def _read_memmap(self, vaddr: int, length: int, skip: int) -> Iterator[tuple[int, int]]:
-        """Fill the buffer of struct pages, after the first skip bytes; yield the stretches that could be read.
+        """Read an array of struct pages into the buffer; yield the ranges that the dump contains.
 
-        These are (offset, bytes) of the memory from vaddr on. They go round in the buffer: each is overwritten by those
-        after it.
+        The ranges are (offset from vaddr, bytes). The buffer is circular and the array starts at byte skip of it, so
+        process each range before requesting the next.
         """
         start = end = 0
         view = self._view

@@ -1,7 +1,7 @@
-"""What the crashed kernel had that its vmcore does not describe: memory sections that are in no PT_LOAD.
+"""Find memory of the crashed kernel that its vmcore does not describe: memory sections in no PT_LOAD.
 
-The elfcorehdr is made when the crash kernel is loaded (by kexec-tools, or by the kernel itself), and describes the
-memory of that moment. What was plugged later is missing from every dump until the crash kernel is loaded again.
+kexec-tools, or the kernel itself, creates the elfcorehdr when the crash kernel is loaded. It describes the memory of
+that moment. Memory plugged later is missing from every dump until the crash kernel is loaded again.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from vmfilter.kernel.page_tables import Translation
     from vmfilter.reader import Dump
 
-_AT_ONCE = 1 << 11  # struct pages that are read together: they stay in the CPU's cache
-_MAX_MISSING = 1 << 17  # sections that are looked at: 16 TiB of x86_64; only damaged page tables make more
+_AT_ONCE = 1 << 11  # struct pages per read: they fit in the CPU's cache
+_MAX_MISSING = 1 << 17  # missing sections that are examined: 16 TiB on x86_64; only damaged page tables make more
 
 
 class Loss(StrEnum):
-    """What it means that memory is missing, as a user reads it."""
+    """Why memory is missing, and what to do about it; printed in reports."""
 
     PLUGGED = (
-        "memory that the kernel used, plugged after the crash kernel was loaded (or kept for the crash kernel's CMA): "
-        "load the crash kernel again whenever memory changes"
+        "memory that the kernel used, plugged after the crash kernel was loaded (or reserved as its CMA): "
+        "reload the crash kernel whenever memory changes"
     )
     DEVICE_MEMMAP = (
-        "device memory whose struct pages lie on the device, and were not dumped: "
-        "the kernel does not export its device backed memmap, or the namespace came after the crash kernel was loaded"
+        "device memory whose struct pages are on the device and were not dumped: the kernel does not export its "
+        "device backed memmap, or the namespace was created after the crash kernel was loaded"
     )
 
 
 class Gap(NamedTuple):
-    """Memory sections one after the other that no PT_LOAD covers.
+    """Contiguous memory sections that no PT_LOAD describes.
 
     Attributes:
-        start, end: physical addresses.
-        loss: what that means.
+        start, end: physical addresses [start, end).
+        loss: why they are missing.
 
     """
 
@@ -53,17 +53,21 @@ class Gap(NamedTuple):
 
 
 def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
-    """Sections that the kernel has present and of which the dump has nothing, where that is a loss.
+    """Find present memory sections that the dump lacks completely, and should contain.
 
-    No loss are the crash kernel's own reservation (all its struct pages are reserved), memory that is plugged but
-    offline, and the user data of persistent memory.
+    It need not contain the crash kernel's reservation (all of whose struct pages are reserved), plugged memory that is
+    offline, and user data on persistent memory.
 
     Args:
-        dump: to look in.
-        kernel: the crashed one.
+        dump: dump to compare with the kernel's memory sections.
+        kernel: the crashed kernel.
 
     Returns:
-        In order of addresses; nothing where the memory model is not known.
+        The gaps, in order of addresses; empty if the memory model is not known.
+
+    Raises:
+        InputError: the dump cannot be read, or is damaged.
+        KernelError: VMCOREINFO does not describe struct page.
 
     """
     try:
@@ -85,12 +89,12 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
 
 
 def _missing(dump: Dump, model: MemoryModel, size: int) -> Iterator[Section]:
-    """Sections, of so many bytes, that are present and of which the dump has nothing."""
+    """Yield present sections that the dump lacks completely. size: bytes of a section."""
     memory: int | None = -1
     for numbers, _ in model.runs():
         at = numbers.start
         while at < numbers.stop:
-            if memory is not None and memory < at * size:  # else it is known, and to look for it can take long
+            if memory is not None and memory < at * size:  # otherwise still valid; the search can be slow
                 memory = dump.next_memory(at * size)
             covered = numbers.stop if memory is None else min(memory // size, numbers.stop)
             yield from filter(None, map(model.section, range(at, covered)))
@@ -110,9 +114,9 @@ def _loss(dump: Dump, kernel: Kernel, model: MemoryModel, section: Section) -> L
 
 
 def _all_reserved(kernel: Kernel, memmap: int, mapped: list[Translation]) -> bool:
-    """Whether the struct pages that are mapped are all of memory that the kernel reserved when it booted."""
+    """Return whether PG_reserved is set in all mapped struct pages: the kernel reserved the memory at boot."""
     layout = kernel.struct_page().layout
-    reserved = layout.private_data >> 1  # PG_reserved is not exported; it is the flag before PG_private in every kernel
+    reserved = layout.private_data >> 1  # PG_reserved is not exported, but precedes PG_private in every kernel
     classifier = native.Classifier(layout)
     for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
         last = end // layout.size

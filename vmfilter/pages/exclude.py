@@ -1,7 +1,7 @@
-"""Which pages a dump keeps: the one place that decides it.
+"""Decide which pages a dump keeps. This is the only place that does.
 
-Every page frame that is memory is kept, unless the dump level excludes its class. (A zero page is of a class that is
-kept: it is left out when it is read, if the level has bit 1.)
+Every page frame of memory is kept unless the dump level excludes its class. Zero pages are no class: if the level has
+bit 1, a kept page that turns out to be zero is excluded when it is read.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ _EXCLUDED_BY = {
     16: {PageClass.FREE},
     LEVEL_PMEM_METADATA: {PageClass.PMEM_METADATA},
 }
-"""What each bit of a dump level excludes."""
-# At every level: touching the first two can kill the capture kernel, and the last is not in the dump that is read.
+"""Page classes that each bit of a dump level excludes."""
+# At every level: reading hwpoisoned or offline memory can crash the capture kernel, and EXCLUDED is not in the input.
 _ALWAYS_EXCLUDED = {PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED}
 
 
 def excluded_classes(level: int, include_pmem_userdata: bool = False) -> frozenset[PageClass]:
     """Return the classes that a dump level excludes.
 
-    User data on persistent memory is excluded at every level, unless it is asked for: it is people's files.
+    User data on persistent memory is excluded at every level unless requested, since it is the contents of files.
+
+    Args:
+        level: dump level, a sum of bits.
+        include_pmem_userdata: whether to keep user data on persistent memory.
+
     """
     always = _ALWAYS_EXCLUDED if include_pmem_userdata else _ALWAYS_EXCLUDED | {PageClass.PMEM_USERDATA}
     return frozenset(always).union(*(classes for bit, classes in _EXCLUDED_BY.items() if level & bit))
@@ -45,14 +50,21 @@ class Selection:
     """The page frames that a dump keeps: classes in, bitmaps, counts and runs out.
 
     Attributes:
-        excluded: classes that are left out.
-        kept: the frames that are kept, zero pages among them.
-        uncounted: frames that would be kept, but lie before the first that the new dump can have.
+        excluded: excluded classes.
+        kept: kept page frames, including zero pages.
+        uncounted: number of frames before first_pfn that would be kept otherwise.
 
     """
 
     def __init__(self, level: int, include_pmem_userdata: bool = False, first_pfn: int = 0) -> None:
-        """Select by a dump level; first_pfn: first frame that the new dump can have."""
+        """Select page frames by their classes.
+
+        Args:
+            level: dump level.
+            include_pmem_userdata: whether to keep user data on persistent memory.
+            first_pfn: first page frame that the format of the new dump can count.
+
+        """
         self.excluded = excluded_classes(level, include_pmem_userdata)
         self.kept = FrameSet()
         self.uncounted = 0
@@ -61,7 +73,7 @@ class Selection:
         self._counts = array("Q", bytes(8 * len(PageClass)))
 
     def take(self, window: Window) -> tuple[bytearray, bytearray]:
-        """Decide for the frames of a window; return their two bitmaps: memory, and what is kept of it."""
+        """Select the page frames of a window; return its bitmap of memory and its bitmap of kept page frames."""
         native.count_classes(window.classes, self._counts)
         present, kept = (native.bitmap(window.classes, table) for table in (_PRESENT, self._keeps))
         before = min(max(self._first_pfn - window.pfn, 0), len(window.classes))
@@ -74,5 +86,5 @@ class Selection:
 
     @property
     def counts(self) -> dict[PageClass, int]:
-        """Frames of each class so far."""
+        """Number of page frames of each class so far."""
         return {c: self._counts[c] for c in PageClass}

@@ -1,4 +1,4 @@
-"""Dump files of every format, read as the physical memory of the crashed machine."""
+"""Read dump files of every format as the physical memory of the crashed machine."""
 
 from vmfilter.reader.dump import Dump, Note
 from vmfilter.reader.open import Path, open_dump

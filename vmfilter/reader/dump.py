@@ -1,4 +1,4 @@
-"""Physical memory of a crashed machine as a dump file keeps it: what every reader offers."""
+"""The interface of every reader: a dump file as the physical memory of the crashed machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ _MAX_READ = 1 << 30
 
 
 class Note(NamedTuple):
-    """One ELF note: of whom, what kind, and where in the file its description lies."""
+    """An ELF note.
+
+    Attributes:
+        name: its owner, without trailing NULs.
+        kind: n_type.
+        offset: file offset of the descriptor.
+        size: bytes of the descriptor.
+
+    """
 
     name: bytes
     kind: int
@@ -29,15 +37,15 @@ class Note(NamedTuple):
 
 
 class DumpHeader(NamedTuple):
-    """What the file's own header says of the crash, beside VMCOREINFO; ELF says none of it.
+    """The crash as the file's own header describes it. ELF headers do not; VMCOREINFO is read elsewhere.
 
     Attributes:
-        uts: who the kernel was.
-        crash_time: seconds since 1970, 0 where it is not known.
-        level: dump level of what was left out before.
-        incomplete: whether space or time ran out when it was written, or a part of it is missing now.
-        cpus: of the machine, 0 where it is not known.
-        phys_base: of the kernel, None where it is not known; negative where x86_64's KASLR made it so.
+        uts: utsname of the crashed kernel.
+        crash_time: seconds since 1970; 0 if unknown.
+        level: dump level by which pages were excluded before.
+        incomplete: whether pages are missing: the writer ran out of space or time, or a part of the file is gone.
+        cpus: number of CPUs of the machine; 0 if unknown.
+        phys_base: phys_base of the kernel; None if unknown. KASLR on x86_64 can make it negative.
 
     """
 
@@ -50,13 +58,13 @@ class DumpHeader(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Data of pages as they are in the file.
+    """Pages as the file stores them.
 
     Attributes:
-        pages: how many.
-        descriptors: native.DESCRIPTOR bytes each, in this machine's byte order.
-        extents: native.EXTENT bytes each.
-        data: of the extents.
+        pages: number of pages.
+        descriptors: one page descriptor of native.DESCRIPTOR bytes per page, in this machine's byte order.
+        extents: file ranges that contain the data, native.EXTENT bytes each.
+        data: contents of the extents.
 
     """
 
@@ -67,7 +75,7 @@ class Fetched(NamedTuple):
 
 
 class DumpPart(NamedTuple):
-    """A file of a split set, and the page frames [first, end) that it has; a path of "" is a part that is missing."""
+    """A file of a split set, with the page frames [first, end) of its pages. The path of a missing part is ""."""
 
     path: str
     first: int
@@ -76,21 +84,21 @@ class DumpPart(NamedTuple):
 
 
 class Dump:
-    """A dump file that is open for reading. Reading is safe for several threads at once.
+    """A dump file that is open for reading. Several threads may read at once.
 
     Attributes:
-        path: of the file.
-        format: what kind of file it is, in words.
-        wrappings: what was taken off to come to it, the outermost first: "zstd", "flattened".
-        arch: of the crashed machine.
-        page_size: bytes of the file's own pages; None where it has bytes of memory, as ELF does.
-        header: what the file says of the crash.
-        truncated: what is missing of a file that ends before what its headers tell of, in words; "" where nothing is.
-        loads: the PT_LOADs as an ELF file has them, in its order; for hints only (their vaddr is not to be trusted).
+        path: path of the file, for messages.
+        format: name of the format, for reports.
+        wrappings: layers around the dump, outermost first: "zstd", "flattened".
+        arch: architecture of the crashed machine.
+        page_size: bytes of a page in the file; None if the file stores memory by the byte, as ELF does.
+        header: the crash as the file's header describes it.
+        truncated: description of what a truncated file lacks; "" if the file is not truncated.
+        loads: the PT_LOADs of an ELF file, in file order. They are hints only: their vaddr cannot be trusted.
         end: physical address after all memory.
-        notes: the ELF notes, in order.
-        note_parts: where the notes lie in the file: offset and bytes of each PT_NOTE.
-        erase_info: where makedumpfile says what it erased from memory: offset and bytes of that text.
+        notes: the ELF notes, in file order.
+        note_parts: file offset and size in bytes of each PT_NOTE.
+        erase_info: file offset and size in bytes of makedumpfile's report of erased data; None without one.
 
     """
 
@@ -101,7 +109,7 @@ class Dump:
     header = DumpHeader()
 
     def __init__(self, source: Source) -> None:
-        """Take over the source, which close() closes."""
+        """Take ownership of the source; close() closes it."""
         self.path = source.path
         self.wrappings = source.wrappings
         self.truncated = source.cut
@@ -113,57 +121,63 @@ class Dump:
 
     @property
     def warnings(self) -> list[str]:
-        """What is missing of it, and what reading it has come upon until now and is no failure, one line each."""
+        """Non-fatal problems found so far, one line each."""
         if self.truncated:
-            advice = "what is missing counts as left out before; if the original is whole, copy it again"
+            advice = "missing pages count as excluded; if the original is complete, copy it again"
             return [f"{self.path}: {self.truncated}; {advice}"]
-        return [f"{self.path}: is incomplete: what it has lost counts as left out before"] * self.header.incomplete
+        return [f"{self.path}: is incomplete: its missing pages count as excluded"] * self.header.incomplete
 
     def close(self) -> None:
-        """Close the file. The dump cannot be used after."""
+        """Close the file. The dump cannot be used afterwards."""
         self._source.close()
 
     def __enter__(self) -> Self:
-        """Use it as a context that closes the file."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        """Close the file. Where what was wanted of it failed, what is missing of it may be why: that is noted."""
+        # Missing pages may have caused the failure, so the exception mentions them.
         if isinstance(e, (InputError, KernelError)):
             for warning in self.warnings:
                 e.add_note(warning)
         self.close()
 
     def is_file(self, info: os.stat_result) -> bool:
-        """Whether it reads the file that stat() says this of."""
+        """Return whether the dump is in the file with this stat() result."""
         return self._source.is_file(info)
 
     def next_memory(self, address: int) -> int | None:
-        """First physical address from this one on that is memory, in the file or left out of it; None after all."""
+        """Return the lowest physical address >= address that is memory, kept or excluded; None if there is none."""
         raise NotImplementedError
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
-        """Say what the file itself knows of page frames.
+        """Set the classes of page frames that the file alone determines.
 
         Args:
-            pfn: the first.
-            page_size: bytes of a frame.
-            classes: in: all HOLE; out: KERNEL for each frame of which the file has a part, PMEM_USERDATA where that
-                is marked as persistent memory, EXCLUDED for memory that is not in the file.
+            pfn: first page frame.
+            page_size: bytes of a page frame.
+            classes: one byte per page frame, all HOLE on entry. On return: KERNEL if the file contains any of the
+                frame, PMEM_USERDATA if it also marks that as persistent memory, EXCLUDED if the frame is memory that
+                the file does not contain.
 
         """
         raise NotImplementedError
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Stretches of the physical addresses [start, end) that the file has, as pairs of the same kind, in order."""
+        """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
     def read_into(self, address: int, view: memoryview) -> bool:
-        """Fill the view with physical memory from address on.
+        """Fill the view with physical memory.
+
+        Memory that the dump does not contain reads as zeros, as does the rest of a page frame that a PT_LOAD contains
+        in part.
+
+        Args:
+            address: physical address of the first byte.
+            view: destination; its length is the number of bytes to read.
 
         Returns:
-            Whether all of it is in the dump. What is not is filled with zeros, as the rest of a page frame of which a
-            PT_LOAD holds a part.
+            Whether the dump contains all of it.
 
         Raises:
             InputError: the file cannot be read, or is damaged there.
@@ -172,41 +186,41 @@ class Dump:
         raise NotImplementedError
 
     def read(self, address: int, size: int) -> bytes | None:
-        """Physical memory as bytes; None where not all of it is in the dump."""
+        """Return size bytes of physical memory; None if the dump does not contain all of them."""
         buffer = bytearray(size)
         return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
 
     @property
     def kept(self) -> int | None:
-        """Number of pages that the file was made with, lost ones included; None if the format does not tell."""
+        """Number of pages kept when the file was written, lost ones included; None if the format does not say."""
         return None
 
     @property
     def parts(self) -> list[DumpPart]:
-        """The files of a split set, in order of their frames; empty if it is none."""
+        """Parts of a split set, in order of their page frames; empty for a single file."""
         return []
 
     def codec(self) -> Codec | None:
-        """Return the codec of most pages in the file; None if the format has no codecs."""
+        """Return the codec of most pages; None if the format has no codecs."""
         return None
 
     def codecs(self) -> dict[str, int]:
-        """Count the pages of each codec by its name, which takes long; empty if the format has no codecs."""
+        """Return the number of pages by codec name; empty if the format has no codecs. This reads all descriptors."""
         return {}
 
     def faults(self) -> Iterator[str]:
-        """Yield what is wrong with the file beside its pages, one line each."""
+        """Yield the faults of the file outside its pages, one line each."""
         return iter(())
 
     def fetch(self, address: int, count: int) -> Fetched:
-        """Read pages as they lie in the file, where the format has codecs.
+        """Read pages without decompressing them. Only formats with codecs support this.
 
         Args:
-            address: of the first.
-            count: how many at most; all of them are in the dump.
+            address: physical address of the first page.
+            count: maximum number of pages. The dump must contain all of them.
 
         Returns:
-            At least one. It is valid until the same thread reads from the dump again.
+            One page or more. They are valid until the same thread reads from the dump again.
 
         Raises:
             InputError: the file cannot be read, or is damaged there.
@@ -215,12 +229,12 @@ class Dump:
         raise NotImplementedError
 
     def has_memory(self, start: int, end: int) -> bool:
-        """Whether any of the physical addresses [start, end) is memory, in the file or left out of it."""
+        """Return whether any of the physical addresses [start, end) is memory, kept or excluded."""
         first = self.next_memory(start)
         return first is not None and first < end
 
     def blocks(self, size: int) -> Iterator[int]:
-        """Addresses of the aligned blocks of so many bytes that have any memory, in order."""
+        """Yield the addresses of the blocks that contain memory, in order. Blocks are size bytes, and aligned."""
         at = self.next_memory(0)
         while at is not None:
             block = at // size * size
@@ -228,14 +242,14 @@ class Dump:
             at = self.next_memory(block + size)
 
     def read_file(self, offset: int, size: int) -> bytes:
-        """Bytes of the file itself.
+        """Return size bytes of the file itself.
 
         Raises:
-            InputError: the file ends before, or cannot be read.
+            InputError: the file ends before that, or cannot be read.
 
         """
         if size < 0 or size > _MAX_READ:
-            raise InputError(f"{self.path}: a size of {size} bytes at offset {offset:#x} cannot be right")
+            raise InputError(f"{self.path}: damaged: implausible size of {size} bytes at offset {offset:#x}")
         buffer = bytearray(size)
         self._source.read_into(offset, memoryview(buffer))
         return bytes(buffer)

@@ -1,4 +1,4 @@
-"""ELF vmcores: /proc/vmcore, and copies of it. The format: elf(5)."""
+"""ELF vmcores: /proc/vmcore, and copies of it. elf(5) describes the format."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from vmfilter.reader.segments import Loads, SegmentDump
 from vmfilter.reader.source import Source
 
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
-_MAX_PROGRAM_HEADERS = 1 << 22  # of one memory block each, that is 256 TiB or more
-_NO_END = 1 << 64  # of a file whose size the system does not say
-_NO_FILE = 1 << 63  # an offset that no file has
-_MAX_LOST = 1 << 20  # bytes of memory that are missing for each byte that is there: all have to be walked
-_AT_ONCE = 1 << 10  # program headers that are read together
+_MAX_PROGRAM_HEADERS = 1 << 22  # with one memory block each, 256 TiB or more
+_NO_END = 1 << 64  # end of a file of unknown size
+_MAX_FILE = 1 << 63  # loff_t is signed
+_MAX_LOST = 1 << 20  # missing bytes per byte of the file. All missing memory is walked, so it must be bounded.
+_AT_ONCE = 1 << 10  # program headers per read
 
 
 class ElfDump(SegmentDump):
-    """An ELF32 or ELF64 vmcore, of either byte order, with any number of PT_LOADs in any order."""
+    """An ELF32 or ELF64 vmcore of either byte order, with any number of PT_LOADs in any order."""
 
     def __init__(self, source: Source) -> None:
-        """Parse the headers; the source is the dump's from then on.
+        """Parse the headers, and take ownership of the source.
 
         Raises:
-            InputError: not ELF, not a core, or its headers and notes are not all there.
-            KernelError: unknown architecture.
+            InputError: the file is not an ELF core, or its headers or notes are truncated or damaged.
+            KernelError: the architecture is unknown.
 
         """
         super().__init__(source)
@@ -59,43 +59,46 @@ class ElfDump(SegmentDump):
         self.arch = arch_of(self.path, header.machine, self._sign == "<")
         offset, count = header.phoff, header.phnum
         if count == PN_XNUM:
-            count = self._struct(form.section, header.shoff, "the section header with PN_XNUM's count")[SH_INFO]
+            count = self._struct(form.section, header.shoff, "the section header that replaces PN_XNUM")[SH_INFO]
         if count > _MAX_PROGRAM_HEADERS:
-            raise InputError(f"{self.path}: {count} program headers at offset {offset:#x} cannot be right")
+            raise InputError(f"{self.path}: damaged: no vmcore has {count} program headers (at offset {offset:#x})")
         if header.phentsize != struct.calcsize("=" + form.program):
-            raise InputError(f"{self.path}: program headers of {header.phentsize} bytes at offset {offset:#x}")
-        self._within(offset, count * header.phentsize, "the table of program headers")
+            raise InputError(
+                f"{self.path}: damaged: e_phentsize, for the program headers at offset {offset:#x}, "
+                f"is {header.phentsize} bytes"
+            )
+        self._within(offset, count * header.phentsize, "the program header table")
         self.header = DumpHeader(incomplete=bool(header.flags & INCOMPLETE))
         loads, memory = self._parse(form, offset, count)
-        # What makedumpfile erased from memory: the kdump-compressed format has a place of its own for that.
+        # makedumpfile's report of erased data: a note in ELF, header fields in the kdump-compressed format.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
             why = f": {self.truncated}" if self.truncated else ""
-            raise InputError(f"{self.path}: no PT_LOAD with any memory in it{why}")
+            raise InputError(f"{self.path}: no PT_LOAD contains memory{why}")
         self.set_memory(loads, memory)
 
     def _struct(self, form: str, offset: int, what: str) -> tuple[Any, ...]:
-        """Parse one structure of the file."""
+        """Parse a structure of the file."""
         parser = struct.Struct(self._sign + form)
         self._within(offset, parser.size, what)
         return parser.unpack(self.read_file(offset, parser.size))
 
     def _segments(self, form: ElfClass, offset: int, count: int) -> Iterator[tuple[int, ...]]:
-        """Program headers, count of them from offset on."""
+        """Yield count program headers from offset on."""
         parser = struct.Struct(self._sign + form.program)
         for first in range(0, count, _AT_ONCE):
             size = min(_AT_ONCE, count - first) * parser.size
             yield from parser.iter_unpack(self.read_file(offset + first * parser.size, size))
 
     def _parse(self, form: ElfClass, offset: int, count: int) -> tuple[Loads, Loads]:
-        """Take the notes from the program headers; return the PT_LOADs, and what else is memory, left out of the file.
+        """Read the notes; return the PT_LOADs, and memory that is not in the file.
 
-        Where p_memsz is more than p_filesz, makedumpfile -E left pages out, zero pages among them: elf(5) would have
-        it all zeros, which crash and drgn show. QEMU has there what it does not store. What lies beyond the file's end
-        is lost: it was incomplete from the beginning, or is a copy that is.
+        If p_memsz exceeds p_filesz, the rest is memory that was excluded: by makedumpfile -E, zero pages included, or
+        by QEMU. elf(5) calls it zeros, and crash and drgn show zeros. Data beyond the end of the file is lost: the
+        dump was incomplete when it was written, or the copy is truncated.
         """
         loads, memory, lost = Loads(), Loads(), Loads()
-        no_address = (1 << form.word_bits) - 1  # p_paddr of what has none: /proc/kcore's virtual ranges
+        no_address = (1 << form.word_bits) - 1  # p_paddr of /proc/kcore's virtual ranges
         notes_size = 0
         for i, (kind, flags, start, vaddr, paddr, size, in_memory) in enumerate(
             map(form.program_members, self._segments(form, offset, count))
@@ -106,20 +109,22 @@ class ElfDump(SegmentDump):
             if kind == PT_NOTE and size:
                 self._within(start, size, f"program header {i} (PT_NOTE)")
                 notes_size += size
-                if notes_size > self._file_end:  # each costs more memory than it has bytes
-                    raise InputError(f"{self.path}: program headers up to {i}: the notes overlap: that is not right")
+                if notes_size > self._file_end:  # a parsed note takes more memory than its bytes in the file
+                    raise InputError(f"{self.path}: damaged: the PT_NOTEs up to program header {i} overlap")
                 self._take_notes(start, size, memory)
             elif kind == PT_LOAD and paddr not in (no_address, end):
                 if end > _MAX_ADDRESS:
                     raise InputError(
-                        f"{self.path}: program header {i} is of memory at {paddr:#x}-{end - 1:#x}, which no machine has"
+                        f"{self.path}: damaged: program header {i}: no machine has memory at {paddr:#x}-{end - 1:#x}"
                     )
-                if size and start + size >= _NO_FILE:
-                    raise InputError(f"{self.path}: program header {i} is of {size} bytes at offset {start:#x}")
+                if size and start + size >= _MAX_FILE:
+                    raise InputError(
+                        f"{self.path}: damaged: program header {i}: no file has {size} bytes at offset {start:#x}"
+                    )
                 if size and start + size > self._file_end:
-                    there = self._there(paddr, start)
-                    lost.add(paddr + there, paddr + size, start + there)
-                    size = there
+                    present = self._bytes_present(paddr, start)
+                    lost.add(paddr + present, paddr + size, start + present)
+                    size = present
                 if size:
                     loads.add(paddr, paddr + size, start, flags, vaddr)
                 if paddr + size < end:
@@ -127,17 +132,17 @@ class ElfDump(SegmentDump):
         if lost and not self.header.incomplete:
             size = sum(lost.ends) - sum(lost.starts)
             self.truncated = (
-                f"truncated at offset {self._file_end:#x}, {size} bytes of PT_LOADs too early: "
-                f"memory between the physical addresses {min(lost.starts):#x} and {max(lost.ends) - 1:#x} is missing"
+                f"truncated at offset {self._file_end:#x}: {size} bytes of memory are missing, "
+                f"between physical addresses {min(lost.starts):#x} and {max(lost.ends) - 1:#x}"
             )
             if size > self._file_end * _MAX_LOST:
-                raise InputError(f"{self.path}: {self.truncated}: that cannot be right")
+                raise InputError(f"{self.path}: damaged: {self.truncated}: too many for a file of this size")
         if self.truncated:
             self.header = self.header._replace(incomplete=True)
         return loads, memory
 
     def _take_notes(self, start: int, size: int, memory: Loads) -> None:
-        """Take the notes of a PT_NOTE; the one that vmfilter writes is of this file, and goes into no other."""
+        """Read the notes of a PT_NOTE. vmfilter's own note describes this file only, and is not copied to new dumps."""
         notes, end = parse_notes(self, start, size), start + size
         if notes and notes[0].name == memory_note.NAME:
             own = notes.pop(0)
@@ -153,10 +158,10 @@ class ElfDump(SegmentDump):
             self.note_parts.append((start, end - start))
             self.notes += notes
 
-    def _there(self, paddr: int, offset: int) -> int:
-        """How much the file has of a PT_LOAD that goes beyond its end: no page of which it has only a part.
+    def _bytes_present(self, paddr: int, offset: int) -> int:
+        """Return how many bytes of a truncated PT_LOAD the file contains, without the page that is cut.
 
-        What pages the kernel has is said by notes that are not read yet.
+        The kernel's page size is in a note that may not have been read yet, so the machine's largest one is used.
         """
         size = max(self._file_end - offset, 0)
         return max(size - (paddr + size) % self.arch.largest_page, 0)

@@ -1,4 +1,4 @@
-"""The dump in a flattened file, read in place."""
+"""Flattened files: the dump in one is read in place, without rearranging it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from vmfilter.formats.flattened import CHECKED_SIZE, HEADER_SIZE, RECORD, check_
 from vmfilter.reader.source import Source
 
 FLATTENED = "flattened"
-"""What a Source says that it took off."""
-_MAX_RECORDS = 1 << 19  # 24 bytes each, 150 while they are sorted; of 200 KiB, as vmfilter's may be, that is 100 GiB
-_NO_END = 1 << 62  # of a file whose size the system does not say
+"""Name of this layer in Source.wrappings."""
+_MAX_RECORDS = 1 << 19  # 24 bytes each, 150 while they are sorted. With vmfilter's records of 200 KiB: 100 GiB
+_NO_END = 1 << 62  # end of a file of unknown size
 
 
 class TooManyRecordsError(Exception):
-    """The file has more records than are held in memory, or writes something twice: it must be rearranged first."""
+    """The file cannot be read in place: it has too many records to index, or records that overlap."""
 
 
 class FlattenedSource:
-    """The dump in a flattened file, read in place. What no record has reads as zeros, as what was seeked over does.
+    """The dump in a flattened file. Bytes in no record read as zeros, like a hole in a file.
 
     Attributes:
-        path: of the file.
+        path: path of the file, for messages.
         size: bytes of the dump.
-        wrappings, cut: see Source.
+        wrappings, cut: as in Source.
 
     """
 
     def __init__(self, source: Source) -> None:
-        """Look where the records of the file lie.
+        """Index the records of a file, and take ownership of the source.
 
         Raises:
-            InputError: it is damaged.
-            TooManyRecordsError: see there.
+            InputError: the file is damaged, or cannot be read.
+            TooManyRecordsError: the file must be rearranged first.
 
         """
         self.path = source.path
@@ -56,11 +56,11 @@ class FlattenedSource:
                 break
             if len(found) == _MAX_RECORDS:
                 raise TooManyRecordsError
-            if at + size <= file_end:  # of one that is cut, a part of a descriptor could be there
+            if at + size <= file_end:  # a truncated record could end within a page descriptor
                 found.append((offset, size, at))
             at += size
         else:
-            self.cut = f"truncated at offset {file_end:#x}, before the last record of a flattened file"
+            self.cut = f"truncated at offset {file_end:#x}, before the last record of the flattened file"
         found.sort()
         if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
             raise TooManyRecordsError
@@ -75,12 +75,11 @@ class FlattenedSource:
         return bytes(buffer)
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """See Source."""
         at, end = offset, offset + len(view)
         if end > self._size:
             raise InputError(
-                f"{self.path}: the dump in it ends at offset {self._size:#x}, {end - self._size} bytes too early: "
-                "it is truncated"
+                f"{self.path}: the flattened dump ends at offset {self._size:#x}, {end - self._size} bytes too early: "
+                "the file is truncated"
             )
         for i in range(max(bisect_right(self._offsets, offset) - 1, 0), len(self._offsets)):
             start = self._offsets[i]
@@ -97,9 +96,7 @@ class FlattenedSource:
         view[at - offset :] = bytes(end - at)
 
     def close(self) -> None:
-        """See Source."""
         self._source.close()
 
     def is_file(self, info: os.stat_result) -> bool:
-        """See Source."""
         return self._source.is_file(info)

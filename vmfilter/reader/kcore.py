@@ -1,6 +1,6 @@
-"""/proc/kcore: the memory of the running system, as if it had crashed now. It changes while it is read.
+"""/proc/kcore: the memory of the running system, read like a vmcore. It changes while it is read.
 
-Sources: the kernel's fs/proc/kcore.c; Documentation/admin-guide/kdump of the crash kernel's resource in /proc/iomem.
+Sources: fs/proc/kcore.c of the kernel; Documentation/admin-guide/kdump for the "Crash kernel" resource in /proc/iomem.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ KCORE = "/proc/kcore"
 IOMEM = "/proc/iomem"
 _CRASH_KERNEL = r"(?m)^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel"
 _ADDRESS = r"(?m)^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : "
-_PAGE = 4096  # no kernel has smaller ones
+_PAGE = 4096  # the smallest page size of any kernel
 
 
 def is_kcore(source: Source) -> bool:
-    """Whether a source is the running system's memory itself; a copy of it would be another matter."""
+    """Return whether a source is /proc/kcore itself. A copy of it is an ordinary vmcore."""
     try:
         return source.is_file(os.stat(KCORE))
     except OSError:
@@ -32,18 +32,25 @@ def is_kcore(source: Source) -> bool:
 
 
 class KcoreDump(ElfDump):
-    """The running system. The crash kernel's memory is left out: it is no part of it, and cannot be read everywhere.
+    """The running system, without the memory reserved for the crash kernel.
 
-    What the kernel does not let anybody read (a page that went offline, or is poisoned) reads as zeros, and is counted.
+    That reservation is not part of the running system, and some kernels do not let it be read. Pages that the kernel
+    refuses to read (offline or hwpoisoned) read as zeros, and are counted.
 
     Attributes:
-        unreadable: reads of a page, or a part of one, that failed.
+        unreadable: number of failed reads of a page or a part of one.
 
     """
 
     def __init__(self, source: Source) -> None:
-        """See ElfDump. Raises InputError also where /proc/iomem does not say where the crash kernel lies."""
-        source.size = None  # what the system says is an address
+        """Parse the headers, and take ownership of the source.
+
+        Raises:
+            InputError: as ElfDump, or /proc/iomem does not show where the crash kernel's memory is.
+            KernelError: the architecture is unknown.
+
+        """
+        source.size = None  # st_size of /proc/kcore is an address
         self._crash_kernel = _crash_kernel()
         self._lock = threading.Lock()
         self.unreadable = 0
@@ -52,12 +59,11 @@ class KcoreDump(ElfDump):
 
     @property
     def warnings(self) -> list[str]:
-        """See Dump."""
-        failed = f"{self.path}: {self.unreadable} reads of a page failed, what they wanted counts as zeros"
+        failed = f"{self.path}: {self.unreadable} reads of pages failed and were replaced by zeros"
         return [*super().warnings, *([failed] if self.unreadable else [])]
 
     def set_memory(self, loads: Loads, memory: Loads) -> None:
-        """See SegmentDump."""
+        # p_paddr is 0 before 464920104bf7 ("/proc/kcore: update physical address for kcore ram and text"), v4.11.
         if loads.starts.count(0) > 1:
             raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
         cut = Loads()
@@ -65,11 +71,10 @@ class KcoreDump(ElfDump):
             for start, end in without([(load.start, load.end)], self._crash_kernel):
                 cut.add(start, end, load.offset + start - load.start, load.flags, load.vaddr)
         if not cut:
-            raise InputError(f"{self.path}: has no memory but the crash kernel's")
+            raise InputError(f"{self.path}: contains no memory but the crash kernel's")
         super().set_memory(cut, memory)
 
     def read_into(self, address: int, view: memoryview) -> bool:
-        """See Dump."""
         try:
             return super().read_into(address, view)
         except InputError:
@@ -87,12 +92,12 @@ class KcoreDump(ElfDump):
 
 
 def _crash_kernel() -> list[Range]:
-    """Physical addresses that are reserved for the crash kernel, as [start, end)."""
+    """Return the ranges [start, end) of physical addresses that are reserved for the crash kernel."""
     try:
         with open(IOMEM, encoding="ascii") as f:
             text = f.read()
     except OSError as e:
-        raise InputError(f"{IOMEM}: cannot be read, and so the crash kernel's memory not left out: {e.strerror}") from e
+        raise InputError(f"{IOMEM}: cannot be read, so the crash kernel's memory is not known: {e.strerror}") from e
     if not re.search(_ADDRESS, text):
-        raise InputError(f"{IOMEM}: shows no addresses, and so not where the crash kernel's memory is: run it as root")
+        raise InputError(f"{IOMEM}: shows no addresses, so the crash kernel's memory is not known: run as root")
     return merged((int(start, 16), int(end, 16) + 1) for start, end in re.findall(_CRASH_KERNEL, text))

@@ -1,4 +1,4 @@
-"""Opens dump files of every format."""
+"""Open dump files of every format."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from vmfilter.reader.dump import Dump
 from vmfilter.reader.source import PreadSource, Source, open_source
 
 Path = str | os.PathLike[str]
-"""Of a file."""
+"""Path of a file."""
 
 
 def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Dump:
     """Open a dump of the crashed machine's memory.
 
+    A truncated file is opened if its headers and bitmaps are complete. The missing pages count as lost, and
+    Dump.truncated describes them.
+
     Args:
-        path: of an ELF vmcore (``/proc/vmcore`` itself or a copy of it, ``/proc/kcore``) or a kdump-compressed file;
-            either flattened, and any of them compressed as a whole by zstd, gzip or xz. "-" is standard input. What
-            cannot be read in place (a pipe, a compressed file) is unpacked to a temporary file first. Several paths,
-            in any order, are those of a split set.
-        missing_parts: whether to do without a part of a split set: what it had counts as lost. Else a set that is not
-            all there is refused.
+        path: path of an ELF vmcore (``/proc/vmcore``, a copy of it, or ``/proc/kcore``) or of a kdump-compressed file.
+            Either can be flattened, and any file can be compressed as a whole by zstd, gzip or xz. "-" is standard
+            input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any order, are
+            the parts of one split set.
+        missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
 
     Returns:
-        It. A file that ends early, as a copy that was broken off does, is opened as far as it goes: what its headers
-        tell of and it has not counts as lost, and Dump.truncated says so.
+        The dump. Close it, or use it as a context manager.
 
     Raises:
-        InputError: it cannot be read, is not a dump, is damaged, or ends before its headers and bitmaps do; or the
-            files are not one split set.
-        KernelError: it is of an architecture that vmfilter does not know.
-        UsageError: that is no path.
+        InputError: the file cannot be read, is not a dump, is damaged, or is truncated before the end of its headers
+            and bitmaps; or the files are not one split set.
+        KernelError: the architecture is unknown.
+        UsageError: path is not a path or a sequence of paths.
 
     """
     names = names_of(path, "the dump to read")
@@ -49,9 +50,9 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
 
 
 def _opened(path: str) -> Source:
-    """Open a file so that the dump in it can be read at any offset."""
+    """Open a file, and unpack it if the dump in it cannot be read at any offset."""
     try:
-        # Not to wait for whoever may write to a pipe that has a name: a pipe is standard input.
+        # O_NONBLOCK: do not wait for a writer to open a named pipe.
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
         raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
@@ -75,7 +76,7 @@ def _opened(path: str) -> Source:
 
 
 def _in_place(source: Source) -> Source | None:
-    """Return what reads the dump in a file as it lies there; None where it must be unpacked."""
+    """Return the source that reads the dump in place; None if the file must be unpacked."""
     begin = _begin(source)
     if begin.startswith(b"makedumpfile"):
         from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
@@ -91,7 +92,7 @@ def _in_place(source: Source) -> Source | None:
 
 
 def _can_seek(fd: int) -> bool:
-    """Whether it can; then it is at its beginning."""
+    """Return whether a file can seek, and rewind it."""
     try:
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError:
@@ -109,7 +110,7 @@ def _spooled(name: str, fd: int) -> Source:
 
 
 def _begin(source: Source) -> bytes:
-    """First 16 bytes, fewer where there are no more."""
+    """Return the first 16 bytes, fewer if the file is shorter."""
     size = 16 if source.size is None else min(source.size, 16)
     begin = bytearray(size)
     source.read_into(0, memoryview(begin))
@@ -117,7 +118,7 @@ def _begin(source: Source) -> bytes:
 
 
 def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
-    """Return the reader of the format that the files begin with; each is imported only when it is needed."""
+    """Return the reader for the first bytes of the files. Other readers are not imported, which saves start-up time."""
     begins = [_begin(source)[:8] for source in sources]
     if len(sources) == 1 and begins[0].startswith(b"\x7fELF"):
         from vmfilter.reader.elf import ElfDump
@@ -129,11 +130,11 @@ def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
 
     for source, begin in zip(sources, begins, strict=True):
         if begin.startswith(b"\x7fELF"):
-            raise InputError(f"{source.path}: an ELF file, no part of a split set: it is read alone")
+            raise InputError(f"{source.path}: an ELF file, not part of a split set: read it alone")
         if begin not in SIGNATURES and source.cut:
             raise InputError(
-                f"{source.path}: {source.cut}; the header of the dump in it is not there (vmfilter's streams have it "
-                "last): nothing can be made of it"
+                f"{source.path}: {source.cut}; the dump's header is missing (vmfilter writes it last in a stream), "
+                "so nothing can be recovered"
             )
         if begin not in SIGNATURES:
             found = f"it begins with {begin!r}" if begin else "it is empty"

@@ -1,4 +1,4 @@
-"""Dumps that hold memory as it was, in segments: ELF and its like."""
+"""Dumps that store memory unchanged, in segments: ELF, and /proc/kcore."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from vmfilter.formats.elf import PF_PMEM, Load
 from vmfilter.frames.classes import PageClass
 from vmfilter.reader.dump import Dump
 
-_NO_END = 1 << 64  # an address that no machine has
+_NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
 
 
 class Loads(Sequence[Load]):
-    """Loads in columns of numbers, for there can be millions: each takes 40 bytes so, and 250 as a Load.
+    """A sequence of Loads, stored in columns: there can be millions, and a Load takes 250 bytes, a row 40.
 
     Attributes:
-        starts, ends, offsets, flags, vaddrs: what each Load has, one after the other.
+        starts, ends, offsets, flags, vaddrs: one member of all Loads each.
 
     """
 
     def __init__(self) -> None:
-        """Begin without any."""
         self.starts, self.ends, self.offsets, self.flags, self.vaddrs = self._columns = [array("Q") for _ in range(5)]
 
     def add(self, start: int, end: int, offset: int, flags: int = 0, vaddr: int = 0) -> None:
-        """Add a Load at the end, given its members."""
+        """Append a Load with these members."""
         self.starts.append(start)
         self.ends.append(end)
         self.offsets.append(offset)
@@ -40,14 +39,13 @@ class Loads(Sequence[Load]):
         self.vaddrs.append(vaddr)
 
     def join(self, start: int, end: int, offset: int) -> None:
-        """Add a Load that comes after all others; where it goes on as the last one ends, that becomes larger."""
+        """Append a Load with a higher address than all others. If it continues the last one, extend that instead."""
         if self.ends and self.ends[-1] == start and self.offsets[-1] + start - self.starts[-1] == offset:
             self.ends[-1] = end
         elif start < end:
             self.add(start, end, offset)
 
     def __len__(self) -> int:
-        """Return the number of segments."""
         return len(self.starts)
 
     @overload
@@ -55,36 +53,34 @@ class Loads(Sequence[Load]):
     @overload
     def __getitem__(self, i: slice) -> list[Load]: ...
     def __getitem__(self, i: int | slice) -> Load | list[Load]:
-        """Return one of them, or some."""
         if isinstance(i, slice):
             return [Load(*members) for members in zip(*(column[i] for column in self._columns), strict=True)]
         return Load(*(column[i] for column in self._columns))
 
     def __iter__(self) -> Iterator[Load]:
-        """Return each."""
         return map(Load._make, zip(*self._columns, strict=True))
 
 
 def without_overlaps(loads: Loads) -> Loads:
-    """Sort segments by address and cut them so that none overlaps another; some that follow each other become one.
+    """Sort segments by address, and cut them so that none overlaps another. Contiguous ones may be joined.
 
-    Where several hold the same address the first one counts: they are the same memory (the kernel's text is in a
-    PT_LOAD of its own and in that of the RAM around it).
+    Of overlapping segments, the first in the file provides the data. They describe the same memory: the kernel's text
+    has a PT_LOAD of its own, and is also in the PT_LOAD of the RAM around it.
     """
     starts, ends = loads.starts, loads.ends
-    if all(map(lt, ends, islice(starts, 1, None))):  # in order, and none touches another
+    if all(map(lt, ends, islice(starts, 1, None))):  # sorted, and separate
         return loads
     ranks: Sequence[int] = range(len(loads))
     if any(map(gt, starts, islice(starts, 1, None))):
         ranks = sorted(ranks, key=starts.__getitem__)
     flat = Loads()
-    begun: list[int] = []  # heap of those that began before here, by rank
+    begun: list[int] = []  # heap of the segments that start before at, by their rank in the file
     for i, rank in enumerate(ranks):
         at, end = starts[rank], ends[rank]
         until = starts[ranks[i + 1]] if i + 1 < len(ranks) else _NO_END
         while begun and ends[begun[0]] <= at:
             heapq.heappop(begun)
-        if not begun and end <= until:  # alone, as nearly all are
+        if not begun and end <= until:  # overlaps none, as usual
             flat.join(at, end, loads.offsets[rank])
             continue
         heapq.heappush(begun, rank)
@@ -100,37 +96,37 @@ def without_overlaps(loads: Loads) -> Loads:
 
 
 class SegmentDump(Dump):
-    """A dump whose memory lies in its file in segments.
+    """A dump that stores memory in segments.
 
     Attributes:
-        segments: all memory that is in the file, sorted and without overlaps.
+        segments: all memory that the file contains, sorted and without overlaps.
 
     """
 
     def set_memory(self, loads: Loads, memory: Loads) -> None:
-        """Take the PT_LOADs, and what else is known to be memory; all can overlap.
+        """Set the memory of the dump. The ranges may overlap.
 
         Args:
-            loads: at least one; none is empty.
-            memory: where no PT_LOAD has it, it was left out of the file. Each has its address as the offset, so that
-                what touches is joined.
+            loads: memory in the file, as PT_LOADs: at least one, and none empty.
+            memory: all other memory, for example excluded pages. It is excluded if no PT_LOAD contains it. Offsets
+                equal addresses, so that join() joins contiguous ranges.
 
         Raises:
-            InputError: it is more than a machine has.
+            InputError: it is more memory than any machine has.
 
         """
         self.loads = loads
         self.segments = without_overlaps(loads)
         self._memory = without_overlaps(memory)
         size = sum(self._memory.ends) - sum(self._memory.starts)
-        if size > _MAX_MEMORY:  # all of it has to be walked
-            raise InputError(f"{self.path}: tells of {size} bytes of memory (p_memsz), which no machine has")
+        if size > _MAX_MEMORY:  # all of it is walked, so it must be bounded
+            raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
         self.end = max([self.segments.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
     @staticmethod
     def _segments_in(loads: Loads, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Start, end and offset of flat segments that overlap the physical addresses [start, end), in order, uncut."""
+        """Yield start, end and file offset of each segment that overlaps the addresses [start, end), uncut."""
         starts, ends, offsets = loads.starts, loads.ends, loads.offsets
         for i in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
             if starts[i] >= end:
@@ -139,7 +135,6 @@ class SegmentDump(Dump):
                 yield starts[i], ends[i], offsets[i]
 
     def next_memory(self, address: int) -> int | None:
-        """See Dump."""
         found: list[int] = []
         for segments in self.segments, self._memory:
             i = bisect_right(segments.starts, address)
@@ -149,11 +144,9 @@ class SegmentDump(Dump):
         return min(found, default=None)
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
-        """See Dump."""
         count = len(classes)
         start, end = pfn * page_size, (pfn + count) * page_size
-        # A frame of which the file has anything is in it, and one of which anything is pmem is pmem, whichever PT_LOAD
-        # has it too.
+        # A frame is in the file if any byte of it is, and it is pmem if any PT_LOAD marks a byte of it as pmem.
         for found, value in (
             (self._segments_in(self._memory, start, end), b"%c" % PageClass.EXCLUDED),
             (self._segments_in(self.segments, start, end), b"%c" % PageClass.KERNEL),
@@ -166,7 +159,6 @@ class SegmentDump(Dump):
                     classes[first:last] = value * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """See Dump."""
         at = stop = start
         for first, after, _ in self._segments_in(self.segments, start, end):
             if first > stop:
@@ -178,7 +170,6 @@ class SegmentDump(Dump):
             yield at, stop
 
     def read_into(self, address: int, view: memoryview) -> bool:
-        """See Dump."""
         end = address + len(view)
         at = address
         missing = 0

@@ -1,4 +1,4 @@
-"""Bytes of a dump file at an offset, into the caller's buffer: by pread, or by mmap if that is faster and safe."""
+"""Read bytes of a dump file at an offset: by pread, or by mmap if that is faster and safe."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vmfilter.errors import InputError
 
 
 class Source(Protocol):
-    """What a reader reads from. Safe to use by several threads at once.
+    """The bytes of a dump file. Several threads may read at once.
 
     Attributes:
-        path: for messages.
-        size: bytes; None where the system does not say (some files of procfs).
-        wrappings: what was taken off to come to these bytes, the outermost first: "zstd", "flattened".
-        cut: how what they were in ends early, so that they are not all there; "" where it does not.
+        path: path of the file, for messages.
+        size: bytes; None if unknown, as for some files of procfs.
+        wrappings: layers around the dump that were removed, outermost first: "zstd", "flattened".
+        cut: description of how such a layer is truncated; "" if none is.
 
     """
 
@@ -28,47 +28,44 @@ class Source(Protocol):
     cut: str
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill the view with the file's bytes from offset on.
+        """Fill the view with bytes from offset on.
 
         Raises:
-            InputError: the file ends before, or cannot be read there.
+            InputError: the file ends before the view is full, or cannot be read there.
 
         """
 
     def close(self) -> None:
-        """Let go of the file. May be called again."""
+        """Close the file. Later calls do nothing."""
 
     def is_file(self, info: os.stat_result) -> bool:
-        """Whether it reads the file that stat() says this of."""
+        """Return whether this is the file with this stat() result."""
 
 
 class PreadSource:
-    """Any file that pread works on."""
+    """Any file that supports pread."""
 
     def __init__(self, path: str, fd: int, wrappings: Sequence[str] = (), cut: str = "") -> None:
-        """Read from fd, which close() closes; path is for messages."""
+        """Take ownership of fd; close() closes it. The other arguments are the attributes of Source."""
         self.path = path
         self.wrappings = wrappings
         self.cut = cut
         self._fd = fd
         try:
-            size = os.lseek(fd, 0, os.SEEK_END)  # of a block device as well
+            size = os.lseek(fd, 0, os.SEEK_END)  # st_size of a block device is 0
         except OSError:
             size = 0
         self.size = size if size or not _on_procfs(fd) else None
 
     def close(self) -> None:
-        """See Source."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def is_file(self, info: os.stat_result) -> bool:
-        """See Source."""
         return os.path.samestat(info, os.fstat(self._fd))
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """See Source."""
         done = 0
         while done < len(view):
             try:
@@ -87,31 +84,28 @@ class PreadSource:
 class ProcSource(PreadSource):
     """A file of procfs, which the kernel never shrinks: /proc/vmcore, /proc/kcore.
 
-    Each read maps what it wants, if the file can be mapped (/proc/vmcore): the kernel maps each page anew for a read,
-    and a whole range at once for a mapping. What cannot be mapped is read by one thread at a time. The kernel copies
-    each page through a buffer that all reads of an open file share, without a lock, so two threads would get each
-    other's bytes:
+    Each read uses mmap if the file supports it (/proc/vmcore): the kernel then maps the whole range at once, and page
+    by page for read(). Otherwise one thread reads at a time. The kernel copies each page through a bounce buffer that
+    concurrent reads share without a lock, so two threads would get each other's bytes:
 
-    - /proc/kcore: one page for each open file, which open_kcore() in fs/proc/kcore.c allocates (private_data).
+    - /proc/kcore: open_kcore() in fs/proc/kcore.c allocates one page per open file (private_data).
       Since df04abfd181a ("fs/proc/kcore.c: Add bounce buffer for ktext data"), v4.8.
-    - /proc/vmcore on i386: kdump_buf_page of copy_oldmem_page() in arch/x86/kernel/crash_dump_32.c, one page for all.
+    - /proc/vmcore on i386: copy_oldmem_page() in arch/x86/kernel/crash_dump_32.c has one page, kdump_buf_page.
       Until 7e015a279853 ("x86/crashdump/32: Simplify copy_oldmem_page()"), v5.11.
-    - /proc/vmcore on s390x, of a zfcpdump: hsa_buf in drivers/s390/char/zcore.c, one page for all; faults of a
-      mapping use it too, but no two threads copy from a mapping at once: Python's global lock is held meanwhile.
+    - /proc/vmcore of a zfcpdump on s390x: drivers/s390/char/zcore.c has one page, hsa_buf. Faults of a mapping use it
+      too, but Python's global interpreter lock lets only one thread copy from a mapping at a time.
       Until 9ffed254d938 ("s390/zcore: fix race when reading from hardware system area"), v6.0.
 
-    No other file that can hold a dump needs this. A block device is read through the page cache. /dev/mem, whose
-    read_mem() allocates a page for each read, and /dev/crash, whose crash_open() has one for each open file, begin
-    with no header of a dump, so they are refused.
+    No other file that can contain a dump needs this. A block device is read through the page cache. /dev/mem and
+    /dev/crash do not begin with a dump header, so they are refused: read_mem() allocates a page for each read, but
+    crash_open() allocates one for each open file.
     """
 
     def __init__(self, path: str, fd: int) -> None:
-        """See PreadSource."""
         super().__init__(path, fd)
         self._reading = Lock()
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """See Source."""
         start = offset & -mmap.ALLOCATIONGRANULARITY
         try:
             mapping = mmap.mmap(self._fd, offset - start + len(view), mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start)
@@ -124,16 +118,16 @@ class ProcSource(PreadSource):
 
 
 def _on_procfs(fd: int) -> bool:
-    """Whether a file is on procfs, which may be mounted in several places, each with a device number of its own."""
+    """Return whether a file is on procfs. It can be mounted more than once, with a device number for each mount."""
     device = os.fstat(fd).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             return any(mount.split()[2] == number and " - proc " in mount for mount in mounts)
-    except OSError:  # no procfs, or none that is mounted on /proc
+    except OSError:  # procfs is not mounted on /proc
         return False
 
 
 def open_source(path: str, fd: int) -> Source:
-    """Open a file as its file system demands: procfs, or any other."""
+    """Return the source for a file descriptor: procfs needs one of its own."""
     return ProcSource(path, fd) if _on_procfs(fd) else PreadSource(path, fd)

@@ -1,4 +1,4 @@
-"""Dumps that cannot be read in place (from a pipe, compressed as a whole), as files that can: temporary ones."""
+"""Dumps that cannot be read in place (pipes, files compressed as a whole): unpack them to a temporary file."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from vmfilter.reader.flattened import FLATTENED
 
 _BLOCK = 1 << 18
 _ZEROS = bytes(_BLOCK)
-_MAGIC = len(SIGNATURE)  # bytes that tell what a stream is
-_MAX_WINDOW = 1 << 31  # of zstd --long=31
+_MAGIC = len(SIGNATURE)  # bytes that identify a stream
+_MAX_WINDOW = 1 << 31  # zstd --long=31
 COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz"}
 
 
 class Stream(Protocol):
-    """What bytes come from, one after the other."""
+    """A source of bytes that cannot seek."""
 
     def read(self, size: int, /) -> bytes | None:
-        """Return up to size bytes, fewer where that is what is there, none at the end; None where it does not wait."""
+        """Return up to size bytes, b"" only at the end; None if a non-blocking stream has no data yet."""
 
 
 def compression_of(begin: bytes) -> str | None:
-    """Name of what a file is compressed with as a whole, by its first bytes."""
+    """Return the name of the compression of a whole file, given its first bytes; None if it is not compressed."""
     return next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), None)
 
 
 def decompressed(stream: Any, name: str) -> Stream:
-    """What a stream holds that is compressed."""
+    """Return a stream of decompressed bytes, given a stream and the name of its compression."""
     reader: Stream
     if name == "zstd":
         import zstandard
@@ -45,34 +45,33 @@ def decompressed(stream: Any, name: str) -> Stream:
     else:
         import lzma
 
-        reader = lzma.LZMAFile(stream)  # noqa: SIM115 - there is nothing to close but the stream, which is not ours
+        reader = lzma.LZMAFile(stream)  # noqa: SIM115 - nothing to close: the stream belongs to the caller
     return reader
 
 
 class Reader:
-    """Reads from a stream what is asked for; every failure is an InputError.
+    """Read a stream with lookahead; every failure is an InputError.
 
     Attributes:
-        path: for messages.
+        path: path of the stream, for messages.
         at: bytes read so far.
 
     """
 
     def __init__(self, path: str, stream: Stream) -> None:
-        """Begin."""
         self.path = path
         self._stream = stream
         self._peeked = b""
         self.at = 0
 
     def peek(self, size: int) -> bytes:
-        """Return the next bytes, fewer only at the end; they are still to be read."""
+        """Return the next size bytes without consuming them, fewer only at the end."""
         while len(self._peeked) < size and (part := self._next(size - len(self._peeked))):
             self._peeked += part
         return self._peeked[:size]
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return up to size bytes, none only at the end."""
+        """Return up to size bytes, b"" only at the end."""
         size = size if size > 0 else _BLOCK
         part, self._peeked = self._peeked[:size], self._peeked[size:]
         part = part or self._next(size)
@@ -80,7 +79,7 @@ class Reader:
         return part
 
     def exactly(self, size: int) -> bytes:
-        """Return size bytes."""
+        """Return size bytes. Raises EndsEarlyError if the stream ends before."""
         parts = []
         while size:
             part = self.read(size)
@@ -93,34 +92,32 @@ class Reader:
     def _next(self, size: int) -> bytes:
         stream: Any = self._stream
         try:
-            while (data := stream.read(size)) is None:  # a pipe that does not wait, and has nothing yet
+            while (data := stream.read(size)) is None:  # non-blocking, and no data yet
                 select.select([stream], [], [])
             return bytes(data)
         except InputError:
             raise
-        except EOFError as e:  # gzip's and xz's; zstandard ends as if that were all
-            raise EndsEarlyError(self.path, f"truncated: {self.at} bytes are unpacked, and more would come") from e
-        except Exception as e:  # each library has errors of its own
+        except EOFError as e:  # from gzip and lzma; zstandard does not report a truncated frame
+            raise EndsEarlyError(self.path, f"truncated: compressed data ends after {self.at} unpacked bytes") from e
+        except Exception as e:  # each library has its own exceptions
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
 
 
 def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str], str]:
-    """Write what a stream holds, decompressed and rearranged, to a temporary file without a name.
-
-    Where it ends early, that is what there is of it.
+    """Decompress and rearrange a stream into a temporary file without a name. A truncated stream is kept up to its end.
 
     Args:
-        path: of the stream, for messages.
-        stream: it.
+        path: path of the stream, for messages.
+        stream: stream to read to its end.
 
     Returns:
-        The file's descriptor, what was taken off (see Source.wrappings), and how it ends early (see Source.cut).
+        The descriptor of the temporary file, Source.wrappings and Source.cut.
 
     Raises:
-        InputError: the stream is damaged, cannot be read, or there is no room for what it holds.
+        InputError: the stream is damaged or cannot be read, or the temporary file cannot be written.
 
     """
-    folder = "no folder"
+    folder = "the temporary directory"
     try:
         folder = tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -134,13 +131,13 @@ def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str], str]:
             return os.dup(file.fileno()), wrappings, cut
     except OSError as e:
         raise InputError(
-            f"{path}: must be unpacked to be read, and {folder} cannot hold it: {e.strerror}; "
-            "TMPDIR names another folder"
+            f"{path}: must be unpacked first, but {folder} cannot hold it: {e.strerror}; "
+            "set TMPDIR to another directory"
         ) from e
 
 
 def _write(fd: int, offset: int, data: bytes) -> None:
-    """Write at an offset; zeros after all that is there become a hole, but the file gets its length."""
+    """Write data at an offset. Zeros beyond the end of the file become a hole."""
     if data == _ZEROS[: len(data)] and offset >= os.fstat(fd).st_size:
         os.ftruncate(fd, offset + len(data))
         return
@@ -151,17 +148,17 @@ def _write(fd: int, offset: int, data: bytes) -> None:
 
 
 def pieces(path: str, stream: Stream) -> Iterator[tuple[int, bytes]]:
-    """What a stream holds, decompressed and rearranged: offsets in the dump, and bytes, in the stream's order.
+    """Decompress and rearrange a stream: yield (offset in the dump, bytes), in the stream's order.
 
     Raises:
-        InputError: it is damaged or cannot be read.
+        InputError: the stream is damaged, truncated, or cannot be read.
 
     """
     yield from _pieces(unwrapped(path, stream)[0])
 
 
 def unwrapped(path: str, stream: Stream) -> tuple[Reader, list[str]]:
-    """Take whole-file compression off a stream; say of which kinds, and whether what is in it is flattened."""
+    """Remove whole-file compression from a stream; return a reader and Source.wrappings, with FLATTENED if it is."""
     reader, found = Reader(path, stream), []
     while name := compression_of(reader.peek(_MAGIC)):
         reader = Reader(path, decompressed(reader, name))
@@ -180,7 +177,12 @@ def _pieces(reader: Reader) -> Iterator[tuple[int, bytes]]:
 
 
 def rearranged(reader: Reader) -> Iterator[tuple[int, bytes]]:
-    """What the records of a flattened stream say, from its beginning on."""
+    """Yield (offset in the dump, bytes) for the records of a flattened stream. The reader is at its beginning.
+
+    Raises:
+        InputError: the stream is damaged, truncated, or cannot be read.
+
+    """
     check_header(reader.path, reader.exactly(HEADER_SIZE))
     while True:
         offset, size = check_record(reader.path, reader.at, reader.exactly(RECORD.size))

@@ -1,4 +1,4 @@
-"""Persistent memory: which of its frames hold struct pages (metadata), and which hold files (user data)."""
+"""Persistent memory: which of its page frames contain struct pages (metadata), and which contain user data."""
 
 from vmfilter.pages.pmem.pmem import NO_PMEM, Pmem, find_pmem
 

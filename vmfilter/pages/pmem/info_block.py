@@ -1,6 +1,6 @@
-"""Info blocks: what a namespace of persistent memory says of itself, 4 KiB from its beginning.
+"""Info blocks, which describe namespaces of persistent memory. Each is 4 KiB after the start of its namespace.
 
-Source: struct nd_pfn_sb of the kernel's drivers/nvdimm/pfn.h, and nd_pfn_validate() of pfn_devs.c.
+Source: struct nd_pfn_sb in the kernel's drivers/nvdimm/pfn.h, and nd_pfn_validate() in pfn_devs.c.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import struct
 from typing import NamedTuple
 
 BLOCK = 4096
-"""Bytes of an info block, and its offset in the namespace: device pages, whatever the kernel's page size."""
+"""Bytes of an info block, and its offset in the namespace, whatever the kernel's page size."""
 _FORM = struct.Struct("<16s36xHHQQIIIIIH")
-_HEAD = (8 << 10) + (128 << 10)  # bytes reserved before the struct pages: the info block; by older kernels, labels
-_DEFAULT_ALIGN = 1 << 21  # data begins at a multiple of a huge page
-_STRUCT_PAGE = 64  # MAX_STRUCT_PAGE_SIZE: what is reserved for each
+_HEAD = (8 << 10) + (128 << 10)  # bytes before the struct pages: the info block, and labels by older kernels
+_DEFAULT_ALIGN = 1 << 21  # data starts at a multiple of a huge page
+_STRUCT_PAGE = 64  # MAX_STRUCT_PAGE_SIZE: bytes reserved per struct page
 _SIGNATURES = {b"NVDIMM_PFN_INFO\0": "fsdax", b"NVDIMM_DAX_INFO\0": "devdax"}
-_IN_RAM, _ON_DEVICE = 1, 2  # where the memmap is: PFN_MODE_RAM, PFN_MODE_PMEM
+_IN_RAM, _ON_DEVICE = 1, 2  # location of the memmap: PFN_MODE_RAM, PFN_MODE_PMEM
 
 
 class Namespace(NamedTuple):
-    """A namespace, by its info block.
+    """A namespace, as its info block describes it.
 
     Attributes:
-        start, end: physical addresses.
-        kind: fsdax or devdax.
-        metadata_end: physical address after the part that is reserved for the memmap; start where that lies in RAM.
+        start, end: physical addresses [start, end).
+        kind: "fsdax" or "devdax".
+        metadata_end: physical address after the reserve for the memmap; equals start if the memmap is in RAM.
 
     """
 
@@ -35,7 +35,7 @@ class Namespace(NamedTuple):
 
 
 def fletcher64(data: bytes) -> int:
-    """Fletcher-64 checksum of little-endian u32 words, as nd_fletcher64() of drivers/nvdimm/core.c has it."""
+    """Return the Fletcher-64 checksum of little-endian u32 words, as nd_fletcher64() in drivers/nvdimm/core.c does."""
     low = high = 0
     for (word,) in struct.iter_unpack("<I", data):
         low = low + word & 0xFFFFFFFF
@@ -44,15 +44,15 @@ def fletcher64(data: bytes) -> int:
 
 
 def parse_info_block(block: bytes, start: int) -> Namespace | None:
-    """Namespace whose info block this is.
+    """Parse an info block.
 
     Args:
-        block: 4096 bytes, from 4 KiB into the namespace on.
+        block: 4096 bytes, read 4 KiB after the start of the namespace.
         start: physical address of the namespace.
 
     Returns:
-        The namespace; None where the block is none, is damaged, contradicts itself, or reserves more than struct pages
-        can need.
+        The namespace; None if the block is not an info block, is damaged, contradicts itself, or reserves more space
+        than the struct pages can need.
 
     """
     if len(block) != BLOCK or block[:16] not in _SIGNATURES:
@@ -64,8 +64,8 @@ def parse_info_block(block: bytes, start: int) -> Namespace | None:
     signature, major, minor, data_offset, npfns, mode, start_pad, end_trunc, align, page_size, struct_size = fields
     if major != 1:
         return None
-    # Versions 1.1, 1.2 and 1.4 added members (nd_pfn_validate() has the same defaults). Up to 1.3 npfns counts 4 KiB
-    # pages on every kernel, since then the kernel's own.
+    # Versions 1.1, 1.2 and 1.4 added members; nd_pfn_validate() has the same defaults. Until 1.3, npfns counts 4 KiB
+    # pages on every kernel; since 1.4, the kernel's own pages.
     start_pad, end_trunc = (start_pad, end_trunc) if minor >= 1 else (0, 0)
     align = align if minor >= 2 and align else _DEFAULT_ALIGN
     page_size, struct_size = (page_size, struct_size) if minor >= 4 else (BLOCK, _STRUCT_PAGE)

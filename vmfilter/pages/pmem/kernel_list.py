@@ -1,4 +1,4 @@
-"""The kernel's own list of pmem metadata: devm_memmap_vmcore_head, of the pmem RFC v2."""
+"""The kernel's own list of pmem metadata: devm_memmap_vmcore_head, from the pmem RFC v2."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ _MAX_ENTRIES = 1 << 16  # more namespaces than any machine has
 
 
 class BrokenListError(Exception):
-    """Why the walk of the kernel's list ended before the list did; one line, with the address."""
+    """The kernel's list is broken. The message is one line, with the address where the walk stopped."""
 
 
 def listed(
     memory: VirtualMemory, info: Vmcoreinfo, objection: Callable[[int, int], str | None], word: int
 ) -> Iterator[Range]:
-    """Walk devm_memmap_vmcore_head; yields ranges of page frames, nothing where VMCOREINFO does not have it.
+    """Walk devm_memmap_vmcore_head.
 
     Args:
-        memory: the kernel's.
-        info: its VMCOREINFO.
-        objection: says of an entry's frames [first, end) why they cannot be metadata, None where they can.
+        memory: the kernel's virtual memory.
+        info: VMCOREINFO of the kernel.
+        objection: returns why the page frames [first, end) of an entry cannot be metadata, None if they can be.
         word: bytes of a long.
 
+    Yields:
+        Ranges of page frames; none if VMCOREINFO lacks the symbol.
+
     Raises:
-        BrokenListError: the list is cyclic, broken, too long, overlapping, or has frames to which there is an
-            objection; what came before holds.
-        KernelError: VMCOREINFO has something else than numbers.
+        BrokenListError: the list is cyclic, broken or too long, entries overlap, or objection rejects one. Entries
+            yielded before that are good.
+        KernelError: values in VMCOREINFO are not numbers.
 
     """
     head = info.symbol("devm_memmap_vmcore_head")
@@ -58,10 +61,10 @@ def listed(
             raise BrokenListError(f"the entry at {node:#x} does not point back to the one before it, {before:#x}")
         at = node - entry
         first, end = read(at + start_at, named), read(at + end_at, named)
-        why = "which is no range" if first >= end else objection(first, end)
+        why = "which is not a range" if first >= end else objection(first, end)
         place = bisect_left(seen, (first, end))
         if (place and seen[place - 1][1] > first) or (place < len(seen) and seen[place][0] < end):
-            why = "which another has too"
+            why = "which overlap another entry's"
         if why:
             raise BrokenListError(f"the entry at {node:#x} has frames {first:#x} to {end:#x}, {why}")
         seen.insert(place, (first, end))
@@ -72,7 +75,7 @@ def listed(
 
 
 def _members(info: Vmcoreinfo, word: int) -> list[int]:
-    """Offsets of entry, start and end in struct devm_memmap_vmcore."""
+    """Return the offsets of entry, start and end in struct devm_memmap_vmcore."""
     size = info.size("devm_memmap_vmcore")
     offsets = []
     for name, words in ("entry", 2), ("start", 1), ("end", 1):

@@ -1,9 +1,9 @@
-"""Persistent memory: which of its frames hold struct pages (metadata) and which hold people's files (user data).
+"""Find persistent memory, and which of its page frames are metadata (struct pages); the rest is user data.
 
-Three accounts say what is metadata: the kernel's list devm_memmap_vmcore_head of the pmem RFC v2 (kernel_list.py), the
-info blocks of namespaces (info_block.py), and the page tables: a struct page that lies outside RAM (vmemmap.py). The
-first two can be damaged, or forged by whoever writes to the device, and what is wrongly called metadata is people's
-data in a dump; so they count only as far as the kernel's memory sections agree. docs/pmem.md draws all of it.
+There are three sources for metadata: the kernel's list devm_memmap_vmcore_head from the pmem RFC v2 (kernel_list.py),
+the info blocks of namespaces (info_block.py), and page tables that map struct pages outside RAM (vmemmap.py). The first
+two can be damaged, or forged by anyone who can write to the device. User data mistaken for metadata would be dumped, so
+they must agree with the kernel's memory sections. docs/pmem.md has drawings.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from vmfilter.pages.pmem.info_block import Namespace
     from vmfilter.reader import Dump
 
-_STRIDE = 1 << 21  # namespaces begin at multiples of this (memremap_compat_align), or where memory or another ends
+# Namespaces start at a multiple of this, or where other memory or a namespace ends.
+# Since 6acd7d5ef264 ("libnvdimm/namespace: Enforce memremap_compat_align()"), v5.7.
+_STRIDE = 1 << 21
 
 
 class Pmem(NamedTuple):
-    """What is known of a dump's persistent memory; ranges of frames are sorted and without overlaps.
+    """Persistent memory of a dump. Ranges of page frames are sorted and do not overlap.
 
     Attributes:
-        areas: what is persistent memory although the file does not mark it.
-        ram: what is RAM although the file marks it (a devdax namespace that is used as memory).
-        metadata: what holds struct pages.
-        namespaces: those whose info block was found, in order, without overlaps.
+        areas: persistent memory that the file does not mark as such.
+        ram: RAM that the file marks as persistent memory: devdax namespaces that are used as system RAM.
+        metadata: page frames that contain struct pages.
+        namespaces: namespaces whose info block was found, sorted, without overlaps.
         warnings: one line each.
 
     """
@@ -50,9 +52,15 @@ def find_pmem(dump: Dump, page_size: int, kernel: Kernel | None) -> Pmem:
     """Find persistent memory and its metadata.
 
     Args:
-        dump: to look in.
-        page_size: bytes.
-        kernel: the crashed kernel, where it is known.
+        dump: dump to search.
+        page_size: page size of the crashed kernel, in bytes.
+        kernel: the crashed kernel; None if it is not known.
+
+    Returns:
+        What was found. All members are empty if the dump contains no persistent memory.
+
+    Raises:
+        InputError: the dump cannot be read, or is damaged.
 
     """
     return _Search(dump, page_size, kernel).result()
@@ -71,7 +79,7 @@ class _Search:
         self._pmem = marked or self._areas
 
     def _plain(self) -> list[Range]:
-        """What PT_LOADs have that are not marked, each as it is."""
+        """Return the frames of each PT_LOAD that is not marked as pmem. They are neither sorted nor merged."""
         return [self._frames(p.start, p.end) for p in self._dump.loads if not p.flags & PF_PMEM]
 
     def _frames(self, start: int, end: int) -> Range:
@@ -82,11 +90,12 @@ class _Search:
         spaces = list(self._namespaces())
         by_tables = self._sections.struct_pages
         metadata = [*by_list, *self._by_blocks(spaces), *intersection(by_tables, self._pmem)]
-        # Metadata alone (the pmem RFC v3: "Device Backed Vmemmap") has a PT_LOAD as any other, outside RAM. Memory that
-        # keeps its own struct pages (memmap_on_memory, since 5.13) and is offline is like it, but 64 times as large.
+        # With the pmem RFC v3 ("Device Backed Vmemmap"), an unmarked PT_LOAD outside RAM is all metadata. Offline
+        # memory can contain its own struct pages too, but is 64 times as large as they are. Since a08a2ae34613
+        # ("mm,memory_hotplug: allocate memmap from the added memory range"), v5.13.
         if by_tables:
             metadata += mostly(without(merged(self._plain()), self._sections.online), by_tables)
-        # A namespace that begins in a section of RAM is none of the areas: the list, and its block, know it.
+        # A namespace that starts within a section of RAM is in none of the areas. The list and its info block show it.
         known = [s for s in map(self._namespace_at, (r[0] for r in by_list)) if s]
         spaces += [n for n in known if all(n.end <= s.start or s.end <= n.start for s in spaces)]
         areas = merged([*self._areas, *(self._frames(n.start, n.end) for n in known)]) if self._areas else []
@@ -105,29 +114,29 @@ class _Search:
         except (BrokenListError, KernelError) as e:
             warning = (
                 f"{self._dump.path}: the kernel's list of pmem metadata (devm_memmap_vmcore_head) ends early: {e}; "
-                f"{len(found)} of its entries hold, info blocks and page tables are to make up for the others"
+                f"its first {len(found)} entries are used, info blocks and page tables replace the others"
             )
             return found, [warning]
         return found, []
 
     def _objection(self, first: int, end: int) -> str | None:
-        """What is wrong with an entry of the list; None where it can be right."""
+        """Return why an entry of the list cannot be metadata; None if it can be."""
         namespace = self._namespace_at(first)
         reserved = self._frames(namespace.start, namespace.metadata_end)[1] if namespace else None
         inside = any(a <= first < end <= b for a, b in self._pmem)
         if not inside and reserved != end:
             return "which are not persistent memory"
         if reserved is not None and end > reserved:
-            return f"but its namespace's info block reserves no more than those up to {reserved:#x}"
+            return f"but its namespace's info block reserves only those below {reserved:#x}"
         if self._sections.known and frames_in(clipped(self._sections.present, first, end)) < end - first:
             return "for some of which the kernel has no memory section"
         return None
 
     def _by_blocks(self, spaces: list[Namespace]) -> Iterator[Range]:
-        """What info blocks say is metadata.
+        """Yield the reserves for struct pages that info blocks describe.
 
-        It must have struct pages by the page tables, as far as those are known. Where a namespace is less than a
-        section, and so has its struct pages in RAM, there is nothing in its reserve.
+        If the page tables are known, they must map struct pages to the reserve. A namespace smaller than a section has
+        its struct pages in RAM, and nothing in its reserve.
         """
         for namespace in spaces:
             reserved = self._frames(namespace.start, namespace.metadata_end)
@@ -135,15 +144,15 @@ class _Search:
                 yield reserved
 
     def _namespaces(self) -> Iterator[Namespace]:
-        """Namespaces by their info blocks, in order.
+        """Yield the namespaces whose info blocks are found, in order.
 
-        They are looked for where the kernel has sections: a namespace in use has, while other parts of a device keep
-        what somebody left behind, and have bad blocks that nobody has found yet.
+        Only memory sections are searched, since a namespace in use has them. Elsewhere, a device can contain stale
+        info blocks, and bad blocks that are not known yet.
         """
         where = intersection(self._pmem, self._sections.present) if self._sections.known else self._pmem
         for first, end in where:
             yield from self._within(first, end)
-        if self._kernel is None and not where:  # RFC v3, by its info block alone
+        if self._kernel is None and not where:  # RFC v3: without a kernel, only the info block identifies metadata
             for first, end in self._plain():
                 namespace = self._namespace_at(first)
                 if namespace and end * self._page_size <= namespace.metadata_end:
@@ -160,7 +169,7 @@ class _Search:
                 at = (at * self._page_size // _STRIDE + 1) * _STRIDE // self._page_size
 
     def _namespace_at(self, pfn: int) -> Namespace | None:
-        """Namespace that begins at a frame."""
+        """Return the namespace that starts at a page frame; None if there is no valid info block."""
         from vmfilter.pages.pmem.info_block import BLOCK, parse_info_block
 
         start = pfn * self._page_size

@@ -1,7 +1,8 @@
-"""What lies outside RAM, by the kernel's own account: memory sections that are present but not online.
+"""Find memory outside RAM: memory sections that are present but not online.
 
-Device memory (ZONE_DEVICE) has sections and struct pages, but is never online. A struct page whose own frame is in no
-online section lies on the device. SECTION_IS_ONLINE is there since 4.13 (2d070eab2e82); before, nothing is known.
+Device memory (ZONE_DEVICE) has sections and struct pages, but is never online. Struct pages in no online section are on
+the device. Older kernels do not tell: SECTION_IS_ONLINE exists since 2d070eab2e82 ("mm: consider zone which is not
+fully populated to have holes"), v4.13.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class Sections:
-    """The kernel's memory sections, as ranges of page frames; all are empty where it does not say which are online.
+    """The kernel's memory sections, as ranges of page frames.
 
     Attributes:
-        known: whether it does.
-        online: those that are RAM in use.
-        device: those that are present and not online.
-        struct_pages: frames outside RAM that hold the device sections' struct pages, by the page tables.
+        known: whether the kernel marks online sections. If not, all ranges are empty.
+        online: sections that are RAM in use.
+        device: sections that are present but not online.
+        struct_pages: page frames outside RAM to which the page tables map the struct pages of device sections.
 
     """
 
     def __init__(self, kernel: Kernel | None) -> None:
-        """Look at all of them."""
+        """Read all sections of the crashed kernel; kernel is None if it is not known."""
         self.known = False
         self.online: list[Range] = []
         self.device: list[Range] = []
@@ -59,18 +60,21 @@ class Sections:
 
     @property
     def present(self) -> list[Range]:
-        """All sections."""
+        """All sections, online or not."""
         return merged(self.online + self.device)
 
     def whole_online(self, ranges: Sequence[Range]) -> list[Range]:
-        """Online sections that lie in ranges as a whole."""
+        """Return the online sections that are completely within ranges of page frames."""
         size = self._pages
         return merged((-(-a // size) * size, b // size * size) for a, b in intersection(self.online, ranges))
 
     def outside_ram(self, dump: Dump, page_size: int) -> list[Range]:
-        """Device sections; and on a machine that has any, the dump's memory in no section at all.
+        """Return device sections and, if there are any, memory of the dump in no section: devices without a namespace.
 
-        The latter is a part of a device that belongs to no namespace.
+        Args:
+            dump: dump to search for memory.
+            page_size: page size of the crashed kernel, in bytes.
+
         """
         if not self.device:
             return []
@@ -81,7 +85,7 @@ class Sections:
 
 
 def mostly(ranges: Sequence[Range], others: Sequence[Range]) -> Iterator[Range]:
-    """Those of some ranges of which more than a half is in others."""
+    """Yield the ranges that are more than half covered by others."""
     for first, end in ranges:
         if 2 * frames_in(intersection([(first, end)], others)) > end - first:
             yield first, end

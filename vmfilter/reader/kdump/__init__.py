@@ -1,1 +1,1 @@
-"""kdump-compressed files: excluded pages are gone, the others lie compressed behind a bitmap."""
+"""kdump-compressed files: a bitmap of the kept pages, their descriptors, and the pages, compressed one by one."""

@@ -1,4 +1,4 @@
-"""What is wrong with a kdump-compressed dump beside its pages: the headers were checked when it was opened."""
+"""Faults of a kdump-compressed dump outside its headers, which were checked on open, and its pages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vmfilter.reader.kdump.file import KdumpFile
 from vmfilter.reader.kdump.page_index import PageIndex
 from vmfilter.reader.kdump.split_set import Part
 
-_BITMAP_BYTES = 1 << 18  # compared at a time
+_BITMAP_BYTES = 1 << 18  # bytes of a bitmap that are compared at a time
 
 
 def faults(files: Sequence[KdumpFile], index: PageIndex) -> Iterator[str]:
-    """Yield what is wrong, one line each."""
+    """Yield the faults of a dump's files, one line each. Raises InputError if they cannot be read."""
     yield from _bitmap_faults(files)
     for part, lowest in zip(index.parts, tally(index).lowest, strict=True):
         yield from _table_faults(part, lowest)
@@ -25,13 +25,13 @@ def _bitmap_faults(files: Sequence[KdumpFile]) -> Iterator[str]:
     for at in range(0, -(-one.frames // 8), _BITMAP_BYTES):
         size = min(_BITMAP_BYTES, -(-one.frames // 8) - at)
         present, kept = (one.read(bitmap + at, size) for bitmap in (one.bitmap1, one.bitmap2))
-        frames = (1 << min(one.frames - 8 * at, 8 * size)) - 1  # not the bits after the last frame
+        frames = (1 << min(one.frames - 8 * at, 8 * size)) - 1  # bits after the last frame do not count
         extra = int.from_bytes(kept, "little") & ~int.from_bytes(present, "little") & frames
         if extra:
             pfn = 8 * at + (extra & -extra).bit_length() - 1
             yield (
-                f"{one.path}: frame {pfn:#x} and {extra.bit_count() - 1} more after it are in bitmap 2 (pages that are "
-                f"kept), but not in bitmap 1 (memory): offset {one.bitmap2 + pfn // 8:#x}"
+                f"{one.path}: frame {pfn:#x} and {extra.bit_count() - 1} more after it are in bitmap 2 (kept pages), "
+                f"at offset {one.bitmap2 + pfn // 8:#x}, but not in bitmap 1 (memory)"
             )
         for other in files[1:]:
             for name, a, offset in ("1", present, other.bitmap1), ("2", kept, other.bitmap2):
@@ -40,10 +40,10 @@ def _bitmap_faults(files: Sequence[KdumpFile]) -> Iterator[str]:
 
 
 def _table_faults(part: Part, lowest: int) -> Iterator[str]:
-    """Yield what is wrong with the table of descriptors: bitmap 2 tells its length, and nothing is after the last."""
+    """Check that the descriptor table ends where bitmap 2 says: no descriptor follows the last one."""
     file = part.file
     if part.data + DESCRIPTOR <= min(lowest, file.size) and any(file.read(part.data, DESCRIPTOR)):
         yield (
-            f"{file.path}: what looks like one more page descriptor lies at offset {part.data:#x}: "
+            f"{file.path}: another page descriptor seems to follow the last one, at offset {part.data:#x}: "
             "bitmap 2 has fewer pages than the file"
         )

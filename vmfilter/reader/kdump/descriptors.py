@@ -1,4 +1,4 @@
-"""Page descriptors of a kdump-compressed dump, counted."""
+"""Count the page descriptors of a kdump-compressed dump."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _AT_ONCE = 1 << 14
 
 
 class Tally(NamedTuple):
-    """What the descriptors say.
+    """Counts over all page descriptors.
 
     Attributes:
-        flags: pages by the flags of their descriptor, which name a codec.
-        lost: pages without data, in an incomplete dump.
-        lowest: for each part, the lowest offset of data; the end of the file if it has none.
+        flags: number of pages by the flags of their descriptor, which name a codec.
+        lost: number of pages that an incomplete dump has lost.
+        lowest: lowest file offset of page data in each part; the size of the file if it contains none.
 
     """
 
@@ -29,39 +29,41 @@ class Tally(NamedTuple):
     lowest: list[int]
 
 
-def _there(part: Part) -> int:
-    """Descriptors of a part that its file has."""
+def _present(part: Part) -> int:
+    """Return how many descriptors of a part its file contains."""
     return (min(part.data, part.file.size) - min(part.descriptors, part.file.size)) // DESCRIPTOR
 
 
 def _read(part: Part, first: int, count: int) -> memoryview:
-    """Read descriptors of a part, in this machine's byte order."""
+    """Read count descriptors of a part from number first on, in this machine's byte order."""
     return memoryview(part.file.descriptors_at(part.descriptors + first * DESCRIPTOR, count))
 
 
 def tally(index: PageIndex) -> Tally:
-    """Read all descriptors of a dump. Raises InputError if they cannot be read."""
+    """Read and count all descriptors of a dump. Raises InputError if they cannot be read."""
     flags: Counter[int] = Counter()
     lost = 0
     lowest: list[int] = []
     for part in index.parts:
-        least, there = part.file.size, _there(part)
-        lost += (part.data - part.descriptors) // DESCRIPTOR - there
-        for first in range(0, there, _AT_ONCE):
-            raw = _read(part, first, min(_AT_ONCE, there - first))
+        least, present = part.file.size, _present(part)
+        lost += (part.data - part.descriptors) // DESCRIPTOR - present
+        for first in range(0, present, _AT_ONCE):
+            raw = _read(part, first, min(_AT_ONCE, present - first))
             words, halves = raw.cast("Q"), raw.cast("I")
             offsets = Counter(words[0::3])
             empty = offsets.pop(0, 0)
             lost += empty
             flags.update(halves[3::6])
-            flags[0] -= empty  # a lost page's descriptor is all zeros
+            flags[0] -= empty  # the descriptor of a lost page is all zeros
             least = min([least, *offsets])
         lowest.append(least)
     return Tally(+flags, lost, lowest)
 
 
 def codec_of(file: KdumpFile, index: PageIndex) -> Codec:
-    """Return the codec of the pages: the header's or, if it names none, that of most of the first pages of each part.
+    """Return the codec of a dump's pages.
+
+    The header names it. If it does not, the codec of most of the first pages of each part is returned.
 
     Raises:
         InputError: descriptors cannot be read.
@@ -73,6 +75,6 @@ def codec_of(file: KdumpFile, index: PageIndex) -> Codec:
             return codec
     flags: Counter[int] = Counter()
     for part in index.parts:
-        flags.update(_read(part, 0, min(_there(part), _AT_ONCE)).cast("I")[3::6])
+        flags.update(_read(part, 0, min(_present(part), _AT_ONCE)).cast("I")[3::6])
     most = max(compressing, key=lambda codec: flags[codec.flag])
     return most if flags[most.flag] else CODECS["none"]

@@ -1,6 +1,6 @@
-"""kdump-compressed dumps as memory: excluded pages are gone, the others lie compressed behind a bitmap.
+"""kdump-compressed dumps, read as the physical memory of the crashed machine.
 
-The format is drawn in vmfilter/writer/kdump.py, its headers are in vmfilter/formats/kdump.py. Sources: makedumpfile's
+vmfilter/writer/kdump.py has a drawing of the format, vmfilter/formats/kdump.py its headers. Sources: makedumpfile's
 IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 _MAX_NOTES_SIZE = 1 << 28
 _MAX_VMCOREINFO_SIZE = 1 << 20
-_BATCH_BYTES = 1 << 18  # of pages read and decompressed at a time
+_BATCH_BYTES = 1 << 18  # bytes of pages that are read and decompressed at a time
 _DESCRIPTOR = struct.Struct("=QIIQ")
 _EXTENT = struct.Struct("=QQQ")
 
 
 class _Tools:
-    """What one thread needs to decompress, and the page that it read last."""
+    """Buffers and decompressor of one thread, and the page that it read last."""
 
     def __init__(self, page_size: int) -> None:
         try:
@@ -47,40 +47,41 @@ class _Tools:
         self.descriptors = bytearray(self.batch * DESCRIPTOR)
         self.extents = bytearray(self.batch * EXTENT)
         self.data = bytearray(self.batch * page_size)
-        self.page = bytearray(page_size)  # the last one of which a part was read: the next part is often beside it
+        self.page = bytearray(page_size)  # last page that was read in part: the next read often continues there
         self.page_of: int | None = None
         self.page_whole = False
 
 
 class KdumpDump(Dump):
-    """A kdump-compressed file of any machine that is known, or the files of a split set.
+    """A kdump-compressed file, or all parts of a split set.
 
-    Frames are numbered as the file does (see PageIndex); and they are its blocks, which QEMU makes larger than the
-    kernel's pages on some machines.
+    Page frames are numbered as in the file (see PageIndex). They are blocks of the file, which QEMU makes larger than
+    the kernel's pages on some machines.
 
     Attributes:
-        files: of the set, in order of their frames.
-        index: which frames there are, and where.
+        files: files of the dump, in order of their page frames.
+        index: index of the page frames and their descriptors.
 
     """
 
     def __init__(self, *sources: Source, missing_parts: bool = False) -> None:
-        """Parse the headers; the sources are the dump's from then on.
+        """Parse the headers, and take ownership of the sources.
 
         Args:
-            sources: of the file, or of all files of a split set, in any order.
-            missing_parts: whether a set may lack parts; their pages count as lost, as in an incomplete dump.
+            sources: the file, or the parts of a split set in any order.
+            missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
 
         Raises:
-            InputError: damaged, or it ends before the descriptors; files that are not one dump, or a part is missing.
-            KernelError: unknown architecture.
+            InputError: a file is damaged, or truncated before its descriptors; the files are not one dump; or a part
+                is missing.
+            KernelError: the architecture is unknown.
 
         """
         super().__init__(sources[0])
         self._sources = sources
         self._local = threading.local()
         self.files = in_order([KdumpFile(source) for source in sources])
-        file = self.files[0]  # the headers, notes and bitmaps of all are its
+        file = self.files[0]  # all parts have the same headers, notes and bitmaps
         self._source = file.source
         self.path = file.path if len(sources) == 1 else f"{file.path} and {len(sources) - 1} more"
         self.format = f"kdump-compressed, header version {file.version}"
@@ -97,12 +98,10 @@ class KdumpDump(Dump):
             self.loads = [Load(first, self.end, 0)]
 
     def close(self) -> None:
-        """See Dump."""
         for source in self._sources:
             source.close()
 
     def is_file(self, info: os.stat_result) -> bool:
-        """See Dump."""
         return any(source.is_file(info) for source in self._sources)
 
     def _find_notes(self, file: KdumpFile) -> None:
@@ -116,7 +115,7 @@ class KdumpDump(Dump):
                 continue
             is_lost = at + size > file.size
             if size > most or (is_lost and what != "erase info"):
-                raise InputError(f"{file.path}: {what} of {size} bytes at offset {at:#x} cannot be right")
+                raise InputError(f"{file.path}: damaged or truncated: {what} of {size} bytes at offset {at:#x}")
             if what == "notes":
                 self.note_parts.append((at, size))
                 self.notes = parse_notes(self, at, size)
@@ -126,11 +125,10 @@ class KdumpDump(Dump):
             self.notes.append(Note(b"VMCOREINFO", 0, sub.offset_vmcoreinfo, sub.size_vmcoreinfo))
 
     def next_memory(self, address: int) -> int | None:
-        """See Dump."""
         return self._next_address(address, self.end)
 
     def has_memory(self, start: int, end: int) -> bool:
-        """See Dump: this one looks no further than to the end, for a hole can be long."""
+        # The base class would search beyond end, and a hole can be long.
         return self._next_address(start, end) is not None
 
     def _next_address(self, start: int, end: int) -> int | None:
@@ -139,7 +137,6 @@ class KdumpDump(Dump):
         return None if pfn is None else max(base + pfn * size, start)
 
     def mark(self, pfn: int, page_size: int, classes: memoryview) -> None:
-        """See Dump."""
         start, end = pfn * page_size, (pfn + len(classes)) * page_size
         for bits_of, value in (self.index.memory, PageClass.EXCLUDED), (self.index.held, PageClass.KERNEL):
             for at, upto in self._areas(start, end, bits_of):
@@ -147,17 +144,15 @@ class KdumpDump(Dump):
                 classes[first:last] = bytes((value,)) * (last - first)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """See Dump."""
         return self._areas(start, end, self.index.held)
 
     def _areas(self, start: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[tuple[int, int]]:
-        """Frames whose bits are set, as stretches of the physical addresses [start, end)."""
+        """Yield ranges of the physical addresses [start, end) whose frames' bits are set."""
         size, base = self._size, self._start
         for pfn, n in self.index.runs((start - base) // size, -(-(end - base) // size), bits_of):
             yield max(base + pfn * size, start), min(base + (pfn + n) * size, end)
 
     def read_into(self, address: int, view: memoryview) -> bool:
-        """See Dump."""
         size = self._size
         done, whole = 0, True
         while done < len(view):
@@ -207,45 +202,42 @@ class KdumpDump(Dump):
 
     @property
     def kept(self) -> int:
-        """See Dump."""
         return self.index.kept
 
     @property
     def parts(self) -> list[DumpPart]:
-        """See Dump."""
         if not self.files[0].is_part:
             return []
         parts = [DumpPart(file.path, file.first, file.end, file.source.wrappings) for file in self.files]
         return sorted([*parts, *(DumpPart("", *missing) for missing in self.index.missing)], key=lambda p: p[1:3])
 
     def codec(self) -> Codec:
-        """See Dump."""
         from vmfilter.reader.kdump.descriptors import codec_of
 
         return codec_of(self.files[0], self.index)
 
     def codecs(self) -> dict[str, int]:
-        """See Dump."""
         from vmfilter.reader.kdump.descriptors import tally
 
         names = {codec.flag: codec.name for codec in CODECS.values()}
         return {names.get(flag, f"flags {flag:#x}"): n for flag, n in sorted(tally(self.index).flags.items())}
 
     def faults(self) -> Iterator[str]:
-        """See Dump."""
         from vmfilter.reader.kdump.check import faults
 
         return faults(self.files, self.index)
 
     def fetch(self, address: int, count: int) -> Fetched:
-        """See Dump."""
         tools = self._tools()
         pfn = (address - self._start) // self._size
         part, start, end = next(iter(self.index.parts_of(pfn, pfn + min(count, tools.batch))))
         return self._fetch(tools, part, self.index.rank(start) - part.before, start, end - start)
 
     def _fetch(self, tools: _Tools, part: Part, rank: int, pfn: int, count: int) -> Fetched:
-        """Read the descriptors of a part from one rank on, at most a batch, and their data."""
+        """Read count pages, a batch at most, without decompressing them.
+
+        rank is the number of the first descriptor within the part; pfn is its page frame, for messages.
+        """
         source, at = part.file.source, part.descriptors + rank * DESCRIPTOR
         descriptors = memoryview(tools.descriptors)[: count * DESCRIPTOR]
         source.read_into(at, descriptors)
@@ -257,7 +249,7 @@ class KdumpDump(Dump):
             offset, size, _, _ = _DESCRIPTOR.unpack_from(descriptors, e.index * DESCRIPTOR)
             raise InputError(
                 f"{part.file.path}: damaged: the descriptor of frame {pfn + e.index:#x}, at offset "
-                f"{at + e.index * DESCRIPTOR:#x}, says {size} bytes at {offset:#x}"
+                f"{at + e.index * DESCRIPTOR:#x}, points to {size} bytes at {offset:#x}"
             ) from None
         data = memoryview(tools.data)
         for offset, size, to in _EXTENT.iter_unpack(extents):
@@ -265,7 +257,7 @@ class KdumpDump(Dump):
         return Fetched(count, descriptors, extents, tools.data)
 
     def _decompress(self, tools: _Tools, file: KdumpFile, fetched: Fetched, pfn: int, view: memoryview) -> None:
-        """Decompress pages from frame pfn on into a view."""
+        """Decompress fetched pages, the first of which is frame pfn, into a view."""
         size, done = self._size, 0
         while True:
             rest = fetched.descriptors[done * DESCRIPTOR :]
@@ -278,18 +270,18 @@ class KdumpDump(Dump):
             done += 1
 
     def _expand(self, file: KdumpFile, flag: int, at: int, length: int, where: str) -> bytes:
-        """Decompress one page that the C core could not, by a codec's Python package."""
+        """Decompress a page that the C core could not decompress, with the codec's Python package."""
         size = self._size
         codec: Codec | None = next((c for c in CODECS.values() if c.flag == flag), None)
         if codec is None:
-            raise InputError(f"{file.path}: {where}: page flags {flag:#x} are of no codec that is known")
+            raise InputError(f"{file.path}: {where}: unknown page flags {flag:#x}")
         if not flag:
-            raise InputError(f"{file.path}: damaged: {where}, are said to be a page as it was, which has {size}")
+            raise InputError(f"{file.path}: damaged: {where}: marked as uncompressed, but a page has {size} bytes")
         if native.decompresses(flag):
-            raise InputError(f"{file.path}: damaged: {where}, do not decompress with {codec.name} to a page")
+            raise InputError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
         if codec.expand is None:
             raise InputError(f"{file.path}: {where}: this vmfilter was built without the library of {codec.name}")
         page = codec.expand(file.read(at, length), size)
         if page is None or len(page) != size:
-            raise InputError(f"{file.path}: damaged: {where}, do not decompress with {codec.name} to a page")
+            raise InputError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
         return page

@@ -1,6 +1,6 @@
-"""One kdump-compressed file: what its headers say, and what lies where in it.
+"""One kdump-compressed file: its headers, and the offsets of its parts.
 
-The format is drawn in vmfilter/writer/kdump.py, its headers are in vmfilter/formats/kdump.py. Sources: makedumpfile's
+vmfilter/writer/kdump.py has a drawing of the format, vmfilter/formats/kdump.py its headers. Sources: makedumpfile's
 IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 """
 
@@ -14,28 +14,28 @@ from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.kdump.headers import read_headers
 from vmfilter.reader.source import Source
 
-_MAX_MAPNR = 1 << 44  # 56 bits of address, in pages of 4 KiB
+_MAX_MAPNR = 1 << 44  # 56 address bits, in pages of 4 KiB
 
 
 class KdumpFile:
-    """The headers of a kdump-compressed file, versions 1 to 6, of any machine that is known.
+    """The headers of a kdump-compressed file, versions 1 to 6, and its layout.
 
     Attributes:
-        path: of the file.
-        source: its bytes.
-        size: of the file; the largest there can be where the system does not say.
-        arch: of the crashed machine.
-        version: of the headers.
-        block: bytes of a block, which is a page.
+        path: path of the file, for messages.
+        source: the bytes of the file.
+        size: bytes of the file; the largest possible size if unknown.
+        arch: architecture of the crashed machine.
+        version: header version.
+        block: bytes of a block, which is the size of a page.
         main, sub: the headers.
-        starts_at: physical address of the first frame that is counted.
-        frames: that the bitmaps count.
-        bitmap1, bitmap2: offset of the bitmap of memory, and of that of pages with a descriptor.
-        descriptors: offset of the first descriptor.
-        erase_info_end: offset after what makedumpfile says that it erased; 0 where there is nothing.
-        is_part: whether it is a part of a split set.
-        first, end: page frames whose descriptors it has; all of them where it is no part.
-        header: what it says of the crash.
+        starts_at: physical address of page frame 0 of the bitmaps.
+        frames: number of page frames in a bitmap.
+        bitmap1, bitmap2: file offsets of the bitmap of memory, and of the bitmap of pages with a descriptor.
+        descriptors: file offset of the first page descriptor.
+        erase_info_end: file offset after makedumpfile's report of erased data; 0 without one.
+        is_part: whether the file is a part of a split set.
+        first, end: the file contains the descriptors of the page frames [first, end): all, unless it is a part.
+        header: the crash as the headers describe it.
 
     """
 
@@ -43,12 +43,12 @@ class KdumpFile:
         """Parse the headers.
 
         Raises:
-            InputError: damaged or truncated.
-            KernelError: unknown architecture.
+            InputError: the headers are damaged, or the file is truncated before the end of its bitmaps.
+            KernelError: the architecture is unknown.
 
         """
         self.path, self.source = source.path, source
-        self.size = (1 << 63) - 1 if source.size is None else source.size  # a device does not say
+        self.size = (1 << 63) - 1 if source.size is None else source.size
         headers = read_headers(self.path, self.read)
         self.arch, self.main, self.sub = headers.arch, headers.main, headers.sub
         self.starts_at = headers.starts_at
@@ -69,35 +69,36 @@ class KdumpFile:
         )
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the file. Raises InputError where it ends before, or cannot be read."""
+        """Return size bytes of the file. Raises InputError if it ends before that, or cannot be read."""
         buffer = bytearray(size)
         self.source.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
     def descriptors_at(self, offset: int, count: int) -> bytearray:
-        """Read page descriptors, in this machine's byte order. Raises InputError as read() does."""
+        """Return count page descriptors, in this machine's byte order. Raises InputError as read() does."""
         raw = bytearray(self.read(offset, count * native.DESCRIPTOR))
         if self.arch.abi.swapped:
             native.swap_descriptors(raw)
         return raw
 
     def _lay_out(self, main: MainHeader) -> None:
-        """Find where what lies."""
+        """Find the bitmaps and descriptors."""
         if not 0 < self.frames <= _MAX_MAPNR:
-            raise InputError(f"{self.path}: max_mapnr of {self.frames:#x} in the headers cannot be right")
-        needed = -(-self.frames // (8 * self.block))  # blocks of one bitmap
+            raise InputError(f"{self.path}: damaged: no machine has {self.frames:#x} page frames (max_mapnr)")
+        needed = -(-self.frames // (8 * self.block))  # blocks per bitmap
         if main.bitmap_blocks < needed:
             raise InputError(
-                f"{self.path}: bitmaps of {main.bitmap_blocks} blocks are too few for {self.frames:#x} page frames"
+                f"{self.path}: damaged: {main.bitmap_blocks} blocks of bitmaps are too few for "
+                f"{self.frames:#x} page frames"
             )
         self.bitmap1 = self.bitmap2 = (1 + main.sub_hdr_size) * self.block
-        # Where there are too few blocks for two, one bitmap is both, as diskdump had it: crash's dump_is_partial().
+        # If the blocks are too few for two bitmaps, one serves as both, as in diskdump: crash's dump_is_partial().
         if main.bitmap_blocks >= 2 * needed:
             self.bitmap2 += main.bitmap_blocks * self.block // 2
         self.descriptors = self.bitmap1 + main.bitmap_blocks * self.block
         if self.descriptors > self.size:
             raise InputError(
-                f"{self.path}: ends at offset {self.size:#x}, but its bitmaps lie from {self.bitmap1:#x} to "
+                f"{self.path}: ends at offset {self.size:#x}, but its bitmaps are at {self.bitmap1:#x} to "
                 f"{self.descriptors:#x}: the file is truncated, or its header is damaged"
             )
 
@@ -107,10 +108,10 @@ class KdumpFile:
         if not self.is_part:
             return
         first, end = (sub.start_pfn_64, sub.end_pfn_64) if self.version >= 6 else (sub.start_pfn, sub.end_pfn)
-        # makedumpfile writes parts of no frames where there are fewer pages than parts.
+        # makedumpfile writes empty parts if there are fewer pages than parts.
         if not 0 <= first <= end <= self.frames:
             raise InputError(
-                f"{self.path}: a part of a split set, of the frames {first:#x} to {end:#x} by its header at offset "
-                f"{self.block:#x}, which cannot be: the machine has {self.frames:#x}"
+                f"{self.path}: damaged: the sub header at offset {self.block:#x} describes a part of a split set with "
+                f"frames {first:#x} to {end:#x}, but the machine has {self.frames:#x} frames"
             )
         self.first, self.end = first, end

@@ -1,4 +1,4 @@
-"""The headers of a kdump-compressed file, whatever machine's they are. vmfilter/formats/kdump.py has their layouts."""
+"""Parse the headers of a kdump-compressed file of any machine. vmfilter/formats/kdump.py has their layouts."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from vmfilter.formats.kdump import (
 )
 from vmfilter.formats.uts import Utsname
 
-_NO_MACHINE = (b"Unknown", b"", b"S390X")  # what QEMU calls every machine, and older ones called some
-_NOTES_SINCE = 4  # version of the header
-_NOTE_SIZE = 17  # of a note CORE, as far as its name
+_NO_MACHINE = (b"Unknown", b"", b"S390X")  # QEMU's utsname.machine; the last two are from older versions
+_NOTES_SINCE = 4  # header version that added offset_note and size_note
+_NOTE_SIZE = 17  # bytes of a CORE note up to the end of its name
 
 Read = Callable[[int, int], bytes]
-"""Bytes of the file, given an offset and how many. Raises InputError where it ends before, or cannot be read."""
+"""Takes a file offset and a size, returns bytes. Raises InputError if the file ends before that or cannot be read."""
 
 
 class KdumpHeaders(NamedTuple):
-    """What the headers say.
+    """Both headers, and what follows from them.
 
     Attributes:
-        arch: of the crashed machine.
-        main, sub: the headers themselves.
-        uts: who the kernel was.
-        phys_base: of the kernel; negative where x86_64's KASLR made it so.
-        starts_at: physical address of the first frame that is counted.
+        arch: architecture of the crashed machine.
+        main, sub: the headers.
+        uts: utsname of the crashed kernel; empty in QEMU's files.
+        phys_base: phys_base of the kernel. KASLR on x86_64 can make it negative.
+        starts_at: physical address of page frame 0 of the bitmaps.
 
     """
 
@@ -49,19 +49,23 @@ class KdumpHeaders(NamedTuple):
 
 
 def read_headers(path: str, read: Read) -> KdumpHeaders:
-    """Read both headers; the path is for messages.
+    """Read both headers.
 
-    QEMU's files differ: they name no machine, count from 0 on arm too, and those of an i386 machine have the headers of
-    64 bits where memory, or its firmware, ends at 4 GiB.
+    QEMU's files differ: they do not name the machine, and they count page frames from address 0 on arm too. For an
+    i386 machine whose memory or firmware ends at 4 GiB, they have 64-bit headers.
+
+    Args:
+        path: path of the file, for messages.
+        read: reads bytes of the file.
 
     Raises:
-        InputError: they are damaged or truncated.
-        KernelError: unknown architecture.
+        InputError: the headers are damaged or truncated.
+        KernelError: the architecture is unknown.
 
     """
     head = read(0, MAIN_SIZE)
     if not any(int.from_bytes(head[8:12], order) in VERSIONS for order in ("little", "big")):
-        raise InputError(f"{path}: a header of no version that is known at offset 8: {head[8:12].hex()}")
+        raise InputError(f"{path}: unknown header version at offset 8: {head[8:12].hex()}")
     uts = Utsname.parse(head[UTS_AT:])
     by_qemu = uts.machine in _NO_MACHINE
     if by_qemu:
@@ -72,12 +76,12 @@ def read_headers(path: str, read: Read) -> KdumpHeaders:
         form = arch.abi
     main = _main_header(head, form)
     if main.header_version not in VERSIONS:
-        raise InputError(f"{path}: a header in another byte order than {arch.name}'s at offset 8")
+        raise InputError(f"{path}: damaged: the header version at offset 8 is not in {arch.name}'s byte order")
     size = main.block_size
     if not _can_be_block(size):
-        raise InputError(f"{path}: a header with blocks of {size} bytes at offset 0 cannot be right")
+        raise InputError(f"{path}: damaged: the header at offset 0 has a block_size of {size} bytes")
     if main.sub_hdr_size < 0:
-        raise InputError(f"{path}: a header with {main.sub_hdr_size} blocks of sub header at offset 0")
+        raise InputError(f"{path}: damaged: the header at offset 0 has a sub_hdr_size of {main.sub_hdr_size} blocks")
     sub = _sub_header(read, main, form)
     signed = form.word == 8 and sub.phys_base >> 63
     starts_at = sub.phys_base // size * size if arch.counts_from_ram and not by_qemu else 0
@@ -94,7 +98,10 @@ def _main_header(head: bytes, form: Abi) -> MainHeader:
 
 
 def _sub_header(read: Read, main: MainHeader, form: Abi) -> SubHeader:
-    """Read it in the layout that makes sense: QEMU packs it on every 32-bit machine, others as the machine does."""
+    """Read the sub header in the layout that makes sense.
+
+    QEMU packs it for every 32-bit machine; makedumpfile aligns 64-bit members as the machine's ABI does.
+    """
     likeliest = form.align_64
     readings = []
     for align_64 in (likeliest, 12 - likeliest) if form.word == 4 else (likeliest,):
@@ -114,10 +121,10 @@ def _makes_sense(main: MainHeader, sub: SubHeader) -> bool:
 
 
 def _by_registers(path: str, read: Read, head: bytes) -> tuple[Arch, Abi]:
-    """Find the machine of a file that does not name it: by the first note, which has a CPU's registers.
+    """Identify the machine of a file that does not name it, by the size of the registers in the first note.
 
     Returns:
-        It, and whose headers the file has: those of 64 bits occur on a 32-bit machine.
+        The architecture, and the ABI of the headers: a 32-bit machine can have 64-bit headers.
 
     """
     for arch in every_arch():
@@ -133,4 +140,4 @@ def _by_registers(path: str, read: Read, head: bytes) -> tuple[Arch, Abi]:
                 == note_head(arch.abi.sign, b"CORE", arch.prstatus_size, NT_PRSTATUS)[:_NOTE_SIZE]
             ):
                 return arch, form
-    raise KernelError(f"{path}: does not say of what machine it is, and its first note has the registers of none")
+    raise KernelError(f"{path}: does not name its machine, and its first note fits the registers of no known machine")

@@ -1,6 +1,6 @@
-"""Which page frames a kdump-compressed dump has, and where the descriptor of each is: its bitmaps and files.
+"""The page frames of a kdump-compressed dump, and where their descriptors are: bitmaps and parts.
 
-Frames are numbered as the format does: from the first that it counts, which is 0 but on arm.
+Page frames are numbered as in the bitmaps. Number 0 is address 0, except on arm.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from vmfilter.reader.kdump.file import KdumpFile
 from vmfilter.reader.kdump.split_set import Part, check_bitmap, describe
 
 STRETCH = 1 << 15
-"""Page frames whose bits are read at a time; the rank of the first page of each is kept: 8 bytes."""
-_TAIL = 1 << 10  # descriptors that are looked at together, from the last on
-_RANKED_BYTES = 1 << 18  # of bitmap 2 read at a time when the file is opened
+"""Page frames whose bits are read at a time. The index stores 8 bytes per stretch: the rank of its first page."""
+_TAIL = 1 << 10  # descriptors per step of the backward search for the last page
+_RANKED_BYTES = 1 << 18  # bytes of bitmap 2 per read while a dump is opened
 
 
 class _Stretch(NamedTuple):
-    """STRETCH page frames from number * STRETCH on, fewer at the end, as bits.
+    """Bits of the page frames from number * STRETCH on: STRETCH of them, fewer at the end.
 
     Attributes:
-        number: which.
-        kept: those that have a descriptor.
-        held: those whose content is there: an incomplete dump has lost some.
+        number: number of the stretch.
+        kept: page frames with a descriptor.
+        held: page frames whose data is in the file. An incomplete dump has lost some.
 
     """
 
@@ -42,46 +42,45 @@ class _Stretch(NamedTuple):
 
 
 def _masked(bits: bytes, first: int, end: int) -> bytes:
-    """Bits without those that are not in [first, end)."""
+    """Clear all bits outside [first, end)."""
     mask = (1 << end) - (1 << first)
     return (int.from_bytes(bits, "little") & mask).to_bytes(len(bits), "little")
 
 
 class PageIndex:
-    """The page frames of a dump. Reading is safe for several threads at once.
+    """The page frames of a dump. Several threads may read at once.
 
     Attributes:
-        frames: that are counted.
-        kept: number of pages that have a descriptor, in all parts, those that are missing included.
-        parts: which file has the descriptors of which frames, in order.
-        missing: ranges of frames whose pages are in parts that are missing.
+        frames: number of page frames in a bitmap.
+        kept: number of pages with a descriptor, over all parts, missing ones included.
+        parts: parts with descriptors, in order of their page frames.
+        missing: ranges of page frames that belong to missing parts.
         incomplete: whether pages are lost.
-        truncated: what is missing of files that end early, in words; "" if nothing is.
+        truncated: description of what truncated files lack; "" if none is truncated.
 
     """
 
     def __init__(self, files: Sequence[KdumpFile], missing_parts: bool) -> None:
-        """Count the pages, and find which file has which.
+        """Count the pages, and assign them to files.
 
         Args:
-            files: of one dump, in order of their frames.
-            missing_parts: whether a set may lack parts: their pages are lost then.
+            files: files of one dump, in order of their page frames.
+            missing_parts: whether to accept missing parts. Their pages count as lost.
 
         Raises:
-            InputError: no page is there, the files are not one dump, or a part is missing.
+            InputError: the dump contains no page, the files are not one dump, or a part is missing.
 
         """
         self._files = files
-        self._file = files[0]  # the bitmaps of all are its
+        self._file = files[0]  # all parts have the same bitmaps
         self.frames = self._file.frames
         self._local = threading.local()
-        self.incomplete = False  # until the parts are known, ranks alone are asked for
+        self.incomplete = False  # until the parts are known, only rank() is called
         self._rank_stretches()
         self._find_parts(missing_parts)
 
     @property
     def kept(self) -> int:
-        """See the class."""
         return self._ranks[-1]
 
     def _rank_stretches(self) -> None:
@@ -95,10 +94,10 @@ class PageIndex:
                 n = native.rank(bits[pfn // 8 :], min(STRETCH, count - pfn))
                 self._ranks.append(self._ranks[-1] + n)
         if not self._ranks[-1]:
-            raise InputError(f"{self._file.path}: has no page: bitmap 2, at offset {bitmap2:#x}, is empty")
+            raise InputError(f"{self._file.path}: contains no page: bitmap 2, at offset {bitmap2:#x}, is empty")
 
     def _find_parts(self, missing_parts: bool) -> None:
-        """Find which file has which frames; what none has is lost."""
+        """Assign page frames to files. Pages in no file are lost."""
         self.parts: list[Part] = []
         for file in self._files:
             if file is not self._file:
@@ -113,21 +112,22 @@ class PageIndex:
         if self.missing and not missing_parts:
             pages = sum(self.rank(end) - self.rank(first) for first, end in self.missing)
             raise InputError(f"{describe(self._files, self.missing, pages)}: name all files of the set")
-        said = any(file.header.incomplete for file in self._files)
-        cut = [] if said else [part for part in self.parts if self._is_cut(part)]
-        self.incomplete = bool(self.missing or said or cut)
+        marked = any(file.header.incomplete for file in self._files)
+        cut = [] if marked else [part for part in self.parts if self._is_cut(part)]
+        self.incomplete = bool(self.missing or marked or cut)
         self.truncated = ""
-        self._local = threading.local()  # what was looked at until now was not known to be lost
+        self._local = threading.local()  # cached stretches do not know yet which pages are lost
         if cut:
             lost, self.truncated = self._describe_cut(cut)
             if lost == self.kept:
                 raise InputError(f"{self._file.path}: {self.truncated}")
 
     def _is_cut(self, part: Part) -> bool:
-        """Whether a file ends before what its headers tell of.
+        """Return whether a file is truncated.
 
-        Data are in the order of pages, so the last pages tell, unless they all share those of one, as zero pages do.
-        Data that do not follow those of another page are no sign: that is a damaged descriptor.
+        Page data is in the order of the pages, so the last descriptors point to its end. If they are all alike, as for
+        zero pages, which share data, look further back. Data beyond the end that does not follow another page's data
+        is no sign of truncation, but of a damaged descriptor.
         """
         file = part.file
         if file.source.cut or max(part.data, file.erase_info_end) > file.size:
@@ -146,21 +146,21 @@ class PageIndex:
         return False
 
     def _describe_cut(self, cut: Sequence[Part]) -> tuple[int, str]:
-        """Count the pages that are lost because files end early, and describe that."""
+        """Return the number of pages lost by truncation, and the text for `truncated`."""
         lost, first = 0, self.frames
         for part in cut:
             for pfn, n in self.runs(part.first, part.end, self.lost):
                 lost, first = lost + n, min(first, pfn)
         address = self._file.starts_at + first * self._file.block
         where = f", the first at physical address {address:#x}" if lost else ""
-        where += ", and what was erased is not known" * any(part.file.erase_info_end > part.file.size for part in cut)
+        where += ", and so is the erase info" * any(part.file.erase_info_end > part.file.size for part in cut)
         ends = [f"truncated at offset {part.file.size:#x}" for part in cut]
         if len(self._files) > 1:
             ends = [f"{part.file.path} is {end}" for part, end in zip(cut, ends, strict=True)]
         return lost, f"{', '.join(ends)}: {lost} of {self.kept} pages are missing{where}"
 
     def parts_of(self, first: int, end: int) -> Iterator[tuple[Part, int, int]]:
-        """Yield the parts that have the frames [first, end), and which of these each has."""
+        """Yield the parts that contain frames of [first, end), each with the range of those frames."""
         for part in self.parts[max(bisect_right(self._firsts, first) - 1, 0) :]:
             if part.first >= end:
                 break
@@ -168,14 +168,14 @@ class PageIndex:
                 yield part, max(part.first, first), min(part.end, end)
 
     def _bits(self, bitmap: int, number: int) -> bytes:
-        """Bits of a stretch, none of frames past the end."""
+        """Read the bits of a stretch. Bits after the last frame are cleared."""
         first = number * STRETCH
         count = min(STRETCH, self.frames - first)
         bits = self._file.read(bitmap + first // 8, -(-count // 8))
         return bits if count % 8 == 0 else bits[:-1] + bytes((bits[-1] & (1 << count % 8) - 1,))
 
     def _stretch(self, number: int) -> _Stretch:
-        """Return a stretch; each thread keeps the last one."""
+        """Return a stretch. Each thread caches the last one."""
         stretch: _Stretch | None = getattr(self._local, "stretch", None)
         if stretch is None or stretch.number != number:
             kept = self._bits(self._file.bitmap2, number)
@@ -184,25 +184,25 @@ class PageIndex:
         return stretch
 
     def _without_lost(self, number: int, kept: bytes) -> bytes:
-        """Return what an incomplete dump still has of a stretch's pages."""
+        """Return the bits of those kept pages of a stretch that an incomplete dump still contains."""
         first = number * STRETCH
         held = 0
         for part, start, end in self.parts_of(first, first + len(kept) * 8):
             bits = bytearray(_masked(kept, start - first, end - first))
             rank = self._ranks[number] + native.rank(kept, start - first) - part.before
             at = part.descriptors + rank * DESCRIPTOR
-            there = max(part.file.size - at, 0) // DESCRIPTOR
-            count = min(native.rank(bits, min(end - first, len(bits) * 8)), there)
+            present = max(part.file.size - at, 0) // DESCRIPTOR
+            count = min(native.rank(bits, min(end - first, len(bits) * 8)), present)
             native.drop_lost(part.file.descriptors_at(at, count), part.file.size, bits)
             held |= int.from_bytes(bits, "little")
         return held.to_bytes(len(kept), "little")
 
     def _has_kept(self, number: int) -> bool:
-        """Whether a stretch has any page: bitmap 2 need not be read to know."""
+        """Return whether a stretch has any kept page, without reading bitmap 2."""
         return self._ranks[number] != self._ranks[number + 1]
 
     def memory(self, number: int) -> bytes:
-        """Return the bits of a stretch's frames that are memory, kept or excluded; b"" if none is."""
+        """Return the bits of a stretch's frames that are memory, kept or excluded; b"" if there are none."""
         present = self._bits(self._file.bitmap1, number)
         if not self._has_kept(number):
             return present if present.count(0) != len(present) else b""
@@ -211,11 +211,11 @@ class PageIndex:
         return both.to_bytes(len(kept), "little")
 
     def held(self, number: int) -> bytes:
-        """Return the bits of a stretch's frames whose content is there; b"" if none is."""
+        """Return the bits of a stretch's frames whose data is in the dump; b"" if there are none."""
         return self._stretch(number).held if self._has_kept(number) else b""
 
     def lost(self, number: int) -> bytes:
-        """Return the bits of a stretch's frames that have a descriptor and no content; b"" if there can be none."""
+        """Return the bits of a stretch's kept frames whose data is lost; b"" if it has no kept frames."""
         if not self._has_kept(number):
             return b""
         _, kept, held = self._stretch(number)
@@ -223,7 +223,7 @@ class PageIndex:
         return lost.to_bytes(len(kept), "little")
 
     def runs(self, first: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[Run]:
-        """Yield runs of the frames [first, end) whose bits are set, given what returns the bits of each stretch."""
+        """Yield runs of the frames [first, end) whose bits are set. bits_of is memory, held or lost."""
         return joined(self._runs(max(first, 0), min(end, self.frames), bits_of))
 
     def _runs(self, at: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[Run]:
@@ -237,12 +237,12 @@ class PageIndex:
             at = upto
 
     def next_frame(self, first: int, end: int) -> int | None:
-        """Return the first of the frames [first, end) that is memory, kept or excluded."""
+        """Return the first of the frames [first, end) that is memory, kept or excluded; None if none is."""
         run = next(self._runs(max(first, 0), min(end, self.frames), self.memory), None)
         return run[0] if run else None
 
     def rank(self, pfn: int) -> int:
-        """Return the number of kept pages in the frames before one."""
+        """Return the number of kept pages before a page frame."""
         number, count = divmod(pfn, STRETCH)
         if pfn >= self.frames or not count:
             return self._ranks[-1] if pfn >= self.frames else self._ranks[number]

@@ -1,7 +1,7 @@
-"""Split sets: kdump-compressed files that are one dump together, each with the pages of a range of frames.
+"""Split sets: one dump in several kdump-compressed files, each with a range of page frames.
 
-Each has the headers, notes and bitmaps of the whole; descriptors and data are of its own frames only. Sources:
-makedumpfile's IMPLEMENTATION and its --split and --reassemble, crash's diskdump.c.
+Every part contains the headers, notes and bitmaps of the whole dump, and the descriptors and data of its own page
+frames. Sources: makedumpfile's IMPLEMENTATION and its --split and --reassemble, crash's diskdump.c.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from vmfilter.errors import InputError
 from vmfilter.frames.ranges import Range
 from vmfilter.reader.kdump.file import KdumpFile
 
-_COMPARED_BYTES = 1 << 18  # of bitmaps at a time
+_COMPARED_BYTES = 1 << 18  # bytes of bitmaps that are compared at a time
 
 
 class Part(NamedTuple):
-    """Where the descriptors of the frames [first, end) are, and how many kept pages are in the frames before.
+    """The descriptors of the page frames [first, end), all in one file.
 
     Attributes:
-        file: that has them.
-        first, end: the frames.
-        before: kept pages of the whole dump in the frames before the first.
-        descriptors: offset in the file of the first frame's descriptor.
-        data: lowest offset in the file at which data can lie.
+        file: file that contains them.
+        first, end: page frames.
+        before: number of kept pages of the whole dump before the first frame.
+        descriptors: file offset of the first descriptor.
+        data: file offset after the last descriptor, the lowest that page data can have.
 
     """
 
@@ -38,35 +38,35 @@ class Part(NamedTuple):
 
 
 def in_order(files: Sequence[KdumpFile]) -> list[KdumpFile]:
-    """Sort the files of one dump by their frames, those without any first.
+    """Sort the files of one dump by their page frames.
 
     Raises:
-        InputError: they are not parts of one set, or two have the same frames.
+        InputError: the files are not parts of one set, or two contain the same page frames.
 
     """
     if len(files) > 1:
         for file in files:
             if not file.is_part:
-                raise InputError(f"{file.path}: a whole dump, no part of a split set: it is read alone")
-            _belongs(files[0], file)
+                raise InputError(f"{file.path}: a whole dump, not part of a split set: read it alone")
+            _check_same_dump(files[0], file)
     ordered = sorted(files, key=lambda file: (file.first, file.end))
-    having = [file for file in ordered if file.first < file.end]
-    for file, after in pairwise(having):
+    not_empty = [file for file in ordered if file.first < file.end]
+    for file, after in pairwise(not_empty):
         if file.end > after.first:
             raise InputError(
-                f"{file.path} and {after.path}: both have the frames {after.first:#x} to "
-                f"{min(file.end, after.end) - 1:#x}: each part of a split set is wanted once"
+                f"{file.path} and {after.path}: both contain frames {after.first:#x} to "
+                f"{min(file.end, after.end) - 1:#x}: name each part of a split set once"
             )
     return ordered
 
 
-def _belongs(one: KdumpFile, other: KdumpFile) -> None:
-    """Raise InputError where two parts are not of the same dump, by their headers."""
+def _check_same_dump(one: KdumpFile, other: KdumpFile) -> None:
+    """Raise InputError if the headers of two parts show that they belong to different dumps."""
     for what, a, b in (
         ("header versions", one.version, other.version),
         ("signatures", one.main.signature, other.main.signature),
         ("kernels", one.main.utsname, other.main.utsname),
-        ("times", one.main.tv_sec, other.main.tv_sec),
+        ("crash times", one.main.tv_sec, other.main.tv_sec),
         ("page sizes", one.block, other.block),
         ("numbers of page frames", one.frames, other.frames),
         ("dump levels", one.sub.dump_level, other.sub.dump_level),
@@ -77,7 +77,7 @@ def _belongs(one: KdumpFile, other: KdumpFile) -> None:
 
 
 def check_bitmap(one: KdumpFile, other: KdumpFile) -> None:
-    """Raise InputError where a part counts other pages among its frames than the set does, by another part's bitmap."""
+    """Raise InputError if two parts have different bitmaps of kept pages for the frames of the second."""
     first, end = other.first // 8, -(-other.end // 8)
     for at in range(first, end, _COMPARED_BYTES):
         size = min(_COMPARED_BYTES, end - at)
@@ -91,7 +91,7 @@ def check_bitmap(one: KdumpFile, other: KdumpFile) -> None:
 
 
 def describe(files: Sequence[KdumpFile], missing: Sequence[Range], pages: int) -> str:
-    """Say which frames a set lacks."""
+    """Return a message that names the page frames that a split set lacks."""
     names = ", ".join(file.path for file in files)
     ranges = ", ".join(f"{first:#x}-{end - 1:#x}" for first, end in missing)
-    return f"{names}: a split set of which a part is missing: the frames {ranges} ({pages} pages)"
+    return f"{names}: a part of the split set is missing: frames {ranges} ({pages} pages)"
