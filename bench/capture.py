@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What a capture kernel pays: vmfilter and makedumpfile in one of 192 MB, and by how much each lets its initramfs grow.
+"""Measure vmfilter and makedumpfile in a capture kernel with 192 MB, and what each adds to its initramfs.
 
     bench/capture.py --makedumpfile PATH [--cpus 1]
 
-As root, after tests/crash/setup.sh. A kernel crashes in QEMU; its capture kernel runs both by turns, five times with
-each codec, at level 31, into a pipe. The table has the medians: seconds until the first byte came out of the pipe and
-until the end, and the most that was seen of RssAnon and VmHWM, in MiB. The machine is emulated, which makes all of it
-slower, and the interpreter's start more than the rest.
+Run it as root, after tests/crash/setup.sh. A kernel crashes in QEMU. Its capture kernel runs both programs in turn,
+five times with each codec, at level 31, into a pipe. The table has medians: seconds until the first byte comes out of
+the pipe and until the end, and the peaks of RssAnon and VmHWM in MiB. The machine is emulated, so everything is slower
+than on hardware, the start of the interpreter most of all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "crash"))
 import machine
 
 CODECS = {"l": "lzo", "z": "zstd"}
-COLUMNS = {  # of the table: the report's member, and its unit in that of the table
+COLUMNS = {  # column of the table: member of the report, and its unit in units of the table
     "first byte, s": ("first_byte", 1),
     "end, s": ("seconds", 1),
     "RssAnon, MiB": ("rss_anon", 1 / 1024),
@@ -33,7 +33,7 @@ COLUMNS = {  # of the table: the report's member, and its unit in that of the ta
 def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--makedumpfile", type=Path, required=True)
-    parser.add_argument("--cpus", type=int, default=1, help="of the capture kernel")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs of the capture kernel")
     options = parser.parse_args()
     peer = options.makedumpfile.resolve()
     with tempfile.TemporaryDirectory() as name:

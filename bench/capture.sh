@@ -1,5 +1,5 @@
 #!/bin/sh
-# In the capture kernel of bench/capture.py: vmfilter and makedumpfile by turns, into a pipe that keeps nothing.
+# Runs in the capture kernel of bench/capture.py: vmfilter and makedumpfile in turn, each into a pipe that is discarded.
 for round in 1 2 3 4 5; do
     for codec in l z; do
         measure "/mnt/vmfilter.$codec.$round.json" vmfilter-makedumpfile -F -$codec -d 31 --message-level 0 /proc/vmcore >/dev/null

@@ -1,4 +1,4 @@
-"""What is measured, and what is to come of it: tables, and nothing else."""
+"""The cases that are measured and the targets they should meet, as tables."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from fnmatch import fnmatch
 from typing import NamedTuple
 
 CODECS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z", "none": ""}
-"""makedumpfile's option of each."""
-SOURCE_LEVEL = 17  # of the dump that is filtered again
+"""makedumpfile's option for each codec."""
+SOURCE_LEVEL = 17  # of the dump that "again" filters
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to make a dump.
+    """A form of dump, and how both programs make it.
 
     Attributes:
-        ours, theirs: command lines after level and codec; {vmcore}, {again} (a kdump-compressed dump of it), {a} and
-            {b} (the new files) stand for paths. Without theirs the rival is the codec alone.
-        check: form of what is made, as check.Checker has it.
-        files: how many are made.
-        stdout: who writes to standard output: "theirs", or "both": into a pipe.
-        threaded: whether makedumpfile can do it with --num-threads.
-        refused: O_DIRECT is refused to vmfilter; makedumpfile never asks for it.
+        ours, theirs: arguments after level and codec. {vmcore}, {again} (a kdump-compressed dump of it), {a} and {b}
+                (the new files) stand for paths. If theirs is empty, vmfilter is compared with the codec alone.
+        check: name of the form for check.Checker.
+        files: number of files made.
+        stdout: what writes to standard output: "theirs" (makedumpfile, to a file) or "both" (each to a pipe).
+        threaded: makedumpfile can make it with --num-threads.
+        refused: vmfilter's attempts at O_DIRECT fail; makedumpfile never makes any.
 
     """
 
@@ -49,7 +49,7 @@ FORMS = {
 
 
 class Case(NamedTuple):
-    """A dump to make: form, dump level, codec, threads. Its name is file-d17-zstd-j2 and the like."""
+    """A dump to make: form, dump level, codec, threads. Its name is, for example, file-d17-zstd-j2."""
 
     form: str
     level: int
@@ -58,12 +58,12 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is asked for, and as the results have it."""
+        """Name for --cases and in the results."""
         return f"{self.form}-d{self.level}-{self.codec}-j{self.threads}"
 
 
 def dumps(threads: int) -> Iterator[Case]:
-    """All dumps that the figures are of, on a machine with so many CPUs."""
+    """Return all dumps to measure on a machine with this number of CPUs."""
     fast = ("lzo", "snappy", "zstd", "zlib")
     for level in (31, 17, 1):
         for codec in fast:
@@ -76,13 +76,13 @@ def dumps(threads: int) -> Iterator[Case]:
 
 
 class Target(NamedTuple):
-    """What has to hold of a figure.
+    """A limit for a figure.
 
     Attributes:
-        what: in words.
-        cases: a pattern of names.
-        figure: of the results.
-        least, most: what it has to be at least and at most.
+        what: description.
+        cases: pattern of case names.
+        figure: name of the figure in the results.
+        least, most: limits of the figure, inclusive.
 
     """
 
@@ -93,11 +93,11 @@ class Target(NamedTuple):
     most: float = float("inf")
 
     def covers(self, name: str) -> bool:
-        """Whether it is about that case."""
+        """Return whether the target applies to the case."""
         return fnmatch(name, self.cases)
 
     def met(self, value: float) -> bool:
-        """Whether it holds."""
+        """Return whether the value is within the limits."""
         return self.least <= value <= self.most
 
 

@@ -1,4 +1,4 @@
-"""Whether a dump that was measured is right: what its figures are worth."""
+"""Checks of measured dumps: a figure counts only if its dump is right."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pathlib import Path
 
 
 class Checker:
-    """Checks dumps against the vmcore that they were made of, each content once.
+    """Compares dumps with their vmcore. A dump whose content was checked before is not checked again.
 
-    `vmfilter verify` reads all of a dump and compares every page with the vmcore's. Judges are programs that share no
-    code with vmfilter, run as `JUDGE against DUMP VMCORE` (one in Python by this Python, for the packages that it has),
-    exit status 0 where all pages are the vmcore's; they are given kdump-compressed dumps, which makedumpfile makes of
-    every other form.
+    `vmfilter verify` reads all of a dump and compares every page with the vmcore. Judges are programs that share no
+    code with vmfilter. They run as `JUDGE against DUMP VMCORE` (a judge in Python under this interpreter, which has its
+    packages) and exit with 0 if all pages match. They read only kdump-compressed dumps, so makedumpfile converts every
+    other form.
     """
 
     def __init__(self, vmfilter: str, makedumpfile: str, vmcore: Path, judges: Sequence[str], folder: Path) -> None:
-        """See the class; folder is for what makedumpfile makes."""
+        """Take the programs, the vmcore, the judges, and a folder for makedumpfile's conversions."""
         self._vmfilter, self._makedumpfile, self._vmcore = vmfilter, makedumpfile, str(vmcore)
         self._judges = [[sys.executable, judge] if judge.endswith(".py") else [judge] for judge in judges]
         self._whole = folder / "bench.whole"
         self._known: set[str] = set()
 
     def check(self, form: str, files: Sequence[Path]) -> str:
-        """Check one dump; end the program where it is not right.
+        """Check one dump; exit if it is wrong.
 
         Args:
             form: "kdump", "elf", "split" or "flat".
             files: of the dump.
 
         Returns:
-            A digest of its content.
+            A digest of the dump's files.
 
         """
         digest = hashlib.sha256()

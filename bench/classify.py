@@ -1,4 +1,4 @@
-"""Classify a vmcore, once or more often; print the seconds that each pass took, and how many pages.
+"""Classify a vmcore one or more times; print the seconds of each pass and the number of pages.
 
 classify.py VMCORE [PASSES]
 """

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""vmfilter beside makedumpfile on one vmcore, in paired runs, and beside its codecs alone.
+"""Compare vmfilter with makedumpfile in paired runs on one vmcore, and with its codecs alone.
 
     bench/compare.py [VMCORE] [--makedumpfile PATH] [--cases PATTERN ...] [--out FOLDER] [--json FILE] [--judge PATH]
 
-Without VMCORE it makes one, of a machine with 6 GiB of memory (synthetic.py), and removes it after.
-Each case (--list names them) is run once by each side to warm the page cache, to look at its memory, and to find out
-whether makedumpfile is faster on one thread or with --num-threads; a second mode that takes half as long again is ended
-early. Then come rounds, in each of which both run, in turns who is first. The tables have medians, and the median of
-the rounds' ratios. vmfilter syncs what it writes before it ends; makedumpfile does not, so there is a column with a
-sync of its files, and one of ratios with it. Every dump of vmfilter's is read after that, and every page compared with
-the vmcore's, by vmfilter and by each --judge (run as `JUDGE against DUMP VMCORE`): where that fails, so does this
-program.
+Without VMCORE, it makes that of a machine with 6 GiB of memory (synthetic.py), and removes it at the end.
+Each program first runs each case once (--list names them): to warm the page cache, to sample memory, and to find out
+whether makedumpfile is faster on one thread or with --num-threads. A second mode is stopped once it takes 1.5 times as
+long. Then come rounds; in each, both programs run, and they take turns at going first. The tables show medians, and the
+median of the rounds' ratios. vmfilter syncs its files before it exits and makedumpfile does not, so the tables give
+makedumpfile's times and the ratios without and with a sync. Afterwards every page of every dump by vmfilter is compared
+with the vmcore, by `vmfilter verify` and by each --judge (run as `JUDGE against DUMP VMCORE`). This program fails if
+one of them does.
 
-Run it by the Python of the environment that has vmfilter: .venv/bin/python bench/compare.py. FOLDER should be on the
-disk that matters. Cases with O_DIRECT refused (buffered-*) and without a file system (pipe-*) are made by themselves.
+Run it with the Python that has vmfilter installed: .venv/bin/python bench/compare.py. FOLDER should be on the disk that
+matters. The cases without O_DIRECT (buffered-*) and without a file system (pipe-*) are set up automatically.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _first_line(*command: str) -> str:
 
 
 def _machine(options: argparse.Namespace, vmcore: Path) -> dict[str, Any]:
-    """Say on what it was measured, and what."""
+    """Describe the machine, the programs and the vmcore."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "cpu": cpu[1] if cpu else platform.machine(),
@@ -65,18 +65,18 @@ def _machine(options: argparse.Namespace, vmcore: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Take the command line, measure, print."""
+    """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("vmcore", nargs="?", type=Path)
     parser.add_argument("--makedumpfile", default="makedumpfile", help="a program with all codecs")
-    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names, as file-d17-*-j2")
-    parser.add_argument("--list", action="store_true", help="name the cases and end")
-    parser.add_argument("--rounds", type=int, default=7, help="at most (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="of rounds a case, but at least 3 rounds")
-    parser.add_argument("--out", default=".", help="folder to write to")
-    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="case names, e.g. file-d17-*-j2")
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
+    parser.add_argument("--rounds", type=int, default=7, help="maximum number of rounds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="time for the rounds of a case, at least 3 of them")
+    parser.add_argument("--out", default=".", help="folder for the dumps")
+    parser.add_argument("--json", help="file for the results")
     parser.add_argument(
-        "--judge", action="append", default=[], help="a program that checks dumps; more than one may be given"
+        "--judge", action="append", default=[], help="program that checks dumps; may be given more than once"
     )
     options = parser.parse_args()
     known: dict[str, Case | None] = {"start": None, "classify": None}

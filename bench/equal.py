@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Proves that a refactoring changes no dump: two builds of vmfilter must make the same files, byte for byte.
+"""Prove that a refactoring changes no dump: two builds of vmfilter must make the same files, byte for byte.
 
     bench/equal.py OLD_VMFILTER NEW_VMFILTER VMCORE ... [--texts] [--cache FILE] [--jobs N]
 
-Each build runs every line of MATRIX on each vmcore, or of SHORT if the vmcore takes more than 80 MiB on the disk. The
-exit status of each line and the content of every file that it makes are compared; with --texts also what it prints,
-less times and progress. The exit status is 1 if anything differs.
+Each build runs every line of MATRIX on each vmcore, or of SHORT if the vmcore takes more than 80 MiB of disk. The exit
+status of each line and the content of every file that it makes are compared; with --texts also what it prints, except
+times and progress. The exit status is 1 if anything differs.
 
 Dumps are made in a temporary folder, below TMPDIR. Each job needs up to four times the size of its vmcore there.
 """
@@ -124,7 +124,7 @@ _SECONDS = re.compile(r" +[\d.]+ s(econds)?$", re.MULTILINE)
 
 
 class Output(NamedTuple):
-    """What a line came to: its exit status, the digest of each file that it made, and what it printed."""
+    """Result of a line: its exit status, the digest of each file that it made, and what it printed."""
 
     status: int
     files: dict[str, str]
@@ -146,7 +146,7 @@ def _digest(path: Path) -> str:
 
 
 def run(vmfilter: str, vmcore: Path) -> dict[str, Output]:
-    """Run all lines on a vmcore; return what each came to."""
+    """Run all lines on a vmcore; return the result of each."""
     program = shutil.which(vmfilter) or sys.exit(f"{vmfilter}: no such program")
     outputs = {}
     with tempfile.TemporaryDirectory(prefix="equal-") as name:
@@ -175,7 +175,7 @@ def run(vmfilter: str, vmcore: Path) -> dict[str, Output]:
 
 
 def differences(old: Output, new: Output, texts: bool) -> Iterator[str]:
-    """Say in what two outputs of a line differ."""
+    """Describe the differences between two results of a line."""
     if old.status != new.status:
         yield f"exit status {new.status}, was {old.status}"
     for name in sorted(old.files.keys() | new.files.keys()):
@@ -192,20 +192,20 @@ def differences(old: Output, new: Output, texts: bool) -> Iterator[str]:
 
 
 class Cache:
-    """What the old build made of each vmcore, in a JSON file. A vmcore that changed, or other lines, are not known."""
+    """Results of the old build for each vmcore, in a JSON file. A changed vmcore, or other lines, invalidate them."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file if it exists; without a path nothing is kept."""
+        """Read the file if it exists; without a path, keep nothing."""
         self._path = path
         self._known = json.loads(path.read_text()) if path and path.exists() else {}
 
     def get(self, vmcore: Path) -> dict[str, Output] | None:
-        """Return what the old build made of a vmcore, if that is known."""
+        """Return the old build's results for a vmcore, or None."""
         known = self._known.get(self._key(vmcore), {})
         return {line: Output(*made) for line, made in known.items()} if list(known) == lines_for(vmcore) else None
 
     def put(self, vmcore: Path, outputs: dict[str, Output]) -> None:
-        """Keep what the old build made."""
+        """Keep the old build's results."""
         self._known[self._key(vmcore)] = outputs
         if self._path:
             self._path.write_text(json.dumps(self._known, indent=1) + "\n")
@@ -217,7 +217,7 @@ class Cache:
 
 
 def main() -> None:
-    """Take the command line, run, compare, print."""
+    """Parse the command line, run, compare, print."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("old", help="vmfilter command of the old build")
     parser.add_argument("new", help="vmfilter command of the new build")

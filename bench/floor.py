@@ -1,4 +1,4 @@
-"""The floor: compressing pages that are in memory already, with vmfilter's own codecs, and nothing else."""
+"""The floor: pages already in memory, through vmfilter's own codecs, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Floor:
     """The pages of one dump, in memory."""
 
     def __init__(self, path: Path) -> None:
-        """Read a dump whose codec is none: all that follows its descriptors and its zero page is pages."""
+        """Read an uncompressed dump. Everything after its descriptors and its zero page is pages."""
         dump = Kdump(path)
         self._page = dump.block_size
         start = dump.descriptors + 24 * len(dump.kept) + self._page * (dump.dump_level & 1)
         self.size = os.path.getsize(path) - start
         if dump.status or self.size % self._page:
-            sys.exit(f"{path}: is no dump with nothing but raw pages after its descriptors")
+            sys.exit(f"{path}: contains other data than raw pages after its descriptors: make it with --compress none")
         self._pages = memoryview(mmap.mmap(-1, self.size))
         with open(path, "rb", buffering=0) as f:
             for at in range(0, self.size, _READ):
                 os.preadv(f.fileno(), [self._pages[at : at + _READ]], start + at)
 
     def run(self, codec: str, threads: int) -> tuple[float, float, int]:
-        """Compress all pages; return wall and CPU seconds, and bytes of the compressed pages."""
+        """Compress all pages; return wall and CPU seconds, and the size of the compressed pages in bytes."""
         chosen, level = parse_codec(codec)
         batches = itertools.count()
         sizes = [0] * threads

@@ -1,4 +1,4 @@
-"""One run of a program, measured: time, CPU time, memory, and the size of what it writes."""
+"""Measures one run of a program: time, CPU time, memory, and the size of its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-_POLL = 0.001  # seconds between two looks at a process's memory
+_POLL = 0.001  # seconds between two samples of a process's memory
 _SPLICE = 1 << 20
 
 
@@ -26,8 +26,8 @@ class Job:
     Attributes:
         command: program and arguments.
         outputs: files that it makes; removed before it runs.
-        stdout: where standard output goes: a file, "pipe" (whose reader takes no time: what it reads is thrown away
-            unseen), None: nowhere.
+        stdout: destination of standard output: a file, "pipe" (drained at no cost to the reader), or None (kept in
+                Measured.said).
 
     """
 
@@ -37,17 +37,17 @@ class Job:
 
 
 class Measured(NamedTuple):
-    """What one run took.
+    """Figures of one run.
 
     Attributes:
-        wall: seconds until it ended.
-        synced: the same with a sync of its files after it.
-        cpu: seconds of all its threads and children.
-        size: bytes of its outputs, without holes.
-        hwm, anon: most resident memory, and most of it that is anonymous, in bytes (VmHWM, RssAnon of proc(5)), summed
-            over its children; 0 where nobody looked.
-        read: bytes that it read (rchar of proc(5)), likewise.
-        said: standard output, where it goes nowhere else.
+        wall: seconds until the program ended.
+        synced: the same, including a sync of its files afterwards.
+        cpu: seconds of CPU time of all its threads and children.
+        size: bytes allocated for its outputs; holes do not count.
+        hwm, anon: peak of resident memory and of anonymous resident memory in bytes (VmHWM, RssAnon of proc(5)), summed
+                over its children; 0 if not watched.
+        read: bytes read (rchar of proc(5)), of its children too; 0 if not watched.
+        said: standard output, if it went nowhere else.
 
     """
 
@@ -62,20 +62,20 @@ class Measured(NamedTuple):
 
 
 class TooLongError(Exception):
-    """A run was ended, as it took longer than it was to."""
+    """A run exceeded its time limit and was killed."""
 
 
 def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured:
     """Run a job.
 
     Args:
-        job: it.
-        watch: look at its memory all the time, which costs it a little of its own.
-        limit: seconds after which it is ended; only with watch.
+        job: the command to run.
+        watch: sample its memory throughout; this costs a little CPU time.
+        limit: seconds after which it is killed; only with watch.
 
     Raises:
-        TooLongError: the limit ended it.
-        SystemExit: it failed; with what it said.
+        TooLongError: the limit was exceeded.
+        SystemExit: the command failed; the message contains what it printed.
 
     """
     for path in job.outputs:
@@ -126,7 +126,7 @@ def run(job: Job, watch: bool = False, limit: float | None = None) -> Measured:
 
 
 def _drain(pipe: int) -> None:
-    """Throw away what comes out of a pipe, without copying it."""
+    """Discard what comes out of a pipe, without copying it."""
     with open(os.devnull, "wb") as nowhere:
         while os.splice(pipe, nowhere.fileno(), _SPLICE):
             pass
@@ -160,7 +160,7 @@ def _watch(process: subprocess.Popen[bytes], start: float, limit: float | None) 
 
 
 def _family(pid: int) -> list[int]:
-    """A process and its children's children."""
+    """Return a process and all its descendants."""
     found = [pid]
     for one in found:
         with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _looked_up(pid: int) -> list[int]:
-    """VmHWM, RssAnon and rchar, in bytes; 0 of a process that is gone."""
+    """Return VmHWM, RssAnon and rchar in bytes; 0 if the process is gone."""
     words: dict[str, int] = {}
     for file, unit in (("status", 1024), ("io", 1)):
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
-"""A vmcore of which fewer pages can be made smaller: as of a machine that keeps compressed or encrypted data in memory.
+"""Make a vmcore with more incompressible pages, as of a machine with compressed or encrypted data in memory.
 
     bench/noise.py VMCORE PERCENT NEW
 
-Overwrites, in a copy of a vmcore, as many of a hundred pages of processes with noise; the same ones each time. Says how
-many of the pages that level 17 keeps are noise then.
+Copies a vmcore and overwrites PERCENT of its pages of processes with noise; always the same pages. Prints how many of
+the pages that level 17 keeps are noise afterwards.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
                     new.write(page)
                 codec.pack(memoryview(page), False, out, sizes)
                 kept, noise = kept + 1, noise + (sizes[0] == size)
-    print(f"{noise} of {kept} pages that level 17 keeps, {100 * noise / kept:.0f} %, do not get smaller")
+    print(f"{noise} of {kept} pages that level 17 keeps, {100 * noise / kept:.0f} %, are incompressible")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plot of scale.py's results: SVG, made by hand, as it is two lines with axes."""
+"""Plots the results of scale.py as SVG, written directly, since it is only two lines with axes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil, floor, log2, log10
 from typing import Any
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 340, 240, 60, 30  # of one panel's axes, and room before them
+_WIDTH, _HEIGHT, _LEFT, _TOP = 340, 240, 60, 30  # of one panel's axes, and of the margins before them
 _PANEL = _WIDTH + _LEFT + 30
 _MIB = 1 << 20
 _NAMES = {"ours": "vmfilter filter -d 31", "theirs": "makedumpfile -d 31"}
@@ -14,19 +14,21 @@ _STYLES = {"ours": 'stroke="#26a" stroke-width="2"', "theirs": 'stroke="#999" st
 
 
 def size_text(size: int) -> str:
-    """Say a number of bytes, a power of two from 1 GiB on."""
+    """Format a size in bytes: a power of two, at least 1 GiB."""
     return f"{size >> 40} TiB" if size >= 1 << 40 else f"{size >> 30} GiB"
 
 
 def draw(results: Sequence[dict[str, Any]], limit: float) -> str:
-    """Draw time, on logarithmic axes, and most anonymous memory, against the memory of the machine.
+    """Plot time and peak anonymous memory against the memory of the machine.
+
+    All axes are logarithmic but that of peak memory.
 
     Args:
-        results: of scale.py.
-        limit: MiB of anonymous memory that there may be.
+        results: from scale.py.
+        limit: limit of anonymous memory, in MiB.
 
     Returns:
-        The SVG.
+        The SVG document.
 
     """
     sizes = [r["memory"] for r in results]

@@ -1,6 +1,6 @@
-"""vmfilter where no file system takes O_DIRECT: every attempt at it fails as it does there (EINVAL).
+"""Run vmfilter as if no file system supported O_DIRECT: every attempt to use it fails with EINVAL.
 
-The same command line as vmfilter has. Linux 6.6 and newer take it on tmpfs too, so a real one is not always at hand.
+Takes vmfilter's command line. On Linux 6.6 and later even tmpfs supports O_DIRECT, so a real one is not always at hand.
 """
 
 import errno

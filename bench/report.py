@@ -1,4 +1,4 @@
-"""Results as tables in markdown."""
+"""Results as markdown tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MIB = 1 << 20
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Make a table: the lines of its markdown."""
+    """Return the lines of a markdown table."""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
     for row in rows:
@@ -28,7 +28,7 @@ def _both(result: Results, figure: str, unit: float = 1, form: str = ".2f") -> s
 
 
 def measurements(results: Results) -> Iterator[str]:
-    """A row for each case: what vmfilter took, what the other did, and the ratio."""
+    """A row per case: figures of vmfilter, figures of its rival, and their ratio."""
     rows = [
         (
             name,
@@ -55,7 +55,7 @@ def measurements(results: Results) -> Iterator[str]:
 
 
 def figures(results: Results) -> dict[str, dict[str, float]]:
-    """Figures of each case that targets are about."""
+    """Return the figures of each case that targets can limit."""
     out: dict[str, dict[str, float]] = {}
     for name, r in results.items():
         found = out[name] = {"speedup": r["speedup"], "size": r["size"], "ours": r["ours"]["wall"]}
@@ -70,7 +70,7 @@ def figures(results: Results) -> dict[str, dict[str, float]]:
 
 
 def targets(results: Results) -> Iterator[str]:
-    """A row for each target that any figure is about, with the figure that is the farthest from it."""
+    """A row per target that applies to any figure; it shows the figure closest to the limit or furthest past it."""
     known, rows = figures(results), []
     for target in TARGETS:
         values = {name: f[target.figure] for name, f in known.items() if target.covers(name) and target.figure in f}

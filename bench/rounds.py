@@ -1,4 +1,4 @@
-"""The rounds: vmfilter and its rival in turn, case after case."""
+"""Rounds: vmfilter and its rival take turns, case by case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from measure import Job, Measured, TooLongError, run
 HERE = Path(__file__).resolve().parent
 PYTHON = sys.executable
 VMFILTER = str(Path(PYTHON).with_name("vmfilter"))
-_SLOWER = 1.5  # times as long as the other mode: ended, as it is not the best
+_SLOWER = 1.5  # times the first mode's time, after which a second mode is stopped
 _FEWEST = 3
 _STEP = re.compile(r"STEP \[Excluding[^]]*\] : ([\d.]+) seconds")
 
@@ -30,7 +30,7 @@ class Bench:
     """One comparison on one vmcore."""
 
     def __init__(self, options: argparse.Namespace, vmcore: Path) -> None:
-        """Take the command line, and what is to be filtered."""
+        """Take the parsed command line and the vmcore."""
         self._options = options
         self._vmcore = vmcore
         self._makedumpfile = options.makedumpfile
@@ -42,12 +42,12 @@ class Bench:
         self.results: dict[str, Any] = {}
 
     def clean(self) -> None:
-        """Remove what was made."""
+        """Remove the dumps."""
         for path in self._files.values():
             path.unlink(missing_ok=True)
 
     def measure(self, name: str, case: Case | None) -> Mapping[str, Any]:
-        """Measure a case; what was found is in results too."""
+        """Measure a case; store the figures in results and return them."""
         if case is None:
             found = self._start() if name == "start" else self._classify()
         elif FORMS[case.form].theirs:
@@ -112,7 +112,7 @@ class Bench:
         found["size"] = 0
         return found
 
-    # What they are made of
+    # Commands and inputs
 
     def _ours(self, case: Case) -> Job:
         form = FORMS[case.form]
@@ -134,7 +134,7 @@ class Bench:
         return [word.format(vmcore=self._vmcore, **self._files) for word in line.split()]
 
     def _make_again(self, codec: str) -> None:
-        """Make the dump that is filtered again."""
+        """Make the dump for the form "again"."""
         if self._again != codec:
             to = self._files["again"]
             options = ["-d", str(SOURCE_LEVEL), "--compress", codec]
@@ -143,7 +143,7 @@ class Bench:
             self._again = codec
 
     def _alone(self, level: int) -> Floor:
-        """Pages of that level, in memory."""
+        """Return the pages of a level, in memory."""
         if self._floor is None or self._floor[0] != level:
             self._floor = None
             to = self._files["raw"]
@@ -154,7 +154,7 @@ class Bench:
         return self._floor[1]
 
     def _check(self, case: Case) -> str:
-        """Run it once more, into a file where it went into a pipe, and check what it makes."""
+        """Run vmfilter once more, into a file if the form writes to a pipe, and check the dump."""
         form, job = FORMS[case.form], self._ours(case)
         files = [self._files[name] for name in "ab"[: form.files]]
         run(Job(job.command, files, files[0] if job.stdout else None))
@@ -172,15 +172,15 @@ class Bench:
         run_ours: Callable[..., Measured] | None = None,
         warm: Measured | None = None,
     ) -> dict[str, Any]:
-        """Run both sides in turn.
+        """Run both programs in turn.
 
         Args:
-            ours: vmfilter's run.
-            rival: name of the other side.
-            theirs: runs it.
-            seen: what its first run was like.
-            run_ours: how ours is run.
-            warm: what our first run was like, where it was already.
+            ours: vmfilter's command.
+            rival: description of the other side.
+            theirs: runs the other side.
+            seen: figures of its first run.
+            run_ours: runs vmfilter's command; None: run().
+            warm: figures of vmfilter's first run, if it ran already.
 
         """
         run_ours = run_ours or run

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time and memory of vmfilter against the memory of the machine, on synthetic vmcores (synthetic.py).
+"""Time and memory of vmfilter as the machine's memory grows, on synthetic vmcores (synthetic.py).
 
     bench/scale.py [--sizes 1G ... 16T] [--out FOLDER] [--rounds 3] [--json FILE] [--svg FILE] [--makedumpfile PATH]
 
-Each is filtered at level 31, into a file that is checked after. Prints a table in markdown: the median time, the most
-anonymous memory (RssAnon) and most resident memory (VmHWM) of a run of its own, and the bytes read a page frame: 64 are
-its struct page, and nothing else is read of what is left out. With --makedumpfile that runs too, and its dump has to
-have the same pages. Run it by the Python of the environment that has vmfilter.
+Each vmcore is filtered at level 31 into a file, which is then checked. Prints a markdown table: the median time, the
+peaks of anonymous (RssAnon) and resident memory (VmHWM) from a separate run, and the bytes read per page frame: 64 are
+struct page, and no other data of excluded pages is read. With --makedumpfile, makedumpfile runs too, and its dump must
+contain the same pages. Run it with the Python that has vmfilter installed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _HEAD_THEIRS = ("makedumpfile s", "its RssAnon MiB")
 
 
 def bytes_of(text: str) -> int:
-    """Return bytes of a size in G or T. Raises ArgumentTypeError where it is none."""
+    """Parse a size in G or T; return bytes. Raises ArgumentTypeError if it is neither."""
     if not text[:-1].isdecimal() or text[-1] not in _UNITS or not int(text[:-1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4G or 16T")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4G or 16T")
     return int(text[:-1]) << _UNITS[text[-1]]
 
 
 def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Make the vmcore of a machine with so many bytes of memory, filter it, check what is made."""
+    """Make the vmcore of a machine with `size` bytes of memory, filter it, and check the dump."""
     folder = Path(options.out)
     vmcore, ours, theirs = (folder / f"bench.{name}" for name in ("vmcore", "a", "b"))
     Machine(size).write(vmcore)
@@ -89,13 +89,13 @@ def _row(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Take the command line, measure, print, draw."""
+    """Parse the command line, measure, print, plot."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--sizes", nargs="+", type=bytes_of, default=[bytes_of(x) for x in _SIZES])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", default=".", help="folder to write to")
-    parser.add_argument("--json", help="file for the figures")
-    parser.add_argument("--makedumpfile", help="a program with lzo")
+    parser.add_argument("--out", default=".", help="folder for vmcores and dumps")
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--makedumpfile", help="a makedumpfile with lzo")
     parser.add_argument("--svg", help="file for the plot")
     options = parser.parse_args()
     results = []

@@ -1,10 +1,10 @@
-"""Vmcores of machines with any amount of memory: sparse, to see what grows with it, or full, to have one to measure.
+"""Synthetic vmcores of machines with any amount of memory: sparse, to see what grows with it, or full, to time a run.
 
-x86_64 with four levels of page tables, sections of 128 MiB, struct pages mapped by 2 MiB pages. What the kernel has of
-its own (page tables, mem_section, VMCOREINFO) is all there, and grows as it does on a machine. Memory sections share
-their struct pages: the first ones those of kernel pages, all others 2 MiB of frames that level 31 leaves out. In a
-sparse vmcore all memory above the first GiB is one hole of the file, so that of a machine with 16 TiB takes a few MiB
-of a disk. A full one has pages of a real vmcore in all of its memory, again and again.
+x86_64 with four levels of page tables, sections of 128 MiB, and struct pages mapped by 2 MiB pages. The kernel's own
+data (page tables, mem_section, VMCOREINFO) is complete and grows as on a real machine. Struct pages are shared: the
+first sections map struct pages of kernel pages; all others map the same 2 MiB of struct pages, which level 31 excludes.
+In a sparse vmcore, memory above the first GiB is one hole of the file, so 16 TiB of memory take a few MiB of disk. A
+full vmcore repeats the pages of a real one.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from vmfilter import open_dump
 
 _REAL = Path(__file__).resolve().parent.parent / "testdata" / "x86_64-6.12-small.vmcore.zst"
 _SECTION_BITS, _PHYSICAL_BITS = 27, 46
-_HOLE = 3 * GIB, 4 * GIB  # physical addresses of devices
-_LOAD = 1 << 40  # bytes of memory of one PT_LOAD, at most: a node's
+_HOLE = 3 * GIB, 4 * GIB  # physical addresses that are not RAM
+_LOAD = 1 << 40  # most bytes in one PT_LOAD, as one node has
 _ANON, _FILE = 0xFFFF888012345671, 0xFFFF888012345678
 
 
 class Machine(Synthetic):
-    """A machine with `size` bytes of memory, at least 1 GiB, a multiple of 128 MiB."""
+    """A machine with `size` bytes of memory: a multiple of 128 MiB, at least 1 GiB."""
 
     def __init__(self, size: int, kernel_sections: int = 1, content: bytes = b"") -> None:
-        """Write the struct pages that are shared: those of section 1 are of frames that are left out.
+        """Write the shared struct pages; those of section 1 are of excluded frames.
 
         Args:
             size: bytes of memory.
-            kernel_sections: how many sections are kernel pages.
-            content: pages that fill a full vmcore; without them it is a sparse one.
+            kernel_sections: number of sections that contain kernel pages.
+            content: pages that fill a full vmcore; empty for a sparse one.
 
         """
         super().__init__(FLAVOURS["6.12"], section_bits=_SECTION_BITS, physical_bits=_PHYSICAL_BITS)
@@ -52,7 +52,7 @@ class Machine(Synthetic):
         assert pfn == 2 * self.section_pages
 
     def _blocks(self) -> Iterator[tuple[int, int, Callable[[int], None]]]:
-        """What a section of a busy machine is used for: how many blocks of which order."""
+        """What a section of a busy machine contains: number of blocks, their order, and what writes one."""
         yield 12, 10, lambda pfn: self.free(pfn, 10)
         yield 4, 9, lambda pfn: self.compound(pfn, 9, hugetlb=True)
         yield 8, 9, lambda pfn: self.compound(pfn, 9, "lru", "swapbacked", mapping=_ANON)
@@ -61,7 +61,7 @@ class Machine(Synthetic):
         yield 6144, 0, lambda pfn: self.put(pfn, "lru", "swapbacked", mapcount=0, mapping=_ANON)
 
     def _lay_out_memmap(self) -> dict[int, int]:
-        """See Synthetic: two memmaps in memory, each mapped as that of many sections."""
+        """Override: two memmaps in memory, each mapped for many sections."""
         memmap = 2 * MIB
         at = [self.memory.take(memmap) for _ in range(2)]
         for number, paddr in enumerate(at):
@@ -94,7 +94,7 @@ class Machine(Synthetic):
         return path
 
     def _loads(self) -> Iterator[tuple[int, int, int]]:
-        """Physical address, bytes and place in the file of each PT_LOAD; the first one is the first GiB."""
+        """Return physical address, size and offset in the file of each PT_LOAD; the first is the first GiB."""
         at = 0
         for start, end in [(0, GIB), (GIB, self._ram[0][1]), *self._ram[1:]]:
             for paddr in range(start, end, _LOAD):
@@ -105,7 +105,7 @@ class Machine(Synthetic):
 
 
 def real_pages() -> bytes:
-    """Pages of a real vmcore of testdata/ that are not all zeros."""
+    """Return the pages of a real vmcore of testdata/ that are not all zeros."""
     with open_dump(_REAL) as dump:
         read = (dump.read(at, PAGE) for at in dump.blocks(PAGE))
         return b"".join(page for page in read if page and any(page))

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what vmfilter needs on a Debian machine, builds it into .venv, and filters a real vmcore of testdata/.
-# As root it installs the system packages that are missing; without root it goes on with what there is.
+# Installs what vmfilter needs on Debian, builds it into .venv, and filters a real vmcore of testdata/.
+# As root it installs missing system packages; as a user it continues without them.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ if [ -n "$missing" ]; then
         # shellcheck disable=SC2086
         DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $missing
     else
-        echo "Not root, so these packages are not installed; what needs them is left out:$missing"
+        echo "Not root: continuing without the features that need these packages:$missing"
     fi
 fi
 

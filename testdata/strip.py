@@ -3,10 +3,10 @@
 
     strip.py VMCORE OUT.zst [--every N]
 
-Headers and notes stay as they are, and so does all memory that classification reads: page tables, mem_section, struct
-pages, the kernel's name, the list and the info blocks of pmem; where no note has VMCOREINFO, its text and what leads to
-it. Of the other pages (4 KiB each, whatever the machine's own size) one in N (default 64) keeps its content and the
-rest become zeros. OUT is zstd-compressed; tests/support/unpack.py unpacks it.
+Headers and notes stay as they are. So does all memory that classification reads: page tables, mem_section, struct
+pages, the kernel's name, pmem's list and info blocks; if VMCOREINFO is not in a note, its text and the pointers to it.
+Of the other pages (4 KiB each, whatever the machine's page size) one in N (default 64) keeps its content, the others
+become zeros. OUT is zstd-compressed; tests/support/unpack.py unpacks it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOTE_HEADER = 24
 
 
 def pages_read(dump: Dump) -> set[int]:
-    """Pages whose content classification depends on."""
+    """Return the pages whose content classification depends on."""
     read_into, wanted = dump.read_into, set()
     info = vmcoreinfo_of(dump)
     if info is None:
@@ -50,13 +50,13 @@ def pages_read(dump: Dump) -> set[int]:
         for _ in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
             pass
         gaps(dump, kernel)
-    except KernelError as e:  # riscv64 without struct pages: what is needed to say so is enough
+    except KernelError as e:  # riscv64 without struct pages: keep what leads to this error
         print(e)
     return wanted
 
 
 def pages_with(dump: Dump, text: bytes) -> set[int]:
-    """Pages in which the text lies, or the header of the note that it is in."""
+    """Return the pages that contain the text or the header of its note."""
     found = set()
     for piece in dump.pieces:
         for start in range(piece.start, piece.end, CHUNK):
@@ -70,7 +70,7 @@ def pages_with(dump: Dump, text: bytes) -> set[int]:
 
 
 def main() -> None:
-    """Run it."""
+    """Parse the command line, strip, write."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("vmcore")
     parser.add_argument("out")
@@ -86,7 +86,7 @@ def main() -> None:
             for load in sorted(dump.loads, key=lambda load: load.offset):
                 end = load.offset + load.end - load.start
                 stream.write(dump.read_file(at, max(load.offset - at, 0)))
-                for offset in range(max(load.offset, at), end, PAGE):  # QEMU's, by page tables, share what they hold
+                for offset in range(max(load.offset, at), end, PAGE):  # PT_LOADs of QEMU's paging dumps overlap
                     pfn = (load.start + offset - load.offset) // PAGE
                     n = min(PAGE, end - offset)
                     keep = pfn in wanted or pfn % options.every == 0

@@ -1,4 +1,4 @@
-"""What tests share: files that are made once for all workers, the real vmcores of testdata/ among them."""
+"""Fixtures for all tests: files made once and shared by all workers, such as the real vmcores of testdata/."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vmfilter.cli import main
 
 @pytest.fixture(autouse=True)
 def _own_process() -> Iterator[None]:
-    """What the command's main() sets for its process is put back."""
+    """Restore what the command's main() sets for its process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(n) for n in numbers]
     yield
@@ -32,7 +32,7 @@ def _own_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """Path of a file or folder that is made once for all workers, by its name and what makes it; tests only read it."""
+    """Path of a file or folder that is made once for all workers, given its name and its maker; tests only read it."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -57,7 +57,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         capsys.readouterr()
         try:
             status = main([str(a) for a in arguments])
-        except SystemExit as e:  # argparse
+        except SystemExit as e:  # raised by argparse
             status = e.code if isinstance(e.code, int) else 1
         captured = capsys.readouterr()
         return Ran(status, captured.out, captured.err)
@@ -67,13 +67,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="session")
 def lab(shared: Shared) -> Callable[[str], Path]:
-    """Path of a file of the lab's, unpacked."""
+    """Path of a file of the lab, unpacked."""
     return lambda name: shared(f"lab-{name}", lambda to: unpack_sparse(VMCORES / f"{name}.zst", to))
 
 
 @pytest.fixture(scope="session")
 def real(shared: Shared) -> Callable[[str], Path]:
-    """Path of a real vmcore of testdata/, by name; NAME.kpageflags lies beside it."""
+    """Path of a real vmcore of testdata/, given its name; NAME.kpageflags is beside it."""
 
     def get(name: str) -> Path:
         shared(f"{name}.kpageflags", lambda to: unpack_sparse(TESTDATA / f"{name}.kpageflags.zst", to))

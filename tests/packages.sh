@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the programs of Debian that tests run beside vmfilter; without one of them the tests that need it are skipped.
+# Installs the Debian packages of programs that tests run. Tests whose program is missing are skipped.
 set -eu
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \

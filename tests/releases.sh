@@ -1,17 +1,18 @@
 #!/bin/sh
 # Runs the README's commands in new chroots of Debian releases, as root and as a user: `sh tests/releases.sh trixie`, or
-# without arguments on all three. For root on Debian. apt and pip are set up there as on this machine. It takes a quarter
-# of an hour a release.
+# without arguments on all three. Run it as root on Debian; the chroots use this machine's settings of apt and pip. It
+# takes a quarter of an hour per release.
 #
-# What depends on the release is packaging: its sums are in tests/releases.passed since all three passed. .ci/run runs
-# this if one is another now; commit the new sums after a run by hand to spare CI that.
+# Only packaging depends on the release. tests/releases.passed has the checksums of its files from the last run in which
+# all three passed; .ci/run runs this script if one has changed. Commit the new checksums after a run by hand, and CI
+# does not repeat it.
 set -eu
 cd "$(dirname "$0")/.."
 releases="sid trixie bookworm"
 packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh tests/packages.sh tests/releases.sh tests/run.sh
            $(find vmfilter/integration -type f -not -name '*.pyc' | LC_ALL=C sort)"
 
-# Runs in namespaces of its own, so no mount outlives it.
+# Runs in its own namespaces, so that no mount outlives it.
 in_a_chroot='
 release=$1 mirror=$2 root=$3
 mkdir "$root"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds vmfilter with warnings as errors, checks it, and runs all its tests; docs/quickstart.sh comes first.
-# Arguments go to pytest: `sh tests/run.sh -k codec`, or `sh tests/run.sh -n 0 -x` for one test after the other.
-# That of a real crash is apart, `sh tests/crash/run.sh`: as root of a Debian 12, and not in each worker.
+# Builds vmfilter with warnings as errors, checks it, and runs all its tests. Run docs/quickstart.sh first.
+# Arguments go to pytest: `sh tests/run.sh -k codec`, or `sh tests/run.sh -n 0 -x` to run tests one after the other.
+# The tests with real crashes are separate, in `sh tests/crash/run.sh`: they need root on Debian 12, and run once.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
-"""A machine that crashes: a Debian kernel in QEMU, which panics, and the capture kernel that saves its memory.
+"""A machine that crashes: a Debian kernel panics in QEMU, and its capture kernel saves the memory.
 
-Both kernels boot the same initramfs, which mkinitramfs makes of vmfilter's hook and of guest/. What setup.sh has
-brought is in build/crash/debian.
+Both kernels boot the same initramfs, which mkinitramfs makes from vmfilter's hook and guest/. setup.sh puts what it
+downloads into build/crash/debian.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ DEBIAN = ROOT / "build" / "crash" / "debian"
 MEMORY = "512M"
 CRASH_MEMORY = "192M"
 SECONDS = 1200
-"""That a machine may live. It is emulated, in a minute where nothing else runs; a busy machine may take many."""
-_TAIL = 40  # lines of a console that say what went wrong
+"""Time limit for a machine. Emulating it takes a minute if nothing else runs, and many on a busy machine."""
+_TAIL = 40  # lines of the console to show on failure
 _DISKS = {"system": "256M", "files": "1G", "vmcore": "1G", "kpageflags": "16M", "disk": "1G"}
 _COMMON = "console=ttyS0 panic=-1"
 
 
 def kernel() -> Path:
-    """The kernel's image."""
+    """Path of the kernel image."""
     return next((DEBIAN / "boot").glob("vmlinuz-*"))
 
 
 def debug_information() -> Path:
-    """The same kernel's vmlinux."""
+    """Path of the same kernel's vmlinux."""
     return next((DEBIAN / "usr/lib/debug/boot").glob("vmlinux-*"))
 
 
 def run(*command: str | Path) -> None:
-    """Run a command that must end well. Raises AssertionError with what it said."""
+    """Run a command. Raises AssertionError with its output if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout}"
 
@@ -49,10 +49,10 @@ def initramfs(
     """Make an initramfs in a new folder.
 
     Args:
-        folder: where.
-        vmfilter: whether it has what `vmfilter kdump install` puts into it.
-        peer: a program of this machine that is to be /usr/bin/peer there.
-        capture: script that is to run in the capture kernel.
+        folder: a new folder for it.
+        vmfilter: whether it contains what `vmfilter kdump install` installs.
+        peer: program of this machine to install as /usr/bin/peer.
+        capture: script for the capture kernel to run.
 
     """
     files = folder / "files"
@@ -77,7 +77,7 @@ def initramfs(
         shutil.copy(GUEST / "vmfilter", folder / "conf.d")
         settings = (installed / "usr/share/doc/vmfilter/examples/kdump-tools").read_text()
         (files / "etc/default/kdump-tools").write_text(f"{settings}\nKDUMP_COREDIR=/mnt/crash\n")
-    # mkinitramfs looks for the kernel's files where they would be installed: let it find them, without installing them.
+    # mkinitramfs looks for the kernel's files in the places of an installed kernel: let it find them there.
     make = 'mount --bind "$1/boot" /boot; mount --bind "$1/lib/modules" /lib/modules; mkinitramfs -d "$2" -o "$3" "$4"'
     Path("/lib/modules").mkdir(exist_ok=True)
     image = folder / "initrd"
@@ -88,13 +88,13 @@ def initramfs(
 
 @dataclass(frozen=True)
 class Saved:
-    """What a machine left behind.
+    """What a machine saved.
 
     Attributes:
-        files: folder of the files that were written in the guest.
-        vmcore: all of /proc/vmcore.
-        kpageflags: /proc/kpageflags, a moment before the panic.
-        disk: where vmfilter's own script has written its dump.
+        files: folder of the files written in the guest.
+        vmcore: a copy of /proc/vmcore.
+        kpageflags: a copy of /proc/kpageflags from just before the panic.
+        disk: disk to which vmfilter's own script wrote its dump.
 
     """
 
@@ -104,21 +104,21 @@ class Saved:
     disk: Path
 
     def report(self, name: str) -> dict[str, float]:
-        """What guest/measure.c said of a command."""
+        """Report of guest/measure.c on a command."""
         report: dict[str, float] = json.loads((self.files / f"{name}.json").read_text())
         return report
 
 
 def crash(folder: Path, initrd: Path, cpus: int) -> Saved:
-    """Boot a machine, let it die, wait until its capture kernel has saved all.
+    """Boot a machine, let it crash, and wait until its capture kernel has saved everything.
 
     Args:
-        folder: where all that belongs to the machine is put.
+        folder: folder for the machine's files.
         initrd: its initramfs.
-        cpus: those that the capture kernel may use.
+        cpus: number of CPUs of the capture kernel.
 
     Raises:
-        AssertionError: this did not come about, or not in time; it has the end of the console.
+        AssertionError: it failed, or took too long; the message contains the end of the console.
 
     """
     disks = {name: folder / f"{name}.img" for name in _DISKS}
@@ -167,6 +167,6 @@ def _boot(console: Path, initrd: Path, disks: list[Path]) -> None:
             process.kill()
             process.wait()
     said = console.read_text(errors="replace")
-    ours = re.sub(r"\[ *\d+\.\d+\] .*\n", "", said)  # the kernel may speak in the midst of a program's line
+    ours = re.sub(r"\[ *\d+\.\d+\] .*\n", "", said)  # drop kernel messages printed in the middle of a line
     if "vmfilter: the dump is on" not in ours:
         raise AssertionError("\n".join([*said.splitlines()[-_TAIL:], f"QEMU {ended}, and not all was saved"]))

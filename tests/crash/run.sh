@@ -1,5 +1,5 @@
 #!/bin/sh
-# Lets real kernels crash in QEMU and judges their dumps; docs/quickstart.sh and tests/run.sh come first.
+# Crashes real kernels in QEMU and judges their dumps. Run docs/quickstart.sh and tests/run.sh first.
 # Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/../.."

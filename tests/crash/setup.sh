@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings what the test of a real crash needs, on Debian 12, as root: QEMU 10 (from backports: 7.2 miscompiles cmpxchg16b, of
-# which capture kernels die), initramfs-tools, and, unpacked in build/crash/debian, a cloud kernel with its debug
-# information, and kdump-tools. What is there already stays as it is.
+# Installs what the tests of real crashes need, on Debian 12, as root: QEMU 10 (from backports: 7.2 miscompiles
+# cmpxchg16b, which kills capture kernels), initramfs-tools, and, unpacked in build/crash/debian, a cloud kernel with
+# its debug information, and kdump-tools. What is already there is kept.
 set -eu
 cd "$(dirname "$0")/../.."
 export DEBIAN_FRONTEND=noninteractive
@@ -45,7 +45,7 @@ if [ ! -d build/crash/debian ]; then
     for package in "$kernel"_*.deb kdump-tools_*.deb; do
         dpkg-deb -x "$package" ../unpacked
     done
-    # Of the debug information only the kernel's own, not that of each module. dpkg-deb is not to be heard when tar has enough.
+    # Unpack only vmlinux, not the modules' debug information. tar stops early, so hide dpkg-deb's complaint about that.
     vmlinux="usr/lib/debug/boot/vmlinux-${kernel#linux-image-}"
     dpkg-deb --fsys-tarfile "$kernel-dbg"_*.deb 2>/dev/null | tar -x --occurrence=1 -C ../unpacked "./$vmlinux"
     cd ..

@@ -1,7 +1,7 @@
-"""A real kernel crashes, its capture kernel dumps it: the dumps are judged by all of /proc/vmcore, by what the kernel
-itself said of its pages, by drgn, and where a lab lies beside the checkout by its judges.
+"""A real kernel crashes, and its capture kernel dumps it. The dumps are judged by a copy of /proc/vmcore, by the
+kernel's own /proc/kpageflags, by drgn, and by the judges of the lab, if there is one.
 
-tests/crash/setup.sh brings what this needs. The machines take a minute.
+tests/crash/setup.sh installs what this needs. The machines take a minute.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ MIB = 1 << 20
 OTHERS = ["flat", "kdump-tools", "disk"]
 """Dumps beside the plain one: makedumpfile's flattened stream, Debian's kdump-tools', the initramfs script's."""
 KCORES = ["kcore", *(f"kcore.{n}" for n in (1, 2, 3, 4))]
-"""Dumps of /proc/kcore, before the crash."""
+"""Dumps of /proc/kcore from before the crash."""
 
 
 class Crash:
-    """What a machine has saved, and how many CPUs its capture kernel was to use."""
+    """What a machine saved, and the number of CPUs of its capture kernel."""
 
     def __init__(self, saved: machine.Saved, cpus: int) -> None:
         self.saved = saved
@@ -46,7 +46,7 @@ class Crash:
         self.plain = Kdump(saved.files / "plain")
 
     def differing(self, pages: Mapping[int, bytes]) -> list[str]:
-        """Page frames whose content is not what /proc/vmcore has."""
+        """Return the page frames whose content differs from /proc/vmcore."""
         with open(self.saved.vmcore, "rb") as f:
             segments = [s for s in ELFFile(f).iter_segments("PT_LOAD") if s["p_filesz"]]
 
@@ -59,7 +59,7 @@ class Crash:
             return [f"{pfn:#x}" for pfn, content in pages.items() if content != page(pfn)]
 
     def stream(self, name: str) -> Path:
-        """A flattened dump."""
+        """Path of a flattened dump."""
         if name == "disk":
             return self.saved.disk
         return next((self.saved.files / "crash").glob("*/dump.*")) if name == "kdump-tools" else self.saved.files / name
@@ -72,7 +72,7 @@ def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, initrd: Path) -> Iterator[dict[int, Future[machine.Saved]]]:
-    """Both at once, by the CPUs of their capture kernels."""
+    """Run both machines at once; return them by the number of CPUs of their capture kernels."""
     with ThreadPoolExecutor() as pool:
         folders = {cpus: tmp_path_factory.mktemp("machine") for cpus in (1, 2)}
         yield {cpus: pool.submit(machine.crash, folder, initrd, cpus) for cpus, folder in folders.items()}
@@ -85,14 +85,14 @@ def crash(request: pytest.FixtureRequest, machines: dict[int, Future[machine.Sav
 
 @pytest.fixture
 def rearranged(crash: Crash, tmp_path: Path, request: pytest.FixtureRequest) -> Kdump:
-    """A flattened dump as a file."""
+    """Write a flattened dump to a file."""
     with open(crash.stream(request.param), "rb", buffering=0) as stream:
         rearrange(stream, tmp_path / "dump")
     return Kdump(tmp_path / "dump")
 
 
 def opened(dump: Path) -> drgn.Program:
-    """A dump in drgn, with the kernel's debug information."""
+    """Open a dump in drgn, with the kernel's debug information."""
     prog = drgn.Program()
     prog.set_core_dump(str(dump))
     prog.load_debug_info([str(machine.debug_information())])
@@ -100,7 +100,7 @@ def opened(dump: Path) -> drgn.Program:
 
 
 def constant_frames(prog: drgn.Program) -> list[int]:
-    """Page frames of the kernel's text and read-only data. Each section is contiguous in physical memory."""
+    """Return the page frames of the kernel's text and read-only data. Each section is contiguous in physical memory."""
     frames: list[int] = []
     for names in ("_text", "_etext"), ("__start_rodata", "__end_rodata"):
         start, end = (prog.symbol(name).address for name in names)
@@ -110,16 +110,16 @@ def constant_frames(prog: drgn.Program) -> list[int]:
 
 
 def wrong(table: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    """How many pages are left out though they are the kernel's own, and how many are kept though they are not."""
+    """Count the kernel's own pages that are excluded, and other pages that are kept."""
     out = sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN)
     return out, sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN)
 
 
 @pytest.mark.parametrize("command", ["mem-usage", "kcore", "plain", "flat", "kdump-tools"])
-def test_each_command_ends_well_in_bounded_memory(crash: Crash, command: str) -> None:
+def test_each_command_succeeds_in_bounded_memory(crash: Crash, command: str) -> None:
     report = crash.saved.report(command)
     assert report["status"] == 0
-    assert 5 << 10 < report["rss_anon"] <= (40 + crash.cpus) << 10  # KiB; less would be no process of Python's
+    assert 5 << 10 < report["rss_anon"] <= (40 + crash.cpus) << 10  # KiB; less is no Python process
 
 
 def test_the_capture_kernel_uses_its_cpus(crash: Crash) -> None:
@@ -132,10 +132,10 @@ def test_every_kept_page_is_what_proc_vmcore_has(crash: Crash) -> None:
     assert crash.differing(pages) == []
 
 
-def test_the_kernels_own_account_of_its_pages(crash: Crash) -> None:
+def test_classes_agree_with_proc_kpageflags(crash: Crash) -> None:
     table = kpageflags.table(crash.saved.kpageflags, crash.plain.present, crash.plain.kept)
     left_out, kept = wrong(table)
-    assert left_out + kept <= 20, table  # an interrupt may come between; mostly none does
+    assert left_out + kept <= 20, table  # an interrupt may come in between; mostly none does
     assert min(table[kind][1] for kind in ("free", "cache", "anonymous", "hugetlb")) > 2000, table
 
 
@@ -151,20 +151,20 @@ def test_drgn_finds_the_tasks_and_the_log(crash: Crash, name: str) -> None:
     assert {task.comm.string_() for task in for_each_task(prog)} >= {b"kthreadd", b"init", b"workload"}
     log = get_dmesg(prog)
     assert b"Kernel panic - not syncing: sysrq triggered crash" in log
-    if name == "kdump-tools":  # which has saved the log beside the dump, with makedumpfile --dump-dmesg
+    if name == "kdump-tools":  # kdump-tools saved the log beside the dump, with makedumpfile --dump-dmesg
         saved = next(crash.stream(name).parent.glob("dmesg.*")).read_bytes()
         without_callers = re.sub(rb"(?m)^(\[ *[\d.]+\]) \[ *[CT]\d+\]", rb"\1", saved)
         assert without_callers.split() == log.split()
 
 
-# /proc/kcore of the system that is to crash
+# /proc/kcore of the system that is about to crash
 
 
-def test_mem_usage_agrees_with_the_kernels_own_account(crash: Crash) -> None:
+def test_mem_usage_agrees_with_proc_kpageflags(crash: Crash) -> None:
     files = crash.saved.files
     kcore = Kdump(files / "kcore")
     table = {kind: n for kind, (_, n) in kpageflags.table(files / "kpageflags.before", kcore.present, []).items()}
-    own = crash.saved.report("mem-usage")["rss_anon"] // 4  # pages of the command that counted, which are free again
+    own = crash.saved.report("mem-usage")["rss_anon"] // 4  # pages of the command itself, free again since it exited
     wanted = {
         "kernel and all else": sum(table[kind] for kind in kpageflags.KERNELS_OWN),
         "cache": table["cache"],
@@ -176,11 +176,11 @@ def test_mem_usage_agrees_with_the_kernels_own_account(crash: Crash) -> None:
     assert found.pop("all memory") == len(kcore.present)
     found["cache"] += found.pop("cache with private data")
     for name, pages in wanted.items():
-        assert abs(found.pop(name) - pages) <= 1500, (name, pages)  # of 130,000: the system runs meanwhile
+        assert abs(found.pop(name) - pages) <= 1500, (name, pages)  # of 130,000: the system keeps running in between
     assert not any(found.values())
 
 
-def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash: Crash) -> None:
+def test_a_dump_of_proc_kcore_keeps_what_belonged_to_the_kernel_before_and_after(crash: Crash) -> None:
     kcore = Kdump(crash.saved.files / "kcore")
     before, after = (
         array("Q", (crash.saved.files / f"kpageflags.{when}").read_bytes()) for when in ("before", "after")
@@ -188,7 +188,7 @@ def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash:
     same = [pfn for pfn in kcore.present if kpageflags.kind(before[pfn]) == kpageflags.kind(after[pfn])]
     assert len(same) > len(kcore.present) * 9 // 10
     left_out, kept = wrong(table := kpageflags.table(crash.saved.files / "kpageflags.before", same, kcore.kept))
-    # A free page in the list of a CPU has no flag: it may be there before and after, and meanwhile be free for all.
+    # A free page on a per-CPU list has no flag. It can be there in both copies, and in the buddy allocator in between.
     listed = table["kernel"][1]
     assert left_out - listed <= 20, table
     assert listed <= 200, table
@@ -196,7 +196,7 @@ def test_a_dump_of_proc_kcore_keeps_what_was_the_kernels_before_and_after(crash:
 
 
 def test_drgn_finds_tasks_in_a_dump_of_proc_kcore(crash: Crash) -> None:
-    """Those that the kernel's own variables lead to: lists and tables of tasks changed while it was written."""
+    """Only tasks that the kernel's variables point to: lists and tables of tasks changed while the dump was written."""
     prog = opened(crash.saved.files / "kcore")
     tasks = prog["init_task"], prog["init_pid_ns"].child_reaper, prog["kthreadd_task"]
     assert [(task.pid.value_(), task.comm.string_()) for task in tasks] == [
@@ -207,8 +207,8 @@ def test_drgn_finds_tasks_in_a_dump_of_proc_kcore(crash: Crash) -> None:
 
 
 @pytest.mark.parametrize("name", KCORES)
-def test_a_dump_of_proc_kcore_has_the_kernels_text_and_constants(crash: Crash, name: str) -> None:
-    """Nobody writes there between the dump and the crash, so another content is that of another page."""
+def test_a_dump_of_proc_kcore_contains_the_kernels_text_and_constants(crash: Crash, name: str) -> None:
+    """Nobody writes there between the dump and the crash, so different content is that of another page."""
     frames = constant_frames(opened(crash.saved.files / "plain"))
     assert len(frames) > 4000
     kept = dict(Kdump(crash.saved.files / name).pages())

@@ -1,4 +1,4 @@
-"""Dumps converted: where the codec stays pages are copied as they lie in the file; where not, they are the same."""
+"""Dumps converted: if the codec stays, pages are copied without decompressing them; if not, their contents stay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INPUT = 3
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 pages, and batches of 4 of them; nothing here is about what a disk does."""
+    """Chunks of 16 pages, and batches of 4; nothing here depends on the disk."""
     monkeypatch.setattr(pipeline, "CHUNK_BYTES", 16 * PAGE)
     monkeypatch.setattr(kdump, "_BATCH_BYTES", 4 * PAGE)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
@@ -45,12 +45,12 @@ def some_file(codec: Callable[[int], str], seed: int = 1, **options: Any) -> Kdu
 
 
 def said_by(name: str) -> dict[str, Any]:
-    """What the header of a file of that codec has."""
+    """Return what the header of a file with that codec contains."""
     return {"status": FLAGS[name], "signature": CODECS[name].signature}
 
 
 def stored(path: Path) -> dict[int, tuple[bytes, int]]:
-    """Of each frame the data as they lie in the file, and the descriptor's flags."""
+    """Return the stored bytes of each frame, and the flags of its descriptor."""
     data = path.read_bytes()
     return {pfn: (data[offset : offset + size], flags) for pfn, (offset, size, flags) in descriptors(path).items()}
 
@@ -71,8 +71,8 @@ def pages_of(path: Path) -> dict[int, bytes]:
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("name", list(FLAGS))
-def test_pages_are_copied_as_they_lie_in_the_file(tmp_path: Path, name: str, share: bool) -> None:
-    # The builder's libraries are others than vmfilter's, at other levels: what is compressed anew is not the same.
+def test_pages_are_copied_as_they_are_in_the_file(tmp_path: Path, name: str, share: bool) -> None:
+    # The builder uses other libraries than vmfilter at other levels, so data that is compressed again differs.
     file = some_file(lambda pfn: name, share=share, main=said_by(name))
     out = converted(file, tmp_path)
     assert stored(out) == stored(tmp_path / "in")
@@ -92,7 +92,7 @@ def test_with_a_level_pages_are_compressed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["zstd", "lzo", "none"])
-def test_another_codec_is_what_was_asked_for(tmp_path: Path, name: str) -> None:
+def test_another_codec_is_used_if_asked_for(tmp_path: Path, name: str) -> None:
     file = some_file(lambda pfn: "zlib", main=said_by("zlib"))
     out = converted(file, tmp_path, compress=name)
     assert pages_of(out) == file.pages
@@ -101,7 +101,7 @@ def test_another_codec_is_what_was_asked_for(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["zlib", "lzo", "zstd"])
-def test_pages_of_other_codecs_are_compressed_anew(tmp_path: Path, name: str, seed: int) -> None:
+def test_pages_of_other_codecs_are_compressed_again(tmp_path: Path, name: str, seed: int) -> None:
     chance = random.Random(seed)
     codecs = [chance.choice([name, name, *FLAGS]) for _ in range(200)]
     file = some_file(codecs.__getitem__, seed, main=said_by(name), order=lambda f: random.Random(1).sample(f, len(f)))
@@ -114,13 +114,13 @@ def test_pages_of_other_codecs_are_compressed_anew(tmp_path: Path, name: str, se
     assert all(after[pfn] == before[pfn] for pfn in own)
 
 
-def test_where_the_header_names_no_codec_it_is_that_of_most_pages(tmp_path: Path) -> None:
+def test_if_the_header_names_no_codec_that_of_most_pages_is_kept(tmp_path: Path) -> None:
     file = some_file(lambda pfn: "snappy" if pfn % 3 else "zlib")
     assert flags(converted(file, tmp_path)) == {0, FLAGS["snappy"]}
     assert flags(converted(some_file(lambda pfn: "none"), tmp_path)) == {0}
 
 
-def test_the_header_names_the_codec_whatever_the_pages_have(tmp_path: Path) -> None:
+def test_the_codec_in_the_header_decides_whatever_the_pages_use(tmp_path: Path) -> None:
     file = some_file(lambda pfn: "lzo", main=said_by("zlib"))
     out = converted(file, tmp_path)
     assert flags(out) == {0, FLAGS["zlib"]}
@@ -153,7 +153,7 @@ def test_what_an_incomplete_dump_has_lost_stays_lost(tmp_path: Path) -> None:
         {"machine": b"s390x", "endian": ">"},
         {"machine": b"armv7l", "header": "32 padded", "sub": {"phys_base": 0x40000000}},
         {"machine": b"aarch64", "block": 65536},
-        # Blocks are larger than the kernel's pages, as QEMU writes them: their data cannot be those of its pages.
+        # Blocks are larger than the kernel's pages, as in QEMU's dumps, so their data cannot be copied for its pages.
         {"machine": b"ppc64le", "block": 65536, "vmcoreinfo": b"PAGESIZE=4096\n"},
     ],
 )
@@ -182,7 +182,7 @@ def test_dumps_of_every_form_are_converted(tmp_path: Path, monkeypatch: pytest.M
         (100, None, 16, "page flags 0x10"),
     ],
 )
-def test_a_descriptor_that_cannot_be_right_ends_it(
+def test_an_impossible_descriptor_ends_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, offset: int | None, flag: int, said: str
 ) -> None:
     file = some_file(lambda pfn: "zlib", main=said_by("zlib"))
@@ -198,7 +198,7 @@ def test_a_descriptor_that_cannot_be_right_ends_it(
     assert sorted(tmp_path.iterdir()) == [source]
 
 
-def test_a_set_is_put_together_with_its_pages_as_they_are(real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_set_is_joined_with_its_pages_as_they_are(real: Callable[[str], Path], tmp_path: Path) -> None:
     parts, whole = [tmp_path / f"part{i}" for i in range(3)], tmp_path / "whole"
     for to in (parts, whole):
         vmfilter.filter_dump(real(SMALL), to, level=31, compress="zlib:9")
@@ -208,18 +208,18 @@ def test_a_set_is_put_together_with_its_pages_as_they_are(real: Callable[[str], 
 
 
 @pytest.mark.parametrize("options", [[], ["--format", "elf"], ["--compress", "lzo"]])
-def test_the_command_counts_all_pages_that_the_new_dump_has(
+def test_the_command_counts_all_pages_in_the_new_dump(
     real: Callable[[str], Path], tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dump, new = tmp_path / "dump", tmp_path / "new"
-    vmfilter.filter_dump(real("x86_64-6.12-small"), dump, level=31)  # pages of zeros are among those that it has
+    vmfilter.filter_dump(real("x86_64-6.12-small"), dump, level=31)  # zero pages are among its pages
     assert main(["convert", *options, str(dump), str(new)]) == 0
     with vmfilter.open_dump(new) as made:
         pages = verify_dump(made).pages
     assert f"{new}: {pages} pages, {os.path.getsize(new)} bytes." in capsys.readouterr().out
 
 
-def test_what_shares_is_found_in_copies_too(tmp_path: Path) -> None:
+def test_dedup_finds_identical_pages_among_copies_too(tmp_path: Path) -> None:
     pages = dict(enumerate(some_pages(300, 20)))
     out = converted(KdumpFile(pages, codec=lambda pfn: "zlib", main=said_by("zlib")), tmp_path, dedup=True)
     assert content(out) == pages
@@ -228,7 +228,7 @@ def test_what_shares_is_found_in_copies_too(tmp_path: Path) -> None:
     assert len({offset for offset, _, _ in descriptors(out).values()}) == len(data)
 
 
-def test_vmf_copy_takes_what_a_packer_could_have_made() -> None:
+def test_vmf_copy_accepts_only_what_a_packer_could_have_made() -> None:
     def copy(descs: list[tuple[int, int, int]], flag: int, skip: int = 1) -> tuple[list[int], bytes, int]:
         found = ffi.new("struct vmf_descriptor[]", [(*d, 0) for d in descs])
         data = bytes(PAGE) + bytes(range(1, 251)) * 40

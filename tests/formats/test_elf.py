@@ -28,19 +28,19 @@ def test_memory_reads_back_whatever_the_order_of_pt_loads(tmp_path: Path) -> Non
         assert dump.read(0x2000, 1) is None
 
 
-def test_an_overlapping_pt_load_counts_once_and_the_first_wins(tmp_path: Path) -> None:
+def test_overlapping_pt_loads_count_once_and_the_first_wins(tmp_path: Path) -> None:
     ram, text = Load(0x1000, b"R" * 0x4000), Load(0x2000, b"T" * 0x1000)
     with open_dump(Elf([text, ram]).write(tmp_path / "v")) as dump:
         assert dump.read(0x1000, 0x4000) == b"R" * 0x1000 + b"T" * 0x1000 + b"R" * 0x2000
         assert sum(p.end - p.start for p in dump.segments) == 0x4000
 
 
-def test_empty_pt_loads_are_passed_over(tmp_path: Path) -> None:
+def test_empty_pt_loads_are_ignored(tmp_path: Path) -> None:
     with open_dump(Elf([Load(0x7000, b""), Load(0x1000, b"x" * PAGE)]).write(tmp_path / "v")) as dump:
         assert [(p.start, p.end) for p in dump.segments] == [(0x1000, 0x2000)]
 
 
-def test_two_pt_loads_can_each_hold_a_part_of_one_frame(tmp_path: Path) -> None:
+def test_two_pt_loads_can_each_contain_a_part_of_one_frame(tmp_path: Path) -> None:
     path = Elf([Load(0x1000, b"a" * 0x727), Load(0x1800, b"b" * 0x100)]).write(tmp_path / "v")
     frame = bytearray(b"\xff" * PAGE)
     with open_dump(path) as dump:
@@ -63,7 +63,7 @@ EVERY_FORM = [(elf_class, data) for elf_class in (1, 2) for data in (1, 2)]
 @pytest.mark.parametrize("count", [2, PN_XNUM + 10])
 @pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
 def test_each_class_and_byte_order(tmp_path: Path, elf_class: int, data: int, count: int) -> None:
-    """The machine's word says nothing of the file's: kexec writes ELF64 for i386 with PAE."""
+    """The machine's word size does not determine the file's: kexec writes ELF64 for i386 with PAE."""
     machine = EM_386 if data == 1 else EM_S390
     loads = [Load(0x10000 + i * 2 * PAGE, b"%8d" % i, vaddr=0xC0000000, flags=5) for i in range(count)]
     elf = Elf(loads, machine=machine, elf_class=elf_class, data=data)
@@ -77,8 +77,8 @@ def test_each_class_and_byte_order(tmp_path: Path, elf_class: int, data: int, co
 
 
 @pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
-def test_a_pt_load_without_physical_address_is_passed_over(tmp_path: Path, elf_class: int, data: int) -> None:
-    """In /proc/kcore that of virtual ranges is -1, of the file's own width."""
+def test_a_pt_load_without_a_physical_address_is_ignored(tmp_path: Path, elf_class: int, data: int) -> None:
+    """In /proc/kcore, the physical address of virtual ranges is -1, as wide as the file's class."""
     none = (1 << 32 * elf_class) - 1
     loads = [Load(0x1000, b"memory"), Load(none, b"vmalloc")]
     elf = Elf(loads, machine=EM_386 if data == 1 else EM_S390, elf_class=elf_class, data=data)
@@ -86,7 +86,7 @@ def test_a_pt_load_without_physical_address_is_passed_over(tmp_path: Path, elf_c
         assert [(p.start, p.end) for p in dump.segments] == [(0x1000, 0x1006)]
 
 
-# Memory that is left out of the file: p_memsz is more than p_filesz
+# Memory that is excluded from the file: p_memsz exceeds p_filesz
 
 
 def marked(dump: Dump, count: int) -> bytes:
@@ -99,7 +99,7 @@ H, K, X, P = bytes((PageClass.HOLE, PageClass.KERNEL, PageClass.EXCLUDED, PageCl
 
 
 @pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
-def test_memory_that_is_left_out_is_no_hole(tmp_path: Path, elf_class: int, data: int) -> None:
+def test_excluded_memory_is_not_a_hole(tmp_path: Path, elf_class: int, data: int) -> None:
     loads = [
         Load(1 * PAGE, b"a" * PAGE, left_out=2 * PAGE),
         Load(5 * PAGE, b"", left_out=PAGE),
@@ -119,7 +119,7 @@ def test_memory_that_is_left_out_is_no_hole(tmp_path: Path, elf_class: int, data
         assert dump.read(6 * PAGE, 100) == b"b" * 100
 
 
-def test_what_one_pt_load_leaves_out_another_can_have() -> None:
+def test_one_pt_load_can_contain_what_another_excludes() -> None:
     chance = random.Random(3)
     for _ in range(200):
         loads, left_out, want = Loads(), Loads(), bytearray(100)
@@ -141,15 +141,15 @@ def test_what_one_pt_load_leaves_out_another_can_have() -> None:
         dump.close()
 
 
-def test_a_pt_load_of_which_nothing_is_in_the_file_may_say_anything_of_where(tmp_path: Path) -> None:
-    """QEMU's is at offset -1 where it stores none of it."""
+def test_a_pt_load_without_bytes_in_the_file_may_have_any_offset(tmp_path: Path) -> None:
+    """QEMU writes offset -1 for a PT_LOAD that it does not store."""
     elf = Elf([Load(PAGE, b"a" * PAGE)])
     elf.extra_headers.append(elf.header(PT_LOAD, (1 << 64) - 1, 4 * PAGE, 0, left_out=PAGE))
     with open_dump(elf.write(tmp_path / "v")) as dump:
         assert marked(dump, 6) == bytes((H, K, H, H, X, H))
 
 
-def test_what_an_incomplete_file_has_lost_is_left_out(tmp_path: Path) -> None:
+def test_what_an_incomplete_file_has_lost_counts_as_excluded(tmp_path: Path) -> None:
     raw = bytearray(Elf([Load(PAGE, b"a" * 3 * PAGE, left_out=PAGE), Load(7 * PAGE, b"b" * PAGE)]).build())
     raw[48] |= 1  # e_flags
     (tmp_path / "v").write_bytes(raw[: -2 * PAGE])
@@ -166,14 +166,14 @@ def test_what_an_incomplete_file_has_lost_is_left_out(tmp_path: Path) -> None:
         (0x1000, 1 << 50, "damaged: no machine has 1125899906842624 bytes of memory"),
     ],
 )
-def test_more_memory_than_there_can_be_is_refused(tmp_path: Path, paddr: int, left_out: int, said: str) -> None:
+def test_impossible_amounts_of_memory_are_refused(tmp_path: Path, paddr: int, left_out: int, said: str) -> None:
     path = Elf([Load(paddr, b"a" * PAGE, left_out=left_out)]).write(tmp_path / "v")
     with pytest.raises(InputError) as e:
         open_dump(path)
     assert str(e.value).startswith(f"{path}: {said}")
 
 
-def test_much_memory_that_is_left_out_many_times_costs_little(tmp_path: Path) -> None:
+def test_much_excluded_memory_described_many_times_costs_little(tmp_path: Path) -> None:
     loads = [Load(i * PAGE, b"", left_out=1 << 44) for i in range(1000)]
     with open_dump(Elf([Load(0, b"a" * PAGE), *loads]).write(tmp_path / "v")) as dump:
         assert dump.end == 999 * PAGE + (1 << 44)
@@ -186,7 +186,7 @@ def memory_note(elf: Elf, level: int, *words: int) -> bytes:
 
 
 @pytest.mark.parametrize(("elf_class", "data"), EVERY_FORM)
-def test_the_note_of_what_was_left_out_is_read_and_goes_no_further(tmp_path: Path, elf_class: int, data: int) -> None:
+def test_the_note_about_excluded_memory_is_read_and_not_copied(tmp_path: Path, elf_class: int, data: int) -> None:
     machine = EM_386 if data == 1 else EM_S390
     elf = Elf([Load(PAGE, b"a" * PAGE)], machine=machine, elf_class=elf_class, data=data)
     elf.notes = memory_note(elf, 31, PAGE, 3 * PAGE, 5 * PAGE, 6 * PAGE) + elf.note(b"CORE", 1, bytes(33))
@@ -198,7 +198,7 @@ def test_the_note_of_what_was_left_out_is_read_and_goes_no_further(tmp_path: Pat
         assert dump.read_file(at, size) == elf.note(b"CORE", 1, bytes(33))
 
 
-def test_the_note_of_what_was_left_out_can_be_the_only_one(tmp_path: Path) -> None:
+def test_the_note_about_excluded_memory_can_be_the_only_one(tmp_path: Path) -> None:
     elf = Elf([Load(PAGE, b"a" * PAGE)])
     elf.notes = memory_note(elf, 0, 0, PAGE)
     with open_dump(elf.write(tmp_path / "v")) as dump:
@@ -220,14 +220,14 @@ def test_the_note_of_what_was_left_out_can_be_the_only_one(tmp_path: Path) -> No
         struct.pack("<II", 31, 0) + b"".join(struct.pack("<QQ", 2 * i, 2 * i + 1) for i in range((1 << 16) + 1)),
     ],
 )
-def test_a_damaged_note_of_what_was_left_out_is_refused(tmp_path: Path, description: bytes) -> None:
+def test_a_damaged_note_about_excluded_memory_is_refused(tmp_path: Path, description: bytes) -> None:
     path = Elf([Load(PAGE, b"a" * PAGE)], note(b"VMFILTER", 0, description)).write(tmp_path / "v")
     with pytest.raises(InputError, match=f"^{path}: damaged: the note VMFILTER, {len(description)} bytes at offset 0x"):
         open_dump(path)
 
 
-def test_notes_that_are_there_many_times_are_refused(tmp_path: Path) -> None:
-    """Else a file of 2 MiB could take 100 GiB of memory."""
+def test_notes_shared_by_many_headers_are_refused(tmp_path: Path) -> None:
+    """Otherwise a file of 2 MiB could take 100 GiB of memory."""
     elf = Elf([Load(PAGE, b"a" * PAGE)])
     elf.notes = memory_note(elf, 0, *range(1 << 10))
     elf.extra_headers = [elf.header(PT_NOTE, PAGE, 0, len(elf.notes))] * 3
@@ -236,7 +236,7 @@ def test_notes_that_are_there_many_times_are_refused(tmp_path: Path) -> None:
         open_dump(path)
 
 
-def test_what_was_left_out_stays_so_and_is_counted(tmp_path: Path) -> None:
+def test_excluded_memory_stays_excluded_and_is_counted(tmp_path: Path) -> None:
     loads = [Load(PAGE, b"a" * PAGE, left_out=2 * PAGE), Load(8 * PAGE, b"b" * PAGE)]
     vmcore = Elf(loads).write(tmp_path / "v")
     found = filter_dump(vmcore, tmp_path / "dump", level=1)
@@ -258,7 +258,7 @@ def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
         assert dump.read_file(info.offset, info.size) == b"OSRELEASE=6.1\n"
 
 
-def test_flattening_agrees_with_looking_at_each_address() -> None:
+def test_resolving_overlaps_agrees_with_looking_at_each_address() -> None:
     chance = random.Random(7)
     for _ in range(200):
         pieces = Loads()
@@ -273,8 +273,8 @@ def test_flattening_agrees_with_looking_at_each_address() -> None:
             assert found == wanted
 
 
-def test_pt_loads_that_follow_each_other_are_one_piece(tmp_path: Path) -> None:
-    """The kernel's own elfcorehdr has one for each memory block where memory was plugged."""
+def test_consecutive_pt_loads_are_one_segment(tmp_path: Path) -> None:
+    """The kernel's own elfcorehdr has a PT_LOAD per memory block if memory was plugged in."""
     loads = [Load(0x10000 + i * PAGE, i.to_bytes(4, "little") * (PAGE // 4)) for i in range(100)]
     with open_dump(Elf([*loads, Load(0x100_0000, b"apart")]).write(tmp_path / "v")) as dump:
         assert [(p.start, p.end) for p in dump.segments] == [(0x10000, 0x10000 + 100 * PAGE), (0x100_0000, 0x100_0005)]

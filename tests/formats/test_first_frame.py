@@ -1,4 +1,4 @@
-"""arm's kdump-compressed dumps count page frames from phys_base on; memory before it is not in them."""
+"""arm's kdump-compressed dumps count page frames from phys_base; they do not contain memory before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmfilter.cli import main
 from vmfilter.convert import convert_dump
 from vmfilter.verify import verify_dump
 
-# Frames of the last one lie on both sides of 0x20000000, where a window of 2^17 frames begins.
+# With the last one, frames are on both sides of 0x20000000, the beginning of a window of 2^17 frames.
 PHYS_BASES = [0x40000000, 0x40001000, 0x4007F000, 0x1FFD3000]
 
 
@@ -28,7 +28,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arm(phys_base: int, **options: Any) -> KdumpFile:
-    """A dump as makedumpfile makes it: frame 0 is that of phys_base."""
+    """Return a dump as makedumpfile makes it: frame 0 is at phys_base."""
     chance = random.Random(phys_base)
     pages = {pfn: some_page(chance) for pfn in range(300) if chance.random() < 0.7}
     pages |= {0: b"f" * PAGE, 0x12345: b"x" * PAGE, 0x21000: b"l" * PAGE}
@@ -60,7 +60,7 @@ def test_each_page_keeps_its_address_in_elf(tmp_path: Path, phys_base: int) -> N
 
 @pytest.mark.parametrize("phys_base", PHYS_BASES)
 def test_each_page_keeps_its_frame_in_a_set(tmp_path: Path, phys_base: int) -> None:
-    """crash counts whole words of the bitmap from the first frame of a part on."""
+    """crash reads whole words of the bitmap from the first frame of a part."""
     file, parts = arm(phys_base), [tmp_path / f"part{i}" for i in range(3)]
     convert_dump(file.write(tmp_path / "in"), parts)
     found: dict[int, bytes] = {}
@@ -78,7 +78,7 @@ def test_each_page_keeps_its_frame_in_a_set(tmp_path: Path, phys_base: int) -> N
 
 
 @pytest.mark.parametrize("phys_base", PHYS_BASES)
-def test_each_page_that_an_incomplete_dump_has_keeps_its_frame(tmp_path: Path, phys_base: int) -> None:
+def test_each_page_in_an_incomplete_dump_keeps_its_frame(tmp_path: Path, phys_base: int) -> None:
     file = arm(phys_base)
     file.lost = set(sorted(file.pages)[40:60])
     assert convert_dump(file.write(tmp_path / "in"), tmp_path / "out").incomplete
@@ -94,7 +94,7 @@ def test_each_page_that_an_incomplete_dump_has_keeps_its_frame(tmp_path: Path, p
 
 
 def by_qemu(folder: Path, phys_base: int) -> KdumpFile:
-    """A dump by QEMU: frame 0 is that of address 0; its name is "in"."""
+    """Write a dump as QEMU makes it, named "in": frame 0 is at address 0."""
     notes = b"".join(note(b"CORE", 1, bytes(148)) for _ in range(2))
     file = arm(phys_base, machine=b"Unknown", main={"sysname": b""}, header="32 packed", notes=notes)
     file.write(folder / "in")
@@ -103,7 +103,7 @@ def by_qemu(folder: Path, phys_base: int) -> KdumpFile:
 
 @pytest.mark.parametrize("command", [["filter", "-q", "-d", "0"], ["convert", "-q"], ["makedumpfile", "-d", "0"]])
 @pytest.mark.parametrize("phys_base", [0x10000, 0x13000, 0x12345000])
-def test_memory_before_the_first_frame_is_missing_and_that_is_said(
+def test_memory_before_the_first_frame_is_missing_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], phys_base: int, command: list[str]
 ) -> None:
     file, first = by_qemu(tmp_path, phys_base), phys_base // PAGE
@@ -121,7 +121,7 @@ def test_memory_before_the_first_frame_is_missing_and_that_is_said(
         assert verify_dump(dump).whole
 
 
-def test_memory_before_the_first_frame_is_counted_beside_what_a_limit_cuts_off(
+def test_memory_before_the_first_frame_is_counted_beside_what_a_limit_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = by_qemu(tmp_path, 0x10000)
@@ -145,7 +145,7 @@ def test_elf_keeps_memory_before_phys_base(tmp_path: Path) -> None:
         assert {pfn: dump.read(pfn * PAGE, PAGE) for pfn in file.pages} == file.pages
 
 
-def test_a_phys_base_after_all_memory_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_phys_base_after_all_memory_is_not_used(tmp_path: Path) -> None:
     file = by_qemu(tmp_path, 0x40000000)
     result = convert_dump(tmp_path / "in", tmp_path / "out")
     assert any("its phys_base of 0x40000000 cannot be right" in warning for warning in result.warnings)

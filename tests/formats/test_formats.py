@@ -1,4 +1,4 @@
-"""Every dump in, every dump out: formats, transports, split sets, limits; judged by readers that are not vmfilter's."""
+"""Every input form to every output form: formats, transports, split sets, limits; judged by independent readers."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ KERNEL, CACHE, USER, FREE = PageClass.KERNEL, PageClass.CACHE, PageClass.USER, P
 Pages = dict[int, bytes]
 
 
-# Readers and writers that share nothing with vmfilter
+# Readers and writers that share no code with vmfilter
 
 
 def unflattened(data: bytes) -> bytes:
-    """The dump in a flattened file as vmfilter writes it: every byte is written, none twice; nothing follows the end.
+    """Return the dump in a flattened file as vmfilter writes it: no byte is written twice, nothing follows the end.
 
-    crash reads flattened files in place, and finds nothing where no record is.
+    crash reads flattened files in place, and takes bytes that no record contains for missing.
     """
     assert data[:32] == b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)
     assert data[32:4096] == bytes(4064)
@@ -89,7 +89,7 @@ def unflattened(data: bytes) -> bytes:
 
 
 def flattened(data: bytes, seed: int = 1, largest: int = 50_000) -> bytes:
-    """A flattened file whose records are of all sizes and in no order; stretches of zeros are in none."""
+    """Return a flattened file with records of all sizes in random order; long stretches of zeros are in no record."""
     chance = random.Random(seed)
     records, at = [], 0
     while at < len(data):
@@ -103,7 +103,7 @@ def flattened(data: bytes, seed: int = 1, largest: int = 50_000) -> bytes:
 
 
 def stream_of(*records: tuple[int, bytes]) -> bytes:
-    """A flattened file of just these records."""
+    """Return a flattened file of just these records."""
     head = (b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0")
     return head + b"".join(struct.pack(">qq", at, len(data)) + data for at, data in records) + END
 
@@ -117,7 +117,7 @@ class Segment(NamedTuple):
 
 
 class ElfCore:
-    """An ELF core, as pyelftools has it."""
+    """An ELF core as pyelftools reads it."""
 
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
@@ -135,7 +135,7 @@ class ElfCore:
                     self.notes += segment.data()
 
     def pages(self, page: int = PAGE) -> Pages:
-        """Frames and their content; what several PT_LOADs have is the same in each."""
+        """Return frames and their contents; assert that PT_LOADs with the same frame agree."""
         found: Pages = {}
         for load in self.loads:
             assert load.offset + load.size <= len(self.data), "a PT_LOAD ends after the file"
@@ -147,7 +147,7 @@ class ElfCore:
 
 
 def memory_of(path: Path) -> Pages:
-    """Frames of a dump and their content, of whichever format it is; those that an incomplete one has lost are not."""
+    """Return frames and contents of a dump in any format, without pages that an incomplete dump has lost."""
     if path.read_bytes()[:4] == b"\x7fELF":
         return ElfCore(path).pages()
     k = Kdump(path)
@@ -172,17 +172,17 @@ def notes_in(data: bytes, order: str = "<") -> list[tuple[bytes, int, bytes]]:
     return found
 
 
-# A vmcore, and all the forms that it can have
+# A vmcore, and all its forms
 
 
 class Source(NamedTuple):
-    """A vmcore.
+    """A vmcore and facts about it.
 
     Attributes:
-        elf: the file.
-        memory: all of its frames.
-        kept: those that LEVEL keeps.
-        notes: of it.
+        elf: path of the file.
+        memory: contents of all its frames.
+        kept: frames that LEVEL keeps.
+        notes: its notes.
         info: VMCOREINFO.
 
     """
@@ -196,7 +196,7 @@ class Source(NamedTuple):
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """A kernel of 6.12 with some of everything, in PT_LOADs of several kinds."""
+    """A 6.12 kernel with pages of every class, in several kinds of PT_LOADs."""
     chance = random.Random(5)
     s = Scene(Synthetic(FLAVOURS["6.12"], text_vaddr=True))
     for i in range(40):
@@ -262,7 +262,7 @@ INPUTS = PLAIN | WRAPPED
 
 @pytest.fixture(scope="session")
 def inputs(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Path of a form of the source."""
+    """Path of the source in a given form."""
 
     @cache
     def get(form: str) -> Path:
@@ -275,7 +275,7 @@ def inputs(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @contextlib.contextmanager
 def standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """Take what goes to standard output, which is a pipe."""
+    """Replace standard output by a pipe; collect what is written to it."""
     read, write = os.pipe()
     found: list[bytes] = []
 
@@ -297,7 +297,7 @@ def standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
 
 
 def merged(paths: list[Path]) -> Pages:
-    """What a split set has: none of it twice, each in the stretch of frames that the file is said to have."""
+    """Return the pages of a split set; assert that none is there twice, and that each is in the range of its part."""
     found: Pages = {}
     for path in paths:
         k = Kdump(path)
@@ -315,7 +315,7 @@ Write = Callable[..., object]
 
 
 def outputs(source_path: Path | str, folder: Path, monkeypatch: pytest.MonkeyPatch, write: Write) -> Iterator[Pages]:
-    """Write every form of output; give the pages that are in each. It asserts what each is."""
+    """Write every form of output; yield the pages of each. It asserts the form of each."""
 
     def made(name: str, **how: object) -> Path:
         write(source_path, folder / name, **how)
@@ -376,8 +376,8 @@ def test_a_pipe_to_a_pipe(source: Source, tmp_path: Path, monkeypatch: pytest.Mo
     same_pages(memory_of(tmp_path / "elf"), source.kept, source.memory)
 
 
-def test_a_pipe_that_does_not_wait_is_waited_for(source: Source, tmp_path: Path) -> None:
-    """As a shell's <(…) is: it has a name, and names of pipes are opened so as not to wait for a writer."""
+def test_a_non_blocking_pipe_is_waited_for(source: Source, tmp_path: Path) -> None:
+    """A shell's <(…) has a name, and vmfilter opens named pipes without waiting for a writer."""
     read, write = os.pipe()
 
     def feed() -> None:
@@ -396,14 +396,14 @@ def test_a_pipe_that_does_not_wait_is_waited_for(source: Source, tmp_path: Path)
     same_pages(memory_of(tmp_path / "dump"), source.kept, source.memory)
 
 
-def test_filtered_twice_is_as_filtered_once_whatever_is_between(source: Source, tmp_path: Path) -> None:
+def test_filtering_twice_is_like_filtering_once_whatever_is_in_between(source: Source, tmp_path: Path) -> None:
     (tmp_path / "vmcore").write_bytes(source.elf)
     filter_dump(tmp_path / "vmcore", tmp_path / "direct", level=31, format="elf")
     for form, flatten in ("kdump", False), ("elf", False), ("kdump", True), ("elf", True):
         filter_dump(tmp_path / "vmcore", tmp_path / "between", level=1, format=form, flatten=flatten, force=True)
         filter_dump(tmp_path / "between", tmp_path / "again", level=31, format="elf", force=True)
         same_pages(memory_of(tmp_path / "again"), source.kept, source.memory)
-        if form == "elf":  # the kdump-compressed format has no PT_LOADs
+        if form == "elf":  # a kdump-compressed dump in between has no PT_LOADs
             assert (tmp_path / "again").read_bytes() == (tmp_path / "direct").read_bytes(), flatten
 
 
@@ -436,11 +436,11 @@ def test_a_real_vmcore(real: Callable[[str], Path], tmp_path: Path, form: str) -
     assert all(found[pfn] == memory[pfn] for pfn in kept)
 
 
-# What is not pages
+# Everything but pages
 
 
 def said_by(path: Path) -> tuple[bytes, bytes, bytes]:
-    """Notes but for those of ELF alone, VMCOREINFO, and what was erased, as the file's own format has them."""
+    """Return the notes but for ELF's own, VMCOREINFO, and the erase info, read according to the file's format."""
     if path.read_bytes()[:4] == b"\x7fELF":
         notes = notes_in(ElfCore(path).notes)
         erased = b"".join(text for name, _, text in notes if name == b"ERASEINFO")
@@ -476,7 +476,7 @@ def test_notes_vmcoreinfo_and_erase_info_survive_a_chain_of_conversions(
         assert vmcoreinfo_of(dump).text.encode() == source.info  # type: ignore[union-attr]
 
 
-def test_what_an_elf_dump_leaves_out_is_known_to_whoever_filters_it_again(source: Source, tmp_path: Path) -> None:
+def test_what_an_elf_dump_excludes_is_known_when_it_is_filtered_again(source: Source, tmp_path: Path) -> None:
     (tmp_path / "vmcore").write_bytes(source.elf)
     first = filter_dump(tmp_path / "vmcore", tmp_path / "elf", level=30, format="elf")
     again = filter_dump(tmp_path / "elf", tmp_path / "again", level=31)
@@ -487,12 +487,14 @@ def test_what_an_elf_dump_leaves_out_is_known_to_whoever_filters_it_again(source
 
 
 @pytest.mark.parametrize(("stretches", "told"), [(1 << 16, True), ((1 << 16) + 1, False)])
-def test_memory_in_very_many_pieces_is_not_told(tmp_path: Path, stretches: int, told: bool) -> None:
+def test_the_note_about_excluded_memory_is_omitted_beyond_65536_ranges(
+    tmp_path: Path, stretches: int, told: bool
+) -> None:
     notes = notes_in(ElfCore(elf_of_zeros(tmp_path, b"\x55" * (stretches // 4) + b"\1" * (stretches % 4))).notes)
     assert [name for name, _, _ in notes] == [b"VMFILTER"] * told
 
 
-def test_a_vmcoreinfo_that_only_memory_has_becomes_a_note_of_an_elf_file(tmp_path: Path) -> None:
+def test_a_vmcoreinfo_found_in_memory_becomes_a_note_of_an_elf_file(tmp_path: Path) -> None:
     s = Synthetic(FLAVOURS["6.12"], note=False)
     at = s.memory.take(4 * PAGE)
     s.told = lambda text: s.memory.write(at, vmcoreinfo_note(text))
@@ -508,7 +510,7 @@ def test_header_fields_survive_a_change_of_the_codec(source: Source, tmp_path: P
     assert (tmp_path / "second").read_bytes() == (tmp_path / "direct").read_bytes()
 
 
-# ELF out
+# ELF output
 
 
 def test_flags_and_virtual_addresses_survive_elf_to_elf(tmp_path: Path) -> None:
@@ -526,7 +528,7 @@ def test_flags_and_virtual_addresses_survive_elf_to_elf(tmp_path: Path) -> None:
     assert [p.paddr for p in ElfCore(tmp_path / "without").loads] == [0x10000, 0x40000, 0x41000]
 
 
-def test_pt_loads_that_overlap_share_their_data(tmp_path: Path) -> None:
+def test_overlapping_pt_loads_share_their_data(tmp_path: Path) -> None:
     data = b"".join(bytes([i + 1]) * PAGE for i in range(64))
     text = Load(0x8000 + 10 * PAGE, data[10 * PAGE : 20 * PAGE], TEXT + 0x1000000, 5)
     vmcore = Elf([text, Load(0x8000, data, 0xFFFF888000008000)]).write(tmp_path / "vmcore")
@@ -540,7 +542,7 @@ def test_pt_loads_that_overlap_share_their_data(tmp_path: Path) -> None:
     assert core.pages() == {8 + i: data[i * PAGE :][:PAGE] for i in range(64)}
 
 
-def test_what_is_left_out_is_in_no_pt_load_nor_anywhere_in_the_file(tmp_path: Path) -> None:
+def test_excluded_pages_are_in_no_pt_load_and_nowhere_in_the_file(tmp_path: Path) -> None:
     s = Scene(Synthetic(FLAVOURS["6.12"], text_vaddr=True))
     secret = {}
     for i, (what, wanted, flags) in enumerate(
@@ -559,7 +561,7 @@ def test_what_is_left_out_is_in_no_pt_load_nor_anywhere_in_the_file(tmp_path: Pa
             assert (bytes([0xA0 + i]) * PAGE in core.data) == (what not in absent)
 
 
-def test_zero_pages_are_holes_of_the_file_and_read_as_zeros(tmp_path: Path) -> None:
+def test_zero_pages_are_holes_in_the_file_and_read_as_zeros(tmp_path: Path) -> None:
     zeros = 2000
     loads = [Load(0x100000, b"a" * PAGE + bytes(zeros * PAGE) + b"b" * PAGE + bytes(zeros * PAGE))]
     vmcore = Elf(loads).write(tmp_path / "vmcore")
@@ -572,7 +574,7 @@ def test_zero_pages_are_holes_of_the_file_and_read_as_zeros(tmp_path: Path) -> N
     assert {pfn for pfn, page in pages.items() if page != bytes(PAGE)} == {0x100, 0x101 + zeros}
 
 
-def test_a_flattened_file_has_the_length_that_it_is_ended_with(tmp_path: Path) -> None:
+def test_a_flattened_file_has_the_length_that_its_end_declares(tmp_path: Path) -> None:
     flat = FlattenedTransport(FileTransport(str(tmp_path / "flat")))
     flat.write(0, b"beginning")
     flat.sync(1000)
@@ -594,8 +596,8 @@ def test_a_dump_that_ends_with_zero_pages_is_rearranged_to_its_length(tmp_path: 
     assert (tmp_path / "rearranged").stat().st_blocks * 512 < 200 * PAGE
 
 
-def test_more_pt_loads_than_e_phnum_can_say(tmp_path: Path) -> None:
-    """Every second frame is left out before."""
+def test_more_pt_loads_than_fit_in_e_phnum(tmp_path: Path) -> None:
+    """Every other frame is excluded."""
     count = 65_540
     page = b"one page".ljust(PAGE, b".")
     file = KdumpFile({2 * i: page for i in range(count)}, share=True, codec=lambda pfn: "zlib")
@@ -616,7 +618,7 @@ def test_more_pt_loads_than_e_phnum_can_say(tmp_path: Path) -> None:
 
 
 def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 2) -> Path:
-    """What the writer makes of a bitmap, all of whose pages are zero."""
+    """Return what the writer makes of a bitmap if all pages are zero."""
     frames = 8 * len(kept)
     elf = Elf([], elf_class=elf_class, machine=machine)
     elf.extra_headers.append(elf.header(1, PAGE, 0, PAGE, flags=6))
@@ -647,8 +649,8 @@ def test_the_border_of_e_phnum(tmp_path: Path, count: int, xnum: bool) -> None:
 
 
 @pytest.mark.parametrize(("frames", "elf_class"), [((1 << 20) - 8, 32), (1 << 20, 64)])
-def test_words_of_32_bits_whose_offsets_are_too_large_make_elf64(tmp_path: Path, frames: int, elf_class: int) -> None:
-    """4 GiB of an i386: with the headers before it the last of it lies beyond what ELF32 can say."""
+def test_on_32_bit_machines_large_offsets_require_elf64(tmp_path: Path, frames: int, elf_class: int) -> None:
+    """i386 with 4 GiB: with the headers before them, the last bytes are beyond what ELF32 offsets can express."""
     path = elf_of_zeros(tmp_path, b"\xff" * (frames // 8), machine=3, elf_class=1)
     with open(path, "rb") as f:
         core = ELFFile(f)
@@ -722,8 +724,8 @@ def test_a_stream_in_any_order_is_rearranged_and_read_in_place(source: Source, t
     assert (tmp_path / "flat-dump").read_bytes() == (tmp_path / "plain-dump").read_bytes()
 
 
-def test_records_that_overlap_count_in_their_order(tmp_path: Path) -> None:
-    """Zeros, too, are written over what was there before."""
+def test_overlapping_records_are_applied_in_order(tmp_path: Path) -> None:
+    """Zeros overwrite earlier data too."""
     good = Elf([Load(0x1000, b"m" * (80 * PAGE))]).build()
     at = len(good) - 80 * PAGE
     wanted = bytearray(good)
@@ -754,9 +756,9 @@ BAD_RECORDS = {
 
 @pytest.mark.parametrize("record", BAD_RECORDS.values(), ids=BAD_RECORDS)
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_record_that_cannot_be_is_refused(tmp_path: Path, record: tuple[int, int], before: int) -> None:
+def test_an_impossible_record_is_refused(tmp_path: Path, record: tuple[int, int], before: int) -> None:
     good = Elf([Load(0x1000, b"m" * PAGE)]).build()
-    reads_on = before and (1 << 40) <= record[1] <= (1 << 61)  # it can be, and the file ends early
+    reads_on = before and (1 << 40) <= record[1] <= (1 << 61)  # it is possible, and the file ends early
     data = stream_of(*[(0, good)] * before)[:-16] + struct.pack(">qq", *record) + b"abc" + END
     (tmp_path / "flat").write_bytes(data)
     said = pytest.raises(InputError, match=r"damaged: the record at|ends a|truncated|no file is that long")
@@ -771,7 +773,7 @@ def test_a_record_that_cannot_be_is_refused(tmp_path: Path, record: tuple[int, i
 
 
 def truncations(data: bytes) -> list[int]:
-    """Places of every kind in a flattened file: in its header, in each part of records, between them, in the end."""
+    """Return offsets in each part of a flattened file: the header, each part of records, between records, the end."""
     places = [0, 1, 12, 16, 31, 32, 100, 4095, 4096]
     at = 4096
     while True:
@@ -784,9 +786,7 @@ def truncations(data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["elf", "kdump"])
-def test_of_our_own_streams_truncated_anywhere_nothing_can_be_read_for_the_header_comes_last(
-    tmp_path: Path, form: str
-) -> None:
+def test_our_own_stream_truncated_anywhere_is_refused_because_the_header_comes_last(tmp_path: Path, form: str) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE), Load(0x8000, os.urandom(PAGE))]).write(tmp_path / "vmcore")
     filter_dump(vmcore, tmp_path / "flat", level=0, format=form, flatten=True)
     data = (tmp_path / "flat").read_bytes()
@@ -826,7 +826,7 @@ def test_a_flattened_file_of_a_later_kind_is_refused(tmp_path: Path, kind: int, 
         open_dump(tmp_path / "flat")
 
 
-# Compressed as a whole
+# Compressed as a whole file
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda data: zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data),
@@ -869,7 +869,7 @@ def test_compressed_input_that_is_damaged_is_refused(tmp_path: Path, plain: byte
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_several_compressed_files_one_after_the_other_are_one(tmp_path: Path, plain: bytes, name: str) -> None:
+def test_consecutive_compressed_files_are_one(tmp_path: Path, plain: bytes, name: str) -> None:
     cut = len(plain) // 3
     (tmp_path / "vmcore").write_bytes(COMPRESSORS[name](plain[:cut]) + COMPRESSORS[name](plain[cut:]))
     convert_dump(tmp_path / "vmcore", tmp_path / "dump")
@@ -877,7 +877,7 @@ def test_several_compressed_files_one_after_the_other_are_one(tmp_path: Path, pl
     assert dict(Kdump(tmp_path / "dump").pages()) == ElfCore(tmp_path / "plain").pages()
 
 
-# Places that fail
+# Inputs and outputs that fail
 
 
 def command(*arguments: object) -> list[str]:
@@ -898,7 +898,7 @@ def vmcore(tmp_path: Path, source: Source) -> Path:
     return tmp_path / "vmcore"
 
 
-def test_through_a_shells_pipe_it_is_the_direct_output(vmcore: Path, tmp_path: Path) -> None:
+def test_through_a_shells_pipe_it_is_like_the_direct_output(vmcore: Path, tmp_path: Path) -> None:
     for form in "kdump", "elf":
         filter_dump(vmcore, tmp_path / form, format=form)
         script = '"$0" -m vmfilter filter -q --format "$1" "$2" - | "$0" -m vmfilter rearrange "$3"'
@@ -910,7 +910,7 @@ def test_through_a_shells_pipe_it_is_the_direct_output(vmcore: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("read", [0, 1, 5000, 100_000])
-def test_nobody_who_reads_on_is_a_failure_of_the_output(vmcore: Path, tmp_path: Path, read: int) -> None:
+def test_a_reader_that_goes_away_is_an_output_error(vmcore: Path, tmp_path: Path, read: int) -> None:
     with subprocess.Popen(
         command("filter", "-q", "--compress", "none", vmcore, "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as p:
@@ -923,10 +923,10 @@ def test_nobody_who_reads_on_is_a_failure_of_the_output(vmcore: Path, tmp_path: 
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-def test_a_disk_that_cannot_keep_the_stream_is_a_failure_of_the_output(
+def test_a_disk_that_loses_the_stream_is_an_output_error(
     vmcore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk takes what is written at once, and says when it is synced that it has lost it."""
+    """A disk accepts all writes, and reports at the sync that it has lost them."""
 
     def fsync(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -940,7 +940,7 @@ def test_a_disk_that_cannot_keep_the_stream_is_a_failure_of_the_output(
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 5000, 100_000])
 @pytest.mark.parametrize("what", ["rearrange", "filter"])
-def test_a_writer_that_goes_away_is_a_failure_of_the_input(vmcore: Path, tmp_path: Path, size: int, what: str) -> None:
+def test_a_writer_that_goes_away_is_an_input_error(vmcore: Path, tmp_path: Path, size: int, what: str) -> None:
     filter_dump(vmcore, tmp_path / "flat", flatten=True)
     data = (tmp_path / "flat").read_bytes()[:size]
     os.unlink(tmp_path / "flat")
@@ -959,7 +959,7 @@ def test_a_writer_that_goes_away_is_a_failure_of_the_input(vmcore: Path, tmp_pat
         ('rearrange "$2" <&-', 3),
     ],
 )
-def test_what_is_closed_or_full_is_one_line(vmcore: Path, tmp_path: Path, script: str, status: int) -> None:
+def test_a_closed_or_full_standard_stream_is_one_line(vmcore: Path, tmp_path: Path, script: str, status: int) -> None:
     line = f'"$0" -m vmfilter {script}'
     done = subprocess.run(
         ["bash", "-c", line, sys.executable, vmcore, tmp_path / "out"], capture_output=True, check=False
@@ -976,7 +976,7 @@ def _fails(number: int) -> Callable[..., None]:
 
 
 def run_with_files_limited(room: int, arguments: list[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """A limit of file sizes is as good as a full file system; the output is a pipe, which has none."""
+    """Limit file sizes instead of filling a file system; the output is a pipe, which has no limit."""
     return subprocess.run(
         command(*arguments),
         input=data,
@@ -1026,7 +1026,7 @@ def test_no_folder_for_temporary_files_is_one_line(
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-def test_short_writes_to_temporary_files_are_gone_on_with(
+def test_short_writes_to_temporary_files_are_continued(
     vmcore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filter_dump(vmcore, tmp_path / "direct")
@@ -1037,7 +1037,7 @@ def test_short_writes_to_temporary_files_are_gone_on_with(
     assert unflattened((tmp_path / "flat").read_bytes()) == (tmp_path / "direct").read_bytes()
 
 
-def test_a_dump_that_comes_back_from_standard_output_is_not_printed_over(vmcore: Path) -> None:
+def test_a_dump_on_standard_output_is_not_overprinted(vmcore: Path) -> None:
     done = subprocess.run(command("filter", vmcore, "-"), capture_output=True, check=False)
     assert done.returncode == 0
     unflattened(done.stdout)
@@ -1052,7 +1052,7 @@ HEADERS = {"kdump": 120_000, "elf": 20_000}
 @pytest.mark.parametrize("form", ["kdump", "elf"])
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("more", [0, 1, 4095, 4096, 70_000, 1 << 20, (1 << 20) + 1, 3_000_000])
-def test_a_limited_dump_is_marked_opens_and_has_what_it_says(
+def test_a_limited_dump_is_marked_and_opens_and_contains_what_it_reports(
     source: Source,
     vmcore: Path,
     tmp_path: Path,
@@ -1073,7 +1073,7 @@ def test_a_limited_dump_is_marked_opens_and_has_what_it_says(
     assert limit - 2 * PAGE < out.stat().st_size <= limit
     found = memory_of(out)
     kept = sorted(source.kept)
-    assert sorted(found) == kept[: len(found)], "the first so many"
+    assert sorted(found) == kept[: len(found)], "the first ones"
     assert len(found) == len(kept) - lost
     assert all(page == source.memory[pfn] for pfn, page in found.items())
     if form == "kdump":
@@ -1147,8 +1147,8 @@ def test_parts_may_have_no_page(tmp_path: Path, frames: list[int]) -> None:
     assert (ends[0][0], ends[-1][1]) == (0, frames[-1] + 1)
 
 
-def test_the_data_of_a_part_begins_where_all_descriptors_would_end(vmcore: Path, tmp_path: Path) -> None:
-    """As makedumpfile --reassemble wants it."""
+def test_the_data_of_a_part_begins_after_room_for_all_descriptors(vmcore: Path, tmp_path: Path) -> None:
+    """As makedumpfile --reassemble requires."""
     paths = [tmp_path / str(i) for i in range(3)]
     filter_dump(vmcore, paths, level=30)
     for k in map(Kdump, paths):
@@ -1159,7 +1159,7 @@ def test_the_data_of_a_part_begins_where_all_descriptors_would_end(vmcore: Path,
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
-def test_a_set_of_which_one_name_is_taken_leaves_nothing(vmcore: Path, tmp_path: Path, name: str) -> None:
+def test_if_one_name_of_a_set_is_taken_nothing_is_written(vmcore: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(OutputError, match="exists"):
         filter_dump(vmcore, [tmp_path / str(i) for i in range(3)])
@@ -1176,14 +1176,14 @@ def test_a_set_of_which_one_name_is_taken_leaves_nothing(vmcore: Path, tmp_path:
         ([], {}),
     ],
 )
-def test_sets_that_cannot_be_are_refused(vmcore: Path, tmp_path: Path, names: list[str], how: dict[str, str]) -> None:
+def test_impossible_sets_are_refused(vmcore: Path, tmp_path: Path, names: list[str], how: dict[str, str]) -> None:
     paths = [name if name == "-" else str(tmp_path / name) for name in names]
     with pytest.raises(VmfilterError):
         filter_dump(vmcore, paths, **how)  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-def test_a_kernel_of_arm_is_cut_where_crash_counts_whole_words(tmp_path: Path) -> None:
+def test_arm_is_cut_where_crash_reads_whole_words(tmp_path: Path) -> None:
     machine = replace(MACHINES["arm, short"])
     vmcore = machine_scene(machine).machine.write(tmp_path / "vmcore")
     paths = [tmp_path / str(i) for i in range(4)]

@@ -1,4 +1,4 @@
-"""kdump-compressed dumps as input: read whoever wrote them, refused with one line where they are damaged."""
+"""kdump-compressed dumps as input: read whatever program wrote them, refused with one line if they are damaged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mixed(pfn: int) -> str:
 
 
 def some_file(seed: int = 1, frames: int = 90, **options: Any) -> KdumpFile:
-    """Some frames in a row, some that are left out, some holes; every codec."""
+    """Return a file with a run of frames, some excluded, some holes, and every codec."""
     chance = random.Random(seed)
     kinds = {pfn: chance.choice("kkkkxh") for pfn in range(3, frames)}
     pages = {pfn: some_page(chance, options.get("block", PAGE)) for pfn, kind in kinds.items() if kind == "k"}
@@ -53,7 +53,7 @@ def some_file(seed: int = 1, frames: int = 90, **options: Any) -> KdumpFile:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about what a disk does."""
+    """Nothing here depends on the disk."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
@@ -75,7 +75,7 @@ def opened(tmp_path: Path) -> Callable[[KdumpFile | bytes], Dump]:
 Opened = Callable[[KdumpFile | bytes], Dump]
 
 
-# What writers write
+# Files of all writers
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -90,7 +90,7 @@ def test_every_codec_in_one_file_is_read(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, 7))
-def test_every_header_version_is_read_and_what_it_does_not_know_is_not_believed(opened: Opened, version: int) -> None:
+def test_every_header_version_is_read_and_unknown_fields_are_ignored(opened: Opened, version: int) -> None:
     info = b"OSRELEASE=6.1\nCRASHTIME=12\n"
     notes = prstatus_note() * 2 + note(b"VMCOREINFO", 0, info)
     inside = {"notes": notes} if version >= 4 else {"vmcoreinfo": info} if version == 3 else {}
@@ -107,32 +107,32 @@ def test_every_header_version_is_read_and_what_it_does_not_know_is_not_believed(
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"share": True}, id="the same data once"),
+        pytest.param({"share": True}, id="identical data once"),
         pytest.param({"order": lambda frames: frames[::-1]}, id="backwards"),
-        pytest.param({"order": lambda f: random.Random(2).sample(f, len(f))}, id="in no order"),
+        pytest.param({"order": lambda f: random.Random(2).sample(f, len(f))}, id="in random order"),
         pytest.param({"gap": 1}, id="small gaps"),
         pytest.param({"gap": 5 * PAGE}, id="large gaps"),
         pytest.param({"share": True, "gap": 77, "order": lambda f: sorted(f, key=lambda p: p % 7)}, id="all of it"),
     ],
 )
-def test_data_may_lie_anywhere_and_be_shared(opened: Opened, options: dict[str, Any]) -> None:
+def test_data_may_be_anywhere_and_be_shared(opened: Opened, options: dict[str, Any]) -> None:
     file = some_file(frames=300, **options)
     check_all(opened(file), Model(file))
 
 
 @pytest.mark.parametrize("bitmap_blocks", [1, 2, 3, 4, 7])
-def test_bitmaps_have_the_blocks_that_the_header_says(opened: Opened, bitmap_blocks: int) -> None:
+def test_bitmaps_have_as_many_blocks_as_the_header_says(opened: Opened, bitmap_blocks: int) -> None:
     file = some_file(bitmap_blocks=bitmap_blocks)
-    if bitmap_blocks == 1:  # one for both: as diskdump had it, and crash reads it
+    if bitmap_blocks == 1:  # one for both, as in diskdump's files; crash reads it
         file.excluded = set()
     check_all(opened(file), Model(file))
 
 
-def test_bits_past_the_last_frame_are_nothing(opened: Opened) -> None:
+def test_bits_past_the_last_frame_are_ignored(opened: Opened) -> None:
     file = some_file(max_mapnr=91)
     data = bytearray(file.build())
     for bitmap in file.bitmap1, file.bitmap2:
-        data[bitmap + 11] |= 0xF8  # frame 91 and those after it
+        data[bitmap + 11] |= 0xF8  # frame 91 and later
         data[bitmap + 12 : bitmap + PAGE] = b"\xff" * (PAGE - 12)
     dump, model = opened(bytes(data)), Model(file)
     check_all(dump, model)
@@ -146,10 +146,8 @@ def test_blocks_of_any_size_are_read(opened: Opened, block: int) -> None:
 
 
 @pytest.mark.parametrize(("block", "page_size"), [(65536, 4096), (65536, 16384), (4096, 65536)])
-def test_the_kernels_pages_need_not_have_the_size_of_the_files_blocks(
-    opened: Opened, block: int, page_size: int
-) -> None:
-    file = some_file(block=block, frames=40)  # QEMU's blocks have 64 KiB on arm64, whatever the kernel's pages
+def test_the_kernels_pages_need_not_have_the_size_of_blocks(opened: Opened, block: int, page_size: int) -> None:
+    file = some_file(block=block, frames=40)  # QEMU's blocks on arm64 are 64 KiB, whatever the kernel's page size
     dump, model = opened(file), Model(file)
     for pfn, count in (0, dump.end // page_size), (5, 7), (dump.end // page_size - 3, 9):
         assert marked(dump, pfn, page_size, count) == model.mark(pfn, page_size, count)
@@ -163,7 +161,7 @@ def test_the_header_does_not_say_how_pages_are_compressed(opened: Opened, status
 
 @pytest.mark.parametrize(("endian", "header", "machine"), MACHINES)
 @pytest.mark.parametrize("version", [1, 3, 4, 6])
-def test_headers_are_laid_out_as_the_machine_does(
+def test_headers_have_the_layout_of_the_machine(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, endian: str, header: str, machine: dict[str, Any], version: int
 ) -> None:
     monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(abi=LE64._replace(**machine)))
@@ -180,7 +178,7 @@ def test_headers_are_laid_out_as_the_machine_does(
 
 
 @pytest.mark.parametrize("phys_base", [0x80000000, 0x80001000, 0xC0008000])
-def test_frames_are_counted_from_phys_base_where_the_machine_does(
+def test_frames_are_counted_from_phys_base_on_machines_that_do(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, phys_base: int
 ) -> None:
     arm = X86_64._replace(abi=LE64._replace(word=4), counts_from_ram=True)
@@ -193,12 +191,12 @@ def test_frames_are_counted_from_phys_base_where_the_machine_does(
     assert marked(dump, first - 9, PAGE, 60) == bytes(9) + model.mark(first, PAGE, 51)
 
 
-# struct elf_prstatus of each machine, as the kernel's headers and QEMU's arch_dump.c have it
+# struct elf_prstatus of each machine, from the kernel's headers and QEMU's arch_dump.c
 PRSTATUS = [
     ("arm", "<", "32 packed", 148),
     ("arm64", "<", "64", 392),
     ("i386", "<", "32 packed", 144),
-    ("i386", "<", "64", 144),  # by QEMU, which has its firmware end at 4 GiB
+    ("i386", "<", "64", 144),  # by QEMU: its firmware ends at 4 GiB, which takes 64-bit addresses
     ("loongarch64", "<", "64", 480),
     ("ppc64", ">", "64", 504),
     ("ppc64le", "<", "64", 504),
@@ -209,7 +207,7 @@ PRSTATUS = [
 
 
 def by_qemu(endian: str, header: str, size: int) -> KdumpFile:
-    """A file as QEMU makes it: it says of no machine what it is, and of arm's what phys_base is, but counts from 0."""
+    """Make a file as QEMU does: it names no machine, and on arm it contains phys_base but counts frames from 0."""
     notes = b"".join(note(b"CORE", kind, bytes(length), endian) for kind, length in ((1, size), (2, 528), (1, size)))
     return some_file(
         machine=b"Unknown", main={"sysname": b""}, endian=endian, header=header, notes=notes,
@@ -218,7 +216,7 @@ def by_qemu(endian: str, header: str, size: int) -> KdumpFile:
 
 
 @pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
-def test_a_dump_that_does_not_name_its_machine_is_known_by_its_registers(
+def test_a_dump_that_does_not_name_its_machine_is_recognised_by_its_registers(
     opened: Opened, name: str, endian: str, header: str, size: int
 ) -> None:
     file = by_qemu(endian, header, size)
@@ -229,7 +227,7 @@ def test_a_dump_that_does_not_name_its_machine_is_known_by_its_registers(
 
 
 @pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
-def test_what_is_made_of_it_names_its_machine(
+def test_the_new_dump_names_its_machine(
     opened: Opened, tmp_path: Path, name: str, endian: str, header: str, size: int
 ) -> None:
     with opened(by_qemu(endian, header, size)) as dump:
@@ -238,7 +236,7 @@ def test_what_is_made_of_it_names_its_machine(
 
 
 @pytest.mark.parametrize(("endian", "size"), [("<", 160), (">", 392), ("<", 0)])
-def test_registers_of_no_machine_that_is_known_are_an_error(opened: Opened, endian: str, size: int) -> None:
+def test_registers_of_no_known_machine_are_an_error(opened: Opened, endian: str, size: int) -> None:
     with pytest.raises(vmfilter.KernelError, match="does not name its machine"):
         opened(by_qemu(endian, "64", size))
 
@@ -250,18 +248,18 @@ def test_damaged_notes_of_an_unnamed_machine_are_an_error(opened: Opened) -> Non
         opened(file)
 
 
-def test_a_negative_phys_base_is_one(opened: Opened) -> None:
+def test_a_negative_phys_base_is_read_as_negative(opened: Opened) -> None:
     assert opened(some_file(sub={"phys_base": (1 << 64) - (9 << 20)})).header.phys_base == -9 << 20
 
 
-def test_more_frames_than_the_old_field_holds_are_read(opened: Opened) -> None:
-    frames = [5, (1 << 32) - 1, (1 << 32) + 4]  # 16 TiB; the file is holes
+def test_more_frames_than_fit_in_the_old_field_are_read(opened: Opened) -> None:
+    frames = [5, (1 << 32) - 1, (1 << 32) + 4]  # 16 TiB; the file consists of holes
     dump = opened(KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)}))
     assert [dump.read(pfn * PAGE, PAGE) for pfn in frames] == [bytes([i + 1]) * PAGE for i in range(3)]
 
 
 def test_memory_grows_by_8_bytes_for_128_mib(opened: Opened) -> None:
-    frames = [5, 1 << 27, (1 << 28) + 4]  # 1 TiB: its bitmaps have 32 MiB each
+    frames = [5, 1 << 27, (1 << 28) + 4]  # 1 TiB: each bitmap is 32 MiB
     file = KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)})
     tracemalloc.start()
     dump = opened(file)
@@ -270,10 +268,10 @@ def test_memory_grows_by_8_bytes_for_128_mib(opened: Opened) -> None:
     assert dump.read(frames[1] * PAGE, PAGE) == bytes([2]) * PAGE
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < (1 << 28) // STRETCH * 8 + (2 << 20)  # and what does not grow: parts of bitmaps, pages
+    assert peak < (1 << 28) // STRETCH * 8 + (2 << 20)  # and constant parts: pieces of bitmaps, pages
 
 
-# What a dump is asked for
+# Queries
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -293,9 +291,7 @@ def test_odd_addresses_and_lengths_are_read(opened: Opened, seed: int) -> None:
 
 @pytest.mark.parametrize("density", [0.01, 0.5, 0.98])
 @pytest.mark.parametrize("lost", [False, True])
-def test_random_bitmaps_over_several_stretches_are_walked_as_they_are(
-    opened: Opened, density: float, lost: bool
-) -> None:
+def test_random_bitmaps_over_several_stretches_agree_with_the_model(opened: Opened, density: float, lost: bool) -> None:
     chance = random.Random(density)
     end = 2 * STRETCH + 77
     spots = [range(200), range(STRETCH - 90, STRETCH + 90), range(2 * STRETCH - 3, end)]
@@ -322,7 +318,7 @@ def test_random_bitmaps_over_several_stretches_are_walked_as_they_are(
     assert read(dump, at, 120 * PAGE) == model.read(at, 120 * PAGE)
 
 
-def test_a_frame_that_has_a_page_is_memory_whatever_bitmap_1_says(opened: Opened) -> None:
+def test_a_frame_with_a_page_is_memory_whatever_bitmap_1_says(opened: Opened) -> None:
     file = some_file()
     data = bytearray(file.build())
     data[file.bitmap1 : file.bitmap1 + PAGE] = bytes(PAGE)
@@ -349,7 +345,7 @@ def test_several_threads_read_at_once(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("lost", ["some", "the last", "all"])
-def test_lost_pages_of_an_incomplete_dump_count_as_left_out(opened: Opened, lost: str) -> None:
+def test_lost_pages_of_an_incomplete_dump_count_as_excluded(opened: Opened, lost: str) -> None:
     file = some_file(frames=300)
     frames = sorted(file.pages)
     file.lost = set({"some": frames[3::4], "the last": frames[100:], "all": frames}[lost])
@@ -359,7 +355,7 @@ def test_lost_pages_of_an_incomplete_dump_count_as_left_out(opened: Opened, lost
 
 
 @pytest.mark.parametrize("where", ["within the descriptors", "at the end of the descriptors", "within the data"])
-def test_an_incomplete_dump_that_is_cut_short_has_lost_what_was_cut_off(opened: Opened, where: str) -> None:
+def test_an_incomplete_dump_that_is_truncated_has_also_lost_what_was_cut_off(opened: Opened, where: str) -> None:
     file = some_file(main={"status": INCOMPLETE})
     data = file.build()
     kept = len(file.frames) // 2
@@ -386,7 +382,7 @@ def test_an_incomplete_dump_of_the_other_byte_order_has_lost_the_same(
     check_all(opened(file), Model(file))
 
 
-def test_what_an_incomplete_dump_is_filtered_to_is_incomplete_too(
+def test_a_dump_made_from_an_incomplete_one_is_incomplete_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = some_file(codec=lambda pfn: "lzo")
@@ -410,7 +406,7 @@ LIB = native.lib
 
 
 class _Without:
-    """The C core without any codec."""
+    """The C core built without any codec."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(LIB, name)
@@ -432,14 +428,14 @@ def without_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_codecs")
-def test_python_packages_serve_codecs_that_the_core_lacks(opened: Opened) -> None:
+def test_python_packages_replace_codecs_that_the_core_lacks(opened: Opened) -> None:
     file = some_file(codec=lambda pfn: ("zlib", "zstd", "lz4", "none")[pfn % 4])
     check_all(opened(file), Model(file))
 
 
 @pytest.mark.usefixtures("without_codecs")
 @pytest.mark.parametrize("codec", ["lzo", "snappy"])
-def test_a_codec_that_nothing_serves_is_named(opened: Opened, codec: str) -> None:
+def test_a_codec_that_is_not_available_is_named(opened: Opened, codec: str) -> None:
     dump = opened(KdumpFile({7: b"m" * PAGE}, codec=lambda pfn: codec))
     with pytest.raises(vmfilter.InputError, match=f"frame 0x7, .* built without the library of {codec}"):
         dump.read(7 * PAGE, PAGE)
@@ -449,7 +445,7 @@ def test_a_codec_that_nothing_serves_is_named(opened: Opened, codec: str) -> Non
 
 
 def wrong_pages(codec: str) -> dict[str, bytes]:
-    """What a page's data must not be."""
+    """Return invalid data for a page, by the kind of damage."""
     page = some_page(random.Random(1))[:3000] + bytes(1096)
     good = compress(page, codec)
     flipped = bytearray(good)
@@ -463,7 +459,7 @@ def wrong_pages(codec: str) -> dict[str, bytes]:
         "a byte more": compress(page + b"x", codec),
         "two pages": compress(page * 2, codec),
     }
-    if codec == "zlib":  # that has a checksum
+    if codec == "zlib":  # it has a checksum
         wrong["flipped"] = bytes(flipped)
     if codec == "zstd":  # a frame that claims 1 TiB
         wrong["a bomb"] = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 40) + b"\x03\x00\x00" + good[9:]
@@ -480,7 +476,7 @@ WRONG = [
 
 
 def one_page(data: bytes, flags: int) -> KdumpFile:
-    """A file whose frame 0x25 has these data."""
+    """Return a file whose frame 0x25 has this data."""
     file = KdumpFile({0x21: b"\1" * PAGE, 0x25: b"\2" * PAGE, 0x29: b"\3" * PAGE}, codec=lambda pfn: "none")
     file.lay_out()
     file._data = lambda: (  # type: ignore[method-assign]
@@ -491,7 +487,7 @@ def one_page(data: bytes, flags: int) -> KdumpFile:
 
 
 @pytest.mark.parametrize(("codec", "kind", "native"), WRONG)
-def test_data_that_do_not_become_a_page_are_refused_with_their_frame(
+def test_data_that_does_not_become_a_page_is_refused_with_its_frame(
     opened: Opened, request: pytest.FixtureRequest, codec: str, kind: str, native: bool
 ) -> None:
     if not native:
@@ -515,7 +511,7 @@ def test_flags_of_no_codec_are_refused(opened: Opened, flags: int) -> None:
 
 @cache
 def good() -> KdumpFile:
-    """The vmcore of test_bad_input.py at level 0, by every codec."""
+    """The vmcore of test_bad_input.py at level 0, with every codec."""
     pages = {}
     for load in vmcore().loads:
         for i in range(0, len(load.data), PAGE):
@@ -546,7 +542,7 @@ class Ran:
 
 @pytest.fixture
 def filtered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Filtered:
-    """Filter a damaged file; if it works, what is left is what was asked for."""
+    """Run vmfilter filter on the bytes of a damaged file."""
     folder = tmp_path / "output"
     folder.mkdir()
 
@@ -570,7 +566,7 @@ def patched(at: int, kind: str, value: int | bytes) -> bytes:
     return bytes(data)
 
 
-def test_the_file_that_the_others_are_spoilt_copies_of_is_good(filtered: Filtered) -> None:
+def test_the_file_that_is_damaged_in_the_tests_below_is_good(filtered: Filtered) -> None:
     for level in "0", "31":
         ran = filtered(good_data(), level)
         assert (ran.status, ran.err, ran.left) == (0, "", ["dump"])
@@ -607,7 +603,7 @@ def test_a_damaged_header_is_refused(
     filtered: Filtered, at: int, kind: str, name: str, value: int | bytes, level: str
 ) -> None:
     ran = filtered(patched(at, kind, value), level)
-    if ran.status == KERNEL:  # bitmaps that lie elsewhere: other pages seem to be there, not the kernel's
+    if ran.status == KERNEL:  # shifted bitmaps: other pages seem to be present, not the kernel's
         assert (level, ran.left, ran.err.count("\n")) == ("31", [], 1)
         assert name in ("sub_hdr_size", "bitmap_blocks")
     else:
@@ -619,7 +615,7 @@ UNHARMED += ["written_blocks", "current_cpu", "nr_cpus", "status"]
 
 
 @pytest.mark.parametrize("name", [*UNHARMED, "phys_base", "dump_level", "start_pfn", "end_pfn"])
-def test_fields_that_nothing_depends_on_may_say_anything(filtered: Filtered, name: str) -> None:
+def test_fields_that_nothing_depends_on_may_contain_anything(filtered: Filtered, name: str) -> None:
     at, kind = MAIN[8][name] if name in UNHARMED else (PAGE + SUB["64"][name][0], SUB["64"][name][1])
     for fill in b"\0", b"\x7f", b"\x80", b"\xff":
         (value,) = struct.unpack("<" + kind, fill * struct.calcsize("<" + kind))
@@ -637,7 +633,7 @@ def test_erase_info_beyond_the_end_of_the_file_is_missing(filtered: Filtered, na
 
 
 @pytest.mark.parametrize("machine", [b"vax", b"\xff" * 65, b"x86_64\n", b"x86_64x"])
-def test_a_machine_that_is_not_known_is_refused(filtered: Filtered, machine: bytes) -> None:
+def test_an_unknown_machine_is_refused(filtered: Filtered, machine: bytes) -> None:
     ran = filtered(patched(*MAIN[8]["machine"], machine))
     assert (ran.status, ran.left) == (KERNEL, [])
     assert ran.err.count("\n") == 1
@@ -672,23 +668,23 @@ def test_a_damaged_descriptor_is_refused_with_its_frame_or_offset(
     good_data()
     special = {"the last descriptor": file.data - 1, "the end of the file": len(good_data()) - 1}
     number = special[value] if isinstance(value, str) else value
-    for pfn in 1, 0x3F:  # page tables, and the last of all
+    for pfn in 1, 0x3F:  # page tables, and the last page
         offset, kind = DESCRIPTOR[name]
         ran = filtered(patched(file.descriptor_at(pfn) + offset, kind, number), level)
-        if level == "31" and pfn == 0x3F:  # of the page cache: nobody looks
+        if level == "31" and pfn == 0x3F:  # page cache: never read
             assert ran.status == 0
         else:
             ran.is_refused(f"frame {pfn:#x}", "ends at offset")
 
 
 @pytest.mark.parametrize("value", [1, MAX64])
-def test_page_flags_of_a_descriptor_may_say_anything(filtered: Filtered, value: int) -> None:
+def test_page_flags_of_a_descriptor_may_contain_anything(filtered: Filtered, value: int) -> None:
     file, (offset, kind) = good(), DESCRIPTOR["page_flags"]
     good_data()
     assert filtered(patched(file.descriptor_at(1) + offset, kind, value)).status == 0
 
 
-def test_of_a_file_truncated_anywhere_each_page_that_is_there_is_kept(tmp_path: Path, filtered: Filtered) -> None:
+def test_a_file_truncated_anywhere_keeps_each_page_that_it_contains(tmp_path: Path, filtered: Filtered) -> None:
     file, data = good(), good_data()
     edges = [8, 12, 464, PAGE, PAGE + 104, file.notes_at + 12, file.erase_at, file.bitmap1, file.bitmap2]
     edges += [file.descriptors, file.descriptors + 24, file.descriptors + 25 * 24, file.data, file.data + 20000]
@@ -722,14 +718,14 @@ def test_damaged_bitmaps_never_do_more_than_lead_to_a_refusal(filtered: Filtered
         for _ in range(3):
             spoilt[at + chance.randrange(8)] ^= 1 << chance.randrange(8)
         ran = filtered(bytes(spoilt), chance.choice(("0", "31")), "--dry-run")
-        if ran.status == KERNEL:  # its page tables' bits are gone
+        if ran.status == KERNEL:  # the bits of its page tables are cleared
             assert ran.err.count("\n") == 1
         elif ran.status not in (0, INCOMPLETE_STATUS):
             ran.is_refused("offset", "frame")
 
 
 def _spoilt(chance: random.Random) -> bytes:
-    """good() with some bytes flipped where it hurts."""
+    """Return the good file with some bytes flipped in sensitive places."""
     file, data = good(), bytearray(good_data())
     where = chance.choice(
         (range(464), range(424, 464), range(PAGE, PAGE + 104), range(file.notes_at, file.erase_at),
@@ -763,7 +759,7 @@ def test_a_hundred_thousand_notes_cost_little(opened: Opened) -> None:
     assert len(opened(some_file(notes=notes * 100_000)).notes) <= 1 << 16
 
 
-def test_a_huge_max_mapnr_is_refused_at_once_within_little_memory(tmp_path: Path) -> None:
+def test_a_huge_max_mapnr_is_refused_at_once_in_little_memory(tmp_path: Path) -> None:
     file = some_file(bitmap_blocks=MAX32, sub={"max_mapnr_64": 1 << 44})
     file.lay_out()
     with open(tmp_path / "in", "wb") as f:
@@ -805,31 +801,31 @@ def test_notes_erase_info_and_headers_survive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 31])
-def test_vmcoreinfo_that_was_in_no_note_gets_one(tmp_path: Path, level: int) -> None:
+def test_vmcoreinfo_that_was_not_in_a_note_gets_one(tmp_path: Path, level: int) -> None:
     file = KdumpFile(good().pages, version=3, vmcoreinfo=INFO, codec=mixed, sub={"phys_base": 0})
     vmfilter.filter_dump(file.write(tmp_path / "in"), tmp_path / "out", level=level)
     out = Kdump(tmp_path / "out")
     assert out.m[out.offset_note : out.offset_note + out.size_note] == note(b"VMCOREINFO", 0, INFO)
     assert out.m[out.offset_vmcoreinfo : out.offset_vmcoreinfo + out.size_vmcoreinfo] == INFO
-    assert out.nr_cpus == 3  # as the header said: there are no notes that tell
+    assert out.nr_cpus == 3  # from the header, as there are no notes to count
     assert vmfilter.filter_dump(tmp_path / "out", tmp_path / "again", level=31).kept
 
 
-def test_phys_base_of_the_header_survives_where_the_kernel_is_not_understood(tmp_path: Path) -> None:
+def test_phys_base_of_the_header_survives_if_the_kernel_is_not_understood(tmp_path: Path) -> None:
     file = some_file(sub={"phys_base": (1 << 64) - (9 << 20)})
     vmfilter.filter_dump(file.write(tmp_path / "in"), tmp_path / "out", level=0)
     assert Kdump(tmp_path / "out").phys_base == -9 << 20
 
 
-def test_phys_base_of_the_header_stands_in_for_vmcoreinfos(tmp_path: Path) -> None:
-    moved = 0x40  # frames that the kernel lies above where its text was linked
+def test_phys_base_of_the_header_replaces_a_missing_one_in_vmcoreinfo(tmp_path: Path) -> None:
+    moved = 0x40  # frames by which the kernel is above its link address
     pages = {pfn + moved: page for pfn, page in good().pages.items()}
     info = INFO.replace(b"NUMBER(phys_base)=0\n", b"")
     for table, index, entry in ((1, 511, 0x42003), (2, 510, 0x43003), (3, 0, 0x83)):
         changed = bytearray(pages[table + moved])
         struct.pack_into("<Q", changed, 8 * index, entry)
         pages[table + moved] = bytes(changed)
-    # The last table maps 2 MiB from physical 0 on: virtual addresses are those of frame 0 on, so symbols move too.
+    # The last table maps 2 MiB from physical 0: virtual addresses start at frame 0, so symbols move too.
     for symbol in b"80004000", b"80005000":
         info = info.replace(symbol, b"%08x" % (int(symbol, 16) + moved * PAGE))
     notes = note(b"VMCOREINFO", 0, info)
@@ -850,7 +846,7 @@ REAL = {"x86_64-6.12-small": CODECS, "x86_64-7.2-hvo": ["lzo", "zstd"]}
 
 @pytest.fixture(scope="module")
 def whole(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """A real vmcore as a dump of level 0, made once for each codec."""
+    """Make a real vmcore into a dump of level 0, once for each codec."""
     folder = tmp_path_factory.mktemp("whole")
 
     @cache
@@ -875,13 +871,13 @@ def test_a_dump_of_level_0_is_filtered_to_each_level_as_the_vmcore_is(
             )
             assert (tmp_path / "again").read_bytes() == wanted, (level, codec)
             assert (found.zero, found.unknown, found.kept) == (direct.zero, direct.unknown, direct.kept)
-            never = [PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED]  # the first dump left them out
+            never = [PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED]  # excluded from the first dump
             assert sum(found.classes[c] for c in never) == sum(direct.classes[c] for c in never)
             assert all(n == direct.classes[c] for c, n in found.classes.items() if c not in never)
 
 
 @pytest.mark.parametrize("name", ["x86_64-6.12-pmem2", "x86_64-6.12-pmem3"])
-def test_persistent_memory_is_known_in_a_dump_as_in_the_vmcore(
+def test_persistent_memory_is_recognised_in_a_dump_as_in_the_vmcore(
     real: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     vmfilter.filter_dump(real(name), tmp_path / "whole", level=0, compress="lzo")
@@ -894,7 +890,7 @@ def test_persistent_memory_is_known_in_a_dump_as_in_the_vmcore(
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(("first", "second"), [(31, 0), (16, 8), (8, 31), (1, 1)])
-def test_what_was_left_out_stays_out_and_the_counts_add_up(
+def test_excluded_pages_stay_excluded_and_the_counts_add_up(
     real: Callable[[str], Path], tmp_path: Path, name: str, first: int, second: int
 ) -> None:
     vmfilter.filter_dump(real(name), tmp_path / "one", level=first, compress="lzo")

@@ -1,4 +1,4 @@
-"""kdump-compressed files as QEMU writes them: without the machine's name, in a layout of QEMU's choice."""
+"""kdump-compressed files by QEMU: they do not name the machine, and QEMU chooses their layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import vmfilter
 
 PRSTATUS = [
     ("x86_64", "<", "64", 336),
-    ("i686", "<", "64", 144),  # as soon as anything lies above 4 GiB, the BIOS for one
+    ("i686", "<", "64", 144),  # if any memory is above 4 GiB, the BIOS for one
     ("i686", "<", "32 packed", 144),
     ("armv7l", "<", "32 packed", 148),
     ("aarch64", "<", "64", 392),
@@ -31,7 +31,7 @@ def qemu_file(endian: str, header: str, size: int, *, block: int = PAGE, name: b
     chance = random.Random(size)
     notes = note(b"CORE", 1, bytes(size), endian) * 2 + note(b"QEMU", 0, bytes(440), endian)
     pages = {pfn: some_page(chance, block) for pfn in range(7, 40)}
-    # phys_base: of the beginning of RAM on arm, from which other tools count frames there, but QEMU does not.
+    # phys_base is where RAM begins on arm: other tools number frames from there, but QEMU does not.
     sub = {"phys_base": 0x40000000}
     return KdumpFile(pages, machine=name, endian=endian, header=header, notes=notes, block=block, sub=sub)
 
@@ -39,7 +39,7 @@ def qemu_file(endian: str, header: str, size: int, *, block: int = PAGE, name: b
 @pytest.mark.parametrize(("machine", "endian", "header", "size"), PRSTATUS)
 @pytest.mark.parametrize("name", [b"Unknown", b"", b"S390X"])
 @pytest.mark.parametrize("block", [4096, 65536])
-def test_the_notes_tell_the_machine(
+def test_the_notes_identify_the_machine(
     tmp_path: Path, machine: str, endian: str, header: str, size: int, name: bytes, block: int
 ) -> None:
     file = qemu_file(endian, header, size, name=name, block=block)
@@ -52,14 +52,14 @@ def test_the_notes_tell_the_machine(
 @pytest.mark.parametrize(
     "notes", [b"", note(b"CORE", 1, bytes(337)), note(b"CORE", 2, bytes(336)), note(b"GNU", 1, bytes(336))]
 )
-def test_a_file_that_says_nothing_is_refused(tmp_path: Path, notes: bytes) -> None:
+def test_a_file_that_does_not_identify_its_machine_is_refused(tmp_path: Path, notes: bytes) -> None:
     file = qemu_file("<", "64", 336)
     file.notes = notes
     with pytest.raises(vmfilter.KernelError, match="does not name its machine"):
         vmfilter.open_dump(file.write(tmp_path / "dump"))
 
 
-def test_a_file_of_zeros_and_rubbish_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_zeros_and_garbage_is_refused(tmp_path: Path) -> None:
     data = bytearray(qemu_file("<", "64", 336).build())
     chance = random.Random(1)
     for _ in range(300):

@@ -70,9 +70,7 @@ def test_a_set_is_the_whole_dump(written: Written, cuts: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("phys_base", [0x40000000, 0x40001000])
-def test_the_frames_of_a_set_are_counted_from_phys_base_where_the_machine_does(
-    written: Written, phys_base: int
-) -> None:
+def test_the_frames_of_a_set_are_counted_from_phys_base_on_machines_that_do(written: Written, phys_base: int) -> None:
     whole = whole_file(machine=b"armv7l", header="32 padded", sub={"phys_base": phys_base})
     with vmfilter.open_dump(written(parts_of(whole, 77, 130))) as dump:
         check_all(dump, model_of(whole, phys_base))
@@ -86,7 +84,7 @@ def test_the_parts_may_come_in_any_order(written: Written) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_reads_across_the_cuts(written: Written, seed: int) -> None:
+def test_reads_may_cross_the_cuts(written: Written, seed: int) -> None:
     chance = random.Random(seed)
     whole = whole_file(seed)
     model = model_of(whole)
@@ -131,7 +129,7 @@ def test_frames_beyond_32_bits(written: Written) -> None:
         assert [dump.read(pfn * PAGE, PAGE) for pfn in frames] == [bytes([i + 1]) * PAGE for i in range(3)]
 
 
-def test_parts_may_be_wrapped_each_in_its_own_way(written: Written) -> None:
+def test_each_part_may_be_wrapped_in_its_own_way(written: Written) -> None:
     whole = whole_file()
     first, second, third = written(parts_of(whole, 100, 200))
     first.write_bytes(gzip.compress(first.read_bytes(), 1))
@@ -178,7 +176,7 @@ def test_several_stretches(written: Written) -> None:
                 assert dump.read(pfn * PAGE, PAGE) == whole.pages[pfn]
 
 
-# What is not all there
+# Missing parts
 
 
 def test_a_missing_part_is_refused_with_its_frames(written: Written) -> None:
@@ -191,7 +189,7 @@ def test_a_missing_part_is_refused_with_its_frames(written: Written) -> None:
     assert "0x0-0x63, 0xc8-0x12b" in refusal(two)
 
 
-def test_a_missing_part_is_lost_where_that_is_asked_for(written: Written) -> None:
+def test_a_missing_part_is_lost_if_that_is_allowed(written: Written) -> None:
     whole = whole_file()
     one, two, three = written(parts_of(whole, 100, 200))
     for paths, has in ((one, three), lambda p: not 100 <= p < 200), ((two,), lambda p: 100 <= p < 200):
@@ -200,7 +198,7 @@ def test_a_missing_part_is_lost_where_that_is_asked_for(written: Written) -> Non
             check_all(dump, model_of(replace(whole, lost={pfn for pfn in whole.pages if not has(pfn)})))
 
 
-def test_frames_without_pages_need_no_part(written: Written) -> None:
+def test_no_part_is_needed_for_frames_without_pages(written: Written) -> None:
     whole = whole_file()
     whole.pages = {pfn: page for pfn, page in whole.pages.items() if not 100 <= pfn < 200}
     one, _, three = written(parts_of(whole, 100, 200))
@@ -208,13 +206,13 @@ def test_frames_without_pages_need_no_part(written: Written) -> None:
         check_all(dump, model_of(whole))
 
 
-def test_a_set_that_was_written_whole_says_so_of_itself(written: Written) -> None:
+def test_a_set_that_was_written_whole_says_so(written: Written) -> None:
     with vmfilter.open_dump(written(parts_of(whole_file(), 100))) as dump:
         assert isinstance(dump, KdumpDump)
         assert (len(dump.files), dump.index.missing) == (2, [])
 
 
-# What does not belong together
+# Parts that do not belong together
 
 
 def test_a_part_twice_is_refused(written: Written) -> None:
@@ -261,7 +259,7 @@ def test_parts_whose_bitmaps_differ_are_refused(written: Written) -> None:
     assert f"{one} and {two}" in message
 
 
-def test_other_files_are_no_parts(written: Written, tmp_path: Path) -> None:
+def test_files_that_are_no_parts_are_refused(written: Written, tmp_path: Path) -> None:
     one, two = written(parts_of(whole_file(), 100))
     whole = whole_file().write(tmp_path / "whole")
     elf = Elf([Load(0, bytes(PAGE))]).write(tmp_path / "elf")
@@ -274,7 +272,7 @@ def test_other_files_are_no_parts(written: Written, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "end"), [(200, 100), (0, 301), (1 << 60, 1 << 61), (301, 301)])
-def test_a_range_that_cannot_be_is_refused(written: Written, first: int, end: int) -> None:
+def test_an_impossible_range_is_refused(written: Written, first: int, end: int) -> None:
     files = parts_of(whole_file(), 100)
     files[1].sub |= {"start_pfn_64": first, "end_pfn_64": end}
     one, two = written(files)
@@ -283,7 +281,7 @@ def test_a_range_that_cannot_be_is_refused(written: Written, first: int, end: in
     assert f"{first:#x}" in message
 
 
-def test_damage_names_the_part_that_has_it(written: Written) -> None:
+def test_damage_is_reported_with_its_part(written: Written) -> None:
     whole = whole_file(codec=lambda pfn: "zlib")
     files = parts_of(whole, 100)
     one, two = written(files)
@@ -308,8 +306,8 @@ def test_every_file_is_closed(written: Written, tmp_path: Path) -> None:
             refusal(*(paths[i] for i in order[:2]))
 
 
-def test_memory_is_that_of_one_part(written: Written) -> None:
-    frames = [5, 1 << 27, (1 << 28) + 4]  # 1 TiB: its bitmaps have 32 MiB each
+def test_memory_use_is_that_of_one_part(written: Written) -> None:
+    frames = [5, 1 << 27, (1 << 28) + 4]  # 1 TiB: each bitmap is 32 MiB
     whole = KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)})
     paths = written(parts_of(whole, 1 << 20, 1 << 26, 1 << 28))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Dumps that end early, as a copy does that was broken off: what is there can be had, and what is missing is told."""
+"""Dumps that end early, such as interrupted copies: their contents can be read, and missing pages are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def cut(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str, float], Path]:
-    """Make a copy of a real vmcore that has a part of its bytes."""
+    """Make a copy of a real vmcore, truncated to a fraction of its size."""
 
     def get(name: str, part: float) -> Path:
         whole, copy = real(name), tmp_path / "cut"
@@ -44,13 +44,13 @@ def cut(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str, float], P
     return get
 
 
-# A page of which a part is there
+# A partial page
 
 
 @pytest.mark.parametrize(
     ("machine", "data", "largest"), [(62, 1, 4096), (183, 1, 65536), (258, 1, 65536), (21, 1, 65536), (21, 2, 65536)]
 )
-def test_a_page_is_missing_of_which_a_part_is_there_whatever_pages_the_kernel_has(
+def test_a_partial_page_is_missing_whatever_the_kernels_page_size(
     tmp_path: Path, machine: int, data: int, largest: int
 ) -> None:
     start, path = 0x4000_3000, tmp_path / "elf"
@@ -66,7 +66,7 @@ def test_a_page_is_missing_of_which_a_part_is_there_whatever_pages_the_kernel_ha
 
 
 @pytest.mark.parametrize("name", ["x86_64-6.12-pmem2", "ppc64le-6.12"])
-def test_where_struct_pages_are_there_level_31_keeps_what_it_keeps_of_the_whole(
+def test_if_struct_pages_are_present_level_31_keeps_what_it_keeps_of_the_whole(
     run: Run, real: Callable[[str], Path], cut: Callable[[str, float], Path], tmp_path: Path, name: str
 ) -> None:
     vmfilter.filter_dump(real(name), tmp_path / "whole")
@@ -98,7 +98,7 @@ def test_pages_whose_struct_pages_are_missing_are_kept(
     assert there & set(Kdump(tmp_path / "whole").kept) < kept <= there
 
 
-def test_where_the_memory_model_is_missing_level_1_is_advised_and_works(
+def test_if_the_memory_model_is_missing_level_1_is_advised_and_works(
     run: Run, cut: Callable[[str, float], Path], tmp_path: Path
 ) -> None:
     path = cut("x86_64-6.12-small", 0.9)
@@ -114,7 +114,7 @@ def test_where_the_memory_model_is_missing_level_1_is_advised_and_works(
     assert "6.12" in run("info", tmp_path / "dump").out  # the kernel's name is read through its page tables
 
 
-def test_each_command_tells_what_is_missing(run: Run, cut: Callable[[str, float], Path], tmp_path: Path) -> None:
+def test_each_command_reports_what_is_missing(run: Run, cut: Callable[[str, float], Path], tmp_path: Path) -> None:
     path = cut("x86_64-6.12-pmem2", 0.9)
     missing = f"{path}: truncated at offset {path.stat().st_size:#x}, "
     info = run("info", path)
@@ -126,7 +126,7 @@ def test_each_command_tells_what_is_missing(run: Run, cut: Callable[[str, float]
     assert (verified.status, missing in verified.err) == (INPUT, True)
     assert run("convert", "-q", "--format", "elf", path, tmp_path / "elf").status == INCOMPLETE
     assert run("verify", "-q", "--against", path, tmp_path / "elf").status == INCOMPLETE
-    log = run("dmesg", path)  # the log was taken out of the vmcores of testdata
+    log = run("dmesg", path)  # the vmcores of testdata do not contain the log
     assert (log.status, missing in log.err, log.err.count("\n")) == (KERNEL, True, 1)
 
 
@@ -149,7 +149,7 @@ def some_pages(count: int) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize("zeros", [1, 1023, 1024, 5000])
-def test_zero_pages_at_the_end_do_not_hide_that_data_are_missing(tmp_path: Path, zeros: int) -> None:
+def test_zero_pages_at_the_end_do_not_hide_missing_data(tmp_path: Path, zeros: int) -> None:
     pages = {9000: bytes(PAGE)} | {pfn: bytes(PAGE) for pfn in range(100, 100 + zeros)} | some_pages(50)
     file = KdumpFile(pages, share=True, codec=lambda pfn: "none")
     data = file.build()
@@ -164,7 +164,7 @@ def test_zero_pages_at_the_end_do_not_hide_that_data_are_missing(tmp_path: Path,
         assert (dump.truncated, dump.header.incomplete) == ("", False)
 
 
-def test_of_a_split_set_the_part_that_ends_early_is_named(run: Run, tmp_path: Path) -> None:
+def test_the_part_of_a_split_set_that_ends_early_is_named(run: Run, tmp_path: Path) -> None:
     whole = whole_file(codec=lambda pfn: "none")
     files = parts_of(whole, 101, 203)
     paths = [file.write(tmp_path / f"part{i}") for i, file in enumerate(files)]
@@ -182,7 +182,7 @@ def test_of_a_split_set_the_part_that_ends_early_is_named(run: Run, tmp_path: Pa
 
 
 def as_makedumpfile_sends(file: KdumpFile) -> Iterator[tuple[int, bytes]]:
-    """Records of a dump as makedumpfile sends it: headers and bitmaps, then descriptors and their pages in turn."""
+    """Return a dump's records as makedumpfile sends them: headers, bitmaps, then descriptors and pages in turn."""
     data = file.build()
     yield 0, data[: file.descriptors]
     for first in range(0, len(file.frames), 8):
@@ -193,7 +193,7 @@ def as_makedumpfile_sends(file: KdumpFile) -> Iterator[tuple[int, bytes]]:
         yield rows[0][0], data[rows[0][0] : sum(rows[-1])]
 
 
-def test_of_a_stream_that_broke_off_what_was_sent_is_a_dump(run: Run, tmp_path: Path) -> None:
+def test_what_was_sent_of_an_interrupted_stream_is_a_dump(run: Run, tmp_path: Path) -> None:
     file = KdumpFile(some_pages(64))
     stream = b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1) + bytes(4096 - 32)
     sent = [len(stream)]
@@ -202,7 +202,7 @@ def test_of_a_stream_that_broke_off_what_was_sent_is_a_dump(run: Run, tmp_path: 
         sent.append(len(stream))
     for records in range(3, len(sent)):
         pages = {pfn: file.pages[pfn] for pfn in file.frames[: (records - 1) // 2 * 8]}
-        for end in sent[records], sent[records] + 9, sent[records] + 16 + 50:  # in the next one, which does not count
+        for end in sent[records], sent[records] + 9, sent[records] + 16 + 50:  # in the next record, which is ignored
             (tmp_path / "stream").write_bytes(stream[:end])
             ran = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "dump")
             assert ran.status == INCOMPLETE, ran.err
@@ -214,7 +214,7 @@ def test_of_a_stream_that_broke_off_what_was_sent_is_a_dump(run: Run, tmp_path: 
         assert list(dump.covered(0, dump.end)) == [(0, 32 * PAGE)]
 
 
-def test_rearrange_refuses_a_stream_that_broke_off_and_names_what_does_not(run: Run, tmp_path: Path) -> None:
+def test_rearrange_refuses_an_interrupted_stream_and_names_the_command_for_it(run: Run, tmp_path: Path) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE)]).write(tmp_path / "vmcore")
     vmfilter.filter_dump(vmcore, tmp_path / "stream", level=0, flatten=True)
     with standard_input((tmp_path / "stream").read_bytes()[:-16]):
@@ -234,7 +234,7 @@ def test_rearrange_refuses_a_stream_that_broke_off_and_names_what_does_not(run: 
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstandard.compress])
-def test_of_a_compressed_file_that_ends_early_what_can_be_unpacked_is_there(
+def test_what_can_be_unpacked_of_a_compressed_file_that_ends_early_is_read(
     run: Run, tmp_path: Path, compress: Callable[[bytes], bytes]
 ) -> None:
     content = random.Random(1).randbytes(1024 * PAGE)
@@ -248,10 +248,10 @@ def test_of_a_compressed_file_that_ends_early_what_can_be_unpacked_is_there(
         assert page == content[at : at + PAGE]
 
 
-# Nothing that is not truncated
+# Dumps that are not truncated
 
 
-def test_a_dump_that_says_it_is_incomplete_is_not_called_truncated(run: Run, tmp_path: Path) -> None:
+def test_a_dump_that_is_marked_incomplete_is_not_called_truncated(run: Run, tmp_path: Path) -> None:
     file = KdumpFile(some_pages(50))
     path = replace(file, lost=set(range(30, 50))).write(tmp_path / "dump")
     ran = run("info", path)

@@ -1,4 +1,4 @@
-"""Dumps in something else: compressed as a whole, flattened, or both, from a file that can seek."""
+"""Wrapped dumps: compressed as a whole, flattened, or both, in a file that can seek."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def in_halves(data: bytes) -> bytes:
 
 
 def written_twice(data: bytes) -> bytes:
-    return flattened(data, [(0, len(data)), (0, 4096)])  # must be rearranged, in a temporary file
+    return flattened(data, [(0, len(data)), (0, 4096)])  # must be rearranged, into a temporary file
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def written_twice(data: bytes) -> bytes:
         (lambda data: zstandard.compress(in_halves(data)), ["zstd", "flattened"]),
     ],
 )
-def test_a_dump_is_read_whatever_it_is_in(tmp_path: Path, wrap: Callable[[bytes], bytes], said: list[str]) -> None:
+def test_a_dump_is_read_whatever_wraps_it(tmp_path: Path, wrap: Callable[[bytes], bytes], said: list[str]) -> None:
     path = tmp_path / "dump"
     path.write_bytes(wrap(elf()))
     with all_closed_again(), vmfilter.open_dump(path) as dump:
@@ -60,7 +60,9 @@ def test_a_dump_is_read_whatever_it_is_in(tmp_path: Path, wrap: Callable[[bytes]
 
 
 @pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, lzma.compress, in_halves, written_twice])
-def test_what_ends_before_its_headers_is_refused_and_closed(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
+def test_a_file_that_ends_before_its_headers_is_refused_and_closed(
+    tmp_path: Path, wrap: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "dump"
     data = wrap(elf())
     path.write_bytes(data[: 5000 if len(data) > 5000 else -9])

@@ -1,4 +1,4 @@
-"""What the dumps hold: every field of the headers, bitmaps, descriptors and pages; and that they appear whole."""
+"""Contents of the dumps: every field of the headers, bitmaps, descriptors and pages; and they appear whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CODEC_LEVELS = [*(n for n in CODECS if n in native_libraries()), "zlib:6", "zstd
 
 
 class Source:
-    """A vmcore's facts, read by nothing of vmfilter's."""
+    """Facts about a vmcore, read without vmfilter's code."""
 
     def __init__(self, path: Path) -> None:
         self.data = data = path.read_bytes()
@@ -56,7 +56,7 @@ class Source:
         return found[1]
 
     def page(self, pfn: int) -> bytes:
-        """A frame's memory; what no PT_LOAD holds of it are zeros."""
+        """Return a frame's memory; bytes in no PT_LOAD are zeros."""
         start, page = pfn * PAGE, bytearray(PAGE)
         for paddr, size, offset, _ in self.loads:
             low, high = max(start, paddr), min(start + PAGE, paddr + size)
@@ -65,7 +65,7 @@ class Source:
         return bytes(page)
 
     def text(self, vaddr: int, size: int) -> bytes:
-        """Memory of the kernel's text and data, by the PT_LOAD of it."""
+        """Return memory at a virtual address of the kernel's text and data, by their PT_LOAD."""
         start, offset = next((v, o) for _, n, o, v in self.loads if v <= vaddr < v + n)
         return self.data[offset + vaddr - start :][:size]
 
@@ -80,7 +80,7 @@ def source(real: Callable[[str], Path]) -> Source:
 
 @pytest.fixture(scope="session")
 def made(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The dump of SMALL at a level and with a codec, made once."""
+    """The dump of SMALL for a level and codec, made once."""
     folder = tmp_path_factory.mktemp("dumps")
 
     @cache
@@ -93,7 +93,7 @@ def made(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def descriptors(k: Kdump) -> list[tuple[int, int, int, int]]:
-    """Offset, size, flags and page flags of each kept page."""
+    """Return offset, size, flags and page flags of each kept page."""
     return list(struct.iter_unpack("<QIIQ", k.m[k.descriptors : k.descriptors + 24 * len(k.kept)]))
 
 
@@ -123,7 +123,7 @@ def test_the_sub_header_says_what_the_dump_is(made: Made, source: Source, level:
     assert k.max_mapnr == k.max_mapnr_32 == max(source.frames) + 1
 
 
-def test_fields_that_say_nothing_are_zero(made: Made) -> None:
+def test_fields_without_information_are_zero(made: Made) -> None:
     k = made()
     assert (k.total_ram_blocks, k.device_blocks, k.written_blocks, k.current_cpu) == (0, 0, 0, 0)
     assert (k.split, k.start_pfn, k.end_pfn, k.start_pfn_64, k.end_pfn_64) == (0, 0, 0, 0, 0)
@@ -141,7 +141,7 @@ def test_notes_and_vmcoreinfo_are_copied_byte_for_byte(made: Made, source: Sourc
     assert k.offset_note == PAGE + 104, "right after struct kdump_sub_header"
 
 
-def test_sizes_in_blocks_are_those_of_what_they_count(made: Made, source: Source) -> None:
+def test_sizes_in_blocks_match_what_they_count(made: Made, source: Source) -> None:
     k = made()
     assert PAGE * k.sub_hdr_size < k.offset_note + k.size_note <= PAGE * (1 + k.sub_hdr_size)
     assert k.bitmap_blocks == 2 * -(-(max(source.frames) + 1) // (8 * PAGE))
@@ -160,7 +160,7 @@ def test_notes_of_any_size_are_copied(tmp_path: Path, size: int) -> None:
     assert list(k.pages()) == [(1, b"m" * PAGE)]
 
 
-def test_without_notes_there_is_a_header_all_the_same(tmp_path: Path) -> None:
+def test_without_notes_there_is_a_header_too(tmp_path: Path) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE)]).write(tmp_path / "vmcore")
     vmfilter.filter_dump(vmcore, tmp_path / "dump", level=0)
     k = Kdump(tmp_path / "dump")
@@ -173,14 +173,14 @@ def test_without_notes_there_is_a_header_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 31])
-def test_bitmap_1_is_all_memory_and_bitmap_2_what_is_kept_of_it(made: Made, source: Source, level: int) -> None:
+def test_bitmap_1_is_all_memory_and_bitmap_2_the_kept_part_of_it(made: Made, source: Source, level: int) -> None:
     k = made(level)
     assert k.present == sorted(source.frames)
     assert set(k.kept) <= source.frames
     assert (len(k.kept) < len(source.frames)) == (level == 31)
 
 
-def test_the_bitmaps_of_scattered_memory_have_nothing_else(tmp_path: Path) -> None:
+def test_the_bitmaps_of_scattered_memory_have_no_other_bits(tmp_path: Path) -> None:
     frames = [0, 7, 8, 63, 64, 32767, 32768, 32769, 70_000, 1_000_001]
     loads = [Load(pfn * PAGE, bytes([i + 1]) * PAGE) for i, pfn in enumerate(frames)]
     vmcore = Elf(loads[::-1]).write(tmp_path / "vmcore")
@@ -192,7 +192,7 @@ def test_the_bitmaps_of_scattered_memory_have_nothing_else(tmp_path: Path) -> No
     assert [page[0] for _, page in k.pages()] == list(range(1, 11))
 
 
-def test_a_frame_of_which_a_pt_load_holds_a_part_is_kept_filled_up_with_zeros(tmp_path: Path) -> None:
+def test_a_partial_frame_of_a_pt_load_is_kept_and_padded_with_zeros(tmp_path: Path) -> None:
     loads = [Load(0x1000, b"a" * 0x727), Load(0x3800, b"b" * 0x1000)]
     vmfilter.filter_dump(Elf(loads).write(tmp_path / "vmcore"), tmp_path / "dump", level=0)
     assert dict(Kdump(tmp_path / "dump").pages()) == {
@@ -206,7 +206,7 @@ def test_a_frame_of_which_a_pt_load_holds_a_part_is_kept_filled_up_with_zeros(tm
 
 
 @pytest.mark.parametrize("compress", CODEC_LEVELS)
-def test_every_kept_page_is_that_of_the_vmcore(made: Made, source: Source, compress: str) -> None:
+def test_every_kept_page_is_the_vmcores(made: Made, source: Source, compress: str) -> None:
     k = made(31, compress)
     codec = CODECS[compress.partition(":")[0]]
     assert (k.signature, k.status) == (codec.signature, codec.flag)
@@ -227,7 +227,7 @@ def test_levels_0_and_1_keep_every_page(made: Made, source: Source, level: int) 
 
 
 @pytest.mark.parametrize("level", [1, 31])
-def test_zero_pages_share_one_page_of_zeros(made: Made, source: Source, level: int) -> None:
+def test_zero_pages_share_one_stored_page(made: Made, source: Source, level: int) -> None:
     k = made(level)
     first = k.descriptors + 24 * len(k.kept)
     zeros = [pfn for pfn in k.kept if source.page(pfn) == bytes(PAGE)]
@@ -239,7 +239,7 @@ def test_zero_pages_share_one_page_of_zeros(made: Made, source: Source, level: i
 
 
 @pytest.mark.parametrize("level", [0, 30])
-def test_without_level_1_zero_pages_are_pages_like_others(made: Made, source: Source, level: int) -> None:
+def test_without_bit_1_zero_pages_are_stored_like_others(made: Made, source: Source, level: int) -> None:
     k = made(level)
     offsets = [d[0] for d in descriptors(k)]
     assert len(set(offsets)) == len(offsets)
@@ -264,7 +264,7 @@ def test_descriptors_cover_the_rest_of_the_file_without_gaps(made: Made, level: 
 
 @pytest.mark.parametrize("compress", ["zstd", "zlib", "zlib:6", "lzo", "snappy", "lz4", "none"])
 @pytest.mark.parametrize("level", [0, 31])
-def test_the_number_of_threads_does_not_show(
+def test_the_number_of_threads_makes_no_difference(
     real: Callable[[str], Path], tmp_path: Path, level: int, compress: str
 ) -> None:
     dumps = []
@@ -329,10 +329,10 @@ def test_an_aborted_file_leaves_nothing(tmp_path: Path) -> None:
     transport.write(0, b"half")
     transport.abort()
     assert os.listdir(tmp_path) == []
-    transport.abort()  # twice does no harm
+    transport.abort()  # a second time does no harm
 
 
-def test_an_aborted_file_leaves_the_one_that_it_was_to_replace(tmp_path: Path) -> None:
+def test_an_aborted_file_leaves_the_one_that_it_should_replace(tmp_path: Path) -> None:
     target = tmp_path / "dump"
     target.write_bytes(b"old")
     transport = FileTransport(str(target), force=True)
@@ -344,7 +344,7 @@ def test_an_aborted_file_leaves_the_one_that_it_was_to_replace(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_file_made_meanwhile_by_somebody_else_is_not_replaced(
+def test_a_file_made_in_the_meantime_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -360,7 +360,7 @@ def test_a_file_made_meanwhile_by_somebody_else_is_not_replaced(
     assert target.read_bytes() == b"theirs"
 
 
-def test_with_force_a_file_made_meanwhile_is_replaced(tmp_path: Path) -> None:
+def test_with_force_a_file_made_in_the_meantime_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "dump"
     transport = FileTransport(str(target), force=True)
     transport.write(0, b"mine")
@@ -377,9 +377,7 @@ def _fails(number: int) -> Callable[..., None]:
     return fail
 
 
-def test_a_file_system_without_links_gets_the_file_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_links_gets_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", _fails(errno.EPERM))
     transport = FileTransport(str(tmp_path / "dump"))
     transport.write(0, b"mine")
@@ -397,7 +395,7 @@ def test_a_failing_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, memoryview(data)[:7], at))
     transport = FileTransport(str(tmp_path / "dump"))
@@ -430,10 +428,10 @@ def test_a_run_whose_progress_fails_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-def test_all_pt_notes_are_copied_and_vmcoreinfo_is_found_in_whichever_it_is(tmp_path: Path) -> None:
+def test_all_pt_notes_are_copied_and_vmcoreinfo_is_found_in_any_of_them(tmp_path: Path) -> None:
     first, second = prstatus_note(), vmcoreinfo_note("OSRELEASE=6.1\n")
     elf = Elf([Load(0, b"x" * PAGE)], second)
-    at = 4 * PAGE + 64  # behind everything else
+    at = 4 * PAGE + 64  # after everything else
     elf.extra_headers.append(struct.pack("<IIQQQQQQ", 4, 0, at, 0, 0, len(first), len(first), 4))
     (tmp_path / "v").write_bytes(elf.build().ljust(at, b"\0") + first)
     vmfilter.filter_dump(tmp_path / "v", tmp_path / "dump", level=0)

@@ -1,4 +1,4 @@
-"""arm64: every page size with every size of address, blocks, LPA and LPA2, and where the kernel's tables begin."""
+"""arm64: every page size with every address size, blocks, LPA and LPA2, and the place of the kernel's tables."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BLOCKS = {"4K": [2 * MIB, GIB], "16K": [32 * MIB], "64K": [512 * MIB]}
 LARGE_BLOCKS = {("4K", 52): 512 * GIB, ("16K", 52): 64 * GIB, ("64K", 52): 4 * TIB, ("64K", 48): 4 * TIB}
 VOFFSET = 0xFFFF_9A56_F4A0_0000
 EVERY_FORM = pytest.mark.parametrize(("pages", "bits"), FORMS)
-# Bits that are no part of any address: software's, attributes for later architectures, execute-never, guarded (50),
+# Bits that are not part of an address: software's, attributes of later architectures, execute-never, guarded (50),
 # dirty (51), contiguous; access flag, not global, read-only, user, attribute index.
 ATTRIBUTES = 0xFFFC_0000_0000_0CFC
 
 
 def lines(form: Form, root: int, built: int | None, running: int | None, *more: str) -> list[str]:
-    """VMCOREINFO, for an image that lies at VOFFSET from its physical address."""
+    """VMCOREINFO of an image VOFFSET above its physical address."""
     said = [f"PAGESIZE={form.page}", f"SYMBOL(swapper_pg_dir)={root + VOFFSET & (1 << 64) - 1:x}"]
     said += [f"NUMBER(VA_BITS)={built}"] if built else []
     said += [f"NUMBER(TCR_EL1_T1SZ)={64 - running:#x}"] if running else []
@@ -42,7 +42,7 @@ def level_of(form: Form, size: int) -> int:
 
 
 def top_bits(form: Form) -> int:
-    """Bits of a physical address above 48, as far as the form has them."""
+    """Return a physical address's bits above 48 that the form supports."""
     return {16: 0xA << 48}.get(form.page_shift, 0xE << 48 if form.bits == 52 else 0)
 
 
@@ -72,7 +72,7 @@ def test_blocks_of_every_size(tmp_path: Path, pages: str, bits: int, size: int) 
     level = level_of(form, size)
     paddr = top_bits(form) | size
     space.map(form.lowest, paddr, level, ATTRIBUTES)
-    space.map(form.lowest + size, paddr + size, level)  # follows in both
+    space.map(form.lowest + size, paddr + size, level)  # follows both virtually and physically
     space.map(form.lowest + 3 * size, 0x40000 * KIB)
     with space.virtual(tmp_path, usual(space)) as virtual:
         assert joined(virtual.translate(form.lowest, 3 * size)) == [Translation(form.lowest, 2 * size, paddr)]
@@ -88,7 +88,7 @@ def test_blocks_of_every_size(tmp_path: Path, pages: str, bits: int, size: int) 
 
 
 @EVERY_FORM
-def test_a_block_in_a_table_that_has_none_maps_nothing(tmp_path: Path, pages: str, bits: int) -> None:
+def test_a_block_in_a_table_that_must_not_contain_any_maps_nothing(tmp_path: Path, pages: str, bits: int) -> None:
     form = arm64(PAGES[pages], bits)
     possible = {*BLOCKS[pages], LARGE_BLOCKS.get((pages, bits), 0)}
     for level in range(1, len(form.widths)):
@@ -101,21 +101,21 @@ def test_a_block_in_a_table_that_has_none_maps_nothing(tmp_path: Path, pages: st
 
 
 @EVERY_FORM
-def test_attributes_are_no_address(tmp_path: Path, pages: str, bits: int) -> None:
+def test_attributes_are_not_part_of_an_address(tmp_path: Path, pages: str, bits: int) -> None:
     form = arm64(PAGES[pages], bits)
     space = Space(form)
-    reserved = 0 if bits == 52 and pages != "64K" else 3 << 48  # but with LPA2
+    reserved = 0 if bits == 52 and pages != "64K" else 3 << 48  # LPA2 uses them
     space.map(form.lowest, 0x4000_0000, bits=ATTRIBUTES | reserved)
     for level in range(1, len(form.widths)):
         at = space.entry(form.lowest, level)
-        space.write_word(at, space.word(at) | 0xF8 << 56 | 1 << 10)  # of tables: what they permit, access flag
+        space.write_word(at, space.word(at) | 0xF8 << 56 | 1 << 10)  # of tables: permissions, access flag
     with space.virtual(tmp_path, usual(space)) as virtual:
         assert joined(virtual.translate(form.lowest, form.page)) == [Translation(form.lowest, form.page, 0x4000_0000)]
 
 
 @pytest.mark.parametrize(("pages", "bits"), [("64K", 42), ("64K", 48), ("64K", 52), ("4K", 52), ("16K", 52)])
 def test_52_bits_of_physical_address(tmp_path: Path, pages: str, bits: int) -> None:
-    """In pages, in blocks, and in where the tables themselves lie."""
+    """In pages, in blocks, and in the addresses of tables."""
     form = arm64(PAGES[pages], bits)
     for nibble in range(1, 16):
         high = nibble << 48
@@ -129,8 +129,8 @@ def test_52_bits_of_physical_address(tmp_path: Path, pages: str, bits: int) -> N
 
 @EVERY_FORM
 @pytest.mark.parametrize("kind", [0b00, 0b10, 0b01])
-def test_entries_that_are_not_there(tmp_path: Path, pages: str, bits: int, kind: int) -> None:
-    """Not valid, whatever else is set; and in the last table a block, which is reserved."""
+def test_entries_that_map_nothing(tmp_path: Path, pages: str, bits: int, kind: int) -> None:
+    """Invalid entries, whatever other bits are set; and in the last table a block, which is reserved."""
     form = arm64(PAGES[pages], bits)
     space = Space(form)
     space.map(form.lowest, 0x12340000)
@@ -140,7 +140,7 @@ def test_entries_that_are_not_there(tmp_path: Path, pages: str, bits: int, kind:
         assert list(virtual.translate(form.lowest, form.page)) == []
 
 
-# Which tables these are: what a kernel was built for, what it runs with
+# Which form the tables have: what a kernel was built for, and what it runs with
 
 
 @pytest.mark.parametrize(
@@ -148,17 +148,17 @@ def test_entries_that_are_not_there(tmp_path: Path, pages: str, bits: int, kind:
     [
         ("4K", 39, 39, None),  # before 5.9 what it runs with was not exported
         ("4K", 48, 48, None),
-        ("4K", 48, 52, 48),  # built for LPA2, on a processor without
+        ("4K", 48, 52, 48),  # built for LPA2, on a processor without it
         ("16K", 47, 52, 47),
         ("16K", 48, 48, 48),
         ("64K", 42, 42, None),
         ("64K", 48, 48, 48),
         ("64K", 52, 52, 52),
-        ("64K", 52, 52, 48),  # the register points at the last entries of a table for 52 bits
+        ("64K", 52, 52, 48),  # the register points to the last entries of a table for 52 bits
         ("64K", 52, 52, None),  # 5.4 to 5.8
     ],
 )
-def test_the_first_reading_is_the_right_one(
+def test_the_first_candidate_is_the_right_one(
     tmp_path: Path, pages: str, bits: int, built: int, running: int | None
 ) -> None:
     space = Space(arm64(PAGES[pages], bits))
@@ -172,9 +172,9 @@ def test_the_first_reading_is_the_right_one(
 
 @pytest.mark.parametrize(
     ("pages", "bits", "built"),
-    [("64K", 52, 48), *[(p, b, None) for p, b in FORMS]],  # 52 where 48 are said: 5.0 to 5.3 with CONFIG_..._USER_52
+    [("64K", 52, 48), *[(p, b, None) for p, b in FORMS]],  # 52 although 48 is exported: 5.0 to 5.3, CONFIG_..._USER_52
 )
-def test_the_kernels_name_tells_which_tables_these_are(
+def test_the_kernels_name_decides_which_form_the_tables_have(
     tmp_path: Path, pages: str, bits: int, built: int | None
 ) -> None:
     space = Space(arm64(PAGES[pages], bits))
@@ -186,8 +186,8 @@ def test_the_kernels_name_tells_which_tables_these_are(
         assert len(kernel.memory._levels) == len(space.form.widths)
 
 
-def test_shareability_is_no_address_on_a_processor_without_lpa2(tmp_path: Path) -> None:
-    """A kernel built for LPA2 sets these bits there: as address they would lead out of memory."""
+def test_shareability_is_not_part_of_an_address_on_a_processor_without_lpa2(tmp_path: Path) -> None:
+    """A kernel built for LPA2 sets these bits there; taken as address bits, they would lead outside memory."""
     space = Space(arm64(12, 48))
     vaddr = 0xFFFF_8000_0000_0000
     space.map(vaddr, 0x12340000)
@@ -196,21 +196,21 @@ def test_shareability_is_no_address_on_a_processor_without_lpa2(tmp_path: Path) 
         assert joined(virtual.translate(vaddr, 8)) == [Translation(vaddr, 8, 0x12340000)]
 
 
-# Where they begin
+# Where the tables begin
 
 
 IMAGE = 0xFFFF_8000_1000_0000
 
 
 def image(bits: int = 48, paddr: int = 0x4020_0000) -> Space:
-    """A kernel's image whose tables and name lie next to each other in memory and in addresses."""
+    """Map a kernel image whose tables and name are next to each other, both physically and virtually."""
     space = Space(arm64(12, bits), next=paddr)
     space.map_name(IMAGE + 0x2000, paddr + 0x4000_0000)
     return space
 
 
 def said_of(space: Space, offset: int, *more: str) -> list[str]:
-    """VMCOREINFO for symbols that lie offset above their physical addresses."""
+    """VMCOREINFO with symbols that are `offset` above their physical addresses."""
     symbol, mask = (
         f"SYMBOL(swapper_pg_dir)={space.root + offset & (1 << 64) - 1:x}",
         f"SYMBOL(init_uts_ns)={IMAGE + 0x2000:x}",
@@ -219,15 +219,15 @@ def said_of(space: Space, offset: int, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("voffset", [0, 0xFFFF_B751_86E0_0000, 0x1234_5678_0000, 0xFFFF_FFFF_C000_0000])
-def test_kimage_voffset_tells_wherever_kaslr_put_the_image(tmp_path: Path, voffset: int) -> None:
+def test_kimage_voffset_locates_the_image_wherever_kaslr_put_it(tmp_path: Path, voffset: int) -> None:
     space = image()
     with space.kernel(tmp_path, said_of(space, voffset, f"NUMBER(kimage_voffset)={voffset:#x}")) as kernel:
         assert kernel.uts.sysname == b"Linux"
 
 
 @pytest.mark.parametrize("wrong", [(1 << 64) - 1, 0, 0x5F55_C000_0000])
-def test_a_pt_loads_virtual_address_is_not_trusted(tmp_path: Path, wrong: int) -> None:
-    """5.10 on Debian has all of these in one vmcore."""
+def test_the_virtual_address_of_a_pt_load_is_not_trusted(tmp_path: Path, wrong: int) -> None:
+    """Debian's 5.10 produces all of these in one vmcore."""
     space = image()
     space.loads = [Load(0x7000_0000, bytes(64 * KIB), vaddr=wrong)]
     voffset = IMAGE - 0x4020_0000
@@ -235,7 +235,7 @@ def test_a_pt_loads_virtual_address_is_not_trusted(tmp_path: Path, wrong: int) -
         assert kernel.uts.sysname == b"Linux"
 
 
-def test_the_images_own_pt_load_tells_where_nothing_else_does(tmp_path: Path) -> None:
+def test_the_images_own_pt_load_locates_it_if_nothing_else_does(tmp_path: Path) -> None:
     space = image()
     root = space.root // 4096 * 4096
     table = b"".join(space.word(root + i).to_bytes(8, "little") for i in range(0, 4096, 8))
@@ -247,7 +247,7 @@ def test_the_images_own_pt_load_tells_where_nothing_else_does(tmp_path: Path) ->
 @pytest.mark.parametrize("start", [0x4000_0000, 0x8000_0000, 0x80_0000_0000])
 @pytest.mark.parametrize("exported", [True, False])
 @pytest.mark.parametrize(("pages", "bits"), [("4K", 39), ("4K", 48), ("64K", 42), ("64K", 48)])
-def test_before_4_6_the_image_lay_in_the_linear_map(
+def test_before_4_6_the_image_is_in_the_linear_map(
     tmp_path: Path, start: int, exported: bool, pages: str, bits: int
 ) -> None:
     form = arm64(PAGES[pages], bits)
@@ -263,23 +263,23 @@ def test_before_4_6_the_image_lay_in_the_linear_map(
         assert kernel.phys_base == start
 
 
-def test_where_nothing_leads_to_the_name_it_is_said(tmp_path: Path) -> None:
+def test_a_name_that_no_candidate_leads_to_is_an_error(tmp_path: Path) -> None:
     space = image()
     with pytest.raises(KernelError, match="do not lead to its name"), space.kernel(tmp_path, said_of(space, 1 << 40)):
         pass
 
 
-def test_no_symbol_no_roots(tmp_path: Path) -> None:
+def test_no_symbol_no_candidates(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="swapper_pg_dir"), image().kernel(tmp_path, ["PAGESIZE=4096"]):
         pass
 
 
-# What else the header and the memory model want to know
+# Other facts for the header and the memory model
 
 
 @pytest.mark.parametrize("said", [0x4000_0000, 0xFFFF_A0AA_8000_0000, 0xFFF0_8000_4000_0000])
 def test_phys_base_is_phys_offset(tmp_path: Path, said: int) -> None:
-    """crash takes it from the header, also where KASLR or a lack of 52 bits made it less than nothing."""
+    """crash takes it from the header, even if KASLR or fewer than 52 bits made it negative."""
     space = image()
     voffset = IMAGE - 0x4020_0000
     more = (f"NUMBER(kimage_voffset)={voffset:#x}", f"NUMBER(PHYS_OFFSET)={said:#x}")
@@ -312,7 +312,7 @@ def test_sections_and_physical_addresses_by_kernel_and_page_size(
 
 
 @pytest.mark.parametrize("said", [["NUMBER(VA_BITS)=0"], ["NUMBER(VA_BITS)=64"], ["NUMBER(TCR_EL1_T1SZ)=0x40"]])
-def test_sizes_of_address_that_cannot_be_are_passed_over(tmp_path: Path, said: Sequence[str]) -> None:
+def test_impossible_address_sizes_are_ignored(tmp_path: Path, said: Sequence[str]) -> None:
     space = Space(arm64(12, 48))
     roots = space.roots(tmp_path, [*lines(space.form, space.root, None, None), *said])
     assert {root.paging.levels[-1].shift for root in roots} == {30, 39, 48}

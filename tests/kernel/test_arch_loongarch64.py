@@ -11,24 +11,24 @@ from tablebuilder import Form, Space, joined, loongarch64
 from vmfilter.kernel.page_tables import Translation
 
 PAGES = {"4K": 12, "16K": 14, "64K": 16}
-# CONFIG_4KB_3LEVEL and so on.
+# CONFIG_4KB_3LEVEL and so on
 EVERY_FORM = pytest.mark.parametrize(
     ("pages", "levels"), [("4K", 3), ("4K", 4), ("16K", 2), ("16K", 3), ("64K", 2), ("64K", 3)]
 )
 CACHED = 0x9000 << 48
 VM_MAP_BASE = 0xFFFF_8000_0000_0000
-# Bits that are no part of any address: restricted privilege, not executable, not readable; software's up to 48; below
-# the page: what software keeps, privilege level.
+# Bits that are not part of an address: restricted privilege, not executable, not readable; software's up to 48; below
+# the page: bits for software, privilege level.
 ATTRIBUTES = 0xFFFF << 48 | 0xE0C
 
 
 def lines(space: Space, *more: str) -> list[str]:
-    """VMCOREINFO: nothing in it tells how many levels there are."""
+    """VMCOREINFO: nothing in it gives the number of levels."""
     return [f"PAGESIZE={space.form.page}", f"SYMBOL(swapper_pg_dir)={CACHED + space.root:x}", *more]
 
 
 def base(form: Form) -> int:
-    """First address of the part of memory that has tables."""
+    """Return the first address that is mapped by tables."""
     return VM_MAP_BASE if form.bits <= 47 else 0xFFFF << 48 if form.bits == 48 else (1 << 64) - (1 << form.bits)
 
 
@@ -38,7 +38,7 @@ def test_pages(tmp_path: Path, pages: str, levels: int) -> None:
     space = Space(form)
     page, start = form.page, base(form)
     space.map(start, 0x1234_0000, bits=ATTRIBUTES)
-    space.map(start + 2 * page, 0xFFFF_FFFF_0000)  # the highest address but the last pages
+    space.map(start + 2 * page, 0xFFFF_FFFF_0000)  # the highest possible address but for the last pages
     space.map(start + 3 * page, 0xFFFF_FFFF_0000 + page if page < 65536 else 0)
     with space.virtual(tmp_path, lines(space)) as virtual:
         assert joined(virtual.translate(start, page)) == [Translation(start, page, 0x1234_0000)]
@@ -50,7 +50,7 @@ def test_pages(tmp_path: Path, pages: str, levels: int) -> None:
 
 @EVERY_FORM
 def test_huge_pages(tmp_path: Path, pages: str, levels: int) -> None:
-    """In a directory the bit that says global of a page says huge instead, and bit 12 says global."""
+    """In a directory, the global bit of a page means huge, and bit 12 means global."""
     form = loongarch64(PAGES[pages], levels)
     for level in range(1, levels):
         size = form.size(level)
@@ -72,8 +72,8 @@ def test_huge_pages(tmp_path: Path, pages: str, levels: int) -> None:
 
 
 @EVERY_FORM
-def test_where_nothing_is_mapped(tmp_path: Path, pages: str, levels: int) -> None:
-    """Empty entries of directories lead to tables whose entries are empty; the last table's may still say global."""
+def test_unmapped_addresses(tmp_path: Path, pages: str, levels: int) -> None:
+    """Empty directory entries point to tables with empty entries; an empty entry of the last table may be global."""
     form = loongarch64(PAGES[pages], levels)
     space = Space(form)
     start = base(form)
@@ -86,7 +86,7 @@ def test_where_nothing_is_mapped(tmp_path: Path, pages: str, levels: int) -> Non
 
 
 @EVERY_FORM
-def test_levels_are_known_where_nothing_at_all_is_mapped(tmp_path: Path, pages: str, levels: int) -> None:
+def test_the_number_of_levels_is_found_if_nothing_is_mapped(tmp_path: Path, pages: str, levels: int) -> None:
     space = Space(loongarch64(PAGES[pages], levels))
     with space.virtual(tmp_path, lines(space)) as virtual:
         assert len(virtual._levels) == levels
@@ -107,7 +107,7 @@ def test_windows_need_no_tables(tmp_path: Path, pages: str, levels: int) -> None
 
 @EVERY_FORM
 @pytest.mark.parametrize("image", [0x20_0000, 0x1234_0000])  # KASLR moves it within the window
-def test_the_kernel_by_its_name(tmp_path: Path, pages: str, levels: int, image: int) -> None:
+def test_the_kernel_is_found_by_its_name(tmp_path: Path, pages: str, levels: int, image: int) -> None:
     form = loongarch64(PAGES[pages], levels)
     space = Space(form, next=image)
     name = space.next + 0x40_0000 + 0x80
@@ -122,8 +122,8 @@ def test_the_kernel_by_its_name(tmp_path: Path, pages: str, levels: int, image: 
 
 
 @EVERY_FORM
-def test_without_tables_there_are_still_the_windows(tmp_path: Path, pages: str, levels: int) -> None:
-    """Without SPARSEMEM_VMEMMAP that is all that is needed."""
+def test_without_tables_the_windows_still_work(tmp_path: Path, pages: str, levels: int) -> None:
+    """Without SPARSEMEM_VMEMMAP, nothing else is needed."""
     space = Space(loongarch64(PAGES[pages], levels))
     space.write(
         0x9876_5000, b"".join(part.ljust(65, b"\0") for part in (b"Linux", b"node", b"6.18.0")).ljust(4096, b"\0")
@@ -142,8 +142,8 @@ def test_a_table_that_leads_to_itself(tmp_path: Path) -> None:
         assert virtual.read(base(space.form), 8) is None
 
 
-def test_more_levels_than_addresses_have_bits_are_none(tmp_path: Path) -> None:
-    """Four levels of 64K pages: memory that is damaged can look so."""
+def test_more_levels_than_an_address_has_bits_are_refused(tmp_path: Path) -> None:
+    """Four levels of 64K pages: damaged memory can look like that."""
     space = Space(loongarch64(16, 3))
     tables = [space.root, *(0x4000_0000 + i * 65536 for i in range(3))]
     for table, following in pairwise(tables):

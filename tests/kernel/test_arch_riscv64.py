@@ -1,4 +1,4 @@
-"""riscv64: Sv39, Sv48 and Sv57, leaves in every level, napot, and where the kernel's tables begin."""
+"""riscv64: Sv39, Sv48 and Sv57, leaves at every level, napot, and the place of the kernel's tables."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vmfilter.kernel.page_tables import Translation
 
 PAGE = 4 * KIB
 LINK = 0xFFFF_FFFF_8000_0000
-OFFSET = LINK - 0x8020_0000  # va_kernel_pa_offset of a kernel that lies where it usually does
+OFFSET = LINK - 0x8020_0000  # va_kernel_pa_offset of a kernel at its usual place
 LEVELS = {39: [PAGE, 2 * MIB, GIB], 48: [PAGE, 2 * MIB, GIB, 512 * GIB]}
 LEVELS[57] = [*LEVELS[48], 256 * TIB]
 MODES = {39: 8, 48: 9, 57: 10}
 PAGE_OFFSET = {39: 0xFFFF_FFD6_0000_0000, 48: 0xFFFF_AF80_0000_0000, 57: 0xFF60_0000_0000_0000}
 NAPOT = 1 << 63
-# Bits that are no part of an address: Svpbmt's, those reserved or another vendor's, software's.
+# Bits that are not part of an address: Svpbmt's, reserved ones or another vendor's, software's.
 ATTRIBUTES = 0b11 << 61 | 0x7F << 54 | 0b11 << 8
 EVERY_FORM = pytest.mark.parametrize("bits", [39, 48, 57])
 
@@ -36,10 +36,10 @@ def usual(space: Space) -> list[str]:
 
 
 @pytest.mark.parametrize(("bits", "level"), [(b, i) for b in LEVELS for i in range(len(LEVELS[b]))])
-def test_leaves_in_every_level(tmp_path: Path, bits: int, level: int) -> None:
+def test_leaves_at_every_level(tmp_path: Path, bits: int, level: int) -> None:
     space = Space(riscv64(bits))
     size = LEVELS[bits][level]
-    paddr = (1 << 56) - 2 * size if size < 1 << 54 else 0  # the highest that there are
+    paddr = (1 << 56) - 2 * size if size < 1 << 54 else 0  # the highest possible
     vaddr = space.form.lowest + 4 * size
     space.map(vaddr, paddr, level, ATTRIBUTES)
     space.map(vaddr + size, paddr + size, level)
@@ -61,8 +61,8 @@ def test_the_last_page_of_the_address_space(tmp_path: Path, bits: int) -> None:
 
 @EVERY_FORM
 @pytest.mark.parametrize(("clear", "there"), [(0b0001, False), (0b1110, False), (0b0100, True), (0b1000, True)])
-def test_entries_that_are_not_there(tmp_path: Path, bits: int, clear: int, there: bool) -> None:
-    """Not valid; in the last table one that would lead to a table. Read-only is a leaf as good as others."""
+def test_entries_that_map_nothing(tmp_path: Path, bits: int, clear: int, there: bool) -> None:
+    """Invalid entries; in the last table, one that would point to a table. A read-only leaf is valid."""
     space = Space(riscv64(bits))
     vaddr = space.form.lowest
     space.map(vaddr, 0x8000_0000, bits=0b1000)
@@ -85,14 +85,14 @@ def test_a_table_that_is_not_valid(tmp_path: Path, bits: int) -> None:
 
 @EVERY_FORM
 def test_napot(tmp_path: Path, bits: int) -> None:
-    """Sixteen entries that all have the same address, whose low bits say that the block is of 64 KiB."""
+    """Sixteen entries with the same address, whose low bits say that the block has 64 KiB."""
     space = Space(riscv64(bits))
     vaddr = space.form.lowest + 2 * MIB - 192 * KIB
     for block, paddr in enumerate((0x9000_0000, 0x8765_0000, 0x8766_0000)):
         for page in range(16):
             at = vaddr + block * 64 * KIB + page * PAGE
             space.map(at, paddr | 8 * PAGE, bits=NAPOT)
-    space.map(vaddr + 192 * KIB, 0x8000_8000)  # the same low bits, and no napot
+    space.map(vaddr + 192 * KIB, 0x8000_8000)  # the same low bits without napot
     with space.virtual(tmp_path, usual(space)) as virtual:
         assert joined(virtual.translate(vaddr, 256 * KIB)) == [
             Translation(vaddr, 64 * KIB, 0x9000_0000),
@@ -104,11 +104,11 @@ def test_napot(tmp_path: Path, bits: int) -> None:
             assert list(virtual.translate(at + 0x120, 8)) == [Translation(at + 0x120, 8, 0x8765_0120 + page * PAGE)]
 
 
-# Which tables these are, and where they begin
+# Which form the tables have, and where they begin
 
 
 def named(bits: int, link: int = LINK, paddr: int = 0x8020_0000) -> tuple[Space, str]:
-    """Tables that lead to the kernel's name, in an image at link, and where its symbol is."""
+    """Map an image at link with the kernel's name; return the tables and the address of its symbol."""
     space = Space(riscv64(bits), next=paddr + 0x10_0000)
     space.map_name(link + 0x5080, paddr + 0x5080)
     return space, f"SYMBOL(init_uts_ns)={link + 0x5080:x}"
@@ -116,7 +116,7 @@ def named(bits: int, link: int = LINK, paddr: int = 0x8020_0000) -> tuple[Space,
 
 @EVERY_FORM
 @pytest.mark.parametrize("by", ["VA_BITS", "satp", "both", "nothing"])
-def test_how_many_levels_there_are(tmp_path: Path, bits: int, by: str) -> None:
+def test_the_number_of_levels_is_found(tmp_path: Path, bits: int, by: str) -> None:
     space, name = named(bits)
     said = [name, f"NUMBER(va_kernel_pa_offset)={OFFSET:#x}"]
     said += [f"NUMBER(VA_BITS)={bits}"] if by in ("VA_BITS", "both") else []
@@ -132,7 +132,9 @@ def test_how_many_levels_there_are(tmp_path: Path, bits: int, by: str) -> None:
 @pytest.mark.parametrize(
     ("link", "paddr"), list(itertools.product([LINK, LINK + 0x1A40_0000], [0x8020_0000, 0x4_0000_0000]))
 )
-def test_va_kernel_pa_offset_tells_wherever_the_kernel_lies(tmp_path: Path, bits: int, link: int, paddr: int) -> None:
+def test_va_kernel_pa_offset_locates_the_kernel_wherever_it_is(
+    tmp_path: Path, bits: int, link: int, paddr: int
+) -> None:
     space, name = named(bits, link, paddr)
     offset = link - paddr
     said = lines(space, name, f"NUMBER(va_kernel_pa_offset)={offset:#x}", offset=offset)
@@ -144,11 +146,11 @@ def test_va_kernel_pa_offset_tells_wherever_the_kernel_lies(tmp_path: Path, bits
 @pytest.mark.parametrize("ram", [0x8000_0000, 0x10_0000_0000])
 @pytest.mark.parametrize("firmware", [0, 2 * MIB])
 @pytest.mark.parametrize("exported", [True, False])
-def test_without_it_the_kernel_is_where_it_is_usually_loaded(
+def test_without_it_the_kernel_is_expected_where_it_is_usually_loaded(
     tmp_path: Path, bits: int, ram: int, firmware: int, exported: bool
 ) -> None:
     space, name = named(bits, paddr=ram + firmware)
-    space.loads = [Load(ram + 0x6_0000, bytes(PAGE), vaddr=0xC5_F000)]  # as /proc/vmcore has it: no virtual address
+    space.loads = [Load(ram + 0x6_0000, bytes(PAGE), vaddr=0xC5_F000)]  # as in /proc/vmcore: no virtual address
     said = [name, f"NUMBER(phys_ram_base)={ram}"] if exported else [name]
     with space.kernel(tmp_path, lines(space, *said, offset=LINK - ram - firmware)) as kernel:
         assert kernel.uts.sysname == b"Linux"
@@ -156,7 +158,7 @@ def test_without_it_the_kernel_is_where_it_is_usually_loaded(
 
 
 @EVERY_FORM
-def test_without_it_the_images_own_pt_load_tells(tmp_path: Path, bits: int) -> None:
+def test_without_it_the_images_own_pt_load_locates_the_kernel(tmp_path: Path, bits: int) -> None:
     space, name = named(bits, paddr=0x1_2340_0000)
     table = b"".join(space.word(space.root + i).to_bytes(8, "little") for i in range(0, PAGE, 8))
     space.loads = [Load(0x8000_0000, bytes(PAGE)), Load(space.root, table, vaddr=LINK + 0x10_0000)]
@@ -173,7 +175,7 @@ def test_phys_base_is_the_beginning_of_memory(tmp_path: Path, exported: int | No
         assert kernel.phys_base == (exported or 0x8020_0000)
 
 
-# Dumps of kexec_load: what was allocated early is "Reserved" in /proc/iomem, and kexec-tools leaves that out
+# Dumps after kexec_load: early allocations are "Reserved" in /proc/iomem, and kexec-tools omits that memory
 
 
 def without_tables(bits: int) -> tuple[Space, list[str]]:
@@ -184,7 +186,7 @@ def without_tables(bits: int) -> tuple[Space, list[str]]:
 
 
 @EVERY_FORM
-def test_without_its_tables_the_kernel_can_be_named(tmp_path: Path, bits: int) -> None:
+def test_without_its_tables_the_kernel_is_named(tmp_path: Path, bits: int) -> None:
     space, said = without_tables(bits)
     space.write(0x8100_0000, b"linear")
     with space.kernel(tmp_path, said) as kernel:
@@ -194,8 +196,8 @@ def test_without_its_tables_the_kernel_can_be_named(tmp_path: Path, bits: int) -
 
 
 @EVERY_FORM
-def test_with_its_tables_they_alone_count(tmp_path: Path, bits: int) -> None:
-    """Where tables and VMCOREINFO differ, the tables are right."""
+def test_with_its_tables_only_they_count(tmp_path: Path, bits: int) -> None:
+    """If the tables and VMCOREINFO disagree, the tables are right."""
     space, said = without_tables(bits)
     space.absent = set()
     space.write(0x8100_0000, b"linear")
@@ -204,7 +206,7 @@ def test_with_its_tables_they_alone_count(tmp_path: Path, bits: int) -> None:
         assert kernel.memory.read(PAGE_OFFSET[bits] + 16 * MIB, 6) is None
 
 
-def test_such_a_dump_says_why_it_is_not_filtered(tmp_path: Path) -> None:
+def test_such_a_dump_says_why_it_cannot_be_filtered(tmp_path: Path) -> None:
     space, said = without_tables(57)
     said += ["SYMBOL(mem_section)=ff60000025c00000", "LENGTH(mem_section)=4194304", "SIZE(mem_section)=32"]
     said += ["OFFSET(mem_section.section_mem_map)=0", "SIZE(page)=64", "NUMBER(PG_lru)=5", "NUMBER(PG_private)=14"]

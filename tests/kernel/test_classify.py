@@ -1,4 +1,4 @@
-"""Page frames get the class that the kernel's own rules give them, whatever the kernel."""
+"""Page frames get the class that the kernel's own rules give them, for every kernel version."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vmfilter.frames.classes import PageClass
 from vmfilter.native import PageLayout
 from vmfilter.pages.classify import WINDOW_PAGES, Classifier
 
-ODD = 0xFFFF888000ABCD11  # not a mapping at all, though its lowest bit says anonymous
+ODD = 0xFFFF888000ABCD11  # not a mapping, although its lowest bit says anonymous
 TOP_BYTE = ("6.12", "7.2")
 
 every_flavour = pytest.mark.parametrize("name", FLAVOURS)
@@ -65,7 +65,7 @@ def test_single_pages(scene: Scene, name: str, tmp_path: Path) -> None:
     scene.page("KSM", USER, "lru", "swapbacked", mapping=KSM, mapcount=5)
     scene.page("swap cache, not on a list", CACHE, *swap)
     scene.page("swap cache with private data, not on a list", PRIVATE, "private", *swap)
-    # Since 4.10 the flag alone is a file system's or Xen's own.
+    # Since 4.10 the flag alone belongs to a file system or to Xen.
     scene.page("PG_swapcache alone", KERNEL if scene.flavour.swapbacked else CACHE, "swapcache")
     scene.page("PG_swapbacked alone", KERNEL, "swapbacked")
     scene.check(tmp_path)
@@ -85,14 +85,14 @@ def test_slab_pages_are_kept_whatever_overlays_their_members(scene: Scene, name:
         scene.machine.compound(pfn, 3, mapping=ODD, mapcount=f.types["slab"] | low)
     if f.slab_overlays_mapcount:
         for mapcount in (f.types["buddy"], 0x00010020, 0x80200000, 5):  # inuse, objects, frozen: the first like buddy
-            # private is 0, so that what looks like buddy would be a good block of order 0.
+            # private is 0, so that an apparent buddy page would be a valid block of order 0.
             pfn = scene.take(f"slab with counters {mapcount:#x}", KERNEL)
             scene.machine.put(pfn, "slab", mapcount=mapcount, mapping=ODD)
     scene.check(tmp_path)
 
 
 @every_flavour
-def test_all_pages_of_a_compound_page_have_its_heads_class(scene: Scene, name: str, tmp_path: Path) -> None:
+def test_all_pages_of_a_compound_page_get_its_heads_class(scene: Scene, name: str, tmp_path: Path) -> None:
     scene.compound("kernel", KERNEL, 2)
     scene.compound("kernel, largest that is allocated", KERNEL, 10)
     scene.compound("anonymous THP", USER, 9, "lru", "swapbacked", mapping=ANON)
@@ -104,8 +104,8 @@ def test_all_pages_of_a_compound_page_have_its_heads_class(scene: Scene, name: s
 
 
 @every_flavour
-def test_hugetlb_pages_are_the_users(scene: Scene, name: str, tmp_path: Path) -> None:
-    # Until 3.16 VMCOREINFO does not say which compound pages they are. Those of a file look like the kernel's then.
+def test_hugetlb_pages_belong_to_the_user(scene: Scene, name: str, tmp_path: Path) -> None:
+    # Until 3.16 VMCOREINFO does not identify hugetlb pages; file-backed ones then look like the kernel's own.
     of_a_file = USER if scene.flavour.hugetlb else KERNEL
     scene.compound("anonymous hugetlb", USER, 9, mapping=ANON, hugetlb=True)
     scene.compound("hugetlb of a file", of_a_file, 9, mapping=FILE, hugetlb=True)
@@ -115,7 +115,7 @@ def test_hugetlb_pages_are_the_users(scene: Scene, name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hvo])
-def test_hugetlb_pages_whose_tails_alias_the_head(scene: Scene, name: str, tmp_path: Path) -> None:
+def test_hugetlb_pages_with_aliased_tails_get_their_heads_class(scene: Scene, name: str, tmp_path: Path) -> None:
     for mapping, bad in ((FILE, ()), (ANON, ()), (FILE, (0,))):
         pfn = scene.compound("hugetlb", HWPOISON if bad else USER, 9, mapping=mapping, hugetlb=True, bad=bad)
         scene.machine.alias_tails(pfn, 9)
@@ -132,7 +132,7 @@ def test_free_blocks(scene: Scene, name: str, tmp_path: Path) -> None:
 
 
 @every_flavour
-def test_free_blocks_that_cannot_be_are_kept(scene: Scene, name: str, tmp_path: Path) -> None:
+def test_impossible_free_blocks_are_kept(scene: Scene, name: str, tmp_path: Path) -> None:
     for order in (11, 63, 64, 0xFFFFFFFF, 1 << 32, 1 << 63):
         scene.typed(f"order {order}", KERNEL, "buddy", private=order)
         scene.page("cache after it", CACHE, "lru", mapping=FILE)
@@ -141,7 +141,7 @@ def test_free_blocks_that_cannot_be_are_kept(scene: Scene, name: str, tmp_path: 
     scene.check(tmp_path)
 
 
-def test_the_largest_free_block_is_what_vmcoreinfo_says(tmp_path: Path) -> None:
+def test_the_largest_free_block_is_that_of_vmcoreinfo(tmp_path: Path) -> None:
     scene = Scene(Synthetic(FLAVOURS["6.1"], free_orders=6))
     scene.free(5)
     scene.typed("order 6", KERNEL, "buddy", private=6)
@@ -171,7 +171,7 @@ def test_hwpoison_comes_before_every_other_class(scene: Scene, name: str, tmp_pa
 
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb])
 def test_a_hwpoisoned_hugetlb_page_is_bad_as_a_whole(scene: Scene, name: str, tmp_path: Path) -> None:
-    # Which of its pages are bad is in a list that hangs on the head, so none can be trusted.
+    # A list attached to the head says which of its pages are bad, so none can be trusted.
     scene.compound("hugetlb", HWPOISON, 9, mapping=FILE, hugetlb=True, bad=(0,))
     scene.check(tmp_path)
 
@@ -206,7 +206,7 @@ def test_pages_of_other_types_are_kept(scene: Scene, name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", TOP_BYTE)
-def test_the_low_24_bits_of_a_page_type_are_the_owners(scene: Scene, name: str, tmp_path: Path) -> None:
+def test_the_low_24_bits_of_a_page_type_belong_to_its_owner(scene: Scene, name: str, tmp_path: Path) -> None:
     for low in (1, 0x00FFFFFF):
         scene.typed("free", FREE, "buddy", low=low)
         scene.typed("offline", OFFLINE, "offline", low=low)
@@ -225,19 +225,19 @@ def test_page_types_before_6_12_are_whole_values(scene: Scene, name: str, tmp_pa
 
 
 @every_flavour
-def test_a_tail_whose_head_is_not_there_is_kept(scene: Scene, name: str, tmp_path: Path) -> None:
+def test_a_tail_without_its_head_is_kept(scene: Scene, name: str, tmp_path: Path) -> None:
     first = scene.take("tails without a head", KERNEL, 3)
     scene.machine.compound(first, 3, "lru", mapping=ANON)
-    scene.machine.put(first)  # the head is a kernel page now, as when it is freed
+    scene.machine.put(first)  # the head becomes a kernel page, as when it is freed
     scene.check(tmp_path)
 
 
 @every_flavour
-def test_compound_pages_of_impossible_order_do_not_swallow_what_follows(
+def test_compound_pages_of_impossible_order_do_not_include_the_pages_after_them(
     scene: Scene, name: str, tmp_path: Path
 ) -> None:
     wide = scene.flavour.compound == "lru" or scene.flavour.order_width > 1  # more than a byte
-    # Too large; not aligned to their size.
+    # Too large, or not aligned to their size.
     for order, first in ((23, 0), (31, 0), (1, 1), (4, 8), *(((0x101, 0),) if wide else ())):
         pfn = scene.take(f"order {order}", KERNEL, 5) + first
         scene.machine.compound(pfn, 1, "lru", mapping=FILE)
@@ -249,14 +249,14 @@ def test_compound_pages_of_impossible_order_do_not_swallow_what_follows(
         else:
             scene.machine._write_order(page, order, False)
         scene.machine.put_raw(pfn + 1, bytes(page))
-        scene.wanted[pfn] = CACHE  # itself it is on a list; the tail is kept
+        scene.wanted[pfn] = CACHE  # the head itself is on a list; the tail is kept
     scene.check(tmp_path)
 
 
 @pytest.mark.parametrize("order", [22, 23])
 def test_the_largest_compound_page_is_16_gib(tmp_path: Path, order: int) -> None:
     machine = Synthetic(FLAVOURS["6.12"], physical_bits=36)
-    first = 1 << 23  # aligned to either order
+    first = 1 << 23  # aligned to both orders
     machine.compound(first, 1, mapping=FILE, hugetlb=True)
     page = bytearray(machine.section(first // 512)[64:128])
     page[0] = order
@@ -267,7 +267,7 @@ def test_the_largest_compound_page_is_16_gib(tmp_path: Path, order: int) -> None
 
 
 @pytest.mark.parametrize("order", [10, 11])
-def test_only_hugetlb_pages_are_larger_than_free_blocks_can_be(tmp_path: Path, order: int) -> None:
+def test_only_hugetlb_pages_can_be_larger_than_free_blocks(tmp_path: Path, order: int) -> None:
     machine = Synthetic(FLAVOURS["6.12"])
     first = 1 << 12
     machine.compound(first, 1, "lru", mapping=FILE)
@@ -279,8 +279,8 @@ def test_only_hugetlb_pages_are_larger_than_free_blocks_can_be(tmp_path: Path, o
     assert {found[first + i] for i in range(1, 512)} == {CACHE if order == 10 else KERNEL}
 
 
-def test_compound_pages_of_unknown_extent_are_kept_but_for_the_head(tmp_path: Path) -> None:
-    """Without PG_head_mask, 3.17 on: it is said, and tails stay."""
+def test_compound_pages_of_unknown_size_are_kept_but_for_the_head(tmp_path: Path) -> None:
+    """Since 3.17, without PG_head_mask: a warning is given, and tails are kept."""
     scene = Scene(Synthetic(FLAVOURS["5.10"], without=("NUMBER(PG_head_mask)",)))
     pfn = scene.compound("anonymous THP", KERNEL, 4, "lru", mapping=ANON)
     scene.wanted[pfn] = USER
@@ -301,7 +301,7 @@ def test_struct_pages_are_found_in_every_memory_layout(tmp_path: Path, levels: i
 
 
 @every_flavour
-def test_compound_and_free_blocks_go_on_in_the_next_section(scene: Scene, name: str, tmp_path: Path) -> None:
+def test_compound_pages_and_free_blocks_continue_in_the_next_section(scene: Scene, name: str, tmp_path: Path) -> None:
     scene.compound("anonymous, two sections", USER, 10, "lru", mapping=ANON)
     scene.free(10)
     scene.compound("hugetlb, four sections", USER, 11, mapping=ANON, hugetlb=True)
@@ -309,8 +309,8 @@ def test_compound_and_free_blocks_go_on_in_the_next_section(scene: Scene, name: 
     scene.check(tmp_path)
 
 
-def test_a_huge_page_goes_on_in_the_next_window(tmp_path: Path) -> None:
-    # Struct pages are left out but for those sections that matter here: the head's and those around the border.
+def test_a_huge_page_continues_in_the_next_window(tmp_path: Path) -> None:
+    # Only the struct pages of the sections that matter are written: the head's, and those around the border.
     machine = Synthetic(FLAVOURS["6.12"], physical_bits=32)
     order = 18
     scene = Scene(machine, 1 << order)
@@ -331,7 +331,7 @@ def test_a_huge_page_goes_on_in_the_next_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [56, 64])
-def test_frames_whose_struct_pages_are_not_in_the_dump_are_kept_and_counted(tmp_path: Path, size: int) -> None:
+def test_frames_whose_struct_pages_are_missing_are_kept_and_counted(tmp_path: Path, size: int) -> None:
     def build(absent: set[int]) -> Synthetic:
         machine = Synthetic(replace(FLAVOURS["3.10"], size=size), absent=absent)
         for pfn in range(FIRST, FIRST + 512):
@@ -355,13 +355,13 @@ def test_frames_whose_struct_pages_are_not_in_the_dump_are_kept_and_counted(tmp_
 
 def test_frames_of_a_section_without_struct_pages_are_kept_and_counted(tmp_path: Path) -> None:
     machine = Synthetic(FLAVOURS["6.12"])
-    machine.memory.write(FIRST * 4096, bytes(4096 * 3))  # in the dump, while the kernel knows no such section
+    machine.memory.write(FIRST * 4096, bytes(4096 * 3))  # in the dump, but the kernel knows no such section
     found, classifier = classify(machine, tmp_path)
     assert [found[pfn] for pfn in range(FIRST, FIRST + 3)] == [KERNEL] * 3
     assert classifier.unknown == 3
 
 
-def test_frames_outside_the_dump_are_holes_though_they_have_struct_pages(tmp_path: Path) -> None:
+def test_frames_outside_the_dump_are_holes_even_with_struct_pages(tmp_path: Path) -> None:
     machine = Synthetic(FLAVOURS["6.12"], absent={FIRST + 1, FIRST + 2})
     for pfn in range(FIRST, FIRST + 4):
         machine.put(pfn, "lru")
@@ -387,7 +387,7 @@ _LACKING = [
 
 @pytest.mark.parametrize("line", [*_LACKING, "OFFSET(page.lru)"])
 def test_what_vmcoreinfo_lacks_is_named(tmp_path: Path, line: str) -> None:
-    # Only before 4.4 is lru needed: the order of a compound page lies there.
+    # lru is needed only before 4.4: it contains the order of a compound page.
     flavour = FLAVOURS["3.10" if line == "OFFSET(page.lru)" else "6.12"]
     with pytest.raises(KernelError) as e:
         classify(Synthetic(flavour, without=(line,)), tmp_path)
@@ -403,7 +403,7 @@ def test_a_kernel_without_its_tables_or_name_is_an_error(tmp_path: Path, line: s
 @pytest.mark.parametrize("member", ["flags", "mapping", "_mapcount", "private", "lru"])
 @pytest.mark.parametrize("at", [-8, -1, 57, 64, 4096, 1 << 31, 1 << 32, 1 << 64])
 def test_members_outside_struct_page_are_an_error(tmp_path: Path, member: str, at: int) -> None:
-    at += 4 if (member, at) == ("_mapcount", 57) else 0  # it is 4 bytes wide
+    at += 4 if (member, at) == ("_mapcount", 57) else 0  # its size is 4 bytes
     line = f"OFFSET(page.{member})={at}"
     tail = [f"OFFSET(page.compound_head)={at}"] if member == "lru" else []
     with pytest.raises(KernelError):
@@ -414,7 +414,7 @@ def test_members_outside_struct_page_are_an_error(tmp_path: Path, member: str, a
     "line", ["SIZE(page)=0", "SIZE(page)=4", "SIZE(page)=-64", "SIZE(page)=2048", "LENGTH(zone.free_area)=-1",
              "LENGTH(zone.free_area)=65", "NUMBER(PG_lru)=64", "NUMBER(PG_lru)=-1"]
 )  # fmt: skip
-def test_numbers_that_cannot_be_are_an_error(tmp_path: Path, line: str) -> None:
+def test_impossible_numbers_are_an_error(tmp_path: Path, line: str) -> None:
     with pytest.raises(KernelError):
         classify(Synthetic(extra=[line]), tmp_path)
 
@@ -446,7 +446,7 @@ def test_random_struct_pages_never_fail(name: str, tmp_path: Path) -> None:
 
 
 def _garbage(flavour: Flavour, chance: random.Random) -> bytes:
-    """A struct page that makes as little sense as may be, with values that mean something in places."""
+    """Return a struct page of mostly nonsense, with plausible values here and there."""
     page = bytearray(chance.randbytes(flavour.size))
     word: Callable[[], int] = lambda: chance.choice((0, 1, 9, 10, chance.getrandbits(5), chance.getrandbits(64)))  # noqa: E731
     for member in ("flags", "mapping", "private", "lru"):
@@ -469,7 +469,7 @@ def test_classifying_twice_gives_the_same(scene: Scene, name: str, tmp_path: Pat
 
 
 def swapped(structs: bytes, layout: PageLayout) -> bytes:
-    """Struct pages as a machine of the other byte order has them."""
+    """Return struct pages as a machine of the other byte order has them."""
     out = bytearray(structs)
     fields = {
         getattr(layout, name) for name in ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
@@ -480,8 +480,8 @@ def swapped(structs: bytes, layout: PageLayout) -> bytes:
     return bytes(out)
 
 
-def test_a_dump_of_the_other_byte_order_is_classified_alike() -> None:
-    """Struct pages of 64 bits in this machine's byte order have code of their own: both must find the same."""
+def test_a_dump_of_the_other_byte_order_is_classified_the_same() -> None:
+    """64-bit struct pages in this machine's byte order have their own code path: both must agree."""
     chance = random.Random(5)
     layout = PageLayout(
         size=64, swap=False, flags=(0, 8), tail=(8, 8), mapping=(24, 8), private_=(40, 8), mapcount=(48, 4),
@@ -509,7 +509,7 @@ def test_a_dump_of_the_other_byte_order_is_classified_alike() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
-def test_classes_are_counted_and_made_bits_of_one_by_one(count: int) -> None:
+def test_counts_and_bitmaps_agree_with_looking_at_each_class(count: int) -> None:
     chance = random.Random(count)
     classes = b"".join(bytes([chance.randrange(11)]) * chance.choice([1, 3, 40]) for _ in range(count))[:count]
     counts = array("Q", bytes(8 * 11))

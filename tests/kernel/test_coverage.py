@@ -1,4 +1,4 @@
-"""Which memory of the crashed machine its vmcore does not describe, and what is no loss."""
+"""Memory of the crashed machine that its vmcore does not describe, and when that is a loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.pages.coverage import Gap, Loss, gaps
 
 SECTION = 1 << 21  # bytes of a synthetic machine's memory section
-ALONE = 200  # number of a section far from all others
+ALONE = 200  # a section far from all others
 PLUGGED = "x86_64-5.10-dimm"
 VMCORES = sorted({p.name.split(".vmcore")[0] for p in TESTDATA.glob("*.vmcore.zst")} - {PLUGGED})
 
@@ -37,28 +37,28 @@ def frames(number: int) -> range:
 
 
 def without_memory(number: int = ALONE, **more: object) -> Synthetic:
-    """A machine of whose section the vmcore has the struct pages and nothing else."""
+    """Return a machine with a section whose struct pages are in the vmcore and whose memory is not."""
     machine = Synthetic(absent=set(frames(number)), **more)  # type: ignore[arg-type]
     machine.section(number)
     return machine
 
 
 @pytest.mark.parametrize("name", VMCORES)
-def test_nothing_is_missing_where_nothing_was_plugged(real: Callable[[str], Path], name: str) -> None:
+def test_nothing_is_missing_if_nothing_was_plugged_in(real: Callable[[str], Path], name: str) -> None:
     with vmfilter.open_dump(real(name)) as dump:
         assert dump_info(dump).gaps == []
 
 
 def test_a_plugged_dimm_is_missing(real: Callable[[str], Path], tmp_path: Path) -> None:
-    # 256 MiB, plugged into the running machine after its crash kernel was loaded.
+    # 256 MiB, plugged into the running machine after the crash kernel was loaded.
     wanted = [Gap(0x100000000, 0x110000000, Loss.PLUGGED)]
     vmcore = real(PLUGGED)
     assert gaps_of(vmcore) == wanted
     assert vmfilter.filter_dump(vmcore, tmp_path / "dump").gaps == wanted
-    assert gaps_of(tmp_path / "dump") == wanted, "the filtered dump tells it too"
+    assert gaps_of(tmp_path / "dump") == wanted, "the filtered dump shows it too"
 
 
-def test_sections_that_follow_each_other_are_one_gap(tmp_path: Path) -> None:
+def test_consecutive_sections_are_one_gap(tmp_path: Path) -> None:
     machine = Synthetic(absent={f for n in (ALONE, ALONE + 1, ALONE + 3) for f in frames(n)})
     for number in (ALONE, ALONE + 1, ALONE + 3):
         machine.section(number)
@@ -70,7 +70,7 @@ def test_sections_that_follow_each_other_are_one_gap(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", FLAVOURS)
 def test_a_section_that_is_all_reserved_is_no_loss(tmp_path: Path, release: str) -> None:
-    # The crash kernel's own memory. PG_reserved comes before PG_private in every kernel.
+    # The crash kernel's own memory. In every kernel, PG_reserved comes before PG_private.
     flavour = FLAVOURS[release]
     flavour = replace(flavour, bits={**flavour.bits, "reserved": flavour.bits["private"] - 1})
     machine = without_memory(flavour=flavour)
@@ -88,7 +88,7 @@ def test_one_page_that_is_not_reserved_is_a_loss(tmp_path: Path) -> None:
     assert len(gaps_of(machine.write(tmp_path / "v"))) == 1
 
 
-def test_memory_that_is_plugged_but_offline_is_no_loss(tmp_path: Path) -> None:
+def test_memory_that_is_plugged_in_but_offline_is_no_loss(tmp_path: Path) -> None:
     machine = without_memory(section_flags={ALONE: DEVICE})
     assert gaps_of(machine.write(tmp_path / "v")) == []
 
@@ -108,7 +108,7 @@ def test_plugged_memory_that_keeps_its_own_struct_pages_is_missing_with_them(tmp
     assert gaps_of(machine.write(tmp_path / "v")) == [Gap(ALONE * SECTION, (ALONE + 1) * SECTION, Loss.PLUGGED)]
 
 
-def test_before_4_13_no_kernel_says_what_is_online_and_plugged_memory_is_missing_all_the_same(tmp_path: Path) -> None:
+def test_before_4_13_plugged_memory_is_missing_though_no_section_is_marked_online(tmp_path: Path) -> None:
     number_of_kernel = 16
     flags = {number_of_kernel: RAM & ~4, ALONE: RAM & ~4}
     machine = without_memory(flavour=FLAVOURS["4.9"], section_flags=flags)
@@ -116,13 +116,13 @@ def test_before_4_13_no_kernel_says_what_is_online_and_plugged_memory_is_missing
 
 
 def test_a_part_of_a_section_is_enough(tmp_path: Path) -> None:
-    machine = Synthetic(absent=set(frames(ALONE)[1:]))  # holes inside of sections are everywhere
+    machine = Synthetic(absent=set(frames(ALONE)[1:]))  # holes within sections are everywhere
     machine.section(ALONE)
     assert gaps_of(machine.write(tmp_path / "v")) == []
 
 
-def test_page_tables_that_make_sections_without_end_are_no_endless_search() -> None:
-    """A table that leads to itself makes the few sections that there are as many as a machine can have."""
+def test_page_tables_that_map_endless_sections_cause_no_endless_search() -> None:
+    """A table that points to itself turns a few sections into as many as a machine can have."""
     looked: list[int] = []
 
     def runs() -> Iterator[tuple[range, bool]]:

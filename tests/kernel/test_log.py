@@ -69,7 +69,7 @@ def test_lockless_records_are_read_on_every_machine(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("name", NAMES[:3])
-def test_a_ring_that_went_round_has_the_last_records(tmp_path: Path, name: str, exact: bool) -> None:
+def test_a_ring_that_wrapped_around_has_the_last_records(tmp_path: Path, name: str, exact: bool) -> None:
     s = machine(name)
     ring = Ring(s, count_bits=5, exact=exact)
     rng = random.Random(1)
@@ -83,11 +83,11 @@ def test_a_ring_that_went_round_has_the_last_records(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_block_that_ends_where_the_ring_does(tmp_path: Path, exact: bool) -> None:
+def test_a_block_that_ends_at_the_end_of_the_ring(tmp_path: Path, exact: bool) -> None:
     s = machine()
     ring = Ring(s, size_bits=7, exact=exact)
     for letter in b"abcde":
-        ring.put(Message(bytes([letter]) * 24))  # 32 with its number
+        ring.put(Message(bytes([letter]) * 24))  # 32 bytes with its id
     assert [ring.blocks[i][0] % 128 for i in range(5)] == [0, 32, 64, 96, 0 if exact else 32]
     ring.write()
     assert texts(s, tmp_path) == [bytes([c]) * 24 for c in (b"bcde" if exact else b"cde")]
@@ -140,7 +140,7 @@ def test_a_damaged_record_is_skipped_and_counted(tmp_path: Path, name: str) -> N
     assert len(losses.warnings()) == (lost != Losses())
 
 
-def test_a_tail_that_cannot_be_is_not_followed(tmp_path: Path) -> None:
+def test_an_impossible_tail_is_not_followed(tmp_path: Path) -> None:
     s = machine()
     ring = Ring(s)
     for i in range(40):
@@ -155,7 +155,7 @@ def test_a_tail_that_cannot_be_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "value"), [("count_bits", 0), ("count_bits", 60), ("size_bits", 0), ("size_bits", 99)]
 )
-def test_sizes_that_cannot_be_are_refused(tmp_path: Path, bits: str, value: int) -> None:
+def test_impossible_sizes_are_refused(tmp_path: Path, bits: str, value: int) -> None:
     s = machine()
     ring = Ring(s)
     ring.put(MESSAGES[0])
@@ -181,7 +181,7 @@ def test_records_that_are_not_in_the_dump_are_counted(tmp_path: Path, part: str)
 
 
 @pytest.mark.parametrize("part", ["descs", "infos", "text", "ring"])
-def test_a_log_of_which_nothing_is_in_the_dump_is_an_error(tmp_path: Path, part: str) -> None:
+def test_a_log_that_is_not_in_the_dump_is_an_error(tmp_path: Path, part: str) -> None:
     s = machine()
     ring = Ring(s)
     ring.put(MESSAGES[0])
@@ -202,7 +202,7 @@ def test_a_log_of_which_nothing_is_in_the_dump_is_an_error(tmp_path: Path, part:
         ("SYMBOL(prb)", "SYMBOL(prb)=10", "not in the dump"),
     ],
 )
-def test_vmcoreinfo_that_does_not_say_enough(tmp_path: Path, without: str, extra: str, said: str) -> None:
+def test_missing_or_wrong_vmcoreinfo_is_an_error(tmp_path: Path, without: str, extra: str, said: str) -> None:
     s = machine()
     ring = Ring(s)
     ring.put(MESSAGES[0])
@@ -228,7 +228,7 @@ def test_records_of_different_lengths_are_read_on_every_machine(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
-def test_records_go_on_at_the_buffers_beginning(tmp_path: Path, name: str) -> None:
+def test_records_continue_at_the_beginning_of_the_buffer(tmp_path: Path, name: str) -> None:
     s = machine(name)
     said = [b"message %d" % i * (i % 5 + 1) for i in range(60)]
     _, indices = logbuilder.records(s, [Message(t) for t in said], 8192, first=7000, name="log")
@@ -236,7 +236,7 @@ def test_records_go_on_at_the_buffers_beginning(tmp_path: Path, name: str) -> No
     assert texts(s, tmp_path) == said
 
 
-def test_fragments_of_a_line_are_put_together(tmp_path: Path) -> None:
+def test_fragments_of_a_line_are_joined(tmp_path: Path) -> None:
     s = machine()
     fragments = [
         Message(b"ACPI: (", 10**9, flags=CONT | PREFIX),
@@ -268,7 +268,7 @@ def test_after_a_damaged_record_the_next_is_found(tmp_path: Path, length: int) -
     assert losses == Losses(damaged=1)
 
 
-def test_records_of_a_page_that_is_not_in_the_dump_are_skipped(tmp_path: Path) -> None:
+def test_records_on_a_page_that_is_not_in_the_dump_are_skipped(tmp_path: Path) -> None:
     s = machine()
     said = [b"message %d, which is long enough" % i for i in range(400)]
     at, indices = logbuilder.records(s, [Message(t) for t in said], 32768)
@@ -282,7 +282,7 @@ def test_records_of_a_page_that_is_not_in_the_dump_are_skipped(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["log_first_idx", "log_next_idx", "log_buf_len"])
-def test_indices_outside_of_the_buffer_are_refused(tmp_path: Path, name: str) -> None:
+def test_indices_outside_the_buffer_are_refused(tmp_path: Path, name: str) -> None:
     s = machine()
     logbuilder.records(s, MESSAGES, 4096)
     s.extra = [line for line in s.extra if not line.startswith(f"SYMBOL({name})")]
@@ -316,7 +316,7 @@ def test_text_is_read_on_every_machine(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_text_that_went_round_begins_with_what_is_left(tmp_path: Path) -> None:
+def test_text_that_wrapped_around_begins_with_the_oldest_line(tmp_path: Path) -> None:
     s = machine()
     lines = [b"<6>[%5d.000000] message %d" % (i, i) for i in range(1000)]
     logbuilder.plain(s, b"\n".join(lines) + b"\n", 4096)
@@ -335,7 +335,7 @@ def test_text_whose_end_overflowed(tmp_path: Path, logged: int | None) -> None:
     assert len(found) == (410 if logged else 6)
 
 
-def test_text_of_a_page_that_is_not_in_the_dump_is_skipped(tmp_path: Path) -> None:
+def test_text_on_a_page_that_is_not_in_the_dump_is_skipped(tmp_path: Path) -> None:
     s = machine()
     at = logbuilder.plain(s, b"".join(b"line %04d\n" % i for i in range(1200)), 16384)
     s.absent = {at // 4096 + 1}
@@ -345,7 +345,7 @@ def test_text_of_a_page_that_is_not_in_the_dump_is_skipped(tmp_path: Path) -> No
     assert found[-1].text == b"line 1199"
 
 
-# Anything
+# Any damage
 
 
 @pytest.mark.parametrize("form", ["lockless", "records", "text"])
@@ -374,7 +374,7 @@ def test_no_damage_ends_in_anything_but_a_kernel_error(tmp_path: Path, form: str
         assert all(json.loads(line) for line in log_json(found))
 
 
-# What was printed since dmesg -C
+# Messages since dmesg -C
 
 
 def since_clear(s: Synthetic, folder: Path) -> tuple[list[bytes], list[str]]:
@@ -385,10 +385,10 @@ def since_clear(s: Synthetic, folder: Path) -> tuple[list[bytes], list[str]]:
 
 @pytest.mark.parametrize("latch", [None, 2, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_of_a_lockless_log_the_records_since_it_was_cleared(tmp_path: Path, name: str, latch: int | None) -> None:
+def test_since_clear_shows_later_records_of_a_lockless_log(tmp_path: Path, name: str, latch: int | None) -> None:
     s = machine(name)
     ring = Ring(s)
-    for i in range(40):  # more than it has room for
+    for i in range(40):  # more than fit
         ring.put(Message(b"%d" % i))
     ring.write()
     logbuilder.cleared_at(s, 37, latch=latch)
@@ -409,17 +409,17 @@ def test_a_clearing_before_the_oldest_record_hides_none(tmp_path: Path, seq: int
 
 
 @pytest.mark.parametrize("cleared", range(60))
-def test_of_records_those_since_the_log_was_cleared(tmp_path: Path, cleared: int) -> None:
+def test_since_clear_shows_later_records(tmp_path: Path, cleared: int) -> None:
     said = [Message(b"message %d" % i * (i % 5 + 1)) for i in range(60)]
     _, indices = logbuilder.records(machine(), said, 8192, first=7000)
     s = machine()
     logbuilder.records(s, said, 8192, first=7000, clear=indices[cleared])
-    # Index 0 is where a log that was never cleared begins; no clearing leaves it.
+    # A log that was never cleared begins at index 0; clearing never sets that.
     assert since_clear(s, tmp_path) == ([m.text for m in said[cleared if indices[cleared] else 0 :]], [])
 
 
-@pytest.mark.parametrize("what", ["the end", "the zeros before the buffer's end", "no record", "behind the end"])
-def test_a_clearing_where_no_record_begins(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("what", ["the end", "the zeros before the buffer's end", "no record", "after the end"])
+def test_a_clear_index_that_is_not_the_start_of_a_record(tmp_path: Path, what: str) -> None:
     said = [Message(b"message %d" % i * (i % 5 + 1)) for i in range(60)]
     at, indices = logbuilder.records(machine(), said, 8192, first=7000)
     last = len(said[59].text) + 16
@@ -429,8 +429,8 @@ def test_a_clearing_where_no_record_begins(tmp_path: Path, what: str) -> None:
     clear, since = {
         "the end": (end, 60),
         "the zeros before the buffer's end": (zeros, round_),
-        "no record": (indices[3] + 8, 0),  # newer records lie over it
-        "behind the end": (end + 512, 0),  # likewise, and an old header is still there
+        "no record": (indices[3] + 8, 0),  # overwritten by newer records
+        "after the end": (end + 512, 0),  # overwritten too, though an old header is still there
     }[what]
     s = machine()
     at, _ = logbuilder.records(s, said, 8192, first=7000, clear=clear)
@@ -439,7 +439,7 @@ def test_a_clearing_where_no_record_begins(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 100])
-def test_of_text_the_lines_since_it_was_cleared(tmp_path: Path, count: int) -> None:
+def test_since_clear_shows_later_text(tmp_path: Path, count: int) -> None:
     lines = [b"message %d" % i for i in range(1000)]
     text = b"".join(b"<6>%s\n" % line for line in lines)
     logged = sum(len(line) + 4 for line in lines[1000 - count :])
@@ -448,14 +448,14 @@ def test_of_text_the_lines_since_it_was_cleared(tmp_path: Path, count: int) -> N
     assert since_clear(s, tmp_path) == (lines[1000 - count :], [])
 
 
-def test_a_line_that_was_begun_before_the_clearing_is_shown(tmp_path: Path) -> None:
+def test_a_line_begun_before_the_log_was_cleared_is_shown(tmp_path: Path) -> None:
     s = machine()
     logbuilder.plain(s, b"one\ntwo\nthree\n", 4096, logged=len(b"wo\nthree\n"))
     assert since_clear(s, tmp_path)[0] == [b"two", b"three"]
 
 
 @pytest.mark.parametrize("form", ["lockless", "records", "text", "not readable", "latch not readable"])
-def test_a_kernel_that_does_not_say_when_it_was_cleared(
+def test_if_it_is_unknown_when_the_log_was_cleared_all_of_it_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     s = machine()
@@ -479,7 +479,7 @@ def test_a_kernel_that_does_not_say_when_it_was_cleared(
     assert err == f"vmfilter: warning: {path}: when the log was last cleared is not known: all of it is shown\n"
 
 
-def test_a_clearing_after_damaged_records_leaves_nothing_to_show(tmp_path: Path) -> None:
+def test_a_clear_index_after_damaged_records_leaves_nothing_to_show(tmp_path: Path) -> None:
     s = machine()
     ring = Ring(s)
     for text in (b"one", b"two"):
@@ -495,7 +495,7 @@ def test_a_clearing_after_damaged_records_leaves_nothing_to_show(tmp_path: Path)
 # Printing
 
 
-def test_what_steers_a_terminal_is_harmless() -> None:
+def test_terminal_escape_sequences_are_harmless() -> None:
     record = Record(b"tab\there \x1b[2J\r\x00\x7f caf\xc3\xa9\nmore\x9b", 10**9, 6, 0)
     assert list(log_lines([record])) == [
         "[    1.000000] tab\there \\x1b[2J\\x0d\\x00\\x7f caf\\xc3\\xa9",
@@ -544,7 +544,7 @@ def test_the_command_prints_lines_and_warns(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_vmcore_that_lost_its_log_says_so(real: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dmesg", str(real("x86_64-6.12-small"))]) == 5  # most pages of its log hold zeros
+    assert main(["dmesg", str(real("x86_64-6.12-small"))]) == 5  # most pages of its log were replaced by zeros
     out, err = capsys.readouterr()
     assert out == ""
     assert err.endswith("the kernel's log is damaged: no record of it is whole\n")

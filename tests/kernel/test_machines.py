@@ -1,4 +1,4 @@
-"""Whole filterings of synthetic kernels of other machines: every page form, memory model, byte order and word."""
+"""Synthetic kernels of other machines filtered as a whole: every page form, memory model, byte order and word size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vmfilter.pages.classify import Classifier
 
 EXCLUDED = {0: (), 31: (CACHE, PRIVATE, USER, FREE)}
 EM_PPC64 = 21
-KERNELS = ["4.16", "5.10", "6.3", "6.6", "6.9", "6.12", "7.2"]  # each way to have an order, a destructor and a type
+KERNELS = ["4.16", "5.10", "6.3", "6.6", "6.9", "6.12", "7.2"]  # every way to store an order, a destructor and a type
 
 every_machine = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 
@@ -91,7 +91,7 @@ def test_the_kernels_name(tmp_path: Path, machine: Machine) -> None:
 
 
 def root_of(machine: Machine, folder: Path) -> Root:
-    """The reading of a machine's page tables that its kernel proves."""
+    """Return the candidate for the root of a machine's page tables that its kernel confirms."""
     with Synthetic(FLAVOURS["6.12"], machine).opened(folder) as (_, kernel):
         return kernel._root
 
@@ -101,11 +101,11 @@ def test_leaves_of_every_size_over_tables_and_holes(tmp_path: Path, machine: Mac
     root = root_of(machine, tmp_path)
     memory = Memory(MIB, machine.page, machine.word, machine.order)
     tables = FormTables(memory, machine.form)
-    # Which levels can have leaves is the machine's: those that its linear map, its kernel or its pages use.
+    # Levels with leaves depend on the machine: those used by its linear map, its kernel image or its pages.
     leaves = sorted({machine.page, machine.direct_leaf, machine.text_leaf, *machine.more_leaves} - {0})
     at, wanted = machine.vmalloc, []
     for i, leaf in enumerate(leaves * 2):
-        at = -(-at // leaf) * leaf + (leaf if i % 2 else 0)  # some after a hole
+        at = -(-at // leaf) * leaf + (leaf if i % 2 else 0)  # leave a hole before some
         paddr = (i + 3) * leaf if leaf * (i + 4) < 1 << 32 else 0
         if machine.word == 4 and at + leaf > 1 << 32:
             break
@@ -144,7 +144,7 @@ def test_a_damaged_list_of_the_vmemmap_is_an_error_not_an_endless_walk(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["ppc64le, radix, 4K", "ppc64le, radix, not said"])
-def test_a_list_that_is_null_says_nothing_of_radix_tables(tmp_path: Path, name: str) -> None:
+def test_a_null_list_does_not_mean_radix_tables(tmp_path: Path, name: str) -> None:
     machine = Synthetic(FLAVOURS["6.12"], MACHINES[name])
     machine.extra.append(f"SYMBOL(vmemmap_list)={machine.symbol(machine.memory.take()):x}")
     machine.put(KERNEL_AT // machine.page + 3, "lru", private=77)
@@ -155,7 +155,7 @@ def test_a_list_that_is_null_says_nothing_of_radix_tables(tmp_path: Path, name: 
 
 
 def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
-    """Firmware assisted dumps have a PT_LOAD for each memory block of 256 MiB; some blocks came or went since boot."""
+    """Firmware-assisted dumps have a PT_LOAD per memory block of 256 MiB; blocks may have come or gone since boot."""
     size = 256 * MIB
     machine = Synthetic(FLAVOURS["6.12"], replace(MACHINES["ppc64le, radix, 64K"], physical_bits=40))
     s = Scene(machine, KERNEL_AT // machine.page + 2048)
@@ -164,12 +164,12 @@ def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
     path = machine.write(tmp_path / "vmcore")
     with open_dump(path) as dump:
         loads = [(p.start, p.end - p.start, p.offset) for p in dump.segments]
-    # Blocks beyond the kernel's sections: memory that was added and is not online, or no longer there.
+    # Blocks beyond the kernel's sections: memory that was added but is not online, or that has been removed.
     end, first = path.stat().st_size, -(-(loads[-1][0] + loads[-1][1]) // size)
     blocks = [((first + i) * size, size, end) for i in range(900) if i % 7]
     elf = Elf(machine=EM_PPC64)
     elf.notes = elf.note(b"VMCOREINFO", 0, machine.info.encode())
-    shift = MIB  # the old file lies after the new headers
+    shift = MIB  # the old file follows the new headers
     elf.extra_headers = [elf.header(PT_LOAD, shift + offset, start, length) for start, length, offset in loads + blocks]
     headers = elf.build()
     assert len(headers) <= shift
@@ -184,8 +184,8 @@ def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
     assert classifier.unknown == len(blocks) * size // machine.page
 
 
-def test_a_compound_page_is_whole_wherever_its_node_begins(tmp_path: Path) -> None:
-    """Struct pages are read in pieces: a head, and the struct page after it that has the order, come together."""
+def test_a_compound_page_is_recognised_wherever_its_node_begins(tmp_path: Path) -> None:
+    """Struct pages are read in chunks; the head must not be separated from the struct page with the order."""
     machine = Synthetic(FLAVOURS["6.12"], MACHINES["arm, short, node"])
     first = machine.ram // machine.page  # the node begins at the next frame
     s = Scene(machine, first)
@@ -200,7 +200,7 @@ def test_a_compound_page_is_whole_wherever_its_node_begins(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("said", [True, False])
 def test_sections_of_pae_are_as_large_as_its_header_file_says(tmp_path: Path, said: bool) -> None:
-    """Sections of 512 MiB, above 4 GiB too (highmem), where VMCOREINFO does not say so (before 5.9)."""
+    """Sections of 512 MiB, above 4 GiB too (highmem), if VMCOREINFO does not export their size (before 5.9)."""
     pae = replace(MACHINES["i386, PAE, SPARSEMEM"], section_bits=29, elf_class=2)
     machine = Synthetic(FLAVOURS["5.10"], pae)
     if not said:

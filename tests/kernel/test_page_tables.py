@@ -1,4 +1,4 @@
-"""Kernel virtual memory, the kernel's own name, and SPARSEMEM: found in every form, or said to be not there."""
+"""Kernel virtual memory, the kernel's own name, and SPARSEMEM: found in every form, or reported missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmfilter.reader import Dump
 SME = 1 << 47
 TABLES_AT = 0x100000
 FORMS = pytest.mark.parametrize(("levels", "sme_mask"), [(4, 0), (5, 0), (4, SME), (5, SME)])
-VADDR = {4: 0xFFFFC90000000000, 5: 0xFFA0000000000000}  # vmalloc's beginning
+VADDR = {4: 0xFFFFC90000000000, 5: 0xFFA0000000000000}  # beginning of vmalloc
 
 
 class Space:
@@ -60,7 +60,7 @@ def test_leaves_of_every_size_are_translated(tmp_path: Path, levels: int, sme_ma
 
 
 @FORMS
-def test_attributes_of_an_entry_are_no_address(tmp_path: Path, levels: int, sme_mask: int) -> None:
+def test_attributes_of_an_entry_are_not_part_of_the_address(tmp_path: Path, levels: int, sme_mask: int) -> None:
     space = Space(levels, sme_mask)
     vaddr = VADDR[levels]
     software = 0x7FF << 52 | 0x7 << 9  # protection keys, bits for software
@@ -71,7 +71,7 @@ def test_attributes_of_an_entry_are_no_address(tmp_path: Path, levels: int, sme_
         assert space.translate(tmp_path, vaddr + at, 8) == [Translation(vaddr + at, 8, paddr)]
 
 
-def test_bit_47_is_an_address_where_memory_is_not_encrypted(tmp_path: Path) -> None:
+def test_bit_47_is_part_of_the_address_if_memory_is_not_encrypted(tmp_path: Path) -> None:
     space = Space()
     space.tables.map(VADDR[4], SME | 0x5000)
     assert space.translate(tmp_path, VADDR[4], PAGE) == [Translation(VADDR[4], PAGE, SME | 0x5000)]
@@ -86,7 +86,7 @@ def test_an_entry_without_its_present_bit_maps_nothing(tmp_path: Path) -> None:
 
 
 def test_bit_7_of_a_high_entry_does_not_make_it_a_leaf(tmp_path: Path) -> None:
-    """The processor reserves it there; no kernel maps 512 GiB by one entry."""
+    """The processor reserves it there; no kernel maps 512 GiB with one entry."""
     space = Space()
     space.tables.map(VADDR[4], 0x5000)
     at = space.tables.root + 8 * (VADDR[4] >> 39 & 511)
@@ -102,7 +102,7 @@ def test_a_range_over_tables_leaf_sizes_and_holes(tmp_path: Path, levels: int, s
     space.tables.map(border - 2 * MIB - PAGE, 0x3000)  # after a hole; the last entry of its table
     space.tables.map(border - 2 * MIB, 8 * MIB, 2 * MIB)  # the last entry of its table
     space.tables.map(border, 4 * GIB, GIB)
-    space.tables.map(border + 2 * GIB, 0x7000)  # after a hole of a whole GiB
+    space.tables.map(border + 2 * GIB, 0x7000)  # after a hole of a GiB
     got = space.translate(tmp_path, border - 2 * MIB - 4 * PAGE, 3 * GIB)
     assert got == [
         Translation(border - 2 * MIB - 3 * PAGE, PAGE, 0x9000),
@@ -132,7 +132,7 @@ def test_the_last_page_of_the_address_space(tmp_path: Path, levels: int, sme_mas
 def test_random_mappings_agree_with_looking_at_each_page(tmp_path: Path, levels: int, sme_mask: int) -> None:
     chance = random.Random(levels)
     space = Space(levels, sme_mask)
-    base = VADDR[levels] + GIB - 40 * PAGE  # so that tables of three levels end in it
+    base = VADDR[levels] + GIB - 40 * PAGE  # tables of three levels end in it
     pages = {i: chance.randrange(100, 110) + i * (i % 3 > 0) for i in range(80) if chance.random() < 0.8}
     for i, pfn in pages.items():
         space.tables.map(base + i * PAGE, pfn * PAGE)
@@ -155,7 +155,7 @@ def test_random_mappings_agree_with_looking_at_each_page(tmp_path: Path, levels:
             assert got == wanted
 
 
-def test_a_hole_between_pages_that_follow_each_other_in_memory_stays_one(tmp_path: Path) -> None:
+def test_a_hole_between_physically_contiguous_pages_stays_a_hole(tmp_path: Path) -> None:
     space = Space()
     for page, pfn in ((0, 5), (2, 6), (3, 8)):
         space.tables.map(VADDR[4] + page * PAGE, pfn * PAGE)
@@ -181,11 +181,11 @@ def test_a_table_that_is_not_in_the_dump_maps_nothing(tmp_path: Path, level: int
     assert space.translate(tmp_path, other, PAGE) == [Translation(other, PAGE, 0x6000)]
 
 
-def test_reading_needs_every_byte_to_be_mapped_and_in_the_dump(tmp_path: Path) -> None:
+def test_every_byte_of_a_read_must_be_mapped_and_in_the_dump(tmp_path: Path) -> None:
     space = Space()
-    vaddr = VADDR[4] + 2 * MIB - 2 * PAGE  # the third page is another table's
+    vaddr = VADDR[4] + 2 * MIB - 2 * PAGE  # the third page is in another table
     content = {i: bytes((0x40 + i,)) * PAGE for i in range(4)}
-    for i in (3, 1, 0, 2):  # not one after the other in memory
+    for i in (3, 1, 0, 2):  # not contiguous in memory
         paddr = space.memory.take()
         space.memory.write(paddr, content[i])
         space.tables.map(vaddr + i * PAGE, paddr)
@@ -197,12 +197,12 @@ def test_reading_needs_every_byte_to_be_mapped_and_in_the_dump(tmp_path: Path) -
         assert virtual.read(vaddr + 100, 3 * PAGE) == whole[100 : 100 + 3 * PAGE]
         assert virtual.read(vaddr + 4 * PAGE - 8, 8) == whole[-8:]
         assert virtual.read(vaddr, 0) == b""
-        assert virtual.read(vaddr - 1, 2) is None  # begins before
-        assert virtual.read(vaddr + 4 * PAGE - 8, 16) is None  # goes on where the dump has nothing
-        assert virtual.read(vaddr + 5 * PAGE, 8) is None  # mapped nowhere
+        assert virtual.read(vaddr - 1, 2) is None  # begins before the mapping
+        assert virtual.read(vaddr + 4 * PAGE - 8, 16) is None  # continues on a page that is not in the dump
+        assert virtual.read(vaddr + 5 * PAGE, 8) is None  # not mapped
 
 
-def test_more_tables_than_are_kept_in_memory(tmp_path: Path) -> None:
+def test_more_tables_than_the_cache_holds(tmp_path: Path) -> None:
     space = Space()
     for i in range(200):
         space.tables.map(VADDR[4] + i * 2 * MIB, (i + 1) * PAGE)
@@ -213,7 +213,7 @@ def test_more_tables_than_are_kept_in_memory(tmp_path: Path) -> None:
             assert got == [(VADDR[4] + i * 2 * MIB, (i + 1) * PAGE) for i in range(200)]
 
 
-# The kernel: where its tables begin, and its name
+# The kernel: its page tables and its name
 
 
 @pytest.mark.parametrize("phys_base", [0, 16 * MIB, -510 * MIB])
@@ -233,33 +233,33 @@ def test_phys_base_from_the_kernels_pt_load(tmp_path: Path, phys_base: int) -> N
         assert kernel.phys_base == phys_base
 
 
-def test_phys_base_is_0_where_nothing_tells_it(tmp_path: Path) -> None:
+def test_phys_base_is_0_if_nothing_gives_it(tmp_path: Path) -> None:
     with Synthetic(phys_base=0, export_phys_base=False).opened(tmp_path) as (_, kernel):
         assert kernel.phys_base == 0
 
 
-def test_a_kernel_that_was_moved_and_does_not_say_whereto_is_an_error(tmp_path: Path) -> None:
+def test_a_kernel_that_was_moved_without_a_trace_is_an_error(tmp_path: Path) -> None:
     machine = Synthetic(phys_base=16 * MIB, export_phys_base=False)
     with pytest.raises(KernelError, match="page tables"), machine.opened(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("wrong", [4 * MIB, -(1 << 40), 1 << 62, 0])
-def test_a_phys_base_that_does_not_lead_to_the_kernels_name_is_passed_over(tmp_path: Path, wrong: int) -> None:
+def test_a_phys_base_that_does_not_lead_to_the_kernels_name_is_ignored(tmp_path: Path, wrong: int) -> None:
     machine = Synthetic(export_phys_base=False, text_vaddr=True, extra=[f"NUMBER(phys_base)={wrong}"])
     with machine.opened(tmp_path) as (_, kernel):
         assert kernel.phys_base == 16 * MIB
         assert kernel.uts.sysname == b"Linux"
 
 
-def test_tables_that_lead_to_another_name_are_passed_over(tmp_path: Path) -> None:
-    """An exported phys_base of 0 meets tables here, whose init_uts_ns is not one."""
+def test_tables_that_lead_to_another_name_are_ignored(tmp_path: Path) -> None:
+    """Here, an exported phys_base of 0 leads to tables whose init_uts_ns is not one."""
     machine = Synthetic(export_phys_base=False, text_vaddr=True, extra=["NUMBER(phys_base)=0"])
     decoy = PageTables(machine.memory)
     paddr = machine.memory.take()
     machine.memory.write(paddr + 4, b"Other".ljust(65, b"\0") * 6)
     decoy.map(machine.symbol(machine.text), paddr)
-    # With phys_base 0 the symbol of the tables is this frame.
+    # With phys_base 0, the symbol of the tables is at this frame.
     machine.memory.write(machine.tables.root - 16 * MIB, bytes(machine.memory.frames[decoy.root // PAGE]))
     with machine.opened(tmp_path) as (_, kernel):
         assert kernel.phys_base == 16 * MIB
@@ -267,20 +267,20 @@ def test_tables_that_lead_to_another_name_are_passed_over(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name_at", [0, 4])
 @pytest.mark.parametrize("export", [True, False])
-def test_the_kernels_name_by_either_offset(tmp_path: Path, name_at: int, export: bool) -> None:
+def test_the_kernels_name_is_found_by_either_offset(tmp_path: Path, name_at: int, export: bool) -> None:
     machine = Synthetic(FLAVOURS["6.12"], name_at=name_at, export_name_at=export)
     with machine.opened(tmp_path) as (_, kernel):
         assert kernel.uts == (b"Linux", b"synthetic", b"6.12.95+deb13-amd64", b"#1 SMP", b"x86_64", b"(none)")
 
 
-def test_the_exported_offset_of_the_name_is_the_only_one(tmp_path: Path) -> None:
+def test_an_exported_offset_of_the_name_is_the_only_one_tried(tmp_path: Path) -> None:
     machine = Synthetic(name_at=4, extra=["OFFSET(uts_namespace.name)=0"])
     with pytest.raises(KernelError, match="name"), machine.opened(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("symbol", ["swapper_pg_dir", "init_top_pgt", "init_level4_pgt"])
-def test_the_page_tables_by_each_of_their_names(tmp_path: Path, symbol: str) -> None:
+def test_the_page_tables_are_found_by_each_of_their_names(tmp_path: Path, symbol: str) -> None:
     machine = Synthetic(without=("SYMBOL(swapper_pg_dir)",))
     machine.extra.append(f"SYMBOL({symbol})={machine.symbol(machine.tables.root):x}")
     if symbol == "swapper_pg_dir":
@@ -290,7 +290,7 @@ def test_the_page_tables_by_each_of_their_names(tmp_path: Path, symbol: str) -> 
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 5000, 1 << 20])
-def test_a_page_size_that_cannot_be_is_an_error(tmp_path: Path, size: int) -> None:
+def test_an_impossible_page_size_is_an_error(tmp_path: Path, size: int) -> None:
     with (
         pytest.raises(KernelError, match=f"pages have {size} bytes"),
         Synthetic(extra=[f"PAGESIZE={size}"]).opened(tmp_path),
@@ -326,13 +326,13 @@ def test_struct_pages_of_every_section(tmp_path: Path, sparse: str, vmemmap: boo
 
 
 @pytest.mark.parametrize("vmemmap", [True, False])
-def test_struct_pages_of_sections_that_follow_each_other_are_one_stretch(tmp_path: Path, vmemmap: bool) -> None:
+def test_struct_pages_of_consecutive_sections_are_one_run(tmp_path: Path, vmemmap: bool) -> None:
     machine = Synthetic(FLAVOURS["6.1"], vmemmap=vmemmap)
     for number in (32, 33, 34, 36):
         machine.section(number)
     with machine.opened(tmp_path) as (_, kernel):
         model = kernel.memory_model
-        # Without VMEMMAP they lie where there was room: those of 36 here right after those of 34.
+        # Without VMEMMAP they can be anywhere: here the struct pages of section 36 follow those of section 34.
         for first, end, after in ((32, 40, 35), (33, 34, 34), (34, 36, 35), (35, 40, 36), (36, 37, 37), (37, 40, 40)):
             pfn = first * 512 + 7
             memmap = model.memmap(first)
@@ -342,7 +342,7 @@ def test_struct_pages_of_sections_that_follow_each_other_are_one_stretch(tmp_pat
 
 @pytest.mark.parametrize("flags", [0b01, 0b10, 0b111100])
 def test_a_section_without_struct_pages_has_none(tmp_path: Path, flags: int) -> None:
-    """Present and with a memmap are two flags, and both have to be there."""
+    """Present and has-memmap are two flags, and both must be set."""
     machine = Synthetic(sparse="static", physical_bits=28)
     machine.memory.write_word(machine.text + PAGE + 17 * 16, DIRECT[4] | flags)
     with machine.opened(tmp_path) as (_, kernel):
@@ -359,7 +359,7 @@ def test_a_root_that_is_not_in_the_dump_has_no_sections(tmp_path: Path) -> None:
         assert model.memmap(16) is not None
 
 
-def test_sizes_of_sections_default_to_the_architectures(tmp_path: Path) -> None:
+def test_section_sizes_default_to_the_architectures(tmp_path: Path) -> None:
     machine = Synthetic(without=("NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)"))
     machine.section_bits, machine.physical_bits = 27, 46
     machine.section_pages = 1 << 15
@@ -389,7 +389,7 @@ def test_sizes_of_sections_default_to_the_architectures(tmp_path: Path) -> None:
         ("NUMBER(MAX_PHYSMEM_BITS)=many", "not a number"),
     ],
 )
-def test_a_memory_model_that_cannot_be_is_an_error(tmp_path: Path, line: str, message: str) -> None:
+def test_an_impossible_memory_model_is_an_error(tmp_path: Path, line: str, message: str) -> None:
     with (
         Synthetic(extra=[line]).opened(tmp_path) as (_, kernel),
         pytest.raises(KernelError, match=message),
@@ -397,8 +397,8 @@ def test_a_memory_model_that_cannot_be_is_an_error(tmp_path: Path, line: str, me
         _ = kernel.memory_model
 
 
-def test_a_symbol_that_leads_to_no_sections_but_other_data_is_an_error(tmp_path: Path) -> None:
-    """What is found where the array should be has not the flags of sections."""
+def test_a_symbol_that_leads_to_other_data_than_sections_is_an_error(tmp_path: Path) -> None:
+    """The data found there does not have the flags of sections."""
     machine = Synthetic(sparse="static", physical_bits=28)
     with machine.opened(tmp_path) as (_, kernel):
         _ = kernel.memory_model
@@ -410,8 +410,8 @@ def test_a_symbol_that_leads_to_no_sections_but_other_data_is_an_error(tmp_path:
         _ = kernel.memory_model
 
 
-def test_no_array_has_hundreds_of_millions_of_sections(tmp_path: Path) -> None:
-    """Each would be looked at."""
+def test_an_array_of_hundreds_of_millions_of_sections_is_refused(tmp_path: Path) -> None:
+    """Each section would be looked at."""
     lines = ["LENGTH(mem_section)=536870912", "NUMBER(MAX_PHYSMEM_BITS)=50"]
     with Synthetic(extra=lines).opened(tmp_path) as (_, kernel):
         assert 0 < sum(len(numbers) for numbers, _ in kernel.memory_model.runs()) < 100
@@ -419,5 +419,5 @@ def test_no_array_has_hundreds_of_millions_of_sections(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", ["9" * 5000 + ".1", "6." + "9" * 5000, "9" * 5000, ""])
 def test_a_release_that_is_no_version_is_none_or_some_number(release: str) -> None:
-    """Python refuses to read numbers of thousands of digits."""
+    """int() refuses numbers of thousands of digits."""
     assert all(part < 10**9 for part in Vmcoreinfo(f"OSRELEASE={release}\n").version())

@@ -1,4 +1,4 @@
-"""Persistent memory: what is metadata and what is people's files, by the kernel's list and by info blocks."""
+"""Persistent memory: metadata and user data are told apart by the kernel's list and by info blocks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vmfilter.pages.pmem.info_block import Namespace, fletcher64, parse_info_blo
 from vmfilter.statistics import NamespacePages
 
 PAGE = 4096
-PMEM = 0x100000000  # of the real vmcores
-RANGES = [(0x100000, 0x100600), (0x110000, 0x110600)]  # frames, by the lab's reference
+PMEM = 0x100000000  # in the real vmcores
+RANGES = [(0x100000, 0x100600), (0x110000, 0x110600)]  # page frames, from the lab's reference
 NAMESPACES = [
     Namespace(PMEM, PMEM + (256 << 20), "fsdax", PMEM + (6 << 20)),
     Namespace(PMEM + (256 << 20), PMEM + (512 << 20), "devdax", PMEM + (262 << 20)),
@@ -56,19 +56,19 @@ class Machine:
         return int.from_bytes(raw, "little")
 
     def _place(self, vaddr: int) -> int:
-        """Offset in the file of a virtual address."""
+        """Return the offset in the file of a virtual address."""
         (mapping,) = self.kernel.memory.translate(vaddr, 8)
         piece = next(p for p in self._pieces if p.start <= mapping.paddr < p.end)
         return piece.offset + mapping.paddr - piece.start
 
     def poke(self, entry: int, member: int, value: int) -> None:
-        """Write a word: member 0 is next, 8 prev, 16 start, 24 end."""
+        """Write a word of a list entry: member 0 is next, 8 prev, 16 start, 24 end."""
         with open(self.path, "r+b") as f:
             f.seek(self._places[entry] + member)
             f.write(struct.pack("<Q", value & (1 << 64) - 1))
 
     def edit_info(self, old: str, new: str) -> None:
-        """Change VMCOREINFO; what becomes shorter is filled up with newlines."""
+        """Change VMCOREINFO; newlines fill the space that becomes free."""
         with open(self.path, "r+b") as f:
             f.seek(self.info.file_offset)
             before = f.read(self.info.file_size)
@@ -86,7 +86,7 @@ class Machine:
 
 
 def patch(path: Path, paddr: int, data: bytes) -> None:
-    """Write physical memory of a vmcore."""
+    """Write to the physical memory in a vmcore."""
     with vmfilter.open_dump(path) as dump, open(path, "r+b") as f:
         load = next(p for p in dump.loads if p.start <= paddr < p.end)
         f.seek(load.offset + paddr - load.start)
@@ -95,7 +95,7 @@ def patch(path: Path, paddr: int, data: bytes) -> None:
 
 @pytest.fixture
 def machine(real: Callable[[str], Path], tmp_path: Path) -> Machine:
-    """A copy that shares nothing with the original; holes stay holes."""
+    """A copy independent of the original; holes stay holes."""
     import subprocess
 
     subprocess.run(["cp", "--sparse=always", real("x86_64-6.12-pmem2"), tmp_path / "vmcore"], check=True)
@@ -139,11 +139,11 @@ def test_a_broken_list_ends_the_walk_with_a_warning_that_names_the_address(machi
     addresses = {machine.head, machine.first, machine.second}
     addresses |= {value + PREV & (1 << 64) - 1 for _, member, value in BROKEN[kind](machine) if member == NEXT}
     assert any(f" {address:#x} " in warnings[0].replace(",", " ") for address in addresses), warnings
-    assert ranges == RANGES, "info blocks make up for what the list lost"
+    assert ranges == RANGES, "info blocks supply what the list lost"
 
 
 @pytest.mark.parametrize("member", ["entry", "start", "end"])
-def test_a_list_whose_offsets_are_not_exported_is_made_up_for_by_info_blocks(machine: Machine, member: str) -> None:
+def test_a_list_without_exported_offsets_is_replaced_by_info_blocks(machine: Machine, member: str) -> None:
     machine.edit_info(f"OFFSET(devm_memmap_vmcore.{member})", f"OFFSET(devm_memmap_vmcore.x{member[1:]})")
     ranges, warnings = machine.found()
     assert ranges == RANGES
@@ -157,7 +157,7 @@ def test_a_structure_too_small_for_its_members_is_not_read(machine: Machine) -> 
     assert "24 bytes" in warnings[0]
 
 
-def test_a_structure_of_another_size_is_read_all_the_same(machine: Machine) -> None:
+def test_a_structure_of_another_size_is_read_too(machine: Machine) -> None:
     machine.edit_info("SIZE(devm_memmap_vmcore)=40", "SIZE(devm_memmap_vmcore)=96")
     assert machine.found() == (RANGES, [])
 
@@ -172,7 +172,7 @@ def test_without_the_list_info_blocks_give_the_same_ranges(machine: Machine, tmp
 # Whole runs
 
 
-def test_metadata_is_kept_unless_bit_32_says_so_and_user_data_never(
+def test_metadata_is_kept_unless_bit_32_is_set_and_user_data_is_always_excluded(
     real: Callable[[str], Path], tmp_path: Path
 ) -> None:
     metadata = {pfn for first, end in RANGES for pfn in range(first, end)}
@@ -199,7 +199,9 @@ def test_namespaces_are_found_by_their_info_blocks(real: Callable[[str], Path]) 
         assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES[:2]
 
 
-def test_statistics_tell_each_namespace_and_what_is_in_none(real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_statistics_list_each_namespace_and_memory_outside_namespaces(
+    real: Callable[[str], Path], tmp_path: Path
+) -> None:
     found = vmfilter.filter_dump(real("x86_64-6.12-pmem2"), tmp_path / "dump").pmem
     counts = [(1536, 64000), (1536, 64000), (0, 32768)]
     assert found[:3] == [NamespacePages(n, *c) for n, c in zip(NAMESPACES, counts, strict=True)]
@@ -208,7 +210,7 @@ def test_statistics_tell_each_namespace_and_what_is_in_none(real: Callable[[str]
     assert found == [*(NamespacePages(n, 1536, 0) for n in NAMESPACES[:2]), NamespacePages(None, 0, 0)]
 
 
-def test_user_data_is_written_only_when_it_is_asked_for(real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_user_data_is_written_only_if_requested(real: Callable[[str], Path], tmp_path: Path) -> None:
     vmcore = real("x86_64-6.12-pmem2")
     for level in 0, 63:
         statistics = vmfilter.filter_dump(
@@ -222,11 +224,11 @@ def test_user_data_is_written_only_when_it_is_asked_for(real: Callable[[str], Pa
         assert kept == (everything - metadata if level == 63 else everything)
 
 
-# Without the file's flags: a kdump-compressed file has lost them
+# Without the file's flags: a kdump-compressed dump has lost them
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_filtering_again_drops_exactly_the_metadata(machine: Machine, tmp_path: Path, listed: bool) -> None:
+def test_filtering_again_excludes_exactly_the_metadata(machine: Machine, tmp_path: Path, listed: bool) -> None:
     if not listed:
         machine.edit_info(*WITHOUT_LIST)
     vmfilter.filter_dump(machine.path, tmp_path / "31", level=31)
@@ -239,7 +241,7 @@ def test_filtering_again_drops_exactly_the_metadata(machine: Machine, tmp_path: 
     assert statistics.classes[PageClass.PMEM_METADATA] == 3072
 
 
-def test_user_data_that_a_dump_has_is_not_in_one_made_of_it(real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_user_data_in_a_dump_is_not_in_a_dump_made_from_it(real: Callable[[str], Path], tmp_path: Path) -> None:
     vmfilter.filter_dump(real("x86_64-6.12-pmem2"), tmp_path / "all", level=0, include_pmem_userdata=True)
     statistics = vmfilter.filter_dump(tmp_path / "all", tmp_path / "0", level=0)
     metadata = {pfn for first, end in RANGES for pfn in range(first, end)}
@@ -249,8 +251,8 @@ def test_user_data_that_a_dump_has_is_not_in_one_made_of_it(real: Callable[[str]
     assert statistics.pmem[3:] == [NamespacePages(None, 0, 65536)]
 
 
-def test_what_a_namespace_that_is_no_more_has_left_behind_is_not_believed(machine: Machine, tmp_path: Path) -> None:
-    # A valid info block in a part of the device that belongs to no namespace; its "metadata" would be anybody's data.
+def test_leftovers_of_a_deleted_namespace_are_not_trusted(machine: Machine, tmp_path: Path) -> None:
+    # A valid info block in a part of the device outside all namespaces; its "metadata" would be anybody's data.
     machine.edit_info(*WITHOUT_LIST)
     stale = PMEM + (700 << 20)
     with vmfilter.open_dump(machine.path) as dump, open(machine.path, "r+b") as f:
@@ -299,14 +301,14 @@ def test_no_entry_of_the_list_turns_user_data_into_metadata(machine: Machine, st
 
 
 @pytest.mark.parametrize("old", ["SIZE(devm_memmap_vmcore)=40", "OFFSET(devm_memmap_vmcore.start)=16"])
-def test_what_is_no_number_ends_the_list_and_not_the_run(machine: Machine, old: str) -> None:
+def test_an_invalid_number_ends_the_list_and_not_the_run(machine: Machine, old: str) -> None:
     machine.edit_info(old, old[:-2] + "xx")
     ranges, warnings = machine.found()
     assert ranges == RANGES
     assert "not a number" in warnings[0]
 
 
-def test_a_list_without_entries_is_made_up_for(machine: Machine) -> None:
+def test_a_list_without_entries_is_replaced_by_info_blocks(machine: Machine) -> None:
     machine.poke(machine.head, NEXT, machine.head)
     machine.poke(machine.head, PREV, machine.head)
     assert machine.found() == (RANGES, [])
@@ -325,14 +327,14 @@ def test_an_info_block_in_ram_is_page_cache(real: Callable[[str], Path], tmp_pat
     assert statistics.classes[PageClass.PMEM_METADATA] == 3072
 
 
-def test_metadata_alone_survives_filtering_again(real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_metadata_without_user_data_survives_filtering_again(real: Callable[[str], Path], tmp_path: Path) -> None:
     vmfilter.filter_dump(real("x86_64-6.12-pmem3"), tmp_path / "a")
     statistics = vmfilter.filter_dump(tmp_path / "a", tmp_path / "b")
     assert Kdump(tmp_path / "a").kept == Kdump(tmp_path / "b").kept
     assert statistics.classes[PageClass.PMEM_METADATA] == 3072
 
 
-def test_a_pt_load_without_its_flag_is_pmem_all_the_same(machine: Machine, tmp_path: Path) -> None:
+def test_a_pt_load_without_its_flag_is_pmem_too(machine: Machine, tmp_path: Path) -> None:
     with vmfilter.open_dump(machine.path) as dump:
         number = next(i for i, p in enumerate(dump.loads) if p.flags & 0x10)
     with open(machine.path, "r+b") as f:
@@ -346,7 +348,7 @@ def test_a_pt_load_without_its_flag_is_pmem_all_the_same(machine: Machine, tmp_p
     assert {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE} == reserved
 
 
-def test_a_marked_pt_load_wins_over_one_that_overlaps_it(tmp_path: Path) -> None:
+def test_a_flagged_pt_load_wins_over_one_that_overlaps_it(tmp_path: Path) -> None:
     plain, marked = Load(PMEM, bytes(4 * PAGE)), Load(PMEM, bytes(4 * PAGE), flags=0x17)
     for loads in [plain, marked], [marked, plain]:
         with vmfilter.open_dump(Elf(loads).write(tmp_path / "v")) as dump:
@@ -355,7 +357,7 @@ def test_a_marked_pt_load_wins_over_one_that_overlaps_it(tmp_path: Path) -> None
             assert set(classes) == {PageClass.PMEM_USERDATA}
 
 
-def test_pmem_that_is_used_as_ram_is_ram(tmp_path: Path) -> None:
+def test_pmem_used_as_ram_is_ram(tmp_path: Path) -> None:
     # daxctl reconfigure-device --mode=system-ram: its sections are online.
     machine = Synthetic()
     machine.section(200)
@@ -386,7 +388,7 @@ def test_a_poisoned_page_of_pmem_is_not_written_either(tmp_path: Path) -> None:
 
 
 def wipe(path: Path, namespaces: list[Namespace]) -> None:
-    """Make a vmcore's info blocks unreadable."""
+    """Overwrite a vmcore's info blocks."""
     with vmfilter.open_dump(path) as dump, open(path, "r+b") as f:
         for namespace in namespaces:
             load = next(p for p in dump.loads if p.start <= namespace.start < p.end)
@@ -394,7 +396,7 @@ def wipe(path: Path, namespaces: list[Namespace]) -> None:
             f.write(bytes(PAGE))
 
 
-def test_metadata_alone_is_known_by_page_tables_without_its_info_block(
+def test_metadata_without_user_data_is_recognised_by_page_tables_if_its_info_block_is_gone(
     real: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import subprocess
@@ -407,20 +409,20 @@ def test_metadata_alone_is_known_by_page_tables_without_its_info_block(
     assert statistics.pmem == [NamespacePages(None, 3072, 0)]
 
 
-def test_struct_pages_on_pmem_are_known_by_page_tables_without_list_or_info_block(
+def test_struct_pages_on_pmem_are_recognised_by_page_tables_without_list_or_info_block(
     machine: Machine, tmp_path: Path
 ) -> None:
     machine.edit_info(*WITHOUT_LIST)
     wipe(machine.path, NAMESPACES)
     vmfilter.filter_dump(machine.path, tmp_path / "dump")
     kept = {pfn for pfn in Kdump(tmp_path / "dump").kept if pfn >= PMEM // PAGE}
-    # Each namespace of 256 MiB has as many struct pages as fill 4 MiB; the rest of its reserve is unused.
+    # The struct pages of each namespace of 256 MiB fill 4 MiB; the rest of its reserve is unused.
     assert len(kept) == 2 * 1024
     assert kept < {pfn for first, end in RANGES for pfn in range(first, end)}
 
 
 def device_with_its_own_struct_pages(number: int, load: range) -> Synthetic:
-    """A section of device memory whose struct pages lie on it; of its frames, the vmcore has some."""
+    """Make a section of device memory that contains its own struct pages; the vmcore contains a part of it."""
     frames = range(number * 512, (number + 1) * 512)
     machine = Synthetic(section_flags={number: DEVICE}, memmap_at={number: load.start * PAGE})
     machine.section(number)
@@ -431,26 +433,26 @@ def device_with_its_own_struct_pages(number: int, load: range) -> Synthetic:
 
 
 @pytest.mark.parametrize("count", [8, 15, 16, 17, 400])
-def test_a_pt_load_is_metadata_where_most_of_it_is_struct_pages(tmp_path: Path, count: int) -> None:
-    load = range(200 * 512, 200 * 512 + count)  # 8 frames hold the section's 512 struct pages
+def test_a_pt_load_is_metadata_if_most_of_it_is_struct_pages(tmp_path: Path, count: int) -> None:
+    load = range(200 * 512, 200 * 512 + count)  # the section's 512 struct pages fill 8 frames
     machine = device_with_its_own_struct_pages(200, load)
     with machine.opened(tmp_path) as (dump, kernel):
-        # Offline memory with its struct pages on it (memmap_on_memory) is 64 times as large as they are.
+        # Offline memory with its own struct pages (memmap_on_memory) is 64 times as large as they are.
         metadata = load.stop if count < 16 else load.start + 8
         assert list(find_pmem(dump, PAGE, kernel).metadata) == [(load.start, metadata)]
 
 
-def test_struct_pages_in_ram_are_no_metadata(tmp_path: Path) -> None:
+def test_struct_pages_in_ram_are_not_metadata(tmp_path: Path) -> None:
     machine = Synthetic(section_flags={200: DEVICE})
     machine.section(200)
     with machine.opened(tmp_path) as (dump, kernel):
         assert list(find_pmem(dump, PAGE, kernel).metadata) == []
 
 
-def test_a_kernel_that_knows_no_online_sections_has_no_pmem_by_page_tables(tmp_path: Path) -> None:
+def test_without_online_flags_no_pmem_is_recognised_by_page_tables(tmp_path: Path) -> None:
     load = range(200 * 512, 200 * 512 + 8)
     machine = device_with_its_own_struct_pages(200, load)
-    machine.section_flags[16] = RAM & ~4  # the builder's own section; before 4.13 there was no such flag
+    machine.section_flags[16] = RAM & ~4  # the builder's own section; the flag exists since 4.13
     with machine.opened(tmp_path) as (dump, kernel):
         assert list(find_pmem(dump, PAGE, kernel).metadata) == []
 
@@ -462,7 +464,7 @@ def info_block(
     signature: bytes = b"NVDIMM_PFN_INFO\0", minor: int = 4, offset: int = 6 << 20, npfns: int = 64000, mode: int = 2,
     start_pad: int = 0, end_trunc: int = 0, align: int = 2 << 20, major: int = 1,
 ) -> bytes:  # fmt: skip
-    """struct nd_pfn_sb, with its checksum."""
+    """Return struct nd_pfn_sb with its checksum."""
     head = struct.pack(
         "<16s16s16sIHHQQIIIIIH", signature, b"u" * 16, b"p" * 16, 0, major, minor, offset, npfns, mode, start_pad,
         end_trunc, align, PAGE, 64,
@@ -480,19 +482,19 @@ def info_block(
 def test_info_blocks_of_every_version(minor: int, kind: str) -> None:
     signature = {"fsdax": b"NVDIMM_PFN_INFO\0", "devdax": b"NVDIMM_DAX_INFO\0"}[kind]
     block = info_block(signature, minor, start_pad=0x10000, end_trunc=0x20000)
-    pad, trunc = (0x10000, 0x20000) if minor else (0, 0)  # 1.0 has neither
+    pad, trunc = (0x10000, 0x20000) if minor else (0, 0)  # 1.0 has no such fields
     data = PMEM + pad + (6 << 20)
     assert parse_info_block(block, PMEM) == Namespace(PMEM, data + 64000 * PAGE + trunc, kind, data)
 
 
 @pytest.mark.parametrize("align", [4 << 10, 2 << 20, 1 << 30])
-def test_the_alignment_does_not_matter(align: int) -> None:
+def test_the_alignment_makes_no_difference(align: int) -> None:
     namespace = parse_info_block(info_block(align=align), PMEM)
     assert namespace is not None
     assert namespace.metadata_end == PMEM + (6 << 20)
 
 
-def test_a_memmap_in_ram_leaves_no_metadata_on_the_device() -> None:
+def test_a_memmap_in_ram_needs_no_metadata_on_the_device() -> None:
     namespace = parse_info_block(info_block(mode=1, offset=2 << 20), PMEM)
     assert namespace is not None
     assert namespace.metadata_end == namespace.start
@@ -515,7 +517,7 @@ def test_a_memmap_in_ram_leaves_no_metadata_on_the_device() -> None:
     ],
     ids=["BTT", "version 2", "no mode", "mode 3", "no offset", "far", "huge", "checksum", "damaged", "short", "zeros"],
 )
-def test_what_is_no_info_block_is_none(block: bytes) -> None:
+def test_an_invalid_info_block_is_none(block: bytes) -> None:
     assert parse_info_block(block, PMEM) is None
 
 
@@ -523,14 +525,14 @@ def test_the_checksum_is_the_kernels() -> None:
     assert fletcher64(struct.pack("<III", 1, 2, 0xFFFFFFFF)) == (1 + 3 + 2) << 32 | 2
 
 
-def test_an_info_block_in_ram_that_is_more_than_metadata_is_only_data(tmp_path: Path) -> None:
-    # A PT_LOAD of RAM can hold a copy of an info block: in the page cache, for one.
+def test_an_info_block_in_ram_with_data_after_its_metadata_is_only_data(tmp_path: Path) -> None:
+    # A PT_LOAD of RAM can contain a copy of an info block, for example in the page cache.
     copy = bytes(PAGE) + info_block() + bytes(8 << 20)
     with vmfilter.open_dump(Elf([Load(PMEM, copy)]).write(tmp_path / "v")) as dump:
         assert find_pmem(dump, PAGE, None).metadata == []
 
 
-def test_namespaces_one_after_the_other_are_found_wherever_they_begin(tmp_path: Path) -> None:
+def test_consecutive_namespaces_are_found_wherever_they_begin(tmp_path: Path) -> None:
     small = info_block(offset=1 << 20, npfns=16)
     space = (bytes(PAGE) + small).ljust((1 << 20) + 16 * PAGE, b"\0")
     load = Load(PMEM, space + space + bytes(PAGE), flags=0x17)
@@ -538,7 +540,7 @@ def test_namespaces_one_after_the_other_are_found_wherever_they_begin(tmp_path: 
         assert [n.start - PMEM for n in find_pmem(dump, PAGE, None).namespaces] == [0, len(space)]
 
 
-def test_a_namespace_that_ends_outside_its_pt_load_is_none(tmp_path: Path) -> None:
+def test_a_namespace_that_ends_outside_its_pt_load_is_ignored(tmp_path: Path) -> None:
     load = Load(PMEM, (bytes(PAGE) + info_block()).ljust(8 << 20, b"\0"), flags=0x17)
     with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
         assert find_pmem(dump, PAGE, None).namespaces == []

@@ -1,4 +1,4 @@
-"""Real vmcores of real kernels, against what those kernels said of their pages themselves."""
+"""Real vmcores of real kernels, compared with those kernels' own /proc/kpageflags."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.memory_model import SparseMemory
 from vmfilter.kernel.search import understand, vmcoreinfo_of
 
-# A few dozen frames change hands between the copy of kpageflags and the panic: the program that made the copy ends,
-# and its pages wait on per-CPU lists; others waited to be put on an LRU list, and are on it by now.
+# A few dozen frames change hands between the copy of kpageflags and the panic. The program that made the copy exits,
+# and its pages wait on per-CPU lists; other pages were about to be put on an LRU list, and are on it by then.
 LOST, KEPT_NEEDLESSLY = 70, 100
 KERNELS = ["5.10", "6.1", "6.12-hvo", "6.12-la57", "6.12-small", "6.18", "7.2-hvo"]
 HWPOISONED = ["6.12-hvo", "6.12-la57", "6.18", "7.2-hvo"]
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_level_31_agrees_with_the_kernels_own_account(real: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_level_31_agrees_with_kpageflags(real: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     vmcore = real(f"x86_64-{name}")
     vmfilter.filter_dump(vmcore, tmp_path / "dump")
     dump = Kdump(tmp_path / "dump")
@@ -32,14 +32,14 @@ def test_level_31_agrees_with_the_kernels_own_account(real: Callable[[str], Path
     assert lost <= LOST, table
     assert kept_needlessly <= KEPT_NEEDLESSLY, table
     for kind in ("free", "cache", "anonymous"):
-        assert table[kind][1] > 2000, f"{kind}: too few to tell anything, {table}"
+        assert table[kind][1] > 2000, f"{kind}: too few to be conclusive, {table}"
     assert table["hugetlb"] == (0, 2048)
     assert table["slab"][0] > 1000
     assert table["slab"][1] == table["reserved"][1] == 0
 
 
-# Name, first frame in the dump, frames of the kernel's own that are left out, frames of others that are kept. QEMU's
-# dumps are of running guests, a while after the copy: the buffers that it went through have been freed since.
+# Name, first frame in the dump, excluded frames that are the kernel's own, kept frames that are not. QEMU's dumps
+# are of running guests, some time after the copy: the buffers that it went through have been freed since.
 OTHER_MACHINES = [
     ("ppc64le-6.12", 0, 60, 110),
     ("ppc64le-6.12-64k", 0, 4, 24),
@@ -70,13 +70,13 @@ def test_level_31_on_other_machines_and_in_other_dumps(
     found = sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN)
     assert found <= kept_needlessly, table
     for kind in ("free", "cache", "anonymous"):
-        assert table[kind][1] > 2000 * 4096 // dump.block_size, f"{kind}: too few to tell anything, {table}"
+        assert table[kind][1] > 2000 * 4096 // dump.block_size, f"{kind}: too few to be conclusive, {table}"
     assert table["slab"][0] > 200
     assert table["slab"][1] == table["reserved"][1] == 0
 
 
 @pytest.mark.parametrize("name", [row[0] for row in OTHER_MACHINES])
-def test_every_page_of_another_machine_is_its_own(real: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_every_page_of_another_machine_is_right(real: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     vmfilter.filter_dump(real(name), tmp_path / "dump", level=1)
     dump = Kdump(tmp_path / "dump")
     assert len(dump.kept) == len(dump.present) > 4000
@@ -88,15 +88,15 @@ def test_every_page_of_another_machine_is_its_own(real: Callable[[str], Path], t
 
 
 @pytest.mark.parametrize("name", [*(row[0] for row in OTHER_MACHINES), "arm64-6.12", "loongarch64-7.2", "riscv64-6.12"])
-def test_registers_have_the_size_that_tells_machines_apart(real: Callable[[str], Path], name: str) -> None:
+def test_registers_have_the_size_that_identifies_the_machine(real: Callable[[str], Path], name: str) -> None:
     with vmfilter.open_dump(real(name)) as dump:
         sizes = {note.size for note in dump.notes if (note.name, note.kind) == (b"CORE", 1)}
         assert sizes == {dump.arch.prstatus_size}
 
 
-# What libkdumpfile (in drgn) can translate of these: not 4K pages of ppc64, nor s390x since 6.10, and not arm's frames,
-# which it counts from 0 where crash and makedumpfile count from phys_base. In QEMU's dumps of x86 it begins at the
-# tables that CR3 held, which strip.py leaves out.
+# What libkdumpfile (in drgn) can translate: not 4K pages of ppc64, nor s390x since 6.10, nor arm, whose frames it
+# counts from 0 while crash and makedumpfile count from phys_base. In QEMU's dumps of x86 it begins at the tables in
+# CR3, which strip.py removes.
 TRANSLATED = ["ppc64le-6.12-64k", "ppc64le-6.1-64k", "ppc64le-6.12-64k-hash-qemu"]
 
 
@@ -115,17 +115,17 @@ def test_libkdumpfile_reads_the_kernels_name_by_virtual_address(
     assert (name_fields[0], name_fields[2]) == ("Linux", told["OSRELEASE"])
 
 
-# kdumpid's name of the architecture; its version is the kernel's
+# kdumpid's name of the architecture; the version it prints is the kernel's
 KDUMPID = {"ppc64le": "ppc64", "s390x": "s390x", "i386": "ia32", "arm": "arm", "x86_64": "x86_64"}
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("name", [row[0] for row in OTHER_MACHINES])
-def test_kdumpid_knows_architecture_and_kernel(real: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_kdumpid_recognises_architecture_and_kernel(real: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     from judges import judge, peer_is_here
 
     if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid cannot be had here")
+        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(real(name), tmp_path / "dump")
     said = judge("peer.py", "kdumpid", tmp_path / "dump").split()
     assert said[said.index("Arch:") + 1] == KDUMPID[name.split("-")[0]]
@@ -156,7 +156,7 @@ def test_five_levels_of_page_tables_are_really_walked(real: Callable[[str], Path
         assert Kernel(dump, info).uts.release.startswith(b"6.12.95")
 
 
-def test_every_bit_of_the_level_leaves_out_just_its_classes(real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_every_bit_of_the_level_excludes_just_its_classes(real: Callable[[str], Path], tmp_path: Path) -> None:
     vmcore = real("x86_64-6.12-small")
     whole = vmfilter.filter_dump(vmcore, tmp_path / "0", level=0)
     c = whole.classes
@@ -175,8 +175,8 @@ def test_every_bit_of_the_level_leaves_out_just_its_classes(real: Callable[[str]
     assert min(wanted[2], wanted[8], wanted[16]) > 500
 
 
-# Name, frames of the kernel's own that are left out, frames of others that are kept. Where the former are many, a CPU
-# gave the frames on its list back meanwhile: they had no flags at all, and are free.
+# Name, excluded frames that are the kernel's own, kept frames that are not. Large numbers of the former: a CPU gave
+# back the frames on its list in the meantime; they had no flags, and are free now.
 ARM64_RISCV64_LOONGARCH64 = [
     ("arm64-5.10", 20, 45),
     ("arm64-6.12", 60, 70),
@@ -203,8 +203,8 @@ def test_level_31_on_arm64_riscv64_and_loongarch64(
     found = sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN)
     assert found <= kept_needlessly, table
     for kind in ("free", "cache", "anonymous"):
-        assert table[kind][1] * dump.block_size > 8 << 20, f"{kind}: too few to tell anything, {table}"
-    assert table["hugetlb"] == (0, 8192 if dump.block_size == 16384 else 2048)  # huge pages of 32 MiB, of 2 MiB
+        assert table[kind][1] * dump.block_size > 8 << 20, f"{kind}: too few to be conclusive, {table}"
+    assert table["hugetlb"] == (0, 8192 if dump.block_size == 16384 else 2048)  # huge pages of 32 MiB or 2 MiB
     assert table["slab"][0] * dump.block_size > 4 << 20
     assert table["slab"][1] == table["reserved"][1] == 0
 
@@ -227,7 +227,7 @@ def test_level_31_on_arm64_riscv64_and_loongarch64(
 def test_the_header_is_as_the_machine_itself_would_write_it(
     real: Callable[[str], Path], tmp_path: Path, name: str, machine: bytes, release: bytes, phys_base: int
 ) -> None:
-    """phys_base as makedumpfile has it on each: crash takes arm64's from here."""
+    """phys_base as makedumpfile computes it on each; crash takes arm64's from here."""
     vmfilter.filter_dump(real(name), tmp_path / "dump")
     raw = (tmp_path / "dump").read_bytes()
     uts = [raw[12 + 65 * i :][:65].split(b"\0")[0] for i in range(6)]
@@ -241,7 +241,7 @@ def test_the_header_is_as_the_machine_itself_would_write_it(
 def test_drgn_finds_the_kernels_name_by_its_virtual_address(
     real: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    """arm64 by page tables in drgn, riscv64 by those in libkdumpfile; neither knows loongarch64's."""
+    """arm64 by drgn's own page table code, riscv64 by libkdumpfile's; neither supports loongarch64."""
     drgn = pytest.importorskip("drgn")
 
     vmcore = real(name)
@@ -284,7 +284,7 @@ def test_each_form_of_page_tables_is_really_there(
 
 
 def test_a_riscv64_vmcore_of_kexec_load_has_no_struct_pages(real: Callable[[str], Path], tmp_path: Path) -> None:
-    """Nor its first page tables: kexec-tools leaves "Reserved" memory out. What remains is named and kept whole."""
+    """Its first page tables are missing too, as kexec-tools omits "Reserved" memory. All pages are kept."""
     vmcore = real("riscv64-6.12-reserved")
     with pytest.raises(vmfilter.KernelError, match=r"mem_section.* -d 1 "):
         vmfilter.filter_dump(vmcore, tmp_path / "dump")
@@ -294,10 +294,10 @@ def test_a_riscv64_vmcore_of_kexec_load_has_no_struct_pages(real: Callable[[str]
     assert b"6.12.94+deb13-riscv64" in (tmp_path / "dump").read_bytes()[:400]
 
 
-def test_memory_sections_are_known_where_a_part_of_their_array_is_not_in_the_dump(
+def test_memory_sections_are_found_if_a_part_of_their_array_is_missing(
     real: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a file whose pages of zeros were left out: the array of roots has many."""
+    """As in a file whose zero pages were excluded: the array of roots has many."""
     with vmfilter.open_dump(real("x86_64-6.12-small")) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None

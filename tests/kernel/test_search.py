@@ -1,4 +1,4 @@
-"""VMCOREINFO found in memory where no note of the dump has it, whatever else lies there that looks like it."""
+"""VMCOREINFO is found in memory if no note of the dump contains it, whatever similar data is there too."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from vmfilter.errors import KernelError
 from vmfilter.kernel.search import search_kernel
 
 HEAD = 24  # bytes of a VMCOREINFO note before its text
-PLACE = KERNEL_AT + MIB  # where tests put things: in the builder's own section, beyond what it uses itself
+PLACE = KERNEL_AT + MIB  # in the builder's own section, beyond what it uses itself
 
 
 def machine_with(place: Callable[[Memory, str], None], name: str | None = None) -> Synthetic:
-    """A machine without the note, in whose memory something is done with its text."""
+    """Make a machine without the note; place() puts the text, or something like it, into its memory."""
     machine = Synthetic(FLAVOURS["6.12"], MACHINES[name] if name else None, note=False)
     machine.told = lambda text: place(machine.memory, text)
     return machine
 
 
 def found(machine: Synthetic, folder: Path) -> str:
-    """Text that the search comes back with."""
+    """Return the text that the search finds."""
     with open_dump(machine.write(folder / "vmcore")) as dump:
         assert dump.notes == []
         return search_kernel(dump).info.text
 
 
 @pytest.mark.parametrize("at", [0, HEAD, 4, 4092, 4096 - 4 - HEAD, MIB - 4, MIB - HEAD])
-def test_found_wherever_it_lies(tmp_path: Path, at: int) -> None:
+def test_found_at_any_address(tmp_path: Path, at: int) -> None:
     machine = machine_with(lambda memory, text: memory.write(PLACE + at, text.encode()))
     assert found(machine, tmp_path) == machine.info
 
 
 @pytest.mark.parametrize("name", [None, "ppc64, hash, 64K", "i386, PAE, SPARSEMEM", "arm, short"])
-def test_found_as_a_note_of_which_it_is_a_part(tmp_path: Path, name: str | None) -> None:
-    """What follows a note's text is none of it."""
+def test_found_within_a_note(tmp_path: Path, name: str | None) -> None:
+    """Bytes after the note's text do not belong to it."""
 
     def place(memory: Memory, text: str) -> None:
         whole = note(b"VMCOREINFO", 0, text.encode(), ">" if memory.order == "big" else "<")
@@ -58,7 +58,7 @@ def test_found_as_a_note_of_which_it_is_a_part(tmp_path: Path, name: str | None)
 
 @pytest.mark.parametrize("name", [None, "ppc64, hash, 64K", "s390x, 3 levels", "i386, classic, FLATMEM", "arm, LPAE"])
 def test_the_dump_gets_a_note_of_its_own(tmp_path: Path, name: str | None) -> None:
-    """libkdumpfile reads that, not the header's offset."""
+    """libkdumpfile reads the note, not the header's offset."""
     ram = MACHINES[name].ram if name else 0
     machine = machine_with(lambda memory, text: memory.write(ram + PLACE, text.encode()), name)
     vmfilter.filter_dump(machine.write(tmp_path / "vmcore"), tmp_path / "dump")
@@ -70,14 +70,14 @@ def test_the_dump_gets_a_note_of_its_own(tmp_path: Path, name: str | None) -> No
 
 
 def wrong_texts(text: str) -> list[str]:
-    """Texts that are not this kernel's, though they look like it."""
+    """Return texts that are not this kernel's, though they look like it."""
     tables = next(line for line in text.splitlines() if line.startswith("SYMBOL(swapper_pg_dir)"))
     name = next(line for line in text.splitlines() if line.startswith("SYMBOL(init_uts_ns)"))
     release = text.splitlines()[0]
     return [
         "OSRELEASE=%s\n",
         release + "\n",
-        text.replace(release, "OSRELEASE=5.4.0-old"),  # another kernel's, whose tables lie where ours do
+        text.replace(release, "OSRELEASE=5.4.0-old"),  # another kernel's, with tables at the same address
         text.replace(tables, tables[:-6] + "abc000"),  # an earlier boot's
         text.replace(name, name[:-6] + "abc000"),
         text.replace(name + "\n", ""),
@@ -88,7 +88,7 @@ def wrong_texts(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_texts_that_are_not_this_kernels_are_passed_over(tmp_path: Path, after: bool) -> None:
+def test_texts_of_other_kernels_are_skipped(tmp_path: Path, after: bool) -> None:
     def place(memory: Memory, text: str) -> None:
         wrong = wrong_texts(text)
         assert len({*wrong, text}) == len(wrong) + 1
@@ -134,8 +134,8 @@ def test_thousands_of_wrong_texts_end_the_search(tmp_path: Path) -> None:
     ],
     ids=["a word", "no end", "short", "long", "not ASCII"],
 )
-def test_memory_full_of_beginnings_is_searched_in_time(tmp_path: Path, filler: bytes) -> None:
-    """A process of the machine can have it so, and what follows is found all the same; it took 20 s for each MiB."""
+def test_memory_full_of_beginnings_is_searched_in_linear_time(tmp_path: Path, filler: bytes) -> None:
+    """A process of the machine can fill memory like that; the text after it is found too. It once took 20 s per MiB."""
 
     def place(memory: Memory, text: str) -> None:
         size = MIB
@@ -149,8 +149,8 @@ def test_memory_full_of_beginnings_is_searched_in_time(tmp_path: Path, filler: b
 
 
 @pytest.mark.parametrize("distance", [12, 4096, (1 << 16) - 4096, 1 << 16, (1 << 16) + 4])
-def test_found_right_after_text_that_is_none(tmp_path: Path, distance: int) -> None:
-    """Without a zero byte between."""
+def test_found_right_after_something_similar(tmp_path: Path, distance: int) -> None:
+    """There is no zero byte in between."""
 
     def place(memory: Memory, text: str) -> None:
         memory.write(PLACE, (b"OSRELEASE=x\n" * 6000)[:distance] + text.encode())
@@ -165,8 +165,8 @@ def test_found_right_after_text_that_is_none(tmp_path: Path, distance: int) -> N
 @pytest.mark.parametrize("how", ["pointer", "os_info"])
 @pytest.mark.parametrize("form", ["note", "text"])
 @pytest.mark.parametrize("name", [n for n in MACHINES if n.startswith("s390x")])
-def test_the_lowcore_tells(tmp_path: Path, name: str, how: str, form: str) -> None:
-    """The search looks at multiples of 4 only: what lies elsewhere is found by the pointers alone."""
+def test_the_lowcore_points_to_it(tmp_path: Path, name: str, how: str, form: str) -> None:
+    """The search looks only at multiples of 4: other addresses are found by the pointers alone."""
 
     def place(memory: Memory, text: str) -> None:
         at = PLACE + 2
@@ -183,7 +183,7 @@ def test_the_lowcore_tells(tmp_path: Path, name: str, how: str, form: str) -> No
 
 
 @pytest.mark.parametrize("pointer", [0, 1, (1 << 64) - 1, 1 << 40, PLACE])
-def test_pointers_that_lead_nowhere_leave_it_to_the_search(tmp_path: Path, pointer: int) -> None:
+def test_if_the_pointers_lead_nowhere_the_search_finds_it(tmp_path: Path, pointer: int) -> None:
     def place(memory: Memory, text: str) -> None:
         memory.write(0xE0C, pointer.to_bytes(8, "big"))
         memory.write(0xE18, pointer.to_bytes(8, "big"))
@@ -197,7 +197,7 @@ def test_pointers_that_lead_nowhere_leave_it_to_the_search(tmp_path: Path, point
 
 
 @pytest.mark.parametrize("text", [b"OSRE", b"OSREO", b"OSREOSRE"])
-def test_texts_are_found_as_a_slow_search_finds_them(text: bytes) -> None:
+def test_texts_are_found_as_by_a_simple_search(text: bytes) -> None:
     chance = random.Random(1)
     for _ in range(3000):
         data = b"".join(chance.choice([b"OSRE", b"OSRO", b"SREO"]) for _ in range(chance.randrange(200)))[:-2]

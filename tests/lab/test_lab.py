@@ -1,6 +1,6 @@
-"""The big real vmcores, their references, and judges that we did not write.
+"""Large real vmcores, their references, and independent judges.
 
-They lie in a folder `shared` beside the checkout, or where VMFILTER_LAB says; without it these tests are skipped.
+They are in a folder `shared` beside the checkout, or where VMFILTER_LAB says; without it these tests are skipped.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_the_output_does_not_depend_on_the_number_of_threads(
 
 
 @pytest.mark.parametrize("name", [*WITH_REFERENCE, "x86-pmem2"])
-def test_level_31_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_level_31_agrees_with_kpageflags(lab: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     vmfilter.filter_dump(lab(name), tmp_path / "dump")
     dump = Kdump(tmp_path / "dump")
     table = kpageflags.table(lab(f"{name}.kpageflags"), dump.present, dump.kept)
@@ -97,7 +97,7 @@ def test_level_31_agrees_with_the_kernels_own_account(lab: Callable[[str], Path]
 # Other machines
 
 
-def test_ppc64_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], tmp_path: Path) -> None:
+def test_ppc64_agrees_with_kpageflags(lab: Callable[[str], Path], tmp_path: Path) -> None:
     vmfilter.filter_dump(lab("ppc64-6.12"), tmp_path / "dump")
     dump = Kdump(tmp_path / "dump")
     table = kpageflags.table(lab("ppc64-6.12.kpageflags"), dump.present, dump.kept)
@@ -118,7 +118,7 @@ def test_every_page_of_ppc64_is_the_vmcores_byte_for_byte(
 @pytest.mark.parametrize("codec", CODECS)
 def test_kdumpid_recognises_ppc64(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
     if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid cannot be had here")
+        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(lab("ppc64-6.12"), tmp_path / "dump", compress=codec)
     said = judge("peer.py", "kdumpid", tmp_path / "dump")
     assert "Arch: ppc64" in said
@@ -145,7 +145,7 @@ def test_metadata_of_persistent_memory_is_kept_byte_for_byte(lab: Callable[[str]
         assert found.hexdigest() == r["sha256"]
 
 
-def test_filtering_again_drops_exactly_the_metadata(lab: Callable[[str], Path], tmp_path: Path) -> None:
+def test_filtering_again_excludes_exactly_the_metadata(lab: Callable[[str], Path], tmp_path: Path) -> None:
     vmfilter.filter_dump(lab("x86-pmem2"), tmp_path / "31", level=31)
     vmfilter.filter_dump(tmp_path / "31", tmp_path / "63", level=63)
     ranges = reference("x86-pmem2")["63"]["pmem_metadata"]
@@ -157,12 +157,14 @@ def test_filtering_again_drops_exactly_the_metadata(lab: Callable[[str], Path], 
 
 
 @pytest.mark.parametrize("name", [*WITH_REFERENCE, "x86-pmem2"])
-def test_no_memory_is_said_to_be_missing(lab: Callable[[str], Path], name: str) -> None:
+def test_no_memory_is_reported_missing(lab: Callable[[str], Path], name: str) -> None:
     with vmfilter.open_dump(lab(name)) as dump:
         assert dump_info(dump).gaps == []
 
 
-def test_metadata_without_list_or_flag_is_known_by_its_info_block(lab: Callable[[str], Path], tmp_path: Path) -> None:
+def test_metadata_without_list_or_flag_is_recognised_by_its_info_block(
+    lab: Callable[[str], Path], tmp_path: Path
+) -> None:
     statistics = vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "dump", level=63)
     assert statistics.classes[vmfilter.PageClass.PMEM_METADATA] == 3072
     assert statistics.classes[vmfilter.PageClass.PMEM_USERDATA] == 0
@@ -183,9 +185,9 @@ def test_drgn_lists_tasks_and_the_log_of_the_dump(lab: Callable[[str], Path], tm
 
 
 def dax_mapped_text(dump: Path, vmlinux: Path) -> tuple[Any, list[Any], set[int]]:
-    """The inode of /mnt/pmem/text as drgn finds it, its pages' struct pages, unread, and the frames that hold those.
+    """Return drgn's inode of /mnt/pmem/text, its unread struct pages, and the frames that contain those.
 
-    Dentry, inode, i_pages and page tables lie in RAM: this works whether or not the dump has the struct pages.
+    Dentry, inode, i_pages and page tables are in RAM, so this works whether or not the dump contains the struct pages.
     """
     drgn = pytest.importorskip("drgn")
     from drgn.helpers.linux.fs import path_lookup
@@ -200,8 +202,8 @@ def dax_mapped_text(dump: Path, vmlinux: Path) -> tuple[Any, list[Any], set[int]
     for index, entry in xa_for_each(inode.i_data.i_pages.address_of_()):
         assert index == len(pages)
         assert xa_is_value(entry)
-        pfn, flags = divmod(xa_to_value(entry).value_(), 1 << 4)  # DAX_SHIFT in the kernel's fs/dax.c
-        assert flags == 0  # one page: not huge, not the zero page, not empty, and not locked
+        pfn, flags = divmod(xa_to_value(entry).value_(), 1 << 4)  # DAX_SHIFT in fs/dax.c
+        assert flags == 0  # one page: not huge, not the zero page, not empty, not locked
         pages.append(pfn_to_page(prog, pfn))
     assert len(pages) == inode.i_size.value_() // 4096 == 1024
     return inode, pages, {follow_phys(prog["init_mm"].address_of_(), page).value_() // 4096 for page in pages}
@@ -218,7 +220,7 @@ def test_drgn_reads_the_struct_pages_of_persistent_memory(
     inode, pages, frames = dax_mapped_text(tmp_path / "dump", lab("vmlinux-pmem"))
     head = inode.prog_["devm_memmap_vmcore_head"].address_of_()
     ranges = [range(m.start, m.end) for m in list_for_each_entry("struct devm_memmap_vmcore", head, "entry")]
-    assert min(frames) >= 0x100000000 // 4096  # where the device begins
+    assert min(frames) >= 0x100000000 // 4096  # beginning of the device
     assert frames <= {pfn for metadata in ranges for pfn in metadata}
     for index, page in enumerate(pages):
         assert page.pgmap.type == inode.prog_["MEMORY_DEVICE_FS_DAX"]
@@ -244,7 +246,7 @@ def test_drgn_finds_those_struct_pages_excluded_at_level_63(
 @pytest.mark.parametrize("codec", CODECS)
 def test_kdumpid_recognises_the_dump(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
     if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid cannot be had here")
+        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(lab("x86-6.12"), tmp_path / "dump", compress=codec)
     said = judge("peer.py", "kdumpid", tmp_path / "dump")
     assert "x86_64" in said
@@ -254,7 +256,7 @@ def test_kdumpid_recognises_the_dump(lab: Callable[[str], Path], tmp_path: Path,
 @pytest.mark.parametrize("codec", ["zlib", "lzo", "zstd", "none"])
 def test_makedumpfile_filters_our_dump_again(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("makedumpfile cannot be had here")
+        pytest.skip("makedumpfile is not available here")
     vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "ours", level=0, compress=codec)
     judge("peer.py", "makedumpfile", "-c", "-d", "31", tmp_path / "ours", tmp_path / "theirs")
     vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", level=31)
@@ -264,10 +266,10 @@ def test_makedumpfile_filters_our_dump_again(lab: Callable[[str], Path], tmp_pat
 
 def test_crash_opens_the_dump(lab: Callable[[str], Path], tmp_path: Path) -> None:
     if not peer_is_here("crash", "--version"):
-        pytest.skip("crash cannot be had here")
+        pytest.skip("crash is not available here")
     vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "dump")
     (tmp_path / "commands").write_text("sys\nlog\nexit\n")
-    # crash 9.0.2 fails on this kernel's slab caches, in makedumpfile's dump of the same vmcore just as in ours.
+    # crash 9.0.2 fails on this kernel's slab caches, in makedumpfile's dump of the same vmcore too.
     said = judge(
         "peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem"), tmp_path / "dump"
     )
@@ -282,7 +284,7 @@ def test_makedumpfiles_dump_is_filtered_as_the_vmcore_is(
     lab: Callable[[str], Path], tmp_path: Path, codec: str
 ) -> None:
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("makedumpfile cannot be had here")
+        pytest.skip("makedumpfile is not available here")
     for theirs, ours in (0, 31), (1, 8), (31, 0):
         first, second, direct = (tmp_path / f"{name}{theirs}" for name in ("theirs", "again", "direct"))
         judge("peer.py", "makedumpfile", *MAKEDUMPFILE[codec], "-d", str(theirs), lab("x86-pmem3"), first)
@@ -299,7 +301,7 @@ def test_makedumpfiles_incomplete_dump_is_filtered_to_what_it_still_has(
     lab: Callable[[str], Path], tmp_path: Path, codec: str
 ) -> None:
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("makedumpfile cannot be had here")
+        pytest.skip("makedumpfile is not available here")
     full = tmp_path / "full"
     full.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "vmfilter-test", str(full)]
@@ -309,7 +311,7 @@ def test_makedumpfiles_incomplete_dump_is_filtered_to_what_it_still_has(
         command = [sys.executable, LAB / "lab" / "peer.py", "makedumpfile", *MAKEDUMPFILE[codec], "-d", "1"]
         done = subprocess.run([*command, lab("x86-pmem3"), full / "dump"], capture_output=True, text=True)
         assert "incomplete" in done.stderr + done.stdout
-        shutil.copy(full / "dump", tmp_path / "copy")  # to map holes of a full tmpfs kills
+        shutil.copy(full / "dump", tmp_path / "copy")  # mapping holes on a full tmpfs kills the process
         theirs = Kdump(tmp_path / "copy")
         rows = struct.iter_unpack("<QIIQ", theirs.m[theirs.descriptors : theirs.descriptors + 24 * len(theirs.kept)])
         left = [pfn for pfn, (offset, *_) in zip(theirs.kept, rows, strict=False) if offset]
@@ -333,8 +335,8 @@ def test_a_dump_filtered_twice_is_the_vmcore_filtered_once(
         assert digest(tmp_path / "again") == digest(tmp_path / "direct")
 
 
-def test_arm64_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], tmp_path: Path) -> None:
-    """Pages of 4 KiB and 52 bits of address: makedumpfile 1.7.8 refuses it."""
+def test_arm64_agrees_with_kpageflags(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    """4 KiB pages and 52-bit addresses: makedumpfile 1.7.8 refuses them."""
     vmfilter.filter_dump(lab("arm64-6.12"), tmp_path / "dump")
     dump = Kdump(tmp_path / "dump")
     table = kpageflags.table(lab("arm64-6.12.kpageflags"), dump.present, dump.kept)
@@ -343,10 +345,12 @@ def test_arm64_agrees_with_the_kernels_own_account(lab: Callable[[str], Path], t
     assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "dump", lab("arm64-6.12"))
 
 
-def test_riscv64_of_kexec_load_has_nothing_to_tell_pages_by(lab: Callable[[str], Path], tmp_path: Path) -> None:
-    """kexec-tools leaves out "Reserved" memory: the first page tables, all sections and struct pages are not there.
+def test_riscv64_of_kexec_load_contains_nothing_to_classify_pages_by(
+    lab: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """kexec-tools omits "Reserved" memory: the first page tables, all sections and struct pages are missing.
 
-    libkdumpfile does not find the kernel's name in it by virtual address either.
+    libkdumpfile cannot read the kernel's name by virtual address in this dump either.
     """
     with pytest.raises(vmfilter.KernelError, match="mem_section"):
         vmfilter.filter_dump(lab("riscv64-6.12"), tmp_path / "dump")
@@ -362,7 +366,7 @@ def test_kdumpid_recognises_other_machines(
     lab: Callable[[str], Path], tmp_path: Path, name: str, level: int, machine: str, release: str
 ) -> None:
     if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid cannot be had here")
+        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(lab(name), tmp_path / "dump", level=level)
     said = judge("peer.py", "kdumpid", tmp_path / "dump")
     assert f"Arch: {machine}\n" in said
@@ -400,7 +404,7 @@ def test_the_log_is_what_the_console_showed(lab: Callable[[str], Path], name: st
     assert lines[-1][15:] == LAST_LINES[name]
     shown = (VMCORES / f"{name}.console.txt").read_text(errors="replace").replace("\r", "")
     missing = [line for line in lines if line[15:] not in shown]
-    assert len(missing) < len(lines) // 8, missing  # what the console's level left out
+    assert len(missing) < len(lines) // 8, missing  # below the console's log level
 
 
 @pytest.mark.parametrize("name", PMEM)
@@ -429,14 +433,14 @@ def test_drgn_reads_the_same_log(lab: Callable[[str], Path], tmp_path: Path, nam
 @pytest.mark.parametrize("name", ["x86-6.12", "x86-7.2", *PMEM])
 def test_makedumpfile_reads_the_same_log(lab: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("makedumpfile cannot be had here")
+        pytest.skip("makedumpfile is not available here")
     judge("peer.py", "makedumpfile", "--dump-dmesg", lab(name), tmp_path / "log")
     records, _ = log_of(lab(name))
     said = (tmp_path / "log").read_text(encoding="latin-1").split("\n")
     assert [*log_lines(records, caller=True), ""] == said
 
 
-# Every dump out, read by others; others' dumps, read by us
+# Our dumps in every form, read by others; others' dumps, read by us
 
 FORMS: dict[str, dict[str, Any]] = {"kdump": {}, "elf": {"format": "elf"}}
 
@@ -445,7 +449,7 @@ FORMS: dict[str, dict[str, Any]] = {"kdump": {}, "elf": {"format": "elf"}}
 def makedumpfile() -> Callable[..., None]:
     """Run makedumpfile with arguments; stdin and stdout are files."""
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("makedumpfile cannot be had here")
+        pytest.skip("makedumpfile is not available here")
 
     def run(*arguments: str | Path, stdin: Path | None = None, stdout: Path | None = None) -> None:
         command = [sys.executable, LAB / "lab" / "peer.py", "makedumpfile", *arguments]
@@ -506,7 +510,7 @@ def test_makedumpfiles_flattened_dump_is_read(
 def test_makedumpfiles_elf_dump_is_read(
     lab: Callable[[str], Path], tmp_path: Path, makedumpfile: Callable[..., None], flat: bool, level: int
 ) -> None:
-    """It leaves out only stretches of 256 pages or more; p_memsz says that they are memory."""
+    """It excludes only runs of 256 pages or more; p_memsz says that they are memory."""
     if flat:
         makedumpfile("-F", "-E", "-d", str(level), lab("x86-pmem3"), stdout=tmp_path / "theirs")
     else:
@@ -542,14 +546,13 @@ def test_drgn_lists_tasks_of_every_form(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_drgn_opens_a_limited_dump_and_reads_what_is_in_it(
+def test_drgn_opens_a_limited_dump_and_reads_what_it_contains(
     lab: Callable[[str], Path], tmp_path: Path, form: str
 ) -> None:
     drgn = pytest.importorskip("drgn")
     vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "whole", level=0, compress="none")
-    limit = (
-        (tmp_path / "whole").stat().st_size * 97 // 100
-    )  # libkdumpfile needs the kernel's page tables: they are there
+    # libkdumpfile needs the kernel's page tables, which this limit keeps.
+    limit = (tmp_path / "whole").stat().st_size * 97 // 100
     how = {"compress": "none"} if form == "kdump" else FORMS[form]
     found = vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "limited", level=0, limit=limit, **how)
     assert 0 < found.lost < found.kept
@@ -568,7 +571,7 @@ def test_drgn_opens_a_limited_dump_and_reads_what_is_in_it(
 @pytest.mark.parametrize("how", ["elf", "flattened", "flattened elf", "limited", "limited elf", "part"])
 def test_kdumpid_recognises_every_form(lab: Callable[[str], Path], tmp_path: Path, how: str) -> None:
     if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid cannot be had here")
+        pytest.skip("kdumpid is not available here")
     form = "elf" if "elf" in how else "kdump"
     limit = {"limited": 5 << 20, "limited elf": 110 << 20}.get(how)
     to = [tmp_path / "dump", tmp_path / "second"] if how == "part" else tmp_path / "dump"
@@ -583,7 +586,7 @@ def test_kdumpid_recognises_every_form(lab: Callable[[str], Path], tmp_path: Pat
 @pytest.mark.parametrize("how", ["split", "flattened", "elf", "flattened elf", "limited elf"])
 def test_crash_opens_every_form(lab: Callable[[str], Path], tmp_path: Path, how: str) -> None:
     if not peer_is_here("crash", "--version"):
-        pytest.skip("crash cannot be had here")
+        pytest.skip("crash is not available here")
     paths = [tmp_path / str(i) for i in range(3 if how == "split" else 1)]
     vmfilter.filter_dump(
         lab("x86-pmem3"),

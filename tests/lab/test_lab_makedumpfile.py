@@ -1,4 +1,4 @@
-"""Command lines run by makedumpfile itself and by us: the same exit status, the same pages."""
+"""Command lines run by makedumpfile and by vmfilter: the same exit status, the same pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmfilter.kernel.search import understand
 PEER = [sys.executable, str(LAB / "lab" / "peer.py"), "makedumpfile"]
 OURS = [sys.executable, "-m", "vmfilter", "makedumpfile"]
 
-# VMCORE is a vmcore, FIRST a dump of level 1, ONE and TWO a split set, OLD a file that is there.
+# VMCORE is a vmcore, FIRST a dump of level 1, ONE and TWO a split set, OLD an existing file.
 MADE = [
     *(f"-d {level} VMCORE dump" for level in (0, 1, 2, 4, 8, 16, 17, 30, 31)),
     *(f"{codec} -d 31 VMCORE dump" for codec in ("-c", "-l", "-z", "-cd 31", "-c -l", "-lf")),
@@ -98,9 +98,9 @@ NO_FILE = [
 
 @pytest.fixture(scope="session")
 def files(lab: Callable[[str], Path], shared: Shared) -> dict[str, Path]:
-    """What command lines name."""
+    """Paths of the files that command lines name."""
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("makedumpfile cannot be had here")
+        pytest.skip("makedumpfile is not available here")
     vmcore = lab("x86-6.12")
 
     def make(folder: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_same_pages_are_kept(files: dict[str, Path], tmp_path: Path, line: s
     assert run(OURS, line, files, tmp_path / "ours") == 0
     theirs, ours = dumps(tmp_path / "theirs"), dumps(tmp_path / "ours")
     assert sorted(theirs) == sorted(ours) != []
-    if len(theirs) > 1:  # the cuts may differ: what the sets make is compared
+    if len(theirs) > 1:  # the cuts may differ: compare the joined sets
         for who in "theirs", "ours":
             names = [str(tmp_path / who / name) for name in sorted(theirs)]
             subprocess.run([*OURS, "--reassemble", *names, tmp_path / f"{who}.all"], capture_output=True, check=True)
@@ -147,14 +147,14 @@ def test_the_same_pages_are_kept(files: dict[str, Path], tmp_path: Path, line: s
 
 
 @pytest.mark.parametrize("line", NOT_MADE)
-def test_the_same_fails(files: dict[str, Path], tmp_path: Path, line: str) -> None:
+def test_the_same_command_lines_fail(files: dict[str, Path], tmp_path: Path, line: str) -> None:
     assert run(PEER, line, files, tmp_path / "theirs") == 1
     assert run(OURS, line, files, tmp_path / "ours") == 1
     assert (tmp_path / "ours" / "OLD").read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("line", NO_FILE)
-def test_the_same_makes_no_file(files: dict[str, Path], tmp_path: Path, line: str) -> None:
+def test_the_same_command_lines_make_no_file(files: dict[str, Path], tmp_path: Path, line: str) -> None:
     assert run(PEER, line, files, tmp_path / "theirs") == 0
     assert run(OURS, line, files, tmp_path / "ours") == 0
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["OLD"]
@@ -163,7 +163,7 @@ def test_the_same_makes_no_file(files: dict[str, Path], tmp_path: Path, line: st
 @pytest.mark.parametrize("sender", [PEER, OURS], ids=["theirs", "ours"])
 @pytest.mark.parametrize("receiver", [PEER, OURS], ids=["theirs", "ours"])
 @pytest.mark.parametrize("options", ["-c -d 31", "-E -d 31"])
-def test_streams_go_both_ways(
+def test_each_reads_the_others_streams(
     files: dict[str, Path], tmp_path: Path, sender: list[str], receiver: list[str], options: str
 ) -> None:
     sent = subprocess.run([*sender, "-F", *options.split(), files["VMCORE"]], capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""What other tools write, read: split sets and incomplete files of makedumpfile, judged by its own whole dump."""
+"""Input written by makedumpfile: its split sets and incomplete files, compared with its own whole dump."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_a_split_set_of_makedumpfile_is_its_whole_dump(
     request: pytest.FixtureRequest, tmp_path: Path, codec: str
 ) -> None:
     if not peer_is_here("makedumpfile", "-v"):
-        pytest.skip("no makedumpfile")
+        pytest.skip("makedumpfile is not available here")
     get: Callable[[str], Path] = request.getfixturevalue("lab")
     vmcore = get("x86-6.12")
     makedumpfile(codec, "-d", 31, vmcore, tmp_path / "whole")
-    # Blocks of 4 MiB: with its own, larger than this vmcore, all would be in the first part.
+    # Blocks of 4 MiB: makedumpfile's default is larger than this vmcore, and would put everything into the first part.
     parts = [tmp_path / f"part{i}" for i in range(3)]
     makedumpfile("--split", "--splitblock-size", 4096, codec, "-d", 31, vmcore, *parts)
     with vmfilter.open_dump(tmp_path / "whole") as whole:

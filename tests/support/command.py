@@ -1,4 +1,4 @@
-"""Runs the command in this process."""
+"""Runs the command in the test's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Run = Callable[..., Ran]
 
 @contextlib.contextmanager
 def standard_input(data: bytes) -> Iterator[None]:
-    """Have bytes come from a pipe."""
+    """Make standard input a pipe that provides these bytes."""
     read, write = os.pipe()
     before = os.dup(0)
 

@@ -1,4 +1,4 @@
-"""What this process has open."""
+"""Open file descriptors of this process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def _targets() -> dict[str, str]:
     for fd in os.listdir("/proc/self/fd"):
         try:
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # that of the list
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return found
 
 
 @contextmanager
 def all_closed_again() -> Iterator[None]:
-    """Assert that what is opened within is closed within, and not left to the garbage collector."""
-    gc.collect()  # what earlier tests have left to it would be closed meanwhile
+    """Assert that descriptors opened within are closed within, and not left to the garbage collector."""
+    gc.collect()  # or descriptors left by earlier tests would be closed in between
     before = _targets()
     yield
     assert _targets() == before

@@ -1,4 +1,4 @@
-"""Builds ELF vmcores as tests want them, right or wrong. The format: elf(5)."""
+"""Builds ELF vmcores for tests, valid or not. The format: elf(5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = 4096
 
 
 def note(name: bytes, kind: int, description: bytes, order: str = "<") -> bytes:
-    """One ELF note, padded. order: struct's sign of the byte order."""
+    """Return an ELF note, padded. order: byte order character of struct."""
     padded = (name + b"\0").ljust(-(-(len(name) + 1) // 4) * 4, b"\0")
     body = description.ljust(-(-len(description) // 4) * 4, b"\0")
     return struct.pack(order + "III", len(name) + 1, len(description), kind) + padded + body
@@ -31,7 +31,7 @@ def prstatus_note() -> bytes:
 
 @dataclass
 class Load:
-    """One PT_LOAD: its memory from paddr on, and how many bytes more of it are left out of the file."""
+    """One PT_LOAD: physical address, data, and how many more bytes of memory it describes without data in the file."""
 
     paddr: int
     data: bytes
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass
 class Elf:
-    """An ELF file of either class and byte order; every field of its header can be set to what it should not be."""
+    """An ELF file of either class and byte order; every header field can be set to an invalid value."""
 
     loads: Sequence[Load] = ()
     notes: bytes = b""
@@ -58,13 +58,13 @@ class Elf:
         return ">" if self.data == 2 else "<"
 
     def note(self, name: bytes, kind: int, description: bytes) -> bytes:
-        """One note in this file's byte order."""
+        """Return a note in this file's byte order."""
         return note(name, kind, description, self._order)
 
     def header(
         self, kind: int, offset: int, paddr: int, size: int, vaddr: int = 0, flags: int = 0, left_out: int = 0
     ) -> bytes:
-        """One program header; ELF32 has the flags further on."""
+        """Return a program header; in ELF32 the flags come later."""
         if self.elf_class == 1:
             return struct.pack(self._order + "8I", kind, offset, vaddr, paddr, size, size + left_out, flags, 0)
         return struct.pack(self._order + "IIQQQQQQ", kind, flags, offset, vaddr, paddr, size, size + left_out, 0)
@@ -89,7 +89,7 @@ class Elf:
             f"{order}HHI3{word}IHHHHHH", self.kind, self.machine, 1, 0, phoff, ehsize if xnum else 0, 0, ehsize,
             self.phentsize or phsize, PN_XNUM if xnum else count, shsize if xnum else 0, 1 if xnum else 0, 0,
         )  # fmt: skip
-        if xnum:  # section 0 has the true number in sh_info
+        if xnum:  # sh_info of section 0 holds the real number
             head += struct.pack(f"{order}II4{word}II2{word}", 0, 0, 0, 0, 0, 0, 0, count, 0, 0)
         head += b"".join(headers)
         return head.ljust(at, b"\0") + bytes(body)

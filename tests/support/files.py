@@ -1,4 +1,4 @@
-"""Files that tests share."""
+"""Files shared by tests."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pathlib import Path
 
 TESTDATA = Path(__file__).parents[2] / "testdata"
 Shared = Callable[[str, Callable[[Path], object]], Path]
-"""Returns the path of a file or folder that is made once for all workers, by its name and what makes it."""
+"""Returns the path of a file or folder that is made once for all workers, given its name and its maker."""

@@ -1,4 +1,4 @@
-"""The big real vmcores, and judges that we did not write, if a lab lies beside the checkout."""
+"""Large real vmcores and independent judges, if a lab is beside the checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_lab = [
 
 
 def judge(*arguments: str | Path) -> str:
-    """Output of one of the lab's own programs; it must end well."""
+    """Return the output of one of the lab's programs; assert that it succeeds."""
     script, *rest = arguments
     done = subprocess.run([sys.executable, str(LAB / "lab" / script), *map(str, rest)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,8 +29,8 @@ def judge(*arguments: str | Path) -> str:
 
 @functools.cache
 def peer_is_here(program: str, *arguments: str) -> bool:
-    """Whether a peer can be run here: it is fetched from the distribution on its first use."""
+    """Return whether a peer can run here; its first use fetches it from the distribution."""
     peer = LAB / "lab" / "peer.py"
     with open(peer) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # no two workers may fetch it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two workers must not fetch it at once
         return subprocess.run([sys.executable, peer, program, *arguments], capture_output=True).returncode == 0

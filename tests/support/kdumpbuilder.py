@@ -1,6 +1,6 @@
-"""Builds kdump-compressed files as tests want them, right or wrong. It shares no code with vmfilter.
+"""Builds kdump-compressed files for tests, valid or not. It shares no code with vmfilter.
 
-The format: crash's diskdump.h, makedumpfile's IMPLEMENTATION; layouts of 32-bit machines: libkdumpfile's diskdump.c.
+The format: crash's diskdump.h and makedumpfile's IMPLEMENTATION; layouts of 32-bit machines: libkdumpfile's diskdump.c.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FLAGS = {"none": 0, "zlib": 1, "lzo": 2, "snappy": 4, "zstd": 32, "lz4": 64}
 INCOMPLETE = 8
 
 Fields = dict[str, tuple[int, str]]
-"""Where each field of a structure lies, and its type."""
+"""Offset and type of each field of a structure."""
 
 
 def _fields(text: str) -> Fields:
@@ -117,18 +117,18 @@ class KdumpFile:
     """A kdump-compressed file.
 
     Attributes:
-        pages: content of the frames that have a descriptor.
-        excluded: frames that are memory and were left out.
-        codec: of each frame; a page that does not get smaller is stored raw.
-        max_mapnr: one more than the last frame if nothing is said.
-        notes, vmcoreinfo, erase_info: as they are to lie in the file; vmcoreinfo is the text outside the notes.
-        info_in_notes: where the text of VMCOREINFO lies in the notes: offset and bytes.
-        bitmap_blocks: 1 for a bitmap that is both; None for what two need.
-        share: pages of the same content are stored once, and zero pages as the first of all.
-        order: of the data, given the frames; descriptors are in the frames' order always.
+        pages: contents of the frames that have a descriptor, by pfn.
+        excluded: frames that are memory and are excluded.
+        codec: returns the codec of a frame; a page that does not shrink is stored raw.
+        max_mapnr: default: last frame + 1.
+        notes, vmcoreinfo, erase_info: bytes for the file; vmcoreinfo is the text outside the notes.
+        info_in_notes: offset and size of the text of VMCOREINFO within the notes.
+        bitmap_blocks: 1: one bitmap serves as both; None: as many blocks as two bitmaps need.
+        share: identical pages are stored once, zero pages before all others.
+        order: permutes the frames into the order of their data; descriptors stay in the order of the frames.
         gap: bytes between the data of one page and the next.
         lost: frames whose descriptor is all zeros, as in an incomplete dump.
-        main, sub: fields of the headers that are to be something else.
+        main, sub: header fields to override.
 
     """
 
@@ -154,14 +154,14 @@ class KdumpFile:
     sub: dict[str, int] = field(default_factory=dict)
 
     def lay_out(self) -> None:
-        """Find where what lies; build() does it first of all."""
+        """Compute the offsets; build() calls it first."""
         self.frames = sorted(self.pages)
         self.end = self.max_mapnr or max(self.pages.keys() | self.excluded) + 1
         sub_size = max(offset + struct.calcsize(kind) for offset, kind in SUB[self.header].values())
         self.notes_at = self.block + sub_size
         self.info_at = self.notes_at + len(self.notes)
         self.erase_at = self.info_at + len(self.vmcoreinfo)
-        blocks = -(-(self.erase_at + len(self.erase_info)) // self.block)  # with block 0
+        blocks = -(-(self.erase_at + len(self.erase_info)) // self.block)  # including block 0
         needed = -(-self.end // (8 * self.block))
         self.blocks_of_bitmaps = 2 * needed if self.bitmap_blocks is None else self.bitmap_blocks
         self.sub_hdr_size = blocks - 1
@@ -195,7 +195,7 @@ class KdumpFile:
             "offset_eraseinfo": self.erase_at if self.erase_info else 0, "size_eraseinfo": len(self.erase_info),
             "max_mapnr_64": self.end,
         }  # fmt: skip
-        rubbish = 0x5A5A5A5A  # what a version does not know may be anything
+        rubbish = 0x5A5A5A5A  # fields that a version does not have may contain anything
         sub = {k: v if SINCE.get(k, 0) <= self.version else rubbish for k, v in sub.items()} | self.sub
         word = 8 if self.header == "64" else 4
         return [(0, self._pack(MAIN[word], main | self.main)), (self.block, self._pack(SUB[self.header], sub))]
@@ -222,7 +222,7 @@ class KdumpFile:
         return bytes(data), found
 
     def parts(self) -> list[tuple[int, bytes]]:
-        """What lies where in the file; all else is zeros."""
+        """Return offsets and bytes of everything in the file that is not zero."""
         self.lay_out()
         data, found = self._data()
         bits = [bytearray(-(-self.end // 8)) for _ in range(2)] if self.end < 1 << 24 else []
@@ -235,7 +235,7 @@ class KdumpFile:
                 for pfn in frames:
                     bits[i][pfn // 8] |= 1 << pfn % 8
                 parts.append((at, bytes(bits[i])))
-            else:  # far apart
+            else:  # a byte at a time: these bitmaps are huge
                 parts += [(at + pfn // 8, bytes([1 << pfn % 8])) for pfn in frames]
         table = b"".join(struct.pack(self.endian + "QIIQ", *found[pfn], 0) for pfn in self.frames)
         return [*parts, (self.descriptors, table), (self.data, data)]
@@ -248,7 +248,7 @@ class KdumpFile:
         return bytes(out)
 
     def write(self, path: Path) -> Path:
-        """Write it, with holes where nothing is."""
+        """Write the file; zeros become holes."""
         with open(path, "wb") as f:
             for at, part in self.parts():
                 f.seek(at)
@@ -257,7 +257,7 @@ class KdumpFile:
 
 
 def some_page(chance: random.Random, size: int = PAGE) -> bytes:
-    """A page that compresses, or does not, or is zero, or one of a few that are the same."""
+    """Return a page that compresses, or does not, or is zero, or is one of a few identical ones."""
     kind = chance.randrange(8)
     if kind == 0:
         return bytes(size)

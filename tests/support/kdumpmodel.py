@@ -1,4 +1,4 @@
-"""What a kdump-compressed file says, the slow way: a model to judge the reader by."""
+"""A slow, simple model of what a kdump-compressed file contains, to check the reader against."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from kdumpbuilder import KdumpFile
 from vmfilter import PageClass
 from vmfilter.reader.dump import Dump
 
-STRETCH = 1 << 15  # page frames that the reader looks at together
+STRETCH = 1 << 15  # page frames that the reader handles at a time
 
 
 class Model:
-    """What a file says, the slow way."""
+    """The contents of a file, computed the slow way."""
 
     def __init__(self, file: KdumpFile, start: int = 0) -> None:
         self.file, self.start, self.block = file, start, file.block
@@ -66,7 +66,7 @@ def marked(dump: Dump, pfn: int, page_size: int, count: int) -> bytes:
 
 
 def check_all(dump: Dump, model: Model) -> None:
-    """Everything that a dump is asked for is what the model says."""
+    """Assert that every answer of the dump agrees with the model."""
     frames, block, start = model.file.end, model.block, model.start
     assert dump.end == start + frames * block
     assert read(dump, start, frames * block) == model.read(start, frames * block)

@@ -1,4 +1,4 @@
-"""A reader of kdump-compressed files for tests. It shares no code with vmfilter, so it can judge what that writes."""
+"""A reader of kdump-compressed files for tests. It shares no code with vmfilter, so it can judge vmfilter's output."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 
 PAGE = 4096
 
-# struct timeval, struct kdump_sub_header, offset of the former. On i386 members of 64 bits are aligned to 4 bytes.
+# struct timeval, struct kdump_sub_header, offset of the former. On i386, 64-bit members are aligned to 4 bytes.
 _FORMS = {"64": ("qq", "qiiQQQQQQQQQQQ", 408), "32": ("ii", "IiiIIQIQIQIQQQ", 404)}
 _ARM_SUB = "IiiII4xQI4xQI4xQI4xQQQ"
 
 
 class Kdump:
-    """A file of any machine, its fields by the names of crash's diskdump.h.
+    """A file of any machine; the fields are named as in crash's diskdump.h.
 
-    Page frames are the format's own: on arm it counts from phys_base.
+    Page frames are numbered as in the file: on arm from phys_base.
     """
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as f:
             self.m = m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
-        self.order = order = "<" if m[8] else ">"  # of header_version, a small number
+        self.order = order = "<" if m[8] else ">"  # header_version is a small number
         self.signature, self.header_version = struct.unpack_from(order + "8si", m, 0)
         self.utsname = [m[12 + 65 * i : 12 + 65 * (i + 1)].split(b"\0")[0].decode() for i in range(6)]
         main, sub, at = _FORMS["32" if self.utsname[4].startswith(("i", "arm")) else "64"]
@@ -50,12 +50,12 @@ class Kdump:
 
     @staticmethod
     def _bits(fd: int, at: int, end: int) -> list[int]:
-        """Bits of a bitmap, which can have a GiB of holes: QEMU's dumps of ppc64 have a device at 32 TiB."""
+        """Read a bitmap, which can contain a GiB of holes: QEMU's dumps of ppc64 have a device at 32 TiB."""
         bits, begin, zeros = [], at, bytes(1 << 16)
         while at < end:
             try:
                 at = os.lseek(fd, at, os.SEEK_DATA)
-            except OSError:  # nothing but a hole up to the file's end
+            except OSError:  # ENXIO: only a hole follows
                 break
             stop = min(os.lseek(fd, at, os.SEEK_HOLE), end)
             while at < stop:
@@ -69,7 +69,7 @@ class Kdump:
         return bits
 
     def pages(self) -> Iterator[tuple[int, bytes]]:
-        """Page frames and their content, decompressed."""
+        """Return page frames and their contents, decompressed."""
         for i, pfn in enumerate(self.kept):
             offset, size, flags, page_flags = struct.unpack_from(self.order + "QIIQ", self.m, self.descriptors + 24 * i)
             assert page_flags == 0
@@ -79,7 +79,7 @@ class Kdump:
 
 
 def unpack(data: bytes, flags: int, page: int = PAGE) -> bytes:
-    """A page's content; the libraries are other ones than vmfilter uses where there are others."""
+    """Return a page's contents, decompressed by libraries other than vmfilter's if there are others."""
     if flags == 0:
         return data
     if flags == 1:
@@ -104,7 +104,7 @@ def unpack(data: bytes, flags: int, page: int = PAGE) -> bytes:
 
 
 def descriptors(path: Path) -> dict[int, tuple[int, int, int]]:
-    """Of each frame that the file has its own descriptor's offset, size and flags."""
+    """Return offset, size and flags of the descriptor of each frame in the file."""
     dump = Kdump(path)
     first, end = (dump.start_pfn_64, dump.end_pfn_64) if dump.split else (0, dump.max_mapnr)
     frames = [pfn for pfn in dump.kept if first <= pfn < end]

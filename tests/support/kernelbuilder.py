@@ -1,7 +1,7 @@
-"""Builds tiny vmcores, of x86_64 or another machine (machines.py), that have all that classification needs.
+"""Builds tiny vmcores, of x86_64 or another machine (machines.py), with everything that classification needs.
 
-These are page tables, a name, a memory model and struct pages. None of it comes from vmfilter: offsets, bits and values
-are those of the kernels' own sources (include/linux/mm_types.h, page-flags.h, mmzone.h, kernel/crash_core.c).
+That is page tables, the kernel's name, a memory model and struct pages. None of it comes from vmfilter: offsets, bits
+and values are from the kernels' sources (include/linux/mm_types.h, page-flags.h, mmzone.h, kernel/crash_core.c).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
 
 TEXT = 0xFFFFFFFF80000000  # __START_KERNEL_map
-DIRECT = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}  # page_offset_base, by levels
+DIRECT = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}  # page_offset_base, by number of levels
 VMEMMAP = {4: 0xFFFFEA0000000000, 5: 0xFFD4000000000000}
 MIB, GIB = 1 << 20, 1 << 30
 RAM, DEVICE = 0b1111, 0b0011  # present, has a memmap; online, early
-KERNEL_AT = 32 * MIB  # physical, of all that the builder itself writes
+KERNEL_AT = 32 * MIB  # physical address of all that the builder itself writes
 FREE_HUGE_PAGE = TEXT + 0x11C5D60
 FREE_COMPOUND_PAGE = TEXT + 0x1180120
-TAIL_MAPPING = 0xDEAD000000000400  # what mapping holds in a tail page
+TAIL_MAPPING = 0xDEAD000000000400  # mapping of a tail page
 _ADDRESS = 0x000FFFFFFFFFF000
 
 
 class Memory:
-    """Physical memory: the frames that somebody wrote to, new ones from `first` up."""
+    """Physical memory: the frames that were written to; new ones are allocated from `first` up."""
 
     def __init__(self, first: int, page: int = PAGE, size: int = 8, order: Literal["little", "big"] = "little") -> None:
         self.frames: dict[int, bytearray] = {}
@@ -41,7 +41,7 @@ class Memory:
         self.page, self.word_size, self.order = page, size, order
 
     def take(self, size: int = 1) -> int:
-        """Zeroed frames, one after the other, aligned to their size; the address of the first."""
+        """Allocate consecutive zeroed frames, aligned to their total size; return the address of the first."""
         size = -(-size // self.page) * self.page
         if size & size - 1 == 0:
             self.next = -(-self.next // size) * size
@@ -68,14 +68,14 @@ class Memory:
 
 
 class PageTables:
-    """Page tables in a Memory. sme_mask is set in every entry, as AMD's memory encryption does."""
+    """Page tables in a Memory. sme_mask is set in every entry, as with AMD's memory encryption."""
 
     def __init__(self, memory: Memory, levels: int = 4, sme_mask: int = 0) -> None:
         self.memory, self.levels, self.sme_mask = memory, levels, sme_mask
         self.root = memory.take()
 
     def entry(self, vaddr: int, leaf: int = PAGE) -> int:
-        """Physical address of the entry that maps leaf bytes at vaddr; tables on the way are made where missing."""
+        """Return the physical address of the entry that maps leaf bytes at vaddr; make missing tables on the way."""
         table, shift = self.root, 12 + 9 * (self.levels - 1)
         while 1 << shift > leaf:
             at = table + 8 * (vaddr >> shift & 511)
@@ -87,7 +87,7 @@ class PageTables:
         return table + 8 * (vaddr >> shift & 511)
 
     def map(self, vaddr: int, paddr: int, leaf: int = PAGE, bits: int = 0) -> None:
-        """One leaf entry: 4K, 2M or 1G. bits: attributes beside the usual ones."""
+        """Write one leaf entry of 4K, 2M or 1G. bits: attributes besides the usual ones."""
         assert vaddr % leaf == paddr % leaf == 0
         usual = 1 << 63 | 0x63 | (0x80 if leaf > PAGE else 0)  # NX, dirty, accessed, writable, present; PS
         self.memory.write_word(self.entry(vaddr, leaf), paddr | self.sme_mask | usual | bits)
@@ -95,27 +95,27 @@ class PageTables:
 
 @dataclass(frozen=True)
 class Flavour:
-    """How one kernel writes its struct pages, and what of it VMCOREINFO has.
+    """A kernel's struct pages, and what VMCOREINFO says about them.
 
     Attributes:
         release: OSRELEASE.
         bits: page flags, by name without PG_.
-        hidden: those of them that VMCOREINFO does not have.
+        hidden: flags that VMCOREINFO does not export.
         members: offsets of members of struct page.
-        types: _mapcount of pages that have a type.
-        hidden_types: those of them that VMCOREINFO does not have.
-        compound: where the first tail page has the order: "lru" (as a pointer), "member" (compound_order), "folio"
+        types: _mapcount of typed pages.
+        hidden_types: types that VMCOREINFO does not export.
+        compound: place of the order in the first tail page: "lru" (as a pointer), "member" (compound_order), "folio"
             (_folio_order), "flags" (their low byte).
         order_at, dtor_at, order_width: for "member" and "folio".
-        tail_member: what says that a page is a tail; "" for the flag PG_tail.
-        hugetlb: what says hugetlb: "function" (destructor's address), "dtor" (its number), "flag" (of the first tail),
-            "type", "" (nothing that VMCOREINFO has).
-        head_mask: VMCOREINFO has NUMBER(PG_head_mask).
+        tail_member: member that marks a tail page; "" for the flag PG_tail.
+        hugetlb: what marks a hugetlb page: "function" (destructor's address), "dtor" (its number), "flag" (of the first
+                tail), "type", "" (by nothing that VMCOREINFO exports).
+        head_mask: VMCOREINFO contains NUMBER(PG_head_mask).
         swapbacked: a page in the swap cache needs PG_swapbacked too.
-        slab_overlays_mapcount: _mapcount of a slab is something else.
+        slab_overlays_mapcount: in a slab page, another member overlays _mapcount.
         hvo: hugetlb's tails can alias the head's page of struct pages (e7d324850bfc, v5.18).
-        exports_compound: VMCOREINFO has compound_head, compound_order, compound_dtor and hugetlb's destructor.
-        size: of struct page.
+        exports_compound: VMCOREINFO contains compound_head, compound_order, compound_dtor and hugetlb's destructor.
+        size: size of struct page in bytes.
 
     """
 
@@ -139,11 +139,11 @@ class Flavour:
     size: int = 64
 
     def has_type(self, name: str) -> bool:
-        """Whether VMCOREINFO tells of the type."""
+        """Return whether VMCOREINFO exports the type."""
         return name in self.types and name not in self.hidden_types
 
     def lines(self) -> list[str]:
-        """What VMCOREINFO says of struct page."""
+        """Return VMCOREINFO's lines about struct page."""
         out = [f"OSRELEASE={self.release}", f"SIZE(page)={self.size}"]
         out += [f"OFFSET(page.{name})={at}" for name, at in self.members.items()]
         if self.tail_member and self.exports_compound:
@@ -157,7 +157,7 @@ class Flavour:
         if self.head_mask:
             out.append(f"NUMBER(PG_head_mask)={1 << self.bits['head']}")
         for name, value in self.types.items():
-            if self.has_type(name):  # VMCOREINFO_NUMBER prints a signed long of a negative int
+            if self.has_type(name):  # VMCOREINFO_NUMBER prints a negative int as a signed long
                 out.append(f"NUMBER(PAGE_{name.upper()}_MAPCOUNT_VALUE)={value - (1 << 32)}")
         if self.hugetlb == "dtor" and self.exports_compound:
             out.append("NUMBER(HUGETLB_PAGE_DTOR)=2")
@@ -174,7 +174,7 @@ _BITS_4_16 = {"lru": 5, "slab": 8, "private": 12, "head": 15, "swapcache": 9, "s
 _BITS_5_10 = {"lru": 4, "slab": 9, "private": 13, "head": 16, "swapcache": 10, "swapbacked": 19, "hwpoison": 23}
 _BITS_6_6 = {"lru": 5, "head": 6, "slab": 11, "swapcache": 12, "private": 15, "swapbacked": 19, "hwpoison": 23}
 _BITS_6_12 = {"lru": 5, "head": 6, "swapcache": 10, "private": 14, "swapbacked": 17, "hwpoison": 20}
-_TYPES_3_10 = {"buddy": 0xFFFFFF80, "table": 0xFFFFFF00}  # -128; -256 is the balloon's, there is no other
+_TYPES_3_10 = {"buddy": 0xFFFFFF80, "table": 0xFFFFFF00}  # -128; -256 is the balloon's; there are no other types
 _TYPES_5_10 = {"buddy": ~0x80 & 0xFFFFFFFF, "offline": ~0x100 & 0xFFFFFFFF, "table": ~0x400 & 0xFFFFFFFF}
 _TYPES_6_9 = {**_TYPES_5_10, "hugetlb": ~0x800 & 0xFFFFFFFF}
 _TYPES_6_11 = {
@@ -189,7 +189,7 @@ _TYPES_6_11 = {
 }
 _TOP_6_12 = {"buddy": 0xF0, "offline": 0xF1, "table": 0xF2, "hugetlb": 0xF4, "slab": 0xF5, "unaccepted": 0xF7}
 _TYPES_6_12 = {name: top << 24 for name, top in _TOP_6_12.items()}
-_NODE_MEMBERS = {"mem_map": 3, "start_pfn": 5, "spanned_pages": 7}  # words before them in struct pglist_data
+_NODE_MEMBERS = {"mem_map": 3, "start_pfn": 5, "spanned_pages": 7}  # words before each member of struct pglist_data
 _NO_SWAPBACKED = frozenset({"swapbacked"})
 
 _V3_10 = Flavour(
@@ -236,13 +236,13 @@ FLAVOURS: dict[str, Flavour] = {
         bits={**_BITS_6_12, "hwpoison": 21},
         hidden_types=frozenset({"table"}),
         tail_member="compound_info",
-        hvo=False,  # 7.1 lets the tails share a page of tails
+        hvo=False,  # since 7.1, tail pages share one page of struct pages
     ),
 }
 
 
 def for_words_of_4(f: Flavour) -> Flavour:
-    """The same struct page on a 32-bit machine: pointers and longs have half the size, the two counters have not."""
+    """Return the same struct page on a 32-bit machine: pointers and longs shrink to half, the two counters do not."""
     counters = f.members["_mapcount"]
 
     def halved(at: int) -> int:
@@ -258,24 +258,24 @@ def for_words_of_4(f: Flavour) -> Flavour:
 class Synthetic:
     """One crashed machine.
 
-    Its frames are those of the sections that have struct pages, and what the builder wrote.
+    It contains the page frames of all sections with struct pages, and the frames that the builder wrote.
 
     Attributes:
         flavour: its struct pages.
-        machine: that it is; None: x86_64.
+        machine: the machine; None: x86_64.
         levels, sme_mask: x86_64's page tables.
-        phys_base: physical address of the kernel text's virtual base; not exported where export_phys_base is not set.
-        text_vaddr: the kernel's PT_LOAD has its virtual address.
-        name_at: of the name in init_uts_ns; exported where export_name_at is set (since 5.11).
-        sparse: "static", "array", "pointer" (the symbol is a pointer's address), "value" (is the pointer's value).
-        vmemmap: struct pages are mapped by 4K pages of their own, out of order; else they lie in the direct map.
-        section_bits, physical_bits: of memory sections.
-        section_flags: low bits of section_mem_map of sections that are not RAM as all others.
-        memmap_at: physical address of a section's struct pages, where they do not lie in RAM that nobody uses.
+        phys_base: physical address of the kernel text's virtual base; exported if export_phys_base.
+        text_vaddr: the kernel's PT_LOAD contains its virtual address.
+        name_at: offset of the name in init_uts_ns; exported if export_name_at (since 5.11).
+        sparse: "static", "array", "pointer" (the symbol is a pointer's address), "value" (the symbol is its value).
+        vmemmap: struct pages are mapped by 4K pages of their own, out of order; otherwise they are in the direct map.
+        section_bits, physical_bits: SECTION_SIZE_BITS and MAX_PHYSMEM_BITS.
+        section_flags: low bits of section_mem_map, by section; default: RAM.
+        memmap_at: physical address of a section's struct pages, by section; default: allocated by the builder.
         free_orders: LENGTH(zone.free_area).
-        note: the vmcore has VMCOREINFO as a note.
-        told: is given VMCOREINFO's text once it is known, before the file is written.
-        extra, without: lines to add to VMCOREINFO, beginnings of lines to leave out.
+        note: the vmcore has a VMCOREINFO note.
+        told: called with the text of VMCOREINFO before the file is written.
+        extra, without: lines to add to VMCOREINFO; prefixes of lines to remove.
         absent: frames that are not in the dump.
 
     """
@@ -322,7 +322,7 @@ class Synthetic:
         self._structs: dict[int, bytearray] = {}
         self._aliases: dict[int, int] = {}
         self._memmap_frames: dict[int, int] = {}
-        self.text = self.memory.take(2 * self.page)  # init_uts_ns and mem_section
+        self.text = self.memory.take(2 * self.page)  # contains init_uts_ns and mem_section
         if m:
             self._map_kernel(m)
         else:
@@ -338,7 +338,7 @@ class Synthetic:
             self.section(self.ram >> self.section_bits)
 
     def _map_kernel(self, m: Machine) -> None:
-        """Map the linear map and the kernel's own, as far as they are in tables."""
+        """Map the linear map and the kernel image, if page tables map them."""
         ranges = [(m.direct, m.direct_leaf, m.ram, m.direct_size)]
         if m.text is not None:
             ranges.append((m.text, m.text_leaf, m.ram + KERNEL_AT, 4 * MIB))
@@ -347,33 +347,33 @@ class Synthetic:
                 self.tables.map(offset + paddr & self.mask, paddr, leaf)
 
     def symbol(self, paddr: int) -> int:
-        """Virtual address in the kernel text's mapping."""
+        """Return the virtual address in the kernel text's mapping."""
         if self.machine:
             text = self.machine.text
             return (self.direct if text is None else text) + paddr & self.mask
         return TEXT + paddr - self.phys_base
 
     def linear(self, paddr: int) -> int:
-        """Virtual address in the linear map."""
+        """Return the virtual address in the linear map."""
         return self.direct + paddr & self.mask
 
     # Struct pages
 
     def section(self, number: int) -> bytearray:
-        """Struct pages of a section: kernel pages, where nobody wrote others."""
+        """Return the struct pages of a section; those not written are of kernel pages."""
         if number not in self._structs:
             self._structs[number] = bytearray(self._page(mapcount=-1) * self.section_pages)
         return self._structs[number]
 
     def address(self, pfn: int) -> int:
-        """Virtual address of a struct page, as pages point at each other."""
+        """Return the virtual address of a struct page, as pointers to pages contain it."""
         return self.vmemmap_at + pfn * self.flavour.size & self.mask
 
     def _page(self, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0, more_flags: int = 0) -> bytes:
         f = self.flavour
         page = bytearray(f.size)
         bits = more_flags | sum(1 << f.bits[name] for name in flags)
-        # The top bits of flags are zone and node numbers; referenced, uptodate are what nobody asks for.
+        # The top bits of flags are zone and node numbers; vmfilter ignores referenced and uptodate.
         zone = 0x17FFFF << 42 if self.word == 8 else 0x40000000
         self._store(page, "flags", bits | zone)
         self._store(page, "_mapcount", mapcount, 4)
@@ -383,7 +383,7 @@ class Synthetic:
         return bytes(page)
 
     def _store(self, page: bytearray, member: str | int, value: int, size: int = 0) -> None:
-        """Write a member of a struct page: a long, where no size is given."""
+        """Write a member of a struct page: a long by default."""
         at = self.flavour.members[member] if isinstance(member, str) else member
         size = size or self.word
         page[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, self.order)
@@ -393,24 +393,24 @@ class Synthetic:
         self.section(pfn // self.section_pages)[at : at + self.flavour.size] = page
 
     def put(self, pfn: int, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0) -> None:
-        """One struct page."""
+        """Write a struct page."""
         self.put_raw(pfn, self._page(*flags, mapcount=mapcount, mapping=mapping, private=private))
 
     def typed(self, pfn: int, name: str, low: int = 0, mapping: int = 0, private: int = 0) -> None:
-        """A page with a type. low: what its owner keeps in the type's low bits (since 6.12)."""
+        """Write a page with a type. low: the low bits of the type, which its owner uses (since 6.12)."""
         self.put(pfn, mapcount=self.flavour.types[name] | low, mapping=mapping, private=private)
 
     def free(self, pfn: int, order: int) -> None:
-        """A block in the buddy allocator: its first page says so."""
+        """Write a free block of the buddy allocator: its first page is marked."""
         self.typed(pfn, "buddy", private=order)
         for tail in range(pfn + 1, pfn + (1 << order)):
-            self.put(tail, private=0x5A)  # what an earlier life left
+            self.put(tail, private=0x5A)  # left over from earlier use
 
     def compound(
         self, pfn: int, order: int, *flags: str, mapping: int = 0, mapcount: int = -1, hugetlb: bool = False,
         bad: Iterable[int] = (),
     ) -> None:  # fmt: skip
-        """A compound page. bad: which of its pages have PG_hwpoison."""
+        """Write a compound page. bad: which of its pages have PG_hwpoison."""
         f = self.flavour
         bad = set(bad)
         if hugetlb and f.hugetlb == "type":
@@ -423,7 +423,7 @@ class Synthetic:
             more_flags = 0 if f.tail_member else 1 << f.bits["head"] + 1
             if i == 1 and f.compound == "flags":
                 more_flags |= order | (1 << f.bits["hugetlb"] if hugetlb and f.hugetlb == "flag" else 0)
-            # An odd mapping: the first tails have other things there, and no test may look at it.
+            # An odd mapping: the first tails have other members there, and no test may look at it.
             tail_mapping = 0xFFFF888000012345 if i < 3 else TAIL_MAPPING
             page = bytearray(self._page(*poison, mapping=tail_mapping, more_flags=more_flags))
             if f.tail_member:
@@ -443,7 +443,7 @@ class Synthetic:
             self._store(page, f.order_at, order, f.order_width)
 
     def alias_tails(self, pfn: int, order: int) -> None:
-        """Hugetlb's vmemmap optimisation: all its struct pages are the page that has the head."""
+        """Apply hugetlb's vmemmap optimisation: all struct pages are in the page that contains the head."""
         first = self.address(pfn) - self.vmemmap_at
         assert self.vmemmap
         assert first % PAGE == 0
@@ -451,21 +451,21 @@ class Synthetic:
             self._aliases[first // PAGE + i] = first // PAGE
 
     def memmap_frame(self, pfn: int) -> int:
-        """Frame that holds the beginning of a struct page; known once the file is written."""
+        """Return the frame that contains the beginning of a struct page; known once the file is written."""
         return self._memmap_frames[pfn * self.flavour.size // PAGE]
 
     # The file
 
     def _lay_out_memmap(self) -> dict[int, int]:
-        """section_mem_map of each section; struct pages get written to memory."""
+        """Write struct pages to memory; return section_mem_map of each section."""
         encoded = {}
         page = self.page
         for number, structs in self._structs.items():
-            first = number * self.section_pages * self.flavour.size // page  # page of the whole memmap
+            first = number * self.section_pages * self.flavour.size // page  # counts pages of the whole memmap
             pages = len(structs) // page
             base = self.memmap_at[number] if number in self.memmap_at else self.memory.take(len(structs))
             for i in range(pages):
-                # With VMEMMAP the last comes first, so that a stretch of struct pages is many pieces of memory.
+                # With VMEMMAP the last comes first, so that consecutive struct pages are scattered in memory.
                 paddr = base + page * (pages - 1 - i if self.vmemmap else i)
                 self.memory.write(paddr, bytes(structs[i * page : (i + 1) * page]))
                 self._memmap_frames[first + i] = paddr // page
@@ -481,12 +481,12 @@ class Synthetic:
         return encoded
 
     def _lay_out_backings(self, size: int) -> None:
-        """Write the hash MMU's list of what its vmemmap is made of, and its table of page sizes."""
+        """Write the list of the hash MMU's vmemmap, and its table of page sizes."""
         node, count = 0, size // self.page
         for at in sorted(self._memmap_frames):
             if at % count:
                 continue
-            # Parts are as large as the MMU's page, of whose pages some may have no struct pages.
+            # Parts are as large as the MMU's page, so a part may include pages without struct pages.
             paddr = self.memory.take(size)
             for i in range(count):
                 frame = self._memmap_frames.get(at + i)
@@ -507,7 +507,7 @@ class Synthetic:
         ]
 
     def _lay_out_nodes(self) -> list[str]:
-        """Memory models without sections: one array of struct pages, or one a node."""
+        """Lay out a memory model without sections: one array of struct pages, or one per node."""
         word, page, known = self.word, self.page, sorted(self._structs)
         known += [known[-1] + 1] * (len(known) == 1)
         groups = [known] if self.sparse in ("flat", "contig") else [known[:1], known[1:]]
@@ -518,7 +518,7 @@ class Synthetic:
             structs = b"".join(bytes(self.section(s)) for s in numbers)
             structs = structs[first % self.section_pages * self.flavour.size :]
             structs = structs.ljust(-(-len(structs) // page) * page, b"\0")
-            odd = int(self.sparse != "flat" and i == 0)  # a node need not begin where anything else does
+            odd = int(self.sparse != "flat" and i == 0)  # a node need not begin at any alignment
             base = self.memory.take(len(structs))
             self.memory.write(base, structs)
             for at in range(0, len(structs), page):
@@ -541,7 +541,7 @@ class Synthetic:
                 f"SYMBOL(contig_page_data)={self.symbol(nodes[0]):x}",
                 f"SYMBOL(mem_map)={self.symbol(table):x}",
             ]
-        if self.sparse == "nodes":  # the second is not online
+        if self.sparse == "nodes":  # node 1 is not online, node 2 is empty
             empty = self.memory.take()
             for i, node in enumerate((nodes[0], 0, empty, nodes[1])):
                 self.memory.write_word(table + word * i, self.linear(node) if node else 0)
@@ -551,7 +551,7 @@ class Synthetic:
         return [*lines, f"SYMBOL(pgdat_list)={self.symbol(table):x}", f"OFFSET(pglist_data.pgdat_next)={word * 9}"]
 
     def _lay_out_sections(self, encoded: Mapping[int, int]) -> list[str]:
-        """Write the array of sections; return what VMCOREINFO says of it."""
+        """Write the array of sections; return VMCOREINFO's lines about it."""
         size, sections = 2 * self.word, 1 << self.physical_bits - self.section_bits
         per_root = self.page // size
         symbol_at = self.text + self.page
@@ -605,7 +605,7 @@ class Synthetic:
         return "\n".join([*lines, *self.extra, ""])
 
     def write(self, path: Path) -> Path:
-        """The vmcore. Frames that nobody wrote to are a hole at the file's end. Call it once."""
+        """Write the vmcore. Frames that were not written are a hole at the end of the file. Call it once."""
         nodes = self.sparse in ("flat", "contig", "nodes", "pgdat")
         said = self._lay_out_nodes() if nodes else self._lay_out_sections(self._lay_out_memmap())
         text = self._vmcoreinfo(said)
@@ -637,7 +637,7 @@ class Synthetic:
 
     @contextmanager
     def opened(self, folder: Path) -> Iterator[tuple[Dump, Kernel]]:
-        """Write it, and let vmfilter open it."""
+        """Write the vmcore and open it with vmfilter."""
         with open_dump(self.write(folder / "vmcore")) as dump:
             info = vmcoreinfo_of(dump)
             assert info is not None
@@ -645,7 +645,7 @@ class Synthetic:
 
 
 def _runs(frames: set[int]) -> Iterator[tuple[int, int]]:
-    """Stretches of frames: the first, and how many."""
+    """Return runs of frames: the first and their number."""
     first = count = 0
     for pfn in sorted(frames):
         if count and pfn == first + count:

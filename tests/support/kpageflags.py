@@ -1,4 +1,4 @@
-"""/proc/kpageflags of the crashing kernel, a moment before the panic: what it said itself of each page frame.
+"""/proc/kpageflags of the crashing kernel, from just before the panic: the kernel's own view of each page frame.
 
 Bits: Documentation/admin-guide/mm/pagemap.rst, and include/linux/kernel-page-flags.h.
 """
@@ -26,7 +26,7 @@ KERNELS_OWN = ("slab", "page table", "reserved", "kernel")
 
 
 def kind(flags: int) -> str:
-    """What a frame is used for, by its flags."""
+    """Return the kind of page, given its flags."""
     for bit, name in _KINDS:
         if flags >> bit & 1:
             return name
@@ -38,9 +38,9 @@ def kind(flags: int) -> str:
 def table(
     path: Path, present: Iterable[int], kept: Iterable[int], order: str = "<", first: int = 0
 ) -> dict[str, tuple[int, int]]:
-    """For each kind of page that is present: how many a dump keeps and how many it leaves out.
+    """For each kind of page in the dump's memory, count how many the dump keeps and how many it excludes.
 
-    order: struct's sign of the machine's byte order. first: frame that is 0 in the dump.
+    order: byte order character of struct. first: frame that is number 0 in the dump.
     """
     flags = array("Q", path.read_bytes())
     if (order == ">") != (sys.byteorder == "big"):

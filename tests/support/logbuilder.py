@@ -23,14 +23,14 @@ class Message:
     device: bytes = b""
 
     def low(self, order: str) -> bytes:
-        """Facility, and the two bit fields, which begin at the machine's first bit."""
+        """Pack facility and the two bit fields, the first of which is at the machine's first bit."""
         return bytes(
             [self.facility, self.flags | self.level << 5 if order == "little" else self.flags << 3 | self.level]
         )
 
 
 def variables(s: Synthetic, **values: tuple[int, int]) -> None:
-    """Variables of the kernel's, (value, bytes) of each, and their symbols."""
+    """Write variables of the kernel, given value and size of each; export their symbols."""
     at = s.memory.take()
     for i, (name, (value, size)) in enumerate(values.items()):
         s.memory.write(at + 8 * i, value.to_bytes(size, s.order))
@@ -38,7 +38,7 @@ def variables(s: Synthetic, **values: tuple[int, int]) -> None:
 
 
 def plain(s: Synthetic, text: bytes, size: int, *, end: int | None = None, logged: int | None = None) -> int:
-    """Write text until 3.4, as far as there is room for it. Returns the buffer's physical address."""
+    """Write the log of kernels until 3.4: text that wraps around. Return the buffer's physical address."""
     at = s.memory.take(size)
     start = (len(text) if end is None else end) - len(text)
     for i, byte in enumerate(text):
@@ -59,9 +59,9 @@ def records(
     caller: bool = False,
     clear: int | None = None,
 ) -> tuple[int, list[int]]:
-    """Write records as 3.5 to 5.9 do, from an index on. Returns the buffer's physical address and all indices.
+    """Write the log of 3.5 to 5.9, from an index on. Return the buffer's physical address and the index of each record.
 
-    clear: what the kernel holds for the index of the first record after dmesg -C.
+    clear: index of the first record after dmesg -C.
     """
     header, align = 20 if caller else 16, 4 if s.word == 4 else 8
     header = -(-header // align) * align
@@ -89,13 +89,13 @@ def records(
 
 @dataclass
 class Ring:
-    """The lockless log of 5.10 and later. put() messages, change what is to be wrong, then write().
+    """The lockless log of 5.10 and later. Call put() with messages, change fields to be wrong, then write().
 
     Attributes:
-        machine: whose.
-        count_bits, size_bits: of the rings.
-        exact: a block may end where the ring does (since 6.18).
-        states, blocks, infos: by index.
+        machine: the machine to write to.
+        count_bits, size_bits: log2 of the number of descriptors, and of the size of the text ring.
+        exact: a block may end exactly at the end of the ring (since 6.18).
+        states, blocks, infos: of the descriptors, by index.
 
     """
 
@@ -116,7 +116,7 @@ class Ring:
         self.blocks = [(0, 0)] * self.count
         self.infos = [bytes(88)] * self.count
         self.text = bytearray(self.size)
-        # prb_init(): the first number and the first position are such that both soon overflow
+        # as prb_init() does: the first number and position soon overflow
         self.head = self.tail = -(self.count + 1) & self.ids
         self.states[-1] = REUSABLE << 8 * word - 2 | self.head
         self.blocks[-1] = (1, 1)
@@ -124,7 +124,7 @@ class Ring:
         self.seq = 0
 
     def put(self, m: Message, state: int = FINALIZED) -> int:
-        """Write a message; what it needs room of is gone. Returns its index."""
+        """Write a message over the oldest ones. Return its index."""
         self.head = self.head + 1 & self.ids
         index = self.head % self.count
         if self.head - self.tail & self.ids >= self.count:
@@ -160,7 +160,7 @@ class Ring:
         return begin, self.position
 
     def write(self) -> dict[str, tuple[int, int]]:
-        """Write it to memory. Returns address and bytes of each part."""
+        """Write the ring to memory. Return address and size of each part."""
         s, word = self.machine, self.word
 
         def longs(*values: int) -> bytes:
@@ -207,9 +207,9 @@ class Ring:
 
 
 def cleared_at(s: Synthetic, seq: int, *, latch: int | None = None) -> None:
-    """Write clear_seq, the number of the first record after dmesg -C: of 5.10, or with the count of its latch.
+    """Write clear_seq, the number of the first record after dmesg -C: a plain number as in 5.10, or with a latch.
 
-    The value that the latch does not point to is another.
+    latch: its count. The copy that is not valid contains another number.
     """
     if latch is None:
         variables(s, clear_seq=(seq, 8))

@@ -1,7 +1,7 @@
-"""Machines of other architectures as synthetic kernels run on them: their page tables, addresses, words.
+"""Machines of other architectures for synthetic kernels: page tables, address layout, word size.
 
-None of it comes from vmfilter: the page tables are written as the processors' manuals and the kernels' own headers have
-them, with every attribute bit set that is no address. To add a machine: a Form, and an entry of MACHINES.
+None of it comes from vmfilter: page tables follow the processors' manuals and the kernels' own headers, with every
+attribute bit set that is not part of an address. To add a machine, add a Form and an entry of MACHINES.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
 class Frames(Protocol):
-    """Physical memory to write page tables to."""
+    """Physical memory that page tables are written to."""
 
     def take(self, size: int = ...) -> int:
-        """Zeroed frames."""
+        """Allocate zeroed frames; return the address of the first."""
 
     def write(self, paddr: int, data: bytes) -> None:
         """Write anywhere."""
@@ -30,11 +30,11 @@ class Form:
     """A paging form.
 
     Attributes:
-        levels: (shift, bits) of each, the root first.
-        leaf: entry of level (0 is the last table) that maps memory at an address.
-        table: entry of a level that points at a table.
-        entry_size, order: of entries.
-        fragment: where in its frame a table that is smaller begins.
+        levels: (shift, bits) of each level, the root first.
+        leaf: makes the entry of a level (0 is the last table) that maps memory at a physical address.
+        table: makes the entry of a level that points to a table.
+        entry_size, order: size in bytes and byte order of entries.
+        fragment: offset within its frame of a table smaller than a frame.
 
     """
 
@@ -47,16 +47,16 @@ class Form:
 
 
 class FormTables:
-    """Page tables of a form in somebody's memory."""
+    """Page tables of a form in a Frames."""
 
     def __init__(self, memory: Frames, form: Form) -> None:
         self.memory, self.form = memory, form
-        self._children: dict[int, int] = {}  # by the entry's address
+        self._children: dict[int, int] = {}  # by address of the entry
         self._leaves: set[int] = set()
         self.root = memory.take(form.entry_size << form.levels[0][1])
 
     def entry(self, vaddr: int, leaf: int) -> tuple[int, int]:
-        """Level and physical address of the entry that maps leaf bytes at vaddr; tables on the way are made."""
+        """Return level and physical address of the entry that maps leaf bytes at vaddr; make missing tables."""
         table = self.root
         for i, (shift, bits) in enumerate(self.form.levels):
             level = len(self.form.levels) - 1 - i
@@ -88,26 +88,26 @@ class Machine:
     """A machine and the kernel's address layout on it.
 
     Attributes:
-        name: utsname's machine.
+        name: machine in utsname.
         em: e_machine.
         form: of its page tables.
-        direct: virtual address of physical address 0 in the linear map (it wraps).
-        direct_leaf: bytes that one entry of the linear map maps; 0: it is in no table.
-        more_leaves: sizes of other leaves that the form has.
-        direct_size: bytes of the linear map, from ram on.
-        vmemmap: virtual address of frame 0's struct page; None: struct pages lie in the linear map.
-        vmalloc: a virtual address that page tables map, if anything.
-        text: as direct, of the kernel's own mapping; None: it is the linear map.
-        text_leaf: as direct_leaf.
-        word, big_endian, page: of the machine.
+        direct: virtual address of physical address 0 in the linear map (it wraps around).
+        direct_leaf: bytes mapped by one entry of the linear map; 0: no tables map it.
+        more_leaves: other leaf sizes of the form.
+        direct_size: size of the linear map in bytes; it begins at ram.
+        vmemmap: virtual address of the struct page of frame 0; None: struct pages are in the linear map.
+        vmalloc: a virtual address that page tables map, if any do.
+        text: like direct, for the kernel image's own mapping; None: the image is mapped by the linear map.
+        text_leaf: like direct_leaf.
+        word, big_endian, page: size of a long, byte order, page size.
         elf_class: of its vmcores: 1 for ELF32, 2 for ELF64.
         ram: physical address where RAM begins.
-        sparse: form of SPARSEMEM, or "flat", "contig", "nodes", "pgdat".
-        section_bits, physical_bits: of memory sections.
-        lines: of VMCOREINFO.
-        backing: bytes of each part of a vmemmap that the kernel keeps in a list (hash MMU); 0: it has page tables.
-        phys_base: that a dump's header has.
-        counts_from: frame from which the kdump-compressed format counts.
+        sparse: variant of SPARSEMEM, or "flat", "contig", "nodes", "pgdat".
+        section_bits, physical_bits: SECTION_SIZE_BITS and MAX_PHYSMEM_BITS.
+        lines: more lines of VMCOREINFO.
+        backing: size of each part of a vmemmap that the kernel keeps in a list (hash MMU); 0: it has page tables.
+        phys_base: value in a dump's header.
+        counts_from: the page frame that is number 0 in the kdump-compressed format.
 
     """
 
@@ -180,7 +180,7 @@ def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number
         direct=0xC000000000000000,
         direct_leaf=0 if hashed else GIB,
         more_leaves=() if hashed else (2 * MIB,),
-        # Before 5.2 the hash MMU's was a region of its own; since, with 4K pages, it lies in 64 TiB with all the rest.
+        # Before 5.2 the hash MMU's vmemmap was a region of its own. Since then, with 4K pages, it shares 64 TiB.
         vmemmap=(
             0xF000000000000000
             if big_endian and hashed
@@ -192,7 +192,7 @@ def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number
         big_endian=big_endian,
         page=page,
         sparse="pointer",
-        # Sections whose struct pages are whole pages, and several parts of the hash MMU's list.
+        # Sections whose struct pages fill whole pages, and several parts in the hash MMU's list.
         section_bits=21 if page == 4096 else 27,
         physical_bits=34,
         lines=(*_BACKING_LINES, f"NUMBER(RADIX_MMU)={int(not hashed)}") if number else _BACKING_LINES,
@@ -200,7 +200,7 @@ def _ppc64(form: Form, page: int, hashed: bool, big_endian: bool = False, number
     )
 
 
-# s390x: Principles of Operation; bits 52 and 55 of a page table's entry must be 0, all the others may be anything
+# s390x: Principles of Operation; bits 52 and 55 of a page table's entry must be 0, all others may be anything.
 
 
 def _dat(levels: int) -> Form:
@@ -214,7 +214,7 @@ def _dat(levels: int) -> Form:
     return Form(
         shifts,
         leaf,
-        # A segment table's entry points at 2 KiB, the others' at 16: type, length 3; protection
+        # An entry of a segment table points to 2 KiB, other entries to 16 KiB: type, length 3; protection.
         lambda level, child: child | (level - 1) << 2 | (0x200 if level == 1 else 3),
         order="big",
         fragment=2048,
@@ -238,11 +238,11 @@ def _s390x(levels: int, *lines: str, direct: int = 0, text: int | None = None) -
     )
 
 
-# i386: SDM volume 3A; attributes in the low bits, bit 63 (NX) and what software may use
+# i386: SDM volume 3A; attributes in the low bits, bit 63 (NX), and bits for software.
 
 _CLASSIC = Form(
     ((22, 10), (12, 10)),
-    leaf=lambda level, paddr: paddr | (0x1EFF if level else 0xF7F),  # bit 7: PS, or PAT, which is bit 12 then
+    leaf=lambda level, paddr: paddr | (0x1EFF if level else 0xF7F),  # bit 7: PS, or PAT, which is bit 12 of a leaf
     table=lambda level, child: child | 0x67,
     entry_size=4,
 )
@@ -261,14 +261,14 @@ def _i386(form: Form, sparse: str, *lines: str) -> Machine:
     )  # fmt: skip
 
 
-# arm: ARMv7-A B3; access, execute-never, domain, cache bits
+# arm: ARMv7-A B3; access, execute-never, domain, cache bits.
 
 _SHORT = Form(
     ((20, 12), (12, 8)),
     leaf=lambda level, paddr: paddr | (0x2BC0E | 0x11 if level else 0xFFF),
     table=lambda level, child: child | 0x1E1,
     entry_size=4,
-    fragment=2048,  # the first half of the page has Linux's own bits
+    fragment=2048,  # Linux keeps its own bits in the first half of the page
 )
 _LPAE = Form(
     ((30, 2), (21, 9), (12, 9)),
@@ -285,7 +285,7 @@ def _arm(form: Form, ram: int, sparse: str, *lines: str) -> Machine:
     )  # fmt: skip
 
 
-# arm64, riscv64, loongarch64: as tablebuilder.py has them, with attributes
+# arm64, riscv64, loongarch64: from tablebuilder.py, with attributes.
 
 
 def _form(form: tablebuilder.Form, noise: int) -> Form:
@@ -296,7 +296,7 @@ def _form(form: tablebuilder.Form, noise: int) -> Form:
 
 
 def _arm64(page_shift: int, bits: int, *lines: str, ram: int = 0x40000000) -> Machine:
-    """The image lies where KASLR put it; the linear map begins at the lowest address that there is."""
+    """KASLR moved the image; the linear map begins at the lowest possible address."""
     page, low = 1 << page_shift, (1 << 64) - (1 << bits)
     image = 0xFFFF9A5734C00000 if bits >= 48 else 0xFFFFFFD034C00000
     leaf = {12: 2 * MIB, 14: 32 * MIB, 16: 512 * MIB}[page_shift]
@@ -323,7 +323,7 @@ def _arm64(page_shift: int, bits: int, *lines: str, ram: int = 0x40000000) -> Ma
 
 
 def _riscv64(bits: int, *lines: str) -> Machine:
-    """The kernel 2 MiB after the beginning of RAM, as firmware loads it."""
+    """The kernel is 2 MiB after the beginning of RAM, as firmware loads it."""
     ram, link = 0x80000000, 0xFFFFFFFF80000000
     direct = {39: 0xFFFFFFD600000000, 48: 0xFFFFAF8000000000, 57: 0xFF60000000000000}[bits]
     offset = link - ram - 2 * MIB
@@ -372,7 +372,7 @@ MACHINES: dict[str, Machine] = {
     "ppc64le, hash, 64K, not said": _ppc64(_HASH_64K, 64 * KIB, hashed=True, number=False),
     "ppc64, hash, 64K": _ppc64(_HASH_64K, 64 * KIB, hashed=True, big_endian=True),
     "s390x, 3 levels": _s390x(3),
-    # The kernel at 16 MiB of memory, its own mapping and the linear map (IDENTITYBASE) elsewhere, as since 6.10
+    # The kernel image at physical 16 MiB; its mapping and the linear map (IDENTITYBASE) are elsewhere, as since 6.10.
     "s390x, 4 levels, KASLR": _s390x(
         4, "KERNELOFFSET=3ffe0000000", "KERNELOFFPHYS=1000000", direct=1 << 45, text=0x3FFE0000000 - 0x1000000
     ),

@@ -1,4 +1,4 @@
-"""Programs run in a mount namespace of their own, in which folders of a test lie over folders of the machine."""
+"""Runs programs in their own mount namespace, in which folders of a test cover folders of the machine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _can_unshare() -> bool:
 
 
 needs_namespace = pytest.mark.skipif(
-    os.geteuid() != 0 or not _can_unshare(), reason="mount namespaces are made by root, where the machine lets it"
+    os.geteuid() != 0 or not _can_unshare(), reason="only root can make a mount namespace, if the machine permits it"
 )
 
 
 def needs_program(name: str, package: str) -> pytest.MarkDecorator:
-    """Skip a test where a program is not installed, and say which package of Debian has it."""
+    """Skip a test if a program is not installed, and name its Debian package."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     return pytest.mark.skipif(not shutil.which(name, path=path), reason=f"{name} is not installed (package {package})")
 
@@ -31,7 +31,7 @@ def needs_program(name: str, package: str) -> pytest.MarkDecorator:
 def run_over(
     folders: Mapping[str, Path], command: list[str], environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees each of the folders at the path that it is given for; its output is text."""
+    """Run a command that sees each given folder at the path it is given for; the output is text."""
     binds = [f"mount --bind {shlex.quote(str(folder))} {path}" for path, folder in folders.items()]
     script = " && ".join([*binds, f"exec {shlex.join(command)}"])
     return subprocess.run(

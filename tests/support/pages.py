@@ -1,4 +1,4 @@
-"""Vmcores of pages that compress, that do not, and that are the same."""
+"""Vmcores with pages that compress, that do not, and that are identical."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elfbuilder import PAGE, Elf, Load
 
 
 def some_pages(count: int, contents: int, seed: int = 3) -> list[bytes]:
-    """Pages of so many contents: zero, such that compress, such that do not."""
+    """Return `count` pages with at most `contents` different contents: zeros, and some that compress or do not."""
     chance = random.Random(seed)
     kinds = [bytes(PAGE)]
     for _ in range(contents - 1):

@@ -1,4 +1,4 @@
-"""Synthetic kernels with blocks of pages of every class, and what each page should be."""
+"""Synthetic kernels with blocks of pages of every class, and the class that each page should get."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vmfilter.pages.classify import Classifier
 
 KERNEL, CACHE, PRIVATE, USER = PageClass.KERNEL, PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER
 FREE, HWPOISON, OFFLINE = PageClass.FREE, PageClass.HWPOISON, PageClass.OFFLINE
-FIRST = 10240  # frame of what is under test: after the builder's own section, aligned to the largest free block
+FIRST = 10240  # first frame under test: after the builder's own section, aligned to the largest free block
 ANON, KSM, MOVABLE = 0xFFFF888000ABCD01, 0xFFFF888000ABCD03, 0xFFFF888000ABCD02
 FILE = 0xFFFF888000ABCD00
 
 
 def classify(machine: Synthetic, folder: Path) -> tuple[dict[int, PageClass], Classifier]:
-    """Class of each frame of the windows."""
+    """Return the class of each frame in the windows."""
     with machine.opened(folder) as (dump, kernel):
         classifier = Classifier(dump, kernel.page_size, kernel)
         found: dict[int, PageClass] = {}
@@ -28,7 +28,7 @@ def classify(machine: Synthetic, folder: Path) -> tuple[dict[int, PageClass], Cl
 
 
 class Scene:
-    """Blocks of pages one after the other, each with what it should be; all the rest are kernel pages."""
+    """Consecutive blocks of pages and the class that each should get; all other pages are kernel pages."""
 
     def __init__(self, machine: Synthetic, first: int = FIRST) -> None:
         self.machine, self.flavour = machine, machine.flavour
@@ -41,7 +41,7 @@ class Scene:
         self.machine.section(pfn // self.machine.section_pages)
 
     def take(self, what: str, wanted: PageClass, order: int = 0) -> int:
-        """A place for a block, aligned to its size."""
+        """Return the first frame for a block, aligned to its size."""
         pfn = -(-self.at // (1 << order)) * (1 << order)
         self.at = pfn + (1 << order)
         self._section(pfn)
@@ -72,7 +72,7 @@ class Scene:
         return pfn
 
     def check(self, folder: Path) -> None:
-        """Compare with what vmfilter finds, frame by frame."""
+        """Compare every frame with what vmfilter finds."""
         found, classifier = classify(self.machine, folder)
         assert classifier.unknown == self.machine.unknown
         for pfn, got in found.items():
@@ -88,7 +88,7 @@ FREE, HWPOISON, OFFLINE = PageClass.FREE, PageClass.HWPOISON, PageClass.OFFLINE
 
 
 def scene(machine: Machine, kernel: str = "6.12") -> Scene:
-    """One of each class, in single pages and in blocks, over several sections."""
+    """Make pages and blocks of each class, over several sections."""
     s = Scene(Synthetic(FLAVOURS[kernel], machine), (machine.ram + KERNEL_AT) // machine.page + 2048)
     s.page("kernel", KERNEL)
     s.page("kernel, mapped to user space", KERNEL, mapcount=3)

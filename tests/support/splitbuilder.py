@@ -1,4 +1,4 @@
-"""Builds split sets, right or wrong."""
+"""Builds split sets, valid or not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kdumpbuilder import PAGE, KdumpFile, some_page
 
 @dataclass
 class PartFile(KdumpFile):
-    """A part: headers, notes and bitmaps of the whole, descriptors and data of its own frames."""
+    """A part: headers, notes and bitmaps of the whole set, descriptors and data of its own frames."""
 
     first: int = 0
     last: int = 0
 
     def lay_out(self) -> None:
-        super().lay_out()  # data begins where the descriptors of the whole would end, as makedumpfile has it
+        super().lay_out()  # data begins after room for all descriptors of the set, as in makedumpfile's files
         self.frames = [pfn for pfn in self.frames if self.first <= pfn < self.last]
         here = {"start_pfn": min(self.first, 0xFFFFFFFF), "end_pfn": min(self.last, 0xFFFFFFFF)}
         if self.version >= 6:
@@ -27,7 +27,7 @@ class PartFile(KdumpFile):
 
     def parts(self) -> list[tuple[int, bytes]]:
         parts = super().parts()
-        return [*parts, (self.data, b"" if self.frames else bytes(PAGE))]  # a zero page, if nothing else
+        return [*parts, (self.data, b"" if self.frames else bytes(PAGE))]  # a part without pages contains a zero page
 
 
 def whole_file(seed: int = 1, frames: int = 300, **options: Any) -> KdumpFile:

@@ -1,6 +1,6 @@
 """Builds page tables of other machines in tiny vmcores.
 
-None of it comes from vmfilter: entries are made as the architectures' manuals say.
+None of it comes from vmfilter: entries follow the architectures' manuals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vmfilter.kernel.search import vmcoreinfo_of
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 EM_AARCH64, EM_RISCV, EM_LOONGARCH = 183, 243, 258
 NAME = (b"Linux", b"synthetic", b"6.12.0", b"#1 SMP", b"machine", b"(none)")
-_UNIT = 4096  # memory is kept in pieces of so many bytes, whatever the page size
+_UNIT = 4096  # granularity of memory, whatever the page size
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Form:
     """A paging form.
 
     Attributes:
-        machine: ELF's number of it.
+        machine: e_machine.
         page_shift: log2 of the page size.
-        widths: log2 of the entries of each level's tables, the last table first.
-        table: makes the entry that leads to the table at a physical address.
+        widths: log2 of the number of entries in a table of each level, the last table first.
+        table: makes the entry that points to a table at a physical address.
         leaf: makes the entry that maps memory at a physical address, given the level; 0 is the last table.
 
     """
@@ -49,7 +49,7 @@ class Form:
         return 1 << self.page_shift
 
     def shift(self, level: int) -> int:
-        """log2 of what an entry of this level maps."""
+        """Return log2 of the bytes that an entry of this level maps."""
         return self.page_shift + sum(self.widths[:level])
 
     def size(self, level: int) -> int:
@@ -57,12 +57,12 @@ class Form:
 
     @property
     def bits(self) -> int:
-        """Bits of address that the tables resolve."""
+        """Return the number of address bits that the tables resolve."""
         return self.shift(len(self.widths))
 
     @property
     def lowest(self) -> int:
-        """First address of the kernel's half."""
+        """Return the first address of the kernel's half."""
         return (1 << 64) - (1 << self.bits)
 
 
@@ -83,10 +83,10 @@ def arm64(page_shift: int, va_bits: int) -> Form:
         assert paddr < 1 << 48
         return paddr
 
-    sharing = 0 if lpa2 else 3 << 8  # inner shareable; with LPA2 these bits are address
+    sharing = 0 if lpa2 else 3 << 8  # inner shareable; with LPA2 these bits are part of the address
 
     def leaf(paddr: int, level: int) -> int:
-        # Access flag, attribute index 4, never executed, a page or a block.
+        # Access flag, attribute index 4, execute-never, a page or a block.
         return address(paddr) | 3 << 53 | 1 << 10 | sharing | 4 << 2 | (3 if level == 0 else 1)
 
     return Form(EM_AARCH64, page_shift, widths, lambda paddr: address(paddr) | 3, leaf)
@@ -104,22 +104,22 @@ def riscv64(va_bits: int) -> Form:
 
 
 def loongarch64(page_shift: int, levels: int) -> Form:
-    """Directories hold addresses in the cached window; see the kernel's pgtable-bits.h."""
+    """Directories contain addresses in the cached window; see the kernel's pgtable-bits.h."""
 
     def leaf(paddr: int, level: int) -> int:
         usual = 1 << 62 | 0x383 | 1 << 4  # not executable; modified, written, present, dirty, valid; cached
-        return paddr | usual | (1 << 6 if level == 0 else 1 << 12 | 1 << 6)  # global; global of huge pages, and huge
+        return paddr | usual | (1 << 6 if level == 0 else 1 << 12 | 1 << 6)  # global; of huge pages: huge, global
 
     return Form(EM_LOONGARCH, page_shift, [page_shift - 3] * levels, lambda paddr: 0x9000 << 48 | paddr, leaf)
 
 
 @dataclass
 class Space:
-    """Physical memory with page tables in it.
+    """Physical memory with page tables.
 
     Attributes:
         form: of the tables.
-        next: where the next table goes.
+        next: physical address for the next table.
         absent: physical addresses of units that are not in the dump.
         loads: more PT_LOADs.
 
@@ -136,7 +136,7 @@ class Space:
         self._tables: dict[tuple[int, int], int] = {}
         top = len(self.form.widths) - 1
         if self.form.machine == EM_LOONGARCH:
-            for level in range(top):  # the tables that empty entries lead to
+            for level in range(top):  # the empty tables that unused entries point to
                 self._empty[level + 1] = self.form.table(self._new_table(level))
         self.root = self._new_table(top)
 
@@ -163,7 +163,7 @@ class Space:
         self.write(paddr, value.to_bytes(8, "little"))
 
     def entry(self, vaddr: int, level: int = 0) -> int:
-        """Physical address of a level's entry for an address; tables on the way are made where missing."""
+        """Return the physical address of a level's entry for vaddr; make missing tables on the way."""
         form, at = self.form, self.root
         for i in range(len(form.widths) - 1, level - 1, -1):
             here = at + 8 * (vaddr >> form.shift(i) & (1 << form.widths[i]) - 1)
@@ -177,12 +177,12 @@ class Space:
         raise AssertionError
 
     def map(self, vaddr: int, paddr: int, level: int = 0, bits: int = 0) -> None:
-        """Map one page, or what an entry of a higher level maps. bits: more of the entry to set."""
+        """Map one page, or what an entry of a higher level maps. bits: more bits to set in the entry."""
         assert vaddr % self.form.size(level) == paddr % self.form.size(level) == 0
         self.write_word(self.entry(vaddr, level), self.form.leaf(paddr, level) | bits)
 
     def map_name(self, vaddr: int, paddr: int) -> None:
-        """Map the kernel's name: init_uts_ns."""
+        """Map the kernel's name, init_uts_ns."""
         page = self.form.page
         self.map(vaddr & -page, paddr & -page)
         self.write(paddr, b"".join(part.ljust(65, b"\0") for part in NAME))
@@ -196,13 +196,13 @@ class Space:
             yield dump
 
     def roots(self, folder: Path, lines: Iterable[str]) -> list[Root]:
-        """What vmfilter makes of VMCOREINFO."""
+        """Return vmfilter's candidates for the root, given VMCOREINFO."""
         with self.dump(folder, lines) as dump:
             return list(dump.arch.roots(_info(dump), dump.loads))
 
     @contextmanager
     def virtual(self, folder: Path, lines: Iterable[str]) -> Iterator[VirtualMemory]:
-        """Memory by the first reading of VMCOREINFO, which has to be the right one."""
+        """Return memory as mapped by the first candidate, which must be the right one."""
         with self.dump(folder, lines) as dump:
             info = _info(dump)
             root = dump.arch.roots(info, dump.loads)[0]
@@ -212,7 +212,7 @@ class Space:
 
     @contextmanager
     def kernel(self, folder: Path, lines: Iterable[str]) -> Iterator[Kernel]:
-        """Find the kernel, by whichever reading leads to its name."""
+        """Find the kernel by whichever candidate leads to its name."""
         with self.dump(folder, lines) as dump:
             yield Kernel(dump, _info(dump))
 
@@ -224,7 +224,7 @@ def _info(dump: Dump) -> Vmcoreinfo:
 
 
 def joined(mappings: Iterable[Translation]) -> list[Translation]:
-    """Neighbours as one: how far vmfilter joins them is its own affair."""
+    """Join neighbours, as vmfilter is free to join mappings or not."""
     out: list[Translation] = []
     for m in mappings:
         last = out[-1] if out else None

@@ -1,4 +1,4 @@
-"""A vmcore of a few pages that every level works on."""
+"""A vmcore of a few pages that every level can filter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 
 from elfbuilder import PAGE, Elf, Load, note, prstatus_note
 
-MAP = 0xFFFFFFFF80000000  # __START_KERNEL_map; physical address 0 lies there in the vmcore made below
+MAP = 0xFFFFFFFF80000000  # __START_KERNEL_map; in this vmcore it maps physical address 0
 INFO = f"""OSRELEASE=6.12.0
 PAGESIZE=4096
 SYMBOL(init_uts_ns)={MAP + 0x4000:x}
@@ -43,7 +43,7 @@ CRASHTIME=1795242831
 
 
 def _struct_page(pfn: int) -> bytes:
-    """Frames from 48 on: 8 free ones (one block), 4 of processes, 4 of the page cache; the kernel's before."""
+    """Return a struct page: from frame 48, 8 are free (one block), 4 of processes, 4 of the page cache."""
     flags, mapping, order, mapcount = 0, 0, 0, 0xFFFFFFFF
     if pfn == 48:
         order, mapcount = 3, 0xF0000000
@@ -55,7 +55,7 @@ def _struct_page(pfn: int) -> bytes:
 
 
 def _kernel_memory() -> bytes:
-    """Memory of a kernel that has all that level 31 asks for: 32 frames of it, of the machine's 64."""
+    """Return 32 of the machine's 64 frames: a kernel with everything that level 31 needs."""
     memory = bytearray(random.Random(5).randbytes(32 * PAGE))
     for table, index, entry in ((0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0x83)):
         memory[table : table + PAGE] = bytes(PAGE)
@@ -75,6 +75,6 @@ def _notes(info: bytes | None = INFO) -> bytes:
 
 
 def vmcore(info: bytes | None = INFO) -> Elf:
-    """A small vmcore that every level works on."""
+    """Make a small vmcore that every level can filter."""
     second = Load(0x30000, random.Random(6).randbytes(16 * PAGE))
     return Elf([Load(0, _kernel_memory(), vaddr=MAP), second], _notes(info))

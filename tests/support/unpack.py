@@ -12,7 +12,7 @@ _ZEROS = bytes(1 << 16)
 
 
 def unpack_sparse(source: Path, target: Path) -> Path:
-    """Decompress, leaving holes where there are only zeros."""
+    """Decompress; write holes for stretches of zeros."""
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     with open(source, "rb") as compressed, open(target, "wb") as out, reader.stream_reader(compressed) as stream:
         while block := stream.read(len(_ZEROS)):

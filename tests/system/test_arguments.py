@@ -1,4 +1,4 @@
-"""A wrong argument of a function that a program calls is one public exception, whatever is wrong with it."""
+"""Any invalid argument of a public function raises the same public exception."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [*WRONG, *WRONG_FILTER], ids=repr)
-def test_a_wrong_argument_of_filter_dump(dump: Path, arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_of_filter_dump(dump: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(vmfilter.UsageError) as refused:
         vmfilter.filter_dump(dump, **({"output": "new", "level": 1} | arguments))
     assert "\n" not in str(refused.value)
@@ -57,14 +57,14 @@ def test_a_wrong_argument_of_filter_dump(dump: Path, arguments: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=repr)
-def test_a_wrong_argument_of_convert_dump(dump: Path, arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_of_convert_dump(dump: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(vmfilter.UsageError):
         convert_dump(dump, **({"output": "new"} | arguments))
     assert list(dump.parent.iterdir()) == [dump]
 
 
 @pytest.mark.parametrize("path", NO_PATHS, ids=repr)
-def test_what_is_no_path_of_a_dump(dump: Path, path: Any) -> None:
+def test_an_invalid_path_of_a_dump(dump: Path, path: Any) -> None:
     with pytest.raises(vmfilter.UsageError):
         vmfilter.open_dump(path)
     with pytest.raises(vmfilter.UsageError):
@@ -79,12 +79,12 @@ def test_an_argument_is_refused_before_the_dump_is_opened() -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 1.5, "4"])
-def test_a_wrong_argument_of_verify_dump(dump: Path, threads: Any) -> None:
+def test_an_invalid_argument_of_verify_dump(dump: Path, threads: Any) -> None:
     with vmfilter.open_dump(dump) as opened, pytest.raises(vmfilter.UsageError):
         verify_dump(opened, threads=threads)
 
 
 @pytest.mark.parametrize("level", ["64", "x", "", "zero,"])
-def test_a_wrong_name_of_a_level(level: str) -> None:
+def test_an_invalid_name_of_a_level(level: str) -> None:
     with pytest.raises(vmfilter.UsageError):
         parse_level(level)

@@ -1,4 +1,4 @@
-"""Bad input, bad output, bad machine: one clean line, the right exit status, nothing left behind. Never a traceback."""
+"""Bad input, bad output, bad machine: one clean line, the right exit status, no files left. Never a traceback."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ GOOD = vmcore().build()
 
 
 def patched(offset: int, form: str, *values: int) -> bytes:
-    """GOOD with other numbers somewhere."""
+    """Return GOOD with other numbers at an offset."""
     data = bytearray(GOOD)
     struct.pack_into("<" + form, data, offset, *values)
     return bytes(data)
 
 
 def headers(data: bytes) -> list[tuple[int, int, int, int]]:
-    """Of each program header: where it lies, its type, p_offset and p_filesz."""
+    """Return offset, type, p_offset and p_filesz of each program header."""
     (count,) = struct.unpack_from("<H", data, E_PHNUM)
     found = []
     for at in range(EHDR, EHDR + count * PHDR, PHDR):
@@ -60,7 +60,7 @@ def header_of(kind: int) -> int:
 
 
 class Ran:
-    """What one run of the command said and left."""
+    """What a run of the command printed and left behind."""
 
     def __init__(self, status: int, out: str, err: str, left: list[str]) -> None:
         self.status, self.out, self.err, self.left = status, out, err, left
@@ -82,7 +82,7 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where outputs go; nothing else is in it."""
+    """Folder for outputs, otherwise empty."""
     made = tmp_path / "output"
     made.mkdir()
     return made
@@ -90,7 +90,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run vmfilter filter -q on a path, or on bytes, which are written to folder/../vmcore first."""
+    """Run vmfilter filter -q on a path, or on bytes, which are first written to folder/../vmcore."""
 
     def call(source: Path | bytes, *options: str, output: Path | None = None) -> Ran:
         if isinstance(source, bytes):
@@ -113,13 +113,13 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("level", ["0", "1", "31", "63"])
-def test_the_vmcore_that_the_others_are_spoilt_copies_of_is_good(run: Run, level: str) -> None:
+def test_the_vmcore_that_is_damaged_in_the_tests_below_is_good(run: Run, level: str) -> None:
     ran = run(GOOD, "-d", level)
     ran.works()
     assert ran.err == ""
 
 
-# What is not a vmcore
+# Not a vmcore
 
 
 @pytest.mark.parametrize("level", ["0", "31"])
@@ -152,7 +152,7 @@ def test_a_file_without_permission_is_refused(run: Run, source: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused(run: Run) -> None:
-    run(Path("/proc/self/mem")).fails(INPUT, "/proc/self/mem")  # opens, and its first page is not mapped: EIO
+    run(Path("/proc/self/mem")).fails(INPUT, "/proc/self/mem")  # opens, but its first page is not mapped: EIO
 
 
 def test_a_device_without_data_is_refused(run: Run) -> None:
@@ -160,7 +160,7 @@ def test_a_device_without_data_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 5, 0xFE00, 0xFFFF])
-def test_elf_that_is_no_core_is_refused(run: Run, folder: Path, kind: int) -> None:
+def test_an_elf_file_that_is_no_core_is_refused(run: Run, folder: Path, kind: int) -> None:
     run(replace(vmcore(), kind=kind).build()).fails(INPUT, folder.parent / "vmcore")
 
 
@@ -174,17 +174,17 @@ def test_an_unknown_machine_is_refused(run: Run, folder: Path, machine: int, lev
     run(replace(vmcore(), machine=machine).build(), "-d", level).fails(KERNEL, folder.parent / "vmcore")
 
 
-def test_64_bit_headers_that_say_32_are_refused(run: Run, folder: Path) -> None:
+def test_64_bit_headers_marked_as_32_bit_are_refused(run: Run, folder: Path) -> None:
     run(GOOD[:4] + b"\1" + GOOD[5:]).fails(INPUT, folder.parent / "vmcore")
 
 
 @pytest.mark.parametrize(("elf_class", "data"), [(0, 1), (3, 1), (2, 0), (2, 3), (255, 255)])
-def test_an_identification_that_cannot_be_is_refused(run: Run, folder: Path, elf_class: int, data: int) -> None:
+def test_an_impossible_identification_is_refused(run: Run, folder: Path, elf_class: int, data: int) -> None:
     run(replace(vmcore(), elf_class=elf_class, data=data).build()).fails(INPUT, folder.parent / "vmcore")
 
 
 def test_the_other_byte_order_is_refused(run: Run, folder: Path) -> None:
-    ran = run(GOOD[:5] + b"\2" + GOOD[6:])  # its numbers are little-endian all the same: no core by its type
+    ran = run(GOOD[:5] + b"\2" + GOOD[6:])  # its numbers are still little-endian, so its type is not core
     ran.fails(INPUT, folder.parent / "vmcore")
 
 
@@ -192,7 +192,7 @@ def test_the_other_byte_order_is_refused(run: Run, folder: Path) -> None:
 
 
 def _cuts() -> list[int]:
-    """Before, in and after each structure of GOOD; its whole length is not among them."""
+    """Return offsets before, in and after each structure of GOOD; its length is not among them."""
     edges = {0, 4, 16, 24, E_PHOFF, E_PHNUM, EHDR}
     for at, kind, offset, size in headers(GOOD):
         edges |= {at, at + 4, at + P_OFFSET, at + P_FILESZ, at + PHDR}
@@ -206,7 +206,7 @@ def _cuts() -> list[int]:
 
 
 def _pages_before(cut: int) -> dict[int, bytes]:
-    """Page frames that GOOD has before an offset, and their content."""
+    """Return the page frames in GOOD before an offset, and their contents."""
     pages = {}
     for at, kind, offset, size in headers(GOOD):
         (paddr,) = struct.unpack_from("<Q", GOOD, at + P_PADDR)
@@ -216,7 +216,7 @@ def _pages_before(cut: int) -> dict[int, bytes]:
     return pages
 
 
-def test_of_a_file_truncated_anywhere_each_page_that_is_there_is_kept(run: Run, folder: Path) -> None:
+def test_a_file_truncated_anywhere_keeps_each_page_that_it_contains(run: Run, folder: Path) -> None:
     cuts = _cuts()
     assert len(cuts) > 60
     assert len(GOOD) - 1 in cuts
@@ -227,7 +227,7 @@ def test_of_a_file_truncated_anywhere_each_page_that_is_there_is_kept(run: Run, 
             ran.fails(INPUT, folder.parent / "vmcore")
             continue
         assert (ran.status, ran.left) == (INCOMPLETE, ["dump"]), f"cut at {cut:#x}: {ran.err}"
-        lost = len(GOOD) - PAGE * (cut // PAGE)  # PT_LOADs lie at multiples of a page, the last ends the file
+        lost = len(GOOD) - PAGE * (cut // PAGE)  # PT_LOADs are page-aligned, the last ends the file
         assert f"vmcore: truncated at offset {cut:#x}: {lost} bytes of memory are missing, " in ran.err
         dump = Kdump(folder / "dump")
         assert dict(dump.pages()) == pages
@@ -235,7 +235,7 @@ def test_of_a_file_truncated_anywhere_each_page_that_is_there_is_kept(run: Run, 
         (folder / "dump").unlink()
 
 
-def test_of_a_truncated_file_a_level_that_needs_more_than_is_there_is_refused(run: Run, folder: Path) -> None:
+def test_a_truncated_file_is_refused_if_the_level_needs_more_than_it_contains(run: Run, folder: Path) -> None:
     for cut in _cuts():
         ran = run(GOOD[:cut], "-d", "31")
         if ran.status == INCOMPLETE:
@@ -257,7 +257,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(source: Path, folder: P
     assert os.listdir(folder) == []
 
 
-# Headers that lie
+# Lying headers
 
 
 @pytest.mark.parametrize("size", [0, 1, 32, 55, 57, 64, 0xFFFF])
@@ -287,7 +287,7 @@ def test_program_headers_outside_the_file_are_refused(run: Run, folder: Path, of
 @pytest.mark.parametrize("offset", [len(GOOD), len(GOOD) - 1, 1 << 62, 1 << 63, (1 << 64) - 1, (1 << 64) - PAGE])
 def test_a_segment_outside_the_file_is_refused_or_missing(run: Run, folder: Path, kind: int, offset: int) -> None:
     ran = run(patched(header_of(kind) + P_OFFSET, "Q", offset))
-    status = KERNEL if kind == PT_LOAD and offset < 1 << 63 else INPUT  # the kernel lies in it
+    status = KERNEL if kind == PT_LOAD and offset < 1 << 63 else INPUT  # the kernel is in it
     ran.fails(status, folder.parent / "vmcore")
     assert ("bytes of memory are missing" in ran.err) == (status == KERNEL)
 
@@ -350,7 +350,9 @@ def test_a_level_that_needs_vmcoreinfo_is_refused_without(run: Run, folder: Path
         pytest.param(INFO.replace(b"SIZE(page)=64", b"SIZE(page)=abc"), id="not a number"),
     ],
 )
-def test_levels_0_and_1_do_without_vmcoreinfo_and_say_what_that_costs(run: Run, info: bytes | None, level: str) -> None:
+def test_levels_0_and_1_work_without_vmcoreinfo_and_say_what_that_costs(
+    run: Run, info: bytes | None, level: str
+) -> None:
     ran = run(vmcore(info).build(), "-d", level)
     ran.works()
     assert ran.err.count("\n") == 1
@@ -362,11 +364,11 @@ def test_levels_0_and_1_do_without_vmcoreinfo_and_say_what_that_costs(run: Run, 
     "info",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b"rubbish\n" * 50, id="rubbish"),
+        pytest.param(b"rubbish\n" * 50, id="garbage"),
         pytest.param(bytes(range(256)) * 4, id="binary"),
         pytest.param(random.Random(3).randbytes(2000), id="random"),
         pytest.param(INFO.replace(b"\n", b" "), id="one line"),
-        pytest.param(INFO[: len(INFO) // 8], id="cut short"),
+        pytest.param(INFO[: len(INFO) // 8], id="truncated"),
         pytest.param(INFO.replace(b"80001000", b"80011000"), id="another kernel's page tables"),
         pytest.param(INFO.replace(b"phys_base)=0", b"phys_base)=65536"), id="another phys_base"),
         pytest.param(INFO.replace(b"80004000", b"80007000"), id="another kernel's name"),
@@ -377,7 +379,7 @@ def test_levels_0_and_1_do_without_vmcoreinfo_and_say_what_that_costs(run: Run, 
     ],
 )
 def test_vmcoreinfo_that_is_not_this_kernels_is_refused(run: Run, folder: Path, info: bytes) -> None:
-    if b"phys_base)=65536" in info:  # the PT_LOAD of the kernel's text would tell otherwise
+    if b"phys_base)=65536" in info:  # the PT_LOAD of the kernel's text would give the right one
         info = info.replace(b"80001000", b"80011000").replace(b"80004000", b"80014000")
     run(vmcore(info).build(), "-d", "31").fails(KERNEL, folder.parent / "vmcore")
 
@@ -415,7 +417,7 @@ def test_vmcoreinfo_with_a_wrong_line_is_refused(run: Run, line: bytes, wrong: b
 
 
 @pytest.mark.parametrize("level", ["0", "31"])
-def test_a_crash_time_that_is_no_number_is_none(run: Run, level: str) -> None:
+def test_a_crash_time_that_is_no_number_is_ignored(run: Run, level: str) -> None:
     run(vmcore(INFO.replace(b"CRASHTIME=", b"CRASHTIME=abc")).build(), "-d", level).works()
 
 
@@ -443,12 +445,12 @@ def test_an_output_that_is_a_directory_is_refused(run: Run, source: Path, folder
 def test_an_output_in_a_missing_folder_is_refused(run: Run, source: Path, folder: Path, options: list[str]) -> None:
     missing = folder / "missing" / "dump"
     run(source, *options, output=missing).fails(OUTPUT, missing)
-    run(source, *options, output=source / "dump").fails(OUTPUT, source / "dump")  # the folder is a file
+    run(source, *options, output=source / "dump").fails(OUTPUT, source / "dump")  # a file instead of a folder
 
 
 @pytest.mark.parametrize("options", [(), ("--force",), ("--force", "--dry-run")])
 @pytest.mark.parametrize("link", ["itself", "hard link", "symlink"])
-def test_the_input_is_never_replaced_by_its_own_filtering(
+def test_the_input_is_never_replaced_by_its_own_dump(
     run: Run, source: Path, tmp_path: Path, link: str, options: list[str]
 ) -> None:
     output = tmp_path / "link" if link != "itself" else source
@@ -468,7 +470,7 @@ def test_a_device_is_never_replaced(run: Run, source: Path, options: list[str]) 
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)])
-def test_a_pipe_by_name_is_no_file_to_make(run: Run, source: Path, options: list[str]) -> None:
+def test_a_named_pipe_is_not_replaced_by_a_file(run: Run, source: Path, options: list[str]) -> None:
     read, write = os.pipe()
     ran = run(source, *options, output=Path(f"/dev/fd/{write}"))
     os.close(read)
@@ -477,9 +479,7 @@ def test_a_pipe_by_name_is_no_file_to_make(run: Run, source: Path, options: list
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)])
-def test_a_symlink_stays_and_what_it_points_to_is_made(
-    run: Run, source: Path, tmp_path: Path, options: list[str]
-) -> None:
+def test_a_symlink_stays_and_its_target_is_made(run: Run, source: Path, tmp_path: Path, options: list[str]) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")
     assert run(source, *options, output=link).status == 0
@@ -487,7 +487,7 @@ def test_a_symlink_stays_and_what_it_points_to_is_made(
     assert (tmp_path / "target").read_bytes().startswith(b"KDUMP   ")
 
 
-def test_with_force_what_a_symlink_points_to_is_replaced(run: Run, source: Path, tmp_path: Path) -> None:
+def test_with_force_the_target_of_a_symlink_is_replaced(run: Run, source: Path, tmp_path: Path) -> None:
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     assert run(source, "--force", output=tmp_path / "link").status == 0
@@ -534,7 +534,7 @@ def _clean_failure(done: subprocess.CompletedProcess[str], output: Path) -> None
 
 
 @pytest.mark.parametrize("room", [0, 100, 5000, 100_000, 150_000])
-def test_a_limit_of_file_sizes_ends_the_run_cleanly(source: Path, folder: Path, room: int) -> None:
+def test_a_file_size_limit_ends_the_run_cleanly(source: Path, folder: Path, room: int) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
@@ -569,7 +569,7 @@ def slow(*arguments):
 Compressor.pack = slow
 raise SystemExit(main())
 """
-"""The command, which takes a minute of all threads' time, so that a signal meets it at work."""
+"""The command, slowed down to a minute of all threads' time, so that a signal interrupts its work."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -593,11 +593,11 @@ def test_a_signal_ends_the_run_and_leaves_nothing(
     assert os.listdir(folder) == []
 
 
-# Damage at random
+# Random damage
 
 
 def _spoilt(chance: random.Random) -> bytes:
-    """GOOD with some bytes of its headers and notes flipped, or some of its kernel's memory."""
+    """Return GOOD with some bytes flipped in its headers and notes, or in its kernel's memory."""
     data = bytearray(GOOD)
     notes = next(offset for _, kind, offset, _ in headers(GOOD) if kind == PT_NOTE)
     used = EHDR + 3 * PHDR
@@ -632,7 +632,7 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(run: Run, tmp_path: Path
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("state", ["its reader has gone", "full", "closed"])
-def test_whether_anybody_reads_what_is_printed_changes_nothing(
+def test_an_unusable_standard_output_or_error_changes_nothing(
     folder: Path, tmp_path: Path, stream: str, state: str
 ) -> None:
     (tmp_path / "v").write_bytes(GOOD)
@@ -661,16 +661,16 @@ def test_whether_anybody_reads_what_is_printed_changes_nothing(
     [("dmesg", OUTPUT), ("info", OUTPUT), ("mem-usage", OUTPUT), ("makedumpfile --dump-dmesg -F", 1)],
 )
 @pytest.mark.parametrize("stream", ["/dev/full", "pipe"])
-def test_what_a_command_is_there_to_print_is_not_lost_without_a_word(
+def test_a_full_standard_output_is_an_error_and_a_closed_pipe_is_not(
     real: Callable[[str], Path], tmp_path: Path, command: str, status: int, stream: str
 ) -> None:
-    path = real("x86_64-6.12-small")  # which is without the log's pages
+    path = real("x86_64-6.12-small")  # without the pages of the log
     if "dmesg" in command:
         logging = Synthetic(flavour=FLAVOURS["5.10"])
         logbuilder.plain(logging, b"<6>[    1.000000] one\n", 1 << 14)
         logging.write(path := tmp_path / "log.vmcore")
     read, write = os.pipe()
-    os.close(read)  # who has read enough goes away
+    os.close(read)  # the reader has read enough and exits
     out = write if stream == "pipe" else os.open(stream, os.O_WRONLY)
     ran = subprocess.run(
         [sys.executable, "-m", "vmfilter", *command.split(), path],
@@ -707,7 +707,7 @@ def test_a_file_may_have_any_name(source: Path, folder: Path, command: str, enco
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "makedumpfile -d 1"])
-def test_a_name_cannot_steer_the_terminal_from_a_message(
+def test_a_file_name_cannot_send_escape_sequences_to_the_terminal(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = os.fsdecode(b"\xff\n\x1b[2J\xc3\xa4")
@@ -718,7 +718,7 @@ def test_a_name_cannot_steer_the_terminal_from_a_message(
 
 
 @pytest.mark.parametrize("name", ["", "new/"])
-def test_a_name_of_no_file_is_refused_before_the_work(
+def test_an_impossible_file_name_is_refused_before_the_work(
     source: Path, folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert main(["filter", "-q", str(source), str(folder) + "/" + name if name else ""]) == OUTPUT

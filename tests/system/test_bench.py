@@ -1,4 +1,4 @@
-"""The bench measures what it says; how fast anything is, it does not say here."""
+"""The bench measures what it says it measures; speed is not tested here."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _result(ours: float, theirs: float, **more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.what}, {t.cases}")
-def test_every_target_is_about_a_case_that_is_measured(target: Target) -> None:
+def test_every_target_applies_to_a_measured_case(target: Target) -> None:
     names = ["start", "classify", *(case.name for case in dumps(2))]
     assert any(target.covers(name) for name in names)
 
 
-def test_a_target_is_met_or_not_by_the_figure_that_is_the_farthest_from_it() -> None:
+def test_a_target_is_judged_by_its_worst_figure() -> None:
     results = {
         "elf-d17-none-j2": _result(1.0, 2.0, threads=2),
         "file-d17-lzo-j2": _result(1.4, 2.8, threads=2),
@@ -40,7 +40,7 @@ def test_a_target_is_met_or_not_by_the_figure_that_is_the_farthest_from_it() -> 
     assert rows["other forms, times as fast", "elf-d17-none-j2"].endswith("| at least 1.8 | 2 | met |")
 
 
-def test_names_of_cases_are_told_without_a_vmcore() -> None:
+def test_cases_are_listed_without_a_vmcore() -> None:
     said = subprocess.run(
         [sys.executable, BENCH / "compare.py", "--list", "--cases", "elf-*", "start"], capture_output=True, text=True
     )
@@ -76,7 +76,7 @@ def test_builds_differ_in_bytes_files_exit_status_and_text(tmp_path: Path, monke
     assert old["cat kept new"].status == 1
 
 
-def test_outputs_of_the_old_build_are_known_while_vmcore_and_lines_stay(
+def test_results_of_the_old_build_are_reused_until_vmcore_or_lines_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vmcore, cache = tmp_path / "vmcore", tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""The command line: what it takes, prints and gives back."""
+"""The command line: what it accepts, prints and returns."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_names_give_the_same_dump_as_their_number(run: Run, small: Path, tmp_pat
 @pytest.mark.parametrize(
     "level", ["64", "-1", "1000000", "abc", "", "zero,", ",zero", "zero cache", "ZERO", "3.5", "0x1f"]
 )
-def test_a_bad_level_is_refused_with_what_is_good(run: Run, tiny: Path, tmp_path: Path, level: str) -> None:
+def test_an_invalid_level_is_refused_with_the_valid_ones(run: Run, tiny: Path, tmp_path: Path, level: str) -> None:
     ran = run("filter", f"--level={level}", tiny, tmp_path / "dump")
     assert ran.status == 2
     assert "63" in ran.err.splitlines()[-1]
@@ -117,7 +117,9 @@ def test_a_bad_level_is_refused_with_what_is_good(run: Run, tiny: Path, tmp_path
         ("none:1", "has no levels"),
     ],
 )
-def test_a_bad_codec_is_refused_with_what_is_good(run: Run, tiny: Path, tmp_path: Path, codec: str, hint: str) -> None:
+def test_an_invalid_codec_is_refused_with_the_valid_ones(
+    run: Run, tiny: Path, tmp_path: Path, codec: str, hint: str
+) -> None:
     ran = run("filter", "-q", "-d", 0, "--compress", codec, tiny, tmp_path / "dump")
     assert ran.status == 2
     assert hint in ran.err.splitlines()[-1]
@@ -125,7 +127,7 @@ def test_a_bad_codec_is_refused_with_what_is_good(run: Run, tiny: Path, tmp_path
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "1025", "two", "", "1.5", " 1", "\u0663"])
-def test_a_bad_number_of_threads_is_refused_with_what_is_good(
+def test_an_invalid_number_of_threads_is_refused_with_the_valid_ones(
     run: Run, tiny: Path, tmp_path: Path, threads: str
 ) -> None:
     ran = run("filter", f"--threads={threads}", tiny, tmp_path / "dump")
@@ -135,7 +137,7 @@ def test_a_bad_number_of_threads_is_refused_with_what_is_good(
 
 
 @pytest.mark.parametrize("arguments", [[], ["filter"], ["filter", "one"], ["no"], ["-x"]])
-def test_a_wrong_command_line_ends_with_2_and_the_usage(run: Run, arguments: list[str]) -> None:
+def test_an_invalid_command_line_ends_with_2_and_the_usage(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.status == 2
     assert ran.err.startswith("usage: vmfilter")
@@ -184,7 +186,7 @@ def test_every_command_reads_a_split_set(run: Run, tmp_path: Path, order: tuple[
 
 
 @pytest.mark.parametrize("options", [["--parts", 1], ["--split", "--parts", 2], ["--split", "--parts", 0]])
-def test_a_number_of_parts_that_leaves_nothing_to_make_is_refused(
+def test_a_number_of_parts_that_leaves_no_output_is_refused(
     run: Run, small: Path, tmp_path: Path, options: list[object]
 ) -> None:
     ran = run("filter", *options, small, tmp_path / "new")
@@ -195,7 +197,7 @@ def test_a_number_of_parts_that_leaves_nothing_to_make_is_refused(
 
 @pytest.mark.parametrize("second", ["one", "./one", "link", "folder/../one"])
 @pytest.mark.parametrize("options", [(), ("--force",)])
-def test_files_of_a_set_whose_names_lead_to_one_are_refused(
+def test_names_of_the_same_file_in_a_set_are_refused(
     run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], second: str
 ) -> None:
     os.mkdir(tmp_path / "out")
@@ -221,7 +223,7 @@ def test_a_stream_is_not_rearranged_to_standard_output(
 # Reports
 
 
-def test_quiet_says_nothing(run: Run, small: Path, tmp_path: Path) -> None:
+def test_quiet_prints_nothing(run: Run, small: Path, tmp_path: Path) -> None:
     for option in "-q", "--quiet":
         ran = run("filter", option, "--stats", "--force", small, tmp_path / "dump")
         assert (ran.status, ran.out, ran.err) == (0, "", "")
@@ -255,7 +257,7 @@ def test_the_report_adds_up(run: Run, small: Path, tmp_path: Path, level: int) -
     assert ran.out.splitlines()[-1] == f"{tmp_path / 'dump'} is {size} bytes."
 
 
-def test_stats_tell_every_class(run: Run, small: Path, tmp_path: Path) -> None:
+def test_stats_list_every_class(run: Run, small: Path, tmp_path: Path) -> None:
     plain = run("filter", "-d", 31, small, tmp_path / "plain")
     ran = run("filter", "-d", 31, "--stats", small, tmp_path / "dump")
     assert ran.status == 0
@@ -281,12 +283,12 @@ def test_the_counts_of_a_level_1_dump_are_those_of_its_memory(run: Run, tiny: Pa
     assert (n["Memory Hole"], n["Total pages"]) == (4, 12)
 
 
-# Dry runs, and outputs that are there
+# Dry runs, and existing outputs
 
 
 @pytest.mark.parametrize("level", [0, 1, 31])
 @pytest.mark.parametrize("codec", ["zstd", "zlib:6", "none"])
-def test_a_dry_run_writes_nothing_and_gives_the_size_of_the_real_one(
+def test_a_dry_run_writes_nothing_and_reports_the_size_of_the_real_dump(
     run: Run, small: Path, tmp_path: Path, level: int, codec: str
 ) -> None:
     arguments = ("filter", "-d", level, "--compress", codec, small, tmp_path / "dump")
@@ -300,7 +302,7 @@ def test_a_dry_run_writes_nothing_and_gives_the_size_of_the_real_one(
     assert numbers(dry.out) == numbers(wet.out)
 
 
-def test_a_dry_run_leaves_a_file_of_that_name_alone(run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_a_dry_run_leaves_an_existing_file_alone(run: Run, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "dump").write_bytes(b"precious")
     assert run("filter", "-d", 0, "--dry-run", "--force", tiny, tmp_path / "dump").status == 0
     assert (tmp_path / "dump").read_bytes() == b"precious"
@@ -319,7 +321,7 @@ def test_force_needs_no_file_to_replace(run: Run, tiny: Path, tmp_path: Path) ->
     assert run("filter", "-q", "-d", 0, "--force", tiny, tmp_path / "dump").status == 0
 
 
-def test_names_are_those_of_the_working_folder(
+def test_names_are_relative_to_the_working_folder(
     run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -345,13 +347,13 @@ def test_lz4_warns_that_others_cannot_read_it(run: Run, small: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("codec", [c for c in native_libraries() if c != "lz4"])
-def test_other_codecs_warn_of_nothing(run: Run, small: Path, tmp_path: Path, codec: str) -> None:
+def test_other_codecs_do_not_warn(run: Run, small: Path, tmp_path: Path, codec: str) -> None:
     ran = run("filter", "-q", "--compress", codec, small, tmp_path / "dump")
     assert (ran.status, ran.err) == (0, "")
     assert Kdump(tmp_path / "dump").status == CODECS[codec].flag
 
 
-def test_the_version_lists_every_codec_and_what_serves_it(run: Run) -> None:
+def test_the_version_lists_every_codec_and_its_implementation(run: Run) -> None:
     ran = run("--version")
     assert ran.status == 0
     first, *lines = ran.out.splitlines()
@@ -363,7 +365,7 @@ def test_the_version_lists_every_codec_and_what_serves_it(run: Run) -> None:
 # Help
 
 
-def test_help_tells_the_exit_statuses_and_the_commands(run: Run) -> None:
+def test_help_lists_the_exit_statuses_and_the_commands(run: Run) -> None:
     ran = run("--help")
     assert ran.status == 0
     assert "exit status" in ran.out
@@ -372,7 +374,7 @@ def test_help_tells_the_exit_statuses_and_the_commands(run: Run) -> None:
     assert re.search(r"^ +filter +\w", ran.out, re.MULTILINE)
 
 
-def test_help_of_filter_tells_levels_codecs_and_options(run: Run) -> None:
+def test_help_of_filter_lists_levels_codecs_and_options(run: Run) -> None:
     ran = run("filter", "--help")
     assert ran.status == 0
     for number, name in (1, "zero"), (2, "cache-nonprivate"), (8, "user"), (16, "free"), (32, "pmem-metadata"):
@@ -383,7 +385,7 @@ def test_help_of_filter_tells_levels_codecs_and_options(run: Run) -> None:
     assert max(map(len, ran.out.splitlines())) <= 120
 
 
-# As a program of its own
+# As a program
 
 
 def _python(*arguments: object) -> list[str]:
@@ -431,27 +433,27 @@ def test_a_library_that_is_missing_is_one_line(tmp_path: Path) -> None:
 
 def test_a_core_that_was_never_built_is_one_line(tmp_path: Path) -> None:
     checkout(tmp_path)
-    status, said = without_core(tmp_path, "--version", "-S")  # without site, which finds that of this checkout
+    status, said = without_core(tmp_path, "--version", "-S")  # without site, which would find the core of this checkout
     assert (status, said.count("\n")) == (1, 1)
     assert said.startswith("vmfilter: the C core cannot be loaded: No module named 'vmfilter._core'")
     assert said.endswith("; build vmfilter on this machine (pip install .)\n")
 
 
 def checkout(folder: Path) -> Path:
-    """The package, without its core."""
+    """Copy the package without its core."""
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
     return shutil.copytree(vmfilter.__path__[0], folder / "vmfilter", ignore=ignored)
 
 
 def without_core(folder: Path, command: str, *options: str, **environment: str) -> tuple[int, str]:
-    """Exit status and trouble of the vmfilter that lies in a folder."""
+    """Return exit status and standard error of the vmfilter in a folder."""
     arguments = [sys.executable, *options, "-m", "vmfilter", *command.split()]
     env = {**os.environ, **environment}
     result = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, check=False)
     return result.returncode, result.stderr
 
 
-def test_progress_is_plain_lines_where_no_terminal_is(tiny: Path, tmp_path: Path) -> None:
+def test_progress_is_plain_lines_without_a_terminal(tiny: Path, tmp_path: Path) -> None:
     command = _python("-m", "vmfilter", "filter", "-d", 1, tiny, tmp_path / "dump")
     done = subprocess.run(command, capture_output=True, check=True)
     lines = [line for line in done.stderr.decode().split("\n") if "warning" not in line]
@@ -511,7 +513,7 @@ def test_classes_do_not_depend_on_the_level(small: Path, tmp_path: Path) -> None
     assert counts[0] == counts[1] == counts[2]
 
 
-def test_progress_is_told_in_order_up_to_the_end(small: Path, tmp_path: Path) -> None:
+def test_progress_is_reported_in_order_up_to_the_end(small: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     found = vmfilter.filter_dump(small, tmp_path / "dump", progress=lambda *step: told.append(step))
     stages = [stage for stage, _, _ in told]
@@ -544,7 +546,7 @@ def test_a_dump_stays_open_for_more_than_one_filtering(tiny: Path, tmp_path: Pat
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
+def test_an_unknown_name_in_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         vmfilter.no_such_name  # noqa: B018
     assert all(getattr(vmfilter, name) for name in vmfilter.__all__)
@@ -553,7 +555,7 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
 # info
 
 
-def test_info_says_what_a_vmcore_is(run: Run, small: Path) -> None:
+def test_info_describes_a_vmcore(run: Run, small: Path) -> None:
     ran = run("info", small)
     assert (ran.status, ran.err) == (0, "")
     said = dict(re.findall(r"^(\S.*?) {2,}(.*)$", ran.out, re.MULTILINE))
@@ -565,7 +567,7 @@ def test_info_says_what_a_vmcore_is(run: Run, small: Path) -> None:
     assert "no memory of the crashed machine is known to be missing" in ran.out
 
 
-def test_info_says_what_a_filtered_dump_is(run: Run, small: Path, tmp_path: Path) -> None:
+def test_info_describes_a_filtered_dump(run: Run, small: Path, tmp_path: Path) -> None:
     report = numbers(run("filter", "-d", 30, small, tmp_path / "dump").out)
     said = dict(re.findall(r"^(\S.*?) {2,}(.*)$", run("info", tmp_path / "dump").out, re.MULTILINE))
     assert said["format"] == "kdump-compressed, header version 6"
@@ -580,14 +582,14 @@ def test_info_prints_vmcoreinfo_as_it_is(run: Run, small: Path) -> None:
     assert out.encode() in small.read_bytes()
 
 
-def test_info_of_what_is_no_dump_fails(run: Run, tmp_path: Path) -> None:
+def test_info_of_a_file_that_is_no_dump_fails(run: Run, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no dump")
     ran = run("info", tmp_path / "text")
     assert ran.status == 3
     assert ran.err.count("\n") == 1
 
 
-def test_info_cannot_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+def test_info_cannot_send_escape_sequences_to_the_terminal(run: Run, tmp_path: Path) -> None:
     machine = Synthetic(flavour=replace(FLAVOURS["6.12"], release="6.12\x1b[2J\a"))
     ran = run("info", machine.write(tmp_path / "v"))
     assert ran.status == 0
@@ -595,12 +597,10 @@ def test_info_cannot_steer_the_terminal(run: Run, tmp_path: Path) -> None:
     assert all(c.isprintable() or c == "\n" for c in ran.out)
 
 
-# Memory that is missing
+# Missing memory
 
 
-def test_missing_memory_is_in_the_report_and_a_warning_where_there_is_none(
-    run: Run, real: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_missing_memory_is_in_the_report_or_in_a_warning(run: Run, real: Callable[[str], Path], tmp_path: Path) -> None:
     vmcore = real("x86_64-5.10-dimm")
     line = "memory at 0x100000000-0x10fffffff (268435456 bytes, 256 MiB) is missing: memory that the kernel used"
     assert line in run("info", vmcore).out
@@ -612,7 +612,7 @@ def test_missing_memory_is_in_the_report_and_a_warning_where_there_is_none(
     assert f"warning: {vmcore}: {line}" in ran.err
 
 
-def test_including_user_data_of_pmem_says_so(run: Run, real: Callable[[str], Path], tmp_path: Path) -> None:
+def test_including_user_data_of_pmem_is_reported(run: Run, real: Callable[[str], Path], tmp_path: Path) -> None:
     ran = run("filter", "-q", "--include-pmem-userdata", "--dry-run", real("x86_64-6.12-pmem2"), tmp_path / "dump")
     assert ran.status == 0
     assert "226304 pages of user data on persistent memory" in ran.err

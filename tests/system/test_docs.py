@@ -1,4 +1,4 @@
-"""What the documents say holds: names, links, commands with what they print, messages."""
+"""What the documents say is true: names, links, commands and their output, messages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PUBLIC = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *
 DOCUMENTS = [*PUBLIC, ROOT / "bench" / "README.md", ROOT / "testdata" / "README.md"]
 COLUMNS = 100
 VMCORES = {"vmcore": "x86_64-6.12-small", "dimm": "x86_64-5.10-dimm", "pmem": "x86_64-6.12-pmem2"}
-"""What the commands in the documents call the vmcores of testdata/."""
+"""Names in the documents' commands of vmcores of testdata/."""
 WHERE = "/var/crash"
-"""Where they seem to run."""
+"""Folder where the commands run according to the documents."""
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 
 
-def test_the_architecture_names_the_modules_that_there_are() -> None:
+def test_the_architecture_names_the_existing_modules() -> None:
     drawing = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
     named = set(re.findall(r"\w+\.(?:py|[ch])\b", drawing)) - {"setup.py"}
     rooms = [p for p in (ROOT / "vmfilter").rglob("*.py") if p.parent.name not in ("arch", "cli") and p.stem[0] != "_"]
@@ -45,13 +45,13 @@ def test_the_architecture_names_the_modules_that_there_are() -> None:
 
 @pytest.mark.parametrize("document", PUBLIC, ids=lambda p: p.name)
 def test_lines_fit_100_columns(document: Path) -> None:
-    """All but what a program printed, which is shown as it was."""
+    """All lines but output of programs, which is shown unchanged."""
     text = re.sub(r"^```console\n.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert [line for line in text.splitlines() if len(line) > COLUMNS] == []
 
 
 def anchors(document: Path) -> set[str]:
-    """Anchors of headings as GitHub makes them."""
+    """Return the anchors of headings as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
@@ -67,7 +67,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 @each_document
-def test_the_paths_in_a_document_are_there(document: Path) -> None:
+def test_the_paths_in_a_document_exist(document: Path) -> None:
     pattern = r"(?<![\w/.])(?:docs|tests|bench|testdata|csrc)/[\w./-]*\w"
     named = set(re.findall(pattern, document.read_text()))
     assert [path for path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
@@ -78,7 +78,7 @@ def test_the_paths_in_a_document_are_there(document: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, real: Callable[[str], Path]) -> Path:
-    """Folder in which the commands of all documents run, with what quickstart.sh leaves."""
+    """Folder where the commands of all documents run, with the files that quickstart.sh leaves."""
     made = tmp_path_factory.mktemp("documents")
     for name, vmcore in VMCORES.items():
         shutil.copy(real(vmcore), made / name)
@@ -86,14 +86,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, real: Callable[[str], Path]
 
 
 def on_screen(command: list[str], folder: Path) -> str:
-    """Run it as a reader does, at a terminal of 80 columns; return what is on the screen in the end."""
+    """Run a command as a reader does, on a terminal of 80 columns; return what is on the screen at the end."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
     ours, theirs = pty.openpty()
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         printed = b""
-        with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+        with contextlib.suppress(OSError):  # EIO: the terminal is closed
             while data := os.read(ours, 1 << 16):
                 printed += data
         process.wait()
@@ -103,18 +103,22 @@ def on_screen(command: list[str], folder: Path) -> str:
 
 
 def stable(text: str) -> str:
-    """What is printed without what another machine, or another version of a codec's library, changes in it."""
-    return re.sub(r"\d+(?= s  \[#+\]$)|\d+(?= bytes\.$)", "N", text, flags=re.MULTILINE)
+    """Return output without what depends on the machine or on the version of a codec's library.
+
+    A bar is shorter if the seconds before it have more digits.
+    """
+    text = re.sub(r"\d+ s  \[#+\]$", "N s  [#]", text, flags=re.MULTILINE)
+    return re.sub(r"\d+(?= bytes\.$)", "N", text, flags=re.MULTILINE)
 
 
 def blocks(document: Path, kind: str) -> list[str]:
-    """Blocks of code in a document."""
+    """Return the blocks of code in a document."""
     return re.findall(rf"^```{kind}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("document", PUBLIC, ids=lambda p: p.name)
 def test_commands_print_what_a_document_shows(document: Path, folder: Path) -> None:
-    """The commands of a document run one after the other: a later one reads what an earlier one made."""
+    """The commands of a document run one after the other: later ones read files of earlier ones."""
     where = folder / f"{document.stem} commands"
     where.mkdir()
     for name in VMCORES:
@@ -132,8 +136,8 @@ def test_programs_in_documents_run(folder: Path) -> None:
     assert programs
 
 
-def test_readme_names_options_that_there_are() -> None:
-    """Those of makedumpfile, and ours."""
+def test_readme_names_existing_options() -> None:
+    """makedumpfile's options and ours."""
     section = (ROOT / "README.md").read_text().partition("## From makedumpfile")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)[2:]
     theirs = {name for left, _ in rows for name in re.findall(r"(?<![\w-])--?[\w-]+", left)}
@@ -150,7 +154,7 @@ def test_readme_names_options_that_there_are() -> None:
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """Where the product fails, and what it says then: its own words, and … for all else."""
+    """Yield each failure in the source as its place and its message, with … for variable parts."""
     kinds = {name for name, kind in vars(vmfilter.errors).items() if isinstance(kind, type)}
     for path in sorted((ROOT / "vmfilter").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -161,14 +165,14 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 def words(node: ast.expr) -> str:
-    """Text of an expression that is a string."""
+    """Return the text of an expression that is a string."""
     if isinstance(node, ast.JoinedStr):
         return "".join(words(part) for part in node.values)
     return str(node.value) if isinstance(node, ast.Constant) else "…"
 
 
 def shown_messages() -> list[str]:
-    """Those that begin an item or a row of the support guide."""
+    """Return the messages that begin an item or a row of the support guide."""
     guide = (ROOT / "docs" / "guide-support.md").read_text()
     return re.findall(r"^(?:- |\| )`([^`]+)`", guide, re.MULTILINE)
 
@@ -183,7 +187,7 @@ def test_each_failure_is_in_the_support_guide() -> None:
     assert len(failures) > 100
 
 
-def test_the_support_guide_shows_messages_that_there_are() -> None:
+def test_the_support_guide_shows_existing_messages() -> None:
     nodes = (node for path in (ROOT / "vmfilter").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
     texts = {words(n) for n in nodes if isinstance(n, ast.JoinedStr | ast.Constant)}
     assert [shown for shown in shown_messages() if not any(occurs(shown, text) for text in texts)] == []

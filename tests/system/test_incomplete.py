@@ -1,4 +1,4 @@
-"""A run that is ended half way: nothing is left, or a dump of what was written, which says that it is incomplete."""
+"""Runs that end early: they leave nothing, or a dump of what was written, which is marked incomplete."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def tight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def is_part_of(path: Path, vmcore: Path) -> int:
-    """Assert that a dump is incomplete, says so, and has what the vmcore has; return the number of its pages."""
+    """Assert that a dump is marked incomplete and agrees with the vmcore; return the number of its pages."""
     with open_dump(path) as dump, open_dump(vmcore) as whole:
         assert dump.header.incomplete
         found = verify_dump(dump, whole)
@@ -95,7 +95,7 @@ def is_part_of(path: Path, vmcore: Path) -> int:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_full_disk_keeps_what_it_has_room_for(
+def test_a_full_disk_keeps_as_much_as_fits(
     small: Path, tight: Path, form: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     room = os.statvfs(tight).f_bavail * os.statvfs(tight).f_frsize
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_all_files_of_a_set(small: Path, tight: Path, tmp_path
         assert found.compared == found.pages > 1000
 
 
-def test_makedumpfile_keeps_what_a_full_disk_has_room_for(
+def test_makedumpfile_keeps_as_much_as_fits_on_a_full_disk(
     small: Path, tight: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["makedumpfile", "-c", "-d", "0", str(small), str(tight / "dump")]) == 1
@@ -153,7 +153,7 @@ COMMANDS_TO_A_FILE = {
 
 
 @pytest.mark.parametrize("command", COMMANDS_TO_A_FILE)
-def test_a_file_that_standard_output_goes_to_keeps_what_a_full_disk_has_room_for(
+def test_a_redirected_standard_output_keeps_as_much_as_fits_on_a_full_disk(
     small: Path, tight: Path, command: str
 ) -> None:
     ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
@@ -168,7 +168,7 @@ def test_a_file_that_standard_output_goes_to_keeps_what_a_full_disk_has_room_for
         assert "incomplete" in process.stderr
 
 
-def test_what_a_file_has_before_and_gets_after_a_dump_stays(tmp_path: Path) -> None:
+def test_bytes_before_and_after_a_dump_in_the_same_file_stay(tmp_path: Path) -> None:
     vmcore = Elf([Load(0, random.Random(1).randbytes(20 * PAGE))]).write(tmp_path / "vmcore")
     vmfilter.filter_dump(vmcore, tmp_path / "flat", level=0, flatten=True)
     flat = (tmp_path / "flat").read_bytes()
@@ -184,7 +184,7 @@ def test_what_a_file_has_before_and_gets_after_a_dump_stays(tmp_path: Path) -> N
         assert (tmp_path / "out").read_bytes() == expected, script
 
 
-def test_what_ends_a_run_leaves_nothing_in_a_file_that_standard_output_goes_to(
+def test_an_interrupted_run_leaves_nothing_in_a_redirected_standard_output(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def progress(stage: str, done: int, total: int) -> None:
@@ -199,7 +199,7 @@ def test_what_ends_a_run_leaves_nothing_in_a_file_that_standard_output_goes_to(
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_an_earlier_dump_on_a_disk_and_one_that_ends_early_are_not_taken_for_one(
+def test_an_interrupted_dump_over_an_earlier_one_on_a_disk_is_not_taken_for_a_dump(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def progress(stage: str, done: int, total: int) -> None:
@@ -224,7 +224,7 @@ def test_an_earlier_dump_on_a_disk_and_one_that_ends_early_are_not_taken_for_one
 
 @contextmanager
 def files_no_longer_than(size: int) -> Iterator[None]:
-    """As ulimit -f has it."""
+    """Like ulimit -f."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -235,11 +235,11 @@ def files_no_longer_than(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("more", [0, 1000], ids=["zeros at the end", "pages after the zeros"])
-def test_a_limit_of_file_sizes_keeps_what_it_has_room_for(
+def test_a_file_size_limit_keeps_as_much_as_fits(
     tmp_path: Path, form: str, more: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     chance, out = random.Random(1), tmp_path / "dump"
-    pages = 1200 if form == "elf" else 2100  # which alone has holes where zero pages are
+    pages = 1200 if form == "elf" else 2100  # only ELF has holes for zero pages
     memory = chance.randbytes(pages * PAGE) + bytes(1500 * PAGE) + chance.randbytes(more * PAGE)
     vmcore = Elf([Load(0, memory)]).write(tmp_path / "vmcore")
     with files_no_longer_than(8 << 20):
@@ -266,12 +266,12 @@ def slow(self, stage, done, total):
 signals.EndsBetweenPages.__call__ = slow
 raise SystemExit(main())
 """
-"""The command, so slow while it writes pages that a signal meets it there."""
+"""The command, slowed down while it writes pages, so that a signal interrupts that."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("how", ["filter", "convert", "makedumpfile", "flattened", "elf"])
-def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: signal.Signals, how: str) -> None:
+def test_a_signal_keeps_what_was_written(small: Path, tmp_path: Path, number: signal.Signals, how: str) -> None:
     arguments: list[object] = ["filter", "-q", "--keep-incomplete", "-d", "0"]
     if how == "convert":
         arguments = ["convert", "-q", "--keep-incomplete"]
@@ -297,7 +297,7 @@ def test_a_signal_keeps_what_is_written(small: Path, tmp_path: Path, number: sig
 
 
 def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) -> None:
-    """Have a disk on which a block of each file cannot be written, or, where it heals, not by the first thread."""
+    """Simulate a disk with an unwritable block at an offset of each file; if it heals, only the first thread fails."""
     pwrite, start = os.pwrite, block * PAGE
     threads: list[threading.Thread] = []
 
@@ -312,7 +312,7 @@ def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) 
 
 
 def _write_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nothing written before all is there that is to be, which is less than what is written behind."""
+    """Delay writes of other threads until the dump is finished; it must fit into the memory for unwritten data."""
     pwrite, finish, there = os.pwrite, DirectWriter.finish, threading.Event()
 
     def waiting(fd: int, data: memoryview, offset: int) -> int:
@@ -328,7 +328,7 @@ def _write_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _dying_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a disk that takes nothing more when 4 MiB are written."""
+    """Simulate a disk that fails after 4 MiB were written."""
     pwrite, written = os.pwrite, [0]
 
     def dying(fd: int, data: memoryview, offset: int) -> int:
@@ -340,7 +340,7 @@ def _dying_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwrite", dying)
 
 
-def test_a_disk_with_a_bad_spot_keeps_what_is_before(
+def test_a_disk_with_a_bad_block_keeps_what_precedes_it(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _bad_spot(monkeypatch, 1000)
@@ -351,9 +351,7 @@ def test_a_disk_with_a_bad_spot_keeps_what_is_before(
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
 
 
-def test_pages_that_are_lost_are_not_counted_as_stored_with_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_pages_are_not_counted_as_stored_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(1)
     vmcore = Elf([Load(0, b"".join(2 * chance.randbytes(PAGE) for _ in range(2000)))]).write(tmp_path / "vmcore")
     _bad_spot(monkeypatch, 1000)
@@ -365,10 +363,10 @@ def test_pages_that_are_lost_are_not_counted_as_stored_with_another(
     assert result.shared == written // 2
 
 
-def test_zero_pages_are_there_when_the_data_before_them_are() -> None:
+def test_zero_pages_are_kept_if_the_data_before_them_is() -> None:
     account = Account(100)
     account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)
-    account.add(8292, memoryview(array("I", [0])), 4196, 0)  # a hole of an ELF file
+    account.add(8292, memoryview(array("I", [0])), 4196, 0)  # a hole in an ELF file
     account.add(12388, memoryview(array("I", [PAGE])), 12388, 0)
     account.go_back(4196)
     assert account.size == 8292
@@ -377,7 +375,7 @@ def test_zero_pages_are_there_when_the_data_before_them_are() -> None:
 
 def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
     account, zeros = Account(100), memoryview(array("I", bytes(4 * 128)))
-    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)  # which are not written for long
+    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)  # stays unwritten throughout
     tracemalloc.start()
     for i in range(10_000):
         account.add(4196 + i * 128 * PAGE, zeros, 4196, 0)
@@ -386,7 +384,7 @@ def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
     assert used < 10_000
 
 
-def test_to_forget_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Path) -> None:
+def test_erasing_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Path) -> None:
     transport, size = FileTransport(str(tmp_path / "dump")), (16 << 20) + 5
     transport.write(0, b"\xff" * (size + 2))
     tracemalloc.start()
@@ -401,11 +399,11 @@ def test_to_forget_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: 
 
 @pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
 @pytest.mark.parametrize("options", [{"compress": "none"}, {"compress": "none", "dedup": True}, {"format": "elf"}])
-def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
+def test_a_flattened_file_with_a_bad_block_keeps_what_precedes_it(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, options: dict[str, Any]
 ) -> None:
-    """After a record that is not whole no other could be found; and descriptors are in records after their pages."""
-    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 300)  # of which one batch is lost
+    """After an incomplete record, no other can be located. Records with descriptors follow their pages' records."""
+    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 300)  # so that one batch is lost
     out = tmp_path / "dump"
     with monkeypatch.context() as m:
         _bad_spot(m, block)
@@ -413,17 +411,17 @@ def test_a_flattened_file_with_a_bad_spot_keeps_what_is_before(
     assert "Input/output error" in str(result.failure)
     assert result.output_size > block * PAGE - (1 << 20)
     assert is_part_of(out, small) == result.kept - result.lost > 0
-    FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # nothing is in it twice
+    FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # no record overlaps another
     with open(out, "rb") as stream:
         rearrange(stream, tmp_path / "rearranged")
     assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost
 
 
 @pytest.mark.parametrize("puts", [9, 20])
-def test_a_flattened_file_that_memory_is_short_for_has_all_pages_that_it_says(
+def test_a_flattened_file_contains_all_reported_pages_if_memory_runs_out(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int
 ) -> None:
-    """Where a record cannot be taken behind, be it its first bytes or its data."""
+    """At the first bytes of a record, or at its data."""
     put, done = DirectWriter.put, 0
 
     def failing(self: DirectWriter, offset: int, view: memoryview) -> None:
@@ -441,7 +439,7 @@ def test_a_flattened_file_that_memory_is_short_for_has_all_pages_that_it_says(
 
 
 @pytest.mark.parametrize("writes", [8, 9])
-def test_a_stream_that_memory_is_short_for_is_not_gone_on_with(
+def test_a_stream_is_not_continued_if_memory_runs_out(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     write, done = os.write, 0
@@ -462,10 +460,10 @@ def test_a_stream_that_memory_is_short_for_is_not_gone_on_with(
 
 
 @pytest.mark.parametrize("heals", [False, True])
-def test_zero_pages_that_a_flattened_file_has_lost_are_zeros_after_its_bad_spot(
+def test_lost_zero_pages_of_a_flattened_file_read_as_zeros_after_its_bad_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
 ) -> None:
-    # Each 17th page a record begins. Where that is the bad spot there is no dump, unless the spot heals.
+    # A record begins on every 17th page. If it begins in the bad block, no dump is left unless the block heals.
     monkeypatch.setattr("vmfilter.writer.transport.flattened._COLLECTED", 1 << 16)
     chance = random.Random(1)
     memory = chance.randbytes(300 * PAGE) + bytes(500 * PAGE) + chance.randbytes(60 * PAGE)
@@ -478,14 +476,16 @@ def test_zero_pages_that_a_flattened_file_has_lost_are_zeros_after_its_bad_spot(
             _write_only_at_the_end(m)
             result = vmfilter.filter_dump(vmcore, out, level=1, format="elf", flatten=True, keep_incomplete=True)
             kept.append(is_part_of(out, vmcore))
-            with open(out, "rb") as stream:  # crash takes what is in no record for missing
+            with open(out, "rb") as stream:  # crash takes bytes that no record contains for missing
                 assert sum(len(data) for _, data in pieces(str(out), stream)) >= result.output_size
-    assert set(kept) == {768}, "all pages before the chunk in which there are others again"
+    assert set(kept) == {768}, "all pages before the chunk with the next pages that are not zero"
     assert len(kept) == (17 if heals else 16)
 
 
-def test_a_flattened_file_goes_on_where_a_record_was_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 8 * PAGE - RECORD.size  # each record begins with a block
+def test_a_flattened_file_continues_where_a_record_would_have_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 8 * PAGE - RECORD.size  # each record begins at a block
     monkeypatch.setattr("vmfilter.writer.transport.flattened._COLLECTED", size)
     data = random.Random(1).randbytes(6 * size)
     transport = FlattenedTransport(FileTransport(str(tmp_path / "dump")))
@@ -503,7 +503,7 @@ def test_a_flattened_file_goes_on_where_a_record_was_to_begin(tmp_path: Path, mo
     assert found == data[: 2 * size] + bytes(3 * size)
 
 
-def test_a_flattened_file_whose_begin_cannot_be_written_is_not_kept(
+def test_a_flattened_file_whose_beginning_cannot_be_written_is_removed(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _bad_spot(monkeypatch, 1)
@@ -513,7 +513,7 @@ def test_a_flattened_file_whose_begin_cannot_be_written_is_not_kept(
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_dead_disk_leaves_nothing_and_says_why(
+def test_a_dead_disk_leaves_nothing_and_the_reason_is_reported(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
     _dying_disk(monkeypatch)
@@ -524,7 +524,7 @@ def test_a_dead_disk_leaves_nothing_and_says_why(
 
 @pytest.mark.parametrize("command", ["filter -q --keep-incomplete {} -", "makedumpfile -F {}"])
 def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
-    """A pipe takes part of what was to be written before it breaks: that cannot be taken back and written again."""
+    """The pipe accepts a part of the data before it breaks, which cannot be taken back and written again."""
     ran = [sys.executable, "-m", "vmfilter", *command.format(small).split()]
     with subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
@@ -539,7 +539,7 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "status"), [("filter -q -d 0 {} -", 4), ("makedumpfile -F -d 0 {}", 1)])
-def test_what_cannot_be_taken_back_is_said(
+def test_output_that_cannot_be_taken_back_is_reported(
     small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -547,7 +547,7 @@ def test_what_cannot_be_taken_back_is_said(
     command: str,
     status: int,
 ) -> None:
-    """Where a file system has become read-only, as ext4 does where its disk fails."""
+    """As on ext4, which becomes read-only if its disk fails."""
 
     def refused(fd: int, size: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -562,7 +562,7 @@ def test_what_cannot_be_taken_back_is_said(
 
 
 def _wait_until_full(pipe: int) -> None:
-    """Wait until a pipe takes no more, so that who is amid a write to it waits for its reader."""
+    """Wait until a pipe is full, so that a process writing to it waits for its reader."""
     writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY)
     try:
         deadline = time.monotonic() + 60
@@ -609,7 +609,7 @@ signals.EndsBetweenPages._note, KdumpWriter.finish = noting, finishing
 signals._SAME, signals._PATIENCE, stream._PIPE_BYTES = 0.0, 600.0, 0
 raise SystemExit(main())
 """
-"""The command, which makes a file when it has written its last page, and one when it has seen the first signal."""
+"""The command. It makes a file after writing the last page, and another one after the first signal."""
 
 
 @pytest.mark.parametrize(
@@ -639,7 +639,7 @@ def test_a_second_signal_ends_a_dump_whose_reader_stalls_at_its_end(
         assert NO_DUMP.replace("SIGTERM", "SIGHUP") in process.stderr.read().decode()
 
 
-def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
+def test_simultaneous_signals_count_as_one(small: Path, tmp_path: Path) -> None:
     busy = f"{WITH_SIGNALS}signals._SAME = signals._PATIENCE = 600.0\nraise SystemExit(main())"
     ran = [sys.executable, "-c", busy, "filter", "-q", "-d", "0", "--keep-incomplete", str(small), "-"]
     with subprocess.Popen(ran, stdout=subprocess.PIPE) as process:
@@ -653,7 +653,7 @@ def test_several_signals_at_once_are_one(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_vmcore_that_cannot_be_read_to_its_end(
+def test_the_readable_part_of_a_vmcore_is_kept_only_if_asked_for(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
     read, end = PreadSource.read_into, os.path.getsize(small) * 3 // 4
@@ -692,7 +692,7 @@ def test_a_signal_after_the_last_page_is_too_late(small: Path, tmp_path: Path) -
     assert (tmp_path / "dump").read_bytes() == (tmp_path / "direct").read_bytes()
 
 
-def test_what_progress_raises_goes_on_to_its_caller(small: Path, tmp_path: Path) -> None:
+def test_an_exception_from_progress_reaches_the_caller(small: Path, tmp_path: Path) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "write" and done:
             raise KeyboardInterrupt
@@ -704,7 +704,7 @@ def test_what_progress_raises_goes_on_to_its_caller(small: Path, tmp_path: Path)
     assert is_part_of(tmp_path / "dump", small) > 0
 
 
-def test_lack_of_memory_keeps_what_is_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_keeps_what_was_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "write" and done:
             raise MemoryError
@@ -715,7 +715,7 @@ def test_lack_of_memory_keeps_what_is_written(small: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_set_of_which_one_file_cannot_get_its_name_leaves_none(
+def test_if_one_file_of_a_set_cannot_be_named_none_remains(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -736,7 +736,7 @@ def test_a_set_of_which_one_file_cannot_get_its_name_leaves_none(
     assert outs[2].read_bytes() == b"theirs"
 
 
-def test_what_comes_after_a_full_disk_fits_where_it_was_reserved(
+def test_the_end_of_a_dump_fits_into_its_reserved_space_on_a_full_disk(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pwrite, reserve = os.pwrite, FileTransport.reserve
@@ -761,7 +761,7 @@ def test_what_comes_after_a_full_disk_fits_where_it_was_reserved(
     assert result.kept - result.lost == is_part_of(tmp_path / "dump", small) > 100
 
 
-def test_a_run_that_is_ended_before_the_first_page_leaves_nothing(small: Path, tmp_path: Path) -> None:
+def test_a_run_that_ends_before_the_first_page_leaves_nothing(small: Path, tmp_path: Path) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "write":
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""vmfilter info: what it says of each kind of file."""
+"""vmfilter info: what it reports about each kind of file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_format_and_header_version(run: Run, tmp_path: Path) -> None:
     assert rows(run("info", elf).out)["format"] == "ELF32"
 
 
-def test_what_it_is_in(run: Run, tmp_path: Path) -> None:
+def test_containers_are_named(run: Run, tmp_path: Path) -> None:
     path = whole_file().write(tmp_path / "dump")
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert rows(run("info", path).out)["format"].endswith(", compressed as a whole by gzip")
@@ -47,7 +47,7 @@ def test_notes_by_kind(run: Run, tmp_path: Path) -> None:
     assert rows(run("info", elf).out)["VMCOREINFO"].split() == ["1", "12"]
 
 
-def test_codecs_are_counted_where_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+def test_codecs_are_counted_on_request(run: Run, tmp_path: Path) -> None:
     names = ["zlib", "lzo", "snappy", "zstd"]
     file = KdumpFile(dict.fromkeys(range(40), b"x" * PAGE), codec=lambda pfn: names[min(pfn % 7, 3)])
     file.pages |= {pfn: bytes(range(256)) * 16 for pfn in range(50, 57)}
@@ -99,6 +99,6 @@ def test_a_set_and_its_parts(run: Run, tmp_path: Path) -> None:
         (63, ["zero", "cache", "user", "free", "pmem-metadata"]),
     ],
 )
-def test_levels_have_names(level: int, names: list[str]) -> None:
+def test_levels_are_shown_with_their_names(level: int, names: list[str]) -> None:
     assert level_names(level) == names
     assert not names or parse_level(",".join(names)) in (level, level | 2)

@@ -1,8 +1,9 @@
-"""vmfilter in an initramfs that the distributions' own builders make: it does there what it does here."""
+"""vmfilter in an initramfs made by the distributions' own builders works as it does outside."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from vmfilter.cli import main
 from vmfilter.formats.codec import native_libraries
 from vmfilter.integration.install import install
 
-VERSION = "6.1.0-test"  # no such kernel is here: the initramfs has no modules
+VERSION = "6.1.0-test"  # no such kernel is here: the initramfs contains no modules
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 SCRIPTS = Path(sys.executable).parent
 PROGRAMS = {
@@ -27,9 +28,11 @@ PROGRAMS = {
     "vmfilter-makedumpfile": "vmfilter-makedumpfile",
     "makedumpfile": "vmfilter-makedumpfile",
 }
+_TIMING = re.compile(r"(?<= of )(\d+)  \d+ s$|(?<= %\] )[/|\\-](?=  )")
+"""What depends on the time in a line of progress: vmfilter's elapsed seconds, makedumpfile's spinner."""
 has_mkinitramfs = needs_program("mkinitramfs", "initramfs-tools-core")
 
-# A file behind < is the standard input.
+# The file after < becomes standard input.
 COMMANDS = """
 vmfilter --version
 vmfilter --help
@@ -62,7 +65,7 @@ MADE = {"dump", "zlib", "lzo", "snappy.2", "lz4", "part", "elf", "made", "two", 
 
 
 def installed(folder: Path) -> Path:
-    """Root of a system that vmfilter is installed in."""
+    """Install vmfilter into a new root; return the root."""
     system = folder / "system"
     system.mkdir(exist_ok=True)
     install(system)
@@ -70,7 +73,7 @@ def installed(folder: Path) -> Path:
 
 
 def mkinitramfs(folder: Path, *settings: str) -> Path:
-    """Image of an initramfs of initramfs-tools, with lines of conf.d/vmfilter."""
+    """Make an initramfs with initramfs-tools and these lines in conf.d/vmfilter; return the image."""
     conf, boot = folder / "conf", folder / "boot"
     for path in (conf / "conf.d", conf / "scripts", boot):
         path.mkdir(parents=True, exist_ok=True)
@@ -85,14 +88,14 @@ def mkinitramfs(folder: Path, *settings: str) -> Path:
 
 
 def initramfs_tools(folder: Path) -> Path:
-    """Root of an initramfs of initramfs-tools."""
+    """Make an initramfs with initramfs-tools; return its root."""
     image = mkinitramfs(folder, "VMFILTER=y", "VMFILTER_MAKEDUMPFILE=y")
     subprocess.run(["unmkinitramfs", image, folder / "root"], check=True)
     return folder / "root"
 
 
 def dracut(folder: Path) -> Path:
-    """Root of an initramfs of dracut, asked for as kdump's mkdumprd does."""
+    """Make an initramfs with dracut as kdump's mkdumprd does; return its root."""
     module, root = "modules.d/99vmfilter", folder / "root"
     shutil.copytree("/usr/lib/dracut", folder / "dracut", symlinks=True)
     shutil.copytree(installed(folder) / "usr/lib/dracut" / module, folder / "dracut" / module)
@@ -110,7 +113,7 @@ def dracut(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, real: Callable[[str], Path]) -> Path:
-    """A folder with what the commands read."""
+    """A folder with the files that the commands read."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "vmcore").symlink_to(real("x86_64-6.12-small"))
     logging = Synthetic(flavour=FLAVOURS["5.10"])
@@ -122,10 +125,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, real: Callable[[str], Path]
 
 
 def outcome(command: list[str], source: Path | str, **more: Any) -> tuple[int, bytes, str]:
-    """Exit status, what is printed, and the last line of trouble of a command that reads a file as standard input."""
+    """Run a command on a file as standard input; return its exit status, output, and last line of standard error.
+
+    The line is returned without timing: it may be one of progress.
+    """
     with open(source, "rb") as stdin:
         result = subprocess.run(command, stdin=stdin, capture_output=True, check=False, **more)
-    return result.returncode, result.stdout, (result.stderr.decode().splitlines() or [""])[-1]
+    last = (result.stderr.decode().splitlines() or [""])[-1]
+    return result.returncode, result.stdout, _TIMING.sub(r"\1", last)
 
 
 @needs_namespace
@@ -137,9 +144,7 @@ def outcome(command: list[str], source: Path | str, **more: Any) -> tuple[int, b
     ],
     ids=lambda build: build.__name__,
 )
-def test_every_command_does_there_what_it_does_here(
-    build: Callable[[Path], Path], tmp_path: Path, inputs: Path
-) -> None:
+def test_every_command_works_there_as_it_does_here(build: Callable[[Path], Path], tmp_path: Path, inputs: Path) -> None:
     here, there, programs = tmp_path / "here", build(tmp_path), tmp_path / "programs"
     here.mkdir()
     programs.mkdir()
@@ -180,7 +185,7 @@ def test_an_initramfs_grows_by_12_mib_at_most(tmp_path: Path) -> None:
         ("/var/lib/initramfs-tools", "VMFILTER=y", True),
     ],
 )
-def test_the_hook_is_for_kdump_tools_unless_it_is_told(
+def test_the_hook_is_for_kdump_tools_unless_configured_otherwise(
     tmp_path: Path, configuration: str, settings: str | None, brought: bool
 ) -> None:
     library, initramfs = tmp_path / "lib", tmp_path / "initramfs"
@@ -189,7 +194,7 @@ def test_the_hook_is_for_kdump_tools_unless_it_is_told(
         path.mkdir(parents=True)
     if settings:
         (conf / "vmfilter").write_text(f"{settings}\n")
-    (initramfs / "libtheirs.so").write_text("GROUP ( libtheirs.so.1 )\n")  # another hook's, which strip does not take
+    (initramfs / "libtheirs.so").write_text("GROUP ( libtheirs.so.1 )\n")  # of another hook; strip refuses it
     hook = installed(tmp_path) / "usr/share/initramfs-tools/hooks/vmfilter"
     environment = {"CONFDIR": configuration, "DESTDIR": str(initramfs), "verbose": "n"}
     result = run_over({"/var/lib": library}, [str(hook)], environment)
@@ -218,15 +223,15 @@ def test_a_hook_whose_vmfilter_is_gone_ends_the_build_and_says_so(tmp_path: Path
     )
 
 
-def test_what_is_not_needed_stays_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unneeded_files_stay_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "collect", str(tmp_path)]) == 0
     objects = capsys.readouterr().out.splitlines()
     assert objects[0] == os.path.realpath(objects[0])
     assert [p for p in objects if not Path(p).is_absolute() or not Path(p).exists()] == []
     modules = {p.stem for p in tmp_path.rglob("*.pyc")} | {Path(p).name.partition(".")[0] for p in objects[1:]}
-    # the last two are loaded when they are used: locale to print help, ascii to read a file
+    # the last two are loaded on use: locale to print help, ascii to read a file
     assert {"_core", "_cffi_backend", "x86_64", "locale", "ascii"} <= modules
-    # who installs, and what a network, a compiler or a test needs
+    # needed only to install, for networks, by compilers or in tests
     assert not modules & {"trace", "install", "pytest", "subprocess", "_ssl", "_hashlib", "cparser"}
     stand_ins = {"zstd": "backend_c", "lz4": "_block"}
     assert not modules & {module for codec, module in stand_ins.items() if codec in native_libraries()}
@@ -240,7 +245,7 @@ def test_what_is_not_needed_stays_out(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_interpreter_is_started_whatever_its_path(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, folder: str, direct: bool
 ) -> None:
-    place = tmp_path_factory.mktemp("i")  # short: a line with #! has 127 bytes
+    place = tmp_path_factory.mktemp("i")  # short: a #! line is limited to 127 bytes
     interpreter, root = place / folder / "python3", place / "initramfs"
     interpreter.parent.mkdir()
     interpreter.symlink_to(os.path.realpath(sys.executable))
@@ -248,23 +253,23 @@ def test_an_interpreter_is_started_whatever_its_path(
     monkeypatch.setattr("vmfilter.integration.collect._interpreter", lambda: str(interpreter))
     assert main(["kdump", "collect", str(root)]) == 0
     launcher = root / "usr/bin/vmfilter-makedumpfile"
-    # dracut's dracut-install -R ends the build if this is not a program of the machine
+    # dracut's dracut-install -R aborts the build if this program does not exist on the machine.
     assert launcher.read_text().startswith(f"#!{interpreter} " if direct else "#!/bin/sh\n")
     status, version, _ = outcome([str(launcher), "-v"], os.devnull)
     assert (status, version.startswith(b"makedumpfile: version ")) == (0, True)
 
 
-def test_a_folder_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "collect", str(tmp_path / "none")]) == 4
     assert capsys.readouterr().err.splitlines() == [
         f"vmfilter: {tmp_path / 'none'}: is no folder: the root of an initramfs is asked for"
     ]
 
 
-def test_the_system_that_runs_is_not_taken_for_an_initramfs(
+def test_the_running_system_is_not_taken_for_an_initramfs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its own vmfilter would be replaced; not by this test, for which there is nothing to put there."""
+    """Its own vmfilter would be overwritten; this test has nothing that could overwrite it."""
     monkeypatch.setattr("vmfilter.integration.collect._PROGRAMS", ())
     monkeypatch.setattr("vmfilter.integration.collect._needed", lambda interpreter: {})
     assert main(["kdump", "collect", "/"]) == 4
@@ -279,7 +284,7 @@ def test_the_system_that_runs_is_not_taken_for_an_initramfs(
         (4, "no dump on {disk}; booting on"),
     ],
 )
-def test_the_script_for_a_disk_tells_what_is_on_it(tmp_path: Path, status: int, said: str) -> None:
+def test_the_script_for_a_disk_reports_what_is_on_it(tmp_path: Path, status: int, said: str) -> None:
     disk, programs = tmp_path / "disk", tmp_path / "programs"
     disk.touch()
     (tmp_path / "vmcore").write_text("vmcore")
@@ -291,7 +296,7 @@ def test_the_script_for_a_disk_tells_what_is_on_it(tmp_path: Path, status: int, 
     script = (installed(tmp_path) / "usr/share/initramfs-tools/scripts/init-premount/vmfilter").read_text()
     for path, here in {"/proc/vmcore": "vmcore", "/conf/conf.d/vmfilter": "settings"}.items():
         script = script.replace(path, str(tmp_path / here))
-    script = script.replace("! -b", "! -e")  # a file for a disk
+    script = script.replace("! -b", "! -e")  # a file instead of a disk
     environment = {"PATH": f"{programs}:{PATH}"}
     result = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout == f"vmfilter: {said.format(disk=disk)}\n"

@@ -1,4 +1,4 @@
-"""vmfilter kdump: what is put into a system, and taken out of it again."""
+"""vmfilter kdump: what it installs into a system and removes again."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ INSTALLED = {
 
 
 class System:
-    """A system's root, and the command run on it."""
+    """A system's root, and the command to run on it."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self._capsys = root, capsys
         root.mkdir()
 
     def run(self, *arguments: str, status: int = 0) -> list[str]:
-        """Lines that vmfilter kdump prints, of trouble where that is its exit status."""
+        """Return the lines that vmfilter kdump prints: errors if it fails."""
         assert main(["kdump", *arguments, "--root", str(self.root)]) == status
         out, err = self._capsys.readouterr()
         assert bool(err) == bool(status)
         return (err if status else out).splitlines()
 
     def files(self) -> dict[str, int]:
-        """Files and their modes, without the record."""
+        """Return files and their modes, without the record."""
         found = {str(p.relative_to(self.root)): p.stat().st_mode & 0o7777 for p in self.root.rglob("*") if p.is_file()}
         found.pop(RECORD, None)
         return found
@@ -58,13 +58,13 @@ def system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> System:
     return System(tmp_path / "system", capsys)
 
 
-def test_install_says_each_file_that_it_installs(system: System) -> None:
+def test_install_names_each_file_that_it_installs(system: System) -> None:
     lines = system.run("install")
     assert system.files() == INSTALLED
     assert sorted(lines) == sorted(f"installed {system.root / path}" for path in INSTALLED)
 
 
-def test_a_dry_run_says_the_same_and_writes_nothing(system: System) -> None:
+def test_a_dry_run_prints_the_same_and_writes_nothing(system: System) -> None:
     lines = system.run("install", "--dry-run")
     assert sorted(lines) == sorted(f"would install {system.root / path}" for path in INSTALLED)
     assert list(system.root.iterdir()) == []
@@ -81,7 +81,7 @@ def test_a_second_install_changes_nothing(system: System) -> None:
     assert {p: p.stat().st_mtime_ns for p in system.root.rglob("*")} == times
 
 
-def test_what_is_installed_runs_the_interpreter_that_installed_it(system: System) -> None:
+def test_installed_programs_run_the_interpreter_that_installed_them(system: System) -> None:
     system.run("install")
     for path in (HOOK, "usr/lib/dracut/modules.d/99vmfilter/module-setup.sh", "usr/lib/vmfilter/bin/makedumpfile"):
         text = (system.root / path).read_text()
@@ -89,7 +89,7 @@ def test_what_is_installed_runs_the_interpreter_that_installed_it(system: System
         assert "@" not in text.replace("[@]", "").replace('"$@"', "")
 
 
-def test_remove_leaves_the_system_as_it_was(system: System) -> None:
+def test_remove_restores_the_system(system: System) -> None:
     (system.root / "usr/lib/udev/rules.d").mkdir(parents=True)
     (system.root / "usr/lib/udev/rules.d/50-other.rules").write_text("# not ours\n")
     before = sorted(system.root.rglob("*"))
@@ -98,7 +98,7 @@ def test_remove_leaves_the_system_as_it_was(system: System) -> None:
     assert sorted(system.root.rglob("*")) == before
 
 
-def test_remove_keeps_what_was_changed_and_says_so(system: System) -> None:
+def test_remove_keeps_changed_files_and_says_so(system: System) -> None:
     system.run("install")
     hook = system.root / HOOK
     hook.write_text("#!/bin/sh\n# the administrator's\n")
@@ -110,14 +110,14 @@ def test_remove_keeps_what_was_changed_and_says_so(system: System) -> None:
     assert hook.read_text() == "#!/bin/sh\n# the administrator's\n"
 
 
-def test_install_keeps_what_was_changed_and_says_so(system: System) -> None:
+def test_install_keeps_changed_files_and_says_so(system: System) -> None:
     system.run("install")
     (system.root / HOOK).write_text("# the administrator's\n")
     assert f"kept {system.root / HOOK}, which was changed since it was installed" in system.run("install")
     assert (system.root / HOOK).read_text() == "# the administrator's\n"
 
 
-def test_what_an_older_version_installed_is_replaced_or_removed(
+def test_files_of_an_older_version_are_replaced_or_removed(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = tmp_path / "older"
@@ -135,7 +135,7 @@ def test_what_an_older_version_installed_is_replaced_or_removed(
     assert list(system.root.iterdir()) == []
 
 
-def test_a_file_of_somebody_else_stops_install_before_it_writes(system: System) -> None:
+def test_a_foreign_file_stops_install_before_it_writes(system: System) -> None:
     theirs = system.root / HOOK
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs\n")
@@ -160,7 +160,7 @@ def test_an_install_that_fails_midway_can_be_removed(system: System, monkeypatch
 
 
 @pytest.mark.parametrize("then", ["install", "remove"])
-def test_an_upgrade_that_fails_midway_leaves_nothing_that_is_taken_for_somebody_elses(
+def test_an_upgrade_that_fails_midway_leaves_nothing_that_is_taken_for_foreign(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     older = tmp_path / "older"
@@ -188,7 +188,7 @@ def test_an_upgrade_that_fails_midway_leaves_nothing_that_is_taken_for_somebody_
 
 
 @pytest.mark.parametrize("link", ["usr", "usr/lib/udev", "usr/share/doc"])
-def test_a_symbolic_link_that_leads_out_of_the_system_stops_it(system: System, tmp_path: Path, link: str) -> None:
+def test_a_symbolic_link_out_of_the_system_stops_it(system: System, tmp_path: Path, link: str) -> None:
     (tmp_path / "outside").mkdir()
     (system.root / link).parent.mkdir(parents=True, exist_ok=True)
     (system.root / link).symlink_to(tmp_path / "outside")
@@ -206,7 +206,7 @@ def test_remove_follows_no_symbolic_link_out_of_the_system(system: System, tmp_p
     assert (tmp_path / "outside/rules.d/98-vmfilter-kdump.rules").exists()
 
 
-def test_what_is_no_file_stops_install_before_it_writes(system: System) -> None:
+def test_a_directory_in_place_of_a_file_stops_install_before_it_writes(system: System) -> None:
     theirs = system.root / HOOK
     theirs.parent.mkdir(parents=True)
     os.mkfifo(theirs)
@@ -215,15 +215,13 @@ def test_what_is_no_file_stops_install_before_it_writes(system: System) -> None:
     assert system.files() == {}
 
 
-def test_remove_where_nothing_is_installed_is_one_line(system: System) -> None:
+def test_remove_without_an_installation_is_one_line(system: System) -> None:
     (line,) = system.run("remove", status=1)
     assert line == f"vmfilter: {system.root / RECORD}: is not there: nothing is installed"
 
 
 @pytest.mark.parametrize("command", ["install --root", "remove --root", "collect"])
-def test_a_name_that_is_empty_is_not_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_an_empty_name_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["kdump", *command.split(), ""])
@@ -231,7 +229,7 @@ def test_a_name_that_is_empty_is_not_the_working_folder(
     assert os.listdir() == []
 
 
-def test_a_root_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_root_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "install", "--root", str(tmp_path / "none")]) == 4
     assert (
         capsys.readouterr().err == f"vmfilter: {tmp_path / 'none'}: is no folder: the root of a system is asked for\n"
@@ -261,10 +259,8 @@ def test_a_damaged_record_removes_nothing(system: System, record: str) -> None:
 
 
 @pytest.mark.parametrize("example", ["kdump.conf", "kdump-tools"])
-def test_the_commands_of_the_examples_are_ones(
-    system: System, example: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Both distributions' scripts put the vmcore behind, and Fedora's threads or -F."""
+def test_commands_in_the_examples_are_valid(system: System, example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both distributions' scripts append the vmcore, and Fedora's also threads or -F."""
     system.run("install")
     text = (system.root / EXAMPLES / example).read_text()
     words = ("core_collector vmfilter-makedumpfile ", "MAKEDUMP_ARGS=")
@@ -287,13 +283,13 @@ def test_kdump_tools_finds_makedumpfile_where_its_example_says(system: System, t
     assert result.stdout.startswith("makedumpfile: version 1.7.9")
 
 
-def test_a_wheel_has_every_file_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_contains_every_file_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     project = Path(__file__).parent.parent.parent
     monkeypatch.chdir(project)
     data = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     build = build_py(Distribution({"packages": ["vmfilter"], "package_data": data}))
     build.finalize_options()
-    build.manifest_files = {}  # nothing but what package-data says
+    build.manifest_files = {}  # only what package-data names
     files = map(Path, build.find_data_files("vmfilter", "vmfilter"))
     root = Path("vmfilter/integration/root")
     found = {str(file.relative_to(root)) for file in files if file.is_relative_to(root)}

@@ -1,4 +1,4 @@
-"""What is asked of kdump's service when the memory of the machine has changed, and how often."""
+"""Requests to kdump's service after the machine's memory changed, and their number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THROTTLER = "/usr/lib/udev/kdump-udev-throttler"
 
 
 def program(path: Path, script: str) -> None:
-    """Write a program of the shell."""
+    """Write a shell script."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -51,7 +51,7 @@ def test_kdump_is_reloaded_as_its_distribution_does(tmp_path: Path, active: str,
     assert "".join(asks) == asked.format(throttler=programs / "throttler")
 
 
-# Each event starts the service, as the rules do. The manager is a user's: there can be no other beside the machine's.
+# Each event starts the service, as the rules do. A user manager runs it: the system manager cannot run twice.
 EVENTS = """
 [ -e /sys/fs/cgroup ] || mount -t sysfs none /sys # a chroot may have none
 [ -e /sys/fs/cgroup/cgroup.procs ] || mount -t cgroup2 none /sys/fs/cgroup # systemd 262 takes no other version
@@ -86,19 +86,19 @@ def _until(path: Path) -> str:
     ("service", "commands"),
     [
         ("kdump.service", "ExecStart=/bin/true\nExecReload={kdump}\n"),
-        ("kdump-tools.service", "ExecStart={kdump}\n"),  # which is restarted: it has no reload
+        ("kdump-tools.service", "ExecStart={kdump}\n"),  # restarted, as it has no reload
     ],
 )
-def test_a_burst_of_events_is_one_reload_and_an_event_amid_it_another(
+def test_a_burst_of_events_is_one_reload_and_an_event_during_it_another(
     tmp_path: Path, service: str, commands: str
 ) -> None:
     programs, units = tmp_path / "programs", tmp_path / "config/systemd/user"
     units.mkdir(parents=True)
-    (tmp_path / "loaded").touch()  # as the machine boots
+    (tmp_path / "loaded").touch()  # as at boot
     program(programs / "kdump", f"echo reloaded >>{tmp_path}/log; {_until(tmp_path / 'loaded')}")
     program(programs / "wait", _until(tmp_path / "waited"))
     program(programs / "reload-kdump", RELOAD.read_text().replace("systemctl ", "systemctl --user "))
-    # Control groups of its own: the manager of a test that runs at the same time would end what is in them.
+    # Its own control groups: the manager of a test running at the same time would kill what is in them.
     group = f"Slice=vmfilter_test_{os.getpid()}.slice"
     run = f'/usr/bin/systemd-run --user --property={group} "$@"; sleep 1'  # slow to end, as on a busy machine
     program(programs / "systemd-run", run)
@@ -121,7 +121,7 @@ def test_a_burst_of_events_is_one_reload_and_an_event_amid_it_another(
 
 
 @needs_program("systemd-analyze", "systemd")
-def test_systemd_takes_the_service(tmp_path: Path) -> None:
+def test_systemd_accepts_the_service(tmp_path: Path) -> None:
     units = tmp_path / "usr/lib/systemd/system"
     shutil.copytree("/lib/systemd/system", units, symlinks=True)
     shutil.copy(UNIT, units)

@@ -1,4 +1,4 @@
-"""The udev rules that have kdump loaded again: udev says what it would run for events of a machine made of files."""
+"""The udev rules that reload kdump: what udev would run for events of a machine made of files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ ROOT = Path(__file__).parent.parent.parent / "vmfilter" / "integration" / "root"
 RULES = ROOT / "usr/lib/udev/rules.d/98-vmfilter-kdump.rules"
 RELOAD = "/bin/systemctl --no-block start vmfilter-kdump-reload.service"
 LAST = "/bin/true after the last rule"
-"""udev runs this too, so an answer without it is no answer: the rules were not read to their end, or udevadm prints
-what it would run in words that are not known here."""
+"""udev must run this too. If not, it did not read the rules to their end, or RUNS does not match udevadm's output."""
 RUNS = re.compile(r"^(?:run: '(.*)'|  RUN\{program\} : (.*))$", re.MULTILINE)  # systemd 252; 257 and 262
 
-# device's path in /sys/devices, subsystem, its kind (DEVTYPE)
+# path of the device in /sys/devices, subsystem, DEVTYPE
 MEMORY = ("system/memory/memory32", "memory", "")
 CPU = ("system/cpu/cpu3", "cpu", "")
 NFIT = "LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0"
@@ -33,7 +32,7 @@ Device = tuple[str, str, str]
 
 
 class Machine:
-    """Folders that lie over /sys, /run and those of rules."""
+    """Folders that cover /sys, /run and the folders of udev rules."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,23 +41,23 @@ class Machine:
         self.write("kernel/kexec_crash_loaded", "1\n")
 
     def write(self, path: str, text: str) -> None:
-        """Make a file of /sys."""
+        """Write a file of /sys."""
         target = self.folder / "sys" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
 
     def link(self, path: str, to: str) -> None:
-        """Make a link of /sys, relative as the kernel's are."""
+        """Make a symbolic link in /sys, relative like the kernel's."""
         link = self.folder / "sys" / path
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to("../" * path.count("/") + to)
 
     def rules(self) -> str:
-        """The rules that are tested, and one after them."""
+        """Return the rules under test, and one after them."""
         text = RULES.read_text()
         version = subprocess.run(["udevadm", "--version"], capture_output=True, text=True, check=True).stdout
-        if int(version.split()[0]) >= 257:  # udevadm test runs no PROGRAM: put in whether its RESULT is the one
+        if int(version.split()[0]) >= 257:  # its udevadm test runs no PROGRAM: evaluate each match here
             text = re.sub(r'PROGRAM=="/bin/cat /(.+?)", RESULT=="(.+?)"', self._matches, text)
             assert "PROGRAM=" not in text
         return f'{text}RUN+="{LAST}"\n'
@@ -68,13 +67,13 @@ class Machine:
         return 'TEST=="/"' if file.exists() and file.read_text() == f"{program[2]}\n" else 'TEST!="/"'
 
     def runs(self, device: Device, action: str, **properties: str) -> list[str]:
-        """What udev runs for an event of a device."""
+        """Return what udev runs for an event of a device."""
         path, subsystem, kind = device
         uevent = {**({"DEVTYPE": kind} if kind else {}), **properties}
         self.write(f"devices/{path}/uevent", "".join(f"{k}={v}\n" for k, v in uevent.items()))
         self.link(f"devices/{path}/subsystem", f"bus/{subsystem}")
         self.link(f"bus/{subsystem}/devices/{Path(path).name}", f"devices/{path}")
-        if path.startswith("system/"):  # what all memory blocks or CPUs are below is a device too
+        if path.startswith("system/"):  # the parent of all memory blocks or CPUs is a device too
             self.write(f"devices/system/{subsystem}/uevent", "")
         (self.folder / "rules" / RULES.name).write_text(self.rules())
         result = run_over(
@@ -85,7 +84,7 @@ class Machine:
                 "/etc/udev": self.folder / "none",
             },
             ["udevadm", "test", f"--action={action}", f"/sys/devices/{path}"],
-            {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"},  # that it is a file system of the kernel's kind
+            {"SYSTEMD_DEVICE_VERIFY_SYSFS": "0"},  # skip the check that /sys is sysfs
         )
         assert result.returncode == 0, result.stderr
         assert f"ACTION={action}" in result.stdout
@@ -102,7 +101,7 @@ def machine(tmp_path: Path) -> Machine:
 pytestmark = [needs_program("udevadm", "udev"), needs_namespace]
 
 
-def test_it_is_a_rule_for_udev() -> None:
+def test_the_rules_are_valid() -> None:
     result = subprocess.run(["udevadm", "verify", str(RULES)], capture_output=True, text=True, check=False)
     if "Unknown command verb" in result.stderr:
         pytest.skip("this udevadm has no verify, which came with 254; udevadm test below reads the rules too")
@@ -136,21 +135,21 @@ def test_kdump_is_reloaded_when_a_cpu_comes_or_goes(machine: Machine, action: st
     ("device", "action"),
     [
         (MEMORY, "change"),
-        (CPU, "offline"),  # its note is where it was
-        (NAMESPACE, "add"),  # and nothing has its memory yet
+        (CPU, "offline"),  # its note stays where it is
+        (NAMESPACE, "add"),  # nothing uses its memory yet
         (NAMESPACE, "change"),
-        (BTT, "bind"),  # has no struct pages, is not mapped
+        (BTT, "bind"),  # has no struct pages and is not mapped
         (DIMM, "bind"),
         (DISK, "add"),
     ],
     ids=lambda x: x if isinstance(x, str) else Path(x[0]).name,
 )
-def test_kdump_is_left_alone_when_its_memory_is_the_same(machine: Machine, device: Device, action: str) -> None:
+def test_kdump_is_left_alone_if_its_memory_is_the_same(machine: Machine, device: Device, action: str) -> None:
     assert machine.runs(device, action) == []
 
 
 @pytest.mark.parametrize("device", [MEMORY, CPU, PFN, DAX], ids=lambda d: d[1])
-def test_what_udev_is_only_asked_to_look_at_again_reloads_nothing(machine: Machine, device: Device) -> None:
+def test_synthetic_events_reload_nothing(machine: Machine, device: Device) -> None:
     action = "add" if device in (MEMORY, CPU) else "bind"
     assert machine.runs(device, action, SYNTH_UUID="0") == []
 
@@ -163,7 +162,7 @@ def test_a_kernel_that_updates_its_header_itself_is_left_alone(machine: Machine,
 
 
 @pytest.mark.parametrize("device", [MEMORY, CPU], ids=lambda d: d[1])
-def test_a_kernel_that_could_but_does_not_is_not(machine: Machine, device: Device) -> None:
+def test_a_kernel_that_could_update_its_header_but_does_not_is_reloaded(machine: Machine, device: Device) -> None:
     machine.write(f"devices/system/{device[1]}/crash_hotplug", "0\n")
     assert machine.runs(device, "online") == [RELOAD]
 
@@ -183,7 +182,7 @@ def test_a_fadump_kernel_that_needs_no_reload_is_left_alone(machine: Machine, de
 
 
 @pytest.mark.parametrize("ready", ["0\n", None], ids=["not ready", "older than 6.10"])
-def test_other_fadump_kernels_are_told_of_memory_but_not_of_cpus(machine: Machine, ready: str | None) -> None:
+def test_other_fadump_kernels_are_reloaded_for_memory_but_not_for_cpus(machine: Machine, ready: str | None) -> None:
     machine.write("kernel/fadump/enabled", "1\n")
     if ready:
         machine.write("kernel/fadump/hotplug_ready", ready)
@@ -191,7 +190,7 @@ def test_other_fadump_kernels_are_told_of_memory_but_not_of_cpus(machine: Machin
     assert machine.runs(CPU, "online") == []
 
 
-def test_a_kernel_that_has_fadump_off_is_as_one_without(machine: Machine) -> None:
+def test_a_kernel_with_fadump_off_is_like_one_without(machine: Machine) -> None:
     machine.write("kernel/fadump/enabled", "0\n")
     assert machine.runs(MEMORY, "online") == [RELOAD]
     assert machine.runs(CPU, "online") == [RELOAD]
@@ -202,6 +201,6 @@ def test_nothing_is_run_without_systemd(machine: Machine) -> None:
     assert machine.runs(MEMORY, "online") == []
 
 
-def test_nothing_is_run_where_there_can_be_no_capture_kernel(machine: Machine) -> None:
+def test_nothing_is_run_if_there_can_be_no_capture_kernel(machine: Machine) -> None:
     (machine.folder / "sys/kernel/kexec_crash_loaded").unlink()
     assert machine.runs(MEMORY, "online") == []

@@ -1,4 +1,4 @@
-"""/proc/kcore: what of it is memory, what is left out, and what happens where it cannot be read."""
+"""/proc/kcore: what part of it is memory, what is excluded, and what happens if it cannot be read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pages(*numbers: int) -> bytes:
 
 
 KCORE = [
-    Load(0x2000, pages(3), vaddr=0xFFFFFFFF81000000),  # the kernel's text, which lies in RAM as well
+    Load(0x2000, pages(3), vaddr=0xFFFFFFFF81000000),  # the kernel's text, which is in RAM as well
     Load(NONE, pages(99), vaddr=0xFFFFC90000000000),  # vmalloc
     Load(0x1000, pages(2, 3, 4), vaddr=0xFFFF888000001000),
     Load(0x100000, pages(10, 11, 12, 13), vaddr=0xFFFF888000100000),
@@ -41,7 +41,7 @@ Opened = Callable[..., KcoreDump]
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
-    """A file that is taken for /proc/kcore."""
+    """Open a file as if it were /proc/kcore."""
 
     def get(loads: list[Load] = KCORE, iomem: str | None = IOMEM) -> KcoreDump:
         path = Elf(loads, vmcoreinfo_note("OSRELEASE=6.1\n")).write(tmp_path / "kcore")
@@ -56,7 +56,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
     return get
 
 
-def test_ram_is_there_and_the_crash_kernel_is_not(opened: Opened) -> None:
+def test_ram_is_present_and_the_crash_kernel_is_not(opened: Opened) -> None:
     with opened() as dump:
         assert list(dump.covered(0, dump.end)) == [(0x1000, 0x4000), (0x100000, 0x101000), (0x102000, 0x103000)]
         assert dump.read(0x1000, 3 * PAGE) == pages(2, 3, 4)
@@ -68,7 +68,7 @@ def test_ram_is_there_and_the_crash_kernel_is_not(opened: Opened) -> None:
         assert dump.warnings == []
 
 
-def test_without_a_crash_kernel_all_is_there(opened: Opened) -> None:
+def test_without_a_crash_kernel_all_memory_is_present(opened: Opened) -> None:
     with opened(iomem="00001000-0009fbff : System RAM\n") as dump:
         assert dump.read(0x100000, 4 * PAGE) == pages(10, 11, 12, 13)
 
@@ -81,7 +81,7 @@ def test_other_files_are_not_the_running_system(opened: Opened, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("iomem", ["", "00000000-00000000 : System RAM\n  00000000-00000000 : Crash kernel\n", None])
-def test_an_iomem_that_shows_nothing_is_said_to(opened: Opened, iomem: str | None, tmp_path: Path) -> None:
+def test_an_iomem_without_contents_is_reported(opened: Opened, iomem: str | None, tmp_path: Path) -> None:
     with pytest.raises(vmfilter.InputError, match=r"^.*iomem: .*crash kernel's memory") as refused:
         opened(iomem=iomem)
     assert "\n" not in str(refused.value)
@@ -92,13 +92,13 @@ def test_an_old_kernel_has_no_physical_addresses(opened: Opened) -> None:
         opened([Load(0, pages(1, 2)), Load(0, pages(3))])
 
 
-def test_nothing_but_the_crash_kernel(opened: Opened) -> None:
+def test_a_system_with_only_the_crash_kernel_is_refused(opened: Opened) -> None:
     with pytest.raises(vmfilter.InputError, match="no memory but the crash kernel's"):
         opened([Load(0x101000, pages(1))])
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EFAULT])
-def test_pages_that_cannot_be_read_are_zeros(opened: Opened, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_unreadable_pages_are_zeros(opened: Opened, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     with opened() as dump:
         bad = next(p.offset + 0x2000 - p.start for p in dump.segments if p.start <= 0x2000 < p.end)
         preadv = os.preadv
@@ -120,7 +120,7 @@ def test_pages_that_cannot_be_read_are_zeros(opened: Opened, monkeypatch: pytest
         assert dump.warnings == [f"{dump.path}: 3 reads of pages failed and were replaced by zeros"]
 
 
-def test_what_the_system_says_of_its_size_does_not_matter(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reported_size_of_the_file_makes_no_difference(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     init = PreadSource.__init__
 
     def small(self: PreadSource, *args: object) -> None:
@@ -136,7 +136,7 @@ def _can_be_read() -> bool:
     try:
         with open("/proc/kcore", "rb") as f:
             return f.read(4) == b"\x7fELF"
-    except OSError:  # a container hides it, a locked down kernel refuses it
+    except OSError:  # hidden in a container, or refused by a locked down kernel
         return False
 
 

@@ -1,4 +1,4 @@
-"""makedumpfile's command line: what it takes, does, prints and gives back."""
+"""makedumpfile's command line: what it accepts, does, prints and returns."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def parsed(*arguments: str) -> Command:
         ("--show-stats a b", "show_stats", True),
     ],
 )
-def test_command_lines_are_read_as_getopt_long_reads_them(arguments: str, attribute: str, value: object) -> None:
+def test_command_lines_are_parsed_as_by_getopt_long(arguments: str, attribute: str, value: object) -> None:
     command = parsed(*arguments.split())
     check(command)
     assert getattr(command, attribute) == value
@@ -162,7 +162,7 @@ def test_command_lines_are_read_as_getopt_long_reads_them(arguments: str, attrib
         ("--mem-usage a b", ""),
     ],
 )
-def test_a_wrong_command_line_is_refused_before_anything_is_done(run: Run, arguments: str, said: str) -> None:
+def test_an_invalid_command_line_is_refused_before_anything_is_done(run: Run, arguments: str, said: str) -> None:
     ran = run(*arguments.split())
     said = f"{said}\n" if said else ""
     assert (ran.status, ran.out + ran.err) == (1, said + INVALID + FAILED)
@@ -172,7 +172,7 @@ def test_a_wrong_command_line_is_refused_before_anything_is_done(run: Run, argum
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.sets == "refused"], ids=lambda o: o.name)
-def test_what_is_not_supported_is_refused_by_name(run: Run, tiny: Path, option: object) -> None:
+def test_unsupported_options_are_refused_by_name(run: Run, tiny: Path, option: object) -> None:
     name, value = option.name, ["1"] if option.value else []  # type: ignore[attr-defined]
     for asked in [], ["--check-params"]:
         ran = run(*asked, name, *value, tiny, "dump")
@@ -182,7 +182,7 @@ def test_what_is_not_supported_is_refused_by_name(run: Run, tiny: Path, option: 
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.sets == "unneeded"], ids=lambda o: o.name)
-def test_what_is_not_needed_says_why_nothing_changes(run: Run, tiny: Path, option: object) -> None:
+def test_unneeded_options_say_why_nothing_changes(run: Run, tiny: Path, option: object) -> None:
     name, value = option.name, ["1"] if option.value else []  # type: ignore[attr-defined]
     assert run(tiny, "plain").status == 0
     ran = run(name, *value, tiny, "dump")
@@ -196,7 +196,7 @@ def test_check_params_does_nothing_else(run: Run) -> None:
     assert (ran.status, ran.out, ran.err) == (0, "", "")
 
 
-def test_help_tells_every_option_of_the_table(run: Run) -> None:
+def test_help_lists_every_option_of_the_table(run: Run) -> None:
     ran = run("--help")
     assert ran.status == 0
     assert ran.out == "\n".join(usage()) + "\n"
@@ -212,7 +212,7 @@ def test_every_option_is_in_the_documentation() -> None:
         assert re.search(rf"^\| .*`{re.escape(option.name)}[` ].*\| {fate} \|", table, re.MULTILINE), option.name
 
 
-def test_the_version_names_the_makedumpfile_that_it_stands_for(run: Run) -> None:
+def test_the_version_names_the_makedumpfile_that_it_replaces(run: Run) -> None:
     ran = run("-v")
     assert ran.status == 0
     assert re.fullmatch(
@@ -221,7 +221,7 @@ def test_the_version_names_the_makedumpfile_that_it_stands_for(run: Run) -> None
 
 
 @pytest.mark.parametrize("name", ["makedumpfile", "vmfilter-makedumpfile"])
-def test_the_program_is_makedumpfile_where_it_is_called_that(
+def test_the_program_is_makedumpfile_if_called_that(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"/usr/sbin/{name}", "-v"])
@@ -238,7 +238,7 @@ def test_the_command_is_in_vmfilters_help(capfd: pytest.CaptureFixture[str]) -> 
 # Messages
 
 
-def test_a_dump_is_told_in_makedumpfiles_words(run: Run, small: Path) -> None:
+def test_a_dump_is_reported_in_makedumpfiles_words(run: Run, small: Path) -> None:
     ran = run("-c", "-d", 31, small, "dump")
     assert (ran.status, ran.out) == (0, "\nThe dumpfile is saved to dump.\n\nmakedumpfile Completed.\n")
     lines = ran.err.removesuffix("\n").split("\r")[1:]
@@ -248,7 +248,7 @@ def test_a_dump_is_told_in_makedumpfiles_words(run: Run, small: Path) -> None:
 
 
 @pytest.mark.parametrize("level", range(32))
-def test_the_message_level_says_what_is_printed(run: Run, tiny: Path, level: int) -> None:
+def test_the_message_level_selects_what_is_printed(run: Run, tiny: Path, level: int) -> None:
     ran = run("-f", "-d", 1, "--message-level", level, tiny, "dump")
     assert ran.status == 0
     assert ("Copying data" in ran.err) == bool(level & 1)
@@ -306,12 +306,12 @@ def test_the_time_left_is_short(seconds: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(("option", "flag"), [("-c", 1), ("-l", 2), ("-p", 4), ("-z", 32), ("-D", 0)])
-def test_the_letters_are_codecs(run: Run, small: Path, option: str, flag: int) -> None:
+def test_each_codec_has_its_letter(run: Run, small: Path, option: str, flag: int) -> None:
     assert run(option, "-d", 31, small, "dump").status == 0
     assert Kdump(Path("dump")).status == flag
 
 
-def test_a_codec_that_is_not_there_is_done_without(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_that_is_not_available_is_replaced(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     native = {name: by for name, by in native_libraries().items() if name != "lzo"}
     monkeypatch.setattr("vmfilter.formats.codec.native_libraries", lambda: native)
     ran = run("-l", tiny, "dump")
@@ -321,7 +321,7 @@ def test_a_codec_that_is_not_there_is_done_without(run: Run, tiny: Path, monkeyp
 
 
 @pytest.mark.parametrize("level", [0, 1, 31, 63])
-def test_the_level_is_the_dumps(run: Run, small: Path, level: int) -> None:
+def test_the_level_is_in_the_dump(run: Run, small: Path, level: int) -> None:
     assert run("-d", level, small, "dump").status == 0
     assert run("-d", level, "--num-threads", 1, small, "again").status == 0
     assert Kdump(Path("dump")).dump_level == level
@@ -340,7 +340,7 @@ def test_a_file_that_exists_is_replaced_only_with_f(run: Run, tiny: Path) -> Non
 
 
 @pytest.mark.parametrize("names", [("nofile", "dump"), ("-", "dump"), ("vmcore", "no/dump")])
-def test_files_that_cannot_be_are_one_line(run: Run, tiny: Path, names: tuple[str, str]) -> None:
+def test_impossible_file_names_are_one_line(run: Run, tiny: Path, names: tuple[str, str]) -> None:
     ran = run(*names)
     assert (ran.status, ran.out) == (1, FAILED)
     assert ran.err.count("\n") == 1 + ran.err.count("VMCOREINFO")
@@ -373,7 +373,7 @@ def test_elf(run: Run, small: Path) -> None:
     )
 
 
-def test_a_dump_again_has_both_levels(run: Run, small: Path) -> None:
+def test_a_dump_filtered_again_has_both_levels(run: Run, small: Path) -> None:
     assert run("-d", 16, small, "first").status == 0
     ran = run("-d", 1, "first", "second")
     assert ran.out.startswith("dump_level is changed to 17, because first was created by dump_level(16).\n")
@@ -413,11 +413,11 @@ def test_a_set_is_reassembled_to_the_dump(run: Run, small: Path, option: str) ->
         with open(part, "r+b") as f:
             f.seek(STATUS_AT)
             f.write(bytes(4))
-    assert run("--reassemble", "1", "2", "3", "same").status == 0  # no header names the codec: pages do
+    assert run("--reassemble", "1", "2", "3", "same").status == 0  # no header names the codec: the pages do
     assert Path("same").read_bytes() == Path("new").read_bytes()
 
 
-def test_a_set_whose_codec_this_build_lacks_is_no_mistake_of_the_command_line(
+def test_a_set_with_an_unavailable_codec_is_not_a_command_line_error(
     run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("-l", "-d", 31, "--split", small, "1", "2").status == 0
@@ -437,16 +437,16 @@ def test_an_address_is_translated(run: Run, small: Path, address: int, paddr: st
     )
 
 
-def test_an_address_of_an_unknown_kernel_does_not_cost_the_dump(run: Run, tiny: Path) -> None:
+def test_an_address_of_an_unknown_kernel_does_not_prevent_the_dump(run: Run, tiny: Path) -> None:
     ran = run("--vtop", 1, tiny, "dump")
     assert ran.status == 0
     assert "               1  ffffffffffffffff\n" in ran.out
 
 
-# What does not fit
+# Dumps that do not fit
 
 
-def test_the_next_level_is_tried_where_the_limit_is_reached(run: Run, small: Path) -> None:
+def test_the_next_level_is_tried_if_the_limit_is_reached(run: Run, small: Path) -> None:
     assert run("-d", 31, small, "want").status == 0
     limit = os.path.getsize("want")
     ran = run("-d", "0,1,31", "-L", limit, small, "dump")
@@ -458,7 +458,7 @@ def test_the_next_level_is_tried_where_the_limit_is_reached(run: Run, small: Pat
 
 
 @pytest.mark.parametrize("extra", [(), ("-f",), ("--dry-run",)])
-def test_what_fits_at_no_level_is_kept_incomplete(run: Run, small: Path, extra: tuple[str, ...]) -> None:
+def test_a_dump_that_fits_at_no_level_is_kept_incomplete(run: Run, small: Path, extra: tuple[str, ...]) -> None:
     ran = run(*extra, "-d", "1,31", "-L", "4M", small, "dump")
     assert ran.status == 1
     assert ran.out.endswith("\nThis is an incomplete dumpfile, but might analyzable.\n" + FAILED)
@@ -470,7 +470,7 @@ def test_what_fits_at_no_level_is_kept_incomplete(run: Run, small: Path, extra: 
         assert Kdump(Path("dump")).status == 8
 
 
-def test_a_limit_that_not_even_headers_keep_leaves_nothing(run: Run, small: Path) -> None:
+def test_a_limit_below_the_headers_leaves_nothing(run: Run, small: Path) -> None:
     ran = run("-d", "1,31", "-L", "4K", small, "dump")
     assert ran.status == 1
     assert "Retry" in ran.out
@@ -509,12 +509,12 @@ def test_a_full_disk_is_like_a_limit(
         assert Path("dump").read_bytes() == Path("want").read_bytes()
 
 
-def test_a_command_that_is_not_parsed_cannot_be_checked() -> None:
+def test_a_command_line_that_does_not_parse_cannot_be_checked() -> None:
     with pytest.raises(UsageError):
         check(parsed())
 
 
-def test_the_report_of_a_dump_counts_what_it_lost_as_a_hole(run: Run, small: Path) -> None:
+def test_the_report_counts_lost_pages_of_a_dump_as_holes(run: Run, small: Path) -> None:
     filter_dump(small, "first", level=16)
     again = filter_dump("first", "second", level=31)
     first = filter_dump(small, "third", level=31)
@@ -550,20 +550,20 @@ def test_the_log_is_written_as_vmfilter_dmesg_prints_it(
 
 
 @pytest.mark.parametrize("arguments", [("-F", "--dump-dmesg"), ("-F", "-d", 31)])
-def test_debug_messages_tell_vmcoreinfo_as_suses_kdump_reads_it(
+def test_debug_messages_contain_vmcoreinfo_in_the_form_that_suses_kdump_reads(
     run: Run, tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:
     machine = Synthetic(flavour=FLAVOURS["5.10"])
     logbuilder.plain(machine, b"<6>[    1.000000] one\n", 1 << 14)
     ran = run("--message-level", 8, *arguments, machine.write(tmp_path / "vmcore"))
     assert ran.status == 0
-    told = dict(re.findall(r"^[ =]*(\w+)[ =]+(\S+)$", ran.err, re.MULTILINE))  # as `IFS=" ="; read KEY VALUE` takes it
+    told = dict(re.findall(r"^[ =]*(\w+)[ =]+(\S+)$", ran.err, re.MULTILINE))  # as `IFS=" ="; read KEY VALUE` parses it
     assert told["OSRELEASE"] == FLAVOURS["5.10"].release
     assert told["CRASHTIME"].isdecimal()
     assert "OSRELEASE" not in run(*arguments, tmp_path / "vmcore").err
 
 
-def test_of_a_partial_log_what_came_after_the_clearing(run: Run, tmp_path: Path) -> None:
+def test_a_partial_log_begins_after_it_was_cleared(run: Run, tmp_path: Path) -> None:
     machine = Synthetic(flavour=FLAVOURS["5.10"])
     text, last = b"<6>[    1.000000] one\n", b"<6>[    2.000000] two\n"
     logbuilder.plain(machine, text + last, 1 << 14, logged=len(last))
@@ -572,7 +572,7 @@ def test_of_a_partial_log_what_came_after_the_clearing(run: Run, tmp_path: Path)
     assert Path("log").read_text() == "[    2.000000] two\n"
 
 
-def test_a_log_that_is_not_there_is_one_line(run: Run, tiny: Path) -> None:
+def test_a_missing_log_is_one_line(run: Run, tiny: Path) -> None:
     ran = run("--dump-dmesg", tiny, "log")
     assert (ran.status, ran.out, ran.err.count("\n")) == (1, FAILED, 1)
     assert not os.path.exists("log")

@@ -1,4 +1,4 @@
-"""vmfilter mem-usage: what it says is what filtering finds."""
+"""vmfilter mem-usage: it reports what filtering finds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_it_agrees_with_filtering(
     assert sum(found[c][0] for c in classes) == s.present
 
 
-def test_zero_pages_are_said_to_be_among_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_pages_are_reported_as_included(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     s = Synthetic(flavour=FLAVOURS["6.12"])
     assert main(["mem-usage", str(s.write(tmp_path / "vmcore"))]) == 0
     out, err = capsys.readouterr()
@@ -52,12 +52,12 @@ def test_zero_pages_are_said_to_be_among_them(tmp_path: Path, capsys: pytest.Cap
     assert not err
 
 
-def test_pages_without_a_struct_page_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_without_a_struct_page_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     s = Synthetic(flavour=FLAVOURS["6.12"])
     s.write(tmp_path / "whole")
     s = Synthetic(flavour=FLAVOURS["6.12"], absent={s.memmap_frame(s.section_pages * 16)})
     assert main(["mem-usage", str(s.write(tmp_path / "vmcore"))]) == 0
-    assert "63 pages have no struct page" in capsys.readouterr().err  # 64 less the frame that is not there
+    assert "63 pages have no struct page" in capsys.readouterr().err  # 64 without the missing frame
 
 
 def test_a_kernel_that_cannot_be_understood_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What distributions are made of: manual pages, and archives that have all that they should."""
+"""What distributions package: manual pages, and complete archives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 @pytest.fixture
 def distribution(monkeypatch: pytest.MonkeyPatch) -> Distribution:
-    """The project as pyproject.toml has it, without what setup.py adds, which takes a compiler."""
+    """The project according to pyproject.toml, without the extension of setup.py, which needs a compiler."""
     monkeypatch.chdir(ROOT)
     project = Distribution({"script_name": "setup.py"})
     project.parse_config_files()
@@ -30,8 +30,8 @@ def distribution(monkeypatch: pytest.MonkeyPatch) -> Distribution:
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])
-def test_the_manual_pages_are_what_the_parsers_and_documents_say(tmp_path: Path, columns: str) -> None:
-    """Where they are not, `.venv/bin/python docs/manpages.py` makes them anew; whatever the width of the terminal."""
+def test_the_manual_pages_match_the_parsers_and_documents(tmp_path: Path, columns: str) -> None:
+    """If not, run `.venv/bin/python docs/manpages.py`. The width of the terminal makes no difference."""
     command = [sys.executable, str(ROOT / "docs" / "manpages.py"), str(tmp_path)]
     subprocess.run(command, env={**os.environ, "COLUMNS": columns}, check=True)
     made = {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()}
@@ -39,14 +39,14 @@ def test_the_manual_pages_are_what_the_parsers_and_documents_say(tmp_path: Path,
 
 
 @pages
-def test_a_manual_page_has_what_every_page_should(page: Path) -> None:
+def test_a_manual_page_is_complete(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     headings = re.findall(r"^\.SH\s+(.+)$", text, re.MULTILINE)
     assert headings[:4] == ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS"]
     assert {"EXIT STATUS", "SEE ALSO"} <= {*headings}
-    assert re.match(r'\.TH \S+ "8" "[^"]+" "vmfilter [\d.]+" "', text)  # when and of which version
+    assert re.match(r'\.TH \S+ "8" "[^"]+" "vmfilter [\d.]+" "', text)  # date and version
     assert re.findall(r"^\.SH .+\s+(?=\.SH |\Z)", text, re.MULTILINE) == []  # no section is empty
-    assert re.findall(r"`|\*\*|\]\(", text) == []  # nor is anything left of markdown
+    assert re.findall(r"`|\*\*|\]\(", text) == []  # no markdown is left
 
 
 @needs_program("groff", "groff-base")
@@ -60,7 +60,7 @@ def test_a_manual_page_is_formatted_without_warnings(page: Path) -> None:
 # Archives
 
 
-def test_a_source_distribution_has_all_that_building_and_testing_need(
+def test_a_source_distribution_contains_all_that_building_and_testing_need(
     distribution: Distribution, tmp_path: Path
 ) -> None:
     info = distribution.get_command_obj("egg_info")
@@ -72,7 +72,7 @@ def test_a_source_distribution_has_all_that_building_and_testing_need(
     files = {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
     made = {name for name in files if "__pycache__" in name or name.endswith(".so")}
     others = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
-    assert packed - {"setup.cfg"} == files - made | others  # of which setuptools makes one in a source distribution
+    assert packed - {"setup.cfg"} == files - made | others  # setuptools makes setup.cfg itself
 
 
 def test_a_wheel_installs_the_manual_pages_where_man_looks(distribution: Distribution) -> None:
@@ -87,7 +87,7 @@ def test_a_wheel_installs_the_manual_pages_where_man_looks(distribution: Distrib
         ('! grep -q Python.h "$1"', "Python.h is missing: install Python's headers (Debian: python3-dev)"),
     ],
 )
-def test_a_build_that_can_compile_nothing_says_so_and_nothing_else(tmp_path: Path, compiler: str, said: str) -> None:
+def test_a_build_without_compiler_or_headers_says_only_that(tmp_path: Path, compiler: str, said: str) -> None:
     (tmp_path / "cc").write_text(f"#!/bin/sh\n{compiler}\n")
     (tmp_path / "cc").chmod(0o755)
     command = [sys.executable, "setup.py", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"]

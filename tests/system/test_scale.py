@@ -1,4 +1,4 @@
-"""What grows with the memory of a machine, and what must not."""
+"""What may grow with a machine's memory, and what must not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAME, STRUCT_PAGE = 4096, 64
 
 
 class _Filtered:
-    """How many bytes a filtering of a machine's vmcore reads, and writes beside pages, and which pages it keeps."""
+    """Filters a machine's vmcore; bytes read, bytes written besides pages, and the pages kept."""
 
     def __init__(self, size: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read = self.written = 0
@@ -40,16 +40,14 @@ class _Filtered:
         self.kept = Kdump(folder / f"{size}.dump").kept
 
 
-def test_of_memory_that_is_left_out_no_more_is_read_than_its_struct_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_excluded_memory_only_struct_pages_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (_Filtered(n * GIB, tmp_path, monkeypatch) for n in (8, 24))
-    assert small.kept == large.kept == list(range((128 << 20) // FRAME))  # section 0, which both have
+    assert small.kept == large.kept == list(range((128 << 20) // FRAME))  # section 0, which both contain
     struct_pages = 16 * GIB // FRAME * STRUCT_PAGE
-    tables = 16 * FRAME + 512 * 16  # one of page tables a GiB of struct pages, and the roots of mem_section
+    tables = 16 * FRAME + 512 * 16  # a page table per GiB of struct pages, and the roots of mem_section
     assert struct_pages <= large.read - small.read <= struct_pages + 4 * tables
 
 
-def test_of_memory_that_is_left_out_only_bitmap_1_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_excluded_memory_only_bitmap_1_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (_Filtered(n * GIB, tmp_path, monkeypatch) for n in (8, 24))
     assert large.written - small.written == 16 * GIB // FRAME // 8

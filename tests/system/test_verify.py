@@ -33,7 +33,7 @@ def verified(*paths: Path, against: Path | None = None, **options: Any) -> Verif
 
 
 def vmcore_of(file: KdumpFile, path: Path) -> Path:
-    """An ELF file of the same memory."""
+    """Write an ELF file of the same memory."""
     return Elf([Load(pfn * PAGE, page) for pfn, page in sorted(file.pages.items())]).write(path)
 
 
@@ -84,14 +84,14 @@ def test_each_header_version_and_shared_data(tmp_path: Path, version: int) -> No
     assert verified(file.write(tmp_path / "d")).whole
 
 
-def test_progress_comes_to_its_end(dump: Path) -> None:
+def test_progress_reaches_its_end(dump: Path) -> None:
     said: list[tuple[str, int, int]] = []
     verified(dump, progress=lambda *args: said.append(args))
     assert said[-1] == ("verify", 300, 300)
     assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
 
 
-def test_an_elf_file_is_read_through(run: Run, tmp_path: Path) -> None:
+def test_all_of_an_elf_file_is_read(run: Run, tmp_path: Path) -> None:
     elf = Elf([Load(0x4000, bytes(3 * PAGE + 5)), Load(0x9004, b"x" * 20)]).write(tmp_path / "elf")
     assert verified(elf).pages == 5
     os.truncate(elf, elf.stat().st_size - 1)
@@ -100,7 +100,7 @@ def test_an_elf_file_is_read_through(run: Run, tmp_path: Path) -> None:
     assert "truncated" in ran.err
 
 
-def test_a_set_and_its_missing_part(run: Run, file: KdumpFile, tmp_path: Path) -> None:
+def test_a_missing_part_of_a_set_is_incomplete(run: Run, file: KdumpFile, tmp_path: Path) -> None:
     one, two, three = (part.write(tmp_path / f"p{i}") for i, part in enumerate(parts_of(file, 100, 200)))
     assert run("verify", three, one, two).status == WHOLE
     ran = run("verify", one, three)
@@ -110,7 +110,7 @@ def test_a_set_and_its_missing_part(run: Run, file: KdumpFile, tmp_path: Path) -
     assert "incomplete" in ran.out
 
 
-def test_an_incomplete_dump_is_said_to_be_one(run: Run, file: KdumpFile, tmp_path: Path) -> None:
+def test_an_incomplete_dump_is_reported_as_such(run: Run, file: KdumpFile, tmp_path: Path) -> None:
     lost = set(list(file.pages)[-40:])
     file = replace(file, lost=lost)
     path = file.write(tmp_path / "dump")
@@ -118,20 +118,20 @@ def test_an_incomplete_dump_is_said_to_be_one(run: Run, file: KdumpFile, tmp_pat
     assert ran.status == INCOMPLETE
     found = verified(path)
     assert (found.pages, found.lost, found.incomplete) == (len(file.pages) - 40, 40, True)
-    with open(path, "r+b") as f:  # what it has can be damaged all the same
+    with open(path, "r+b") as f:  # its pages can be damaged too
         f.seek(file.descriptor_at(min(file.pages)) + 12)
         f.write(b"\x08")
     assert run("verify", path).status == DAMAGED
 
 
 def test_an_incomplete_dump_may_have_lost_nearly_everything(run: Run, tmp_path: Path) -> None:
-    pages = dict.fromkeys(range(40000), b"x" * PAGE)  # more than are looked at together
+    pages = dict.fromkeys(range(40000), b"x" * PAGE)  # more than are read at a time
     path = KdumpFile(pages, share=True, lost=set(range(1, 40000))).write(tmp_path / "dump")
     assert run("verify", path).status == INCOMPLETE
     assert "incomplete" in run("info", "--pages", path).out
 
 
-def test_an_incomplete_elf_file_has_what_it_has(run: Run, tmp_path: Path) -> None:
+def test_an_incomplete_elf_file_is_compared_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
     data = Elf([Load(0x4000, b"a" * 3 * PAGE), Load(0x9000, b"b" * PAGE), Load(0x10000, b"c" * PAGE)]).build()
     path = tmp_path / "elf"
     path.write_bytes(data[: -2 * PAGE - 100])
@@ -141,10 +141,10 @@ def test_an_incomplete_elf_file_has_what_it_has(run: Run, tmp_path: Path) -> Non
     patched(path, 48, b"\1")  # e_flags, as makedumpfile leaves it
     with vmfilter.open_dump(path) as dump:
         assert dump.header.incomplete
-        assert list(dump.covered(0, dump.end)) == [(0x4000, 0x6000)]  # not what is left of a page
+        assert list(dump.covered(0, dump.end)) == [(0x4000, 0x6000)]  # a partial page does not count
     assert run("verify", path).status == INCOMPLETE
     path.write_bytes(data)
-    patched(path, 48, b"\1")  # as vmfilter leaves it: only what is there has program headers
+    patched(path, 48, b"\1")  # as vmfilter leaves it: program headers describe only what is in the file
     assert run("verify", path).status == INCOMPLETE
 
 
@@ -198,7 +198,7 @@ def test_one_damaged_byte_of_data_is_found(tmp_path: Path) -> None:
     assert "frame 0x4," in found.told[0]
 
 
-def test_only_the_first_damaged_pages_are_told(run: Run, file: KdumpFile, dump: Path) -> None:
+def test_only_the_first_damaged_pages_are_listed(run: Run, file: KdumpFile, dump: Path) -> None:
     bad = sorted(file.pages)[20:45]
     for pfn in bad:
         spoil(file, dump, pfn, "flags", 8)
@@ -225,14 +225,14 @@ def test_a_truncated_file_is_damaged_and_has_lost_pages(run: Run, file: KdumpFil
 # Damaged counts
 
 
-def test_a_file_without_its_data_is_no_dump(run: Run, file: KdumpFile, dump: Path) -> None:
+def test_a_file_without_its_data_is_not_a_dump(run: Run, file: KdumpFile, dump: Path) -> None:
     os.truncate(dump, file.descriptors + 24 * 50)
     ran = run("verify", dump)
     assert ran.status == DAMAGED
     assert f": {len(file.pages)} of {len(file.pages)} pages are missing" in ran.err
 
 
-def test_a_page_that_is_kept_must_be_memory(file: KdumpFile, dump: Path) -> None:
+def test_a_kept_page_must_be_memory(file: KdumpFile, dump: Path) -> None:
     pfn = sorted(file.pages)[30]
     at = file.bitmap1 + pfn // 8
     patched(dump, at, bytes([dump.read_bytes()[at] & ~(1 << pfn % 8)]))
@@ -241,28 +241,28 @@ def test_a_page_that_is_kept_must_be_memory(file: KdumpFile, dump: Path) -> None
     assert not verified(dump).whole
 
 
-def test_bits_past_the_last_frame_are_nothing(file: KdumpFile, dump: Path) -> None:
+def test_bits_past_the_last_frame_are_ignored(file: KdumpFile, dump: Path) -> None:
     patched(dump, file.bitmap2 + 300 // 8, bytes([dump.read_bytes()[file.bitmap2 + 37] | 0xF0]))
     assert verified(dump).whole
 
 
-def test_a_bit_too_few(file: KdumpFile, dump: Path) -> None:
-    pfn = max(file.pages)  # else all after it are other pages' as well, which nothing in the file can tell
+def test_a_missing_bit_is_found(file: KdumpFile, dump: Path) -> None:
+    pfn = max(file.pages)  # an earlier one would shift all later pages, which nothing in the file can reveal
     at = file.bitmap2 + pfn // 8
     patched(dump, at, bytes([dump.read_bytes()[at] & ~(1 << pfn % 8)]))
     (fault,) = verified(dump).faults
     assert f"{file.descriptors + 24 * (len(file.pages) - 1):#x}" in fault
 
 
-def test_a_bit_too_many(file: KdumpFile, dump: Path) -> None:
+def test_an_extra_bit_is_found(file: KdumpFile, dump: Path) -> None:
     pfn = next(pfn for pfn in range(50, 300) if pfn not in file.pages)
     for bitmap in file.bitmap1, file.bitmap2:
         at = bitmap + pfn // 8
         patched(dump, at, bytes([dump.read_bytes()[at] | 1 << pfn % 8]))
-    assert verified(dump).damaged  # the last page's descriptor is data now, or the first page's data lie too low
+    assert verified(dump).damaged  # the last page's descriptor is data now, or the first page's data is too low
 
 
-def test_bitmaps_of_parts_that_differ_where_it_does_not_matter(file: KdumpFile, tmp_path: Path) -> None:
+def test_bitmaps_of_parts_may_differ_in_unused_bits(file: KdumpFile, tmp_path: Path) -> None:
     files = parts_of(file, 104)
     one, two = (part.write(tmp_path / f"p{i}") for i, part in enumerate(files))
     patched(two, files[1].bitmap2 + 2, b"\xff\xff")
@@ -281,12 +281,12 @@ def test_a_dump_is_compared_with_the_vmcore(run: Run, file: KdumpFile, dump: Pat
     assert (back.pages, back.compared, back.whole) == (len(file.pages), len(file.pages), True)
     parts = [part.write(tmp_path / f"p{i}") for i, part in enumerate(parts_of(file, 100))]
     assert run("verify", vmcore, "--against", parts[0], "--against", parts[1]).status == WHOLE
-    assert run("verify", vmcore, "--against", parts[0]).status == DAMAGED  # the other dump is not all there
+    assert run("verify", vmcore, "--against", parts[0]).status == DAMAGED  # the other dump is incomplete
 
 
 def test_a_page_in_parts_is_one_page(tmp_path: Path) -> None:
     chance = random.Random(4)
-    memory = chance.randbytes(600 * PAGE)  # more than is read at a time, from the middle of a page on
+    memory = chance.randbytes(600 * PAGE)  # more than is read at a time, from the middle of a page
     cuts = [0x800, 0x1200, 0x1400, 0x1900, 3 * PAGE, 3 * PAGE + 8, 400 * PAGE + 1, 599 * PAGE + 5]
     parts = [Load(a, memory[a:b]) for a, b in itertools.pairwise(cuts)]
     holed = Elf([part for part in parts if part.paddr != 0x1400]).write(tmp_path / "holed")
@@ -301,7 +301,7 @@ def test_a_page_in_parts_is_one_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("byte", [0, 1, 2000, PAGE - 1])
-def test_one_byte_that_differs_is_found(
+def test_one_differing_byte_is_found(
     run: Run,
     file: KdumpFile,
     dump: Path,
@@ -331,7 +331,7 @@ def test_a_dump_of_another_moment_is_not_called_damaged(run: Run, file: KdumpFil
     assert ran.out.endswith(f"{dump} is damaged.\n")
 
 
-def test_what_the_other_dump_has_not_is_counted(file: KdumpFile, dump: Path, tmp_path: Path) -> None:
+def test_pages_missing_from_the_other_dump_are_counted(file: KdumpFile, dump: Path, tmp_path: Path) -> None:
     gone = set(sorted(file.pages)[10:15])
     fewer = replace(file, pages={p: data for p, data in file.pages.items() if p not in gone})
     for other in vmcore_of(fewer, tmp_path / "elf"), replace(fewer, excluded=gone).write(tmp_path / "kdump"):
@@ -339,7 +339,7 @@ def test_what_the_other_dump_has_not_is_counted(file: KdumpFile, dump: Path, tmp
         assert (found.compared, found.not_compared, found.whole) == (len(file.pages) - 5, 5, True)
 
 
-def test_a_frame_of_which_the_vmcore_has_a_part_is_filled_up_with_zeros(tmp_path: Path) -> None:
+def test_a_partial_frame_of_the_vmcore_is_padded_with_zeros(tmp_path: Path) -> None:
     vmcore = Elf([Load(PAGE + 100, b"text" * 10)]).write(tmp_path / "vmcore")
     page = bytes(100) + b"text" * 10 + bytes(PAGE - 140)
     dump = KdumpFile({1: page}).write(tmp_path / "dump")
@@ -365,16 +365,16 @@ def test_damage_in_the_other_dump_is_not_this_ones(run: Run, file: KdumpFile, du
     assert ran.err.count("\n") == 1
 
 
-# What it takes
+# Arguments and memory
 
 
 @pytest.mark.parametrize("arguments", [(), ("-j", "0"), ("-j", "x"), ("--against",)])
-def test_a_wrong_command_line(run: Run, dump: Path, arguments: Sequence[str]) -> None:
+def test_an_invalid_command_line_is_refused(run: Run, dump: Path, arguments: Sequence[str]) -> None:
     paths = [dump] if arguments else []
     assert run("verify", *paths, *arguments).status == 2
 
 
-def test_a_wrong_number_of_threads(dump: Path) -> None:
+def test_an_invalid_number_of_threads_is_refused(dump: Path) -> None:
     with pytest.raises(vmfilter.VmfilterError, match="0 threads"):
         verified(dump, threads=0)
 

@@ -1,4 +1,4 @@
-"""Runs with little memory: the same dump, by fewer threads and with fewer pages in flight."""
+"""Runs with little memory: the same dump, with fewer threads and fewer pages in flight."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ finally:
 print(peak)
 raise SystemExit(status)
 """
-"""The command, which says then how much memory it had at most."""
+"""The command, which then prints its peak memory use."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def run_within(addresses: int, *arguments: object) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     "form", [("--compress", "none"), ("--compress", "zlib"), ("--compress", "zstd:3"), ("--flatten",)]
 )
-def test_where_addresses_are_bounded_it_goes_on_with_fewer_threads(
+def test_if_address_space_is_limited_fewer_threads_run(
     small: Path, tmp_path: Path, addresses: int, form: tuple[str, ...]
 ) -> None:
     assert main(["filter", "-q", "-d", "1", *form, str(small), str(tmp_path / "free")]) == 0
@@ -63,7 +63,7 @@ def test_where_addresses_are_bounded_it_goes_on_with_fewer_threads(
 
 
 @pytest.mark.parametrize("size", [1, 24, 32])
-def test_max_memory_bounds_it_and_changes_nothing(small: Path, tmp_path: Path, size: int) -> None:
+def test_max_memory_limits_it_and_changes_nothing(small: Path, tmp_path: Path, size: int) -> None:
     options = ["-q", "-d", "0", "--compress", "none", str(small)]
     arguments = ["filter", "-j", "16", "--max-memory", f"{size}M", *options, str(tmp_path / "bounded")]
     ran = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True)
@@ -72,13 +72,13 @@ def test_max_memory_bounds_it_and_changes_nothing(small: Path, tmp_path: Path, s
     assert (tmp_path / "bounded").read_bytes() == (tmp_path / "free").read_bytes()
 
 
-def test_without_a_bound_many_threads_have_more(small: Path, tmp_path: Path) -> None:
+def test_without_a_limit_many_threads_have_more(small: Path, tmp_path: Path) -> None:
     arguments = ["filter", "-j", "16", "-q", "-d", "0", "--compress", "none", str(small), str(tmp_path / "dump")]
     ran = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < (40 + 16) << 20
 
 
-def test_the_memory_in_use_is_told() -> None:
+def test_the_memory_in_use_is_reported() -> None:
     before = memory_in_use()
     more = bytearray(b"x" * (32 << 20))
     assert memory_in_use() - before + (4 << 20) >= (32 << 20)
@@ -86,7 +86,7 @@ def test_the_memory_in_use_is_told() -> None:
 
 
 @pytest.mark.parametrize("size", ["0", "x", "1Q", "-5"])
-def test_a_bound_that_is_none_is_refused(
+def test_an_invalid_limit_is_refused(
     small: Path, tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -94,7 +94,7 @@ def test_a_bound_that_is_none_is_refused(
     assert "max-memory" in capsys.readouterr().err
 
 
-def test_convert_takes_it_too(small: Path, tmp_path: Path) -> None:
+def test_convert_accepts_it_too(small: Path, tmp_path: Path) -> None:
     vmfilter.filter_dump(small, tmp_path / "dump", compress="lzo")
     arguments = ["convert", "-q", "--max-memory", "1M", "--compress", "zstd", str(tmp_path / "dump")]
     assert main([*arguments, str(tmp_path / "new")]) == 0

@@ -1,4 +1,4 @@
-"""Page codecs: native ones and fallbacks give what other libraries take back, and all keep to the same contract."""
+"""Page codecs: other libraries decompress what native codecs and fallbacks produce; all obey the same contract."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FALLBACKS = [
 
 
 def unpacked(name: str, data: bytes, size: int) -> bytes:
-    """A page from its data, by a library that vmfilter does not compress with, where there is another."""
+    """Decompress a page with a library other than vmfilter's, if there is one."""
     if name == "zlib":
         return zlib.decompress(data)
     if name == "lzo":
@@ -62,13 +62,13 @@ def sample_pages(size: int) -> list[bytes]:
     last = bytes(size - 1) + b"\x01"
     first = b"\x80" + bytes(size - 1)
     pages = [bytes(size), chance.randbytes(size), text, half + bytes(size // 2), half + half, last, b"A" * size, first]
-    # Pages that get smaller by a few bytes or not at all, which is where too little room shows.
+    # Pages that shrink by a few bytes or not at all: these show whether the room is too small.
     pages += [chance.randbytes(size - n) + bytes(n) for n in (1, 2, 3, 5, 8, 13, 16, 21, 34, 64)]
     return [*pages, chance.randbytes(size), bytes(size)]
 
 
 def pack(p: Packer, pages: list[bytes], skip_zero: bool) -> tuple[list[int], list[bytes]]:
-    """Sizes, and data of each page."""
+    """Return the size and the data of each page."""
     size = len(pages[0])
     out, sizes = bytearray(b"\xaa" * (len(pages) * size)), array("I", [7] * len(pages))
     used = p.pack(memoryview(b"".join(pages)), skip_zero, memoryview(out), memoryview(sizes))
@@ -127,7 +127,7 @@ def test_a_native_codec_gives_the_same_bytes_each_time(name: str) -> None:
     assert (backwards[0][::-1], backwards[1][::-1]) == first, "a page's data do not depend on the pages before it"
 
 
-def test_higher_levels_do_what_they_are_there_for() -> None:
+def test_higher_levels_compress_better() -> None:
     chance = random.Random(1)
     words = [chance.randbytes(chance.randrange(3, 12)) for _ in range(60)]
     pages = [b"".join(chance.choice(words) for _ in range(PAGE))[:PAGE] for _ in range(20)]
@@ -158,7 +158,7 @@ def test_an_unknown_codec_is_refused_with_the_known_ones(text: str) -> None:
     [(f"{name}:{level}", bounds) for name, bounds in (("zlib", "1 to 9"), ("zstd", "1 to 19"))
      for level in ("0", "-1", "+1", "", " 1", "x", "1.5", "20", "1000000", "\u0663", "\u00b2", "1:2")],
 )  # fmt: skip
-def test_a_level_that_is_not_there_is_refused_with_those_that_are(text: str, bounds: str) -> None:
+def test_an_invalid_level_is_refused_with_the_valid_ones(text: str, bounds: str) -> None:
     with pytest.raises(CodecError, match=f"levels from {bounds}"):
         parse_codec(text)
 
@@ -199,7 +199,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-def test_without_libraries_python_packages_serve() -> None:
+def test_without_libraries_python_packages_are_used() -> None:
     assert availability() == {
         "none": "vmfilter",
         "zlib": "Python's zlib",
@@ -216,7 +216,7 @@ def test_without_libraries_python_packages_serve() -> None:
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("name", ["lzo", "snappy"])
-def test_without_libraries_a_codec_without_a_package_is_refused_with_those_that_are_there(name: str) -> None:
+def test_without_libraries_a_codec_without_a_package_is_refused_with_the_available_ones(name: str) -> None:
     with pytest.raises(CodecError, match=r"not available here.*use one of none, zlib, zstd, lz4$"):
         parse_codec(name)
     with pytest.raises(CodecError, match="not available here"):
@@ -224,7 +224,7 @@ def test_without_libraries_a_codec_without_a_package_is_refused_with_those_that_
 
 
 @pytest.mark.usefixtures("bare")
-def test_without_a_package_either_a_codec_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_library_and_package_a_codec_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CODECS, "zstd", CODECS["zstd"]._replace(package="no_such_package"))
     assert availability()["zstd"] == MISSING
     with pytest.raises(CodecError, match="codec zstd is not available here"):
@@ -233,7 +233,7 @@ def test_without_a_package_either_a_codec_is_missing(monkeypatch: pytest.MonkeyP
 
 # The slowest test here: it compiles.
 @pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc").split()[0]), reason="no C compiler")
-def test_a_build_without_any_library_filters_all_the_same(tmp_path: Path) -> None:
+def test_a_build_without_any_library_filters_too(tmp_path: Path) -> None:
     build, vmcore = tmp_path / "build", tmp_path / "vmcore"
     for folder in "vmfilter", "csrc":
         shutil.copytree(ROOT / folder, build / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -296,7 +296,7 @@ def test_vmf_pack_refuses_too_little_room_and_touches_nothing(name: str) -> None
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_vmf_pack_writes_within_its_room(name: str) -> None:
-    """Pages that do not get smaller fill the room to its last byte; the bytes after stay as they are."""
+    """Pages that do not shrink fill the room to its last byte; the bytes after it stay as they are."""
     handle = ffi.gc(lib.vmf_codec_new(name.encode(), 1 if CODECS[name].levels else 0, PAGE), lib.vmf_codec_free)
     pages, guard = [random.Random(i).randbytes(PAGE) for i in range(4)], b"\x5a" * 8192
     out, sizes = ffi.new("uint8_t[]", list(bytes(4 * PAGE) + guard)), ffi.new("uint32_t[4]")
@@ -323,7 +323,7 @@ def test_vmf_pack_of_no_pages_is_nothing() -> None:
     [(b"", 0, PAGE), (b"gzip", 1, PAGE), (b"zlib", 0, PAGE), (b"zlib", 13, PAGE), (b"zstd", 20, PAGE),
      (b"zstd", -1, PAGE), (b"none", 1, PAGE), (b"none", 0, 0)],
 )  # fmt: skip
-def test_vmf_codec_new_refuses_what_is_not_there(name: bytes, level: int, size: int) -> None:
+def test_vmf_codec_new_refuses_unknown_codecs_and_levels(name: bytes, level: int, size: int) -> None:
     assert lib.vmf_codec_new(name, level, size) == ffi.NULL
 
 
@@ -359,7 +359,7 @@ def naive_runs(bits: bytes, count: int) -> list[tuple[int, int]]:
 
 
 def bitmaps(seed: int) -> tuple[bytes, int]:
-    """A random bitmap, with stretches of ones and zeros of all lengths; and how many of its bits count."""
+    """Return a random bitmap with stretches of ones and zeros of all lengths, and how many of its bits count."""
     chance = random.Random(seed)
     bits = ""
     while len(bits) < 2000:
@@ -369,10 +369,10 @@ def bitmaps(seed: int) -> tuple[bytes, int]:
 
 
 @pytest.mark.parametrize("max_runs", [1, 2, 3, 1000])
-def test_vmf_runs_finds_what_looking_at_each_bit_finds(max_runs: int) -> None:
+def test_vmf_runs_agrees_with_looking_at_each_bit(max_runs: int) -> None:
     for seed in range(150):
         bits, count = bitmaps(seed)
-        # An exact copy: a sanitizer sees a read beyond the last byte that counts.
+        # An exact copy, so that a sanitizer sees a read beyond the last byte that counts.
         mine, at, runs = ffi.new("uint8_t[]", list(bits[: -(-count // 8)])), ffi.new("uint64_t *"), []
         found = ffi.new("uint64_t[]", 2 * max_runs)
         while at[0] < count:
@@ -393,7 +393,7 @@ def test_vmf_runs_of_all_ones_and_of_none(count: int) -> None:
     assert at[0] == count
 
 
-@pytest.mark.parametrize("block", [1, 30])  # frames one after the other that have the same class
+@pytest.mark.parametrize("block", [1, 30])  # consecutive frames of the same class
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 100, 1001])
 def test_vmf_bitmap_and_vmf_count_agree_with_looking_at_each_class(count: int, block: int) -> None:
     chance = random.Random(count)
@@ -414,7 +414,7 @@ def test_vmf_bitmap_and_vmf_count_agree_with_looking_at_each_class(count: int, b
 
 
 @pytest.mark.parametrize(("swap", "order"), [(0, "="), (1, ">" if sys.byteorder == "little" else "<")])
-def test_vmf_descriptors_lay_pages_one_after_the_other(swap: int, order: str) -> None:
+def test_vmf_descriptors_place_pages_one_after_the_other(swap: int, order: str) -> None:
     sizes = [100, PAGE, 0, 4095, 0, 1, PAGE]
     wanted, at, zero, flag = [], (1 << 33) + 5, 0x123456789, 32
     for n in sizes:
@@ -451,13 +451,13 @@ def test_a_python_codec_that_grows_a_page_stores_it_raw() -> None:
 
 
 @pytest.mark.parametrize("text", [n for n in CODECS if n in native_libraries()])
-def test_the_same_page_gives_the_same_bytes_wherever_the_codecs_state_lies(text: str) -> None:
-    # ISA-L's output depends on where its stream lies; csrc/isal.c says why, and puts it where it does not show.
+def test_the_same_page_gives_the_same_bytes_wherever_the_codecs_state_is(text: str) -> None:
+    # ISA-L's output depends on the address of its stream; csrc/isal.c says why, and places it where this has no effect.
     chance = random.Random(5)
     words = [bytes(chance.choices(range(97, 123), k=chance.randrange(2, 9))) for _ in range(300)]
     pages = [b" ".join(chance.choices(words, k=1000))[:PAGE].ljust(PAGE) for _ in range(1500)]
     outputs = set()
-    held = []  # so that no two lie at the same place
+    held = []  # so that no two have the same address
     for _ in range(12):
         p = packer(*parse_codec(text), PAGE)
         held.append((p, bytearray(1 << 20)))

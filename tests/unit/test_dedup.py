@@ -1,4 +1,4 @@
-"""Identical pages are stored once, and nothing else is: whatever hashes say, whatever the table forgets."""
+"""Only identical pages are stored once, whatever their hashes are and whatever the table forgets."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ ALONE, STORES, SHARES = 0, 1, 2
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 pages, so that there are many; nothing here is about what a disk does."""
+    """Chunks of 16 pages, so that there are many; nothing here depends on the disk."""
     monkeypatch.setattr(pipeline, "CHUNK_BYTES", 16 * PAGE)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 def places(path: Path) -> int:
-    """How many places of the file have a page's data."""
+    """Return the number of places in the file that contain a page's data."""
     return len({offset for offset, _, _ in descriptors(path).values()})
 
 
-# whole dumps
+# Whole dumps
 
 
 @pytest.mark.parametrize("compress", ["zstd", "zlib:6", "none"])
@@ -57,7 +57,7 @@ def test_each_content_is_stored_once_and_every_page_is_what_it_was(tmp_path: Pat
     assert places(out) == len(set(pages))
     zero = pages.count(bytes(PAGE))
     assert said.zero == without.zero == (zero if level else 0)
-    # Pages whose data are another's: of each content all but one; of the zero page, which is no page's own, all.
+    # Pages with the data of another: of each content all but one; of the zero page, which has no page of its own, all.
     not_zero = len(pages) - zero
     assert said.shared == not_zero - (len(set(pages)) - 1) + (0 if level else zero)
     assert without.shared is None
@@ -73,9 +73,7 @@ def test_the_file_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_pages_whose_hashes_are_all_the_same_are_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str
-) -> None:
+def test_pages_with_equal_hashes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str) -> None:
     def all_alike(data: Any, sizes: memoryview, hashes: array[int]) -> None:
         hashes[: len(sizes)] = array("Q", [42] * len(sizes))
 
@@ -86,7 +84,7 @@ def test_pages_whose_hashes_are_all_the_same_are_told_apart(
     source, out = vmcore(tmp_path / "vmcore", pages), tmp_path / "out"
     said = vmfilter.filter_dump(source, out, level=0, compress=compress, dedup=True)
     assert content(out) == dict(enumerate(pages, 16))
-    # Only the first is in the table: those that look like it and are not are stored by themselves.
+    # Only the first is in the table: different pages with its hash are stored by themselves.
     assert said.shared == pages.count(pages[0]) - 1
 
 
@@ -110,12 +108,12 @@ def test_more_contents_than_the_table_has_room_for(tmp_path: Path, monkeypatch: 
     source, out = vmcore(tmp_path / "vmcore", pages), tmp_path / "out"
     said = vmfilter.filter_dump(source, out, level=0, dedup=True)
     assert content(out) == dict(enumerate(pages, 16))
-    # What is of use all the time stays in the table; what was not for long is forgotten, and stored again.
+    # A content that is used again and again stays in the table; one not used for long is forgotten and stored again.
     assert said.shared == 99
     assert places(out) == 101 + 8
 
 
-def test_files_of_a_set_share_within_themselves_only(tmp_path: Path) -> None:
+def test_files_of_a_set_share_only_within_themselves(tmp_path: Path) -> None:
     pages = some_pages(600, 20)
     source, parts = vmcore(tmp_path / "vmcore", pages), [tmp_path / f"part{i}" for i in range(3)]
     said = vmfilter.filter_dump(source, parts, level=1, dedup=True)
@@ -140,7 +138,7 @@ def test_a_flattened_stream_is_the_same_dump(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
-def test_a_limit_still_holds(tmp_path: Path) -> None:
+def test_a_limit_still_applies(tmp_path: Path) -> None:
     pages = some_pages(500, 60)
     source, out = vmcore(tmp_path / "vmcore", pages), tmp_path / "out"
     whole = vmfilter.filter_dump(source, out, level=1, dedup=True).output_size
@@ -155,7 +153,7 @@ def test_a_limit_still_holds(tmp_path: Path) -> None:
     assert sum(not offset for offset, _, _ in found.values()) == said.lost
 
 
-def test_pages_that_share_fit_in_where_a_limit_has_no_room_for_more(tmp_path: Path) -> None:
+def test_pages_that_share_still_fit_when_a_limit_leaves_no_room_for_others(tmp_path: Path) -> None:
     chance = random.Random(7)
     one, two = chance.randbytes(PAGE), chance.randbytes(PAGE)
     source, out = vmcore(tmp_path / "vmcore", [one] * 9 + [two] + [one] * 6), tmp_path / "out"
@@ -184,7 +182,7 @@ def test_a_real_vmcore_is_smaller_and_has_the_same_pages(real: Callable[[str], P
     assert said.shared == places(plain) - places(out) > 0
 
 
-# the command
+# The command
 
 
 def test_the_command_says_how_many_pages_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +212,7 @@ def test_statistics_without_dedup_have_no_such_row() -> None:
     assert any("stored with" in line for line in table(said))
 
 
-def test_pages_are_read_again_only_to_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_reread_only_for_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(8)
     page = chance.randbytes(PAGE)
     source = vmcore(tmp_path / "vmcore", [chance.randbytes(PAGE) for _ in range(100)] + [page] * 33)
@@ -226,10 +224,10 @@ def test_pages_are_read_again_only_to_be_compared(tmp_path: Path, monkeypatch: p
     vmfilter.filter_dump(source, tmp_path / "plain", level=1)
     without, read[:] = sum(read), []
     vmfilter.filter_dump(source, tmp_path / "out", level=1, dedup=True)
-    assert sum(read) - without == (32 + 1) * PAGE, "those that share once each, and what they share once"
+    assert sum(read) - without == (32 + 1) * PAGE, "each page that shares once, and the page that they share once"
 
 
-# the C core
+# The C core
 
 
 class Table:
@@ -240,7 +238,7 @@ class Table:
         self.table = ffi.new("struct vmf_stored[]", slots)
 
     def find(self, hashes: list[int], sizes: list[int], pfns: list[int], lowest: int = 0) -> list[tuple[int, int]]:
-        """Kinds and earlier frames."""
+        """Return kinds and earlier frames."""
         n = len(hashes)
         self.sizes, self.kinds = ffi.new("uint32_t[]", sizes), ffi.new("uint8_t[]", n)
         self.found, earlier = ffi.new("uint32_t[]", n), ffi.new("uint64_t[]", n)
@@ -275,11 +273,11 @@ def test_a_page_that_was_found_to_differ_keeps_its_data() -> None:
     assert t.place(bytearray(b"x"), 90) == (b"", [70])
 
 
-def test_a_page_shares_what_goes_out_of_the_table_within_the_same_call() -> None:
+def test_a_page_shares_an_entry_that_leaves_the_table_within_the_same_call() -> None:
     t = Table(8)
     t.find([8 * i for i in range(8)], [1] * 8, list(range(8)))
     t.place(bytearray(8), 100)
-    # 3 is shared, then all eight go.
+    # 3 is shared, then all eight leave.
     kinds = t.find([24] + [8 * i for i in range(10, 18)] + [24], [1] * 10, list(range(20, 30)))
     assert [kind for kind, _ in kinds] == [SHARES] + [STORES] * 9
     assert t.place(bytearray(10), 200) == (bytes(9), [103] + [0] * 9)
@@ -298,7 +296,7 @@ def test_find_and_place_against_a_model(slots: int, begin: int) -> None:
     chance = random.Random(slots)
     t = Table(slots)
     t.now = begin
-    buckets: dict[int, dict[tuple[int, int], int]] = {}  # of each bucket's pages, the one used longest ago first
+    buckets: dict[int, dict[tuple[int, int], int]] = {}  # pages of each bucket, the least recently used first
     offsets: dict[int, int] = {}
     pfn, at = 0, 1000
     for _ in range(150):
@@ -335,7 +333,7 @@ def hashes_of(pages: list[bytes]) -> list[int]:
     return list(out)
 
 
-def test_hashes_differ_where_any_bit_or_the_length_does() -> None:
+def test_hashes_differ_if_any_bit_or_the_length_does() -> None:
     data = random.Random(9).randbytes(100)
     pages = [data[:n] for n in range(1, 100)] + [bytes(n) for n in range(1, 200)] + [data]
     pages += [bytes(b ^ (1 << bit % 8 if i == bit // 8 else 0) for i, b in enumerate(data)) for bit in range(800)]
@@ -345,6 +343,6 @@ def test_hashes_differ_where_any_bit_or_the_length_does() -> None:
 
 
 def test_hashes_spread_over_their_lowest_bits() -> None:
-    # Pages that hold a pointer or a counter and nothing else are what there is most of.
+    # Most pages contain nothing but a pointer or a counter.
     found = hashes_of([struct.pack("<Q", i << 12).ljust(64, b"\0") for i in range(4096)])
     assert len({h & 4095 for h in found}) > 2400  # 2589 at random

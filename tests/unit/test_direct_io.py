@@ -1,4 +1,4 @@
-"""Writing behind: the same file whatever the file system can do, and errors that show in time."""
+"""Background writes: the file is the same whatever the file system supports, and errors are reported in time."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def no_thread_is_left() -> bool:
     ],
 )
 @pytest.mark.parametrize("seed", range(6))
-def test_the_file_is_what_was_written_whatever_the_file_system_can_do(
+def test_the_file_is_what_was_written_whatever_the_file_system_supports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[pytest.MonkeyPatch], None], seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -108,7 +108,7 @@ def test_the_file_is_what_was_written_whatever_the_file_system_can_do(
     model = bytearray()
     at = chance.choice((0, 1, 24, BLOCK, BLOCK + 7, 100_000))
     start = at
-    with monkeypatch.context() as m:  # not while pytest removes tmp_path
+    with monkeypatch.context() as m:  # undone before pytest removes tmp_path
         trouble(m)
         for _ in range(60):
             data = chance.randbytes(chance.choice((0, 1, 100, 4095, BLOCK, BLOCK, 50_000, 65_536, 200_000)))
@@ -117,7 +117,7 @@ def test_the_file_is_what_was_written_whatever_the_file_system_can_do(
             at += len(data)
             if chance.random() < 0.2:
                 at += chance.choice((1, BLOCK, 33 * BLOCK, 70_000))
-            if start and chance.random() < 0.2:  # headers, meanwhile: in the block where the pages begin, too
+            if start and chance.random() < 0.2:  # headers, in between: in the block where the pages begin, too
                 place = chance.randrange(start)
                 header = chance.randbytes(min(start - place, 300))
                 transport.write(place, header)
@@ -153,7 +153,7 @@ def test_whole_blocks_are_written_past_the_page_cache(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_an_error_shows_at_a_later_call_with_how_far_it_got(
+def test_an_error_is_reported_by_a_later_call_with_how_far_it_got(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     real, end = os.pwrite, 40 * BLOCK
@@ -181,7 +181,7 @@ def test_an_error_shows_at_a_later_call_with_how_far_it_got(
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_given_up_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> None:
+def test_aborting_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> None:
     with all_closed_again():
         transport = FileTransport(str(tmp_path / "dump"))
         for i in range(200):
@@ -191,7 +191,7 @@ def test_what_is_given_up_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_signal_while_the_last_is_written_does_not_close_the_file_under_the_thread(
+def test_a_signal_during_the_last_write_does_not_close_the_file_under_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pwrite, join = os.pwrite, threading.Thread.join
@@ -206,13 +206,13 @@ def test_a_signal_while_the_last_is_written_does_not_close_the_file_under_the_th
 
     def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
         monkeypatch.setattr(threading.Thread, "join", join)
-        assert begun.wait(60)  # what is given up before its writing begins is never written
+        assert begun.wait(60)  # a write that is aborted before it begins never happens
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "pwrite", slow)
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     transport = FileTransport(str(tmp_path / "dump"))
-    transport.stream(1, bytes(10))  # no whole block, which would have a descriptor of its own
+    transport.stream(1, bytes(10))  # less than a block, or it would have a descriptor of its own
     with pytest.raises(KeyboardInterrupt):
         transport.settle()
     threading.Timer(0.2, goes_on.set).start()
@@ -256,7 +256,7 @@ def when_the_thread_has_started(m: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "signal_comes", [before_the_thread_is_started, while_the_file_is_opened, when_the_thread_has_started]
 )
-def test_a_signal_while_it_begins_leaves_no_thread(
+def test_a_signal_during_startup_leaves_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_comes: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     transport = FileTransport(str(tmp_path / "dump"))

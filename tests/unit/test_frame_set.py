@@ -16,7 +16,7 @@ WINDOW = 1 << 12
 
 
 def some_bits(chance: random.Random, count: int) -> bytearray:
-    """None, all, single bits or long runs."""
+    """Return no bits, all bits, single bits or long runs."""
     kind = chance.randrange(4)
     if kind < 2:
         value = (1 << count) - 1 if kind else 0
@@ -40,13 +40,13 @@ def test_runs_are_those_of_the_bits_that_were_added(monkeypatch: pytest.MonkeyPa
         pfn = 10 * i * WINDOW if i < 20 else (180 + i) * WINDOW
         wanted += [(pfn + k, 1) for k in range(count) if bits[k // 8] >> k % 8 & 1]
     assert list(frames.runs()) == list(joined(wanted))
-    assert list(frames.runs()) == list(joined(wanted)), "as often as it is asked"
+    assert list(frames.runs()) == list(joined(wanted)), "the same each time"
     assert len(frames) == len(wanted)
     frames.close()
     assert not list(frames.runs())
 
 
-def test_memory_is_bounded_by_a_file_that_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_set, "_IN_MEMORY", 1 << 16)
     frames = FrameSet()
     open_before = set(os.listdir("/proc/self/fd"))
@@ -67,7 +67,7 @@ def test_runs_of_neighbouring_bitmaps_are_joined() -> None:
     assert len(frames._records) < 1 << 16
 
 
-def test_a_file_that_somebody_cuts_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_truncated_by_others_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)
     frames = FrameSet()
     frames.add(0, bytearray(b"\x55" * 512), WINDOW)

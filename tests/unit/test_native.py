@@ -1,4 +1,4 @@
-"""The door to the C core: the two sides name the same things, and no call reaches outside of a buffer."""
+"""The door to the C core: both sides define the same things, and no call reaches outside a buffer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_codec_flags_are_those_of_the_core(name: str) -> None:
     assert native.decompresses(CODECS[name].flag)
 
 
-def test_no_flag_is_decompressed_that_no_codec_has() -> None:
+def test_every_flag_that_the_core_decompresses_is_a_codecs() -> None:
     assert {flag for flag in range(256) if native.decompresses(flag)} <= {codec.flag for codec in CODECS.values()}
 
 

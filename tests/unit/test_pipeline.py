@@ -1,4 +1,4 @@
-"""Packing by several threads: in order, with bounded memory, and ended by the first error."""
+"""Packing by several threads: in order, in bounded memory, ended by the first error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vmfilter.formats.codec import CODECS, packer
 from vmfilter.frames.bitmap import runs_in
 
 CHUNK = CHUNK_BYTES // PAGE
-"""Pages of a chunk."""
+"""Pages per chunk."""
 
 
 def frames(runs: list[Run]) -> list[int]:
@@ -42,7 +42,7 @@ def random_runs(chance: random.Random, most: int) -> list[Run]:
 
 
 class FakeDump:
-    """Memory in which each page holds its own number; it can fail, and counts how many threads read at once."""
+    """Memory in which each page contains its own number. It can fail, and counts the threads that read at once."""
 
     def __init__(self, fails_at: int | None = None, delay: Callable[[], float] = lambda: 0.0) -> None:
         self.fails_at, self.delay = fails_at, delay
@@ -62,7 +62,7 @@ class FakeDump:
 
 
 class NumberPacker:
-    """Packs a page to its number; even ones to nothing with skip_zero."""
+    """Packs a page to its number; with skip_zero, even ones to nothing."""
 
     def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
         used = 0
@@ -80,7 +80,7 @@ class NumberPacker:
 def numbers(
     dump: Any, runs: Any, threads: int, skip_zero: bool = False, new: Any = NumberPacker
 ) -> Iterator[list[int]]:
-    """Of each chunk the page frames that came out."""
+    """Return the page frames that came out, by chunk."""
     for sizes, data, *_ in packed(dump, PAGE, runs, new, skip_zero, budget(threads)):
         assert len(data) == sum(sizes)
         yield [n for (n,) in struct.iter_unpack("<Q", data)]
@@ -93,7 +93,7 @@ def no_thread_is_left() -> bool:
 # chunks_of
 
 
-def test_chunks_hold_all_frames_in_order_and_are_full_but_for_the_last() -> None:
+def test_chunks_contain_all_frames_in_order_and_all_but_the_last_are_full() -> None:
     for seed in range(300):
         chance = random.Random(seed)
         runs, pages = random_runs(chance, 200), chance.choice((1, 2, 7, 64, 256, 100_000))
@@ -105,17 +105,17 @@ def test_chunks_hold_all_frames_in_order_and_are_full_but_for_the_last() -> None
         assert all(count > 0 for chunk in chunks for _, count in chunk)
 
 
-def test_a_run_is_cut_only_where_a_chunk_ends() -> None:
+def test_a_run_is_cut_only_at_the_end_of_a_chunk() -> None:
     assert list(chunks_of([(10, 3), (20, 5), (40, 1)], 4)) == [[(10, 3), (20, 1)], [(21, 4)], [(40, 1)]]
     assert list(chunks_of([(5, 8)], 4)) == [[(5, 4)], [(9, 4)]]
 
 
 @pytest.mark.parametrize("runs", [[], [(7, 0)], [(1, 0), (2, 0)]])
-def test_nothing_gives_no_chunk(runs: list[Run]) -> None:
+def test_no_runs_give_no_chunk(runs: list[Run]) -> None:
     assert list(chunks_of(runs, 4)) == []
 
 
-def test_a_huge_run_is_cut_without_being_counted_out() -> None:
+def test_a_huge_run_is_cut_without_enumerating_it() -> None:
     chunks = chunks_of([(0, 1 << 60)], 256)
     assert list(itertools.islice(chunks, 3)) == [[(0, 256)], [(256, 256)], [(512, 256)]]
 
@@ -148,11 +148,11 @@ def test_runs_in_a_bitmap_are_those_of_its_bits() -> None:
 
 
 @pytest.mark.parametrize("count", [2047, 2048, 2049, 20_000])
-def test_more_runs_than_are_looked_for_at_once_are_all_found(count: int) -> None:
+def test_more_runs_than_one_search_finds_are_all_found(count: int) -> None:
     assert list(runs_in(b"\x55" * (count // 8 + 1), 100, count)) == [(100 + i, 1) for i in range(0, count, 2)]
 
 
-def test_bits_beyond_the_count_are_not_looked_at() -> None:
+def test_bits_beyond_the_count_are_ignored() -> None:
     assert list(runs_in(b"\xff\xff", 0, 11)) == [(0, 11)]
     assert list(runs_in(b"\x00\xff", 0, 8)) == []
     assert list(runs_in(b"", 5, 0)) == []
@@ -180,7 +180,7 @@ def test_no_pages_give_no_chunk(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_pages_left_out_have_no_bytes_and_keep_their_place(threads: int) -> None:
+def test_skipped_pages_have_no_bytes_and_keep_their_place(threads: int) -> None:
     runs = [(0, CHUNK + 10), (1000, 301)]
     sizes = [n for s, *_ in packed(FakeDump(), PAGE, runs, NumberPacker, True, budget(threads)) for n in s]  # type: ignore[arg-type]
     assert sizes == [8 * (pfn % 2) for pfn in frames(runs)]
@@ -205,7 +205,7 @@ def test_pages_of_every_size_are_packed(size: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
+def test_the_number_of_chunks_in_flight_is_bounded(threads: int) -> None:
     taken, given = 0, 0
     most = 0
 
@@ -213,13 +213,13 @@ def test_never_more_chunks_than_are_bounded_are_in_flight(threads: int) -> None:
         nonlocal taken, most
         for i in range(60):
             most = max(most, taken - given)
-            taken += 1  # not in flight before there is room for it
+            taken += 1  # not in flight until there is room for it
             yield i * CHUNK, CHUNK
 
     dump = FakeDump()
     for chunk in numbers(dump, runs(), threads):
         assert len(chunk) == CHUNK
-        # What was read is bounded as well: a slow consumer holds the threads up.
+        # What was read is bounded too: a slow consumer blocks the threads.
         time.sleep(0.001)
         given += 1
     assert given == 60
@@ -259,14 +259,14 @@ def test_each_thread_has_a_packer_of_its_own() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("chunk", [0, 5, 39])
-def test_an_error_of_the_reading_ends_the_run_after_the_chunks_before_it(threads: int, chunk: int) -> None:
+def test_a_read_error_ends_the_run_after_the_chunks_before_it(threads: int, chunk: int) -> None:
     dump = FakeDump(fails_at=chunk * CHUNK + 17)
     got: list[list[int]] = []
     with pytest.raises(InputError, match=f"frame {chunk * CHUNK + 17} cannot be read"):
         got.extend(numbers(dump, [(0, 40 * CHUNK)], threads))
     assert len(got) == chunk
     assert no_thread_is_left()
-    assert dump.reads <= chunk + budget(threads).chunks, "what is not in flight is not begun"
+    assert dump.reads <= chunk + budget(threads).chunks, "only chunks in flight are begun"
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -285,7 +285,7 @@ def test_an_error_of_the_codec_ends_the_run(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_of_where_the_runs_come_from_ends_the_run(threads: int) -> None:
+def test_an_error_of_the_source_of_runs_ends_the_run(threads: int) -> None:
     def runs() -> Iterator[Run]:
         yield 0, 10 * CHUNK
         raise VmfilterError("no more")
@@ -295,7 +295,7 @@ def test_an_error_of_where_the_runs_come_from_ends_the_run(threads: int) -> None
     assert no_thread_is_left()
 
 
-def test_a_codec_that_cannot_be_had_is_told_before_anything_is_read() -> None:
+def test_a_missing_codec_is_reported_before_anything_is_read() -> None:
     def none() -> NumberPacker:
         raise CodecError("codec x is not available here")
 
@@ -348,7 +348,7 @@ def test_a_real_codec_packs_the_same_with_any_number_of_threads() -> None:
     assert all_of(1) == all_of(2) == all_of(7)
 
 
-def test_a_codec_that_cannot_be_had_in_a_thread_ends_the_run_with_its_own_error() -> None:
+def test_a_codec_missing_in_a_thread_ends_the_run_with_its_own_error() -> None:
     def none() -> NumberPacker:
         raise CodecError("no memory for it")
 
@@ -373,7 +373,7 @@ def test_an_error_leaves_nothing_that_only_the_garbage_collector_finds() -> None
         gc.enable()
 
 
-# Where memory is short
+# Short of memory
 
 
 def too_much() -> NumberPacker:
@@ -404,7 +404,7 @@ def test_without_memory_for_one_thread_it_ends() -> None:
 
 
 @pytest.mark.parametrize("have", [0, 1, 3])
-def test_where_no_more_threads_can_be_started_those_that_are_do_it(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_more_threads_can_be_started_the_running_ones_do_it(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
     start, started = threading.Thread.start, []
 
     def limited(self: threading.Thread) -> None:
@@ -439,14 +439,14 @@ def test_with_memory_for_some_chunks_only_these_are_in_flight(have: int, monkeyp
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -> None:
+def test_a_chunk_that_fails_for_lack_of_memory_is_done_by_others(threads: int) -> None:
     failed: set[int] = set()
     lock = threading.Lock()
 
     class Scarce(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
-            late = address > 10 * CHUNK_BYTES  # when all threads are there
-            with lock:  # or all of them would find that one may still fail
+            late = address > 10 * CHUNK_BYTES  # when all threads are running
+            with lock:  # or every thread would find that one may still fail
                 if late and len(failed) < threads - 1 and threading.get_ident() not in failed:
                     failed.add(threading.get_ident())
                     raise MemoryError
@@ -459,7 +459,7 @@ def test_a_chunk_that_fails_for_want_of_memory_is_done_by_others(threads: int) -
 
 
 @pytest.mark.parametrize("can", [True, False], ids=["that starts", "that cannot be started"])
-def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+def test_a_chunk_that_fails_while_a_thread_starts_is_left_to_it(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
     start, started = threading.Thread.start, 0
     second, failed = threading.Event(), threading.Event()
 
@@ -471,7 +471,7 @@ def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pyt
         if started == 2:
             second.set()
             assert failed.wait(60)
-            time.sleep(0.1)  # by then the first has looked whether there is another
+            time.sleep(0.1)  # by then the first has checked whether there is another
             if not can:
                 raise RuntimeError("can't start new thread")
 
@@ -489,7 +489,7 @@ def test_a_chunk_that_fails_meanwhile_is_left_to_another_thread(monkeypatch: pyt
     assert no_thread_is_left()
 
 
-def test_a_chunk_for_which_nobody_has_memory_ends_the_run() -> None:
+def test_a_chunk_that_no_thread_has_memory_for_ends_the_run() -> None:
     class Never(FakeDump):
         def read_into(self, address: int, view: memoryview) -> bool:
             raise MemoryError
@@ -500,7 +500,7 @@ def test_a_chunk_for_which_nobody_has_memory_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1 << 20, 8 << 20, 64 << 20, 1 << 40])
-def test_a_bound_of_memory_leaves_as_much_as_goes_into_it(size: int) -> None:
+def test_a_memory_limit_allows_as_many_chunks_as_fit(size: int) -> None:
     wanted = budget(16)
     got = wanted.within(size)
     assert 1 <= got.threads <= wanted.threads

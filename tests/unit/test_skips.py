@@ -1,4 +1,4 @@
-"""What is skipped in CI is known."""
+"""Skips in CI are known ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_known_to_fail(): assert False
 
 
 def output(folder: Path, ci: str) -> str:
-    """What pytest says of the tests in a folder, with the rule for skipped ones."""
+    """Return pytest's output for the tests in a folder, under the rule for skips."""
     command = [sys.executable, "-m", "pytest", "-rA", "-p", "skips", "--continue-on-collection-errors"]
     environment = {**os.environ, "CI": ci, "PYTHONPATH": str(TESTS / "support")}
     return subprocess.run([*command, "."], cwd=folder, env=environment, capture_output=True, text=True).stdout
@@ -47,7 +47,7 @@ def test_a_skipped_test_fails_in_ci_and_only_there(tmp_path: Path) -> None:
     assert "4 skipped, 1 xfailed" in output(tmp_path, "")
 
 
-def test_a_listed_test_is_there_and_may_be_skipped(tmp_path: Path) -> None:
+def test_a_listed_test_exists_and_may_be_skipped(tmp_path: Path) -> None:
     for listed in MAY_BE_SKIPPED:
         file, name = listed.split("::")
         assert any(f"\ndef {name}(" in path.read_text() for path in TESTS.rglob(file)), listed

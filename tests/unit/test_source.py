@@ -1,4 +1,4 @@
-"""What a dump file is read through: files of procfs, which the kernel does not let two threads read at once."""
+"""Access to dump files: two threads must not read the same open file of procfs at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from namespaces import needs_namespace
 
 from vmfilter.reader.source import PreadSource, ProcSource, open_source
 
-PROC = "/proc/version"  # cannot be mapped, as /proc/kcore cannot
+PROC = "/proc/version"  # cannot be mapped, like /proc/kcore
 
 
-def together(path: str, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Read a file in two threads through one source: whether both were ever in one open file."""
+def together(path: str, patience: float, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Read a file in two threads through one source; return whether both were ever in the same open file.
+
+    patience: seconds that each thread waits for the other inside a read.
+    """
     content = Path(path).read_bytes()[:16]
     preadv = os.preadv
     reading: list[int] = []
@@ -30,7 +33,7 @@ def together(path: str, monkeypatch: pytest.MonkeyPatch) -> bool:
         reading.append(fd)
         if reading.count(fd) > 1:
             met.set()
-        met.wait(0.1)  # for the other thread
+        met.wait(patience)
         reading.remove(fd)
         return preadv(fd, views, offset)
 
@@ -49,15 +52,15 @@ def together(path: str, monkeypatch: pytest.MonkeyPatch) -> bool:
 
 
 def test_no_two_threads_read_a_file_of_procfs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not together(PROC, monkeypatch)
+    assert not together(PROC, 0.1, monkeypatch)
 
 
 def test_threads_read_any_other_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert together(str(Elf([Load(0, bytes(PAGE))]).write(tmp_path / "vmcore")), monkeypatch)
+    assert together(str(Elf([Load(0, bytes(PAGE))]).write(tmp_path / "vmcore")), 60, monkeypatch)
 
 
 @needs_namespace
-def test_a_procfs_mounted_elsewhere_is_known(tmp_path: Path) -> None:
+def test_procfs_mounted_elsewhere_is_recognised(tmp_path: Path) -> None:
     say = "import os, sys; from vmfilter.reader.source import open_source; print(type(open_source('', 0)).__name__)"
     script = 'mount -t proc proc "$1" && exec "$2" -c "$3" <"$1/version"'
     command = ["unshare", "--mount", "sh", "-c", script, "sh", tmp_path, sys.executable, say]

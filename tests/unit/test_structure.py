@@ -1,4 +1,4 @@
-"""The rooms of the package: what imports what, types included, goes one way."""
+"""The rooms of the package: imports, for types too, go one way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOMS = [
     *("run", "filter", "convert", "info", "verify", "mem_usage", "rearrange"),
     *("report", "console", "makedumpfile", "integration", "cli"),
 ]
-"""Each imports only those before it; docs/architecture.md draws them."""
+"""The rooms in order: each imports only earlier ones. docs/architecture.md draws them."""
 
 
 @cache
@@ -24,7 +24,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module of the package that a file names in an import, in functions and for types too."""
+    """Every module of the package that a file imports, inside functions and for types too."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("vmfilter"))
@@ -42,7 +42,7 @@ def arrows() -> dict[str, set[str]]:
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     graph = {name: set(to) for name, to in arrows().items()}
-    del graph["vmfilter"]  # the public names, imported when they are used
+    del graph["vmfilter"]  # the public names, imported on first use
     while leaves := {name for name, to in graph.items() if not to & graph.keys()}:
         for name in leaves:
             del graph[name]

@@ -1,7 +1,7 @@
 /*
- * die DISK: copies /proc/kpageflags to the beginning of DISK, and has the kernel panic.
+ * die DISK: copies /proc/kpageflags to the beginning of DISK, then makes the kernel panic.
  *
- * One process does both, and past the page cache: what happens between the copy and the panic is not in the copy.
+ * One process does both, bypassing the page cache, to change as few pages as possible after the copy.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

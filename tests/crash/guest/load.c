@@ -1,4 +1,4 @@
-/* load KERNEL INITRAMFS COMMAND_LINE: has the running kernel boot these when it dies. See kexec_file_load(2). */
+/* load KERNEL INITRAMFS COMMAND_LINE: load a capture kernel. See kexec_file_load(2). */
 #include <fcntl.h>
 #include <linux/kexec.h>
 #include <stdio.h>

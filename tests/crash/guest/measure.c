@@ -1,9 +1,9 @@
 /*
  * measure REPORT COMMAND [ARGUMENT ...]
  *
- * Runs COMMAND, passes on what it writes to its standard output, and writes into REPORT, as JSON: its exit status (128 + N
- * where signal N ended it), the seconds until it ended and until its first byte came (-1: none did), and the most
- * memory in KiB that any process of its tree had, sampled: RssAnon as it was, VmHWM as the kernel had kept it.
+ * Runs COMMAND, copies its standard output, and writes into REPORT, as JSON: its exit status (128 + N if signal N
+ * killed it), the seconds until it ended and until its first byte (-1: there was none), and the peak memory in KiB of
+ * any process of its tree: sampled RssAnon, and VmHWM as recorded by the kernel.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -36,7 +36,7 @@ static void raise_to(long *most, const char *line, const char *name)
 		*most = value;
 }
 
-/* The process and those that it started: /proc/PID/status, /proc/PID/task/PID/children. */
+/* Samples a process and its descendants: /proc/PID/status, /proc/PID/task/PID/children. */
 static void sample(long pid, struct peak *peak)
 {
 	char path[64], line[256];

@@ -1,6 +1,6 @@
 /*
- * workload DISK TMPFS: leaves pages of every kind behind, in files of two folders and in memory: page cache, shared,
- * anonymous, huge and freed pages, with noise, text and zeros. Says so and stays.
+ * workload DISK TMPFS: leaves pages of every kind behind, in files in two folders and in memory: page cache, shared,
+ * anonymous, huge and freed pages, filled with noise, text and zeros. Then prints "ready" and sleeps.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
