@@ -1,4 +1,4 @@
-"""The same pages in another form."""
+"""Conversion: the same pages in another format or codec."""
 
 from __future__ import annotations
 
@@ -25,11 +25,25 @@ def convert_dump(
     keep_incomplete: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Write a dump in another format or with another codec, with the same pages. No kernel needs to be understood.
+    """Write the same pages in another format, or with another codec. Kernel data are not needed.
 
-    Args and errors: as filter_dump() has them. User data on persistent memory is left out where the source marks it.
-    The codec is by default that of the source, where it has one. Where it stays and no level is given, pages that are
-    compressed are copied as they are.
+    User data on persistent memory is excluded if the source marks it. If the codec stays the same and no level is
+    given, compressed pages are copied as they are.
+
+    Args:
+        source: the dump to read: see filter_dump().
+        output: the new file or files: see filter_dump().
+        format: "kdump" (kdump-compressed) or "elf".
+        compress: page codec of format "kdump", NAME or NAME:LEVEL; None: that of the source, or the default if it has
+            none.
+        flatten, dedup, threads, max_memory, force, keep_incomplete, progress: see filter_dump().
+
+    Returns:
+        What was found and written: see filter_dump().
+
+    Raises:
+        UsageError, VmfilterError, BaseException: see filter_dump().
+
     """
     form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete)
     paths = check(output, form, progress)

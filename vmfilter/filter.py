@@ -1,4 +1,4 @@
-"""The main job: a dump in, a smaller dump out."""
+"""The main operation: a dump in, a smaller dump out."""
 
 from __future__ import annotations
 
@@ -31,39 +31,40 @@ def filter_dump(
     include_pmem_userdata: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Write a dump with the pages of another that a dump level keeps.
+    """Filter a dump: write a new one with the pages that a dump level keeps.
 
     Args:
-        source: the dump, or its path, or those of a split set.
-        output: path of the new file, which appears whole or not at all; "-" for standard output, to which it goes
-            flattened. Several paths are a split set: each gets about as many pages.
+        source: the dump to read: open, a path, or the paths of a split set.
+        output: path of the new file, which appears whole or not at all; "-" for standard output, which is always
+            flattened. Several paths make a split set, whose parts get about the same number of pages.
         level: dump level, 0 to 63: sum of 1 zero, 2 cache without private data, 4 all cache, 8 user, 16 free,
             32 pmem metadata.
         format: "kdump" (kdump-compressed) or "elf".
-        compress: codec of kdump, NAME or NAME:LEVEL; None: the default.
+        compress: page codec of format "kdump", NAME or NAME:LEVEL; None: the default.
         flatten: write a flattened file.
-        dedup: store identical pages once; not in format "elf".
-        limit: bytes that the new dump is not to exceed (flattened, it has some more around it); what does not go in is
-            missing, and it says so of itself.
-        threads: that compress; None: one a CPU. The output does not depend on it.
-        max_memory: bytes that the process may use: there are no more threads and pages in flight than go into them, one
-            thread and one chunk at least. Where memory is short all the same, it goes on with fewer.
-        force: whether a file at output is replaced.
-        keep_incomplete: where the run is ended while it writes pages (no space, an error, an exception of progress),
-            make a dump of what is written, which says of itself that it is incomplete.
-        dry_run: do all the work, write nothing.
-        include_pmem_userdata: also write what people keep on persistent memory, which no level does by itself. Of use
-            only for a vmcore that has it (p_flags 0x10), and as large as the devices are.
-        progress: called from time to time; while pages are written, between those of two chunks.
+        dedup: store identical pages once; not with format "elf".
+        limit: size that the new dump must not exceed, bytes; flattening adds a little to it. Pages that do not fit are
+            missing, and the dump is marked incomplete.
+        threads: number of threads that compress; None: one per CPU. The output does not depend on it.
+        max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
+            least one thread and one chunk. The same happens if memory is short.
+        force: replace an existing file.
+        keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
+            finish the dump with the pages written so far, and mark it incomplete.
+        dry_run: do all the work, and write nothing.
+        include_pmem_userdata: also write user data on persistent memory, which every level excludes. Only a
+            vmcore that marks it (p_flags 0x10) contains any. The dump can become as large as the devices.
+        progress: called periodically; while pages are written, between chunks.
 
     Returns:
-        What was found and written; with keep_incomplete, what ended the run is in its failure. Of a source that is not
-        all there, which its warnings say, the new dump is incomplete too.
+        What was found and written. With keep_incomplete, its failure is what ended the run early. If the source is
+        incomplete or truncated, warnings say so, and the new dump is marked incomplete.
 
     Raises:
         UsageError: an argument is wrong, or contradicts another.
-        VmfilterError: one of vmfilter.errors, each with one line that says what is wrong. Nothing is left at output.
-        BaseException: what progress raised; with keep_incomplete it has a note where a dump is left.
+        VmfilterError: any other class of vmfilter.errors, with one line that says what is wrong. Nothing is left at
+            output.
+        BaseException: what progress raised; with keep_incomplete a note says whether a dump is left.
 
     """
     if not is_whole(level, 0, MAX_LEVEL):

@@ -1,4 +1,4 @@
-"""What a dump is, without filtering it."""
+"""Facts about a dump, without filtering it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from vmfilter.statistics import NamespaceCounter, NamespacePages
 
 
 class NoteInfo(NamedTuple):
-    """Notes of one kind: of whom, which, how many, and the bytes of what they say."""
+    """All ELF notes with the same name and type.
+
+    Attributes:
+        name: of the notes.
+        kind: their type (n_type).
+        notes: their number.
+        size: bytes of their descriptions, in total.
+
+    """
 
     name: bytes
     kind: int
@@ -30,28 +38,28 @@ class NoteInfo(NamedTuple):
 
 
 class DumpInfo(NamedTuple):
-    """What a dump is.
+    """Facts about a dump.
 
     Attributes:
         path: of the file.
         format: of the file, in words.
-        wrappings: what was taken off to come to it, the outermost first: "zstd", "flattened"; of a set, see its parts.
+        wrappings: layers around the dump, the outermost first: "zstd", "flattened"; empty for a split set, see parts.
         parts: of a split set, in order of their frames.
-        codecs: pages by the name of their codec, where that was asked for.
-        notes: each kind, in the order of the file.
+        codecs: pages per codec, by its name; None unless requested.
+        notes: ELF notes by name and type, in the order of the file.
         machine: architecture of the crashed machine.
-        uts: who its kernel was; empty fields where that is not known.
-        crash_time: seconds since 1970, 0 where it is not known.
-        cpus: of the crashed machine, as far as it left their registers behind (NT_PRSTATUS).
+        uts: identity of its kernel; fields are empty if unknown.
+        crash_time: seconds since 1970, 0 if unknown.
+        cpus: CPUs of the crashed machine whose registers were saved (NT_PRSTATUS), or else the number in the header.
         page_size: bytes.
-        level: dump level of what was left out before.
-        incomplete: whether space or time ran out when the file was written, or a part of it is missing now.
-        truncated: whether it ends before what its headers tell of.
-        classes: page frames of each class that can be told without looking at struct pages: KERNEL stands for all that
-            is in the file and is not persistent memory.
-        vmcoreinfo: text of VMCOREINFO, "" where there is none.
+        level: dump level of earlier filtering.
+        incomplete: whether the file is marked incomplete, or a part of the set is missing.
+        truncated: whether the file ends before its headers say.
+        classes: page frames per class, as far as known without struct pages: KERNEL is every page in the file that is
+            not on persistent memory.
+        vmcoreinfo: text of VMCOREINFO, "" if there is none.
         pmem: persistent memory by namespace.
-        gaps: memory that the kernel had and the file does not describe.
+        gaps: memory that the kernel used and the file does not describe.
         warnings: one line each.
 
     """
@@ -78,11 +86,14 @@ class DumpInfo(NamedTuple):
 
 
 def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
-    """Say what a dump is, as far as that can be known: a kernel that cannot be understood is a warning.
+    """Collect facts about a dump. If the kernel cannot be understood, that is a warning.
 
     Args:
-        dump: it.
-        count_codecs: whether to count the pages of each codec, for which every page descriptor must be read.
+        dump: the dump.
+        count_codecs: whether to count the pages of each codec, which reads every page descriptor.
+
+    Returns:
+        The facts.
 
     Raises:
         InputError: the file is damaged.
@@ -97,7 +108,7 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         if kernel is not None:
             lost = gaps(dump, kernel)
     except KernelError as e:
-        warnings.append(f"{dump.path}: {e}; what lies where cannot be known")
+        warnings.append(f"{dump.path}: {e}; missing memory cannot be detected")
     pmem = find_pmem(dump, page_size, kernel)
     counts = array("Q", bytes(8 * len(PageClass)))
     namespaces = NamespaceCounter(pmem.namespaces, page_size)

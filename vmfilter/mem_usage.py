@@ -22,7 +22,7 @@ class Usage(NamedTuple):
     Attributes:
         page_size: bytes.
         max_mapnr: first page frame after all memory.
-        classes: page frames of each class.
+        classes: page frames per class.
         warnings: one line each.
 
     """
@@ -33,12 +33,18 @@ class Usage(NamedTuple):
     warnings: list[str]
 
     def at_level(self, level: int) -> Statistics:
-        """What a dump of this level would have, zero pages not yet left out."""
+        """Return what a dump of this level would contain; zero pages still count as kept."""
         return Statistics(level, self.page_size, self.max_mapnr, self.classes, excluded_classes(level))
 
 
 def memory_usage(dump: Dump) -> Usage:
-    """Classify all page frames and count them.
+    """Classify all page frames, and count them.
+
+    Args:
+        dump: to read.
+
+    Returns:
+        The counts.
 
     Raises:
         InputError: the file is damaged.
@@ -58,5 +64,5 @@ def memory_usage(dump: Dump) -> Usage:
         native.count_classes(window.classes, counts)
     warnings = [*dump.warnings, *pmem.warnings, *classifier.warnings]
     if classifier.unknown:
-        warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they count as the kernel's")
+        warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they are counted as kernel")
     return Usage(page_size, max_pfn(dump, page_size), {c: counts[c] for c in PageClass}, warnings)

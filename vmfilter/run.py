@@ -1,4 +1,4 @@
-"""One run: a dump in, another dump out. filter.py and convert.py are its public faces."""
+"""One run: a dump in, another dump out. filter.py and convert.py are its public interface."""
 
 from __future__ import annotations
 
@@ -32,19 +32,31 @@ if TYPE_CHECKING:
     from vmfilter.writer.transport.base import Transport
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage ("classify", "write"), the page frames done, and all of that stage."""
+"""Called with the stage ("classify" or "write"), the page frames done, and their total."""
 
 
 class Run:
-    """The making of one dump, from what is known of the kernel to the statistics."""
+    """Makes one dump: reads the kernel, classifies, writes, and counts."""
 
     def __init__(
         self, dump: Dump, level: int, classify: bool, include_pmem_userdata: bool, progress: Progress | None
     ) -> None:
-        """Learn what there is to know; without classify, all that the dump has is kept, whatever it was used for."""
+        """Read what the dump and its kernel say about memory.
+
+        Args:
+            dump: the source.
+            level: dump level.
+            classify: whether to read struct pages; if not, every page of the source is kept, whatever its class.
+            include_pmem_userdata: see filter_dump().
+            progress: see Progress.
+
+        Raises:
+            KernelError: the level needs the kernel, and it cannot be understood.
+
+        """
         self._dump = dump
         self._level = level
-        self._all_levels = level | dump.header.level  # what was left out before stays so
+        self._all_levels = level | dump.header.level  # what was excluded before stays excluded
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
@@ -58,17 +70,29 @@ class Run:
             self._classifier = Classifier(dump, self._page_size, known, self._pmem, include_pmem_userdata)
         except KernelError as e:
             if classify and needs_kernel(level):
-                raise KernelError(f"{dump.path}: {e}; -d 1 leaves out zero pages without knowing the kernel") from e
+                raise KernelError(f"{dump.path}: {e}; -d 1 excludes only zero pages, and needs no kernel data") from e
             self._warnings.append(
-                f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept, and persistent memory "
-                "only as far as the file marks it"
+                f"{dump.path}: {e}; hwpoisoned and offline pages cannot be identified and are kept; "
+                "persistent memory is known only if the file marks it"
             )
             self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
 
     def write(self, to: Destination) -> Statistics:
-        """Classify, and write what is kept."""
+        """Classify page frames, and write the kept ones.
+
+        Args:
+            to: the destination.
+
+        Returns:
+            What was found and written.
+
+        Raises:
+            VmfilterError: the source cannot be read, or the new dump cannot be written.
+            BaseException: what progress raised.
+
+        """
         with to.transports() as transports:
             result = self._write(to, transports)
         if result.failure is not None and not isinstance(result.failure, VmfilterError):
@@ -96,7 +120,7 @@ class Run:
         writer.begin_pages(frames, skip_zero)
         if to.form.limit is not None and writer.size > to.form.limit:
             raise NoSpaceError(
-                f"{to.paths[0]}: headers and bitmaps alone have {writer.size} bytes, more than the limit"
+                f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit"
             )
         ended = self._write_pages(writer, to, frames, skip_zero, copies)
         if ended is not None and not (to.form.keep_incomplete and writer.written.pages):
@@ -108,7 +132,7 @@ class Run:
         except OutputError:
             if ended is None:
                 raise
-            raise ended from None  # what cannot be written to cannot be ended either
+            raise ended from None  # the first failure: finish() only repeats it
         result.failure = ended if ends_early else None
         written = writer.written
         result.lost = result.uncounted + kept - written.pages
@@ -118,15 +142,22 @@ class Run:
         result.seconds["write"] = time.monotonic() - started
         result.warnings = [*self._dump.warnings, *self._warnings]
         if self._dump.header.incomplete:
-            result.warnings.append(f"{self._dump.path}: is not all there, and so the new dump is marked incomplete")
+            result.warnings.append(
+                f"{self._dump.path}: is incomplete or truncated, so the new dump is marked incomplete"
+            )
         return result
 
     def _write_pages(
         self, writer: Writer, to: Destination, frames: FrameSet, skip_zero: bool, copies: bool
     ) -> BaseException | None:
-        """Write the pages, or as many as the limit lets in; return what ended that while the writer can still go on.
+        """Write the pages, or as many as the limit allows.
 
-        What else is raised (KeyboardInterrupt, in the midst of anything) is not for a dump that is to be kept.
+        Returns:
+            What ended this early, if the dump can still be finished; None if nothing did.
+
+        Raises:
+            BaseException: an interruption (KeyboardInterrupt) that progress did not raise; no dump is kept then.
+
         """
         kept = len(frames)
         ended = self._stopped(0, kept)
@@ -162,7 +193,7 @@ class Run:
         return partial(Passthrough, codec)
 
     def _stopped(self, done: int, kept: int) -> BaseException | None:
-        """Tell how many pages are written, and return what is raised at that."""
+        """Report the pages written; return what progress raised."""
         try:
             self._progress("write", done, kept)
         except BaseException as e:
@@ -171,12 +202,12 @@ class Run:
 
     @staticmethod
     def _put(writer: Writer, pages: Pages, limit: int | None) -> bool:
-        """Write pages as far as a limit lets them in; return whether that was all of them."""
+        """Write pages up to a limit; return whether all of them fit."""
         if limit is None:
             writer.put_pages(pages)
             return True
         done = used = 0
-        while n := writer.fitting(pages.sizes[done:], limit):  # more fit in where some of those before were shared
+        while n := writer.fitting(pages.sizes[done:], limit):  # pages that were shared left room for more
             size = sum(pages.sizes[done : done + n].tolist())
             writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
             done, used = done + n, used + size
@@ -203,9 +234,9 @@ class Run:
         kernel, info = self._kernel, self._info
         base = kernel.phys_base if kernel else self._dump.header.phys_base or 0
         counts_from_base = self._dump.arch.counts_from_ram
-        if counts_from_base and base >= self._dump.end:  # then no page could be in the new dump
+        if counts_from_base and base >= self._dump.end:  # the new dump could not contain any page
             self._warnings.append(
-                f"{self._dump.path}: its phys_base of {base:#x} cannot be right: all memory lies before it; "
+                f"{self._dump.path}: its phys_base of {base:#x} cannot be right: all memory is below it; "
                 "the new dump says 0"
             )
             base = 0
@@ -241,7 +272,7 @@ class Run:
         if selection.uncounted:
             first, base = self._dump.next_memory(0), writer.first_pfn * self._page_size
             self._warnings.append(
-                f"{self._dump.path}: {selection.uncounted} pages of the memory at {first:#x}-{base - 1:#x} are lost: "
+                f"{self._dump.path}: {selection.uncounted} pages of memory at {first:#x}-{base - 1:#x} are missing: "
                 f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
             )
         result.unknown = self._classifier.unknown

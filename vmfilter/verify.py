@@ -1,4 +1,4 @@
-"""Whether a dump is whole: every descriptor, every page, every count; and whether its pages are those of a vmcore."""
+"""Verification: reads every descriptor, page and count of a dump, and can compare its pages with a vmcore."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MAX_TOLD = 10
 
 @dataclass
 class Verification:
-    """What was found.
+    """The result.
 
     Attributes:
-        pages: that were read; a frame of which an ELF file has a part is one.
-        damaged: of these, how many cannot be read.
-        differing: how many differ from those of the other dump.
-        lost: pages that the dump says it has lost, being incomplete or without one of its parts.
-        compared: pages that are the same as in the other dump.
-        not_compared: pages that the other dump has not, so that nothing can be said of them.
-        faults: what is wrong with the file beside pages, one line each.
-        told: the first pages that are damaged or differ, one line each.
-        incomplete: whether the dump says so of itself, or lacks a part.
+        pages: number of pages read; a page that an ELF file contains in part counts too.
+        damaged: number of these that cannot be read.
+        differing: number of these that differ from the other dump.
+        lost: number of pages that should be in the dump and are not: it is incomplete, or a part of the set is missing.
+        compared: number of pages that are the same in the other dump.
+        not_compared: number of pages that the other dump does not contain.
+        faults: faults of the file outside its pages, one line each.
+        told: the first damaged or differing pages, one line each.
+        incomplete: whether the dump is marked incomplete, or a part of the set is missing.
 
     """
 
@@ -51,7 +51,7 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is damaged or differs, as far as it is there."""
+        """Whether no page is damaged or differs, and the file has no other fault. Pages may be missing."""
         return not (self.damaged or self.differing or self.faults)
 
 
@@ -62,22 +62,27 @@ def verify_dump(
     threads: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
-    """Read all of a dump, and compare it.
+    """Read all of a dump, and compare it with another.
 
     Args:
         dump: to verify.
-        against: another of the same machine and moment, as the vmcore that it was made of.
-        threads: that read; None: one a CPU.
-        progress: called from time to time with "verify", the page frames done, and all of them.
+        against: dump of the same machine and moment, such as the vmcore; None: compare with nothing.
+        threads: number of threads that read; None: one per CPU.
+        progress: called periodically with "verify", the page frames done, and their total.
+
+    Returns:
+        The result. Damage to dump itself is part of it, and not raised.
 
     Raises:
-        InputError: the other dump is damaged, or of another machine.
-        UsageError: no such number of threads.
+        InputError: the other dump is damaged, or of another architecture.
+        UsageError: the number of threads is out of range.
 
     """
     limits = budget(threads)
     if against is not None and against.arch.name != dump.arch.name:
-        raise InputError(f"{against.path}: is of {against.arch.name}, {dump.path} of {dump.arch.name}")
+        raise InputError(
+            f"{against.path}: is a dump of {against.arch.name}, but {dump.path} is one of {dump.arch.name}"
+        )
     result = Verification(incomplete=dump.header.incomplete)
     if dump.truncated:
         result.faults.append(f"{dump.path}: {dump.truncated}")
@@ -99,7 +104,7 @@ def verify_dump(
 
 
 def _checked(dump: Dump, against: Dump | None, page: int, limits: Budget) -> Iterator[tuple[list[Run], Verification]]:
-    """Check everything, a chunk at a time, in order."""
+    """Check all pages; yield the result of each chunk, in order."""
     pending: deque[_Check] = deque()
     pool = WorkerPool(lambda: _Checker(dump, against, page), limits.threads)
     try:
@@ -115,7 +120,7 @@ def _checked(dump: Dump, against: Dump | None, page: int, limits: Budget) -> Ite
 
 
 def _frames(dump: Dump, page: int) -> Iterator[Run]:
-    """Runs of the page frames of which a dump has a part; of several parts of a frame, it is in that of the first."""
+    """Yield runs of the page frames that a dump contains, in full or in part; each frame once."""
     done = 0
     for start, stop in dump.covered(0, dump.end):
         first, end = max(start // page, done), -(-stop // page)
@@ -136,7 +141,7 @@ class _Check(Task["_Checker"]):
         self._found = worker.check(self._runs)
 
     def result(self) -> tuple[list[Run], Verification]:
-        """Wait for it. Raises what ended it."""
+        """Wait for the chunk, and return its page frames and result. Raises what do() raised."""
         self.wait()
         return self._runs, self._found
 
@@ -161,7 +166,7 @@ class _Checker:
         return found
 
     def _all_good(self, start: int, size: int) -> bool:
-        """Whether a stretch is wholly there, can be read, and is the same."""
+        """Return whether a range is in the dump in full, readable, and the same in the other dump."""
         ours, theirs = self._ours[:size], self._theirs[:size]
         try:
             if not self._dump.read_into(start, ours):
@@ -171,7 +176,7 @@ class _Checker:
         return self._against is None or (self._against.read_into(start, theirs) and bytes(ours) == bytes(theirs))
 
     def _check_page(self, address: int, found: Verification) -> None:
-        """Find what is wrong with a page, part by part: an ELF file may have several of it."""
+        """Find what is wrong with a page, range by range: an ELF file may contain parts of it."""
         missing = False
         for start, end in self._dump.covered(address, address + self._page):
             ours, theirs = self._ours[: end - start], self._theirs[: end - start]
@@ -189,7 +194,7 @@ class _Checker:
             elif bytes(ours) != bytes(theirs):
                 found.differing += 1
                 at = start + _first(ours, theirs)
-                self._tell(address, f"differs from {self._against.path} from physical address {at:#x} on", found)
+                self._tell(address, f"differs from {self._against.path}, first at physical address {at:#x}", found)
                 return
         if self._against is not None:
             found.not_compared += missing
@@ -201,6 +206,6 @@ class _Checker:
 
 
 def _first(a: memoryview, b: memoryview) -> int:
-    """Where two that are not the same differ first."""
+    """Return the index of the first byte that differs."""
     differ = int.from_bytes(a, "little") ^ int.from_bytes(b, "little")
     return ((differ & -differ).bit_length() - 1) // 8

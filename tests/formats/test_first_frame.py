@@ -111,7 +111,7 @@ def test_memory_before_the_first_frame_is_missing_and_reported(
     status = main([*command, str(tmp_path / "in"), str(tmp_path / "out")])
     assert status == (1 if command[0] == "makedumpfile" else 6)
     said = capsys.readouterr().err
-    assert f"in: {lost} pages of the memory at 0x0-{phys_base - 1:#x} are lost" in said
+    assert f"in: {lost} pages of memory at 0x0-{phys_base - 1:#x} are missing" in said
     assert "limit" not in said
     assert "do not fit" not in said
     made = Kdump(tmp_path / "out")
@@ -134,7 +134,7 @@ def test_memory_before_the_first_frame_is_counted_beside_what_a_limit_leaves_out
     said = capsys.readouterr().err
     with vmfilter.open_dump(out) as dump:
         cut_off = len(file.pages) - lost - verify_dump(dump).pages
-    assert f"{lost} pages of the memory at 0x0-0xffff are lost" in said
+    assert f"{lost} pages of memory at 0x0-0xffff are missing" in said
     assert f"{cut_off} pages are missing: they would have made it larger than --limit" in said
 
 

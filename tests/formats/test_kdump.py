@@ -392,7 +392,7 @@ def test_a_dump_made_from_an_incomplete_one_is_incomplete_too(
     assert main(["filter", "-q", "-d", "0", str(tmp_path / "in"), str(tmp_path / "out")]) == INCOMPLETE_STATUS
     err = capsys.readouterr().err
     assert "in: is incomplete: its missing pages count as excluded" in err
-    assert "in: is not all there, and so the new dump is marked incomplete" in err
+    assert "in: is incomplete or truncated, so the new dump is marked incomplete" in err
     out = Kdump(tmp_path / "out")
     assert out.kept == frames[:-9]
     assert set(out.present) == set(frames) | file.excluded

@@ -73,7 +73,7 @@ def test_if_struct_pages_are_present_level_31_keeps_what_it_keeps_of_the_whole(
     ran = run("filter", "-q", cut(name, 0.9), tmp_path / "dump")
     assert ran.status == INCOMPLETE
     assert "cut: truncated at offset" in ran.err
-    assert "cut: is not all there, and so the new dump is marked incomplete" in ran.err
+    assert "cut: is incomplete or truncated, so the new dump is marked incomplete" in ran.err
     whole, dump = Kdump(tmp_path / "whole"), Kdump(tmp_path / "dump")
     assert dump.status & STATUS_INCOMPLETE
     assert dump.present == whole.present
@@ -106,7 +106,7 @@ def test_if_the_memory_model_is_missing_level_1_is_advised_and_works(
     assert ran.status == KERNEL
     assert ran.err.count("\n") == 1
     assert "SYMBOL(mem_section)" in ran.err
-    assert "-d 1 leaves out zero pages" in ran.err
+    assert "-d 1 excludes only zero pages" in ran.err
     assert "truncated at offset" in ran.err
     assert not (tmp_path / "dump").exists()
     assert run("filter", "-q", "-d", "1", path, tmp_path / "dump").status == INCOMPLETE
@@ -220,7 +220,7 @@ def test_rearrange_refuses_an_interrupted_stream_and_names_the_command_for_it(ru
     with standard_input((tmp_path / "stream").read_bytes()[:-16]):
         ran = run("rearrange", tmp_path / "dump")
     assert (ran.status, ran.err.count("\n")) == (INPUT, 1)
-    assert "vmfilter convert makes a dump of what there is" in ran.err
+    assert "vmfilter convert makes a dump of what arrived" in ran.err
     assert not (tmp_path / "dump").exists()
     ran = run("convert", "-q", tmp_path / "stream", tmp_path / "dump")
     assert (ran.status, list(Kdump(tmp_path / "dump").kept)) == (0, [1])

@@ -409,7 +409,7 @@ def test_two_runs_to_one_name_do_not_mix(tmp_path: Path) -> None:
     one.write(0, b"one")
     two.write(0, b"two")
     _finish(two, 3)
-    with pytest.raises(OutputError, match="somebody else"):
+    with pytest.raises(OutputError, match="another process"):
         _finish(one, 3)
     one.abort()
     assert os.listdir(tmp_path) == ["dump"]

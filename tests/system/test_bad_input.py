@@ -243,7 +243,7 @@ def test_a_truncated_file_is_refused_if_the_level_needs_more_than_it_contains(ru
             (folder / "dump").unlink()
         elif _pages_before(cut):
             ran.fails(KERNEL, folder.parent / "vmcore")
-            assert "-d 1 leaves out zero pages without knowing the kernel; " in ran.err
+            assert "-d 1 excludes only zero pages, and needs no kernel data; " in ran.err
             assert f"vmcore: truncated at offset {cut:#x}" in ran.err
         else:
             ran.fails(INPUT, folder.parent / "vmcore")
@@ -722,5 +722,5 @@ def test_an_impossible_file_name_is_refused_before_the_work(
     source: Path, folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert main(["filter", "-q", str(source), str(folder) + "/" + name if name else ""]) == OUTPUT
-    assert "is no name of a file" in capsys.readouterr().err
+    assert "is not the name of a file" in capsys.readouterr().err
     assert os.listdir(folder) == []

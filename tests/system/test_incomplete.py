@@ -39,7 +39,7 @@ from vmfilter.writer.transport.file import FileTransport
 from vmfilter.writer.transport.flattened import FlattenedTransport
 
 SMALL = "x86_64-6.12-small"
-NO_DUMP = "vmfilter: ended by SIGTERM; standard output: what was sent is no dump, for it has no end\n"
+NO_DUMP = "vmfilter: ended by SIGTERM; standard output: what was sent is not a dump: its end is missing\n"
 FORMS = {
     "kdump": ("--compress", "none"),
     "elf": ("--format", "elf"),
@@ -215,7 +215,7 @@ def test_an_interrupted_dump_over_an_earlier_one_on_a_disk_is_not_taken_for_a_du
             with pytest.raises(KeyboardInterrupt) if ends_early else nullcontext() as raised:
                 vmfilter.filter_dump(small, "-", level=0, compress="none", progress=progress)
         if ends_early:
-            assert raised.value.__notes__ == ["standard output: what was written is no dump, for it has no beginning"]
+            assert raised.value.__notes__ == ["standard output: what was written is not a dump: its header is missing"]
         with open(disk, "rb") as stdin:
             process = subprocess.run(command, stdin=stdin, stderr=subprocess.PIPE, text=True, check=False)
         assert process.returncode == (3 if ends_early else 0), process.stderr
@@ -534,7 +534,7 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
         said = process.stderr.read().decode()
     assert process.returncode == (1 if command.startswith("makedumpfile") else 4)
     (line,) = [line for line in said.splitlines() if "standard output" in line]
-    assert line.endswith(" bytes: Broken pipe; standard output: what was sent is no dump, for it has no end")
+    assert line.endswith(" bytes: Broken pipe; standard output: what was sent is not a dump: its end is missing")
     assert "Traceback" not in said
 
 
@@ -558,7 +558,7 @@ def test_output_that_cannot_be_taken_back_is_reported(
         _dying_disk(m)
         assert main(command.format(small).split()) == status
     said = capfd.readouterr().err
-    assert "; standard output: what was written is no dump, and stays: Read-only file system\n" in said
+    assert "; standard output: what was written is not a dump, and cannot be removed: Read-only file system\n" in said
 
 
 def _wait_until_full(pipe: int) -> None:

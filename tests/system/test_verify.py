@@ -297,7 +297,7 @@ def test_a_page_in_parts_is_one_page(tmp_path: Path) -> None:
     patched(whole, os.path.getsize(whole) - len(memory) + 0x1200, bytes([memory[0x1200] ^ 1]))
     found = verified(holed, against=whole)
     assert (found.pages, found.compared, found.differing) == (600, 599, 1)
-    assert found.told == [f"frame 0x1: differs from {whole} from physical address 0x1200 on"]
+    assert found.told == [f"frame 0x1: differs from {whole}, first at physical address 0x1200"]
 
 
 @pytest.mark.parametrize("byte", [0, 1, 2000, PAGE - 1])
@@ -314,7 +314,7 @@ def test_one_differing_byte_is_found(
     vmcore = vmcore_of(replace(file, pages=file.pages | {pfn: bytes(other)}), tmp_path / "vmcore")
     found = verified(dump, against=vmcore)
     assert (found.damaged, found.differing, found.compared) == (0, 1, len(file.pages) - 1)
-    assert found.told == [f"frame {pfn:#x}: differs from {vmcore} from physical address {pfn * PAGE + byte:#x} on"]
+    assert found.told == [f"frame {pfn:#x}: differs from {vmcore}, first at physical address {pfn * PAGE + byte:#x}"]
     assert run("verify", "-q", dump, "--against", vmcore).status == DAMAGED
 
 
@@ -353,7 +353,7 @@ def test_another_machine_cannot_be_compared(run: Run, dump: Path, tmp_path: Path
     arm = Elf([Load(0, bytes(PAGE))], machine=183).write(tmp_path / "arm")
     ran = run("verify", dump, "--against", arm)
     assert ran.status == DAMAGED
-    assert ran.err == f"vmfilter: {arm}: is of aarch64, {dump} of x86_64\n"
+    assert ran.err == f"vmfilter: {arm}: is a dump of aarch64, but {dump} is one of x86_64\n"
 
 
 def test_damage_in_the_other_dump_is_not_this_ones(run: Run, file: KdumpFile, dump: Path, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_an_invalid_command_line_is_refused(run: Run, dump: Path, arguments: Seq
 
 
 def test_an_invalid_number_of_threads_is_refused(dump: Path) -> None:
-    with pytest.raises(vmfilter.VmfilterError, match="0 threads"):
+    with pytest.raises(vmfilter.VmfilterError, match="number of threads must be from 1 to 1024, not 0"):
         verified(dump, threads=0)
 
 

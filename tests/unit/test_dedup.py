@@ -201,7 +201,7 @@ def test_the_command_says_how_many_pages_share(tmp_path: Path, capsys: pytest.Ca
 def test_elf_cannot_share(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     source, out = vmcore(tmp_path / "vmcore", some_pages(3, 2)), tmp_path / "out"
     assert main([*command, "--format", "elf", "--dedup", str(source), str(out)]) == USAGE
-    assert "cannot be stored once" in capsys.readouterr().err.splitlines()[-1]
+    assert "format elf cannot store identical pages once" in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
 
 

@@ -1,1 +1,1 @@
-"""Kept pages to compressed blocks, by several threads, in order."""
+"""Kept pages to compressed blocks, on several threads, in order."""

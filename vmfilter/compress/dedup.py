@@ -1,9 +1,10 @@
-"""Identical pages once: descriptors of the kdump-compressed format may share data, as those of zero pages always did.
+"""Identical pages stored once: in a kdump-compressed dump, several page descriptors may point to the same data.
 
-Threads make a hash of each page's compressed data: a codec gives the same data for the same page, so these tell pages
-apart as well, and there is less of them. Pages are looked up in order, so that the dump does not depend on the number
-of threads, in a table of bounded memory that forgets what was of no use for long. A hash proposes, content decides:
-both pages are read again from the source, for a stream cannot be read back, and compared.
+Zero pages have always shared one. Worker threads hash the compressed data of each page: a codec compresses equal pages
+to equal data, and there is less of it to hash. Pages are looked up in order, so the dump does not depend on the number
+of threads. The table is bounded, and forgets the entries that were not used for the longest time. Equal hashes only
+suggest equal pages, so both pages are read from the source again and compared. The new dump cannot be read for that:
+it may be a stream.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 MOST_SLOTS = 1 << 19
-"""Of 32 bytes each."""
+"""Limit of the table, in slots of 32 bytes."""
 _AT_ONCE = 16
-"""Pages in a row that are read together to be compared."""
+"""Consecutive pages that are read and compared together."""
 
 
 class Deduplicator:
-    """Finds pages whose data an earlier page of the same file has."""
+    """Finds pages whose data are already in the same file."""
 
     def __init__(self, dump: Dump, page_size: int) -> None:
-        """Pages are compared as that dump has them."""
+        """Allocate buffers.
+
+        Args:
+            dump: to read pages from when they are compared.
+            page_size: bytes.
+
+        """
         self._dump = dump
         self._page_size = page_size
         self._table: native.DedupTable | None = None
@@ -37,21 +44,21 @@ class Deduplicator:
         self._other_frame: int | None = None
 
     def expect(self, pages: int) -> None:
-        """Know how many pages there will be at most."""
+        """Size the table for a number of pages."""
         if self._table is None:
             self._table = native.DedupTable(min(1 << max((2 * pages).bit_length(), 3), MOST_SLOTS))
 
     def share(self, pages: Pages, offset: int, lowest_pfn: int) -> tuple[memoryview, array[int], int]:
-        """Find out which of the next pages share data, and take theirs out of the pages' data, in place.
+        """Find pages whose data are already stored, and remove their data, in place.
 
         Args:
-            pages: with frames and hashes.
-            offset: where the data of the first that does not share will be.
-            lowest_pfn: the first frame of the same file.
+            pages: the next ones, with frames and hashes.
+            offset: in the file, of the first data that remain.
+            lowest_pfn: first page frame of this file.
 
         Returns:
-            The data left; for each page the offset of the data that it shares (u64; 0 where it has its own); and how
-            many share.
+            The data that remain; for each page, the offset of the data that it shares (u64; 0 if it has its own); the
+            number of pages that share.
 
         """
         assert self._table is not None
@@ -65,7 +72,7 @@ class Deduplicator:
         return pages.data[:left], shared, kinds.count(SHARES)
 
     def _compare(self, kinds: bytearray, frames: memoryview, earlier: array[int]) -> None:
-        """Make those that seemed to share and do not hold the same ALONE."""
+        """Mark a page ALONE if it shares its hash with another page, but not its contents."""
         size = self._page_size
         i = kinds.find(SHARES)
         while i >= 0:
@@ -80,7 +87,7 @@ class Deduplicator:
             i = kinds.find(SHARES, i + n)
 
     def _page(self, pfn: int) -> bytearray:
-        """Content of a frame. The same one is often asked for again and again."""
+        """Return the contents of a page frame, often the same one several times in a row."""
         if pfn != self._other_frame:
             self._other_frame = None
             self._dump.read_into(pfn * self._page_size, memoryview(self._other))

@@ -1,4 +1,4 @@
-"""Pages of a kdump-compressed dump, copied as they are: where the codec stays, nothing is compressed again."""
+"""Pages copied from a kdump-compressed dump as they are: with the same codec, none is decompressed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ if TYPE_CHECKING:
 
 
 class Passthrough:
-    """Copies chunks of pages that lie in the dump with a codec, and compresses those that lie there with another."""
+    """Copies pages that are in the wanted codec, and compresses those in another."""
 
     def __init__(self, codec: Codec, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
-        """Pages are to be as that codec makes them; zero pages are left out where they are raw, as shared ones are."""
+        """Copy pages from a dump.
+
+        Args:
+            codec: of the new dump.
+            dump: to read pages from.
+            page_size: bytes.
+            packer: compresses the pages that cannot be copied.
+            skip_zero: whether zero pages are excluded, if they are stored raw.
+
+        """
         self._flag = codec.flag
         self._dump = dump
         self._page_size = page_size
@@ -24,7 +33,6 @@ class Passthrough:
         self._skip_zero = skip_zero
 
     def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        """See Worker."""
         done = used = 0
         for pfn, count in chunk:
             end = done + count
@@ -39,7 +47,12 @@ class Passthrough:
         return done, used
 
     def _copy(self, address: int, count: int, out: memoryview, sizes: memoryview) -> tuple[int, int, int]:
-        """Copy pages, at most count; return their number and bytes, and how many follow that cannot be copied."""
+        """Copy pages, at most count.
+
+        Returns:
+            Pages copied; their bytes; and the number of pages after them that are in another codec.
+
+        """
         fetched = self._dump.fetch(address, count)
         return native.copy_pages(
             fetched.descriptors,
@@ -53,7 +66,7 @@ class Passthrough:
         )
 
     def _compress(self, address: int, count: int, out: memoryview, sizes: memoryview) -> int:
-        """Compress pages; return their bytes."""
+        """Compress pages, and return their bytes."""
         pages = memoryview(bytearray(count * self._page_size))
         self._dump.read_into(address, pages)
         return self._packer.pack(pages, self._skip_zero, out, sizes[:count])

@@ -1,6 +1,6 @@
-"""Kept pages to compressed blocks: read and compressed by several threads, handed over in order.
+"""Pages read and compressed on several threads, and handed over in order.
 
-What comes out does not depend on the number of threads, and memory is bounded by the chunks in flight.
+The output does not depend on the number of threads. The number of chunks in flight bounds memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Pages(NamedTuple):
-    """Pages in order, compressed.
+    """Compressed pages, in order of their frames.
 
     Attributes:
-        sizes: a u32 each, as Packer.pack() gives them.
-        data: theirs, one after the other.
-        frames: a u64 each; nothing where nobody asked.
-        hashes: of the data, a u64 each; likewise.
+        sizes: u32 per page: bytes of its data, as Packer.pack() returns them.
+        data: of the pages, one after the other.
+        frames: u64 per page: its frame; empty unless requested.
+        hashes: u64 per page: of its data; empty unless requested.
 
     """
 
@@ -37,12 +37,18 @@ class Pages(NamedTuple):
     hashes: memoryview = memoryview(b"")
 
     def part(self, pages: slice, data: slice) -> Pages:
-        """Some of them."""
+        """Return some of the pages: a slice of the pages, and the matching slice of data."""
         return Pages(self.sizes[pages], self.data[data], self.frames[pages], self.hashes[pages])
 
 
 def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
-    """Cut runs into chunks of that many pages each (the last may have fewer)."""
+    """Cut runs of page frames into chunks.
+
+    Args:
+        runs: in ascending order.
+        pages: in each chunk; the last may have fewer.
+
+    """
     chunk: list[Run] = []
     room = pages
     for pfn, count in runs:
@@ -58,7 +64,7 @@ def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
 
 
 class _Chunk(Task["Worker"]):
-    """A chunk in flight: what is to be done, room for what comes of it, and that; used for one after the other."""
+    """A chunk in flight: its page frames, and buffers for the result. Used again for later chunks."""
 
     def __init__(self, pages: int, hashed: bool) -> None:
         super().__init__()
@@ -76,7 +82,7 @@ class _Chunk(Task["Worker"]):
             native.hash_pages(self._out, memoryview(self._sizes)[: self._count], self._hashes)
 
     def pages(self) -> Pages:
-        """Wait until it is done. Raises what ended it."""
+        """Wait for the chunk, and return its pages. Raises what do() raised."""
         self.wait()
         return Pages(
             memoryview(self._sizes)[: self._count],
@@ -87,21 +93,25 @@ class _Chunk(Task["Worker"]):
 
 
 class Worker(Protocol):
-    """Gets pages as they are to be in the new dump; each thread has one."""
+    """Makes the pages of the new dump. Each thread has one."""
 
     def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        """Put the pages of a chunk into out and sizes, as Packer.pack() does; return their number and bytes."""
+        """Write the pages of a chunk to out and sizes, as Packer.pack() does.
+
+        Returns:
+            Number of pages, and bytes written to out.
+
+        """
 
 
 NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
-"""Makes what a thread works with, of the dump, the page size, a packer, and whether zero pages are skipped."""
+"""Makes a worker from the dump, the page size, a packer, and whether zero pages are excluded."""
 
 
 class Compressor:
-    """Reads and compresses."""
+    """Reads pages, and compresses them."""
 
     def __init__(self, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
-        """See packed()."""
         self._dump = dump
         self._page_size = page_size
         self._packer = packer
@@ -109,7 +119,6 @@ class Compressor:
         self._pages = memoryview(bytearray(CHUNK_BYTES))
 
     def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        """See Worker."""
         size, count = self._page_size, 0
         for pfn, n in chunk:
             self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
@@ -118,7 +127,7 @@ class Compressor:
 
 
 def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk | None:
-    """One more; None where there is no memory for it, and the others will do."""
+    """Return a new chunk; None if memory is short and there are others to use."""
     try:
         return _Chunk(pages, hashed) if not others or has_room(CHUNK_BYTES) else None
     except MemoryError:
@@ -137,27 +146,31 @@ def packed(
     hashed: bool = False,
     new_worker: NewWorker = Compressor,
 ) -> Generator[Pages, None, None]:
-    """Compress pages.
+    """Read and compress pages.
 
     Args:
-        dump: to read them from.
+        dump: to read pages from.
         page_size: bytes.
-        runs: of the page frames wanted, in order.
-        new_packer: makes a thread's packer.
-        skip_zero: whether zero pages are left out.
-        budget: how many threads work, and how many chunks there are at a time; fewer where memory is short.
-        hashed: whether frames and hashes are wanted.
-        new_worker: see NewWorker.
+        runs: the page frames, in ascending order.
+        new_packer: makes a packer for one thread.
+        skip_zero: whether zero pages are excluded.
+        budget: limits of threads and chunks; fewer are used if memory is short.
+        hashed: whether frames and hashes are requested.
+        new_worker: makes a worker for one thread.
 
     Yields:
-        Those of each chunk, in order; valid until the next.
+        The pages of each chunk, in order; valid until the next.
+
+    Raises:
+        VmfilterError: a page cannot be read or compressed.
+        MemoryError: memory is too short for even one worker and one chunk.
 
     """
     pages = CHUNK_BYTES // page_size
     free: list[_Chunk] = []
     pending: deque[_Chunk] = deque()
     most = budget.chunks
-    done = 0  # how many of the first that are pending were waited for
+    done = 0  # chunks to take from pending before waiting again
     pool = WorkerPool(lambda: new_worker(dump, page_size, new_packer(), skip_zero), budget.threads)
     try:
         for chunk_runs in chunks_of(runs, pages):
@@ -169,8 +182,8 @@ def packed(
                     free.append(chunk)
             if not free:
                 if not done:
-                    # A thread must stop whenever the caller wakes up, so it does so for several; and it may have to
-                    # wait until one stops, so the threads have as many again to do meanwhile.
+                    # Waking the caller preempts a worker, so wait for several chunks at once. The caller may have to
+                    # wait for a CPU, so leave the workers as many to go on with.
                     done = max(most // 2, 1)
                     pending[done - 1].sleep()
                 yield pending[0].pages()

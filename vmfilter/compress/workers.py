@@ -1,8 +1,8 @@
 """Threads that share work.
 
-They are as many as there is work for, as are wanted, and as there is memory for: one will do, or the caller's own.
-concurrent.futures cannot go on with fewer where a thread cannot be started or finds no memory, and takes as long to
-import as a tenth of a small dump.
+A pool starts a thread per task, up to a limit, or until memory is short. If no thread can be started, the caller does
+the work. concurrent.futures cannot go on with fewer threads if one fails to start or runs out of memory. Importing it
+takes a tenth of the time of a small dump.
 """
 
 from __future__ import annotations
@@ -18,58 +18,73 @@ Worker = TypeVar("Worker")
 
 
 class Task(Generic[Worker]):
-    """Something to do, which can be submitted to a pool again when it is done."""
+    """Work for a pool. It can be submitted again when it is done."""
 
     def __init__(self) -> None:
-        """Have nothing to do yet."""
-        self._working = Lock()  # held until it is done
+        self._working = Lock()  # held while the task is pending
         self._error: BaseException | None = None
 
     def do(self, worker: Worker) -> None:
-        """Do it, with what a thread works with; where there is no memory for that, it may be done again."""
+        """Do the work. If memory runs out, the pool may call this again on another thread.
+
+        Args:
+            worker: of the thread that runs this.
+
+        """
         raise NotImplementedError
 
     def sleep(self) -> None:
-        """Wait until it is done, or has failed."""
+        """Wait until the task is done or has failed."""
         with self._working:
             pass
 
     def wait(self) -> None:
-        """Wait until it is done. Raises what ended it."""
+        """Wait until the task is done. Raises what do() raised."""
         self.sleep()
         error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
         finally:
-            del error  # its traceback has this frame: nothing here must lead to it, or it keeps what is in the frames
+            del error  # breaks a cycle: the traceback refers to this frame, and would keep its locals alive
 
     def begin(self) -> None:
-        """Be in work: for the pool."""
+        """Mark the task as pending; called by the pool."""
         self._working.acquire()
 
     def end(self, error: BaseException | None) -> None:
-        """Be done: for the pool."""
+        """Mark the task as done, or as failed with an error; called by the pool."""
         self._error = error
         self._working.release()
 
 
 class WorkerPool(Generic[Worker]):
-    """Does tasks."""
+    """Does tasks on threads."""
 
     def __init__(self, new_worker: Callable[[], Worker], most: int) -> None:
-        """Have at most so many threads, each with a worker of its own."""
+        """Start no thread yet.
+
+        Args:
+            new_worker: makes a worker for one thread.
+            most: limit of threads.
+
+        """
         self._new_worker = new_worker
         self._most = most
         self._tasks: SimpleQueue[Task[Worker] | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._lock = Lock()
-        self._working = 0  # threads that have not given up
-        self._alone: Worker | None = None  # where there can be no thread
+        self._working = 0  # threads still running: one ends if memory runs out
+        self._alone: Worker | None = None  # the caller's own, if no thread can be started
         self._ended = False
 
     def submit(self, task: Task[Worker]) -> None:
-        """Have a task done. Raises what ended the making of the first worker."""
+        """Have a task done, by a thread or, if none can be started, by the caller.
+
+        Raises:
+            Exception: what new_worker() raised; MemoryError only if there is no thread yet.
+
+        """
         if self._alone is None and len(self._threads) < self._most:
             self._grow()
         task.begin()
@@ -79,7 +94,7 @@ class WorkerPool(Generic[Worker]):
             self._do(task, self._alone)
 
     def _grow(self) -> None:
-        """Have one thread more, unless there is no memory for it, or there are too many."""
+        """Start one more thread. If memory is short, try no more."""
         try:
             worker = self._new_worker()
         except MemoryError:
@@ -94,9 +109,9 @@ class WorkerPool(Generic[Worker]):
     def _start(self, worker: Worker) -> bool:
         if not has_room():
             return False
-        # A signal may interrupt start() when it has started: the thread is in the list then, and ends with the others.
+        # A signal may interrupt start() after the thread has started. It is in the list by then, so end() joins it.
         self._threads.append(Thread(target=self._run, args=(worker,), name="vmfilter", daemon=True))
-        with self._lock:  # a thread that finds no memory meanwhile must know whether there will be this one
+        with self._lock:  # a thread that runs out of memory now waits until this one starts or fails
             try:
                 self._threads[-1].start()
             except (MemoryError, RuntimeError):
@@ -112,7 +127,7 @@ class WorkerPool(Generic[Worker]):
                 return
 
     def _do(self, task: Task[Worker], worker: Worker) -> bool:
-        """Do a task; return False where others are to do it, as there is no memory for all of them."""
+        """Do a task; return False if memory ran out and other threads can do it."""
         try:
             task.do(worker)
         except BaseException as e:
@@ -130,7 +145,7 @@ class WorkerPool(Generic[Worker]):
         return others
 
     def end(self) -> None:
-        """End the threads; what they have not begun is not done."""
+        """End the threads. Tasks that have not begun are dropped."""
         self._ended = True
         for _ in self._threads:
             self._tasks.put(None)

@@ -1,1 +1,1 @@
-"""New dumps: a format says what is written at which offset, a transport what that means."""
+"""New dumps: a writer decides what is written at which offset, a transport where the bytes go."""

@@ -1,4 +1,4 @@
-"""What every writer offers, and the account of what is written."""
+"""What every writer offers, and the account of the pages written."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class Written(NamedTuple):
-    """What a dump has until now.
+    """Pages that a dump contains so far.
 
     Attributes:
-        pages: that put_pages() was given and that are in it.
-        zero: of these, zero pages that are left out.
-        shared: of these, others whose data are those of an earlier page.
+        pages: all of them.
+        zero: zero pages among them that are excluded.
+        shared: other pages among them that share the data of an earlier page.
 
     """
 
@@ -25,12 +25,18 @@ class Written(NamedTuple):
     shared: int = 0
 
     def and_these(self, sizes: memoryview, shared: int) -> Written:
-        """With more pages, of these sizes, of which so many share."""
+        """Return the counts with more pages.
+
+        Args:
+            sizes: u32 per added page: bytes of its data, 0 for a zero page.
+            shared: number of added pages that share data.
+
+        """
         return Written(self.pages + len(sizes), self.zero + sizes.tolist().count(0), self.shared + shared)
 
 
 class _Step(NamedTuple):
-    """What a dump had after put_pages(): it stays so where its data are written up to data_end."""
+    """A state of the account: it is final once all data before data_end are in the file."""
 
     data_end: int
     size: int
@@ -38,39 +44,44 @@ class _Step(NamedTuple):
 
 
 class Account:
-    """What a dump has, and can go back to: pages that were taken may turn out not to be written.
+    """Counts the pages of a dump, and takes back pages that never reach the file.
 
     Attributes:
         size: bytes of the dump.
-        written: pages of it.
+        written: pages in it.
 
     """
 
     def __init__(self, size: int) -> None:
-        """Begin with no page, and so many bytes."""
-        self.size, self.written = self._none = size, Written()
-        self._steps: deque[_Step] = deque()  # of which none but the first is known to be written
-
-    def add(self, size: int, sizes: memoryview, data_end: int, landed: int, shared: int = 0) -> None:
-        """Have more pages, of these sizes, and so many bytes.
+        """Start without pages.
 
         Args:
-            size: bytes of the dump.
-            sizes: of the pages' data; 0 where there are none.
-            data_end: offset after the last data that any page has until now.
-            landed: offset before which all data are written.
-            shared: how many of the pages have the data of earlier ones.
+            size: bytes of the dump so far.
+
+        """
+        self.size, self.written = self._none = size, Written()
+        self._steps: deque[_Step] = deque()  # only the first is known to be in the file
+
+    def add(self, size: int, sizes: memoryview, data_end: int, landed: int, shared: int = 0) -> None:
+        """Count more pages.
+
+        Args:
+            size: bytes of the dump with them.
+            sizes: u32 per page: bytes of its data, 0 if it has none.
+            data_end: offset after the last data so far.
+            landed: offset before which all data are in the file.
+            shared: number of these pages that share the data of an earlier page.
 
         """
         self.size, self.written = size, self.written.and_these(sizes, shared)
-        if self._steps and self._steps[-1].data_end == data_end:  # zero pages, of which there can be terabytes
+        if self._steps and self._steps[-1].data_end == data_end:  # only zero pages since: there can be terabytes
             self._steps.pop()
         self._steps.append(_Step(data_end, size, self.written))
         while len(self._steps) > 1 and self._steps[1].data_end <= landed:
             self._steps.popleft()
 
     def go_back(self, landed: int) -> None:
-        """Have only the pages whose data lie before landed."""
+        """Take back the pages whose data end after landed."""
         while self._steps and self._steps[-1].data_end > landed:
             self._steps.pop()
         self.size, self.written = self._steps[-1][1:] if self._steps else self._none
@@ -79,47 +90,70 @@ class Account:
 class Writer(Protocol):
     """Writes one dump: bitmaps, then pages in order of their frames, then settle() and finish().
 
-    Where put_pages() or settle() fails, finish(incomplete=True) can still make a dump of those before.
+    If put_pages() or settle() fails, finish(incomplete=True) can still make a dump of the pages before.
     """
 
     @property
     def first_pfn(self) -> int:
-        """First page frame that the dump can have; those before it are left out."""
+        """First page frame that the dump can contain; earlier pages are lost."""
 
     @property
     def written(self) -> Written:
-        """What it has until now."""
+        """Pages in the dump so far."""
 
     @property
     def size(self) -> int:
-        """Bytes of it so far, once begin_pages() was called."""
+        """Bytes of the dump so far, known after begin_pages()."""
 
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
-        """Take a part of both bitmaps, from frame pfn on, a multiple of 8; bit 0 of a byte is its first frame.
+        """Take a part of both bitmaps. Bit 0 of a byte is its first frame.
 
-        Parts come in order; where none came nothing is present.
+        Parts come in ascending order. Frames in none of them are holes.
+
+        Args:
+            pfn: first page frame of the part, a multiple of 8.
+            present: frames that are memory.
+            kept: frames whose pages are kept.
+
         """
 
     def finish_bitmaps(self) -> None:
-        """Know that there are no more of them."""
+        """End the bitmaps: no part follows."""
 
     def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
-        """Know which pages there will be, and whether zero pages among them are left out."""
+        """Prepare for the pages.
+
+        Args:
+            kept: their frames.
+            share_zero: whether zero pages among them are excluded.
+
+        """
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
-        """Return how many of the next pages, of these sizes, go in before the dump is larger than a limit."""
+        """Return how many of the next pages fit into the dump.
+
+        Args:
+            sizes: u32 per page: bytes of its data.
+            limit: of the dump's size, bytes.
+
+        """
 
     def put_pages(self, pages: Pages) -> None:
-        """Write the next pages."""
+        """Write the next pages. Raises OutputError if that fails."""
 
     def settle(self) -> None:
-        """Have all pages written; those that cannot be are no more in it. Raises OutputError where there are such."""
+        """Wait until all pages are in the file. If some cannot be written, drop them and raise OutputError."""
 
     def finish(self, incomplete: bool = False) -> int:
-        """Write what is left, and make it a dump that has only to be published; one that says so of itself where pages
-        are missing.
+        """Write everything else, the header last. The file is a dump then, ready to be published.
+
+        Args:
+            incomplete: whether pages are missing, and the dump is marked incomplete.
 
         Returns:
-            Its size in bytes.
+            Bytes of the dump.
+
+        Raises:
+            OutputError: it cannot be written.
 
         """

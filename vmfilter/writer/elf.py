@@ -1,13 +1,14 @@
-"""ELF output: memory as it was, in a PT_LOAD for each run of kept pages. What is left out is in no PT_LOAD.
+"""ELF dumps: memory as it was, with a PT_LOAD for each run of kept pages. Excluded pages are in no PT_LOAD.
 
-    offset 0       ELF header, then all program headers: crash looks for them nowhere else
-    then           a section header where there are more than e_phnum can say (PN_XNUM)
+    offset 0       ELF header, then all program headers: crash does not look for them elsewhere
+    then           a section header, if there are more PT_LOADs than e_phnum can count (PN_XNUM)
     then           the notes
-    then           kept pages, in order of their frames; zero pages that are left out are holes of the file
+    then           kept pages, in order of their frames; excluded zero pages are holes of the file
 
-makedumpfile -E has what it left out in PT_LOADs too, as p_memsz beyond p_filesz. elf(5) calls that zeros, and crash
-(read_netdump()), drgn (zerofill) and makedumpfile itself read zeros there: user data that was left out would be shown
-as pages of zeros. Of what is in no PT_LOAD they say that it is not there; to us a note tells it (memory_note.py).
+makedumpfile -E puts excluded pages into PT_LOADs too, as p_memsz beyond p_filesz. elf(5) defines those bytes as zeros,
+and crash (read_netdump()), drgn (zerofill) and makedumpfile itself read zeros there: excluded user data would look
+like zero pages. If a page is in no PT_LOAD, they report that it is missing. vmfilter finds what was excluded in a
+note (memory_note.py).
 
 The format: elf(5). Everything is in the crashed machine's byte order.
 """
@@ -55,10 +56,10 @@ _ALIGN = 4096
 
 
 class ElfWriter:
-    """Writes one file: bitmaps first, of which the second is kept aside, then pages in order, then finish().
+    """Writes one ELF dump. See vmfilter.writer.base.Writer.
 
     Attributes:
-        first_pfn: see Writer: it can have all.
+        first_pfn: 0, since ELF can contain every page frame.
         size: bytes of the file so far.
 
     """
@@ -74,13 +75,13 @@ class ElfWriter:
         page_size: int,
         level: int,
     ) -> None:
-        """Begin.
+        """Prepare the notes; nothing is written yet.
 
         Args:
             transport: to write to.
-            source: whose notes are copied, and whose PT_LOADs tell flags and virtual addresses.
-            vmcoreinfo: of the kernel, None where it has none; it gets a note where it has none.
-            max_mapnr: first frame after all memory.
+            source: dump whose notes are copied, and whose PT_LOADs provide flags and virtual addresses.
+            vmcoreinfo: of the crashed kernel, None if unknown; gets a note if the source has none.
+            max_mapnr: first page frame after all memory.
             page_size: bytes.
             level: dump level.
 
@@ -95,19 +96,18 @@ class ElfWriter:
         self._memory_note = b""
         self._sign = source.arch.abi.sign
         self._account = Account(0)
-        self._data_end = 0  # offset after the last page that is no hole, or of the first
+        self._data_end = 0  # offset after the last page that is not a hole of the file
         self._loads = sorted(source.loads) or [Load(0, max_mapnr * page_size, 0, _RWX)]
-        self._ends = [0]  # highest end of the PT_LOADs up to each: where to begin to look for those of a run
+        self._ends = [0]  # highest end of the PT_LOADs before each, to find the first that a run overlaps
         for load in self._loads:
             self._ends.append(max(self._ends[-1], load.end))
 
     @property
     def written(self) -> Written:
-        """See Writer."""
         return self._account.written
 
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
-        """See Writer. Of memory a note tells; kept pages are what PT_LOADs have."""
+        """Collect the ranges of memory for the note. PT_LOADs say which pages are kept."""
         for first, count in runs_in(present, pfn, min(8 * len(present), self._max_mapnr - pfn)):
             start, end = first * self._page_size, (first + count) * self._page_size
             if self._memory and self._memory[-1][1] == start:
@@ -116,14 +116,15 @@ class ElfWriter:
                 self._memory.append((start, end))
 
     def finish_bitmaps(self) -> None:
-        """Make the note of what is memory."""
+        """Make the note of memory ranges, unless there are too many."""
         if len(self._memory) <= MAX_RANGES:
             self._memory_note = memory_note.pack(self._sign, self._level, self._memory)
 
     def _segments(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """Flags, offset from the first page's data, virtual and physical address, and bytes of each PT_LOAD.
+        """Yield flags, data offset, virtual address, physical address and size of each PT_LOAD.
 
-        Where PT_LOADs of the source overlap (the kernel's text lies in RAM) so do these, and share their data.
+        Offsets count from the first page's data. If PT_LOADs of the source overlap (one for the kernel's text, one for
+        the RAM it is in), so do these, and share their data.
         """
         size, before = self._page_size, 0
         for pfn, count in self._kept.runs():
@@ -141,7 +142,7 @@ class ElfWriter:
             before += count
 
     def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
-        """Write the notes, and leave room for the headers."""
+        """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
         segments = 1 + sum(1 for _ in self._segments())
         small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
@@ -155,7 +156,7 @@ class ElfWriter:
         self._account = Account(self.size)
 
     def _lay_out(self, layout: ElfClass, segments: int, data_size: int) -> bool:
-        """Find where what lies, and say whether the form can say so: offsets of ELF32 end at 4 GiB."""
+        """Place headers, notes and pages; return whether offsets fit: in ELF32 they end at 4 GiB."""
         self._layout = layout
         self._header = struct.Struct(self._sign + layout.header)
         self._program = struct.Struct(self._sign + layout.program)
@@ -167,11 +168,11 @@ class ElfWriter:
         return layout is ELF64 or self._data + data_size < 1 << 32
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
-        """See Writer: holes count as well, for whoever copies the file."""
+        """See Writer. Holes of the file count too: a copy may fill them."""
         return min(max(limit - self.size, 0) // self._page_size, len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
-        """Write the next pages; those of size 0 are zero, and holes."""
+        """Write the next pages. Zero pages (size 0) become holes of the file."""
         data = pages.data
         done, at = 0, self.size
         kept = bytes(size != 0 for size in pages.sizes.tolist())
@@ -193,7 +194,6 @@ class ElfWriter:
         self._account.add(at, pages.sizes, self._data_end, self._transport.landed)
 
     def settle(self) -> None:
-        """See Writer."""
         try:
             self._transport.settle()
         except OutputError:
@@ -202,7 +202,7 @@ class ElfWriter:
             raise
 
     def _write_program_headers(self) -> int:
-        """Write those of what is there: where pages are missing at the end, they are in no PT_LOAD. Return how many."""
+        """Write the program headers, and return their number. They end with the last page that was written."""
         layout, program, written = self._layout, self._program, self.size - self._data
         pending = bytearray(program.pack(*layout.program_header(PT_NOTE, 0, self._notes_at, 0, 0, self._notes_size)))
         at, count, mask = self._header.size, 1, (1 << layout.word_bits) - 1
@@ -226,7 +226,7 @@ class ElfWriter:
         return count
 
     def finish(self, incomplete: bool = False) -> int:
-        """See Writer; the ELF header is written last, for it makes it a dump."""
+        """See Writer. The ELF header is written last, since it makes the file a dump."""
         count = self._write_program_headers()
         many = count >= PN_XNUM
         ident = b"\x7fELF" + bytes((self._layout.number, 1 if self._sign == "<" else 2, 1))

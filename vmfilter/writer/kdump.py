@@ -1,16 +1,16 @@
-"""The kdump-compressed format, header version 6.
+"""kdump-compressed dumps, header version 6.
 
     block 0             main header (struct disk_dump_header)
-    block 1             sub header (struct kdump_sub_header), the ELF notes after it, and erase info after them
-    then                bitmap 1: frames that are memory; bitmap 2: frames that are in the dump; each from a block on
-    then                a page descriptor (24 bytes) for each bit of bitmap 2
-    then                page data; the shared zero page first
+    block 1             sub header (struct kdump_sub_header), then the ELF notes, then the erase info
+    then                bitmap 1: frames that are memory; bitmap 2: frames that are kept; each starts a block
+    then                a page descriptor (24 bytes) for each bit set in bitmap 2
+    then                page data; the shared zero page comes first
 
-Each file of a split set has all of that, but descriptors and data of its own stretch of frames only; its data begins
-where the descriptors of the whole set would end, which makedumpfile's --reassemble relies on.
+Each file of a split set contains all headers and both bitmaps, but only the descriptors and data of its own frames.
+Its data start where the descriptors of the whole set would end: makedumpfile --reassemble relies on that.
 
-Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order; the
-headers are in vmfilter/formats/kdump.py. The main header is written last: what is not finished is no dump.
+Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order;
+vmfilter/formats/kdump.py defines the headers. The main header is written last, so an unfinished file is not a dump.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
 _VERSION = 6
 _MAX_32 = (1 << 32) - 1
 _DESCRIPTORS_AT_ONCE = 1 << 13
-_BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected
+_BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected for one write
 
 
 class HeaderFields(NamedTuple):
-    """What the headers say.
+    """Contents of the headers.
 
     Attributes:
         uts: of the crashed kernel.
-        crash_time: seconds since 1970, 0 where it is not known.
-        phys_base: of the kernel; may be negative.
+        crash_time: seconds since 1970, 0 if unknown.
+        phys_base: of the kernel, bytes; may be negative.
         level: dump level.
-        max_mapnr: first frame after all memory.
+        max_mapnr: first page frame after all memory.
         page_size: bytes.
-        vmcoreinfo: of the kernel, None where it has none; it gets a note where it is in none of those that are copied.
-        cpus: how many, where the notes do not tell.
-        first_pfn: frame that is the first in the dump's own counting, which is that of its format.
+        vmcoreinfo: of the kernel, None if unknown; gets a note if the copied notes do not contain it.
+        cpus: their number, used if the notes do not tell.
+        first_pfn: the page frame that headers and bitmaps count as frame 0.
 
     """
 
@@ -70,7 +70,14 @@ class HeaderFields(NamedTuple):
 
 
 class PartRange(NamedTuple):
-    """What one file of a split set has: frames [start_pfn, end_pfn), of which so many pages are kept."""
+    """What one file of a split set contains.
+
+    Attributes:
+        start_pfn: its first page frame.
+        end_pfn: the page frame after its last.
+        pages: number of kept pages in this range.
+
+    """
 
     start_pfn: int
     end_pfn: int
@@ -78,7 +85,7 @@ class PartRange(NamedTuple):
 
 
 class _Bitmap:
-    """One of the two bitmaps on its way to the file: collected, so that few large pieces are written."""
+    """A bitmap on its way to the file, collected into few large writes."""
 
     def __init__(self, transport: Transport, offset: int, end: int) -> None:
         self._transport = transport
@@ -87,7 +94,7 @@ class _Bitmap:
         self._bits = bytearray()
 
     def put(self, byte: int, bits: bytes | bytearray) -> None:
-        """Add bits from a byte of the bitmap on; those before are all there, but for the end of the last byte."""
+        """Add bits from a byte of the bitmap on. It may be the last byte added before, if that was not full."""
         at, end = self._offset + byte, self._at + len(self._bits)
         if at < end:
             self._bits[-1] |= bits[0]
@@ -99,7 +106,7 @@ class _Bitmap:
 
     def flush(self) -> None:
         end = self._at + len(self._bits)
-        if self._bits.count(0) < len(self._bits):  # of a machine with terabytes, hardly any page is kept
+        if self._bits.count(0) < len(self._bits):  # on a machine with terabytes, hardly any page is kept
             self._transport.zeros(self._written, self._at - self._written)
             self._transport.write(self._at, self._bits)
             self._written = end
@@ -111,7 +118,7 @@ class _Bitmap:
 
 
 def _moved(bits: bytearray, by: int, count: int) -> bytes | bytearray:
-    """Move a bitmap up by a number of bits, or down if that is negative, and return the first count bits."""
+    """Shift a bitmap up by a number of bits, or down if it is negative; return the first count bits."""
     if not by and 8 * len(bits) - count < 8 and count % 8 == 0:
         return bits
     value = int.from_bytes(bits, "little")
@@ -120,10 +127,10 @@ def _moved(bits: bytearray, by: int, count: int) -> bytes | bytearray:
 
 
 class KdumpWriter:
-    """Writes one file: bitmaps first, then pages in order of their frames, then finish().
+    """Writes one kdump-compressed file. See vmfilter.writer.base.Writer.
 
     Attributes:
-        first_pfn: see Writer.
+        first_pfn: first page frame that the file can contain.
         size: bytes of the file so far.
 
     """
@@ -136,7 +143,16 @@ class KdumpWriter:
         codec: Codec,
         deduplicator: Deduplicator | None = None,
     ) -> None:
-        """Lay the file out; source's notes are copied, and identical pages stored once with a deduplicator."""
+        """Lay out the file.
+
+        Args:
+            transport: to write to.
+            source: dump whose notes and erase info are copied.
+            header: contents of the headers.
+            codec: of the pages.
+            deduplicator: finds identical pages; None: all pages get data of their own.
+
+        """
         self._transport = transport
         self._source = source
         self._header = header
@@ -165,11 +181,9 @@ class KdumpWriter:
 
     @property
     def written(self) -> Written:
-        """See Writer."""
         return self._account.written
 
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
-        """See Writer."""
         at = pfn - self.first_pfn
         byte = max(at, 0) // 8
         count = min(at + 8 * len(kept), self._max_mapnr) - 8 * byte
@@ -178,12 +192,18 @@ class KdumpWriter:
                 bitmap.put(byte, _moved(bits, at - 8 * byte, count))
 
     def finish_bitmaps(self) -> None:
-        """Write what is left of the bitmaps."""
         for bitmap in self._bitmaps:
             bitmap.finish()
 
     def begin_pages(self, kept: FrameSet, share_zero: bool, part: PartRange | None = None) -> None:
-        """See Writer; part: what of that is in this file of a set."""
+        """Write sub header and notes, and reserve space for the main header and descriptors.
+
+        Args:
+            kept: page frames of the dump, or of the whole split set.
+            share_zero: whether zero pages are excluded, and share one page of data.
+            part: the range of this file of a split set.
+
+        """
         count = len(kept)
         self._part = part
         if self._deduplicator:
@@ -201,13 +221,11 @@ class KdumpWriter:
         self._account = Account(self.size)
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
-        """See Writer."""
         ends = accumulate(sizes.tolist())
         room = limit - self.size
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
-        """Write the next pages."""
         if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
             self._flush()
         data, shared, sharing = pages.data, None, 0
@@ -228,7 +246,6 @@ class KdumpWriter:
         self._pending = bytearray()
 
     def settle(self) -> None:
-        """See Writer."""
         try:
             self._transport.settle()
         except OutputError:
@@ -236,7 +253,7 @@ class KdumpWriter:
             raise
 
     def _go_back(self, landed: int) -> None:
-        """Have no descriptors but of pages whose data lie before an offset: a descriptor of zeros is of a lost page."""
+        """Drop the descriptors of pages whose data end after landed; lost pages have descriptors of zeros."""
         self._account.go_back(landed)
         self.size = self._account.size
         end = self._descriptors + self.written.pages * DESCRIPTOR
@@ -246,11 +263,10 @@ class KdumpWriter:
         del self._pending[end - self._pending_at :]
 
     def finish(self, incomplete: bool = False) -> int:
-        """See Writer."""
         self._flush()
         if self._pending_at != self._last:
             if not incomplete:
-                raise OutputError("fewer pages were written than the bitmap has: this is a mistake in vmfilter")
+                raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
             self._transport.zeros(self._pending_at, self._last - self._pending_at)
         self._write_main_header(INCOMPLETE if incomplete else 0)
         self._transport.sync(self.size)
@@ -269,13 +285,13 @@ class KdumpWriter:
             sub_hdr_size=self._sub_blocks,
             bitmap_blocks=self._bitmap_blocks,
             max_mapnr=min(self._max_mapnr, _MAX_32),
-            # NT_PRSTATUS: one a CPU
+            # each CPU has an NT_PRSTATUS
             nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == NT_PRSTATUS) or h.cpus,
         )
         self._transport.write(0, self._main.pack(*main).ljust(self._block, b"\0"))
 
     def _words(self) -> int:
-        """Mask of what a long of the machine holds."""
+        """Return the mask of a long of the crashed machine."""
         return (1 << 8 * self._source.arch.abi.word) - 1
 
     def _write_sub_header(self) -> None:

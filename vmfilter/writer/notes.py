@@ -1,4 +1,4 @@
-"""The ELF notes of a new dump: those of the one that is read, and VMCOREINFO where it is in none of them."""
+"""The ELF notes of a new dump: the notes of the source, and VMCOREINFO if none of them contains it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 _COPY = 1 << 20  # bytes copied at a time: device dumps (NT_VMCOREDD) can be huge
 _NAME = b"VMCOREINFO"
-_ERASE_NAME = b"ERASEINFO"  # as makedumpfile and crash have it in ELF files
+_ERASE_NAME = b"ERASEINFO"  # as makedumpfile and crash call it in ELF files
 
 
 class Notes:
-    """What is to be written.
+    """The notes to write.
 
     Attributes:
-        size: bytes of all of it.
+        size: bytes of all notes.
 
     """
 
     def __init__(self, source: Dump, vmcoreinfo: Vmcoreinfo | None, erase_info: bool = False) -> None:
-        """Look whether a note has VMCOREINFO; it gets one where none does: libkdumpfile looks nowhere else.
+        """Collect the notes. If none contains VMCOREINFO, add one: libkdumpfile does not look elsewhere.
 
         Args:
-            source: whose notes are copied.
-            vmcoreinfo: of its kernel.
-            erase_info: whether what makedumpfile erased is to be said by a note, as there is no other place.
+            source: dump whose notes are copied.
+            vmcoreinfo: of the crashed kernel, None if unknown.
+            erase_info: whether to add a note of what makedumpfile erased, for a format with no other place for it.
 
         """
         self._source = source
@@ -47,7 +47,7 @@ class Notes:
         self.size = len(self._own) + self._erase_size + sum(size for _, size in source.note_parts)
 
     def _copied(self, info: Vmcoreinfo) -> int | None:
-        """Where among the copied notes the text lies; None where it is in no note."""
+        """Return the offset of VMCOREINFO's text in the copied notes; None if they do not contain it."""
         at = 0
         for start, size in self._source.note_parts:
             if info.file_size and start <= info.file_offset and info.file_offset + info.file_size <= start + size:
@@ -56,7 +56,7 @@ class Notes:
         return None
 
     def _note(self, info: Vmcoreinfo) -> bytes:
-        """Return the note that the kernel itself would have written."""
+        """Return the note that the kernel would have written."""
         in_file = self._source.read_file(info.file_offset, info.file_size) if info.file_size else b""
         text = in_file or info.text.encode()
         self._own_size = len(text)
@@ -68,7 +68,15 @@ class Notes:
         return note_head(self._source.arch.abi.sign, name, size)
 
     def vmcoreinfo(self, at: int) -> tuple[int, int]:
-        """Where the text of VMCOREINFO lies if the notes lie at an offset, and its bytes; (0, 0) where it is not."""
+        """Locate the text of VMCOREINFO.
+
+        Args:
+            at: offset of the notes in the new dump.
+
+        Returns:
+            Offset of the text in the new dump, and its bytes; (0, 0) if there is none.
+
+        """
         if self._info is None:
             return 0, 0
         if self._own:
@@ -76,7 +84,7 @@ class Notes:
         return at + self._erase_size + (self._copied(self._info) or 0), self._info.file_size
 
     def write(self, transport: Transport, at: int) -> int:
-        """Write them at an offset; return the offset after them."""
+        """Write the notes at an offset; return the offset after them."""
         transport.write(at, self._own)
         at += len(self._own)
         if self._erase is not None:
@@ -91,7 +99,19 @@ class Notes:
 
 
 def copy(source: Dump, start: int, size: int, transport: Transport, at: int) -> int:
-    """Copy bytes of a dump's file to an offset of the new one; return the offset after them."""
+    """Copy bytes from one file to another.
+
+    Args:
+        source: dump whose file is read.
+        start: offset in it.
+        size: bytes.
+        transport: to write to.
+        at: offset in the new file.
+
+    Returns:
+        Offset in the new file after the copy.
+
+    """
     for done in range(0, size, _COPY):
         transport.write(at + done, source.read_file(start + done, min(_COPY, size - done)))
     return at + size

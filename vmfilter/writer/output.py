@@ -26,7 +26,7 @@ FORMATS = ("kdump", "elf")
 
 
 class Form(NamedTuple):
-    """In which form, and with what means: what filter_dump() takes of that."""
+    """The form of a new dump, and the means to make it: arguments of filter_dump()."""
 
     format: str
     compress: str | None
@@ -41,62 +41,67 @@ class Form(NamedTuple):
 
 
 def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[str]:
-    """Check what filter_dump() is asked for, as far as that takes no dump.
+    """Check the arguments of filter_dump() as far as possible without the source.
+
+    Args:
+        output: path or paths of the new files.
+        form: the form.
+        progress: the callback.
 
     Returns:
-        The names of the new files.
+        Paths of the new files.
 
     Raises:
-        UsageError: something is wrong, or contradicts something else.
+        UsageError: an argument is wrong, or contradicts another.
 
     """
-    paths = names_of(output, "the files to make")
+    paths = names_of(output, "output")
     elf, compress = form.format == "elf", form.compress
     if form.format not in FORMATS:
-        raise UsageError(f"format {form.format!r} is not known: {', '.join(FORMATS)} are")
-    # If names lead to one file, as x, ./x and a link to it do, the last would replace what the others made.
+        raise UsageError(f"unknown format {form.format!r}: use {' or '.join(FORMATS)}")
+    # x, ./x and a link to x are one file: the last part would replace the others.
     if len(paths) > 1 and len({real_path(path) for path in paths}) < len(paths):
-        raise UsageError("the files to make need names that differ, and that do not lead to one file")
+        raise UsageError("two outputs are the same file: name a different one for each part of a split set")
     if len(paths) > 1 and (elf or form.limit is not None or "-" in paths):
-        raise UsageError("a set can only be of files in format kdump, and without a limit")
+        raise UsageError("a split set needs format kdump, files as outputs, and no limit")
     if elf and form.dedup:
-        raise UsageError("format elf has a place for each page, so identical pages cannot be stored once")
+        raise UsageError("format elf cannot store identical pages once: use format kdump")
     if elf and compress not in (None, "none"):
-        raise CodecError(f"format elf has no codecs, so {compress!r} cannot be")
+        raise CodecError(f"format elf cannot be compressed with codec {compress!r}: use format kdump")
     if compress is not None:
         parse_codec(compress)
     for what, size in ("limit", form.limit), ("max_memory", form.max_memory):
         if size is not None and not is_whole(size, 1):
-            raise UsageError(f"{what} {size!r} is no number of bytes, 1 at least")
+            raise UsageError(f"{what} must be a number of bytes, at least 1, not {size!r}")
     budget(form.threads)
     if progress is not None and not callable(progress):
-        raise UsageError(f"progress {progress!r:.80} cannot be called")
+        raise UsageError(f"progress {progress!r:.80} is not callable")
     return paths
 
 
 class Destination:
-    """Where a dump goes.
+    """The destination of a new dump.
 
     Attributes:
-        paths: names of its files.
-        form: as it was asked for.
+        paths: of its files.
+        form: as requested.
         codec, effort: of its pages.
-        copies: whether pages are copied that the source has compressed so already.
+        copies: whether pages that the source has in this codec are copied as they are.
 
     """
 
     def __init__(self, dump: Dump, paths: list[str], form: Form, keep: Codec | None = None) -> None:
-        """Settle what depends on the dump that is read.
+        """Settle what depends on the source.
 
         Args:
-            dump: to be read.
-            paths: of the new file, or the files of a set, as check() returns them.
-            form: of it.
-            keep: the codec that stays where nothing else is said.
+            dump: the source.
+            paths: of the new file, or of the files of a split set, as check() returns them.
+            form: as requested.
+            keep: codec to use if the form names none; None: the default codec.
 
         Raises:
-            CodecError: that codec is not available here.
-            OutputError: it is the file that is read.
+            CodecError: the codec is not available here.
+            OutputError: the new file is the source.
 
         """
         self.paths, self.form = paths, form
@@ -109,13 +114,13 @@ class Destination:
             _refuse_same_file(dump, path)
 
     def budget(self) -> Budget:
-        """How much is done at a time, by the memory that there is left."""
+        """Return the limits of threads and chunks; they depend on the memory in use now."""
         most = self.form.max_memory
         return self._budget if most is None else self._budget.within(most - memory_in_use())
 
     @contextmanager
     def transports(self) -> Iterator[list[Transport]]:
-        """Have a transport for each file: published at the end, and where that is not reached, nothing is left."""
+        """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
         made: list[Transport] = []
         try:
             for path in self.paths:
@@ -155,7 +160,7 @@ def _standard_output() -> Sink:
         raise OutputError("standard output: is closed")
     fd, name = sys.stdout.fileno(), "standard output"
     if os.isatty(fd):
-        raise UsageError(f"{name} is a terminal, not a place for a dump: send it into a pipe or a file")
+        raise UsageError(f"{name} is a terminal: redirect the dump to a file or a pipe")
     from vmfilter.writer.transport.stream import DiskSink, StreamSink
 
     info = os.fstat(fd)
@@ -173,4 +178,4 @@ def _refuse_same_file(source: Dump, path: str) -> None:
     except OSError:
         return
     if source.is_file(info):
-        raise OutputError(f"{path}: is the dump that is read; it is not replaced by its own filtering")
+        raise OutputError(f"{path}: is the input, which cannot be replaced while it is read; name another output")

@@ -1,4 +1,4 @@
-"""A split set: one dump in several kdump-compressed files, each with its stretch of frames."""
+"""A split set: one dump in several kdump-compressed files, each with its own range of page frames."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet
 
-_CUT = 64  # cuts are at multiples of this, as the format counts: crash counts whole words of the bitmap from a cut on
+_CUT = 64  # cuts are at multiples of this in the bitmap: crash counts its bits from a cut on in whole words
 
 
 def _cuts(kept: FrameSet, parts: int, first: int, end: int) -> Iterator[int]:
-    """Yield where a set is cut, so that its parts get about as many pages each.
+    """Yield the page frames at which a set is cut, so that its parts get about the same number of pages.
 
     Args:
         kept: frames of the whole set.
-        parts: how many; fewer cuts than that are made if there are not enough pages.
-        first, end: frames that the format counts.
+        parts: their number; if there are too few pages, there are fewer cuts.
+        first, end: range of frames that the format can count.
 
     """
     made, before = 1, 0
@@ -36,7 +36,7 @@ def _cuts(kept: FrameSet, parts: int, first: int, end: int) -> Iterator[int]:
 
 
 def _ranks(kept: FrameSet, frames: Sequence[int]) -> Iterator[int]:
-    """Yield how many frames of a set are before each of some frames, in ascending order."""
+    """Yield, for each of some frames in ascending order, how many frames of a set are before it."""
     before = i = 0
     for pfn, count in kept.runs():
         while i < len(frames) and frames[i] <= pfn + count:
@@ -47,10 +47,21 @@ def _ranks(kept: FrameSet, frames: Sequence[int]) -> Iterator[int]:
 
 
 class SplitWriter:
-    """Writes all files of a set. See vmfilter.writer.base.Writer."""
+    """Writes all files of a split set. See vmfilter.writer.base.Writer.
+
+    Attributes:
+        first_pfn: first page frame that the set can contain.
+
+    """
 
     def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int) -> None:
-        """Write to these, in this order; max_mapnr is the first frame after all memory."""
+        """Combine writers.
+
+        Args:
+            writers: one for each file, in order.
+            max_mapnr: first page frame after all memory.
+
+        """
         self._writers = writers
         self.first_pfn = writers[0].first_pfn
         self._max_mapnr = max_mapnr
@@ -62,22 +73,20 @@ class SplitWriter:
 
     @property
     def written(self) -> Written:
-        """See Writer: in all files."""
+        """Pages in all files so far."""
         each = [writer.written for writer in self._writers]
         return Written(*map(sum, zip(*each, strict=True)))
 
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
-        """See Writer: each file has all of both."""
+        """Give every file both bitmaps in full."""
         for writer in self._writers:
             writer.put_bitmaps(pfn, present, kept)
 
     def finish_bitmaps(self) -> None:
-        """See Writer."""
         for writer in self._writers:
             writer.finish_bitmaps()
 
     def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
-        """See Writer."""
         parts = self._parts(kept)
         self._left = [part.pages for part in parts]
         for writer, part in zip(self._writers, parts, strict=True):
@@ -92,11 +101,10 @@ class SplitWriter:
         return [PartRange(start, end, after - before) for (start, end), (before, after) in bounds]
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
-        """See Writer: a set has no limit."""
+        """Let all pages fit: a split set has no limit."""
         return len(sizes)
 
     def put_pages(self, pages: Pages) -> None:
-        """See Writer."""
         count = len(pages.sizes)
         done = used = 0
         for i, writer in enumerate(self._writers):
@@ -106,11 +114,11 @@ class SplitWriter:
                 writer.put_pages(pages.part(slice(done, done + n), slice(used, used + length)))
                 done, used = done + n, used + length
                 self._left[i] -= n
-                if not self._left[i]:  # what it needs to write behind is needed no more
+                if not self._left[i]:  # frees its writer thread and buffers
                     writer.settle()
 
     def settle(self) -> None:
-        """See Writer: a set of which one file has lost pages is incomplete."""
+        """See Writer. If one file has lost pages, the set is incomplete."""
         failures = []
         for writer in self._writers:
             try:
@@ -121,5 +129,4 @@ class SplitWriter:
             raise failures[0]
 
     def finish(self, incomplete: bool = False) -> int:
-        """See Writer."""
         return sum(writer.finish(incomplete) for writer in self._writers)

@@ -1,1 +1,1 @@
-"""Where the bytes of a new dump go: a file that appears whole or not at all, a stream, or nowhere."""
+"""Where the bytes of a new dump go: a file that appears whole or not at all, a stream, a disk, or nowhere."""

@@ -1,4 +1,4 @@
-"""What a writer needs of the place where its bytes go."""
+"""What a writer requires of the place where its bytes go."""
 
 from __future__ import annotations
 
@@ -8,58 +8,62 @@ from typing import Protocol
 _ZEROS = memoryview(bytes(1 << 16))
 
 Write = Callable[[int, memoryview, int], int]
-"""Writes some of a view to a descriptor at an offset; returns how many bytes. Raises OSError."""
+"""Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
 
 
 class Sink(Protocol):
-    """Bytes that follow each other. publish(), after sync(), or abort() ends it."""
+    """A sequence of bytes. It ends with publish() after sync(), or with abort()."""
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write data of which there is much more, at higher offsets; perhaps later, until settle().
+        """Write bulk data, at ascending offsets. They may be written later, until settle().
+
+        Args:
+            offset: bytes.
+            data: to write there.
 
         Raises:
-            OutputError: that fails, or failed for what was to be written before.
+            OutputError: these or earlier data cannot be written.
 
         """
 
     def settle(self) -> None:
-        """Have all written that stream() took. Raises OutputError where that fails, once."""
+        """Wait until everything given to stream() is written. Raises OutputError once if that fails."""
 
     @property
     def landed(self) -> int:
-        """The offset before which all is written that stream() took."""
+        """Offset before which everything given to stream() is written."""
 
     def reserve(self, start: int, end: int) -> None:
-        """Have room for what is written at the offsets [start, end), some of it last: a full disk can still end a dump.
+        """Allocate space for the offsets [start, end), so that even on a full disk the headers can be written last.
 
         Raises:
-            NoSpaceError: there is none.
+            NoSpaceError: there is not enough.
 
         """
 
     def sync(self, size: int) -> None:
-        """Have all of its size bytes where they stay; nothing is written after. Raises OutputError where that fails."""
+        """Put all size bytes on stable storage; nothing is written afterwards. Raises OutputError if that fails."""
 
     def publish(self) -> None:
-        """Give it its name. Raises OutputError where that fails."""
+        """Give the dump its name. Raises OutputError if that fails."""
 
     def abort(self) -> str | None:
-        """Leave nothing behind, not even what publish() has named; where that replaced a file, it stays.
+        """Remove the dump, even one that publish() has named, unless it replaced another file.
 
         Returns:
-            Where something is left all the same, what.
+            If something could not be removed, what; else None.
 
         """
 
 
 class Transport(Sink, Protocol):
-    """Bytes at offsets."""
+    """Bytes at offsets, in any order."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write data at offset. Raises OutputError where that fails."""
+        """Write data at an offset. Raises OutputError if that fails."""
 
     def forget(self, start: int, end: int) -> None:
-        """Have what write() wrote at the offsets [start, end) undone: something else can be written there, or zeros().
+        """Undo what write() wrote at the offsets [start, end): other data, or zeros(), can follow there.
 
         Raises:
             OutputError: that fails.
@@ -67,16 +71,20 @@ class Transport(Sink, Protocol):
         """
 
     def zeros(self, offset: int, size: int) -> None:
-        """Have zeros at an offset where nothing is written, or is going to be before.
+        """Make a range read as zeros. Nothing may have been written there.
+
+        Args:
+            offset: bytes.
+            size: bytes.
 
         Raises:
-            OutputError: there can be none.
+            OutputError: that fails.
 
         """
 
 
 def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of some data at an offset, by as many calls as it takes. Raises OSError where one fails."""
+    """Write all data at an offset, in as many calls as it takes. Raises OSError if one fails."""
     view = memoryview(data)
     while view:
         n = write(fd, view, offset)
@@ -84,6 +92,6 @@ def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offse
 
 
 def zeros_in(start: int, end: int) -> Iterator[tuple[int, memoryview]]:
-    """Offsets and zeros that fill [start, end) together: it may be longer than there is memory for."""
+    """Yield offsets, and zeros to write there: they fill [start, end), which may be larger than memory."""
     for at in range(start, end, len(_ZEROS)):
         yield at, _ZEROS[: end - at]

@@ -1,8 +1,8 @@
-"""Large amounts of data to a file while the caller goes on, past the page cache where the file system can do that.
+"""Bulk data written to a file by a thread, past the page cache if the file system supports O_DIRECT.
 
-O_DIRECT takes whole blocks at aligned offsets from aligned memory, so data are collected in buffers that begin at the
-offset of a block; a thread writes them. What is no whole block, and all where O_DIRECT is refused (at open(2), or with
-EINVAL at a write), goes through the page cache. No block goes both ways.
+O_DIRECT takes whole blocks, at aligned offsets, from aligned memory. So data are collected in buffers that start at a
+block, and the thread writes those. Partial blocks go through the page cache. So does everything if O_DIRECT is refused,
+by open(2) or with EINVAL by pwrite(2). No block goes both ways.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from queue import SimpleQueue
 
 from vmfilter.writer.transport.base import Write
 
-_BLOCK = 4096  # offsets and sizes that any disk takes directly are multiples of it
+_BLOCK = 4096  # alignment that O_DIRECT needs on any disk
 _BUFFER_BYTES = 2 << 20
 _BUFFERS = 2  # one is filled while the other is written
 
 _Piece = tuple[int, mmap.mmap, int]
-"""An offset, and a buffer with so many bytes for it."""
+"""Offset in the file, buffer, and bytes in it."""
 
 
 class DirectWriter:
-    """Data at offsets that only grow, on their way to a file.
+    """Writes data at ascending offsets of a file.
 
     Attributes:
-        landed: the offset before which all of them are in the file.
+        landed: offset before which all data are in the file.
 
     """
 
     def __init__(self, fd: int, path: str, write: Write) -> None:
-        """Have buffers; begin() is next.
+        """Allocate the buffers; begin() comes next.
 
         Args:
             fd: of the file.
-            path: of it, to open it once more.
-            write: through which all is written.
+            path: of the file, to open it again with O_DIRECT.
+            write: used for every write.
 
         Raises:
-            OSError, MemoryError: there is no memory for the buffers.
+            OSError, MemoryError: the buffers cannot be allocated.
 
         """
         self._write = write
         self._path, self._fd, self._direct = path, fd, -1
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
         self._full: SimpleQueue[_Piece | None] = SimpleQueue()
-        self._buffer: mmap.mmap | None = None  # the one that is filled
-        self._offset = self._used = 0  # where it is to go, and its bytes
+        self._buffer: mmap.mmap | None = None  # the one being filled
+        self._offset = self._used = 0  # of that buffer: offset in the file, and bytes in it
         self._failure: BaseException | None = None
         self._abandoned = False
         self.landed = 0
@@ -58,18 +58,18 @@ class DirectWriter:
         self._thread = threading.Thread(target=self._run, name="vmfilter-writer", daemon=True)
 
     def begin(self) -> None:
-        """Start the thread. Where anything ends that, a signal too, abandon() is to be called as after any begin().
+        """Start the thread. finish() or abandon() must follow, even if a signal interrupts this.
 
         Raises:
-            MemoryError, RuntimeError: no thread can be started.
+            MemoryError, RuntimeError: the thread cannot be started.
 
         """
-        with contextlib.suppress(OSError):  # a file system that has no such thing
+        with contextlib.suppress(OSError):  # the file system has no O_DIRECT
             self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._thread.start()
 
     def put(self, offset: int, view: memoryview) -> None:
-        """Take data. Raises what the writing of earlier data raised."""
+        """Take data for an offset. Raises what writing earlier data raised."""
         if offset != self._offset + self._used:
             self._hand_over()
             self._offset = offset
@@ -77,7 +77,7 @@ class DirectWriter:
             self._raise_failure()
             if self._buffer is None:
                 self._buffer = self._free.get()
-            # One that begins within a block ends with it, so that the next begins with a block.
+            # A buffer that starts inside a block ends with that block, so the next one starts at a block.
             size = -self._offset % _BLOCK or _BUFFER_BYTES
             n = min(size - self._used, len(view))
             self._buffer[self._used : self._used + n] = view[:n]
@@ -86,18 +86,18 @@ class DirectWriter:
                 self._hand_over()
 
     def finish(self) -> None:
-        """Have all of it written, and let go of thread and buffers. Raises what the writing raised."""
+        """Write everything; then end the thread and free the buffers. Raises what writing raised."""
         self._hand_over()
         self._stop()
         self._raise_failure()
 
     def abandon(self) -> None:
-        """Let go of thread and buffers; what is not yet written is not."""
+        """End the thread and free the buffers. Data that are not written yet are dropped."""
         self._abandoned = True
         self._stop()
 
     def _raise_failure(self) -> None:
-        """Raise what the writing raised; another one each time, for a traceback keeps what is in its frames."""
+        """Raise what writing raised, as a new exception each time: a traceback keeps locals alive."""
         if self._failure is not None:
             raise type(self._failure)(*self._failure.args)
 
@@ -129,7 +129,7 @@ class DirectWriter:
             self._free.put(buffer)
 
     def _write_all(self, offset: int, view: memoryview) -> None:
-        """Write all before a bad spot of a disk, to the block: who goes on after it must know where it is."""
+        """Write all data, or up to the block of a bad sector, so that landed locates it."""
         most = len(view)
         while view:
             try:
@@ -152,7 +152,7 @@ class DirectWriter:
         try:
             return self._write(self._direct, view, offset)
         except OSError as e:
-            # On a full disk, less than a whole piece may still go in through the page cache.
+            # On a full disk, part of the data may still fit through the page cache.
             if e.errno not in (errno.EINVAL, errno.ENOSPC):
                 raise
             os.close(self._direct)

@@ -1,4 +1,4 @@
-"""Nowhere: the whole run of --dry-run, with nothing kept."""
+"""The transport of --dry-run: the run is the same, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -6,37 +6,35 @@ import sys
 
 
 class Discard:
-    """Nowhere: for --dry-run."""
+    """Discards all bytes."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
+        pass
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
+        pass
 
     def settle(self) -> None:
-        """See Transport."""
+        pass
 
     @property
     def landed(self) -> int:
-        """See Transport."""
         return sys.maxsize
 
     def forget(self, start: int, end: int) -> None:
-        """See Transport."""
+        pass
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport."""
+        pass
 
     def reserve(self, start: int, end: int) -> None:
-        """See Transport."""
+        pass
 
     def sync(self, size: int) -> None:
-        """See Transport."""
+        pass
 
     def publish(self) -> None:
-        """See Transport."""
+        pass
 
     def abort(self) -> str | None:
-        """See Transport."""
         return None

@@ -13,57 +13,65 @@ from vmfilter.writer.transport.base import write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_WRITE_BEHIND = 8 << 20  # bytes written before the disk is asked to begin
-_AHEAD = 64 << 20  # by which a file is made longer than it needs to be yet: each time waits for what is being written
+_WRITE_BEHIND = 8 << 20  # bytes written before writeback is started
+_AHEAD = 64 << 20  # bytes by which a file is extended beyond its need: each time waits for writes in progress
 
 
 class _File:
-    """Bytes at offsets of an empty file. What becomes of it in the end is for those who have it."""
+    """Bytes at offsets of an empty file. Subclasses say what becomes of it."""
 
     def __init__(self, fd: int, path: str, name: str) -> None:
-        """Write to fd, which path opens once more; name is for messages."""
+        """Create nothing: the file is open.
+
+        Args:
+            fd: to write to.
+            path: opens the same file again.
+            name: for messages.
+
+        """
         self._fd, self._opened, self._path = fd, path, name
         self._unsynced = 0
-        self._behind: DirectWriter | None = None
+        self._writer: DirectWriter | None = None
         self._landed = 0
-        self._scarce = False  # no memory to write behind
+        self._scarce = False  # memory is too short for direct I/O
         self._size = 0
 
     def _failed(self, e: OSError) -> OutputError:
         if e.errno in _NO_SPACE:
             return NoSpaceError(
-                f"{self._path}: {e.strerror} while writing. "
-                "Make room, or have a smaller dump: filter has a higher level (-d) and other codecs (--compress)"
+                f"{self._path}: {e.strerror} while writing; free some space, or make a smaller dump: "
+                "filter has higher levels (-d) and other codecs (--compress)"
             )
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport: a file has them where nothing is written, if it is so long: its end is too late for that."""
+        """See Transport. Unwritten bytes read as zeros if the file is long enough.
+
+        It is extended now: at the end it would be too late to keep a smaller dump if the size exceeds a limit.
+        """
         end = offset + size
         try:
             if os.fstat(self._fd).st_size < end:
                 try:
                     os.ftruncate(self._fd, end + _AHEAD)
-                except OSError:  # a file system or RLIMIT_FSIZE lets no file be so long
+                except OSError:  # beyond RLIMIT_FSIZE, or what the file system supports
                     os.ftruncate(self._fd, end)
         except OSError as e:
             raise self._failed(e) from e
 
     def reserve(self, start: int, end: int) -> None:
-        """See Transport."""
         try:
             os.posix_fallocate(self._fd, start, end - start)
         except OSError as e:
             if e.errno in _NO_SPACE:
-                raise self._failed(e) from e  # else the file system cannot, and has room or not when it is written
+                raise self._failed(e) from e  # other errors: the file system cannot allocate in advance
 
     def forget(self, start: int, end: int) -> None:
-        """See Transport: they may be descriptors of a terabyte of zero pages, which come without data of their own."""
+        """See Transport. The range may contain the descriptors of a terabyte of zero pages, so fill it in pieces."""
         for at, zeros in zeros_in(start, end):
             self.write(at, zeros)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
         try:
             write_all(self._pwrite, self._fd, data, offset)
         except OSError as e:
@@ -74,62 +82,58 @@ class _File:
         if fd == self._fd:
             self._unsynced += n
             if self._unsynced >= _WRITE_BEHIND:
-                # Has the disk begin with what is dirty, so that it is not all left to the sync at the end, and drops
-                # what is clean: a capture kernel has no memory for it.
+                # Starts writing dirty pages, which would all wait for the final sync otherwise, and drops clean ones:
+                # a capture kernel has no memory for them.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 self._unsynced = 0
         return n
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
-        if self._behind is None and (not data or not self._begin_behind()):
+        if self._writer is None and (not data or not self._start_writer()):
             self.write(offset, data)
             self._landed = offset + len(data)
             return
-        assert self._behind is not None
+        assert self._writer is not None
         try:
-            self._behind.put(offset, memoryview(data))
+            self._writer.put(offset, memoryview(data))
         except OSError as e:
             raise self._failed(e) from e
 
-    def _begin_behind(self) -> bool:
-        """Begin to write behind, unless there is no memory for that."""
+    def _start_writer(self) -> bool:
+        """Start a thread for direct I/O, unless memory is short."""
         if not self._scarce and has_room():
             try:
-                # Known here before it begins: a signal may come at any time, and abort() ends what has begun.
-                self._behind = DirectWriter(self._fd, self._opened, self._pwrite)
-                self._behind.begin()
+                # Assigned before it begins: a signal may arrive at any time, and abort() must find the thread.
+                self._writer = DirectWriter(self._fd, self._opened, self._pwrite)
+                self._writer.begin()
             except (OSError, MemoryError, RuntimeError):
                 self._abandon()
-        self._scarce = self._behind is None
+        self._scarce = self._writer is None
         return not self._scarce
 
     def _abandon(self) -> None:
-        if self._behind is not None:
-            self._behind.abandon()
-            self._behind = None
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
 
     def settle(self) -> None:
-        """See Transport."""
-        if self._behind is None:
+        if self._writer is None:
             return
         failure: OSError | None = None
         try:
-            self._behind.finish()
+            self._writer.finish()
         except OSError as e:
             failure = e
-        # Where a signal ends that, its thread is at work still: abort() waits for it before the file is closed.
-        self._landed, self._behind = self._behind.landed, None
+        # Not earlier: if a signal interrupts finish(), abort() must join the thread before it closes the file.
+        self._landed, self._writer = self._writer.landed, None
         if failure is not None:
             raise self._failed(failure) from failure
 
     @property
     def landed(self) -> int:
-        """See Transport."""
-        return self._behind.landed if self._behind is not None else self._landed
+        return self._writer.landed if self._writer is not None else self._landed
 
     def sync(self, size: int) -> None:
-        """See Transport."""
         try:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
@@ -139,25 +143,24 @@ class _File:
 
 
 class OpenFile(_File):
-    """A file that somebody else has opened, and closes: where it does not become a dump, it is empty again."""
+    """A file that the caller opened, and closes. It is emptied again if it does not become a dump."""
 
     def publish(self) -> None:
-        """See Transport: who writes to it after that, writes after the dump."""
+        """Move to the end of the dump, so that later output to the file follows it."""
         with contextlib.suppress(OSError):
             os.lseek(self._fd, self._size, os.SEEK_SET)
 
     def abort(self) -> str | None:
-        """See Transport."""
         self._abandon()
         try:
             os.ftruncate(self._fd, 0)
         except OSError as e:
-            return f"{self._path}: what was written is no dump, and stays: {e.strerror}"
+            return f"{self._path}: what was written is not a dump, and cannot be removed: {e.strerror}"
         return None
 
 
 def real_path(path: str) -> str:
-    """Where a path leads to, by links and from the working folder. Raises OutputError where that has been removed."""
+    """Return a path as an absolute one without links. Raises OutputError if the working directory is gone."""
     try:
         return os.path.realpath(path)
     except OSError as e:
@@ -165,28 +168,31 @@ def real_path(path: str) -> str:
 
 
 class FileTransport(_File):
-    """A file that is written aside, synced, and only then gets its name. Mode 0600: a dump has everyone's secrets."""
+    """A file with a temporary name, which gets its own once it is synced.
+
+    Its mode is 0600: a dump contains secrets of every user.
+    """
 
     def __init__(self, path: str, force: bool = False) -> None:
-        """Begin.
+        """Create the file.
 
         Args:
-            path: of the file to be.
-            force: whether a regular file of that name is replaced.
+            path: its final name.
+            force: whether to replace a regular file of that name.
 
         Raises:
-            OutputError: it exists, or cannot be made.
+            OutputError: it exists, or cannot be created.
 
         """
         if not os.path.basename(path):
-            raise OutputError(f"{path!r}: is no name of a file")
-        self._path = real_path(path)  # with force, what a link points to is replaced and not the link
+            raise OutputError(f"{path!r}: is not the name of a file")
+        self._path = real_path(path)  # with force, the target of a link is replaced, not the link
         self._force = force
         self._named = False
-        self._check_free(path)  # as it was given: /dev/stdout, say, leads to what no path names
+        self._check_free(path)  # the path as given: /dev/stdout, say, may lead to something without a path
         folder, name = os.path.split(self._path)
         short = os.fsdecode(os.fsencode(name)[:200])
-        # Not hidden: who kills a run with SIGKILL shall see what it leaves.
+        # Not hidden: after SIGKILL the file remains, and its owner must see it.
         temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
         try:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -202,12 +208,11 @@ class FileTransport(_File):
         except OSError as e:
             raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         if not stat.S_ISREG(info.st_mode):
-            raise OutputError(f"{path}: exists and is not a regular file; name a file that is to be made")
+            raise OutputError(f"{path}: exists and is not a regular file; choose another name")
         if not self._force:
-            raise OutputError(f"{path}: exists; it is replaced only with --force")
+            raise OutputError(f"{path}: exists; --force replaces it")
 
     def publish(self) -> None:
-        """See Transport."""
         try:
             if self._force:
                 os.replace(self._opened, self._path)
@@ -216,26 +221,26 @@ class FileTransport(_File):
                 self._named = True
             self._sync_folder()
         except FileExistsError:
-            raise OutputError(f"{self._path}: was made by somebody else meanwhile; it is not replaced") from None
+            raise OutputError(f"{self._path}: was created by another process meanwhile; it is not replaced") from None
         except OSError as e:
             raise self._failed(e) from e
         self._close()
 
     def _link(self) -> None:
-        """Give the file its name, unless somebody else has taken it."""
+        """Give the file its name, unless another process has taken it."""
         try:
             os.link(self._opened, self._path)
         except FileExistsError:
             raise
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             self._check_free(self._path)
             os.rename(self._opened, self._path)
         else:
-            with contextlib.suppress(OSError):  # the dump has its name by now
+            with contextlib.suppress(OSError):  # the dump already has its name
                 os.unlink(self._opened)
 
     def _sync_folder(self) -> None:
-        with contextlib.suppress(OSError):  # some file systems cannot; the file itself is synced
+        with contextlib.suppress(OSError):  # some file systems cannot sync a directory; the file itself is synced
             folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -248,7 +253,6 @@ class FileTransport(_File):
         self._fd = -1
 
     def abort(self) -> str | None:
-        """See Transport."""
         self._abandon()
         if self._fd >= 0:
             self._close()

@@ -1,6 +1,6 @@
-"""Flattened output: a dump as a stream of what is to be written where, for pipes and other places that cannot seek.
+"""Flattened output: a dump as a stream of records, for pipes and other places that cannot seek.
 
-The format is drawn in vmfilter/reader/flattened.py. No offset is written twice.
+vmfilter/formats/flattened.py draws the format. No offset is written twice.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.formats.flattened import END, RECORD, flattened_header
 from vmfilter.writer.transport.base import Sink, zeros_in
 
-_LARGE = 1 << 17  # bytes that come as one and are a record of their own: to collect them is to copy them
-_COLLECTED = 1 << 20  # those that come in smaller pieces, and follow each other, are one record up to this
-_LAST_RECORDS = 1 << 16  # bytes of what surrounds the data in the last records, and more
+_LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy
+_COLLECTED = 1 << 20  # limit of a record that is collected from smaller pieces
+_LAST_RECORDS = 1 << 16  # bytes; more than the last records need beside their data
 _RESERVED_AT_ONCE = 64 << 20
 
 
 class _Record(NamedTuple):
-    """A record that may not be in the stream yet: where it is to be, what of the dump it has.
+    """A record that may not be in the stream yet.
 
-    Its data are in again where it is to be written again: where it comes between pages and has none. No dump is left
-    where one is lost that comes before all pages.
+    Attributes:
+        start: its offset in the stream.
+        offset: offset of its data in the dump.
+        size: bytes of its data.
+        again: a copy of its data, to repeat the record if the stream loses it. None for pages, which are not repeated,
+            and for records before the first page: if one of those is lost, no dump is left.
+
     """
 
     start: int
@@ -40,43 +45,53 @@ class _Record(NamedTuple):
 
 
 class FlattenedTransport:
-    """Writes records, one after the other, to a stream.
+    """Writes records to a stream, one after the other.
 
-    Where the stream loses a part, the records after that cannot be found. So those that are lost are written again, as
-    far as they are not of pages; after the record in which it is lost where that is one of pages: it has zeros there.
+    If part of the stream is lost, the records after it cannot be located. Those without pages are repeated. If the loss
+    is within the data of a record with pages, writing goes on after that record, and the lost pages are zeros.
     """
 
     def __init__(self, below: Sink) -> None:
-        """Begin."""
+        """Write the header.
+
+        Args:
+            below: the stream.
+
+        """
         self._below = below
-        self._end = 0  # of the dump, as far as there are records of it
+        self._end = 0  # of the dump so far
         self._at = 0  # in the stream
-        self._offset = 0  # in the dump, of what is collected
+        self._offset = 0  # of the collected data, in the dump
         self._collected = bytearray()
-        self._owed: list[list[int]] = []  # ranges of the dump that reserve() was told: start, end, bytes yet to come
+        self._owed: list[list[int]] = []  # reserved ranges of the dump: start, end, bytes to come
         self._reserved = 0  # of the stream
         self._full = False
-        self._first_page = -1  # offset in the dump, once there is one
+        self._first_page = -1  # its offset in the dump, once there is one
         self._records: deque[_Record] = deque()
-        self._again: list[tuple[int, bytes]] = []  # of the dump, offset and data that the stream has lost
+        self._again: list[tuple[int, bytes]] = []  # lost data to repeat: offset in the dump, and the data
         self._landed = 0
         self._failure: OutputError | None = None
         self._append(flattened_header())
 
     def _append(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Write what belongs together."""
+        """Write a record, or the header, which may come in parts."""
         at = self._at
         try:
             for part in parts:
                 self._below.stream(at, part)
                 at += len(part)
-        except (OutputError, MemoryError) as e:  # part of it may be there
+        except (OutputError, MemoryError) as e:  # part of it may be in the stream
             self._failure = e if isinstance(e, OutputError) else OutputError("out of memory")
             raise
         self._at = at
 
     def _have_room(self, size: int) -> None:
-        """Have room in the stream for more data and all that is to come after them; else just for the latter."""
+        """Reserve space in the stream for size more bytes and everything that must follow them.
+
+        Raises:
+            NoSpaceError: there is not enough; what must follow still has its space. Later calls do not raise.
+
+        """
         owed = sum(left for *_, left in self._owed)
         records = _LAST_RECORDS + owed // _LARGE * RECORD.size
         end = self._at + len(self._collected) + size + owed + records
@@ -94,12 +109,10 @@ class FlattenedTransport:
                 raise
 
     def reserve(self, start: int, end: int) -> None:
-        """See Transport."""
         self._owed.append([start, end, end - start])
         self._have_room(0)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
         self._record(offset, data)
 
     def _record(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -122,7 +135,6 @@ class FlattenedTransport:
             self._put(self._offset, data)
 
     def _put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write a record."""
         self._records.append(self._next_record(offset, data))
         self._append(RECORD.pack(offset, len(data)), data)
         self._end = max(self._end, offset + len(data))
@@ -132,14 +144,12 @@ class FlattenedTransport:
         return _Record(self._at, offset, len(data), bytes(data) if offset < self._first_page else None)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Transport."""
         if self._first_page < 0:
             self._flush()
             self._first_page = offset
         self._record(offset, data)
 
     def settle(self) -> None:
-        """See Transport."""
         failure, self._failure = self._failure, None
         try:
             self._below.settle()
@@ -150,7 +160,7 @@ class FlattenedTransport:
             raise failure
 
     def _go_back(self) -> None:
-        """Go on after what has landed, with what must be written again."""
+        """Go back to what has landed, and note what to repeat."""
         self._see_what_landed()
         self._records.append(self._next_record(self._offset, self._collected))
         self._collected = bytearray()
@@ -165,7 +175,6 @@ class FlattenedTransport:
 
     @property
     def landed(self) -> int:
-        """See Transport."""
         self._see_what_landed()
         return self._landed
 
@@ -176,29 +185,30 @@ class FlattenedTransport:
                 self._landed = record.offset + record.size
 
     def forget(self, start: int, end: int) -> None:
-        """See Transport: it is not in the stream, for the pages that it is of have come before it."""
+        """See Transport. Only data that would be repeated can be dropped.
+
+        Descriptors follow their pages in the stream, so if pages are lost, their descriptors are too.
+        """
         self._again = [(offset, data[: max(start - offset, 0)]) for offset, data in self._again]
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport: crash, which reads flattened files in place, must find them."""
+        """See Transport. Zeros are written: crash needs them, since it reads flattened files in place."""
         for at, zeros in zeros_in(offset, offset + size):
             self._record(at, zeros)
 
     def sync(self, size: int) -> None:
-        """See Transport."""
         for offset, data in self._again:
             self._record(offset, data)
         self._flush()
-        self.zeros(self._end, size - self._end)  # what is rearranged must be as long
+        self.zeros(self._end, size - self._end)  # so that the rearranged dump has its full size
         self._flush()
         self._append(END)
         self._below.settle()
         self._below.sync(self._at)
 
     def publish(self) -> None:
-        """See Transport."""
         self._below.publish()
 
     def abort(self) -> str | None:
-        """See Transport: a stream without its last record is no dump."""
+        """See Sink. A stream without its last record is not a dump."""
         return self._below.abort()

@@ -1,4 +1,4 @@
-"""Standard output as the place where a flattened dump goes: a pipe, an appended file, a disk."""
+"""Standard output as the place of a flattened dump: a pipe, a file opened with O_APPEND, a disk."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ import os
 from vmfilter.errors import OutputError
 from vmfilter.writer.transport.base import write_all
 
-_PIPE_BYTES = 1 << 20  # that a pipe is to hold: with 64 KiB, those at its two ends wait for each other all the time
+_PIPE_BYTES = 1 << 20  # size of a pipe: with the default of 64 KiB, its two ends keep waiting for each other
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socket, a terminal
 
 
 class StreamSink:
-    """A pipe, say, or a file that is appended to: what is written follows what was written before."""
+    """A pipe, say, or a file opened with O_APPEND: bytes follow what was written before."""
 
     def __init__(self, fd: int, name: str) -> None:
-        """Write to fd, which stays open; name is for messages."""
+        """Make a pipe larger.
+
+        Args:
+            fd: to write to; it stays open.
+            name: for messages.
+
+        """
         self._fd = fd
         self._name = name
         self._at = 0
         self._failure: OutputError | None = None
-        with contextlib.suppress(OSError):  # no pipe, or as much as this user may have
+        with contextlib.suppress(OSError):  # not a pipe, or this user may not have a larger one
             if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_BYTES:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Sink; offsets leave nothing out. Where it has failed it fails again: part of the data is out."""
+        """See Sink. Offsets have no gaps. After a failure all calls fail: part of the data may be out."""
         if self._failure:
             raise self._failure
         assert offset == self._at
@@ -43,18 +49,17 @@ class StreamSink:
             raise self._failure from e
 
     def settle(self) -> None:
-        """See Sink."""
+        pass
 
     @property
     def landed(self) -> int:
-        """See Sink."""
         return self._at
 
     def reserve(self, start: int, end: int) -> None:
-        """See Sink."""
+        pass
 
     def sync(self, size: int) -> None:
-        """See Sink: a disk says only here what it could not keep."""
+        """See Sink. A disk may report only now that a write failed."""
         try:
             os.fsync(self._fd)
         except OSError as e:
@@ -62,35 +67,39 @@ class StreamSink:
                 raise OutputError(f"{self._name}: cannot be written: {e.strerror}") from e
 
     def publish(self) -> None:
-        """See Sink."""
+        pass
 
     def abort(self) -> str | None:
-        """See Sink: who reads the other end sees it end early."""
-        return f"{self._name}: what was sent is no dump, for it has no end"
+        """See Sink. The reader at the other end sees the stream end early."""
+        return f"{self._name}: what was sent is not a dump: its end is missing"
 
 
 class DiskSink(StreamSink):
-    """A disk, or a file with something in it: what was there stays where nothing is written over it.
+    """A disk, or a file that is not empty: its old contents stay unless they are overwritten.
 
-    That may be an earlier dump, whose records would go on where those of one that is ended early stop. So the header,
-    which any dump begins with, is written last.
+    If they are a flattened dump, its records could continue a new dump that ends early. So the header of the flattened
+    file is written last.
     """
 
     def __init__(self, fd: int, name: str) -> None:
-        """Write to fd from where it stands, as StreamSink does."""
+        """Remember where the header goes.
+
+        Args:
+            fd: to write to, from its current position; it stays open.
+            name: for messages.
+
+        """
         super().__init__(fd, name)
         self._start = os.lseek(fd, 0, os.SEEK_CUR)
         self._header = b""
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See Sink."""
         if not offset:
             self._header = bytes(data)
             data = bytes(len(data))
         super().stream(offset, data)
 
     def sync(self, size: int) -> None:
-        """See Sink."""
         super().sync(size)
         try:
             write_all(os.pwrite, self._fd, self._header, self._start)
@@ -99,5 +108,4 @@ class DiskSink(StreamSink):
         super().sync(size)
 
     def abort(self) -> str | None:
-        """See Sink."""
-        return f"{self._name}: what was written is no dump, for it has no beginning"
+        return f"{self._name}: what was written is not a dump: its header is missing"
