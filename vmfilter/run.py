@@ -59,10 +59,11 @@ class Run:
         except KernelError as e:
             if classify and needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 leaves out zero pages without knowing the kernel") from e
-            self._warnings.append(
-                f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept, and persistent memory "
-                "only as far as the file marks it"
-            )
+            if classify:
+                self._warnings.append(
+                    f"{dump.path}: {e}; hwpoisoned and offline pages cannot be told and are kept, and persistent "
+                    "memory only as far as the file marks it"
+                )
             self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
