@@ -326,7 +326,7 @@ def test_a_dump_of_another_moment_is_not_called_damaged(run: Run, file: KdumpFil
     ran = run("verify", dump, "--against", other)
     assert ran.status == DAMAGED
     assert f"{dump}: {len(file.pages) - 10} more pages differ\n" in ran.err
-    assert ran.out.endswith(f"{dump} is not the same as the other dump.\n")
+    assert ran.out.endswith(f"{dump} is different from the other dump.\n")
     spoil(file, dump, bad, "flags", 8)
     ran = run("verify", dump, "--against", other)
     assert f"{dump}: {len(file.pages) - 10} more pages are damaged or differ\n" in ran.err
