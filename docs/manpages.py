@@ -1,7 +1,7 @@
-"""Makes the manual pages anew: `.venv/bin/python docs/manpages.py`, in docs/man or the folder that is named.
+"""Generates the manual pages: `.venv/bin/python docs/manpages.py [DIRECTORY]`, by default in docs/man.
 
-Only NAME and SEE ALSO are written here. Commands and options are what the parsers say, made roff by argparse-manpage;
-the rest is what --help, README.md, guide-kernel-engineer.md, makedumpfile.md and CHANGELOG.md say.
+Only NAME and SEE ALSO are written here. argparse-manpage turns the parsers into roff; the other sections come from
+--help, README.md, guide-kernel-engineer.md, makedumpfile.md and CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SEE_ALSO = (
 
 
 def section(document: str, heading: str) -> str:
-    """Return what a document has below a heading."""
+    """Return the text of a document below a heading."""
     return document.partition(f"\n## {heading}\n\n")[2].partition("\n\n## ")[0]
 
 
 def roff(markdown: str) -> str:
-    """Return paragraphs, lists and blocks of code as roff."""
+    """Convert paragraphs, lists and code blocks to roff."""
     text = markdown.strip().replace("\\", "\\e").replace("-", "\\-")
     text = re.sub(r"^```\n(.+?)\n```", r".RS 4\n.nf\n\1\n.fi\n.RE", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"\*\*(.+?)\*\*|`(.+?)`", r"\\fB\1\2\\fR", text)
@@ -44,7 +44,7 @@ def roff(markdown: str) -> str:
 
 
 def with_tags(page: str) -> str:
-    """Return a page in which what help texts have in columns, as dump levels and exit statuses, is tags and texts."""
+    """Convert columns in help texts, such as dump levels and exit statuses, to tagged paragraphs."""
     lines: list[str] = []
     in_table = False
     for line in page.splitlines():
@@ -59,23 +59,25 @@ def with_tags(page: str) -> str:
 
 
 def page(parser: argparse.ArgumentParser, name: str, sections: dict[str, str]) -> str:
-    """Return the manual page of a parser, with these sections too; the name is what NAME says."""
+    """Return the manual page of a parser, with additional sections. name: text of NAME."""
     made = Manpage(parser, format="single-commands-section")
     made.section, made.manual, made.description = "8", "System Manager's Manual", name
     made.source = f"vmfilter {__version__}"
-    made.date = CHANGELOG.partition(f"\n## {__version__} (")[2].partition(")")[0]  # a page of today changes each day
+    made.date = CHANGELOG.partition(f"\n## {__version__} (")[2].partition(")")[
+        0
+    ]  # today's date would change the page every day
     for heading, text in sections.items():
         made.add_section(heading, "=", text)
     return with_tags(str(made))
 
 
 def vmfilter() -> str:
-    """Return the page of the command with all its subcommands."""
+    """Return the page of vmfilter with all its subcommands."""
     parser = _parser("")
     statuses = parser.epilog
-    parser.description = parser.epilog = None  # below as sections
+    parser.description = parser.epilog = None  # they become sections
     commands = argparse.ArgumentParser().add_subparsers()
-    verify.add_to(commands, statuses)  # it has more of them
+    verify.add_to(commands, statuses)  # its epilog lists the most statuses
     lines = section(GUIDE, "Commands at a glance").split("```")[1].strip().splitlines()
     examples = "\n".join(
         f"  {roff(command.strip())}  {roff(text)}" for command, _, text in (x.partition("#") for x in lines)
@@ -90,7 +92,7 @@ def vmfilter() -> str:
 
 
 def makedumpfile() -> str:
-    """Return the page of makedumpfile's command line."""
+    """Return the page of vmfilter-makedumpfile."""
     parser = argparse.ArgumentParser(prog="vmfilter-makedumpfile", add_help=False)
     groups = {
         "unneeded": parser.add_argument_group("options that change nothing"),
@@ -107,12 +109,12 @@ def makedumpfile() -> str:
         "differences": roff(section(MAKEDUMPFILE, "Where it differs")),
         "see also": roff(f"**vmfilter**(8), {SEE_ALSO}"),
     }
-    return page(parser, "make small dumps by the command line of makedumpfile", sections)
+    return page(parser, "make small dumps with the command line of makedumpfile", sections)
 
 
 if __name__ == "__main__":
-    os.environ["COLUMNS"] = "10000"  # argparse would break lines where this terminal ends
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "man"
-    folder.mkdir(exist_ok=True)
+    os.environ["COLUMNS"] = "10000"  # or argparse would wrap lines at the width of this terminal
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "man"
+    directory.mkdir(exist_ok=True)
     for name, made in (("vmfilter", vmfilter()), ("vmfilter-makedumpfile", makedumpfile())):
-        (folder / f"{name}.8").write_text(made, encoding="utf-8")
+        (directory / f"{name}.8").write_text(made, encoding="utf-8")

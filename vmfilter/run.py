@@ -71,10 +71,11 @@ class Run:
         except KernelError as e:
             if classify and needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 excludes only zero pages, and needs no kernel data") from e
-            self._warnings.append(
-                f"{dump.path}: {e}; hwpoisoned and offline pages cannot be identified and are kept; "
-                "persistent memory is known only if the file marks it"
-            )
+            if classify:
+                self._warnings.append(
+                    f"{dump.path}: {e}; hwpoisoned and offline pages cannot be identified and are kept; "
+                    "persistent memory is known only if the file marks it"
+                )
             self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._warnings += [*self._pmem.warnings, *self._classifier.warnings]

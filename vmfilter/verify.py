@@ -88,6 +88,7 @@ def verify_dump(
         result.faults.append(f"{dump.path}: {dump.truncated}")
     result.faults += dump.faults()
     page = dump.page_size or dump.arch.page_size
+    done, total = -1, -(-dump.end // page)
     for chunk, found in _checked(dump, against, page, limits):
         result.pages += found.pages
         result.damaged += found.damaged
@@ -95,10 +96,11 @@ def verify_dump(
         result.compared += found.compared
         result.not_compared += found.not_compared
         result.told += found.told[: _MAX_TOLD - len(result.told)]
+        done = chunk[-1][0] + chunk[-1][1]
         if progress:
-            progress("verify", chunk[-1][0] + chunk[-1][1], -(-dump.end // page))
-    if progress:
-        progress("verify", -(-dump.end // page), -(-dump.end // page))
+            progress("verify", done, total)
+    if progress and done != total:  # the last frames may not be in the dump
+        progress("verify", total, total)
     result.lost = (result.pages if dump.kept is None else dump.kept) - result.pages
     return result
 

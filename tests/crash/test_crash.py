@@ -166,7 +166,7 @@ def test_mem_usage_agrees_with_proc_kpageflags(crash: Crash) -> None:
     table = {kind: n for kind, (_, n) in kpageflags.table(files / "kpageflags.before", kcore.present, []).items()}
     own = crash.saved.report("mem-usage")["rss_anon"] // 4  # pages of the command itself, free again since it exited
     wanted = {
-        "kernel and all else": sum(table[kind] for kind in kpageflags.KERNELS_OWN),
+        "kernel and other": sum(table[kind] for kind in kpageflags.KERNELS_OWN),
         "cache": table["cache"],
         "user process data": table["anonymous"] + table["hugetlb"] + own,
         "free": table["free"] - own,

@@ -127,6 +127,13 @@ def test_the_codec_in_the_header_decides_whatever_the_pages_use(tmp_path: Path) 
     assert pages_of(out) == file.pages
 
 
+def test_an_unknown_kernel_is_no_warning_as_nothing_is_filtered(tmp_path: Path) -> None:
+    source = some_file(lambda pfn: "zlib").write(tmp_path / "in")
+    assert convert_dump(source, tmp_path / "converted").warnings == []
+    (warning,) = vmfilter.filter_dump(source, tmp_path / "filtered", level=1).warnings
+    assert "hwpoisoned and offline pages" in warning
+
+
 def test_an_elf_file_has_no_codec_to_keep(tmp_path: Path) -> None:
     source, out = vmcore(tmp_path / "vmcore", some_pages(40, 9)), tmp_path / "out"
     convert_dump(source, out)

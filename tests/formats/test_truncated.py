@@ -119,7 +119,7 @@ def test_each_command_reports_what_is_missing(run: Run, cut: Callable[[str, floa
     missing = f"{path}: truncated at offset {path.stat().st_size:#x}, "
     info = run("info", path)
     assert (info.status, missing in info.err) == (0, True)
-    assert "ELF64, truncated: its end is missing" in info.out
+    assert "ELF64, truncated: the end is missing" in info.out
     usage = run("mem-usage", path)
     assert (usage.status, missing in usage.err) == (0, True)
     verified = run("verify", "-q", path)

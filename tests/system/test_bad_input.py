@@ -588,7 +588,7 @@ def test_a_signal_ends_the_run_and_leaves_nothing(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert err == f"vmfilter: ended by {number.name}; nothing half-written is left\n"
+    assert err == f"vmfilter: ended by {number.name}; no partial file remains\n"
     assert out == ""
     assert os.listdir(folder) == []
 

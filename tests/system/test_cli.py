@@ -37,7 +37,7 @@ EXCLUDED = [
     "Offline pages",
     "Pmem metadata pages",
     "Pmem userdata pages",
-    "Pages left out before",
+    "Pages excluded before",
 ]
 
 
@@ -144,7 +144,7 @@ def test_an_invalid_command_line_ends_with_2_and_the_usage(run: Run, arguments: 
 
 
 def test_several_files_without_split_are_a_set_to_read(run: Run, small: Path, tmp_path: Path) -> None:
-    said = "all names but the last are a set to read, to write one takes --split\n"
+    said = "without --split, all names but the last are parts of the input set\n"
     (tmp_path / "other").write_bytes(small.read_bytes())
     for second, why in (
         ("dump1", "cannot be opened: No such file or directory"),
@@ -191,7 +191,7 @@ def test_a_number_of_parts_that_leaves_no_output_is_refused(
 ) -> None:
     ran = run("filter", *options, small, tmp_path / "new")
     assert (ran.status, ran.err.count("\n"), ran.out) == (2, 1, "")
-    assert "it takes --split, and a number from 1 to 1" in ran.err
+    assert "needs --split, and a number from 1 to 1" in ran.err
     assert os.listdir(tmp_path) == []
 
 
@@ -216,7 +216,7 @@ def test_a_stream_is_not_rearranged_to_standard_output(
     monkeypatch.chdir(tmp_path)
     ran = run("rearrange", "-")
     assert (ran.status, ran.err.count("\n"), ran.out) == (2, 1, "")
-    assert "not standard output" in ran.err
+    assert "rearrange cannot write to standard output" in ran.err
     assert os.listdir() == []
 
 
@@ -264,14 +264,14 @@ def test_stats_list_every_class(run: Run, small: Path, tmp_path: Path) -> None:
     assert numbers(ran.out) == numbers(plain.out)
     n = numbers(ran.out)
     table = dict(re.findall(r"^([a-z][a-z, ]+?) {2,}(\d+) ", ran.out, re.MULTILINE))
-    classes = ["kernel and all else", "cache", "cache with private data", "user process data", "free", "hwpoisoned",
-               "offline", "pmem metadata", "pmem user data", "left out before"]  # fmt: skip
+    classes = ["kernel and other", "cache", "cache with private data", "user process data", "free", "hwpoisoned",
+               "offline", "pmem metadata", "pmem user data", "excluded before"]  # fmt: skip
     assert sum(int(table[c]) for c in classes) == int(table["all memory"]) == n["Original pages"]
     assert int(table["free"]) == n["Free pages"] > 0
-    assert int(table["kept, less zero pages"]) == n["Remaining pages"]
+    assert int(table["kept, without zero pages"]) == n["Remaining pages"]
     fates = dict(re.findall(r"^([a-z][a-z ]+?) {2,}\d+ +[\d.]+  (yes|no)$", ran.out, re.MULTILINE))
     assert list(fates) == classes
-    assert [c for c in classes if fates[c] == "yes"] == ["kernel and all else", "pmem metadata"]
+    assert [c for c in classes if fates[c] == "yes"] == ["kernel and other", "pmem metadata"]
     assert "time to classify" in ran.out
     assert "time to write" in ran.out
     assert "time to" not in plain.out
@@ -568,7 +568,7 @@ def test_info_describes_a_vmcore(run: Run, small: Path) -> None:
     assert said["machine"] == "x86_64"
     assert said["kernel"].startswith("Linux 6.12.95")
     assert re.fullmatch(r"2026-\d\d-\d\d \d\d:\d\d:\d\d\+00:00", said["crash time"])
-    assert said["left out"].split() == ["0", "0.0"]
+    assert said["excluded"].split() == ["0", "0.0"]
     assert "no memory of the crashed machine is known to be missing" in ran.out
 
 
@@ -578,7 +578,7 @@ def test_info_describes_a_filtered_dump(run: Run, small: Path, tmp_path: Path) -
     assert said["format"] == "kdump-compressed, header version 6"
     assert said["dump level"] == "30 (cache, user, free)"
     assert int(said["in the dump"].split()[0]) == report["Remaining pages"]
-    assert int(said["left out"].split()[0]) == report["Excluded pages"]
+    assert int(said["excluded"].split()[0]) == report["Excluded pages"]
 
 
 def test_info_prints_vmcoreinfo_as_it_is(run: Run, small: Path) -> None:

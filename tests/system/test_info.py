@@ -66,7 +66,7 @@ def test_codecs_of_each_byte_order_and_of_an_incomplete_dump(run: Run, tmp_path:
     file = KdumpFile(dict.fromkeys(range(40), b"x" * PAGE), endian=endian, machine=machine, lost=set(range(30, 40)))
     said = rows(run("info", "--pages", file.write(tmp_path / "dump")).out)
     assert said["zlib"].strip() == "30"
-    assert "incomplete: it says of itself" in said["format"]
+    assert "marked incomplete: pages are missing" in said["format"]
     assert "none" not in said
 
 
@@ -83,7 +83,7 @@ def test_a_set_and_its_parts(run: Run, tmp_path: Path) -> None:
     ]
     ran = run("info", two)
     assert ran.status == 0
-    assert "1 of the files of a split set, not all" in ran.out
+    assert "an incomplete split set (1 present)" in ran.out
     assert "page frames 0xc8-0x12b: MISSING" in ran.out
 
 

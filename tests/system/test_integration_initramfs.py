@@ -163,7 +163,7 @@ def test_every_command_works_there_as_it_does_here(build: Callable[[Path], Path]
     for name in made:
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
     status, _, trouble = outcome(["chroot", str(there), "vmfilter", "kdump", "install"], os.devnull, env={"PATH": PATH})
-    assert (status, trouble.count("vmfilter: kdump is a command of the system")) == (2, 1)
+    assert (status, trouble.count("vmfilter: kdump does not work in an initramfs")) == (2, 1)
 
 
 @needs_namespace
@@ -219,7 +219,7 @@ def test_a_hook_whose_vmfilter_is_gone_ends_the_build_and_says_so(tmp_path: Path
     result = subprocess.run([hook], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
-        f"E: vmfilter cannot be put into the initramfs; where it is no longer installed, remove {hook}"
+        f"E: cannot add vmfilter to the initramfs; if vmfilter is no longer installed, remove {hook}"
     )
 
 
@@ -262,7 +262,7 @@ def test_an_interpreter_is_started_whatever_its_path(
 def test_a_missing_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kdump", "collect", str(tmp_path / "none")]) == 4
     assert capsys.readouterr().err.splitlines() == [
-        f"vmfilter: {tmp_path / 'none'}: is no folder: the root of an initramfs is asked for"
+        f"vmfilter: {tmp_path / 'none'}: is not a directory; name the root of the initramfs"
     ]
 
 
@@ -273,15 +273,15 @@ def test_the_running_system_is_not_taken_for_an_initramfs(
     monkeypatch.setattr("vmfilter.integration.collect._PROGRAMS", ())
     monkeypatch.setattr("vmfilter.integration.collect._needed", lambda interpreter: {})
     assert main(["kdump", "collect", "/"]) == 4
-    assert capsys.readouterr().err == "vmfilter: /: is this system, and no initramfs that is being built\n"
+    assert capsys.readouterr().err == "vmfilter: /: is the running system; name the root of the initramfs\n"
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
         (0, "the dump is on {disk}; rebooting\nrebooted"),
-        (6, "the dump on {disk} is incomplete; booting on"),
-        (4, "no dump on {disk}; booting on"),
+        (6, "the dump on {disk} is incomplete; continuing to boot"),
+        (4, "no dump on {disk}; continuing to boot"),
     ],
 )
 def test_the_script_for_a_disk_reports_what_is_on_it(tmp_path: Path, status: int, said: str) -> None:

@@ -187,7 +187,7 @@ def test_unneeded_options_say_why_nothing_changes(run: Run, tiny: Path, option: 
     assert run(tiny, "plain").status == 0
     ran = run(name, *value, tiny, "dump")
     assert ran.status == 0
-    assert ran.out.splitlines()[0].startswith(f"'{name}' option changes nothing: ")
+    assert ran.out.splitlines()[0].startswith(f"'{name}' option has no effect: ")
     assert Path("dump").read_bytes() == Path("plain").read_bytes()
 
 
@@ -232,7 +232,7 @@ def test_the_program_is_makedumpfile_if_called_that(
 def test_the_command_is_in_vmfilters_help(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert re.search(r"^ +makedumpfile\s+take ", capfd.readouterr().out, re.MULTILINE)
+    assert re.search(r"^ +makedumpfile\s+accept ", capfd.readouterr().out, re.MULTILINE)
 
 
 # Messages

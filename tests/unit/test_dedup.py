@@ -189,10 +189,10 @@ def test_the_command_says_how_many_pages_share(tmp_path: Path, capsys: pytest.Ca
     page = random.Random(6).randbytes(PAGE)
     source = vmcore(tmp_path / "vmcore", [page] * 9)
     assert main(["filter", "-d1", "--dedup", "--stats", str(source), str(tmp_path / "out")]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stored with another page")]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("duplicates, stored once")]
     assert line.split()[-2:] == ["8", "0.0"]
     assert main(["filter", "-d1", "--stats", str(source), str(tmp_path / "plain")]) == 0
-    assert "stored with another page" not in capsys.readouterr().out
+    assert "duplicates, stored once" not in capsys.readouterr().out
     assert main(["convert", "--dedup", "-q", str(tmp_path / "plain"), str(tmp_path / "converted")]) == 0
     assert places(tmp_path / "converted") == 1
 
@@ -207,9 +207,9 @@ def test_elf_cannot_share(tmp_path: Path, capsys: pytest.CaptureFixture[str], co
 
 def test_statistics_without_dedup_have_no_such_row() -> None:
     said = vmfilter.Statistics(1, PAGE, 0, dict.fromkeys(vmfilter.PageClass, 0), frozenset())
-    assert not any("stored with" in line for line in table(said))
+    assert not any("stored once" in line for line in table(said))
     said.shared = 0
-    assert any("stored with" in line for line in table(said))
+    assert any("stored once" in line for line in table(said))
 
 
 def test_pages_are_reread_only_for_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

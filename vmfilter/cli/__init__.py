@@ -1,4 +1,4 @@
-"""The vmfilter command. Each subcommand is a module here: it parses, calls, prints; nothing else."""
+"""The vmfilter command. Each module parses one subcommand, calls the library and prints the result."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _COMMANDS = {
     "mem-usage": "mem_usage",
     "kdump": "kdump",
 }
-"""Each with the module here that has it."""
+"""Module of each subcommand."""
 _MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 
 
 class _Version(argparse.Action):
-    """Version, and the codecs of this build."""
+    """Prints the version and the codecs of this build."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from vmfilter import __version__
@@ -44,10 +44,10 @@ class _Version(argparse.Action):
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:
-    """Parser of the command that is asked for; of all of them where it is none, for then they are to be named."""
+    """Parser of one command, to import no other; of all commands if the name is unknown, so that help lists them."""
     parser = argparse.ArgumentParser(
         prog="vmfilter",
-        description="Makes small dumps of crashed Linux kernels: leaves out what nobody needs, compresses the rest.",
+        description="Make small dumps of crashed Linux kernels: exclude the pages nobody needs, compress the rest.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,12 +55,12 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in [_COMMANDS[asked]] if asked in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
         import_module(f"vmfilter.cli.{module}").add_to(commands, _EPILOG)
-    commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="take makedumpfile's command line (-h shows it)")
+    commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="accept makedumpfile's command line (-h lists it)")
     return parser
 
 
 def _job(arguments: list[str]) -> Callable[[], int]:
-    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # its options are not argparse's
+    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # argparse cannot parse its options
         from vmfilter.makedumpfile.run import run
 
         return partial(run, arguments[1:])
@@ -69,13 +69,21 @@ def _job(arguments: list[str]) -> Callable[[], int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command, or makedumpfile where the program is called that; return its exit status."""
+    """Run the vmfilter command.
+
+    Args:
+        arguments: command line without the program name; None: sys.argv, as makedumpfile if the program is so named.
+
+    Returns:
+        Exit status: a key of EXIT_STATUSES.
+
+    """
     if arguments is None:
         arguments = sys.argv[1:]
         if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
             arguments = [_MAKEDUMPFILE[0], *arguments]
     prepare()
-    gc.disable()  # a run leaves no cycles behind, and to look for them takes time while modules are imported
+    gc.disable()  # a run creates no cycles, and collections slow down imports
     try:
         job = _job(arguments)
         end_at_once()
@@ -84,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(trouble(e))
         return e.exit_status
     except MemoryError:
-        say("out of memory; fewer threads (-j 1) need less")
+        say("out of memory; use fewer threads (-j 1)")
         return 1
     except ImportError as e:
         from vmfilter.cli.core import not_loaded
@@ -98,4 +106,4 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + e.number
     finally:
         flush()
-        gc.freeze()  # or the interpreter would look for cycles as it ends
+        gc.freeze()  # spare the interpreter a final collection

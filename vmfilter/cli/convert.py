@@ -1,4 +1,4 @@
-"""vmfilter convert and vmfilter reassemble: the same pages in another form."""
+"""vmfilter convert and vmfilter reassemble: the same pages in another format."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from vmfilter.errors import INCOMPLETE
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_CONVERT = """Write the pages of DUMP, all that it has, in another format or with another codec. No kernel needs to be
-understood for that. User data on persistent memory is left out where DUMP marks it. Where the codec stays, and no level
-is given, pages are copied as they are, compressed."""
-_REASSEMBLE = """Write one dump with the pages of all files of a split set, in whatever order they are named: convert by
-the name that makedumpfile has for it."""
+_CONVERT = """\
+Write the pages of DUMP in another format or with another codec. Nothing is
+filtered, so the kernel need not be understood; only user data on persistent
+memory is excluded, if DUMP marks it. If the codec stays the same and no level
+is given, compressed pages are copied unchanged."""
+_REASSEMBLE = """\
+Write one dump that contains the pages of all files of a split set, named in
+any order. The same as convert; the name is makedumpfile's."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommands to the parser."""
     for name, text, said in (
         ("convert", _CONVERT, "write a dump in another format or with another codec"),
-        ("reassemble", _REASSEMBLE, "make one dump of a split set"),
+        ("reassemble", _REASSEMBLE, "make one dump from a split set"),
     ):
         p = commands.add_parser(
             name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        add_form(p, "that of DUMP, zstd where it has none")
+        add_form(p, "that of DUMP, or zstd if DUMP has none")
         add_input(p)
-        p.add_argument("new", metavar="NEW", help="file to make, - for standard output")
+        p.add_argument("new", metavar="NEW", help="output file, or - for standard output")
         p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, say what was made, return the exit status."""
+    """Convert, print the result, return the exit status."""
     from vmfilter.console.output import say, show
     from vmfilter.convert import convert_dump
 

@@ -1,4 +1,4 @@
-"""Says in one line why the C core cannot be loaded, and what to do."""
+"""Explains in one line why the C core cannot be loaded, and what to do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PACKAGES = {
     "libsnappy.so.1": "libsnappy1v5",
     "libzstd.so.1": "libzstd1",
 }
-"""Debian's package of each library that the core may be built with."""
+"""Debian package of each library that the core may be linked to."""
 
 
 def not_loaded(error: ImportError) -> str | None:
-    """What to tell the user if it is the core that cannot be imported, else None."""
+    """Return a line for the user, or None if the module that failed to import is not the core."""
     if error.name not in ("_core", "vmfilter._core"):
         return None
     text = str(error)
-    file, _, _ = text.partition(":")  # the dynamic loader's messages begin with it
+    file, _, _ = text.partition(":")  # the dynamic loader's messages begin with the file
     package = PACKAGES.get(os.path.basename(file))
     advice = f"install Debian's package {package}, or " if package else ""
     return f"the C core cannot be loaded: {text}; {advice}build vmfilter on this machine (pip install .)"

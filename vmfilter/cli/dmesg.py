@@ -10,12 +10,15 @@ from vmfilter.cli.options import add_input
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_DESCRIPTION = """Print the log of the kernel whose memory DUMP is, as dmesg does. What could steer a terminal, and what
-is not ASCII, is printed as \\xNN. Parts of the log that are damaged or not in DUMP are left out, and a warning says so.
+_DESCRIPTION = """\
+Print the crashed kernel's log as dmesg does. Control characters and bytes that
+are not ASCII are printed as \\xNN. Parts of the log that are damaged or not in
+DUMP are skipped, and a warning says so.
 
-With --json each line is an object: seq, ts_nsec, level, facility, caller ("T" and a task's number or "C" and a CPU's),
-cont (the kernel calls it a fragment of a line), cleared (it is older than the last dmesg -C), text, dict (SUBSYSTEM,
-DEVICE). null: this kernel does not say."""
+With --json, each line is an object: seq, ts_nsec, level, facility, caller ("T"
+and a task ID, or "C" and a CPU number), cont (a fragment of a line), cleared
+(older than the last dmesg -C), text, dict (SUBSYSTEM, DEVICE). null means that
+this kernel does not record the field."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
@@ -27,16 +30,16 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--level", action="store_true", help="begin each line with facility and level, as dmesg -x")
-    p.add_argument("--caller", action="store_true", help="say which task or CPU printed it, where the kernel knows")
-    p.add_argument("--since-clear", action="store_true", help="only what was printed after the last dmesg -C")
-    p.add_argument("-j", "--json", action="store_true", help="one JSON object a line, with all of that")
+    p.add_argument("--level", action="store_true", help="begin each line with facility and level, as dmesg -x does")
+    p.add_argument("--caller", action="store_true", help="show the task or CPU that logged each line, if recorded")
+    p.add_argument("--since-clear", action="store_true", help="start after the last dmesg -C")
+    p.add_argument("-j", "--json", action="store_true", help="print one JSON object per record, with all fields")
     add_input(p)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it, return the exit status."""
+    """Print the log, return the exit status."""
     from vmfilter.console.output import hand_out, say
     from vmfilter.errors import KernelError
     from vmfilter.kernel.log import KernelLog
@@ -48,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         _, _, kernel, error = understand(dump)
         try:
             if kernel is None:
-                raise error or KernelError("its kernel is not known")
+                raise error or KernelError("its kernel is unknown")
             log = KernelLog(kernel)
             records = log.records(since_clear=options.since_clear)
             hand_out(

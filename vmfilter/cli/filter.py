@@ -1,4 +1,4 @@
-"""vmfilter filter: the main job."""
+"""vmfilter filter: make a small dump."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 
     from vmfilter.reader import Dump
 
-_DESCRIPTION = """Write a kdump-compressed dump with the pages of VMCORE that the dump level keeps.
+_DESCRIPTION = """\
+Write a dump that contains the pages of VMCORE that the dump level keeps.
 
-dump level, a sum or names joined by commas (-d 31 is -d zero,cache,user,free):
-   1  zero              pages filled with zeros
+dump level: a sum of bits, or names (-d 31 is -d zero,cache,user,free):
+   1  zero              pages that contain only zeros
    2  cache-nonprivate  page cache without private data
-   4                    all page cache; "cache" is 2 and 4
-   8  user              memory of processes: anonymous and hugetlb
+   4                    all page cache; the name "cache" means 2 and 4
+   8  user              process memory: anonymous and hugetlb pages
   16  free              free pages
-  32  pmem-metadata     struct pages that lie on persistent memory
-Hwpoisoned and offline pages are in no dump, as far as the kernel can be understood (levels 0 and 1 do without), and
-neither is user data on persistent memory."""
+  32  pmem-metadata     struct pages stored on persistent memory
+Hwpoisoned and offline pages are never dumped. At levels 0 and 1, if kernel
+data cannot be read, they cannot be identified, and a warning says so. User
+data on persistent memory is dumped only with --include-pmem-userdata."""
 
-_PMEM_USERDATA = """also write the user data on persistent memory that the vmcore has: what its namespaces hold, which
-is people's files, and what lies outside of any; as large as the devices are"""
+_PMEM_USERDATA = """also dump the user data on persistent memory that VMCORE contains: file contents, and everything
+outside namespaces; as large as the devices"""
 
 
 def _level(text: str) -> int:
@@ -52,36 +54,38 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         type=_level,
         default=DEFAULT_LEVEL,
         metavar="LEVEL",
-        help="what to leave out (default: %(default)s)",
+        help="what to exclude (default: %(default)s)",
     )
     add_form(p)
     p.add_argument(
         "--split",
         action="store_true",
-        help="write a set of dumps, each with about as many pages; not with --format elf or --limit",
+        help="write a split set: several dumps with about equal numbers of pages; not with --format elf or --limit",
     )
     p.add_argument(
         "--parts",
         type=int,
         metavar="N",
-        help="with --split, the first N names are a split set to read (default: 1)",
+        help="with --split, the first N names are parts of the input set (default: 1)",
     )
     p.add_argument(
         "--limit",
         type=size_of,
         metavar="SIZE",
-        help="end the dump before it is larger (K, M, G, T), marked incomplete",
+        help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
-    p.add_argument("--dry-run", action="store_true", help="do all the work and report, but write nothing")
-    p.add_argument("--stats", action="store_true", help="report every class of pages, sizes and times as well")
-    p.add_argument("vmcore", metavar="VMCORE", help="dump to read, - for standard input: /proc/vmcore, a copy, a dump")
+    p.add_argument("--dry-run", action="store_true", help="do all the work and print the report, but write no file")
+    p.add_argument("--stats", action="store_true", help="also report all page classes, sizes and times")
+    p.add_argument(
+        "vmcore", metavar="VMCORE", help="input: /proc/vmcore, a copy of it, or any dump; - for standard input"
+    )
     p.add_argument(
         "dump",
         metavar="DUMP",
         nargs="+",
-        help="file to make, - for standard output; of several, with --split all are made, without all but the last are "
-        "read too: VMCORE and they are a split set",
+        help="output file, or - for standard output. With --split: several outputs. Without it, all names but the last "
+        "are parts of the input set.",
     )
     p.set_defaults(run=run)
 
@@ -92,7 +96,7 @@ def _opened(paths: list[str]) -> Dump:
     try:
         return open_dump(paths)
     except InputError as e:
-        hint = "; all names but the last are a set to read, to write one takes --split" if len(paths) > 1 else ""
+        hint = "; without --split, all names but the last are parts of the input set" if len(paths) > 1 else ""
         raise InputError(f"{e}{hint}") from e
 
 
@@ -105,8 +109,8 @@ def run(options: argparse.Namespace) -> int:
 
     names = [options.vmcore, *options.dump]
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
-        most = f"from 1 to {len(names) - 1}, as at least one of the {len(names)} names is to be made"
-        raise UsageError(f"--parts {options.parts}: it takes --split, and a number {most}")
+        numbers = f"from 1 to {len(names) - 1}: at least one of the {len(names)} names must be an output"
+        raise UsageError(f"--parts {options.parts}: needs --split, and a number {numbers}")
     inputs = options.parts or (1 if options.split else len(options.dump))
     outputs = names[inputs:]
     warn_of_codec(options.compress)
@@ -123,14 +127,14 @@ def run(options: argparse.Namespace) -> int:
         )
         path = dump.path
     warnings = list(result.warnings)
-    if options.quiet:  # else they are in the report
+    if options.quiet:  # the report, which contains them, is not printed
         warnings += [f"{path}: {line}" for line in coverage(result.gaps)]
     made = " ".join(outputs)
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]
-        warnings.append(f"{made} has {pages} pages of user data on persistent memory: people's files")
+        warnings.append(f"{made} contains {pages} pages of user data on persistent memory: protect it like the files")
     if result.cut_off:
-        reason = result.failure or "they would have made it larger than --limit"
+        reason = result.failure or "--limit was reached"
         warnings.append(f"{made} is incomplete: {result.cut_off} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")

@@ -1,4 +1,4 @@
-"""vmfilter info: what a dump is."""
+"""vmfilter info: describe a dump."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from vmfilter.cli.options import add_input
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_DESCRIPTION = """Say what DUMP is: its format, whose memory it is, what of it is there, which persistent memory it has,
-and which memory of the crashed machine it does not describe. Of a split set some files may be missing."""
+_DESCRIPTION = """\
+Describe DUMP: its format, its machine and kernel, the pages it contains, its
+persistent memory, and any memory of the crashed machine that it lacks. Files
+of a split set may be missing."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "info",
-        help="say what a dump is",
+        help="describe a dump",
         description=_DESCRIPTION,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--vmcoreinfo", action="store_true", help="print VMCOREINFO, and nothing else")
-    p.add_argument(
-        "--pages", action="store_true", help="also count the pages of each codec: reads every page descriptor"
-    )
+    p.add_argument("--vmcoreinfo", action="store_true", help="print only VMCOREINFO")
+    p.add_argument("--pages", action="store_true", help="also count pages by codec; reads every page descriptor")
     add_input(p)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it, return the exit status."""
+    """Print the description, return the exit status."""
     from vmfilter.console.output import hand_out, say
     from vmfilter.info import dump_info
     from vmfilter.reader import open_dump

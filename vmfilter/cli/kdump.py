@@ -1,4 +1,4 @@
-"""vmfilter kdump: makes it part of a distribution's kdump."""
+"""vmfilter kdump: install vmfilter into the system's kdump."""
 
 from __future__ import annotations
 
@@ -10,53 +10,61 @@ from vmfilter.errors import UsageError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_DESCRIPTION = """Make vmfilter part of a system's kdump: a hook for initramfs-tools, a module for dracut, udev rules
-that reload kdump when the memory of the machine changes, and examples of settings. No file that is there is changed:
-docs/kdump.md says which settings make kdump use vmfilter."""
+_DESCRIPTION = """\
+Make vmfilter part of a system's kdump. This installs a hook for
+initramfs-tools, a module for dracut, udev rules that reload kdump when the
+machine's memory changes, and example settings. It never changes a file that it
+did not install: docs/guide-distribution.md says which settings make kdump use
+vmfilter."""
 
-_COLLECT = """Put vmfilter, and the modules of Python that it needs, into DIR, the root of an initramfs that is being
-built, and print the programs and extension modules which are to be copied to the same paths in it, with their shared
-objects. The hook and the module do so; so can what builds another initramfs."""
+_COLLECT = """\
+Write vmfilter and the Python modules that it needs to DIR, the root of an
+initramfs under construction. Print the programs and extension modules that
+must be copied to the same paths in DIR, with their shared objects. The hook
+for initramfs-tools and the dracut module call this; other initramfs builders
+can do the same."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
-    """Add the subcommand, with its own, to the parser."""
+    """Add the subcommand and its actions to the parser."""
 
     def add(to: _SubParsersAction[argparse.ArgumentParser], name: str, help: str, text: str) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
         return to.add_parser(name, help=help, description=text, epilog=epilog, formatter_class=formatter)
 
-    p = add(commands, "kdump", "make it part of the system's kdump", _DESCRIPTION)
+    p = add(commands, "kdump", "install vmfilter into the system's kdump", _DESCRIPTION)
     p.set_defaults(run=run)
     actions = p.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
     for a in (
-        add(actions, "install", "install what makes it part of kdump", _DESCRIPTION),
-        add(actions, "remove", "remove what install has put there, but for what was changed since", _DESCRIPTION),
+        add(actions, "install", "install vmfilter into kdump", _DESCRIPTION),
+        add(actions, "remove", "remove the installed files, except those modified since", _DESCRIPTION),
     ):
         a.add_argument(
-            "--root", type=_folder, default="/", metavar="DIR", help="the system's root (default: %(default)s)"
+            "--root", type=_directory, default="/", metavar="DIR", help="root of the system (default: %(default)s)"
         )
-        a.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    a = add(actions, "collect", "fill an initramfs", _COLLECT)
-    a.add_argument("initramfs", type=_folder, metavar="DIR", help="folder that becomes the root of the initramfs")
+        a.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    a = add(actions, "collect", "add vmfilter to an initramfs", _COLLECT)
+    a.add_argument("initramfs", type=_directory, metavar="DIR", help="root of the initramfs under construction")
 
 
-def _folder(name: str) -> str:
-    """The name, unless it is empty, as a variable is that was not set: it would be the working folder."""
+def _directory(name: str) -> str:
+    """Reject an empty name: it is an unset shell variable, and would mean the working directory."""
     if not name:
-        raise argparse.ArgumentTypeError("the name of a folder is empty")
+        raise argparse.ArgumentTypeError("the directory name is empty")
     return name
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it, print what was done, return the exit status."""
+    """Run the action, print what it did, return the exit status."""
     from vmfilter.console.output import hand_out, show
 
     try:
         from vmfilter.integration.collect import collect
         from vmfilter.integration.install import install, remove
     except ModuleNotFoundError:
-        raise UsageError("kdump is a command of the system that makes an initramfs, not of an initramfs") from None
+        raise UsageError(
+            "kdump does not work in an initramfs; run it on the system that builds the initramfs"
+        ) from None
 
     if options.action == "collect":
         hand_out(collect(options.initramfs))

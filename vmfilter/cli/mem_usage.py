@@ -1,4 +1,4 @@
-"""vmfilter mem-usage: what memory is used for."""
+"""vmfilter mem-usage: count pages by class and by dump level."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _RUNNING = "/proc/kcore"
-_DESCRIPTION = """Say how many pages of each class the running system has, or the machine that DUMP is of, and how many
-pages a dump of each level would have of it at most."""
+_DESCRIPTION = """\
+Count the pages of each class in DUMP, or on the running system, and the pages
+that a dump of each level would contain at most."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "mem-usage",
-        help="say what memory is used for, and what dumps would keep of it",
+        help="count pages by class, and what each dump level would keep",
         description=_DESCRIPTION,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -29,7 +30,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it, return the exit status."""
+    """Print the counts, return the exit status."""
     from vmfilter.console.output import hand_out, say
     from vmfilter.mem_usage import memory_usage
     from vmfilter.reader import open_dump

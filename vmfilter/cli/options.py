@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ if TYPE_CHECKING:
 
 
 def threads_of(text: str) -> int:
-    """Return a number of threads. Raises ArgumentTypeError where it is none."""
+    """Parse a number of threads. Raises ArgumentTypeError if it is out of range."""
     from vmfilter.compress.budget import MAX_THREADS
 
     if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of threads from 1 to {MAX_THREADS}")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of threads from 1 to {MAX_THREADS}")
     return int(text)
 
 
-_KEEP_INCOMPLETE = """if a signal, a full disk or an error ends the run while it writes pages, keep a dump of those
-before, marked incomplete; with --force it replaces an older file all the same (default: leave nothing)"""
+_KEEP_INCOMPLETE = """if a signal, a full disk or an error ends the run while it writes pages, keep the pages written so
+far as a dump marked incomplete; with --force, it replaces an older file even so (default: keep nothing)"""
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def size_of(text: str) -> int:
-    """Return bytes: a number, or one of K, M, G or T. Raises ArgumentTypeError where it is none."""
+    """Parse a size in bytes, with an optional unit K, M, G or T. Raises ArgumentTypeError if it is not a size."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no size: a number of bytes, or of K, M, G or T")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a size: give bytes, or a number with K, M, G or T")
     return int(digits) << _UNITS.get(unit, 0)
 
 
 def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
-    """Add the dump that a command reads, as the list of files that options.input is."""
+    """Add the input files; options.input lists them. default: the file to read if none is named, "" if one must be."""
     p.add_argument(
         "input",
         nargs="*" if default else "+",
         metavar="DUMP",
         default=[default] if default else None,
-        help=f"dump to read, - for standard input; all files of a split set{f' (default: {default})' * bool(default)}",
+        help=f"input, or - for standard input; all files of a split set{f' (default: {default})' * bool(default)}",
     )
 
 
 def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
-    """Add the options of every command that makes a dump; codec says which is the default."""
+    """Add the options of every command that writes a dump. codec: text for the default codec."""
     p.add_argument(
-        "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default), or ELF as it was"
+        "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default) or uncompressed ELF"
     )
     p.add_argument(
         "--compress",
         metavar="NAME[:LEVEL]",
-        help="zlib (levels 1 to 9), lzo, snappy, zstd (1 to 19), none; lz4, which only vmfilter reads "
+        help="zlib (levels 1 to 9), lzo, snappy, zstd (levels 1 to 19), none, or lz4, which only vmfilter reads "
         f"(default: {codec})",
     )
-    p.add_argument("--flatten", action="store_true", help="write a flattened file, as goes to standard output")
-    p.add_argument("--dedup", action="store_true", help="store identical pages once; every tool can read that")
-    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
+    p.add_argument("--flatten", action="store_true", help="write the flattened format; standard output always gets it")
+    p.add_argument("--dedup", action="store_true", help="store identical pages once; all tools can read the dump")
+    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)")
     p.add_argument(
         "--max-memory",
         type=size_of,
         metavar="SIZE",
-        help="have no more threads and pages in flight than go into so much memory (K, M, G, T)",
+        help="use only as many threads and buffers as fit in SIZE bytes of memory (K, M, G, T)",
     )
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
@@ -70,14 +70,14 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
 
 
 def form_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what add_form()'s options are to filter_dump() and convert_dump()."""
+    """Return the options of add_form() as keyword arguments of filter_dump() and convert_dump()."""
     names = ("format", "compress", "flatten", "dedup", "threads", "max_memory", "force", "keep_incomplete")
     return {name: getattr(options, name) for name in names}
 
 
 @contextmanager
 def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
-    """Have a Progress as the options want it, for a dump that goes there."""
+    """Yield the Progress that the options ask for, or None; - in outputs is standard output."""
     from vmfilter.console.progress import ProgressPrinter
     from vmfilter.console.signals import EndsBetweenPages
 
@@ -90,7 +90,7 @@ def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator
 
 
 def warn_of_codec(compress: str | None) -> None:
-    """Say which codec no other tool reads."""
+    """Warn if no other tool reads the codec."""
     from vmfilter.console.output import say
 
     if compress and compress.partition(":")[0] == "lz4":

@@ -1,4 +1,4 @@
-"""vmfilter rearrange: a flattened stream to a dump."""
+"""vmfilter rearrange: turn a flattened stream into a dump."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_DESCRIPTION = """Write the dump that standard input is a flattened stream of, as makedumpfile -R does:
+_DESCRIPTION = """\
+Turn the flattened stream on standard input into a dump, as makedumpfile -R
+does:
 vmfilter filter /proc/vmcore - | ssh HOST vmfilter rearrange DUMP"""
 
 
@@ -16,25 +18,25 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "rearrange",
-        help="make a dump of a flattened stream",
+        help="turn a flattened stream into a dump",
         description=_DESCRIPTION,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
-    p.add_argument("dump", metavar="DUMP", help="file to make")
+    p.add_argument("dump", metavar="DUMP", help="output file")
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Rearrange, say what was made, return the exit status."""
+    """Rearrange, print the size, return the exit status."""
     from vmfilter.console.output import show
     from vmfilter.errors import UsageError
     from vmfilter.rearrange import rearrange, standard_input
 
     if options.dump == "-":
-        raise UsageError("rearrange writes a file, not standard output: a stream is not written in the order of a dump")
+        raise UsageError("rearrange cannot write to standard output: the stream is not in file order; name a file")
     size = rearrange(standard_input(), options.dump, force=options.force, name="standard input")
     if not options.quiet:
         show(f"{options.dump} is {size} bytes.")

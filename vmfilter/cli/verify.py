@@ -1,4 +1,4 @@
-"""vmfilter verify: whether a dump is whole."""
+"""vmfilter verify: check that a dump is whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from vmfilter.errors import INCOMPLETE, InputError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_DESCRIPTION = """Read all of DUMP: every page is decompressed, every descriptor and every count is checked. Several
-files are the parts of one split set. What is wrong is told of the first damaged pages, and counted for all."""
+_DESCRIPTION = """\
+Read all of DUMP: decompress every page, check every descriptor and every
+count. Several files are parts of one split set. All damaged pages are counted,
+and the first are named."""
 _EPILOG = f"""
-of verify:
-  0  DUMP is whole, and its pages equal those of VMCORE, if VMCORE contains them
+exit status of verify:
+  0  DUMP is whole, and equals VMCORE in every page that both contain
   {InputError.exit_status}  DUMP is damaged or truncated, or differs from VMCORE
-  {INCOMPLETE}  DUMP is marked incomplete, or a part of the set is missing; the pages that it contains are good
+  {INCOMPLETE}  DUMP is marked incomplete, or a part of the set is missing; the pages it contains are good
 """
 
 
@@ -26,7 +28,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "verify",
-        help="read all of a dump, and say whether it is whole",
+        help="check that a dump is whole",
         description=_DESCRIPTION,
         epilog=epilog + _EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,16 +37,16 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         "--against",
         metavar="VMCORE",
         action="append",
-        help="also compare every page with this dump, of any format (once for each part of a split set)",
+        help="also compare every page with this dump, in any format (repeat for each part of a split set)",
     )
-    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one for each CPU)")
-    p.add_argument("-q", "--quiet", action="store_true", help="print what is wrong only")
+    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)")
+    p.add_argument("-q", "--quiet", action="store_true", help="print only what is wrong")
     add_input(p)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify, print what was found, return the exit status."""
+    """Verify, print the findings, return the exit status."""
     from vmfilter.console.output import say, show
     from vmfilter.console.progress import ProgressPrinter
     from vmfilter.reader import open_dump

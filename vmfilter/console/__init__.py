@@ -1,1 +1,1 @@
-"""What a command prints, and what signals do to it: for every command line."""
+"""Printing, progress and signals, shared by both command lines."""

@@ -1,4 +1,4 @@
-"""What a command prints. Where that only tells what was done, whether anybody reads it changes nothing of that."""
+"""Prints for a command. A report that cannot be printed never fails the run: its dump is already written."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import TextIO
 
 
 def prepare() -> None:
-    """Have standard output take the name of any file: what it cannot encode is escaped, as on standard error."""
+    """Escape what standard output cannot encode, as Python does on standard error: file names are arbitrary bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def one_line(text: str) -> str:
-    """Text without what would break its line or steer a terminal: names of files, and kernels, have anything."""
+    """Escape line breaks and terminal controls: file names and text from a dump may contain any of them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print(text: str, stream: TextIO | None) -> None:
-    if stream is not None:  # closed by whoever started us
+    if stream is not None:  # None: the parent process closed it
         with contextlib.suppress(OSError):
             print(text, file=stream)
 
 
 def show(*lines: str, aside: bool = False) -> None:
-    """Print lines of a report to standard output, or aside to standard error where a dump goes there."""
+    """Print lines of a report to standard output; aside: to standard error, because a dump goes to standard output."""
     _print("\n".join(lines), sys.stderr if aside else sys.stdout)
 
 
 def hand_out(lines: Iterable[str]) -> None:
-    """Print to standard output what the command is there for; a reader that has gone away wants no more of it.
+    """Print lines that are the command's result. Unlike a report, they must arrive; a closed pipe is no error.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: standard output is closed or cannot be written.
 
     """
     from vmfilter.errors import OutputError
@@ -54,17 +54,17 @@ def hand_out(lines: Iterable[str]) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line of trouble to standard error."""
+    """Print one error or warning to standard error."""
     _print(one_line(f"vmfilter: {message}"), sys.stderr)
 
 
 def trouble(error: Exception) -> str:
-    """What has gone wrong, and what was noted of it on its way here, in one line."""
-    return "; ".join([str(error), *getattr(error, "__notes__", [])])  # add_note() makes them
+    """Return an error and its notes as one line."""
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])  # set by add_note()
 
 
 def flush() -> None:
-    """Write out what is printed; what cannot be written is dropped, and not tried again when the interpreter ends."""
+    """Flush standard output and error. If that fails, drop the data, or the interpreter would fail again at exit."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:

@@ -1,4 +1,4 @@
-"""How far a run has come: a bar that renews itself on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar that is redrawn on a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ _LINE_SECONDS = 5.0
 
 
 class ProgressPrinter:
-    """Prints to standard error. To be called as a Progress; close() ends the last line."""
+    """A vmfilter.run.Progress that prints to standard error; close() ends the last line."""
 
     def __init__(self) -> None:
-        """Look what standard error is."""
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._heard = sys.stderr is not None
         self._stage = ""
@@ -22,7 +21,6 @@ class ProgressPrinter:
         self._started = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """See vmfilter.run.Progress."""
         now = time.monotonic()
         ends = done >= total
         if stage != self._stage:
@@ -44,7 +42,7 @@ class ProgressPrinter:
             self._print(text)
 
     def _print(self, text: str, end: str = "\n") -> None:
-        """Print, as long as there is somebody to read it: nobody's going away must end the run."""
+        """Print until that fails once: a closed terminal must not end the run."""
         if self._heard:
             try:
                 print(text, end=end, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do to a run: it ends and cleans up after itself."""
+"""SIGINT, SIGTERM and SIGHUP end a run, which cleans up after itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vmfilter.run import Progress
 
 _PATIENCE = 10.0
-"""Seconds from a signal to the next page."""
+"""Seconds that a run may take from a signal to the next chunk of pages."""
 _SAME = 1.0
-"""Seconds in which several signals are one wish: who closes a terminal or ends a service may send more than one."""
+"""Signals within this many seconds count as one: closing a terminal or stopping a service may send several."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -25,24 +25,22 @@ class EndedError(BaseException):
     """A signal asked the run to end.
 
     Attributes:
-        number: which.
+        number: of the signal.
 
     """
 
     def __init__(self, number: int) -> None:
-        """Begin."""
         super().__init__(number)
         self.number = number
 
     def __str__(self) -> str:
-        """Say what was done about it."""
-        notes = getattr(self, "__notes__", ["nothing half-written is left"])  # add_note() makes them
+        notes = getattr(self, "__notes__", ["no partial file remains"])  # set by add_note()
         return "; ".join([f"ended by {signal.Signals(self.number).name}", *notes])
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     def once(number: int, frame: FrameType | None) -> None:
-        for other in _NUMBERS:  # a second one must not disturb the cleaning up
+        for other in _NUMBERS:  # a second signal must not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
         handler(number, frame)
 
@@ -51,7 +49,7 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def end_at_once() -> None:
-    """From now on, a signal raises EndedError wherever the run is."""
+    """From now on, raise EndedError as soon as a signal arrives."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise EndedError(number)
@@ -60,24 +58,26 @@ def end_at_once() -> None:
 
 
 class EndsBetweenPages:
-    """A Progress for runs whose dump is kept as far as it is.
+    """A Progress for --keep-incomplete: a signal ends the run where the pages written so far make a valid dump.
 
-    From the first page on, a signal raises EndedError only here, where what is written fits together; but wherever the
-    run is, for good, when it has not come here for long: it waits for somebody who has ceased to read. So it may while
-    a dump is ended that is sent to somebody, for which it has no bound of time: a second signal raises it there too.
-    The end of a file is always worth waiting for.
+    Once pages are written, a signal raises EndedError only in __call__(), between two chunks. There are two exceptions,
+    because a reader of the output may have stopped reading:
+
+    - if __call__() does not run within _PATIENCE seconds, EndedError is raised at once;
+    - if the dump goes to a stream, a second signal raises EndedError at once, even while the stream is finished.
+
+    Finishing a file is never interrupted.
     """
 
     def __init__(self, shown: Progress | None, sends: bool) -> None:
-        """Go on to another Progress, if there is one; sends: to standard output."""
+        """Wrap a Progress, or None. sends: the dump goes to standard output."""
         self._shown = shown
         self._sends = sends and sys.stdout is not None and not stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
         self._writes = self._ends = False
         self._number = 0
-        self._since = 0.0  # when the first signal came
+        self._since = 0.0  # time of the first signal
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """See vmfilter.run.Progress."""
         if stage == "write" and not self._writes:
             self._writes = True
             _handle(self._note)

@@ -1,4 +1,4 @@
-"""What a distribution installs so that vmfilter runs in the capture kernel, and how it is installed.
+"""Installs what runs vmfilter in the capture kernel.
 
-root/ holds the files as they lie in a system; docs/kdump.md says what each is for.
+root/ contains the files at their paths in the system; docs/guide-distribution.md says what each is for.
 """

@@ -1,7 +1,7 @@
-"""Installs what root/ holds into a system, and removes it again.
+"""Installs the files of root/ into a system, and removes them again.
 
-A record in the system names each file that was put there with its SHA-256, and each folder that was made for them. So
-what somebody has changed since is known, and neither replaced nor removed.
+A record in the system lists each installed file with its SHA-256, and each directory that was created. So a file that
+somebody modified is recognised, and neither replaced nor removed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vmfilter.errors import InputError, OutputError, VmfilterError
 
 RECORD = "usr/lib/vmfilter/installed.json"
 _ROOT = Path(__file__).parent / "root"
-_PYTHON = b"@PYTHON@"  # in a file that runs vmfilter: the interpreter that this one is installed for
+_PYTHON = b"@PYTHON@"  # stands for the path of the installing interpreter in files that run vmfilter
 
 
 def _contents() -> dict[str, bytes]:
-    """What is to be installed: paths below a system's root, and what each file holds."""
+    """Return the files to install: contents by path below the root."""
     python = os.fsencode(shlex.quote(sys.executable))
     files = sorted(p for p in _ROOT.rglob("*") if p.is_file())
     return {str(p.relative_to(_ROOT)): p.read_bytes().replace(_PYTHON, python) for p in files}
@@ -35,51 +35,54 @@ def _digest(data: bytes) -> str:
 
 
 class _System:
-    """A system's root with the record of what was installed there."""
+    """The root of a system, with the record of installed files."""
 
     def __init__(self, root: str | os.PathLike[str], dry_run: bool) -> None:
         self.root = Path(root)
         self.dry_run = dry_run
         self.files: dict[str, str] = {}
-        self.folders: list[str] = []
+        self.directories: list[str] = []
         self.contents = _contents()
         if not self.root.is_dir():
-            raise OutputError(f"{root}: is no folder: the root of a system is asked for")
+            raise OutputError(f"{root}: is not a directory; name the root of a system")
         if (record := self.read(RECORD)) is not None:
             try:
                 entries = json.loads(record)
                 self.files = {str(k): str(v) for k, v in entries["files"].items()}
-                self.folders = [str(f) for f in entries["folders"]]
+                self.directories = [str(d) for d in entries["folders"]]
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(
-                    f"{self.root / RECORD}: is damaged: what was installed is not known; remove it to install again"
+                    f"{self.root / RECORD}: the record of installed files is damaged; remove it and install again"
                 ) from None
-            for path in (*self.files, *self.folders):
+            for path in (*self.files, *self.directories):
                 parts = Path(path).parts
                 if not (parts and path.isprintable()) or Path(path).is_absolute() or ".." in parts:
-                    raise InputError(f"{self.root / RECORD}: names {path[:80]!r}, which is no path of a system")
+                    raise InputError(
+                        f"{self.root / RECORD}: lists {path[:80]!r}, which is not a path below the root; "
+                        "remove the record and install again"
+                    )
                 self.at(path)
 
     def at(self, path: str) -> Path:
-        """Where a path of the system is. Raises OutputError where a symbolic link on the way leads outside of it."""
+        """Return a path below the root. Raises OutputError if a symbolic link leads outside the root."""
         here = self.root / path
-        folder = os.path.realpath(here.parent)
-        if not Path(folder).is_relative_to(os.path.realpath(self.root)):
-            raise OutputError(f"{here}: lies in {folder}, outside of {self.root}, by a symbolic link")
+        directory = os.path.realpath(here.parent)
+        if not Path(directory).is_relative_to(os.path.realpath(self.root)):
+            raise OutputError(f"{here}: a symbolic link leads to {directory}, outside {self.root}")
         return here
 
     def read(self, path: str) -> bytes | None:
-        """What a file holds, None where there is none."""
+        """Return the contents of a file, or None if it does not exist."""
         here = self.at(path)
         try:
             if not stat.S_ISREG(here.stat().st_mode):
-                raise OutputError(f"{here}: is there, and is no regular file; move it away")
+                raise OutputError(f"{here}: exists and is not a regular file; move it away")
             return here.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, path: str, data: bytes) -> None:
-        """Make a file, whole or not at all, with the folders that it lies in."""
+        """Write a file atomically; create its parent directories."""
         target = self.at(path)
         aside = target.with_name(f".{target.name}.vmfilter")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,25 +96,25 @@ class _System:
             aside.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the record, where it is not that already."""
-        record = json.dumps({"files": self.files, "folders": self.folders}, indent=1).encode() + b"\n"
+        """Write the record, if it changed."""
+        record = json.dumps({"files": self.files, "folders": self.directories}, indent=1).encode() + b"\n"
         if self.read(RECORD) != record:
             self.write(RECORD, record)
 
     def is_ours(self, path: str, data: bytes) -> bool:
-        """Whether a file of the record has what was installed; not as the record says where an install broke off."""
+        """Whether a file of the record is unmodified. After an interrupted install, it may be newer than the record."""
         return _digest(data) == self.files[path] or data == self.contents.get(path)
 
     def remove(self, path: str) -> str:
-        """Remove a file of the record, unless somebody has changed it; return what was done."""
+        """Remove a file of the record, unless it was modified; return a line that says what was done."""
         here = self.root / path
         data = self.read(path)
         ours = data is not None and self.is_ours(path, data)
         del self.files[path]
         if data is None:
-            return f"{here} is not there any more"
+            return f"{here} no longer exists"
         if not ours:
-            return f"kept {here}, which was changed since it was installed"
+            return f"kept {here}: modified since it was installed"
         if not self.dry_run:
             here.unlink()
         return f"{'would remove' if self.dry_run else 'removed'} {here}"
@@ -126,19 +129,20 @@ def _system(root: str | os.PathLike[str], dry_run: bool) -> Iterator[_System]:
 
 
 def install(root: str | os.PathLike[str] = "/", *, dry_run: bool = False) -> list[str]:
-    """Install what makes vmfilter part of a system's kdump.
+    """Install vmfilter into a system's kdump.
 
     Args:
-        root: folder that is the root of the system.
+        root: root directory of the system.
         dry_run: write nothing.
 
     Returns:
-        What was done with each file, a line each.
+        One line per file that says what was done.
 
     Raises:
-        OutputError: one is there that was not installed so, or lies outside by a symbolic link: nothing was changed; or
-            a file cannot be written: what is there then, the record names, and to install again goes on.
-        InputError: the record of what was installed is damaged.
+        OutputError: a file exists that vmfilter did not install, or a symbolic link leads outside the root: nothing was
+            changed. Or a file cannot be written: the record lists all files written so far, and installing again
+            continues.
+        InputError: the record of installed files is damaged.
 
     """
     with _system(root, dry_run) as system:
@@ -147,25 +151,25 @@ def install(root: str | os.PathLike[str] = "/", *, dry_run: bool = False) -> lis
             here = system.root / path
             there = system.read(path)
             if there == data:
-                lines.append(f"{here} is there already")
+                lines.append(f"{here} is up to date")
                 if path in system.files:
                     system.files[path] = _digest(data)
                 continue
             if there is not None and path not in system.files:
-                raise OutputError(f"{here}: is there, and vmfilter has not installed it; move it away")
+                raise OutputError(f"{here}: exists and was not installed by vmfilter; move it away")
             if there is not None and not system.is_ours(path, there):
-                lines.append(f"kept {here}, which was changed since it was installed")
+                lines.append(f"kept {here}: modified since it was installed")
                 continue
             verb = "install" if there is None else "replace"
             lines.append(f"would {verb} {here}" if dry_run else f"{verb.rstrip('e')}ed {here}")
             new[path] = data
         outdated = [path for path in system.files if path not in system.contents]
         if new and not dry_run:
-            made = {str(f) for path in (*new, RECORD) for f in Path(path).parents if not (system.root / f).exists()}
-            system.folders += sorted(made - {*system.folders})
+            made = {str(d) for path in (*new, RECORD) for d in Path(path).parents if not (system.root / d).exists()}
+            system.directories += sorted(made - {*system.directories})
             digests = {path: _digest(data) for path, data in new.items()}
             system.files = {**digests, **system.files}
-            system.save()  # first: whatever happens from here on, remove knows what may be there
+            system.save()  # first, so that remove() knows every file even if this install is interrupted
             for path, data in new.items():
                 system.write(path, data)
             system.files |= digests
@@ -176,28 +180,28 @@ def install(root: str | os.PathLike[str] = "/", *, dry_run: bool = False) -> lis
 
 
 def remove(root: str | os.PathLike[str] = "/", *, dry_run: bool = False) -> list[str]:
-    """Remove what install() has put into a system; what was changed since is kept.
+    """Remove what install() installed, except files modified since.
 
     Args:
-        root: folder that is the root of the system.
+        root: root directory of the system.
         dry_run: remove nothing.
 
     Returns:
-        What was done with each file, a line each.
+        One line per file that says what was done.
 
     Raises:
         OutputError: a file cannot be removed.
-        InputError: the record of what was installed is damaged.
-        VmfilterError: nothing is installed there.
+        InputError: the record of installed files is damaged.
+        VmfilterError: nothing is installed.
 
     """
     with _system(root, dry_run) as system:
         if not system.files:
-            raise VmfilterError(f"{system.root / RECORD}: is not there: nothing is installed")
+            raise VmfilterError(f"{system.root / RECORD}: does not exist: nothing is installed")
         lines = [system.remove(path) for path in list(system.files)]
         if not dry_run:
             (system.root / RECORD).unlink()
-            for folder in sorted(system.folders, key=len, reverse=True):
-                with contextlib.suppress(OSError):  # not empty: somebody's files are there
-                    (system.root / folder).rmdir()
+            for directory in sorted(system.directories, key=len, reverse=True):
+                with contextlib.suppress(OSError):  # it contains other files
+                    (system.root / directory).rmdir()
     return lines

@@ -1,11 +1,11 @@
-"""Loads all that vmfilter needs, and prints which modules those are: run by collect.py in a bare interpreter.
+"""Imports everything that vmfilter needs and prints the modules found. collect.py runs it in a bare interpreter.
 
-Nothing is listed by hand: every module of vmfilter is imported, so is all that any of its functions imports when it
-is called, and help and complaints of the command are printed, for which argparse imports what it has put off. What
-only stands in for a codec that the C core has is kept out, and so is what installs: this package.
+No list is maintained by hand. This script imports every module of vmfilter and executes every import statement in
+their functions. It prints help and an error message, because argparse imports modules only for those. It excludes
+packages that only replace a codec of the C core, and vmfilter.integration, which no initramfs needs.
 
-Arguments: the folders to look for modules in, after those of the interpreter. Output: a JSON object, the name of each
-module that has a file → its file.
+Arguments: directories to search for modules, after the interpreter's own.
+Output: a JSON object that maps the name of each module loaded from a file to that file.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 
 
 class _Finder:
-    """The interpreter's finder of modules that have files, which keeps what it has found.
+    """The interpreter's finder for modules in files, which records what it finds.
 
-    What is loaded does not tell: since 3.13 collections.abc puts another module, which is built in, in its place.
+    sys.modules is not enough: since Python 3.13, collections.abc replaces itself there by a built-in module.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ from typing import Any, cast
 
 
 def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements below a node, those in functions too; not those that only type checkers follow."""
+    """Yield the import statements below a node, except those under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
@@ -57,7 +57,7 @@ def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def _encodings(tree: ast.AST) -> Iterator[str]:
-    """Names of the encodings that are asked for: each is a module, loaded when it is used first."""
+    """Yield the encodings that the code names: each is a module, imported on first use."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             named = [k.value for k in node.keywords if k.arg == "encoding"]
@@ -72,7 +72,7 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
     from vmfilter.formats.codec import CODECS, native_libraries
 
     here = Path(__file__).parent
-    modules["vmfilter.integration"] = None  # to the import system: there is none
+    modules["vmfilter.integration"] = None  # makes its import fail
     stand_ins = {CODECS[c].package for c in native_libraries()} - sys.stdlib_module_names
     modules.update({p: None for p in stand_ins if p})
     for source in here.parent.rglob("*.py"):
@@ -84,7 +84,7 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
         for encoding in _encodings(tree):
             codecs.lookup(encoding)
         for statement in _imports(tree):
-            with contextlib.suppress(ImportError):  # a package that may be missing
+            with contextlib.suppress(ImportError):  # an optional package
                 exec(compile(ast.Module([statement], []), str(source), "exec"), {})
     main = import_module("vmfilter.cli").main
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -95,5 +95,5 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
 
 if __name__ == "__main__":
     _load(cast("dict[str, ModuleType | None]", sys.modules))
-    # os is built in, but its file is what tells an interpreter where the others are
+    # os is frozen, but an interpreter locates its library by this file
     print(json.dumps({**finder.files, "os": os.__file__}))

@@ -1,8 +1,8 @@
-"""makedumpfile's command line, messages and exit statuses over vmfilter, for scripts that know one command.
+"""makedumpfile's command line, messages and exit statuses, for scripts that run makedumpfile.
 
-docs/makedumpfile.md says of each option whether it works. What is here is makedumpfile 1.7.9's interface: its man page,
-and the words that it prints.
+The interface is that of makedumpfile 1.7.9: its man page, and the messages it prints. docs/makedumpfile.md lists which
+options work.
 """
 
 VERSION = "1.7.9"
-"""The makedumpfile whose interface this is."""
+"""Version of makedumpfile whose interface this is."""

@@ -1,4 +1,4 @@
-"""What makedumpfile prints, in its words and by its message level: scripts parse it."""
+"""makedumpfile's output, verbatim and filtered by message level, because scripts parse it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ HEADLINE = f"makedumpfile: version {VERSION} (vmfilter {__version__})"
 _PROGRESS, _COMMON, _ERROR, _DEBUG, _REPORT = 1, 2, 4, 8, 16
 _STAGES = {"classify": "Excluding unnecessary pages", "write": "Copying data"}
 _SPINNER = "/|\\-"
-_SECOND = 1.0  # between two lines of progress
+_SECOND = 1.0  # between two updates of the progress
 
 
 class Messages:
-    """Prints what the message level lets through. Its progress() is a vmfilter.run.Progress."""
+    """Prints the messages that the message level selects. progress() is a vmfilter.run.Progress."""
 
     def __init__(self) -> None:
-        """Begin with the default level."""
         self._level = DEFAULT_MESSAGES
         self._aside = False
         self._stage = ""
@@ -37,8 +36,8 @@ class Messages:
         self._turn = 0
 
     def obey(self, command: Command) -> None:
-        """Print from now on as a command line says."""
-        self._aside = command.flatten  # standard output is the dump's
+        """Follow the command line from now on."""
+        self._aside = command.flatten  # the dump goes to standard output
         self._level = DEFAULT_MESSAGES
         if not command.check_params:
             self._level = command.message_level | _DEBUG * command.debug | _REPORT * command.show_stats
@@ -48,23 +47,23 @@ class Messages:
             show(*lines, aside=aside)
 
     def common(self, *lines: str) -> None:
-        """Print what everybody should know."""
+        """Print common messages (2)."""
         self._print(_COMMON, lines, self._aside)
 
     def error(self, text: str) -> None:
-        """Print one line of trouble."""
+        """Print one error or warning (4)."""
         self._print(_ERROR, (one_line(f"makedumpfile: {text}"),), aside=True)
 
     def debug(self, *lines: str) -> None:
-        """Print what helps to find a mistake."""
+        """Print debug messages (8)."""
         self._print(_DEBUG, lines, self._aside)
 
     def report(self, *lines: str) -> None:
-        """Print lines of the report."""
+        """Print lines of the report (16)."""
         self._print(_REPORT, lines, self._aside)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Print how far a stage has come, once a second and at its end."""
+        """Print the progress of a stage, once a second and at its end."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started = stage, now
@@ -79,7 +78,7 @@ class Messages:
         self._draw("\r" + text)
 
     def end_progress(self) -> None:
-        """End the line of the progress."""
+        """End the progress line."""
         if self._stage:
             self._draw("\n")
         self._stage = ""
@@ -102,15 +101,15 @@ def _eta(seconds: int) -> str:
 
 
 _OURS = {PageClass.PMEM_METADATA, PageClass.PMEM_USERDATA}
-"""Classes that makedumpfile does not know: a line each if there are any."""
+"""Classes that makedumpfile does not know: a line each, if the dump has such pages."""
 
 
 def report(s: Statistics, elf: bool) -> Iterator[str]:
-    """Lines of its report. A page that the source has lost before counts as a hole, as it does there."""
+    """Yield makedumpfile's report. As in makedumpfile, pages that the input already lacks count as holes."""
     for stage, seconds in s.seconds.items():
         yield f"STEP [{_STAGES[stage]:27}] : {seconds:.6f} seconds"
-    lost_before = s.classes[PageClass.EXCLUDED]
-    original = s.present - lost_before
+    absent = s.classes[PageClass.EXCLUDED]
+    original = s.present - absent
     in_elf = [f"     in ELF format : 0x{n:016x}" for n in (original - s.kept, s.kept) if elf]
     yield ""
     yield f"Original pages  : 0x{original:016x}"
@@ -124,7 +123,7 @@ def report(s: Statistics, elf: bool) -> Iterator[str]:
     yield from in_elf[1:]
     if original:
         yield f"  (The number of pages is reduced to {100 * s.kept // original}%.)"
-    yield f"Memory Hole     : 0x{s.holes + lost_before:016x}"
+    yield f"Memory Hole     : 0x{s.holes + absent:016x}"
     yield "-" * 50
     yield f"Total pages     : 0x{s.max_mapnr:016x}"
     yield f"Write bytes     : {s.output_size}"
@@ -140,7 +139,7 @@ _USED = (
 
 
 def mem_usage(s: Statistics) -> Iterator[str]:
-    """Lines of --mem-usage, of the statistics of level 31. Zero pages are not looked for, as they are not there."""
+    """Yield the lines of --mem-usage. s: counts at level 31. Like makedumpfile, do not search for zero pages."""
     yield ""
     yield "TYPE\t\tPAGES\t\t\tEXCLUDABLE\tDESCRIPTION"
     yield "-" * 70
@@ -162,7 +161,7 @@ def _disabled(codec: str) -> bool:
 
 
 def version() -> Iterator[str]:
-    """Lines of -v: which makedumpfile this stands in for, and its codecs."""
+    """Yield the lines of -v: the makedumpfile version that this replaces, and the codecs."""
     yield HEADLINE
     for codec in ("lzo", "snappy", "zstd"):
         yield f"{codec}\t{'disabled' if _disabled(codec) else 'enabled'}"
@@ -181,11 +180,11 @@ Usage:
   makedumpfile -h
   makedumpfile -v
 """
-_FATES = {"unneeded": "changes nothing: ", "refused": "not supported: "}
+_PREFIXES = {"unneeded": "no effect: ", "refused": "not supported: "}
 
 
 def usage() -> Iterator[str]:
-    """Lines of -h."""
+    """Yield the lines of -h."""
     for codec, name in ("lzo", "LZO"), ("snappy", "snappy"), ("zstd", "zstd"):
         yield f"{name} support:"
         yield "  disabled" if _disabled(codec) else "  enabled"
@@ -193,4 +192,4 @@ def usage() -> Iterator[str]:
     yield "Options:"
     for option in OPTIONS:
         yield f"  {option.name} {option.value}".rstrip()
-        yield f"      {_FATES.get(option.sets, '')}{option.help}"
+        yield f"      {_PREFIXES.get(option.sets, '')}{option.help}"

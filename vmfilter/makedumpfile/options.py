@@ -1,4 +1,4 @@
-"""makedumpfile's options as a table, and the command line that they make."""
+"""makedumpfile's options as a table, and the command line they make up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ _MAX_U64 = (1 << 64) - 1
 
 
 class Command:
-    """What a command line asks for. Attributes of the same meaning as the options that set them."""
+    """A parsed command line. The table of options says which option sets which attribute.
+
+    Attributes:
+        files: names on the command line, in order.
+        unneeded: options given that have no effect, and why.
+        refused: options given that are not supported, and why.
+
+    """
 
     codec = "none"
     codec_option = ""
@@ -31,14 +38,13 @@ class Command:
     check_params = dry_run = show_stats = debug = help = version = False
 
     def __init__(self) -> None:
-        """Begin with what makedumpfile does by default."""
         self.files: list[str] = []
         self.unneeded: dict[str, str] = {}
         self.refused: dict[str, str] = {}
 
 
 def _number(text: str, low: int, high: int, what: str) -> int:
-    # What is no number is 0 to makedumpfile. Here it is a mistake: -d O shall not write all of memory.
+    # makedumpfile reads anything else as 0. Refuse it: -d O must not dump all memory.
     match = re.fullmatch(r"\s*\+?(?:(0[xX][0-9a-fA-F]+)|(\d+))", text, re.ASCII)
     value = int(match[1], 16) if match and match[1] else int(match[2]) if match else -1
     if not low <= value <= high:
@@ -73,12 +79,12 @@ class Option(NamedTuple):
     """One option.
 
     Attributes:
-        name: as it is written, with its dashes.
-        help: what it does; of an option that is not needed or not known here, why that is so.
-        sets: attribute of Command; "unneeded" and "refused" are those where help says why.
-        value: what its value is called; "" where it has none.
-        read: makes what is set of the value's text.
-        const: what is set where it has no value.
+        name: including dashes.
+        help: what the option does, or why it has no effect or is refused.
+        sets: attribute of Command that it sets; "unneeded" if it has no effect, "refused" if it is not supported.
+        value: name of its value; "" if it takes none.
+        read: converts the text of the value.
+        const: value of an option that takes none.
 
     """
 
@@ -90,40 +96,40 @@ class Option(NamedTuple):
     const: object = True
 
 
-_TYPES = "what needs the kernel's types is not in this vmfilter yet"
+_TYPES = "it needs the kernel's type information, which vmfilter does not read"
 _XEN = "Xen is not supported"
 _SADUMP = "sadump's formats are not supported"
-_CODE = "a dump is not filtered by programs of others"
-_BOUNDED = "memory is bounded whatever the size of the vmcore"
+_CODE = "vmfilter runs no foreign code to filter a dump"
+_BOUNDED = "memory use does not grow with the vmcore"
 
 OPTIONS = (
-    Option("-c", "compress by zlib", "codec", const="zlib"),
-    Option("-l", "compress by lzo", "codec", const="lzo"),
-    Option("-p", "compress by snappy", "codec", const="snappy"),
-    Option("-z", "compress by zstd", "codec", const="zstd"),
+    Option("-c", "compress with zlib", "codec", const="zlib"),
+    Option("-l", "compress with lzo", "codec", const="lzo"),
+    Option("-p", "compress with snappy", "codec", const="snappy"),
+    Option("-z", "compress with zstd", "codec", const="zstd"),
     Option(
         "-d",
-        "leave out 1 zero, 2 cache without private data, 4 all cache, 8 user, 16 free pages, 32 struct pages on "
-        "persistent memory; of a list (11,31) the next is tried where the dump would be too large",
+        "exclude 1 zero pages, 2 cache without private data, 4 all cache, 8 user, 16 free pages, 32 struct pages on "
+        "persistent memory; in a list (11,31), each level is tried if the dump is too large at the one before",
         "levels",
         "LEVEL",
         _levels,
     ),
-    Option("-L", "end the dump before it has more bytes (K, M, G, T, P, E)", "limit", "SIZE", _size),
+    Option("-L", "stop before the dump exceeds SIZE bytes (K, M, G, T, P, E)", "limit", "SIZE", _size),
     Option("-E", "write ELF", "elf"),
     Option("-F", "write a flattened stream to standard output", "flatten"),
-    Option("-R", "make a dump of the flattened stream on standard input", "rearrange"),
-    Option("-f", "replace files that exist", "force"),
-    Option("--split", "write a set of dumps, each with about as many pages", "split"),
-    Option("--reassemble", "make one dump of such a set", "reassemble"),
-    Option("--num-threads", "threads that compress (default: one for each CPU)", "threads", "N", _threads),
-    Option("--work-dir", "folder for temporary files", "work_dir", "DIR"),
-    Option("--vtop", "also print the physical address of a virtual one", "vtop", "ADDRESS", _address),
+    Option("-R", "turn the flattened stream on standard input into a dump", "rearrange"),
+    Option("-f", "replace existing files", "force"),
+    Option("--split", "write a split set: several dumps with about equal numbers of pages", "split"),
+    Option("--reassemble", "make one dump from a split set", "reassemble"),
+    Option("--num-threads", "threads that compress (default: one per CPU)", "threads", "N", _threads),
+    Option("--work-dir", "directory for temporary files", "work_dir", "DIR"),
+    Option("--vtop", "also print the physical address of a virtual address", "vtop", "ADDRESS", _address),
     Option("--dump-dmesg", "write the kernel's log instead of a dump", "dmesg"),
-    Option("--partial-dmesg", "with --dump-dmesg, only what was printed after the last dmesg -C", "partial_dmesg"),
+    Option("--partial-dmesg", "with --dump-dmesg, start after the last dmesg -C", "partial_dmesg"),
     Option("--mem-usage", "count the pages of the running system (/proc/kcore)", "mem_usage"),
-    Option("--dry-run", "do all the work, write nothing", "dry_run"),
-    Option("--check-params", "look only whether the command line is right", "check_params"),
+    Option("--dry-run", "do all the work, but write no file", "dry_run"),
+    Option("--check-params", "only check the command line", "check_params"),
     Option(
         "--message-level",
         "print 1 progress, 2 common, 4 error, 8 debug, 16 report messages (default: 7)",
@@ -131,22 +137,22 @@ OPTIONS = (
         "LEVEL",
         _messages,
     ),
-    Option("--show-stats", "print the report messages too", "show_stats"),
-    Option("-D", "print the debug messages too", "debug"),
+    Option("--show-stats", "also print report messages", "show_stats"),
+    Option("-D", "also print debug messages", "debug"),
     Option("-h", "show the options", "help"),
     Option("--help", "show the options", "help"),
     Option("-v", "show the version and the codecs", "version"),
-    Option("-b", "blocks of pages are written as they come", "unneeded", "ORDER"),
+    Option("-b", "pages are written as they are compressed", "unneeded", "ORDER"),
     Option("--cyclic-buffer", _BOUNDED, "unneeded", "SIZE"),
-    Option("--splitblock-size", "the files of a set get the same number of pages", "unneeded", "SIZE"),
-    Option("--non-mmap", "a vmcore is mapped only where that is safe", "unneeded"),
+    Option("--splitblock-size", "the parts of a set get equal numbers of pages", "unneeded", "SIZE"),
+    Option("--non-mmap", "the vmcore is mapped only if that is safe", "unneeded"),
     Option("-x", _TYPES, "refused", "VMLINUX"),
     Option("-i", _TYPES, "refused", "VMCOREINFO"),
     Option("-g", _TYPES, "refused", "VMCOREINFO"),
     Option("--config", _TYPES, "refused", "FILE"),
     Option("--eppic", _CODE, "refused", "MACRO"),
     Option("--extension", _CODE, "refused", "LIBRARY"),
-    Option("-e", "struct pages of pages that are left out are not left out themselves", "refused"),
+    Option("-e", "the struct pages of excluded pages are kept", "refused"),
     Option("-X", _XEN, "refused"),
     Option("--xen-syms", _XEN, "refused", "FILE"),
     Option("--xen-vmcoreinfo", _XEN, "refused", "FILE"),
@@ -159,10 +165,10 @@ _LONG = [o.name[2:] + "=" * bool(o.value) for o in OPTIONS if o.name.startswith(
 
 
 def parse(arguments: Sequence[str], command: Command) -> None:
-    """Set in command what the arguments ask for, as far as they are right.
+    """Parse arguments into command. After an error, command holds the options before it.
 
     Raises:
-        UsageError: an option is not known or has no, or a wrong value. Its text is makedumpfile's where it has one.
+        UsageError: an option is unknown, or its value is missing or wrong; in makedumpfile's words, if it has any.
 
     """
     try:
@@ -211,11 +217,11 @@ _CONFLICTS: Sequence[tuple[Callable[[Command], Any], str]] = (
     (lambda c: c.split and c.limit, "'-L' option is not supported with --split."),
     (lambda c: not _names_fit(c), ""),
 )
-"""Command lines that cannot be, and what makedumpfile says of each beside that."""
+"""Invalid command lines, and what makedumpfile prints besides that they are invalid."""
 
 
 def check(command: Command) -> None:
-    """Raise UsageError where the options contradict each other, are not supported, or names are missing."""
+    """Raise UsageError if an option is not supported, options conflict, or the number of names is wrong."""
     for name, why in command.refused.items():
         raise UsageError(f"'{name}' option is not supported: {why}.")
     for applies, text in _CONFLICTS:

@@ -1,4 +1,4 @@
-"""What a command line of makedumpfile's asks for, done."""
+"""Runs a makedumpfile command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOT_MAPPED = (1 << 64) - 1
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run makedumpfile with arguments; return its exit status."""
+    """Run makedumpfile with arguments, without the program name; return its exit status."""
     command, messages = Command(), Messages()
     try:
         try:
@@ -36,14 +36,14 @@ def run(arguments: Sequence[str]) -> int:
             return _COMPLETED
         messages.debug(HEADLINE, f"command line: makedumpfile {shlex.join(arguments)}", "")
         for name, why in command.unneeded.items():
-            messages.common(f"'{name}' option changes nothing: {why}.")
+            messages.common(f"'{name}' option has no effect: {why}.")
         if command.work_dir:
             os.environ["TMPDIR"] = command.work_dir
         job = next((job for mode, job in _JOBS.items() if getattr(command, mode)), _create)
-        if saved := job(command, messages):  # --mem-usage saves nothing and says no more
+        if saved := job(command, messages):  # --mem-usage saves nothing, and makedumpfile prints no more
             messages.common("", saved, "", "makedumpfile Completed.")
         return _COMPLETED
-    except CodecError as e:  # of the set to reassemble: the command line is right
+    except CodecError as e:  # from a set to reassemble; the command line is valid
         messages.error(trouble(e))
     except UsageError as e:
         lines = [str(e)] if str(e) else []
@@ -51,14 +51,14 @@ def run(arguments: Sequence[str]) -> int:
     except VmfilterError as e:
         messages.error(trouble(e))
     except MemoryError:
-        messages.error("out of memory; --num-threads 1 needs less")
+        messages.error("out of memory; use --num-threads 1")
     if not command.check_params:
         messages.common("", "makedumpfile Failed.")
     return _FAILED
 
 
 def _path(name: str) -> str:
-    """A file that is named - is one to makedumpfile."""
+    """Return a path for vmfilter. To makedumpfile, - is a file of that name."""
     return f"./{name}" if name == "-" else name
 
 
@@ -93,7 +93,7 @@ def _reassemble(command: Command, messages: Messages) -> str:
 
 
 def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
-    """Print VMCOREINFO as debug messages: SUSE's kdump learns OSRELEASE and CRASHTIME from those of --dump-dmesg."""
+    """Print VMCOREINFO as debug messages. With --dump-dmesg, SUSE's kdump reads OSRELEASE and CRASHTIME there."""
     from vmfilter.kernel.search import vmcoreinfo_of
 
     if info := vmcoreinfo_of(dump):
@@ -112,7 +112,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
         _show_vmcoreinfo(dump, messages)
         _, _, kernel, error = understand(dump)
         if kernel is None:
-            raise error or KernelError(f"{dump.path}: its kernel is not known")
+            raise error or KernelError(f"{dump.path}: its kernel is unknown")
         log = KernelLog(kernel)
         lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
     for warning in log.warnings():
@@ -161,7 +161,7 @@ def _create(command: Command, messages: Messages) -> str:
 
 
 def _tell(result: Statistics, messages: Messages) -> None:
-    """Say what else there is to say of a new dump. Raises InputError if it is incomplete, as a warning explains."""
+    """Print the warnings about a new dump. Raises InputError if it is incomplete; a warning explains why."""
     for warning in result.warnings:
         messages.error(f"warning: {warning}")
     if result.gaps:
@@ -170,7 +170,7 @@ def _tell(result: Statistics, messages: Messages) -> None:
         for line in coverage(result.gaps):
             messages.error(f"warning: {line}")
     if result.incomplete:
-        raise InputError("the new dump is incomplete, for the reason above")
+        raise InputError("the new dump is incomplete; the warning above says why")
 
 
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
@@ -186,7 +186,7 @@ def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
 
 
 class _Creation:
-    """The making of one dump, by one level after the other until it fits."""
+    """Makes one dump, at one level after the other until it fits."""
 
     def __init__(
         self, command: Command, dump: Dump, outputs: Sequence[str], names: Sequence[str], messages: Messages
@@ -205,17 +205,17 @@ class _Creation:
         command = self._command
         try:
             return parse_codec(command.codec)[0].name
-        except CodecError:  # makedumpfile writes a dump all the same
+        except CodecError:  # makedumpfile then writes an uncompressed dump
             self._messages.common(
                 f"'{command.codec_option}' option is disabled, because this vmfilter was built without {command.codec}."
             )
             return "none"
 
     def run(self) -> Statistics:
-        """Make it. Raises VmfilterError where it fits at no level, or fails; what there is is kept, incomplete."""
+        """Make the dump. Raises VmfilterError on failure, or if no level fits; pages written by then are kept."""
         first, *others = self._command.levels
         result = self._attempt(first)
-        # What has been sent cannot be taken back, and the reader is not to get two dumps.
+        # A stream cannot be rewound, and its reader must not get two dumps.
         for level in [] if self._command.flatten else others:
             if result is not None and (not result.cut_off or self._failed(result)):
                 break
@@ -231,11 +231,11 @@ class _Creation:
 
     @staticmethod
     def _failed(result: Statistics) -> BaseException | None:
-        """What ended the run, if not that there is no space."""
+        """Return the error that ended the run, unless space ran out."""
         return None if isinstance(result.failure, NoSpaceError) else result.failure
 
     def _attempt(self, level: int) -> Statistics | None:
-        """Make a dump; None where there is no space for even a part of it."""
+        """Make a dump; return None if not even a part of it fits."""
         from vmfilter.filter import filter_dump
 
         command, messages, before = self._command, self._messages, self._dump.header.level
@@ -282,4 +282,4 @@ _JOBS: dict[str, Callable[[Command, Messages], str]] = {
     "dmesg": _dmesg,
     "mem_usage": _mem_usage,
 }
-"""What is done instead of making a dump, by the attribute of Command that asks for it."""
+"""Actions other than making a dump, by the attribute of Command that selects them."""

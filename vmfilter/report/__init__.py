@@ -1,1 +1,1 @@
-"""Statistics as people and programs read them."""
+"""Results as text for people, and as JSON for programs."""

@@ -16,17 +16,17 @@ FACILITIES = (
     *(f"local{i}" for i in range(8)),
 )
 
-# What would steer a terminal, or is no ASCII, as /dev/kmsg writes it; tabs stay.
-_HARMLESS = {byte: f"\\x{byte:02x}" for byte in (*range(9), *range(10, 32), *range(127, 256))}
+# Control characters except tabs, and bytes that are not ASCII, are escaped as /dev/kmsg escapes them.
+_ESCAPES = {byte: f"\\x{byte:02x}" for byte in (*range(9), *range(10, 32), *range(127, 256))}
 
 
 def log_lines(records: Iterable[Record], *, level: bool = False, caller: bool = False) -> Iterator[str]:
-    """Lines as dmesg prints them; further lines of a record are indented.
+    """Yield lines as dmesg prints them: all lines of a record but the first are indented.
 
     Args:
-        records: of a log.
-        level: begin with facility and level, as dmesg -x does.
-        caller: have the caller, as CONFIG_PRINTK_CALLER does.
+        records: of a log, in order.
+        level: begin each line with facility and level, as dmesg -x does.
+        caller: show the caller, as the kernel does with CONFIG_PRINTK_CALLER.
 
     """
     line: str | None = None
@@ -38,14 +38,14 @@ def log_lines(records: Iterable[Record], *, level: bool = False, caller: bool = 
             beginning += f"[{record.caller:>8}] "
         first, *others = record.text.decode("latin-1").split("\n")
         if line is not None and record.joins:
-            line += first.translate(_HARMLESS)
+            line += first.translate(_ESCAPES)
         else:
             if line is not None:
                 yield line
-            line = beginning + first.translate(_HARMLESS)
+            line = beginning + first.translate(_ESCAPES)
         for other in others:
             yield line
-            line = " " * len(beginning) + other.translate(_HARMLESS)
+            line = " " * len(beginning) + other.translate(_ESCAPES)
     if line is not None:
         yield line
 
@@ -59,7 +59,7 @@ def _level(record: Record) -> str:
 
 
 def log_json(records: Iterable[Record]) -> Iterator[str]:
-    """One JSON object a record, each on a line of its own; null is what the kernel does not tell."""
+    """Yield one JSON object per record, each on one line. Fields that the kernel does not record are null."""
     for r in records:
         yield json.dumps(
             {

@@ -1,4 +1,4 @@
-"""Statistics as text: a short report in makedumpfile's classes, and a table of all classes."""
+"""Results as text: a short report in makedumpfile's terms, a table of all classes, and what info and verify print."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EXCLUDED_NAMES = {
     "Offline pages": PageClass.OFFLINE,
     "Pmem metadata pages": PageClass.PMEM_METADATA,
     "Pmem userdata pages": PageClass.PMEM_USERDATA,
-    "Pages left out before": PageClass.EXCLUDED,
+    "Pages excluded before": PageClass.EXCLUDED,
 }
-"""makedumpfile's words for what is excluded (its print_report()), and ours for what it does not know."""
+"""Names of excluded classes: from makedumpfile's print_report(); our own if makedumpfile does not know the class."""
 
 CLASS_NAMES = {
-    PageClass.KERNEL: "kernel and all else",
+    PageClass.KERNEL: "kernel and other",
     PageClass.CACHE: "cache",
     PageClass.CACHE_PRIVATE: "cache with private data",
     PageClass.USER: "user process data",
@@ -37,7 +37,7 @@ CLASS_NAMES = {
     PageClass.OFFLINE: "offline",
     PageClass.PMEM_METADATA: "pmem metadata",
     PageClass.PMEM_USERDATA: "pmem user data",
-    PageClass.EXCLUDED: "left out before",
+    PageClass.EXCLUDED: "excluded before",
 }
 
 _NOTE_KINDS = {
@@ -50,10 +50,7 @@ _NOTE_KINDS = {
 
 
 def report(s: Statistics) -> Iterator[str]:
-    """Lines of the report that adds up: original = excluded + remaining, total = original + hole.
-
-    What the dump that was read does not describe is said after that.
-    """
+    """Yield the report: original = excluded + remaining, total = original + hole; then memory that the input lacks."""
     excluded = s.present - s.kept
 
     def line(name: str, pages: int) -> str:
@@ -76,16 +73,16 @@ def report(s: Statistics) -> Iterator[str]:
 
 
 def table(s: Statistics) -> Iterator[str]:
-    """Lines of a table of all classes, whether they are left out or not, and of what was written."""
+    """Yield a table of all classes, excluded or kept, followed by sizes and times."""
     yield f"{'class':24} {'pages':>12} {'MiB':>10}  in the dump"
     for page_class, name in CLASS_NAMES.items():
         pages = s.classes[page_class]
-        fate = "no" if page_class in s.excluded_classes else "yes"
-        yield f"{name:24} {pages:12} {pages * s.page_size / 2**20:10.1f}  {fate}"
+        in_dump = "no" if page_class in s.excluded_classes else "yes"
+        yield f"{name:24} {pages:12} {pages * s.page_size / 2**20:10.1f}  {in_dump}"
     yield f"{'all memory':24} {s.present:12} {s.present * s.page_size / 2**20:10.1f}"
-    yield f"{'kept, less zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
+    yield f"{'kept, without zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
     if s.shared is not None:
-        yield f"{'stored with another page':24} {s.shared:12} {s.shared * s.page_size / 2**20:10.1f}"
+        yield f"{'duplicates, stored once':24} {s.shared:12} {s.shared * s.page_size / 2**20:10.1f}"
     yield f"{'size of the dump':24} {'':12} {s.output_size / 2**20:10.1f}"
     for stage, seconds in s.seconds.items():
         yield f"time to {stage:16} {seconds:23.2f} s"
@@ -95,16 +92,16 @@ def table(s: Statistics) -> Iterator[str]:
 
 
 def pmem_table(pmem: Sequence[NamespacePages]) -> Iterator[str]:
-    """Lines of a table of persistent memory by namespace, in page frames."""
+    """Yield a table of persistent memory by namespace, in page frames."""
     yield f"{'persistent memory':42} {'metadata':>12} {'user data':>12}"
     for n in pmem:
         space = n.namespace
-        name = f"{space.kind:6} {space.start:#x}-{space.end - 1:#x}" if space else "in no namespace"
+        name = f"{space.kind:6} {space.start:#x}-{space.end - 1:#x}" if space else "outside namespaces"
         yield f"{name:42} {n.metadata:12} {n.userdata:12}"
 
 
 def info_lines(info: DumpInfo) -> Iterator[str]:
-    """Lines of what a dump is."""
+    """Yield the description of a dump."""
     from datetime import UTC, datetime
 
     uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
@@ -118,7 +115,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         "CPUs": str(info.cpus) if info.cpus else "",
     }
     for name, value in rows.items():
-        yield f"{name:12} {_harmless(value) or 'not known'}"
+        yield f"{name:12} {_harmless(value) or 'unknown'}"
     yield f"{'page size':12} {info.page_size}"
     names = f" ({', '.join(level_names(info.level))})" if info.level else ""
     yield f"{'dump level':12} {info.level}{names}"
@@ -155,29 +152,29 @@ def _in_words(wrappings: Sequence[str]) -> list[str]:
 
 
 def _format(info: DumpInfo) -> str:
-    """Say in words what kind of file it is, and what it is in."""
+    """Format of the file, what wraps it, and whether it is whole."""
     words = [info.format, *_in_words(info.wrappings)]
     missing = any(not part.path for part in info.parts)
     if info.parts:
         files = sum(bool(part.path) for part in info.parts)
-        words.append(f"{files} of the files of a split set, not all" if missing else f"a split set of {files}")
+        words.append(f"an incomplete split set ({files} present)" if missing else f"a split set of {files}")
     if info.truncated:
-        words.append("truncated: its end is missing")
+        words.append("truncated: the end is missing")
     elif info.incomplete and not missing:
-        words.append("incomplete: it says of itself that pages are missing")
+        words.append("marked incomplete: pages are missing")
     return ", ".join(words)
 
 
 def _memory(info: DumpInfo) -> Iterator[str]:
-    here = {c: n for c, n in info.classes.items() if c not in (PageClass.HOLE, PageClass.EXCLUDED)}
-    counts = {"in the dump": sum(here.values()), "left out": info.classes[PageClass.EXCLUDED]}
+    present = {c: n for c, n in info.classes.items() if c not in (PageClass.HOLE, PageClass.EXCLUDED)}
+    counts = {"in the dump": sum(present.values()), "excluded": info.classes[PageClass.EXCLUDED]}
     yield f"{'memory':24} {'pages':>12} {'MiB':>10}"
     for name, pages in {**counts, "all": sum(counts.values())}.items():
         yield f"{name:24} {pages:12} {pages * info.page_size / 2**20:10.1f}"
 
 
 def verification(v: Verification, path: str) -> Iterator[str]:
-    """Lines of what was found when a dump was verified."""
+    """Yield counts and verdict of a verification. path: name of the dump."""
     rows = {
         "pages read": v.pages,
         "  damaged": v.damaged,
@@ -192,19 +189,19 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     if v.damaged or v.faults:
         verdict = "damaged"
     elif v.differing:
-        verdict = "not the same as the other dump"
+        verdict = "different from the other dump"
     else:
-        verdict = "incomplete, what is there is good" if v.incomplete else "whole"
+        verdict = "incomplete, but the pages it contains are good" if v.incomplete else "whole"
     yield f"{path} is {verdict}."
 
 
 def _harmless(text: str) -> str:
-    """Text out of a dump without what would steer a terminal."""
+    """Replace control characters in text from a dump."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def coverage(gaps: Sequence[Gap]) -> Iterator[str]:
-    """One line for each stretch of memory that the kernel had and the dump does not describe."""
+    """Yield one line for each range of memory that the kernel had and the dump does not describe."""
     for gap in gaps:
         size = gap.end - gap.start
         yield f"memory at {gap.start:#x}-{gap.end - 1:#x} ({size} bytes, {size / 2**20:.0f} MiB) is missing: {gap.loss}"

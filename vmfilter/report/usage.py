@@ -1,4 +1,4 @@
-"""What memory was used for, as text."""
+"""Memory usage as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OF_PMEM = {LEVEL_PMEM_METADATA: "pmem-metadata", LEVEL_PMEM_METADATA + 31: "zer
 
 
 def usage_lines(usage: Usage) -> Iterator[str]:
-    """Lines of a table by class of page, and of one by dump level."""
+    """Yield a table of pages by class, and one of what each dump level keeps."""
 
     def row(name: str, pages: int) -> str:
         return f"{name:38} {pages:12} {pages * usage.page_size:18}"
@@ -34,9 +34,9 @@ def usage_lines(usage: Usage) -> Iterator[str]:
         yield row(name, usage.classes[page_class])
     yield row("all memory", usage.at_level(0).present)
     yield ""
-    yield f"{'a dump of level':38} {'pages':>12} {'bytes':>18}"
+    yield f"{'kept at dump level':38} {'pages':>12} {'bytes':>18}"
     has_pmem = usage.classes[PageClass.PMEM_METADATA] > 0
     for level, name in (_LEVELS | _OF_PMEM if has_pmem else _LEVELS).items():
         yield row(f"{level:2}  {name}", usage.at_level(level).kept)
-    yield "has at most so much, before compression: pages filled with zeros, which odd levels leave out, are in these"
-    yield "numbers, as they are known by reading them only."
+    yield "Upper bounds, before compression: zero pages, which odd levels exclude, are counted as kept, because only"
+    yield "reading all memory would find them."

@@ -1,12 +1,12 @@
 #!/bin/bash
-# dracut module: brings vmfilter into the initramfs, with its interpreter, the modules and the shared objects that it
-# needs. The commands are /usr/bin/vmfilter and /usr/bin/vmfilter-makedumpfile there.
+# dracut module: adds vmfilter to an initramfs, with the interpreter, modules and shared objects that it needs. The
+# commands are /usr/bin/vmfilter and /usr/bin/vmfilter-makedumpfile.
 #
-# It is in the initramfs that kdump builds, and in others where it is asked for (dracut --add vmfilter).
-# vmfilter_makedumpfile=yes in a file of /etc/dracut.conf.d makes it be the makedumpfile of the initramfs too.
+# Included when kdump builds the initramfs, or on request (dracut --add vmfilter). vmfilter_makedumpfile=yes in a file
+# of /etc/dracut.conf.d installs vmfilter as makedumpfile too.
 
 check() {
-    # kdump's mkdumprd says so in the environment; 255 is: only where it is asked for
+    # kdump's mkdumprd sets IN_KDUMP. 255 means: only on request.
     [[ -n ${IN_KDUMP-} ]] && return 0
     return 255
 }
@@ -19,14 +19,14 @@ install() {
     local objects path
     # shellcheck disable=SC2154 # initdir is dracut's
     objects=$(@PYTHON@ -I -m vmfilter kdump collect "$initdir") || {
-        # An initramfs of kdump without what makes the dump is worse than none: that is seen before the crash.
-        dfatal "vmfilter cannot be put into the initramfs; where it is no longer installed, remove ${BASH_SOURCE[0]%/*}"
+        # Fail the build: a kdump initramfs that cannot dump would be noticed only after a crash.
+        dfatal "cannot add vmfilter to the initramfs; if vmfilter is no longer installed, remove ${BASH_SOURCE[0]%/*}"
         exit 1
     }
     mapfile -t objects <<<"$objects"
     inst_multiple "${objects[@]}" || exit 1
     [[ ${vmfilter_makedumpfile-} == yes ]] || return 0
-    # Where kdump's own module, which comes before this one, has put makedumpfile, and where PATH finds it.
+    # kdump's own module, which runs before this one, installs makedumpfile at one of these paths: replace it.
     for path in /usr/sbin/makedumpfile /usr/bin/makedumpfile; do
         ln -sfn /usr/bin/vmfilter-makedumpfile "$initdir$path"
     done
