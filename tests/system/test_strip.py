@@ -25,7 +25,7 @@ def test_a_stripped_vmcore_is_classified_the_same(tmp_path: Path, note: bool) ->
     for pfn in DATA, DATA + 1:
         machine.memory.write(pfn * PAGE, b"content")
     if not note:
-        machine.told = lambda text: machine.memory.write(8 * MIB, text.encode())
+        machine.on_vmcoreinfo = lambda text: machine.memory.write(8 * MIB, text.encode())
     whole = machine.write(tmp_path / "whole")
     strip = [sys.executable, TESTDATA / "strip.py", whole, tmp_path / "stripped.zst", "--every", "1000000"]
     subprocess.run(strip, check=True, capture_output=True)
