@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import sys
 from array import array
 from bisect import bisect_right
 from pathlib import Path
@@ -22,6 +23,7 @@ from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
+from vmfilter.reader.segments import SegmentDump
 
 
 def main() -> None:
@@ -31,23 +33,25 @@ def main() -> None:
     parser.add_argument("new", type=Path)
     options = parser.parse_args()
     shutil.copyfile(options.vmcore, options.new)
-    chance, left_out = random.Random(0), excluded_classes(17)
+    chance, excluded = random.Random(0), excluded_classes(17)
     kept = noise = 0
     with open_dump(options.vmcore) as dump, options.new.open("r+b", buffering=0) as new:
+        if not isinstance(dump, SegmentDump):
+            sys.exit(f"{options.vmcore}: is {dump.format}; an ELF vmcore is needed")
         size, _, kernel, _ = understand(dump)
         codec = packer(*parse_codec("zlib"), size)
         out, sizes = memoryview(bytearray(size)), memoryview(array("I", [0]))
         for window in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
             for pfn, page_class in enumerate(window.classes, window.pfn):
-                if page_class == PageClass.HOLE or page_class in left_out:
+                if page_class == PageClass.HOLE or page_class in excluded:
                     continue
                 page = dump.read(pfn * size, size)
                 if not page or not any(page):
                     continue
                 if page_class == PageClass.USER and chance.random() * 100 < options.percent:
                     page = chance.randbytes(size)
-                    i = bisect_right(dump.pieces.starts, pfn * size) - 1
-                    new.seek(dump.pieces.offsets[i] + pfn * size - dump.pieces.starts[i])
+                    i = bisect_right(dump.segments.starts, pfn * size) - 1
+                    new.seek(dump.segments.offsets[i] + pfn * size - dump.segments.starts[i])
                     new.write(page)
                 codec.pack(memoryview(page), False, out, sizes)
                 kept, noise = kept + 1, noise + (sizes[0] == size)

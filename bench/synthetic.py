@@ -32,7 +32,7 @@ class Machine(Synthetic):
     """A machine with `size` bytes of memory: a multiple of 128 MiB, at least 1 GiB."""
 
     def __init__(self, size: int, kernel_sections: int = 1, content: bytes = b"") -> None:
-        """Write the shared struct pages; those of section 1 are of excluded frames.
+        """Write the shared struct pages; section 1 gets the excluded ones.
 
         Args:
             size: bytes of memory.

@@ -58,9 +58,9 @@ def pages_read(dump: Dump) -> set[int]:
 def pages_with(dump: Dump, text: bytes) -> set[int]:
     """Return the pages that contain the text or the header of its note."""
     found = set()
-    for piece in dump.pieces:
-        for start in range(piece.start, piece.end, CHUNK):
-            data = bytearray(min(CHUNK + len(text), piece.end - start))
+    for segment in dump.loads:
+        for start in range(segment.start, segment.end, CHUNK):
+            data = bytearray(min(CHUNK + len(text), segment.end - start))
             dump.read_into(start, memoryview(data))
             at = data.find(text)
             while at >= 0:

@@ -44,7 +44,7 @@ def some_file(codec: Callable[[int], str], seed: int = 1, **options: Any) -> Kdu
     return KdumpFile(pages, **({"codec": codec, "excluded": {1, 130}} | options))
 
 
-def said_by(name: str) -> dict[str, Any]:
+def header_for(name: str) -> dict[str, Any]:
     """Return what the header of a file with that codec contains."""
     return {"status": FLAGS[name], "signature": CODECS[name].signature}
 
@@ -73,7 +73,7 @@ def pages_of(path: Path) -> dict[int, bytes]:
 @pytest.mark.parametrize("name", list(FLAGS))
 def test_pages_are_copied_as_they_are_in_the_file(tmp_path: Path, name: str, share: bool) -> None:
     # The builder uses other libraries than vmfilter at other levels, so data that is compressed again differs.
-    file = some_file(lambda pfn: name, share=share, main=said_by(name))
+    file = some_file(lambda pfn: name, share=share, main=header_for(name))
     out = converted(file, tmp_path)
     assert stored(out) == stored(tmp_path / "in")
     assert pages_of(out) == file.pages
@@ -83,7 +83,7 @@ def test_pages_are_copied_as_they_are_in_the_file(tmp_path: Path, name: str, sha
 
 
 def test_with_a_level_pages_are_compressed_again(tmp_path: Path) -> None:
-    file = some_file(lambda pfn: "zlib", main=said_by("zlib"))
+    file = some_file(lambda pfn: "zlib", main=header_for("zlib"))
     copied = stored(converted(file, tmp_path, compress="zlib"))
     assert copied == stored(tmp_path / "in")
     out = converted(file, tmp_path, compress="zlib:9")
@@ -93,7 +93,7 @@ def test_with_a_level_pages_are_compressed_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["zstd", "lzo", "none"])
 def test_another_codec_is_used_if_asked_for(tmp_path: Path, name: str) -> None:
-    file = some_file(lambda pfn: "zlib", main=said_by("zlib"))
+    file = some_file(lambda pfn: "zlib", main=header_for("zlib"))
     out = converted(file, tmp_path, compress=name)
     assert pages_of(out) == file.pages
     assert flags(out) == {0, FLAGS[name]}
@@ -104,7 +104,9 @@ def test_another_codec_is_used_if_asked_for(tmp_path: Path, name: str) -> None:
 def test_pages_of_other_codecs_are_compressed_again(tmp_path: Path, name: str, seed: int) -> None:
     chance = random.Random(seed)
     codecs = [chance.choice([name, name, *FLAGS]) for _ in range(200)]
-    file = some_file(codecs.__getitem__, seed, main=said_by(name), order=lambda f: random.Random(1).sample(f, len(f)))
+    file = some_file(
+        codecs.__getitem__, seed, main=header_for(name), order=lambda f: random.Random(1).sample(f, len(f))
+    )
     out = converted(file, tmp_path)
     assert pages_of(out) == file.pages
     assert flags(out) <= {0, FLAGS[name]}
@@ -121,7 +123,7 @@ def test_if_the_header_names_no_codec_that_of_most_pages_is_kept(tmp_path: Path)
 
 
 def test_the_codec_in_the_header_decides_whatever_the_pages_use(tmp_path: Path) -> None:
-    file = some_file(lambda pfn: "lzo", main=said_by("zlib"))
+    file = some_file(lambda pfn: "lzo", main=header_for("zlib"))
     out = converted(file, tmp_path)
     assert flags(out) == {0, FLAGS["zlib"]}
     assert pages_of(out) == file.pages
@@ -141,7 +143,7 @@ def test_an_elf_file_has_no_codec_to_keep(tmp_path: Path) -> None:
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
-    file = some_file(lambda pfn: "lzo" if pfn % 7 else "zlib", main=said_by("lzo"))
+    file = some_file(lambda pfn: "lzo" if pfn % 7 else "zlib", main=header_for("lzo"))
     one = converted(file, tmp_path, threads=1).read_bytes()
     assert converted(file, tmp_path, threads=3).read_bytes() == one
     assert converted(file, tmp_path, threads=7).read_bytes() == one
@@ -166,7 +168,7 @@ def test_what_an_incomplete_dump_has_lost_stays_lost(tmp_path: Path) -> None:
 )
 def test_dumps_of_every_form_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
     monkeypatch.setattr(pipeline, "CHUNK_BYTES", 1 << 20)
-    file = some_file(lambda pfn: "zlib", main=said_by("zlib"), **options)
+    file = some_file(lambda pfn: "zlib", main=header_for("zlib"), **options)
     out = converted(file, tmp_path)
     result, size = Kdump(out), file.block
     per_block = size // result.block_size
@@ -192,7 +194,7 @@ def test_dumps_of_every_form_are_converted(tmp_path: Path, monkeypatch: pytest.M
 def test_an_impossible_descriptor_ends_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, offset: int | None, flag: int, said: str
 ) -> None:
-    file = some_file(lambda pfn: "zlib", main=said_by("zlib"))
+    file = some_file(lambda pfn: "zlib", main=header_for("zlib"))
     data = bytearray(file.build())
     pfn = sorted(file.pages)[20]
     at = file.descriptor_at(pfn)
@@ -228,7 +230,7 @@ def test_the_command_counts_all_pages_in_the_new_dump(
 
 def test_dedup_finds_identical_pages_among_copies_too(tmp_path: Path) -> None:
     pages = dict(enumerate(some_pages(300, 20)))
-    out = converted(KdumpFile(pages, codec=lambda pfn: "zlib", main=said_by("zlib")), tmp_path, dedup=True)
+    out = converted(KdumpFile(pages, codec=lambda pfn: "zlib", main=header_for("zlib")), tmp_path, dedup=True)
     assert content(out) == pages
     data = {found[0] for found in stored(out).values()}
     assert data <= {found[0] for found in stored(tmp_path / "in").values()}

@@ -439,7 +439,7 @@ def test_a_real_vmcore(real: Callable[[str], Path], tmp_path: Path, form: str) -
 # Everything but pages
 
 
-def said_by(path: Path) -> tuple[bytes, bytes, bytes]:
+def metadata_of(path: Path) -> tuple[bytes, bytes, bytes]:
     """Return the notes but for ELF's own, VMCOREINFO, and the erase info, read according to the file's format."""
     if path.read_bytes()[:4] == b"\x7fELF":
         notes = notes_in(ElfCore(path).notes)
@@ -471,7 +471,7 @@ def test_notes_vmcoreinfo_and_erase_info_survive_a_chain_of_conversions(
     erased = ERASED if form == "zstd" else b""
     for i, to in enumerate(["elf", "kdump", "kdump", "elf"]):
         path = step(path, str(i), to)
-        assert said_by(path) == (source.notes, source.info, erased), (i, to)
+        assert metadata_of(path) == (source.notes, source.info, erased), (i, to)
     with open_dump(path) as dump:
         assert vmcoreinfo_of(dump).text.encode() == source.info  # type: ignore[union-attr]
 
@@ -497,7 +497,7 @@ def test_the_note_about_excluded_memory_is_omitted_beyond_65536_ranges(
 def test_a_vmcoreinfo_found_in_memory_becomes_a_note_of_an_elf_file(tmp_path: Path) -> None:
     s = Synthetic(FLAVOURS["6.12"], note=False)
     at = s.memory.take(4 * PAGE)
-    s.told = lambda text: s.memory.write(at, vmcoreinfo_note(text))
+    s.on_vmcoreinfo = lambda text: s.memory.write(at, vmcoreinfo_note(text))
     filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "elf", format="elf")
     assert notes_in(ElfCore(tmp_path / "elf").notes)[1:] == [(b"VMCOREINFO", 0, s.info.encode())]
 

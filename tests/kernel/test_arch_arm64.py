@@ -209,7 +209,7 @@ def image(bits: int = 48, paddr: int = 0x4020_0000) -> Space:
     return space
 
 
-def said_of(space: Space, offset: int, *more: str) -> list[str]:
+def symbols_above(space: Space, offset: int, *more: str) -> list[str]:
     """VMCOREINFO with symbols that are `offset` above their physical addresses."""
     symbol, mask = (
         f"SYMBOL(swapper_pg_dir)={space.root + offset & (1 << 64) - 1:x}",
@@ -221,7 +221,7 @@ def said_of(space: Space, offset: int, *more: str) -> list[str]:
 @pytest.mark.parametrize("voffset", [0, 0xFFFF_B751_86E0_0000, 0x1234_5678_0000, 0xFFFF_FFFF_C000_0000])
 def test_kimage_voffset_locates_the_image_wherever_kaslr_put_it(tmp_path: Path, voffset: int) -> None:
     space = image()
-    with space.kernel(tmp_path, said_of(space, voffset, f"NUMBER(kimage_voffset)={voffset:#x}")) as kernel:
+    with space.kernel(tmp_path, symbols_above(space, voffset, f"NUMBER(kimage_voffset)={voffset:#x}")) as kernel:
         assert kernel.uts.sysname == b"Linux"
 
 
@@ -231,7 +231,7 @@ def test_the_virtual_address_of_a_pt_load_is_not_trusted(tmp_path: Path, wrong: 
     space = image()
     space.loads = [Load(0x7000_0000, bytes(64 * KIB), vaddr=wrong)]
     voffset = IMAGE - 0x4020_0000
-    with space.kernel(tmp_path, said_of(space, voffset, f"NUMBER(kimage_voffset)={voffset:#x}")) as kernel:
+    with space.kernel(tmp_path, symbols_above(space, voffset, f"NUMBER(kimage_voffset)={voffset:#x}")) as kernel:
         assert kernel.uts.sysname == b"Linux"
 
 
@@ -240,7 +240,7 @@ def test_the_images_own_pt_load_locates_it_if_nothing_else_does(tmp_path: Path) 
     root = space.root // 4096 * 4096
     table = b"".join(space.word(root + i).to_bytes(8, "little") for i in range(0, 4096, 8))
     space.loads = [Load(root, table, vaddr=IMAGE)]
-    with space.kernel(tmp_path, said_of(space, IMAGE - root)) as kernel:
+    with space.kernel(tmp_path, symbols_above(space, IMAGE - root)) as kernel:
         assert kernel.uts.sysname == b"Linux"
 
 
@@ -265,7 +265,10 @@ def test_before_4_6_the_image_is_in_the_linear_map(
 
 def test_a_name_that_no_candidate_leads_to_is_an_error(tmp_path: Path) -> None:
     space = image()
-    with pytest.raises(KernelError, match="do not lead to its name"), space.kernel(tmp_path, said_of(space, 1 << 40)):
+    with (
+        pytest.raises(KernelError, match="do not lead to its name"),
+        space.kernel(tmp_path, symbols_above(space, 1 << 40)),
+    ):
         pass
 
 
@@ -283,7 +286,7 @@ def test_phys_base_is_phys_offset(tmp_path: Path, said: int) -> None:
     space = image()
     voffset = IMAGE - 0x4020_0000
     more = (f"NUMBER(kimage_voffset)={voffset:#x}", f"NUMBER(PHYS_OFFSET)={said:#x}")
-    with space.kernel(tmp_path, said_of(space, voffset, *more)) as kernel:
+    with space.kernel(tmp_path, symbols_above(space, voffset, *more)) as kernel:
         assert kernel.phys_base == said
 
 

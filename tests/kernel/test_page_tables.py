@@ -332,7 +332,7 @@ def test_struct_pages_of_consecutive_sections_are_one_run(tmp_path: Path, vmemma
         machine.section(number)
     with machine.opened(tmp_path) as (_, kernel):
         model = kernel.memory_model
-        # Without VMEMMAP they can be anywhere: here the struct pages of section 36 follow those of section 34.
+        # Without VMEMMAP they can be anywhere: here, section 36 has them right after section 34.
         for first, end, after in ((32, 40, 35), (33, 34, 34), (34, 36, 35), (35, 40, 36), (36, 37, 37), (37, 40, 40)):
             pfn = first * 512 + 7
             memmap = model.memmap(first)

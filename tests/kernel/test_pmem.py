@@ -1,4 +1,4 @@
-"""Persistent memory: metadata and user data are told apart by the kernel's list and by info blocks."""
+"""Persistent memory: the kernel's list and info blocks separate metadata from user data."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_user_data_in_a_dump_is_not_in_a_dump_made_from_it(real: Callable[[str],
 
 
 def test_leftovers_of_a_deleted_namespace_are_not_trusted(machine: Machine, tmp_path: Path) -> None:
-    # A valid info block in a part of the device outside all namespaces; its "metadata" would be anybody's data.
+    # A valid info block in a part of the device outside all namespaces; its "metadata" would be arbitrary data.
     machine.edit_info(*WITHOUT_LIST)
     stale = PMEM + (700 << 20)
     with vmfilter.open_dump(machine.path) as dump, open(machine.path, "r+b") as f:

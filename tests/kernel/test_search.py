@@ -26,7 +26,7 @@ PLACE = KERNEL_AT + MIB  # in the builder's own section, beyond what it uses its
 def machine_with(place: Callable[[Memory, str], None], name: str | None = None) -> Synthetic:
     """Make a machine without the note; place() puts the text, or something like it, into its memory."""
     machine = Synthetic(FLAVOURS["6.12"], MACHINES[name] if name else None, note=False)
-    machine.told = lambda text: place(machine.memory, text)
+    machine.on_vmcoreinfo = lambda text: place(machine.memory, text)
     return machine
 
 

@@ -195,8 +195,8 @@ class KdumpFile:
             "offset_eraseinfo": self.erase_at if self.erase_info else 0, "size_eraseinfo": len(self.erase_info),
             "max_mapnr_64": self.end,
         }  # fmt: skip
-        rubbish = 0x5A5A5A5A  # fields that a version does not have may contain anything
-        sub = {k: v if SINCE.get(k, 0) <= self.version else rubbish for k, v in sub.items()} | self.sub
+        filler = 0x5A5A5A5A  # fields that a version does not have may contain anything
+        sub = {k: v if SINCE.get(k, 0) <= self.version else filler for k, v in sub.items()} | self.sub
         word = 8 if self.header == "64" else 4
         return [(0, self._pack(MAIN[word], main | self.main)), (self.block, self._pack(SUB[self.header], sub))]
 

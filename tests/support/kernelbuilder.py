@@ -274,7 +274,7 @@ class Synthetic:
         memmap_at: physical address of a section's struct pages, by section; default: allocated by the builder.
         free_orders: LENGTH(zone.free_area).
         note: the vmcore has a VMCOREINFO note.
-        told: called with the text of VMCOREINFO before the file is written.
+        on_vmcoreinfo: called with the text of VMCOREINFO before the file is written.
         extra, without: lines to add to VMCOREINFO; prefixes of lines to remove.
         absent: frames that are not in the dump.
 
@@ -297,7 +297,7 @@ class Synthetic:
     memmap_at: dict[int, int] = field(default_factory=dict)
     free_orders: int = 11
     note: bool = True
-    told: Callable[[str], None] | None = None
+    on_vmcoreinfo: Callable[[str], None] | None = None
     extra: list[str] = field(default_factory=list)
     without: tuple[str, ...] = ()
     absent: set[int] = field(default_factory=set)
@@ -610,8 +610,8 @@ class Synthetic:
         said = self._lay_out_nodes() if nodes else self._lay_out_sections(self._lay_out_memmap())
         text = self._vmcoreinfo(said)
         self.info = text
-        if self.told:
-            self.told(text)
+        if self.on_vmcoreinfo:
+            self.on_vmcoreinfo(text)
         page, m = self.page, self.machine
         ram = {pfn for s in self._structs for pfn in range(s * self.section_pages, (s + 1) * self.section_pages)}
         ram = {pfn for pfn in ram if pfn >= self.ram // page}

@@ -342,7 +342,7 @@ def test_a_level_that_needs_vmcoreinfo_is_refused_without(run: Run, folder: Path
     [
         pytest.param(None, id="no note"),
         pytest.param(b"", id="empty"),
-        pytest.param(b"rubbish\n" * 50, id="rubbish"),
+        pytest.param(b"rubbish\n" * 50, id="garbage"),
         pytest.param(bytes(range(256)) * 4, id="binary"),
         pytest.param(INFO.replace(b"swapper_pg_dir", b"nothing_at_all"), id="no page tables"),
         pytest.param(INFO.replace(b"80001000", b"80011000"), id="another kernel's page tables"),

@@ -10,6 +10,9 @@ import equal
 import pytest
 from cases import TARGETS, Case, Target, dumps
 from report import figures, targets
+from tinyvmcore import vmcore
+
+import vmfilter
 
 BENCH = Path(__file__).parent.parent.parent / "bench"
 
@@ -46,6 +49,15 @@ def test_cases_are_listed_without_a_vmcore() -> None:
     )
     assert [name.rpartition("-j")[0] or name for name in said.stdout.split()] == ["start", "elf-d17-none"]
     assert Case("elf", 17, "none", 2).name == "elf-d17-none-j2"
+
+
+def test_noise_replaces_pages_of_processes_only(tmp_path: Path) -> None:
+    old = vmcore().write(tmp_path / "old")
+    subprocess.run([sys.executable, BENCH / "noise.py", old, "100", tmp_path / "new"], check=True, capture_output=True)
+    with vmfilter.open_dump(old) as before, vmfilter.open_dump(tmp_path / "new") as after:
+        memory = [at for at in range(0, before.end, 4096) if before.read(at, 4096)]
+        changed = {at // 4096 for at in memory if before.read(at, 4096) != after.read(at, 4096)}
+    assert changed == {56, 57, 58, 59}
 
 
 _OLD = 'echo $1 > $2; echo "it took 1.5 s"'
