@@ -94,7 +94,10 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 		return VMF_FREE;
 	}
 	if (has_type(l->unaccepted, mapcount)) {
-		/* Always blocks of the highest order, marked at their first page only (310183de7bb2, v6.12). */
+		/*
+		 * Always blocks of the highest order, marked at their first page only.
+		 * Since 310183de7bb2 ("mm: introduce PageUnaccepted() page type"), v6.12.
+		 */
 		uint64_t highest = l->free_orders ? l->free_orders - 1 : 0;
 
 		*order = is_aligned(pfn, highest) ? highest : 0;
@@ -123,12 +126,17 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	uint32_t mapcount = mapcount_of(l, page, native64);
 
 	if (flags & l->slab)
-		b.page_class = VMF_KERNEL;	/* before types: until 4.17 a slab's counters overlay _mapcount */
+		b.page_class = VMF_KERNEL;	/* before types: until 4.17, a slab's counters overlay _mapcount */
 	else if (is_hugetlb(l, page, mapcount, order)) {
 		/*
-		 * Hugetlb's poison is on the head alone, which of its pages are bad is in a list of its own
-		 * (161df60e9e89, v6.0). Its tails may alias other pages of structs since v5.14 (f41f2ed43ca5),
-		 * from v5.18 to v7.0 the head's (e7d324850bfc), and then look like heads.
+		 * In hugetlb, only the head has the poison flag; a separate list names the bad pages. Since
+		 * 161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error pages"), v6.0.
+		 *
+		 * A tail may share its struct page with another tail since f41f2ed43ca5 ("mm: hugetlb: free the
+		 * vmemmap pages associated with each HugeTLB page"), v5.14. Tails may also share the head's page of
+		 * struct pages, and then look like heads: since e7d324850bfc ("mm: hugetlb: free the 2nd vmemmap page
+		 * associated with each HugeTLB page"), v5.18, until 622026e87c40 ("mm/hugetlb: remove fake head
+		 * pages"), v7.1.
 		 */
 		b.page_class = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.tails_alike = 1;
