@@ -476,7 +476,7 @@ def test_if_it_is_unknown_when_the_log_was_cleared_all_of_it_is_shown(
     assert main(["dmesg", "--since-clear", path]) == 0
     out, err = capsys.readouterr()
     assert out == everything
-    assert err == f"vmfilter: warning: {path}: when the log was last cleared is not known: all of it is shown\n"
+    assert err == f"vmfilter: warning: {path}: the time of the last dmesg -C is unknown: the whole log is shown\n"
 
 
 def test_a_clear_index_after_damaged_records_leaves_nothing_to_show(tmp_path: Path) -> None:
@@ -547,5 +547,5 @@ def test_a_vmcore_that_lost_its_log_says_so(real: Callable[[str], Path], capsys:
     assert main(["dmesg", str(real("x86_64-6.12-small"))]) == 5  # most pages of its log were replaced by zeros
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.endswith("the kernel's log is damaged: no record of it is whole\n")
+    assert err.endswith("the kernel's log is damaged: it contains no intact record\n")
     assert err.count("\n") == 1

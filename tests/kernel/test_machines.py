@@ -139,7 +139,7 @@ def test_a_damaged_list_of_the_vmemmap_is_an_error_not_an_endless_walk(tmp_path:
         machine.memory.write_word(entry, machine.memory.word(head))
 
     machine._lay_out_backings = cyclic  # type: ignore[method-assign]
-    with pytest.raises(KernelError, match="vmemmap_list comes back"), machine.opened(tmp_path):
+    with pytest.raises(KernelError, match="vmemmap_list is damaged: it loops back"), machine.opened(tmp_path):
         pass
 
 

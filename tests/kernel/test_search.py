@@ -105,12 +105,12 @@ def test_nothing_but_wrong_texts_is_an_error(tmp_path: Path) -> None:
         for i, t in enumerate(wrong_texts(text)):
             memory.write(PLACE + i * 4096, t.encode("latin-1"))
 
-    with pytest.raises(KernelError, match="4 texts in memory look like it, none leads to a kernel"):
+    with pytest.raises(KernelError, match=r"none of the candidates in memory \(4\) leads to a kernel"):
         found(machine_with(place), tmp_path)
 
 
 def test_no_text_at_all_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match="no VMCOREINFO note, and none is found in memory"):
+    with pytest.raises(KernelError, match="no VMCOREINFO note, and none in memory either"):
         found(machine_with(lambda memory, text: None), tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_thousands_of_wrong_texts_end_the_search(tmp_path: Path) -> None:
         for i in range(400):
             memory.write(PLACE + i * 4096, text.replace("OSRELEASE=", f"OSRELEASE={i}.").encode())
 
-    with pytest.raises(KernelError, match="256 texts"):
+    with pytest.raises(KernelError, match=r"candidates in memory \(256\)"):
         found(machine_with(place), tmp_path)
 
 

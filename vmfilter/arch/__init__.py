@@ -1,6 +1,6 @@
-"""Architectures: each is one small module that describes a paging form and an address layout, as data.
+"""Architectures: one small module each, which describes page tables and address layout as data.
 
-To add one: write the module, give it an entry in _MODULES, and test it.
+CONTRIBUTING.md contains the recipe for a new one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from importlib import import_module
 from vmfilter.arch.base import Arch, Paging, Root, TableLevel
 from vmfilter.errors import KernelError
 
-# ELF's e_machine, whether little-endian: module. Whether an ELF file has 32-bit or 64-bit headers says nothing of the
-# machine: kexec makes 64-bit ones for 32-bit machines with much memory, and 32-bit ones if asked.
+# (e_machine of the ELF header, little-endian): module. The ELF class does not identify the machine: kexec writes 64-bit
+# headers for 32-bit machines with much memory, and 32-bit headers on request.
 _MODULES = {
     (3, True): "i386",
     (183, True): "arm64",
@@ -25,7 +25,7 @@ _MODULES = {
     (62, True): "x86_64",
 }
 
-# What utsname says of the machine: module.
+# Machine name in struct utsname: module.
 _UTS = {
     "aarch64": "arm64",
     **{f"armv{version}": "arm" for version in ("5tel", "5tejl", "6l", "7l", "8l")},
@@ -42,15 +42,15 @@ __all__ = ["Arch", "Paging", "Root", "TableLevel", "arch_of", "arch_of_uts", "el
 
 
 def arch_of(path: str, machine: int, little_endian: bool) -> Arch:
-    """Architecture of a dump.
+    """Return the architecture of an ELF dump.
 
     Args:
-        path: of the file, for the message.
-        machine: ELF's e_machine.
-        little_endian: byte order of the file.
+        path: path of the dump, for the error message.
+        machine: e_machine of the ELF header.
+        little_endian: byte order of the dump.
 
     Raises:
-        KernelError: it is not known.
+        KernelError: the machine is not supported.
 
     """
     module = _MODULES.get((machine, little_endian))
@@ -61,7 +61,16 @@ def arch_of(path: str, machine: int, little_endian: bool) -> Arch:
 
 
 def arch_of_uts(path: str, machine: str) -> Arch:
-    """Architecture of a machine by its name in utsname; the path is for the message. Raises KernelError likewise."""
+    """Return the architecture of a kdump-compressed dump.
+
+    Args:
+        path: path of the dump, for the error message.
+        machine: machine name in struct utsname.
+
+    Raises:
+        KernelError: the machine is not supported.
+
+    """
     module = _UTS.get(machine)
     if module is None:
         raise KernelError(f"{path}: dumps of machine {machine!r} are not supported; {_known()} are")
@@ -69,7 +78,7 @@ def arch_of_uts(path: str, machine: str) -> Arch:
 
 
 def every_arch() -> Iterator[Arch]:
-    """All that there are, for files that do not say which theirs is."""
+    """Yield every architecture, for dumps that do not name theirs."""
     return map(_load, sorted(set(_MODULES.values())))
 
 
@@ -83,5 +92,5 @@ def _load(module: str) -> Arch:
 
 
 def elf_machine(arch: Arch) -> int:
-    """ELF's e_machine of an architecture."""
+    """Return e_machine of an architecture's ELF header."""
     return next(machine for (machine, _), module in _MODULES.items() if _load(module) is arch)

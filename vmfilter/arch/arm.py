@@ -1,6 +1,6 @@
-"""arm: short descriptors (two levels of 4 bytes) and LPAE (three of 8); RAM begins at phys_base.
+"""arm: short descriptors (two levels, 4-byte entries) and LPAE (three levels, 8-byte entries); RAM begins at phys_base.
 
-Sources: ARM Architecture Reference Manual ARMv7-A, B3; the kernel's Documentation/arch/arm/memory.rst,
+Sources: ARM Architecture Reference Manual ARMv7-A, chapter B3; the kernel's Documentation/arch/arm/memory.rst,
 arch/arm/include/asm/pgtable-2level.h, pgtable-3level.h and arch/arm/kernel/head.S.
 """
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 _PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000)  # CONFIG_VMSPLIT, 3G first
 _MIB = 1 << 20
-_ALIGNMENTS = (1 << 12, 2 * _MIB, 16 * _MIB, 128 * _MIB)  # head.S rounds where it runs down to 2, 16 or 128 MiB
-_ADDRESS = 0x000000FFFFFFF000  # bits 12 to 39 of LPAE's descriptors
-_TABLE = 1 << 1  # LPAE: not a block
+_ALIGNMENTS = (1 << 12, 2 * _MIB, 16 * _MIB, 128 * _MIB)  # head.S rounds its own address down to 2, 16 or 128 MiB
+_ADDRESS = 0x000000FFFFFFF000  # LPAE: bits 39:12 of a descriptor
+_TABLE = 1 << 1  # LPAE: a table, not a block
 
-# Supersections and large pages are left out: the kernel maps devices alone by them.
+# Supersections and large pages are omitted: the kernel uses them only to map devices.
 _SHORT = Paging(
     (
-        TableLevel(12, 8, 0, 0, 0xFFFFF000, 0, 2, 2),  # the hardware's half of a page of tables; bit 0 is execute-never
+        TableLevel(12, 8, 0, 0, 0xFFFFF000, 0, 2, 2),  # the hardware half of a table page; bit 0 is XN
         TableLevel(20, 12, 2, 2, 0xFFF00000, 0xFFFFFC00, 0, 0),
     ),
     entry_size=4,
@@ -43,9 +43,9 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None or not loads:
         return []
-    lpae = info.plain("CONFIG_ARM_LPAE") == "y"  # there only where it is so
+    lpae = info.plain("CONFIG_ARM_LPAE") == "y"  # exported only if set
     forms = [_LPAE, _SHORT] if lpae else [_SHORT, _LPAE]
-    # The kernel does not export phys_base: it is where RAM begins, or a little before where a firmware has the start.
+    # The kernel does not export phys_base. It is the start of RAM, or slightly below if firmware occupies the start.
     lowest = min(p.start for p in loads)
     bases = list(dict.fromkeys(lowest & -alignment for alignment in _ALIGNMENTS))
     return [

@@ -1,4 +1,4 @@
-"""arm64: pages of 4, 16 or 64 KiB, tables for 36 to 52 bits of address, a kernel image apart from the linear map.
+"""arm64: 4, 16 or 64 KiB pages, 36 to 52 bits of virtual address, kernel image outside the linear map.
 
 Sources: Arm ARM (DDI 0487) chapter D8; the kernel's Documentation/arch/arm64/memory.rst, and under arch/arm64
 include/asm/pgtable-hwdef.h, include/asm/sparsemem.h and kernel/vmcore_info.c.
@@ -18,30 +18,32 @@ if TYPE_CHECKING:
 
 _MASK = (1 << 64) - 1
 _VALID = 0b01
-_TABLE = 0b10  # beside _VALID: a table, or in the last table a page; without it the entry is a block of memory
+_TABLE = 0b10  # with _VALID: a table, or at the last level a page; without it: a block
 _PAGE_SIZE = 4096
 _SHIFT_64K = 16
 _LPA2_BITS = 52
 
 _BLOCKS = {12: (21, 30), 14: (25,), 16: (29, 42)}
-"""log2 of the blocks of memory that an entry can map, by log2 of the page size."""
+"""log2 of the block sizes that an entry can map, by log2 of the page size."""
 _LPA2_BLOCKS = {12: 39, 14: 36}
-"""The one more that there is with LPA2."""
+"""log2 of the block size that LPA2 adds."""
 
 _VA_BITS = {12: (48, 39, 52), 14: (47, 48, 52, 36), 16: (48, 42, 52)}
-"""The sizes of address that a kernel can be built for, by log2 of its page size."""
+"""Values of CONFIG_ARM64_VA_BITS, by log2 of the page size; the likeliest first."""
 
 
 def _bits(low: int, high: int) -> int:
-    """Mask of the bits from low up to, but without, high."""
+    """Mask of bits high - 1 to low."""
     return (1 << high) - (1 << low)
 
 
 def _paging(page_shift: int, va_bits: int) -> Paging:
-    """Tables for addresses of so many bits.
+    """Tables for addresses of va_bits bits.
 
-    With 64K pages bits 15:12 of an entry are PA[51:48] (LPA) or zero. With smaller pages and 52 bits (LPA2, Linux 6.9)
-    PA[49:48] are where they belong and bits 9:8 are PA[51:50]; otherwise these are the shareability.
+    With 64K pages, bits 15:12 of an entry are PA[51:48] (LPA) or zero. With smaller pages and 52 bits (LPA2), bits
+    49:48 are PA[49:48] and bits 9:8 are PA[51:50]; without LPA2, bits 9:8 are the shareability.
+
+    Linux uses LPA2 since 352b0395b505 ("arm64: Enable 52-bit virtual addressing for 4k and 16k granule configs"), v6.9.
     """
     lpa2 = page_shift < _SHIFT_64K and va_bits == _LPA2_BITS
     top = 50 if lpa2 else 48
@@ -62,12 +64,15 @@ def _paging(page_shift: int, va_bits: int) -> Paging:
 
 
 def _va_bits(info: Vmcoreinfo, page_shift: int) -> list[int]:
-    """Bits of address that swapper_pg_dir is made for, the likeliest first.
+    """Address bits that swapper_pg_dir may translate, the likeliest first.
 
-    VA_BITS is what the kernel was built for. It runs with fewer where the processor cannot do 52; TCR_EL1_T1SZ
-    (exported since 5.9, bbdbc11804ff) tells. With 64K pages the table is one for 52 bits all the same, and only the
-    register points at the last of its entries. 5.0 to 5.3, built for 52 bits in user space alone, have such a table
-    and say 48.
+    VA_BITS is the configured size. A kernel configured for 52 bits uses fewer if the processor does not support 52:
+    64 - TCR_EL1_T1SZ is the size in use. It is exported since bbdbc11804ff ("arm64/crash_core: Export TCR_EL1.T1SZ in
+    vmcoreinfo"), v5.9.
+
+    With 64K pages, swapper_pg_dir keeps the configured size, and TTBR1 points at its last entries. It is also larger
+    than VA_BITS if only user space has 52 bits: from 67e7fdfcc682 ("arm64: mm: introduce 52-bit userspace support"),
+    v5.0, until b6d00d47e81a ("arm64: mm: Introduce 52-bit Kernel VAs"), v5.4.
     """
     built, t1sz = info.number("VA_BITS"), info.number("TCR_EL1_T1SZ")
     actual = None if t1sz is None else 64 - t1sz
@@ -77,20 +82,24 @@ def _va_bits(info: Vmcoreinfo, page_shift: int) -> list[int]:
 
 
 def _phys_offset(info: Vmcoreinfo, loads: Sequence[Load]) -> int:
-    """Physical address of the linear map's beginning; far from memory where KASLR or fewer bits moved the map."""
-    said = info.number("PHYS_OFFSET")  # since 4.12, as kimage_voffset
+    """Physical address of the start of the linear map; far from RAM if KASLR or fewer address bits moved the map."""
+    # Exported together with kimage_voffset.
+    said = info.number("PHYS_OFFSET")
     return min(p.start for p in loads) & -(1 << 21) if said is None else said
 
 
 def _addresses(info: Vmcoreinfo, loads: Sequence[Load], symbol: int) -> Iterator[int]:
-    """Physical addresses that a symbol of the kernel's image can have, the likeliest first."""
+    """Yield physical addresses that a symbol of the kernel image can have, the likeliest first."""
+    # Exported since 20a166243328 ("arm64: kdump: add VMCOREINFO's for user-space tools"), v4.12, part of the series
+    # that added kdump; backports of kdump to older kernels may lack it.
     voffset = info.number("kimage_voffset")
-    if voffset is not None:  # since 4.12, with which kdump came; backports to older kernels may lack it
+    if voffset is not None:
         yield symbol - voffset & _MASK
     for p in loads:
         if p.vaddr <= symbol < p.vaddr + p.end - p.start:
             yield symbol - p.vaddr + p.start
-    # Until 4.5 the image is a part of the linear map, which then is the upper half of the addresses.
+    # Before f9040773b7bb ("arm64: move kernel image to base of vmalloc area"), v4.6, the image was in the linear map,
+    # which was the upper half of the address space.
     for bits in _va_bits(info, _page_shift(info)):
         yield symbol - (_MASK + 1 - (1 << bits - 1)) + _phys_offset(info, loads) & _MASK
 
@@ -100,7 +109,11 @@ def _page_shift(info: Vmcoreinfo) -> int:
 
 
 def _section_size_bits(info: Vmcoreinfo, page_shift: int) -> int:
-    """Return log2 of a section's bytes: made smaller in 5.12, exported since 5.13 and by stable updates before."""
+    """Return log2 of a section's size in bytes, for kernels that do not export SECTION_SIZE_BITS.
+
+    It shrank in f0b13ee23241 ("arm64/sparsemem: reduce SECTION_SIZE_BITS"), v5.12. It is exported since 4f5aecdff25f
+    ("crash_core, vmcoreinfo: append 'SECTION_SIZE_BITS' to vmcoreinfo"), v5.13, which stable kernels backported.
+    """
     if info.version() < (5, 12):
         return 30
     return 29 if page_shift == _SHIFT_64K else 27
@@ -125,8 +138,8 @@ ARCH = Arch(
     largest_page=65536,
     prstatus_size=392,
     section_size_bits=27,
-    # CONFIG_ARM64_PA_BITS; VMCOREINFO says so itself since 5.9 (1d50e5d0c505). 52 is the choice with 64K pages alone
-    # until 6.9, and with LPA2 since.
+    # CONFIG_ARM64_PA_BITS: 52 with 64K pages (LPA) or LPA2. Exported since 1d50e5d0c505 ("crash_core, vmcoreinfo:
+    # Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
     max_physmem_bits=lambda paging: 52 if paging.high_mask else 48,
     roots=_roots,
 )

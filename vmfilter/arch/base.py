@@ -1,4 +1,4 @@
-"""What an architecture has to say of itself."""
+"""The description of an architecture: page table forms, roots of the kernel's page tables, sizes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 
 class TableLevel(NamedTuple):
-    """One level of page tables: which address bits index it, and what its entries look like.
+    """One level of page tables: the address bits that index it, and the format of its entries.
 
     Attributes:
         shift: log2 of the bytes that one entry maps.
-        bits: log2 of the entries in a table.
-        leaf_mask, leaf_value: an entry is of memory, not of a table, where ``entry & leaf_mask == leaf_value``.
-        leaf_address, table_address: the bits of either kind of entry that are a physical address.
-        present_mask, present_value: an entry is there where ``entry & present_mask == present_value`` and it is not 0.
+        bits: log2 of the number of entries in a table.
+        leaf_mask, leaf_value: an entry maps memory if ``entry & leaf_mask == leaf_value``; otherwise it points to a
+            table.
+        leaf_address, table_address: mask of the physical address in an entry of either kind.
+        present_mask, present_value: an entry is present if it is not 0 and ``entry & present_mask == present_value``.
 
     """
 
@@ -37,13 +38,13 @@ class Paging(NamedTuple):
     """A paging form.
 
     Attributes:
-        levels: from the last table (whose entries map one page) up to the root.
+        levels: from the last level, whose entries map one page, up to the root.
         big_endian: byte order of the entries.
         entry_size: bytes of an entry, 4 or 8.
-        address_shift: an entry's address bits, as the levels mask them, are to be shifted left by this.
-        high_mask, high_shift: more bits of an entry that are address, and how far left they are to be shifted.
-        block_mask, block_size: leaves with this bit map an aligned block of so many bytes together, and all have the
-            block's address.
+        address_shift: left shift of the address bits that the levels' masks select.
+        high_mask, high_shift: mask of further address bits in an entry, and their left shift.
+        block_mask, block_size: leaves with a bit of block_mask set map an aligned block of block_size bytes together;
+            each contains the address of the block.
 
     """
 
@@ -58,17 +59,17 @@ class Paging(NamedTuple):
 
 
 class Root(NamedTuple):
-    """One reading of where the kernel's page tables begin.
+    """One candidate for the root of the kernel's page tables.
 
     Attributes:
-        address: physical, of the root table.
-        paging: its form.
-        phys_base: what the kdump-compressed header gives as phys_base.
-        linear: virtual addresses that are mapped without tables: (vaddr, bytes, paddr), tried before the tables. None
-            overlaps another.
-        ram_start: physical address of the first struct page's frame where all of them are one array (FLATMEM):
-            the kernel's ARCH_PFN_OFFSET, in bytes.
-        section_size_bits: where it depends on the paging form: Arch's is not right then, and this is. Else 0.
+        address: physical address of the root table.
+        paging: its paging form.
+        phys_base: value of phys_base for the kdump-compressed header.
+        linear: ranges that are mapped without tables, as (vaddr, bytes, paddr). They do not overlap, and take
+            precedence over the tables.
+        ram_start: FLATMEM: physical address of the page frame of the first struct page, in bytes (the kernel's
+            ARCH_PFN_OFFSET).
+        section_size_bits: overrides Arch.section_size_bits if the section size depends on the paging form; otherwise 0.
 
     """
 
@@ -81,20 +82,20 @@ class Root(NamedTuple):
 
 
 class KernelMemory(Protocol):
-    """The kernel's virtual memory, as far as an architecture reads it; None stands for what cannot be read."""
+    """Reader of the kernel's virtual memory, as architectures need it. Each method returns None if it cannot read."""
 
     def read(self, vaddr: int, size: int, /) -> bytes | None:
-        """Read bytes at a virtual address."""
+        """Read size bytes."""
 
     def read_int(self, vaddr: int, size: int, /) -> int | None:
         """Read an unsigned integer of size bytes."""
 
     def read_word(self, vaddr: int, /) -> int | None:
-        """Read a long."""
+        """Read an unsigned long."""
 
 
 def as_it_is(_info: Vmcoreinfo, _memory: KernelMemory, root: Root) -> Root:
-    """Settle for a root that VMCOREINFO alone tells."""
+    """Return the root unchanged: VMCOREINFO alone describes it."""
     return root
 
 
@@ -102,19 +103,20 @@ class Arch(NamedTuple):
     """An architecture.
 
     Attributes:
-        name: utsname's machine.
-        abi: byte order, word and alignment of its structures.
-        page_size: bytes, where VMCOREINFO does not say.
-        prstatus_size: bytes of struct elf_prstatus, a CPU's registers as a note has them (NT_PRSTATUS).
-        section_size_bits: log2 of a memory section's bytes, where VMCOREINFO does not say.
-        max_physmem_bits: log2 of the highest physical address, likewise, given the paging form in use.
-        roots: readings of where the page tables begin, the likeliest first. The kernel's own name, read through the
-            tables, tells which is right.
-        settle: completes the right one with what only the kernel's memory tells, given that memory as the root has it.
-        vmcoreinfo_hints: given a way to read physical memory (address, bytes), where VMCOREINFO's note or its text may
-            lie, for dumps without that note.
+        name: machine name in struct utsname.
+        abi: byte order, word size and alignment of its structures.
+        page_size: bytes of a page if VMCOREINFO does not say.
+        prstatus_size: bytes of struct elf_prstatus, the contents of an NT_PRSTATUS note.
+        section_size_bits: log2 of the bytes of a memory section if VMCOREINFO does not say.
+        max_physmem_bits: given the paging form in use, number of physical address bits if VMCOREINFO does not say.
+        roots: returns candidates for the root of the page tables, the likeliest first. The right one leads to the
+            kernel's own name.
+        settle: completes the right root with facts that only the kernel's memory contains; the memory it receives uses
+            the incomplete root.
+        vmcoreinfo_hints: for dumps without a VMCOREINFO note: given a reader of physical memory (address, bytes),
+            returns physical addresses that may contain the note or its text.
         largest_page: bytes of the largest page that a kernel can be built with.
-        counts_from_ram: a kdump-compressed dump of this machine counts page frames from its header's phys_base on.
+        counts_from_ram: page frame 0 of a kdump-compressed dump is at phys_base of its header.
 
     """
 

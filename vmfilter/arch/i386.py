@@ -1,4 +1,4 @@
-"""i386: two levels of 4-byte entries, or three of 8 bytes with PAE; memory above the linear map is highmem.
+"""i386: two levels of 4-byte entries, or with PAE three of 8 bytes; memory above the linear map is highmem.
 
 Sources: Intel SDM volume 3A chapter 4; the kernel's arch/x86/include/asm/pgtable_32.h, page_32_types.h, sparsemem.h and
 arch/x86/kernel/vmcore_info_32.c (machine_kexec_32.c before).
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000, 0x78000000)  # CONFIG_VMSPLIT, 3G first
 _HUGE = 1 << 7  # PS
-_ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of PAE's entries
+_ADDRESS = 0x000FFFFFFFFFF000  # PAE: bits 51:12 of an entry
 
 _PAE = Paging(
     (
@@ -27,7 +27,7 @@ _PAE = Paging(
         TableLevel(30, 2, 0, 1, 0, _ADDRESS),  # never a leaf
     )
 )
-# PSE-36's addresses above 4 GiB are left out: a kernel without PAE does not use memory there.
+# PSE-36 addresses above 4 GiB are omitted: a kernel without PAE does not use memory there.
 _CLASSIC = Paging(
     (
         TableLevel(12, 10, 0, 0, 0xFFFFF000, 0),
@@ -41,9 +41,9 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
-    said = info.plain("CONFIG_X86_PAE")  # there only where it is so
+    said = info.plain("CONFIG_X86_PAE")  # exported only if set
     forms = [(_PAE, 29), (_CLASSIC, 26)] if said == "y" else [(_CLASSIC, 26), (_PAE, 29)]
-    # A relocated kernel has moved both its addresses by the same: what lies between them is the split alone.
+    # Relocation moves the kernel's virtual and physical addresses alike, so they differ by the split alone.
     return [
         Root(symbol - offset, paging, 0, section_size_bits=bits)
         for paging, bits in forms

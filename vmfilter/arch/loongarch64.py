@@ -1,6 +1,6 @@
-"""loongarch64: pages of 4, 16 or 64 KiB; all of memory is at windows that need no tables, the kernel's image too.
+"""loongarch64: 4, 16 or 64 KiB pages; direct-mapped windows cover all of memory, including the kernel image.
 
-Sources: the LoongArch reference manual, volume 1 chapter 5; the kernel's Documentation/arch/loongarch/introduction.rst,
+Sources: LoongArch Reference Manual, volume 1 chapter 5; the kernel's Documentation/arch/loongarch/introduction.rst,
 and under arch/loongarch include/asm/addrspace.h, pgtable.h, pgtable-bits.h and sparsemem.h, and Kconfig.
 """
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _PAGE_SIZE = 16384
 _PHYSICAL_BITS = 48
 _WINDOW = 1 << _PHYSICAL_BITS
-_CACHED = 0x9000  # an address's bits above the physical ones
-_WINDOWS = (0x8000, _CACHED, 0xA000)  # uncached, cached, and on newer kernels uncached without order
-_HUGE = 1 << 6  # in an entry of a directory; in the last table the same bit says global
+_CACHED = 0x9000  # bits 63:48 of an address
+_WINDOWS = (0x8000, _CACHED, 0xA000)  # uncached, cached, and on newer kernels weakly-ordered uncached
+_HUGE = 1 << 6  # in a directory entry; in the last table the same bit is _PAGE_GLOBAL
 _PRESENT = 1 << 7
 
-_LEVELS = 3  # the usual; 2 and 4 occur
+_LEVELS = 3  # the usual number; 2 and 4 occur
 _MOST_LEVELS = 4
 
 
@@ -34,10 +34,10 @@ def _bits(low: int) -> int:
 
 
 def _paging(page_shift: int, levels: int) -> Paging:
-    """Tables of one page each, whose directories hold addresses of tables in the cached window.
+    """Tables of one page each; directory entries are addresses of tables in the cached window.
 
-    Where there is no table, a directory holds the address of one whose entries are all absent, so every entry of a
-    directory is there. An entry of memory keeps attributes (bit 12, global) below the address of what it maps.
+    Every directory entry is present: an empty one points to a table whose entries are all absent. In a huge entry,
+    bits below the address of the mapped memory are attributes (bit 12: global).
     """
     width = page_shift - 3
     address = _bits(page_shift)
@@ -58,7 +58,7 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
 
 
 def _depth(memory: KernelMemory, table: int, size: int) -> int:
-    """How many tables there are from this one to the last. Only entries of directories are addresses of tables."""
+    """Count the levels from this table to the last. Only directory entries are addresses in the cached window."""
     depth = 1
     while depth <= _MOST_LEVELS:
         raw = memory.read(table, size) or b""
@@ -72,10 +72,10 @@ def _depth(memory: KernelMemory, table: int, size: int) -> int:
 
 
 def _with_levels(_info: Vmcoreinfo, memory: KernelMemory, root: Root) -> Root:
-    """Find how many levels there are: VMCOREINFO does not say, and the kernel's name needs no tables to be read."""
+    """Find the number of levels, which VMCOREINFO does not give. Reading the kernel's name does not need the tables."""
     page_shift = root.paging.levels[0].shift
     levels = _depth(memory, (_CACHED << _PHYSICAL_BITS) + root.address, 1 << page_shift)
-    # Without tables there is still what the windows have, and that can be all that is needed.
+    # Without tables, the windows still work, and may suffice.
     can_be = 2 <= levels <= _MOST_LEVELS and page_shift + (page_shift - 3) * (levels - 1) < _PHYSICAL_BITS
     return root._replace(paging=_paging(page_shift, levels)) if can_be else root
 

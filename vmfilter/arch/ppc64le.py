@@ -1,4 +1,4 @@
-"""ppc64, little-endian. Page table entries are big-endian all the same."""
+"""ppc64, little-endian; page table entries are big-endian here too."""
 
 from vmfilter.arch.ppc64 import arch
 from vmfilter.formats.abi import LE64

@@ -1,6 +1,6 @@
-"""riscv64: three, four or five levels of 512 entries (Sv39, Sv48, Sv57), leaves in each.
+"""riscv64: three, four or five levels of 512 entries (Sv39, Sv48, Sv57), with leaves at every level.
 
-Sources: the RISC-V privileged architecture, chapter "Supervisor-TableLevel ISA" with Svnapot and Svpbmt; the kernel's
+Sources: the RISC-V privileged architecture, chapter "Supervisor-Level ISA", with Svnapot and Svpbmt; the kernel's
 Documentation/arch/riscv/vm-layout.rst, and under arch/riscv mm/init.c and kernel/vmcore_info.c.
 """
 
@@ -18,35 +18,40 @@ if TYPE_CHECKING:
 
 _MASK = (1 << 64) - 1
 _VALID, _READ = 1 << 0, 1 << 1
-# A leaf is what can be read, written or executed; all that a kernel maps for itself can be read.
+# An entry with R, W or X set is a leaf; the kernel maps everything for itself readable.
 _LEAF = _READ
-_NAPOT = 1 << 63  # Svnapot: one of the entries of a block, which for now is of 64 KiB always
+_NAPOT = 1 << 63  # Svnapot: one entry of a block, whose only size so far is 64 KiB
 _NAPOT_SIZE = 1 << 16
 _LEVELS = {48: 4, 57: 5, 39: 3}
-_SATP_MODES = {8: 3, 9: 4, 10: 5}  # bits 63:60 of the register satp to levels
-_LINK_ADDRESS = 0xFFFFFFFF80000000  # of the kernel since 5.13, before KASLR: the last 2 GiB are its image's
+_SATP_MODES = {8: 3, 9: 4, 10: 5}  # satp.MODE (bits 63:60): levels
+# The kernel image, before KASLR moves it, is at the start of the last 2 GiB since 2bfc6cd81bd1 ("riscv: Move kernel
+# mapping outside of linear mapping"), v5.13.
+_LINK_ADDRESS = 0xFFFFFFFF80000000
 _LINK_SIZE = 2 << 30
-_FIRMWARE = 2 << 20  # bytes before the kernel, where it is loaded as usual
-_ADDRESS = (1 << 54) - (1 << 10)  # of an entry: the page frame number; what follows are attributes
+_FIRMWARE = 2 << 20  # bytes between the start of RAM and the kernel, as it is usually loaded
+_ADDRESS = (1 << 54) - (1 << 10)  # bits 53:10 of an entry: the page frame number
 
 
 def _paging(levels: int) -> Paging:
-    present = _VALID | _LEAF  # in the last table: an entry that is no leaf would be of a table, and there is none
+    present = _VALID | _LEAF  # at the last level, an entry must be a leaf
     table = [TableLevel(12, 9, 0, 0, _ADDRESS, 0, present, present)]
     table += [TableLevel(12 + 9 * i, 9, _LEAF, _LEAF, _ADDRESS, _ADDRESS) for i in range(1, levels)]
     return Paging(tuple(table), address_shift=2, block_mask=_NAPOT, block_size=_NAPOT_SIZE)
 
 
 def _ram(info: Vmcoreinfo, loads: Sequence[Load]) -> int:
-    """Physical address of memory's beginning."""
-    said = info.number("phys_ram_base")  # since 6.2
+    """Physical address of the start of RAM."""
+    # Exported since 649d6b1019a2 ("RISC-V: Add arch_crash_save_vmcoreinfo support"), v6.2, as are VA_BITS and
+    # PAGE_OFFSET.
+    said = info.number("phys_ram_base")
     return min(p.start for p in loads) & -_FIRMWARE if said is None else said
 
 
 def _addresses(info: Vmcoreinfo, loads: Sequence[Load], symbol: int) -> Iterator[int]:
-    """Physical addresses that a symbol of the kernel's image can have, the likeliest first."""
+    """Yield physical addresses that a symbol of the kernel image can have, the likeliest first."""
+    # Exported since fbe7d19d2b7f ("riscv: Export va_kernel_pa_offset in vmcoreinfo"), v6.5.
     offset = info.number("va_kernel_pa_offset")
-    if offset is not None:  # a year younger than the others
+    if offset is not None:
         yield symbol - offset & _MASK
     for p in loads:
         if p.vaddr <= symbol < p.vaddr + p.end - p.start:
@@ -57,15 +62,16 @@ def _addresses(info: Vmcoreinfo, loads: Sequence[Load], symbol: int) -> Iterator
 
 
 def _levels(info: Vmcoreinfo) -> list[int]:
-    """Numbers of levels of page tables, the likeliest first: what the kernel runs with, whatever it was built for."""
-    bits = info.number("VA_BITS")  # since 6.2
-    satp = info.number("satp")  # 7.2 exports it, 6.12 does not
+    """Numbers of page table levels in use, the likeliest first. The kernel chooses at boot."""
+    bits = info.number("VA_BITS")
+    # Exported since d8e99133eb4a ("riscv: export kaslr offset and satp in VMCOREINFO ELF notes"), v7.1.
+    satp = info.number("satp")
     said = _LEVELS.get(bits or 0) or _SATP_MODES.get((satp or 0) >> 60)
     return [said] if said else list(_LEVELS.values())
 
 
 def _linear(info: Vmcoreinfo, loads: Sequence[Load]) -> tuple[tuple[int, int, int], ...]:
-    """What VMCOREINFO says of the mappings of the kernel's image and of all memory."""
+    """Mappings of the kernel image and of all memory, according to VMCOREINFO."""
     offset, start = info.number("va_kernel_pa_offset"), info.number("PAGE_OFFSET")
     if offset is None or start is None:
         return ()
@@ -83,8 +89,8 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     addresses = dict.fromkeys(_addresses(info, loads, symbol))
     roots = [Root(at, paging, base) for at in addresses for paging in pagings]
     linear = _linear(info, loads)
-    # The last resort: kexec-tools leaves out what riscv64 has as "Reserved" in /proc/iomem, and that is all that was
-    # allocated early: the first tables, sections and struct pages. The kernel's name can be read all the same.
+    # The last resort needs no tables. kexec-tools omits what /proc/iomem calls "Reserved": on riscv64, everything that
+    # the kernel allocated early, including the first tables, memory sections and struct pages. Its name stays readable.
     return [*roots, roots[0]._replace(linear=linear)] if linear else roots
 
 

@@ -1,4 +1,4 @@
-"""s390x: three to five levels of big-endian tables; VMCOREINFO by way of the lowcore.
+"""s390x: three to five levels of big-endian tables; the lowcore points at VMCOREINFO.
 
 Sources: z/Architecture Principles of Operation, dynamic address translation; the kernel's
 arch/s390/include/asm/pgtable.h, page.h (__kernel_pa()), lowcore.h and os_info.h.
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _ALL = (1 << 64) - 1
-_INVALID = 0x20  # of a region or segment table's entry
-_TYPE = 0x0C  # and which table it is in: 0 segment, then region third, second, first
-_LARGE = 0x400  # format control: memory of 1 MiB in a segment table, of 2 GiB in a region third table
+_INVALID = 0x20  # of a region or segment table entry
+_TYPE = 0x0C  # of the same: kind of the table it is in: 0 segment, then region third, second, first
+_LARGE = 0x400  # format control: the entry maps 1 MiB (segment table) or 2 GiB (region third table)
 _PAGE_INVALID = 0x400
-_PAGE_ZERO = 0x800  # of a page table's entry: always 0
+_PAGE_ZERO = 0x800  # of a page table entry: must be 0
 _VMCOREINFO_POINTER, _OS_INFO_POINTER = 0x0E0C, 0x0E18  # absolute addresses, in the lowcore
 _OS_INFO_MAGIC = 0x4F53494E464F535A
-_OS_INFO = struct.Struct(">QIHHQQQQI")  # to the end of the first entry, VMCOREINFO's: address, size, checksum
+_OS_INFO = struct.Struct(">QIHHQQQQI")  # up to the first entry, VMCOREINFO: address, size, checksum
 
 
 def _paging(levels: int) -> Paging:
@@ -40,7 +40,7 @@ def _paging(levels: int) -> Paging:
                 _LARGE if can_be_large else 0,
                 _LARGE if can_be_large else 1,  # never equal: always a table
                 _ALL & -(1 << shift),
-                _ALL & -(1 << (11 if kind == 0 else 12)),  # page tables have 2 KiB, the others 16
+                _ALL & -(1 << (11 if kind == 0 else 12)),  # page tables have 2 KiB, other tables 16 KiB
                 _INVALID | _TYPE,
                 kind << 2,
             )
@@ -52,18 +52,19 @@ def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:
     symbol = info.symbol("swapper_pg_dir")
     if symbol is None:
         return []
-    # 6.10 took virtual and physical addresses of the kernel apart, and exports both; before, they were the same.
+    # Kernel virtual addresses were physical ones until c98d2ecae08f ("s390/mm: Uncouple physical vs virtual address
+    # spaces"), v6.10. Both are exported since 378e32aa8197 ("s390/vmcoreinfo: Store virtual memory layout"), v6.10.
     offset, physical = (info.plain_number(name, 16) for name in ("KERNELOFFSET", "KERNELOFFPHYS"))
     addresses = [symbol]
     if physical is not None:
         addresses.insert(0, symbol - (offset or 0) + physical & _ALL)
-    # How many levels there are depends on memory and vmalloc size; entries say which table they are in, so that the
-    # other readings find nothing.
+    # The number of levels depends on the sizes of memory and vmalloc. Each entry names the type of its table, so the
+    # wrong candidates find nothing.
     return [Root(address, _paging(levels), 0) for address in addresses for levels in (4, 3, 5)]
 
 
 def _hints(read: Callable[[int, int], bytes | None]) -> Iterator[int]:
-    """Where the lowcore says that VMCOREINFO is: its note, and what os_info has."""
+    """Yield the addresses to which the lowcore leads: the VMCOREINFO note, and the copy in os_info."""
     raw = read(_VMCOREINFO_POINTER, 8)
     if raw:
         yield int.from_bytes(raw, "big")

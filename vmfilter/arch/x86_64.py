@@ -1,4 +1,4 @@
-"""x86_64: four or five levels of 512 entries; kernel text at a fixed virtual base, KASLR in phys_base.
+"""x86_64: four or five levels of 512 entries; kernel image at a fixed virtual base, KASLR offset in phys_base.
 
 Sources: Intel SDM volume 3A chapter 4; the kernel's Documentation/arch/x86/x86_64/mm.rst and
 arch/x86/kernel/vmcore_info_64.c.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
-_ADDRESS = 0x000FFFFFFFFFF000  # bits 12 to 51 of an entry
+_ADDRESS = 0x000FFFFFFFFFF000  # bits 51:12 of an entry
 _MASK = (1 << 64) - 1
-_HUGE = 1 << 7  # PS: in the second and third level the entry maps memory
+_HUGE = 1 << 7  # PS: at the second and third level, the entry maps memory
 
 
 def _paging(levels: int, sme_mask: int) -> Paging:
-    """Tables whose entries may have sme_mask (AMD memory encryption) set, which is no part of the address."""
+    """Tables of the given number of levels. sme_mask (AMD memory encryption) is the C-bit, not part of an address."""
     address = _ADDRESS & ~sme_mask
     table = [TableLevel(12, 9, 0, 0, address, 0)]
     for i in range(1, levels):
@@ -34,7 +34,7 @@ def _paging(levels: int, sme_mask: int) -> Paging:
                 shift,
                 9,
                 _HUGE,
-                _HUGE if can_be_huge else _MASK,  # an all-ones value is never equal: always a table
+                _HUGE if can_be_huge else _MASK,  # all ones never match: always a table
                 address & -(1 << shift) & _MASK,
                 address,
             )
@@ -43,16 +43,20 @@ def _paging(levels: int, sme_mask: int) -> Paging:
 
 
 def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
-    # 4.17 exports pgtable_l5_enabled as a number (its five levels came with 4.14, only when built for them alone).
+    # Exported since 4.17. Five levels came with 77ef56e4f0fb ("x86: Enable 5-level paging support via
+    # CONFIG_X86_5LEVEL=y"), v4.14; kernels built with them then always used them.
     paging = _paging(5 if info.number("pgtable_l5_enabled") else 4, info.number("sme_mask") or 0)
-    # Renamed from init_level4_pgt to init_top_pgt in 4.13; VMCOREINFO has called it swapper_pg_dir all along.
+    # 65ade2f872b4 ("x86/boot/64: Rename init_level4_pgt and early_level4_pgt"), v4.13, renamed init_level4_pgt to
+    # init_top_pgt; VMCOREINFO has always called it swapper_pg_dir.
     names = ("swapper_pg_dir", "init_top_pgt", "init_level4_pgt")
     symbol = next((s for s in map(info.symbol, names) if s is not None), None)
     if symbol is None:
         return []
-    exported = info.number("phys_base")  # since 4.10; signed: KASLR can put the kernel below its link address
+    # Exported since 401721ecd1dc ("kexec: export the value of phys_base instead of symbol address"), v4.10. Negative if
+    # KASLR loaded the kernel below its link address.
+    exported = info.number("phys_base")
     bases = [] if exported is None else [exported]
-    # Before that the kernel text's own PT_LOAD tells: kexec-tools and the kernel give it its virtual address.
+    # Older kernels: kexec-tools and the kernel give the PT_LOAD of the kernel image its virtual address.
     bases += [p.start - (p.vaddr - _START_KERNEL_MAP) for p in loads if p.vaddr >= _START_KERNEL_MAP]
     bases.append(0)
     return [Root(symbol - _START_KERNEL_MAP + base & _MASK, paging, base) for base in dict.fromkeys(bases)]
@@ -64,7 +68,9 @@ ARCH = Arch(
     page_size=4096,
     prstatus_size=336,
     section_size_bits=27,
-    # 46 bits since 2.6.31, 52 with five levels (4.14 on); VMCOREINFO says so itself since 5.9 (1d50e5d0c505).
+    # 46 since c898faf91b3e ("x86: 46 bit physical address support on 64 bits"), v2.6.31; 52 with five levels since
+    # 4c7c44837be7 ("x86/mm: Define virtual memory map for 5-level paging"), v4.12. Exported since 1d50e5d0c505
+    # ("crash_core, vmcoreinfo: Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
     max_physmem_bits=lambda paging: 52 if len(paging.levels) == 5 else 46,
     roots=_roots,
 )

@@ -1,1 +1,1 @@
-"""What the crashed kernel says about itself: its VMCOREINFO, page tables, memory model, struct pages and log."""
+"""The crashed kernel: its VMCOREINFO, page tables, memory model, struct pages and log."""

@@ -1,4 +1,4 @@
-"""The crashed kernel: its page tables, name and memory model, by VMCOREINFO and its memory."""
+"""The crashed kernel, found by its VMCOREINFO and memory: page tables, name, memory model."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader import Dump
 
-_SMALLEST_SECTION = 1 << 24  # bytes, of a memory section on any architecture
-_KNOWN = 64  # how many places with memory the memory model is tried on
+_SMALLEST_SECTION = 1 << 24  # bytes of the smallest memory section on any architecture
+_KNOWN = 64  # addresses of memory with which the memory model is tested
 
 
 def page_size_of(dump: Dump, info: Vmcoreinfo) -> int:
-    """Bytes of a page: by VMCOREINFO, else the architecture's usual.
+    """Return the page size in bytes, from VMCOREINFO or else the architecture's default.
 
     Raises:
-        KernelError: VMCOREINFO names a size that cannot be.
+        KernelError: VMCOREINFO gives an impossible size.
 
     """
     said = info.plain_number("PAGESIZE")
     if said is None:
         return dump.arch.page_size
     if not 4096 <= said <= 65536 or said & said - 1:
-        raise KernelError(f"VMCOREINFO says that pages have {said} bytes")
+        raise KernelError(f"VMCOREINFO says that pages have {said} bytes: no kernel supports that")
     return said
 
 
@@ -41,25 +41,29 @@ class Kernel:
 
     Attributes:
         info: its VMCOREINFO.
-        page_size: bytes.
+        page_size: bytes of a page.
         memory: its virtual memory.
-        phys_base: for the kdump-compressed header; may be negative.
-        uts: who it was.
+        phys_base: value for the kdump-compressed header; may be negative.
+        uts: its name and version.
 
     """
 
     def __init__(self, dump: Dump, info: Vmcoreinfo) -> None:
-        """Find the kernel's page tables and prove them by reading its name through them.
+        """Find the kernel's page tables, and prove them by reading its name through them.
+
+        Args:
+            dump: the dump that contains its memory.
+            info: its VMCOREINFO.
 
         Raises:
-            KernelError: no reading of VMCOREINFO leads to a kernel.
+            KernelError: no candidate for the page tables leads to the kernel's name.
 
         """
         self._dump = dump
         self.info = info
         self.page_size = page_size_of(dump, info)
         if dump.header.phys_base is not None:
-            info.supply("phys_base", dump.header.phys_base)  # x86_64 exports it since 4.10 only
+            info.supply("phys_base", dump.header.phys_base)  # x86_64 did not export it before 4.10
         roots = dump.arch.roots(info, dump.loads)
         if not roots:
             raise KernelError("VMCOREINFO lacks the symbol of the kernel's page tables (swapper_pg_dir)")
@@ -81,7 +85,8 @@ class Kernel:
         symbol = self.info.symbol("init_uts_ns")
         if symbol is None:
             raise KernelError("VMCOREINFO lacks SYMBOL(init_uts_ns)")
-        # The name follows a reference count of 4 bytes until 5.10; the offset is exported since 5.11 (ca4a9241cc5e).
+        # A 4-byte reference count preceded the name until 9a56493f6942 ("uts: Use generic ns_common::count"), v5.11.
+        # The offset is exported since ca4a9241cc5e ("kdump: append uts_namespace.name offset to VMCOREINFO"), v5.11.
         said = self.info.offset("uts_namespace.name")
         for offset in (0, 4) if said is None else (said,):
             raw = self.memory.read(symbol + offset, UTS_SIZE)
@@ -92,18 +97,18 @@ class Kernel:
 
     @property
     def abi(self) -> Abi:
-        """Byte order, word and alignment of its structures."""
+        """Byte order, word size and alignment of the kernel's structures."""
         return self._dump.arch.abi
 
     def struct_page(self) -> StructPage:
-        """Return what its struct pages look like. Raises KernelError where VMCOREINFO does not say enough."""
+        """Return the layout of struct page. Raises KernelError if VMCOREINFO is incomplete."""
         return struct_page(self.info, self._dump.arch)
 
     @cached_property
     def memory_model(self) -> MemoryModel:
-        """Where its struct pages are. Raises KernelError where that cannot be known."""
+        """Location of the struct pages. Raises KernelError if it cannot be found."""
         info, arch, root = self.info, self._dump.arch, self._root
-        # A kernel with sections but without NUMA exports mem_map and contig_page_data too, which lead nowhere.
+        # SPARSEMEM kernels without NUMA also export mem_map and contig_page_data, which are unused.
         if info.symbol("mem_section") is None:
             has_nodes = info.symbol("node_data") is not None or info.symbol("pgdat_list") is not None
             if has_nodes and info.offset("pglist_data.node_mem_map") is not None:

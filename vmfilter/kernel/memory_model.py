@@ -1,8 +1,8 @@
-"""Where the crashed kernel keeps the struct pages of a page frame: SPARSEMEM in all its forms, DISCONTIGMEM, FLATMEM.
+"""Location of the crashed kernel's struct pages: SPARSEMEM in all its forms, DISCONTIGMEM, FLATMEM.
 
-SPARSEMEM cuts physical memory into sections; each that is present has an array of struct pages. Its address is encoded
-in section_mem_map of the section's struct mem_section (include/linux/mmzone.h). DISCONTIGMEM (until 5.13) has one array
-a node, FLATMEM has one.
+SPARSEMEM divides physical memory into sections. Each section that is present has an array of struct pages, and
+section_mem_map of its struct mem_section encodes the array's address (include/linux/mmzone.h). DISCONTIGMEM has one
+array per node, until bb1c50d3967f ("mm: remove CONFIG_DISCONTIGMEM"), v5.14. FLATMEM has a single array.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from vmfilter.kernel.page_tables import VirtualMemory
 
 _MAX_NODES = 1 << 16
-_MAX_SECTION_BITS = 34  # the largest are of 1 GiB
-_MAX_STATIC = 1 << 18  # sections in an array that has them all: of machines that have few
-_NO_END = 1 << 52  # a frame that no machine has
+_MAX_SECTION_BITS = 34  # no architecture exceeds 30 (1 GiB)
+_MAX_STATIC = 1 << 18  # sections of a static array: only machines with few possible sections use one
+_NO_END = 1 << 52  # above every page frame number
 _MARKED_PRESENT = 1 << 0
 _HAS_MEM_MAP = 1 << 1
-_IS_ONLINE = 1 << 2  # since 4.13 (2d070eab2e82)
-_FLAGS = (1 << 6) - 1  # the low bits of section_mem_map are flags: two at first, six by now
+# Since 2d070eab2e82 ("mm: consider zone which is not fully populated to have holes"), v4.13.
+_IS_ONLINE = 1 << 2
+_FLAGS = (1 << 6) - 1  # flags in the low bits of section_mem_map: originally two, now six
 _CACHED_ROOTS = 64
-_ROOTS_AT_ONCE = 1 << 13  # pointers read at a time: riscv64's array of them has 32 MiB
+_ROOTS_AT_ONCE = 1 << 13  # pointers per read: riscv64's array of them has 32 MiB
 _SMALLEST_PAGE = 4096  # bytes
 
 
@@ -38,9 +39,9 @@ class Section(NamedTuple):
     """A memory section that is present.
 
     Attributes:
-        number: times the bytes of a section it is its physical address.
-        memmap: virtual address of its first struct page, None where it has none.
-        online: whether it is RAM in use. What is not is device memory, or memory that was never or is no longer used.
+        number: its physical address divided by the section size.
+        memmap: virtual address of its first struct page; None if it has no struct pages.
+        online: whether the kernel uses it as RAM. If not, it is device memory, or RAM that is offline.
 
     """
 
@@ -50,12 +51,12 @@ class Section(NamedTuple):
 
 
 class MemoryModel(Protocol):
-    """Where struct pages are.
+    """Location of the struct pages.
 
     Attributes:
-        section_pages: page frames of a memory section; where there are none, more than any machine has.
+        section_pages: page frames per memory section; without sections, a number above every page frame.
         struct_page: bytes of a struct page.
-        knows_online: whether this kernel says which sections are online.
+        knows_online: whether this kernel marks online sections.
 
     """
 
@@ -64,33 +65,32 @@ class MemoryModel(Protocol):
     knows_online: bool
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
-        """Struct pages of frames from pfn on, as far as they lie one after the other, and at most to frame end.
+        """Find the contiguous struct pages that begin with the one of page frame pfn.
+
+        Args:
+            pfn: the first page frame.
+            end: page frame before which to stop.
 
         Returns:
-            The first frame that is not among them, and the virtual address of pfn's; None where they have none.
+            The page frame after the last one, and the virtual address of pfn's struct page; None if these page frames
+            have no struct pages.
 
         """
 
     def section(self, number: int) -> Section | None:
-        """One memory section, None where it is not present or there are none."""
+        """Return a memory section; None if it is not present, or this model has no sections."""
 
     def runs(self) -> Iterator[tuple[range, bool]]:
-        """Numbers of all memory sections that are present, in order, and whether they are online.
+        """Yield ranges of section numbers that are present, in order, and whether they are online.
 
-        There can be hundreds of thousands, so they come together where they follow each other and are alike.
+        There can be hundreds of thousands of sections, so consecutive ones in the same state are one range.
         """
 
 
 class SparseMemory:
     """SPARSEMEM: static (an array of sections) and EXTREME (an array of pointers to pages of sections).
 
-    With VMEMMAP or without makes no difference here: the encoded address is a virtual one in both.
-
-    Attributes:
-        section_pages: page frames of a section.
-        struct_page: bytes of a struct page.
-        knows_online: whether this kernel says which sections are online.
-
+    VMEMMAP makes no difference here: section_mem_map encodes a virtual address with or without it.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class SparseMemory:
         page_size: int,
         known: Sequence[int],
     ) -> None:
-        """Read VMCOREINFO and find which reading of SYMBOL(mem_section) is the true one.
+        """Read VMCOREINFO, and find out what SYMBOL(mem_section) points to.
 
         Args:
             memory: the kernel's virtual memory.
             info: its VMCOREINFO.
             arch: its architecture.
             paging: the paging form in use.
-            page_size: bytes.
-            known: some physical addresses that are memory; the true reading knows their sections.
+            page_size: bytes of a page.
+            known: some physical addresses of memory, with which to test each interpretation.
 
         Raises:
-            KernelError: VMCOREINFO lacks what is needed, or no reading gives a section.
+            KernelError: VMCOREINFO is incomplete, or leads to no section.
 
         """
         self._memory = memory
@@ -125,7 +125,7 @@ class SparseMemory:
         if symbol is None or not size or offset is None or not struct_page:
             raise KernelError(
                 "VMCOREINFO lacks SYMBOL(mem_section), SIZE(mem_section), OFFSET(mem_section.section_mem_map) or "
-                "SIZE(page): the kernel's memory model is not known"
+                "SIZE(page): the kernel's memory model is unknown"
             )
         if not 0 <= offset <= size - word or size > page_size:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
@@ -137,17 +137,21 @@ class SparseMemory:
         page_bits = page_size.bit_length() - 1
         can_be = page_bits < section_bits < physical_bits <= 56 and physical_bits - section_bits <= 30
         if not can_be or section_bits > _MAX_SECTION_BITS:
-            raise KernelError(f"memory sections of 2^{section_bits} bytes in 2^{physical_bits} cannot be right")
+            raise KernelError(
+                f"memory sections of 2^{section_bits} bytes in 2^{physical_bits} bytes of memory cannot be right"
+            )
         self.section_pages = 1 << section_bits - page_bits
         self._sections = 1 << physical_bits - section_bits
         per_root = page_size // size
-        # An array with a place for every section is not EXTREME; every distribution's 64-bit kernel is.
+        # A static array has an entry for every section. 64-bit kernels of all distributions use EXTREME.
         is_static = self._sections <= _MAX_STATIC and info.length("mem_section") == self._sections
         self._per_root = 1 if is_static else per_root
         readings = [symbol]
         if self._per_root > 1:
-            # An array of pointers until 4.14; a pointer to one since (83e3c48729d9), exported as its own address at
-            # first and as its value after (a0b1280368d1): both readings are tried.
+            # mem_section was an array of pointers. It is a pointer to that array since 83e3c48729d9 ("mm/sparsemem:
+            # Allocate mem_section at runtime for CONFIG_SPARSEMEM_EXTREME=y"), v4.15. VMCOREINFO gave its address
+            # until a0b1280368d1 ("kdump: write correct address of mem_section into vmcoreinfo"), v4.15, and gives its
+            # value since.
             pointed = memory.read_word(symbol)
             readings = [symbol, pointed] if pointed else [symbol]
         self._map_cache: dict[int, array[int]] = {}
@@ -156,11 +160,11 @@ class SparseMemory:
             self._map_cache.clear()
             if self._knows(known):
                 return
-        absent = "" if any(memory.read_word(r) is not None for r in readings) else ": nothing is there"
+        absent = "" if any(memory.read_word(r) is not None for r in readings) else ": nothing can be read there"
         raise KernelError(f"SYMBOL(mem_section)={symbol:#x} leads to no memory section in this dump{absent}")
 
     def _knows(self, addresses: Sequence[int]) -> bool:
-        """Whether what is found for sections with memory looks like sections, and there is any."""
+        """Whether at least one of these addresses has a section, and none contradicts being one."""
         found = 0
         self.knows_online = False
         for section in {address // (self.section_pages * self._page_size) for address in addresses}:
@@ -172,7 +176,7 @@ class SparseMemory:
         return found > 0
 
     def _value(self, section: int) -> int:
-        """section_mem_map of a section, 0 where there is no such section."""
+        """section_mem_map of a section; 0 if there is no such section."""
         if section >= self._sections:
             return 0
         values = self._root(section // self._per_root)
@@ -180,7 +184,7 @@ class SparseMemory:
         return values[i] if i < len(values) else 0
 
     def _root(self, root: int) -> array[int]:
-        """section_mem_map of each section of one root; empty where there is no such root or it cannot be read."""
+        """section_mem_map of each section of a root; empty if the root is absent or unreadable."""
         if root in self._map_cache:
             return self._map_cache[root]
         where: int | None = self._array + root * (self._size if self._per_root == 1 else self._word)
@@ -194,25 +198,23 @@ class SparseMemory:
         return values
 
     def section(self, number: int) -> Section | None:
-        """One section, None where it is not present."""
         value = self._value(number)
         return self._section(number, value) if value & _MARKED_PRESENT else None
 
     def _section(self, number: int, value: int) -> Section:
-        """Section of which this is section_mem_map."""
         memmap = None
         if value & _HAS_MEM_MAP:
-            # Encoded as if the array began at frame 0, so that memmap + pfn is the struct page (sparse_encode_mem_map).
+            # Encoded as if the array began at page frame 0, so that memmap + pfn is the struct page
+            # (sparse_encode_mem_map()).
             memmap = (value & ~_FLAGS) + number * self.section_pages * self.struct_page & self._word_mask
         return Section(number, memmap, value & _IS_ONLINE != 0)
 
     def memmap(self, number: int) -> int | None:
-        """Virtual address of the section's first struct page, None where it has none."""
+        """Virtual address of the section's first struct page; None if it has no struct pages."""
         section = self.section(number)
         return section.memmap if section else None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
-        """See MemoryModel."""
         for root in self._roots():
             first = root * self._per_root
             states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
@@ -223,7 +225,7 @@ class SparseMemory:
                 first = numbers.stop
 
     def _roots(self) -> Iterator[int]:
-        """Roots that there are."""
+        """Yield roots that exist."""
         count = -(-self._sections // self._per_root)
         if self._per_root == 1:
             yield from range(count)
@@ -234,19 +236,18 @@ class SparseMemory:
     def _roots_in(self, first: int, count: int) -> Iterator[int]:
         size = count * self._word
         raw = self._memory.read(self._array + first * self._word, size)
-        if raw is None and size > _SMALLEST_PAGE:  # a part of it may be there: pages of zeros may be left out
+        if raw is None and size > _SMALLEST_PAGE:  # some pages of it may be excluded as zero pages
             half = count // 2
             yield from self._roots_in(first, half)
             yield from self._roots_in(first + half, count - half)
-        elif raw and raw != bytes(size):  # of all these pointers few are not 0, in whatever byte order
+        elif raw and raw != bytes(size):  # few are not NULL, which is the same in either byte order
             yield from compress(range(first, first + count), memoryview(raw).cast("Q" if self._word == 8 else "I"))
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
-        """See MemoryModel."""
         section, inside = divmod(pfn, self.section_pages)
         first = self.memmap(section)
         memmap, after = first, pfn - inside + self.section_pages
-        while after < end:  # with VMEMMAP, those of the next section follow
+        while after < end:  # with VMEMMAP, the struct pages of adjacent sections are contiguous
             if memmap is not None:
                 memmap = memmap + self.section_pages * self.struct_page & self._word_mask
             if self.memmap(after // self.section_pages) != memmap:
@@ -256,7 +257,7 @@ class SparseMemory:
 
 
 class _Arrays:
-    """A few arrays of struct pages: (first frame, frame after the last, virtual address), in order."""
+    """A few arrays of struct pages: (first page frame, page frame after the last, virtual address)."""
 
     section_pages = _NO_END
     knows_online = False
@@ -267,7 +268,6 @@ class _Arrays:
         self._word_mask = (1 << 8 * word) - 1
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
-        """See MemoryModel."""
         i = bisect_left(self._arrays, (pfn + 1,)) - 1
         if i >= 0 and pfn < self._arrays[i][1]:
             first, after, vaddr = self._arrays[i]
@@ -276,16 +276,14 @@ class _Arrays:
         return min(end, following), None
 
     def section(self, number: int) -> Section | None:
-        """See MemoryModel."""
         return None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
-        """See MemoryModel."""
         return iter(())
 
 
 def _node(memory: VirtualMemory, info: Vmcoreinfo, node: int) -> tuple[int, int, int] | None:
-    """Frames and struct pages of a node by its struct pglist_data; None where it has none."""
+    """Page frames and struct pages of a node, from its struct pglist_data; None if it has none."""
     fields = [info.offset(f"pglist_data.{name}") for name in ("node_start_pfn", "node_spanned_pages", "node_mem_map")]
     start, spanned, memmap = (None if at is None else memory.read_word(node + at) for at in fields)
     if start is None or not spanned or not memmap:
@@ -294,13 +292,18 @@ def _node(memory: VirtualMemory, info: Vmcoreinfo, node: int) -> tuple[int, int,
 
 
 class NodeMemory(_Arrays):
-    """DISCONTIGMEM: each node has an array of struct pages."""
+    """DISCONTIGMEM: one array of struct pages per node."""
 
     def __init__(self, memory: VirtualMemory, info: Vmcoreinfo, word: int) -> None:
         """Read every node.
 
+        Args:
+            memory: the kernel's virtual memory.
+            info: its VMCOREINFO.
+            word: bytes of a long.
+
         Raises:
-            KernelError: there is none that has struct pages.
+            KernelError: no node has struct pages.
 
         """
         nodes = {node: _node(memory, info, node) for node in self._nodes(memory, info, word)}
@@ -311,7 +314,7 @@ class NodeMemory(_Arrays):
 
     @staticmethod
     def _nodes(memory: VirtualMemory, info: Vmcoreinfo, word: int) -> Iterator[int]:
-        """Addresses of each struct pglist_data."""
+        """Yield the address of each struct pglist_data."""
         array, length = info.symbol("node_data"), info.length("node_data")
         if array is not None and length:
             for i in range(min(length, _MAX_NODES)):
@@ -338,10 +341,10 @@ class FlatMemory(_Arrays):
             memory: the kernel's virtual memory.
             info: its VMCOREINFO.
             word: bytes of a long.
-            first_pfn: frame of mem_map's first struct page (the kernel's ARCH_PFN_OFFSET).
+            first_pfn: page frame of mem_map's first struct page (the kernel's ARCH_PFN_OFFSET).
 
         Raises:
-            KernelError: it cannot be found.
+            KernelError: the array is not found.
 
         """
         node = info.symbol("contig_page_data")
@@ -358,5 +361,5 @@ class FlatMemory(_Arrays):
 def _struct_page(info: Vmcoreinfo) -> int:
     size = info.size("page")
     if not size:
-        raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is not known")
+        raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is unknown")
     return size

@@ -1,4 +1,4 @@
-"""The crashed kernel's virtual memory: its page tables, walked in the dump."""
+"""The crashed kernel's virtual memory: a walk of its page tables in the dump."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CACHED_TABLES = 64
 
 
 class Translation(NamedTuple):
-    """Virtual addresses [vaddr, vaddr + length) that are the physical ones from paddr on."""
+    """A mapping of virtual addresses [vaddr, vaddr + length) to physical addresses [paddr, paddr + length)."""
 
     vaddr: int
     length: int
@@ -51,10 +51,16 @@ def _decoder(paging: Paging) -> native.TableDecoder:
 
 
 class VirtualMemory:
-    """Kernel virtual memory of a dump. Not for several threads at once."""
+    """Kernel virtual memory of a dump. One thread at a time may use it."""
 
     def __init__(self, dump: Dump, root: Root) -> None:
-        """Walk from the given root in the given dump."""
+        """Prepare to walk the page tables.
+
+        Args:
+            dump: the dump that contains the tables.
+            root: their root.
+
+        """
         self._dump = dump
         self._root = root
         self._linear = sorted(root.linear)
@@ -64,9 +70,9 @@ class VirtualMemory:
         self._decoder = _decoder(root.paging)
 
     def translate(self, vaddr: int, length: int) -> Iterator[Translation]:
-        """Yield where the kernel's page tables map [vaddr, vaddr + length); what they do not map is left out.
+        """Yield the mappings of [vaddr, vaddr + length), in order of addresses. Unmapped parts are skipped.
 
-        Neighbours are not joined across tables. A table that is not in the dump maps nothing.
+        Adjacent mappings in different tables are not merged. A table that is not in the dump maps nothing.
         """
         end = vaddr + length
         i = max(bisect_right(self._linear, (vaddr, 1 << 64, 0)) - 1, 0)
@@ -84,7 +90,7 @@ class VirtualMemory:
     def _by_tables(self, vaddr: int, end: int) -> Iterator[Translation]:
         top = self._levels[-1]
         span = 1 << top.shift + top.bits
-        base = vaddr & ~(span - 1)  # of the part of the address space that these tables map: sign extension, undone
+        base = vaddr & ~(span - 1)  # the upper address bits, which the tables do not translate
         return self._walk(len(self._levels) - 1, self._root.address, base, vaddr, end)
 
     def _walk(self, level: int, table: int, base: int, start: int, end: int) -> Iterator[Translation]:
@@ -113,7 +119,7 @@ class VirtualMemory:
         return table
 
     def read(self, vaddr: int, size: int) -> bytes | None:
-        """Kernel memory at a virtual address as bytes; None if not all of it is mapped and in the dump."""
+        """Read size bytes at a virtual address; None unless all of them are mapped and in the dump."""
         if not 0 <= vaddr <= vaddr + size <= 1 << 64:
             return None
         parts = []
@@ -127,10 +133,10 @@ class VirtualMemory:
         return b"".join(parts) if at == vaddr + size else None
 
     def read_int(self, vaddr: int, size: int) -> int | None:
-        """An unsigned integer of size bytes; None if it cannot be read."""
+        """Read an unsigned integer of size bytes; None if it is not mapped or not in the dump."""
         raw = self.read(vaddr, size)
         return None if raw is None else int.from_bytes(raw, self._dump.arch.abi.byteorder)
 
     def read_word(self, vaddr: int) -> int | None:
-        """A long of the kernel's memory; None if it cannot be read."""
+        """Read an unsigned long; None if it is not mapped or not in the dump."""
         return self.read_int(vaddr, self._dump.arch.abi.word)

@@ -1,9 +1,11 @@
-"""VMCOREINFO where no note of the dump has it: dumps that the machine's hypervisor made of it.
+"""Search for VMCOREINFO in dumps without its note, such as those a hypervisor makes.
 
-The kernel keeps the text in memory, from boot on, twice: at the beginning of a page (vmcoreinfo_data), and in the note
-that it would hand to a capture kernel (vmcoreinfo_note; kernel/vmcore_info.c, before 6.9 kernel/crash_core.c). Files of
-VMCOREINFO text, other kernels' and earlier boots' leave such text in memory too; so each that is found has to prove
-itself, by leading through the page tables to the name of the kernel that it says it is of.
+From boot on, the kernel keeps two copies of the text in memory: vmcoreinfo_data, which begins a page, and
+vmcoreinfo_note, the note for a capture kernel. Both are in kernel/vmcore_info.c, and were in kernel/crash_core.c until
+443cbaf9e2fd ("crash: split vmcoreinfo exporting code out from crash_core.c"), v6.9.
+
+Memory can also contain the text of other kernels or earlier boots, and files of it. A candidate is right if it leads
+through the page tables to the name of the kernel whose release it gives.
 """
 
 from __future__ import annotations
@@ -22,22 +24,22 @@ from vmfilter.kernel.kernel import Kernel
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
-_BEGINNING = b"OSRELEASE="  # the first line, on every kernel
+_BEGINNING = b"OSRELEASE="  # the first line in every kernel
 _NEEDED = (b"\nSYMBOL(init_uts_ns)=", b"\nSYMBOL(swapper_pg_dir)=")
 _NAME = b"VMCOREINFO\0\0"
 _NOTE_HEADER = 12 + len(_NAME)
-_CHUNK = 1 << 20  # bytes searched at a time; read and searched while they are in the CPU's cache
-_MAX_TEXT = 1 << 16  # the kernel keeps it in one page, which can be of 64 KiB
-_MIN_TEXT = 256  # every kernel's has more
+_CHUNK = 1 << 20  # bytes searched at a time, while they are in the CPU cache
+_MAX_TEXT = 1 << 16  # one page, of at most 64 KiB
+_MIN_TEXT = 256  # every kernel has more
 _USUAL_TEXT = 1 << 12
-_EARLY = 1 << 13  # the needed lines are within so many bytes of the beginning
-_MAX_NOTE = 1 << 20  # bytes: the kernel keeps the text in a page or two
+_EARLY = 1 << 13  # bytes from the beginning that contain the needed lines
+_MAX_NOTE = 1 << 20  # bytes; the kernel needs one or two pages
 _ASCII = re.compile(rb"[\x01-\x7f]*")
 _MAX_CANDIDATES = 256
 
 
 def _read_text(dump: Dump, address: int) -> tuple[bytes, bytes]:
-    """What is before a physical address, where a note has its header, and what is there, as far as a text can reach."""
+    """Read the room for a note header before a physical address, and the text from that address on."""
     start = max(address - _NOTE_HEADER, 0)
     for most in (_USUAL_TEXT, _MAX_TEXT):
         buffer = bytearray(address - start + most)
@@ -48,15 +50,15 @@ def _read_text(dump: Dump, address: int) -> tuple[bytes, bytes]:
 
 
 def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
-    """Text that begins at a physical address, if it can be VMCOREINFO; and where the next one could begin.
+    """Return the text at a physical address if it can be VMCOREINFO, and the next address at which one can begin.
 
-    Memory may be full of beginnings, so what was read and has none of the needed lines is not read again.
+    Memory may contain many beginnings, so bytes that were read and lack the needed lines are not read again.
     """
     head, data = _read_text(dump, address)
     run = _ASCII.match(data)[0]  # type: ignore[index]
     size = len(run)
     if head.endswith(_NAME) and len(head) == _NOTE_HEADER:
-        # Not trusted further than that: in the note the kernel rewrites at the crash, the size comes after the text.
+        # The size only shortens the text: at a crash, the kernel rewrites the note, and updates its size last.
         (said,) = struct.unpack_from(f"{dump.arch.abi.sign}I", head, 4)
         size = said if 0 < said < size else size
     text = run[:size]
@@ -65,14 +67,14 @@ def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
         return text, address + 4
     if size < len(run):
         return None, address + 4
-    # What begins later ends where this does and lacks what this lacks, but may be the last to begin.
+    # A later beginning in this run ends where this one does, and lacks the same lines, unless it is the last one.
     last = run.rfind(_BEGINNING)
     skip = last if last > 0 else len(run) - _EARLY if len(run) == len(data) else len(run)
     return None, address + max(skip, 4)
 
 
 def _hinted(dump: Dump) -> Iterator[bytes]:
-    """Texts where the architecture says that they are."""
+    """Yield texts to which the architecture's hints lead."""
     for address in dump.arch.vmcoreinfo_hints(dump.read):
         for at in (address, address + _NOTE_HEADER):
             text, _ = _text_at(dump, at)
@@ -81,8 +83,8 @@ def _hinted(dump: Dump) -> Iterator[bytes]:
 
 
 def _searched(dump: Dump) -> Iterator[bytes]:
-    """Texts anywhere in memory. They begin at multiples of 4: a page's beginning, or an array of u32 and 24 bytes."""
-    following = 0  # address before which no text begins
+    """Yield texts anywhere in memory. They begin at multiples of 4: at a page, or 24 bytes into an array of u32."""
+    following = 0  # no text begins below this address
     buffer = bytearray(_CHUNK)
     for block in dump.blocks(_CHUNK):
         for first, end in dump.covered(block, block + _CHUNK):
@@ -98,7 +100,7 @@ def _searched(dump: Dump) -> Iterator[bytes]:
 
 
 def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
-    """Read the VMCOREINFO note of a dump; None if there is none. Raises InputError if it cannot be read."""
+    """Return the VMCOREINFO note of a dump; None if it has none. Raises InputError if it cannot be read."""
     for note in dump.notes:
         if note.name == b"VMCOREINFO" and 0 < note.size <= _MAX_NOTE:
             text = dump.read_file(note.offset, note.size).rstrip(b"\0").decode("ascii", "replace")
@@ -107,13 +109,13 @@ def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
 
 
 class Understood(NamedTuple):
-    """What is known of the crashed kernel, as far as it goes.
+    """What a dump reveals about the crashed kernel.
 
     Attributes:
-        page_size: bytes.
-        info: VMCOREINFO, None where there is none.
-        kernel: it, None where it cannot be understood.
-        error: why not.
+        page_size: bytes of a page.
+        info: its VMCOREINFO; None if the dump has none.
+        kernel: the kernel; None if it was not found.
+        error: the reason if it was not found.
 
     """
 
@@ -124,7 +126,7 @@ class Understood(NamedTuple):
 
 
 def understand(dump: Dump) -> Understood:
-    """Learn what there is to know of the kernel whose memory a dump is."""
+    """Find the crashed kernel in a dump. A failure is part of the result."""
     page_size, info = dump.page_size or dump.arch.page_size, None
     try:
         info = vmcoreinfo_of(dump)
@@ -135,7 +137,7 @@ def understand(dump: Dump) -> Understood:
 
 
 def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
-    """Seconds since 1970 at which the kernel crashed, 0 where neither it nor the file says."""
+    """Return the time of the crash in seconds since 1970; 0 if neither VMCOREINFO nor the file gives it."""
     try:
         said = info.plain_number("CRASHTIME") if info else None
     except KernelError:
@@ -144,10 +146,10 @@ def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
 
 
 def search_kernel(dump: Dump) -> Kernel:
-    """Find the crashed kernel in a dump that has no VMCOREINFO note.
+    """Find the crashed kernel in a dump without a VMCOREINFO note.
 
     Raises:
-        KernelError: there is none whose VMCOREINFO and page tables agree.
+        KernelError: no VMCOREINFO in memory leads through page tables to its kernel.
 
     """
     seen: set[bytes] = set()
@@ -164,5 +166,5 @@ def search_kernel(dump: Dump) -> Kernel:
             return kernel
         if len(seen) >= _MAX_CANDIDATES:
             break
-    found = f"{len(seen)} texts in memory look like it, none leads to a kernel" if seen else "none is found in memory"
+    found = f"none of the candidates in memory ({len(seen)}) leads to a kernel" if seen else "none in memory either"
     raise KernelError(f"no VMCOREINFO note, and {found}")

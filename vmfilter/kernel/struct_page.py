@@ -1,7 +1,7 @@
-"""The struct page of one kernel, as the C core wants it: offsets, flag masks, page types.
+"""The layout of one kernel's struct page for the C core: offsets, flag masks, page types.
 
-VMCOREINFO is asked first. What depends on the kernel's version all the same is here and nowhere else, with the commit
-or version that made it so.
+VMCOREINFO decides if it can. Everything else that depends on the kernel version is here and nowhere else, with the
+commit, subject and version that changed it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 NOTHING = (0, 0)
-"""A field that there is not: offset, width."""
+"""An absent field: offset, width."""
 NO_TYPE = (1, 0)
 """A page type that matches nothing: value, mask."""
 
 _UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
-"""Versions that have the compound page of 4.4 and, before their stable updates, export nothing of it."""
+"""Versions with page.compound_head that do not export it, nor order and destructor, before their stable updates."""
 _MIN_SIZE, _MAX_SIZE = 32, 1024
 _FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
-_DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of every kernel that does not export LENGTH(zone.free_area)
+_DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of all kernels that do not export LENGTH(zone.free_area)
 
 
 class StructPage(NamedTuple):
     """The struct page of one kernel.
 
     Attributes:
-        layout: its members, flags and types, as the C core wants them.
-        warnings: what VMCOREINFO lacks, one line each.
+        layout: its members, flags and types, for the C core.
+        warnings: non-fatal gaps in VMCOREINFO, one line each.
 
     """
 
@@ -47,7 +47,7 @@ def _required(value: int | None, what: str) -> int:
 
 
 class _Source:
-    """VMCOREINFO, asked in the terms of struct page."""
+    """VMCOREINFO in terms of struct page."""
 
     def __init__(self, info: Vmcoreinfo) -> None:
         self.info = info
@@ -56,47 +56,53 @@ class _Source:
         return _required(self.info.offset(f"page.{member}"), f"OFFSET(page.{member})")
 
     def bit(self, name: str) -> int:
-        """Mask of a flag; 0 where the kernel does not have it."""
+        """Mask of a page flag; 0 if the kernel does not have it."""
         number = self.info.number(name)
         if number is None:
             return 0
         if not 0 <= number < 64:
-            raise KernelError(f"VMCOREINFO has NUMBER({name})={number}, which is no bit")
+            raise KernelError(f"VMCOREINFO has NUMBER({name})={number}, which is not a bit number")
         return 1 << number
 
     def page_type(self, name: str) -> PageType:
-        """Value and mask of a page type, by the _mapcount of a page that has it."""
+        """Value and mask of a page type; NO_TYPE if the kernel does not have it."""
         number = self.info.number(name)
         if number is None:
             return NO_TYPE
         value = number & 0xFFFFFFFF
-        # Since 6.12 (4ffca5a96678) the top byte is the type and the rest is the owner's; before, types were bits, of
-        # which the pages here have one only, and before 4.18 (6e292b9be7f4) values.
+        # VMCOREINFO gives the _mapcount of a page of this type. Since 4ffca5a96678 ("mm: support only one page_type per
+        # page"), v6.12, its top byte is the type, and the owner uses the rest. Before, the whole _mapcount identifies
+        # these pages: types were bits, of which they have only one, and before 6e292b9be7f4 ("mm: split page_type out
+        # from _mapcount"), v4.18, values.
         mask = 0xFF000000 if value & 0x00FFFFFF == 0 else 0xFFFFFFFF
         return value, mask
 
 
 def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
-    """Gather what one kernel's struct page looks like.
+    """Return the layout of one kernel's struct page.
+
+    Args:
+        info: the kernel's VMCOREINFO.
+        arch: its architecture.
 
     Raises:
-        KernelError: VMCOREINFO lacks something without which pages cannot be told apart.
+        KernelError: VMCOREINFO contradicts itself, or lacks something that classification needs.
 
     """
     source = _Source(info)
     size = _required(info.size("page"), "SIZE(page)")
     if not _MIN_SIZE <= size <= _MAX_SIZE:
-        raise KernelError(f"VMCOREINFO has SIZE(page)={size}, which cannot be")
+        raise KernelError(f"VMCOREINFO has SIZE(page)={size}, which is impossible")
     word = arch.abi.word
     head = _head_mask(info, source)
     tail, tail_mask = _tail(info, source, word, head)
     order, destructor, destructor_value, destructor_mask = _compound(info, source, arch, size)
     warnings = []
     if not head:
-        warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): pages of huge pages may be kept needlessly")
+        warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): tail pages of huge pages may be kept needlessly")
     free_orders = info.length("zone.free_area") or _DEFAULT_FREE_ORDERS
     if not 0 < free_orders <= 64:
-        raise KernelError(f"VMCOREINFO has LENGTH(zone.free_area)={free_orders}, which cannot be")
+        raise KernelError(f"VMCOREINFO has LENGTH(zone.free_area)={free_orders}, which is impossible")
     layout = PageLayout(
         size=size,
         swap=arch.abi.swapped,
@@ -136,12 +142,12 @@ def _required_type(value: PageType) -> PageType:
 
 
 def _swapcache(source: _Source) -> int:
-    """Mask of the flags that a page in the swap cache has, all of them."""
+    """Mask of the flags that are all set on a page in the swap cache."""
     swapcache, private = source.bit("PG_swapcache"), source.bit("PG_private")
     swapbacked = source.bit("PG_swapbacked")
-    # Since 4.10 (6326fec1122c) PG_swapcache shares its bit with a flag of file systems, which lies before PG_private,
-    # and only a page with PG_swapbacked is in the swap cache. That is exported since 4.17 (1cbf29da3628); in between
-    # it is six flags after PG_private.
+    # Since 6326fec1122c ("mm: Use owner_priv bit for PageSwapCache, valid when PageSwapBacked"), v4.10, PG_swapcache
+    # shares a bit below PG_private with a flag of file systems, and means swap cache only with PG_swapbacked, which is
+    # exported since 1cbf29da3628, v4.17. In between, PG_swapbacked is six bits above PG_private.
     if swapcache and not swapbacked and swapcache < private:
         swapbacked = private << 6
     return swapcache and swapcache | swapbacked
@@ -152,8 +158,8 @@ def _head_mask(info: Vmcoreinfo, source: _Source) -> int:
     mask = info.number("PG_head_mask")
     if mask is not None:
         return mask & (1 << 64) - 1
-    # Exported since 3.16. Before, a 64-bit kernel had PG_head at 14 and PG_tail at 15, between
-    # PG_private (11) and PG_swapcache (16).
+    # Exported since 3.16. Before, 64-bit kernels had PG_head at 14 and PG_tail at 15, between PG_private (11) and
+    # PG_swapcache (16).
     before_3_16 = (0, 0) < info.version() < (3, 16)
     if before_3_16 and source.bit("PG_private") == 1 << 11 and source.bit("PG_swapcache") == 1 << 16:
         return 1 << 14
@@ -161,47 +167,51 @@ def _head_mask(info: Vmcoreinfo, source: _Source) -> int:
 
 
 def _tail(info: Vmcoreinfo, source: _Source, word: int, head: int) -> tuple[Field, int]:
-    """Field and mask that tell a tail page."""
-    # compound_head since 4.4 (1d798ca3f164), compound_info since 7.1; bit 0 says tail in both.
+    """Field and mask that identify a tail page."""
+    # Bit 0 marks a tail in compound_head, since 1d798ca3f164 ("mm: make compound_head() robust"), v4.4, and in
+    # compound_info, its name since d50569612c29 ("mm: rename the 'compound_head' field in the 'struct page' to
+    # 'compound_info'"), v7.1.
     for member in ("compound_head", "compound_info"):
         offset = info.offset(f"page.{member}")
         if offset is not None:
             return (offset, word), 1
     if info.version() in _UNEXPORTED_COMPOUND:
         return (source.offset("lru"), word), 1
-    # Before, PG_tail, the flag after PG_head.
+    # Before, PG_tail marks a tail: the bit above PG_head.
     return (source.offset("flags"), word), head << 1
 
 
 def _compound(info: Vmcoreinfo, source: _Source, arch: Arch, size: int) -> tuple[Field, Field, int, int]:
-    """Order and destructor of a compound page in its first tail page; value and mask of hugetlb's destructor."""
+    """Order and destructor of a compound page, in its first tail page; value and mask of hugetlb's destructor."""
     word = arch.abi.word
     hugetlb_id = info.number("HUGETLB_PAGE_DTOR")
     order, dtor = info.offset("page.compound_order"), info.offset("page.compound_dtor")
     if order is None:
-        # 6.3 to 6.5 (1c5509be58f6) export them relative to the head page.
+        # Relative to the head page since 1c5509be58f6 ("mm: remove 'First tail page' members from struct page"), v6.3.
         order, dtor = info.offset("folio._folio_order"), info.offset("folio._folio_dtor")
         order = None if order is None else order - size
         dtor = None if dtor is None else dtor - size
     if order is not None:
-        # The destructor's number comes right before the order, in a field of the same width: unsigned int (or u16) up
-        # to 4.15, u8 since (036e7aa49fb2).
+        # The destructor's number directly precedes the order and has the same width: unsigned int or u16 until
+        # 036e7aa49fb2 ("mm: store compound_dtor / compound_order as bytes"), v4.16.
         width = order - dtor if dtor is not None and order - dtor in (1, 2, 4) else 1
         if dtor is None or hugetlb_id is None:
             return (order, width), NOTHING, 0, 0
         return (order, width), (dtor, width), hugetlb_id & (1 << 8 * width) - 1, (1 << 8 * width) - 1
     if info.version() in _UNEXPORTED_COMPOUND and info.offset("page.compound_head") is None:
-        # compound_head, the destructor and the order lie where a head has lru, as unsigned long and two unsigned int.
+        # The tail has compound_head, destructor and order (unsigned long, two unsigned int) where the head has lru.
         lru = source.offset("lru")
         return (lru + word + 4, 4), (lru + word, 4), hugetlb_id or 2, (1 << 32) - 1
     if info.offset("page.compound_head") is None and info.offset("page.compound_info") is None:
-        # Before 4.4: the tail's lru is two pointers, the destructor's address and the order.
+        # Before 1d798ca3f164 ("mm: make compound_head() robust"), v4.4: the two pointers of the tail's lru are the
+        # destructor's address and the order. The symbol is exported since 3.16.
         lru = source.offset("lru")
-        function = info.symbol("free_huge_page")  # exported since 3.16
+        function = info.symbol("free_huge_page")
         field = NOTHING if function is None else (lru, word)
         return (lru + word, word), field, function or 0, (1 << 64) - 1
-    # Since 6.6 (ebc1baf5c9b4) the order is the low byte of the first tail's flags, and until 6.8 (d99e3140a4d3 made
-    # it a page type) the bit PG_hugetlb there says hugetlb.
+    # The order is the low byte of the first tail's flags since ebc1baf5c9b4 ("mm: free up a word in the first tail
+    # page"), v6.6. PG_hugetlb in these flags marks hugetlb since 9c5ccf2db04b ("mm: remove HUGETLB_PAGE_DTOR"), v6.6,
+    # until d99e3140a4d3 ("mm: turn folio_test_hugetlb into a PageType"), v6.9.
     flags = source.offset("flags")
     low_byte = flags if arch.abi.byteorder == "little" else flags + word - 1
     bit = source.bit("PG_hugetlb")

@@ -1,7 +1,11 @@
-"""The crashed kernel's log (dmesg), in each of the three forms that it has had.
+"""The crashed kernel's log (dmesg), in all three formats it has had.
 
-Text until 3.4, records of different lengths from 3.5 to 5.9 (both in log_buf), and since 5.10 a lockless ring
-(ringbuffer.py). VMCOREINFO's symbols say which: kernel/printk/printk.c, log_buf_vmcoreinfo_setup().
+- plain text in log_buf;
+- variable-length records in log_buf, since 7ff9554bb578 ("printk: convert byte-buffer to variable-length record
+  buffer"), v3.5;
+- a lockless ring buffer (ring_buffer.py), since 896fbe20b4e2 ("printk: use the lockless ringbuffer"), v5.10.
+
+The symbols in VMCOREINFO identify the format: kernel/printk/printk.c, log_buf_vmcoreinfo_setup().
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelLog", "Record"]
 
-_STEP = 4  # records begin at multiples of it: their structure's alignment is 4 on i386, 8 elsewhere
-_PIECE = 4096  # no log is smaller: CONFIG_LOG_BUF_SHIFT is 12 at least
+_STEP = 4  # alignment of records: 4 on i386, 8 elsewhere
+_PIECE = 4096  # bytes of the smallest log: CONFIG_LOG_BUF_SHIFT is at least 12
 _MAX_LINE = 1 << 16
 _BEGINNING = re.compile(rb"(?:<(\d{1,4})>)?(?:\[ *(\d{1,10})\.(\d{6})\] )?")
 
@@ -40,25 +44,23 @@ class KernelLog:
     """A kernel's log.
 
     Attributes:
-        losses: what could not be shown of it, complete once all records were asked for.
+        losses: counts of what records() skipped; complete when it ends.
 
     """
 
     def __init__(self, kernel: Kernel) -> None:
-        """Prepare to read it."""
         self._kernel = kernel
         self.losses = Losses()
         self._clear_unknown = False
 
     def records(self, *, since_clear: bool = False) -> Iterator[Record]:
-        """All records, the oldest first; those that are damaged, overwritten or not in the dump are left out.
+        """Yield the records, oldest first. Damaged, overwritten and missing ones are skipped and counted.
 
         Args:
-            since_clear: only those after the last clearing of the log (dmesg -C), where it is known when that was.
+            since_clear: skip records older than the last dmesg -C, if the kernel says when that was.
 
         Raises:
-            KernelError: VMCOREINFO does not say where the log is, or nothing of it is in the dump
-                or whole.
+            KernelError: VMCOREINFO does not locate the log, or the dump contains no intact record of it.
 
         """
         self.losses, self._clear_unknown = Losses(), False
@@ -77,39 +79,38 @@ class KernelLog:
         if first is None and self.losses.missing:
             raise KernelError("the kernel's log is not in the dump")
         if first is None and self.losses.damaged:
-            raise KernelError("the kernel's log is damaged: no record of it is whole")
+            raise KernelError("the kernel's log is damaged: it contains no intact record")
         for record in chain([first] if first is not None else [], records):
             if not (since_clear and record.cleared):
                 yield record
             self._clear_unknown |= since_clear and record.cleared is None
 
     def warnings(self) -> list[str]:
-        """One line for each way in which the records that were asked for are not what was asked for."""
-        unknown = ["when the log was last cleared is not known: all of it is shown"] if self._clear_unknown else []
+        """Return what was skipped, and whether since_clear had no effect, one line each."""
+        unknown = ["the time of the last dmesg -C is unknown: the whole log is shown"] if self._clear_unknown else []
         return [*self.losses.warnings(), *unknown]
 
     def _variable_value(self, name: str, size: int) -> int:
-        """Value of one of the kernel's variables."""
+        """Read an unsigned kernel variable of size bytes."""
         symbol = self._kernel.info.symbol(name)
         if symbol is None:
-            raise KernelError(f"VMCOREINFO lacks SYMBOL({name}): where the log is, is not known")
+            raise KernelError(f"VMCOREINFO lacks SYMBOL({name}): the log cannot be located")
         value = self._kernel.memory.read_int(symbol, size)
         if value is None:
             raise KernelError(f"the kernel's log is not in the dump: {name} at {symbol:#x} cannot be read")
         return value
 
     def _buffer(self) -> Area:
-        """log_buf, as long as it is."""
         size = self._variable_value("log_buf_len", 4)
         if not _PIECE <= size <= MAX_LOG_SIZE or size & size - 1:
             raise KernelError(f"a log of {size} bytes (log_buf_len) cannot be right")
         return Area(self._kernel, self._variable_value("log_buf", self._kernel.abi.word), size)
 
-    # Until 3.4: lines of text, each with "<6>" and, if so configured, "[    0.000000] " before it
+    # Plain text: lines that begin with "<6>" and, with CONFIG_PRINTK_TIME, "[    0.000000] "
 
     def _plain(self) -> Iterator[Record]:
         buffer = self._buffer()
-        end = self._variable_value("log_end", 4)  # counts on, to 2^32
+        end = self._variable_value("log_end", 4)  # characters logged so far, modulo 2^32
         has_logged = self._kernel.info.symbol("logged_chars") is not None
         logged = self._variable_value("logged_chars", 4) if has_logged else 0  # since the last dmesg -c
         rest = b""
@@ -123,7 +124,7 @@ class KernelLog:
                 yield _line(line, stop <= end - logged if has_logged else None)
 
     def _pieces(self, buffer: Area, end: int, count: int) -> Iterator[tuple[int, bytes]]:
-        """The last so many bytes before an end that counts on, in pieces and where each is; b"": a gap, or the end."""
+        """Yield (position, bytes) of the count bytes before end, in pieces; b"" stands for a gap and for the end."""
         at = end - count
         while at < end:
             size = min(end - at, _PIECE - at % _PIECE)
@@ -133,12 +134,13 @@ class KernelLog:
             at += size
         yield at, b""
 
-    # From 3.5 to 5.9: a header, the text, a dictionary, and what aligns the next
+    # Variable-length records: a header, the text, a dictionary, padding
 
     def _variable(self) -> Iterator[Record]:
         kernel = self._kernel
-        name = "printk_log" if kernel.info.size("printk_log") else "log"  # until 3.10 (62e32ac3505a)
-        members = {"ts_nsec": 8, "len": 2, "text_len": 2, "dict_len": 4}  # dict_len, then facility, flags and level
+        # Called struct log until 62e32ac3505a ("printk: rename struct log to struct printk_log"), v3.11.
+        name = "printk_log" if kernel.info.size("printk_log") else "log"
+        members = {"ts_nsec": 8, "len": 2, "text_len": 2, "dict_len": 4}  # dict_len, then facility, flags, level
         has_caller = kernel.info.offset(f"{name}.caller_id") is not None
         header = Layout(kernel, name, members | ({"caller_id": 4} if has_caller else {}))
         buffer = self._buffer()
@@ -164,20 +166,22 @@ class KernelLog:
                     caller=caller_of(header.get(raw, "caller_id")) if has_caller else None,
                     dict=_dict(body[text_len:]),
                     cont=bool(flags & CONT),
-                    # As msg_print_text() printed fragments, while the kernel did not put them together before.
+                    # As msg_print_text() joined fragments, in kernels that store them separately.
                     joins=before & (CONT | NEWLINE) == CONT and (bool(flags & CONT) or not flags & PREFIX),
                     cleared=is_cleared(at),
                 )
                 before = flags
 
     def _clearing(self, buffer: Area, header: Layout, first: int, end: int) -> Callable[[int], bool | None]:
-        """Tell of an index of a record whether it is older than the last dmesg -C; None where that is not known."""
+        """Return a function from a record's index to whether it is older than the last dmesg -C; None: unknown."""
+        # Exported since f468908bb55a ("printk: add clear_idx symbol to vmcoreinfo"), v4.6.
         symbol = self._kernel.info.symbol("clear_idx")
         clear = None if symbol is None else self._kernel.memory.read_int(symbol, 4)
         if clear is None:
             return lambda at: None
-        # 0 is a log that was never cleared, or when it was empty. Elsewhere a record begins, or its successor is at the
-        # buffer's beginning (zeros), or the next will be; if none of that is so, all records are newer.
+        # 0: the log was never cleared, or was empty then. Otherwise clear_idx is the start of a record, of zeros that
+        # send the reader to the beginning of the buffer, or of the next record to be written. If it is none of these,
+        # the record at clear_idx is overwritten, and all records are newer.
         raw = buffer.read(clear, header.size) or b""
         begins = raw and (not any(raw) or self._is_record(header, raw, header.get(raw, "len"), buffer.size - clear))
         at_clear, at_end = (clear - first) % buffer.size, (end - first) % buffer.size
@@ -186,13 +190,13 @@ class KernelLog:
         return lambda at: (at - first) % buffer.size < at_clear
 
     def _headers(self, buffer: Area, header: Layout, begin: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """Offsets and headers of the records in a part of the buffer; where one is damaged, the next that is not."""
+        """Yield offsets and headers of the records in a part of the buffer; skip damaged ones."""
         at, lost = begin, False
         while at + header.size <= stop:
             raw = buffer.read(at, header.size)
             length = header.get(raw, "len") if raw else 0
             if raw and not any(raw) and stop == buffer.size and not lost:
-                return  # nothing fits behind it, so the next is at the beginning
+                return  # no record fits here, so the next one is at the beginning
             if raw and self._is_record(header, raw, length, stop - at):
                 yield at, raw
                 at, lost = at + length, False
@@ -224,6 +228,6 @@ def _line(line: bytes, cleared: bool | None) -> Record:
 
 
 def _dict(raw: bytes) -> dict[str, str]:
-    """A dictionary out of KEY=value, separated by zero bytes."""
+    """Parse KEY=value pairs separated by NUL bytes."""
     pairs = (pair.decode("utf-8", "backslashreplace").partition("=") for pair in raw.split(b"\0"))
     return {key: value for key, found, value in pairs if found}

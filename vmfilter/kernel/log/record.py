@@ -1,4 +1,4 @@
-"""What the three forms of the kernel's log have in common: records, how they are read, what is lost of them."""
+"""Common code of the three log formats: records, access to kernel structures, counts of losses."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ NEWLINE, PREFIX, CONT = 1 << 1, 1 << 2, 1 << 3  # enum printk_info_flags, before
 _BLOCK = 4096
 _CACHED_BLOCKS = 16
 _MAX_STRUCT = 4096
-_ON_CPU = 1 << 31  # of a caller's number: it is a CPU's, not a task's
+_ON_CPU = 1 << 31  # in caller_id: a CPU number, not a task's
 
 
 class Record(NamedTuple):
     """One message.
 
     Attributes:
-        text: as the kernel was given it, without level and time; may have several lines.
-        ts_nsec: when, in nanoseconds since boot.
+        text: the message without level and time; may have several lines.
+        ts_nsec: nanoseconds since boot.
         level: 0 (emergency) to 7 (debug).
-        facility: as syslog numbers it; 0 is the kernel.
-        caller: "T" and the task's number, or "C" and the CPU's where it was not a task.
-        seq: its number since boot.
-        dict: what else the kernel said of it: SUBSYSTEM, DEVICE.
-        cont: the kernel calls it a fragment of a line.
-        joins: it goes on in the line of the record before.
-        cleared: it is older than the last clearing of the log (dmesg -C).
+        facility: syslog facility; 0 is the kernel.
+        caller: "T" and a task number, or "C" and a CPU number if no task logged it.
+        seq: sequence number since boot.
+        dict: its dictionary: SUBSYSTEM, DEVICE.
+        cont: flagged as a fragment of a line (LOG_CONT).
+        joins: continues the line of the previous record.
+        cleared: older than the last dmesg -C.
 
-    None stands for what this kernel does not tell.
+    None: this kernel does not record it.
     """
 
     text: bytes
@@ -51,79 +51,78 @@ class Record(NamedTuple):
 
 @dataclass
 class Losses:
-    """What cannot be shown.
+    """Counts of what records() skipped.
 
     Attributes:
-        missing: records, or parts of the text, whose memory is not in the dump.
-        damaged: records, or stretches of memory, that make no sense.
-        unfinished: records that were being written when the kernel crashed.
-        textless: records for whose text the log had no room.
+        missing: records, or pieces of plain text, whose memory is not in the dump.
+        damaged: damaged records, or damaged ranges of memory.
+        unfinished: records that the kernel was writing when it crashed.
+        textless: records whose text did not fit into the log.
 
     """
 
-    missing: int = field(default=0, metadata={"said": "lie in memory that is not in the dump"})
+    missing: int = field(default=0, metadata={"said": "are not in the dump"})
     damaged: int = field(default=0, metadata={"said": "are damaged"})
     unfinished: int = field(default=0, metadata={"said": "were being written when the kernel crashed"})
     textless: int = field(default=0, metadata={"said": "had no room for their text"})
 
     def warnings(self) -> list[str]:
-        """One line for each kind of loss."""
+        """Return one line for each kind of loss."""
         fields = self.__dataclass_fields__.items()
         counts = [(getattr(self, name), f.metadata["said"]) for name, f in fields]
         return [f"parts of the log that {said}: {count}; they are skipped" for count, said in counts if count]
 
 
 class Layout:
-    """A structure's size and where its members are, by VMCOREINFO, proven to lie inside of it."""
+    """Size and member offsets of a structure, from VMCOREINFO, checked against each other."""
 
     def __init__(self, kernel: Kernel, name: str, members: Mapping[str, int]) -> None:
-        """Ask VMCOREINFO.
+        """Read VMCOREINFO.
 
         Args:
-            kernel: whose it is.
-            name: of the structure.
-            members: bytes of each.
+            kernel: the kernel that uses the structure.
+            name: name of the structure.
+            members: bytes of each member, by name.
 
         Raises:
-            KernelError: VMCOREINFO does not say, or what it says cannot be.
+            KernelError: VMCOREINFO lacks the structure or a member, or contradicts itself.
 
         """
         size = kernel.info.size(name)
         if size is None:
-            raise KernelError(f"VMCOREINFO lacks SIZE({name}): the form of the log is not known")
+            raise KernelError(f"VMCOREINFO lacks SIZE({name}): the format of the log is unknown")
         self.size = size
         self._order = kernel.abi.byteorder
         self._members: dict[str, tuple[int, int]] = {}
         for member, width in members.items():
             at = kernel.info.offset(f"{name}.{member}")
             if at is None:
-                raise KernelError(f"VMCOREINFO lacks OFFSET({name}.{member}): the form of the log is not known")
+                raise KernelError(f"VMCOREINFO lacks OFFSET({name}.{member}): the format of the log is unknown")
             if at + width > size or size > _MAX_STRUCT:
                 raise KernelError(f"VMCOREINFO puts {member} at {at} of a {name} of {size} bytes")
             self._members[member] = at, at + width
 
     def raw(self, data: bytes, member: str) -> bytes:
-        """A member's bytes."""
+        """Return the bytes of a member."""
         at, end = self._members[member]
         return data[at:end]
 
     def get(self, data: bytes, member: str) -> int:
-        """A member as an unsigned number."""
+        """Return a member as an unsigned integer."""
         return int.from_bytes(self.raw(data, member), self._order)
 
 
 class Area:
-    """Kernel memory that is read as it is needed: a length that cannot be true costs nothing."""
+    """A range of kernel memory, read on demand: an absurd size costs nothing."""
 
     def __init__(self, kernel: Kernel, address: int, size: int) -> None:
-        """Have so many bytes at a virtual address."""
         self._memory = kernel.memory
         self._address = address
         self.size = size
         self._blocks: dict[int, bytes | None] = {}
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Bytes of it; None where they are not all in it, mapped, and in the dump."""
+        """Read size bytes at an offset; None unless all are in the range, mapped, and in the dump."""
         if not 0 <= offset <= offset + size <= self.size:
             return None
         parts = []
@@ -137,7 +136,7 @@ class Area:
         return b"".join(parts)
 
     def gap(self, offset: int) -> int:
-        """Bytes after the one at an offset that cannot be read either, as far as that is known without trying."""
+        """Return the number of unreadable bytes that follow an unreadable offset in the same block."""
         at = self._address + offset
         return _BLOCK - 1 - at % _BLOCK if self._block(at // _BLOCK) is None else 0
 
@@ -150,15 +149,15 @@ class Area:
 
 
 def level_of(kernel: Kernel, two: bytes) -> tuple[int, int, int]:
-    """Facility, level and flags out of the bytes that hold them (u8 facility, u8 flags:5, level:3).
+    """Decode facility, level and flags (u8 facility; u8 flags:5, level:3).
 
-    VMCOREINFO has neither; they follow the last 16-bit length, in every kernel since 3.6.
+    VMCOREINFO does not locate them. They directly follow the last 16-bit length in every kernel since 3.6.
     """
     facility, both = two
-    # Bit fields begin at the lowest bit of a little-endian machine's byte, at the highest of a big-endian one's.
+    # Bit fields start at the least significant bit on little-endian machines, at the most significant on big-endian.
     return (facility, both >> 5, both & 31) if kernel.abi.byteorder == "little" else (facility, both & 7, both >> 3)
 
 
 def caller_of(number: int) -> str:
-    """A caller as CONFIG_PRINTK_CALLER prints it."""
+    """Format caller_id as CONFIG_PRINTK_CALLER does."""
     return f"C{number - _ON_CPU}" if number & _ON_CPU else f"T{number}"

@@ -1,8 +1,10 @@
-"""The lockless log of kernels since 5.10 (kernel/printk/printk_ringbuffer.c).
+"""The lockless log (kernel/printk/printk_ringbuffer.c).
 
-A ring of descriptors, each with its number and state, as many infos (time, level, lengths), and a ring of text blocks.
-Positions in that ring count on for ever; what is below its size's bits is the offset. A block that would not fit before
-the ring's end lies at its beginning. Numbers and positions are the machine's longs.
+Since 896fbe20b4e2 ("printk: use the lockless ringbuffer"), v5.10.
+
+It consists of a ring of descriptors (ID, state), a ring of as many infos (time, level, lengths), and a ring of text
+blocks. Positions in the text ring are not reset at its end: the low bits are the offset, the high bits count laps. A
+block that does not fit before the end of the ring is at its beginning. IDs and positions are unsigned longs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
 
 _COMMITTED, _FINALIZED, _REUSABLE = 1, 2, 3  # states; 0: reserved
-_EMPTY_LINE = 3  # both positions of a record whose text is empty; other odd positions: no room for the text
+_EMPTY_LINE = 3  # both positions of a record with empty text; other odd positions: the text did not fit
 _MIN_BITS, _MAX_BITS = 1, MAX_LOG_SIZE.bit_length() - 1
 
 
@@ -28,11 +30,11 @@ class Ringbuffer:
         """Find the rings.
 
         Args:
-            kernel: it.
-            losses: where what is lost is counted.
+            kernel: the kernel that wrote the log.
+            losses: counts of skipped records, to update.
 
         Raises:
-            KernelError: VMCOREINFO does not say enough, or the rings are not there.
+            KernelError: VMCOREINFO is incomplete, or the rings are not in the dump.
 
         """
         self._kernel, self._losses, self._word = kernel, losses, kernel.abi.word
@@ -70,13 +72,14 @@ class Ringbuffer:
         self._clear_seq = self._first_after_clear()
 
     def _first_after_clear(self) -> int | None:
-        """Number of the first record after the last dmesg -C, None where that is not known."""
+        """Sequence number of the first record after the last dmesg -C; None if unknown."""
         kernel, symbol = self._kernel, self._kernel.info.symbol("clear_seq")
         if symbol is None:
             return None
-        if kernel.info.size("latched_seq") is None:  # until 5.12
+        if kernel.info.size("latched_seq") is None:
             return kernel.memory.read_int(symbol, 8)
-        # Since 7d7a23a91c91 two values, and a count that says which of them is not being written (seqcount_latch_t).
+        # Since 7d7a23a91c91 ("printk: use seqcount_latch for clear_seq"), v5.13, there are two values, and a count
+        # whose lowest bit selects the one that is not being written (seqcount_latch_t).
         latched = Layout(kernel, "latched_seq", {"val": 2 * 8})
         raw = kernel.memory.read(symbol, latched.size)
         if raw is None:
@@ -85,10 +88,10 @@ class Ringbuffer:
         return int.from_bytes(latched.raw(raw, "val")[at : at + 8], kernel.abi.byteorder)
 
     def records(self) -> Iterator[Record]:
-        """All records that are whole, the oldest first."""
+        """Yield the intact records, oldest first."""
         ids = (1 << self._id_bits) - 1
         count = (self._head - self._tail & ids) + 1
-        if count > self._count:  # the tail is not to be trusted: as many as there can be
+        if count > self._count:  # the tail is damaged: assume a full ring
             self._losses.damaged += 1
             count = self._count
         number = self._head - count + 1
@@ -110,7 +113,7 @@ class Ringbuffer:
         said = self._desc.get(desc, "state_var")
         state, owner = said >> self._id_bits, said & (1 << self._id_bits) - 1
         if owner != number:
-            # A writer takes a number first, and then the descriptor, which is still the lap before's.
+            # A writer reserves the ID first. Until it claims the descriptor, that still has the ID of the previous lap.
             before = number - self._count & (1 << self._id_bits) - 1
             if owner == before and state == _REUSABLE:
                 self._losses.unfinished += 1
@@ -118,14 +121,14 @@ class Ringbuffer:
                 self._losses.damaged += 1
             return None
         if state not in (_COMMITTED, _FINALIZED):
-            self._losses.unfinished += state != _REUSABLE  # which is how the oldest ones go
+            self._losses.unfinished += state != _REUSABLE  # reusable: normal for the oldest records
             return None
         info = self._infos.read(index * self._info.size, self._info.size)
         if info is None:
             self._losses.missing += 1
             return None
         seq, lengths = self._info.get(info, "seq"), self._info.raw(info, "text_len")
-        if seq % self._count != index:  # each number is one record, so both count alike
+        if seq % self._count != index:  # ID and sequence number advance together
             self._losses.damaged += 1
             return None
         text = self._text_of(number, desc, int.from_bytes(lengths[:2], self._kernel.abi.byteorder))
@@ -145,14 +148,14 @@ class Ringbuffer:
         )
 
     def _text_of(self, number: int, desc: bytes, length: int) -> bytes | None:
-        """Text of a record; None, and counted, where there is none."""
+        """Return the text of a record; None, and count a loss, if it has none or it is unreadable."""
         blocks = self._desc.raw(desc, "text_blk_lpos")
         begin, end = self._lpos.get(blocks, "begin"), self._lpos.get(blocks, "next")
         if begin & end & 1:
             self._losses.textless += not begin == end == _EMPTY_LINE
             return b"" if begin == end == _EMPTY_LINE else None
-        # Both wrap around as longs do. The last byte says in which lap a block ends: since 67e1b0052f6b (2025) one may
-        # fit exactly; before, it would have been put at the beginning.
+        # Both wrap around like unsigned longs. The last byte of a block, not its end, tells the lap: since 67e1b0052f6b
+        # ("printk_ringbuffer: don't needlessly wrap data blocks around"), v6.19, a block may end where the ring ends.
         bits, word, last = self._size_bits, self._word, end - 1 & self._all_ones
         size = 1 << bits
         if begin >> bits == last >> bits:
