@@ -208,7 +208,9 @@ class Cache:
         """Keep the old build's results."""
         self._known[self._key(vmcore)] = outputs
         if self._path:
-            self._path.write_text(json.dumps(self._known, indent=1) + "\n")
+            aside = self._path.with_name(f"{self._path.name}.{os.getpid()}")  # another run may be reading it
+            aside.write_text(json.dumps(self._known, indent=1) + "\n")
+            aside.replace(self._path)
 
     @staticmethod
     def _key(vmcore: Path) -> str:
@@ -239,7 +241,7 @@ def main() -> None:
             for line in old:
                 found = list(differences(old[line], new[line], options.texts))
                 for difference in found:
-                    print(f"{vmcore}: {line}: {difference}")
+                    print(f"{vmcore}: {line}: {difference}", flush=True)
                 total += 1
                 equal += not found
             print(f"{vmcore}: {len(old)} outputs", file=sys.stderr, flush=True)
