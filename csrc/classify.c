@@ -94,19 +94,10 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 		return VMF_FREE;
 	}
 	if (has_type(l->unaccepted, mapcount)) {
-<<<<<<< HEAD
 		/*
 		 * Since 310183de7bb2 ("mm: introduce PageUnaccepted() page type"), v6.12. An unaccepted block always
 		 * has the highest order, and only its first page has the type.
 		 */
-||||||| b793596
-		/* Always blocks of the highest order, marked at their first page only (310183de7bb2, v6.12). */
-=======
-		/*
-		 * Always blocks of the highest order, marked at their first page only.
-		 * Since 310183de7bb2 ("mm: introduce PageUnaccepted() page type"), v6.12.
-		 */
->>>>>>> eng-2
 		uint64_t highest = l->free_orders ? l->free_orders - 1 : 0;
 
 		*order = is_aligned(pfn, highest) ? highest : 0;
@@ -136,16 +127,9 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 
 	/* Test for slab before page types: up to v4.17, the counters of SLUB overlay _mapcount. */
 	if (flags & l->slab)
-<<<<<<< HEAD
 		b.page_class = VMF_KERNEL;
-||||||| b793596
-		b.page_class = VMF_KERNEL;	/* before types: until 4.17 a slab's counters overlay _mapcount */
-=======
-		b.page_class = VMF_KERNEL;	/* before types: until 4.17, a slab's counters overlay _mapcount */
->>>>>>> eng-2
 	else if (is_hugetlb(l, page, mapcount, order)) {
 		/*
-<<<<<<< HEAD
 		 * Of a hugetlb page, only the head has PG_hwpoison. A separate list records the bad pages since
 		 * 161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error pages"), v6.0.
 		 *
@@ -153,20 +137,6 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		 * free the vmemmap pages associated with each HugeTLB page"), v5.14. From e7d324850bfc ("mm: hugetlb:
 		 * free the 2nd vmemmap page associated with each HugeTLB page"), v5.18, until 622026e87c40
 		 * ("mm/hugetlb: remove fake head pages"), v7.1, they can alias the head and so look like heads.
-||||||| b793596
-		 * Hugetlb's poison is on the head alone, which of its pages are bad is in a list of its own
-		 * (161df60e9e89, v6.0). Its tails may alias other pages of structs since v5.14 (f41f2ed43ca5),
-		 * from v5.18 to v7.0 the head's (e7d324850bfc), and then look like heads.
-=======
-		 * In hugetlb, only the head has the poison flag; a separate list names the bad pages. Since
-		 * 161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error pages"), v6.0.
-		 *
-		 * A tail may share its struct page with another tail since f41f2ed43ca5 ("mm: hugetlb: free the
-		 * vmemmap pages associated with each HugeTLB page"), v5.14. Tails may also share the head's page of
-		 * struct pages, and then look like heads: since e7d324850bfc ("mm: hugetlb: free the 2nd vmemmap page
-		 * associated with each HugeTLB page"), v5.18, until 622026e87c40 ("mm/hugetlb: remove fake head
-		 * pages"), v7.1.
->>>>>>> eng-2
 		 */
 		b.page_class = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.ignore_tail_flags = 1;
