@@ -116,7 +116,7 @@ def test_if_the_memory_model_is_missing_level_1_is_advised_and_works(
 
 def test_each_command_reports_what_is_missing(run: Run, cut: Callable[[str, float], Path], tmp_path: Path) -> None:
     path = cut("x86_64-6.12-pmem2", 0.9)
-    missing = f"{path}: truncated at offset {path.stat().st_size:#x}, "
+    missing = f"{path}: truncated at offset {path.stat().st_size:#x}: "
     info = run("info", path)
     assert (info.status, missing in info.err) == (0, True)
     assert "ELF64, truncated: the end is missing" in info.out

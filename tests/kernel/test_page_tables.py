@@ -386,7 +386,7 @@ def test_section_sizes_default_to_the_architectures(tmp_path: Path) -> None:
         ("NUMBER(SECTION_SIZE_BITS)=31", "cannot be right"),
         ("NUMBER(MAX_PHYSMEM_BITS)=64", "cannot be right"),
         ("NUMBER(SECTION_SIZE_BITS)=35\nNUMBER(MAX_PHYSMEM_BITS)=52", "cannot be right"),  # endless struct pages
-        ("NUMBER(MAX_PHYSMEM_BITS)=many", "not a number"),
+        ("NUMBER(MAX_PHYSMEM_BITS)=many", "not a 64-bit number"),
     ],
 )
 def test_an_impossible_memory_model_is_an_error(tmp_path: Path, line: str, message: str) -> None:

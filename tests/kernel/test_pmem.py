@@ -305,7 +305,7 @@ def test_an_invalid_number_ends_the_list_and_not_the_run(machine: Machine, old: 
     machine.edit_info(old, old[:-2] + "xx")
     ranges, warnings = machine.found()
     assert ranges == RANGES
-    assert "not a number" in warnings[0]
+    assert "not a 64-bit number" in warnings[0]
 
 
 def test_a_list_without_entries_is_replaced_by_info_blocks(machine: Machine) -> None:
