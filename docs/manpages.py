@@ -16,7 +16,7 @@ from argparse_manpage.manpage import Manpage
 
 from vmfilter import __version__
 from vmfilter.cli import _parser, verify
-from vmfilter.makedumpfile.messages import usage
+from vmfilter.makedumpfile.messages import help_lines
 from vmfilter.makedumpfile.options import OPTIONS
 
 DOCS = Path(__file__).parent
@@ -101,7 +101,7 @@ def makedumpfile() -> str:
     for option in OPTIONS:
         shape = {"metavar": option.value} if option.value else {"action": "store_true"}
         groups.get(option.sets, parser).add_argument(option.name, help=option.help.replace("%", "%%"), **shape)
-    forms = "\n".join(usage()).partition("Usage:\n")[2].partition("\n\n")[0]
+    forms = "\n".join(help_lines()).partition("Usage:\n")[2].partition("\n\n")[0]
     sections = {
         "synopsis": roff(forms.replace("  makedumpfile", "**vmfilter-makedumpfile**")).replace("\n", "\n.br\n"),
         "description": roff(MAKEDUMPFILE.partition("\n\n")[2].partition("\n| ")[0]),

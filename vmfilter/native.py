@@ -183,7 +183,7 @@ def find_runs(bits: ReadableBuffer, at: int, end: int, found: WriteableBuffer) -
 # Page tables: csrc/tables.c
 
 
-class TableLevel(NamedTuple):
+class EntryFormat(NamedTuple):
     """One level of page tables: struct vmf_table_level.
 
     Attributes:
@@ -208,7 +208,7 @@ class TableDecoder:
 
     def __init__(
         self,
-        levels: Sequence[TableLevel],
+        levels: Sequence[EntryFormat],
         *,
         swap: bool,
         entry_size: int,

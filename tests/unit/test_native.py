@@ -35,7 +35,7 @@ def test_every_flag_that_the_core_decompresses_is_a_codecs() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "structure"),
-    [(native.PageLayout, "struct vmf_page_layout"), (native.TableLevel, "struct vmf_table_level")],
+    [(native.PageLayout, "struct vmf_page_layout"), (native.EntryFormat, "struct vmf_table_level")],
 )
 def test_structures_have_the_members_of_the_core(shape: Any, structure: str) -> None:
     assert set(shape._fields) == {name for name, _ in native.ffi.typeof(structure).fields}

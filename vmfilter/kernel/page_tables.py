@@ -28,7 +28,7 @@ class Translation(NamedTuple):
 def _decoder(paging: Paging) -> native.TableDecoder:
     return native.TableDecoder(
         [
-            native.TableLevel(
+            native.EntryFormat(
                 level.shift,
                 level.present_mask,
                 level.present_value,

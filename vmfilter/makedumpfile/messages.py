@@ -183,7 +183,7 @@ Usage:
 _PREFIXES = {"unneeded": "no effect: ", "refused": "not supported: "}
 
 
-def usage() -> Iterator[str]:
+def help_lines() -> Iterator[str]:
     """Yield the lines of -h."""
     for codec, name in ("lzo", "LZO"), ("snappy", "snappy"), ("zstd", "zstd"):
         yield f"{name} support:"

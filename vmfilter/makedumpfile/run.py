@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from vmfilter.console.output import hand_out, one_line, trouble
 from vmfilter.console.signals import EndsBetweenPages
 from vmfilter.errors import CodecError, InputError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
-from vmfilter.makedumpfile.messages import HEADLINE, Messages, mem_usage, report, usage, version
+from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_usage, report, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         finally:
             messages.obey(command)
         if command.help or command.version:
-            messages.common(*(usage() if command.help else version()))
+            messages.common(*(help_lines() if command.help else version()))
             return _COMPLETED
         check(command)
         if command.check_params:
