@@ -21,7 +21,7 @@ from vmfilter.errors import UsageError
 from vmfilter.filter import filter_dump
 from vmfilter.formats.codec import native_libraries
 from vmfilter.frames.classes import PageClass
-from vmfilter.makedumpfile.messages import _eta, report, usage
+from vmfilter.makedumpfile.messages import _eta, help_lines, report
 from vmfilter.makedumpfile.options import OPTIONS, Command, check, parse
 from vmfilter.reader import open_dump
 
@@ -199,7 +199,7 @@ def test_check_params_does_nothing_else(run: Run) -> None:
 def test_help_lists_every_option_of_the_table(run: Run) -> None:
     ran = run("--help")
     assert ran.status == 0
-    assert ran.out == "\n".join(usage()) + "\n"
+    assert ran.out == "\n".join(help_lines()) + "\n"
     for option in OPTIONS:
         assert f"\n  {option.name} {option.value}".rstrip() + "\n" in ran.out
     assert run("-h", "-d", "31", "-x", "v").out == ran.out
