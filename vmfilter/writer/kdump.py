@@ -119,7 +119,7 @@ class _Bitmap:
 
 def _moved(bits: bytearray, by: int, count: int) -> bytes | bytearray:
     """Shift a bitmap up by a number of bits, or down if it is negative; return the first count bits."""
-    if not by and 8 * len(bits) - count < 8 and count % 8 == 0:
+    if not by and count == 8 * len(bits):
         return bits
     value = int.from_bytes(bits, "little")
     value = value << by if by >= 0 else value >> -by
