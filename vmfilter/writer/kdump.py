@@ -260,7 +260,8 @@ class KdumpWriter:
         if end < self._pending_at:
             self._transport.forget(end, self._pending_at)
             self._pending_at = end
-        del self._pending[end - self._pending_at :]
+        # A new object: the traceback of a write that failed may hold a view of the old one, which cannot shrink then.
+        self._pending = self._pending[: end - self._pending_at]
 
     def finish(self, incomplete: bool = False) -> int:
         self._flush()
