@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import KernelError
-from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import crash_time, understand
@@ -127,7 +126,7 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         machine=dump.arch.name,
         uts=kernel.uts if kernel else dump.header.uts,
         crash_time=crash_time(dump, info),
-        cpus=sum(1 for note in dump.notes if note.name == b"CORE" and note.kind == NT_PRSTATUS) or dump.header.cpus,
+        cpus=dump.cpus,
         page_size=page_size,
         level=dump.header.level,
         incomplete=dump.header.incomplete,

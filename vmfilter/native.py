@@ -366,16 +366,13 @@ class Decompressor:
             codec.
 
         """
-        count, extent_count = _count(descriptors, DESCRIPTOR), _count(extents, EXTENT)
-        target = _write("uint8_t[]", pages)
+        count, target = _count(descriptors, DESCRIPTOR), _write("uint8_t[]", pages)
         _require(len(target), count * self._page_size)
         n: int = lib.vmf_unpack(
             self._handle,
             _read("struct vmf_descriptor[]", descriptors),
             count,
-            _read("struct vmf_extent[]", extents),
-            extent_count,
-            _read("uint8_t[]", data),
+            *_contents(extents, data),
             target,
         )
         return n
@@ -383,6 +380,14 @@ class Decompressor:
 
 def _count(array: ReadableBuffer, size: int) -> int:
     return memoryview(array).nbytes // size
+
+
+def _contents(extents: ReadableBuffer, data: ReadableBuffer) -> tuple[Any, int, Any]:
+    """Return extents, their number, and their contents, as arguments of a C function."""
+    found, contents = _read("struct vmf_extent[]", extents), _read("uint8_t[]", data)
+    count = _count(extents, EXTENT)
+    _require(len(contents), max((found[i].at + found[i].size for i in range(count)), default=0))
+    return found, count, contents
 
 
 # Page descriptors: csrc/kdump.c
@@ -513,9 +518,7 @@ def copy_pages(
     copied: int = lib.vmf_copy(
         _read("struct vmf_descriptor[]", descriptors),
         count,
-        _read("struct vmf_extent[]", extents),
-        _count(extents, EXTENT),
-        _read("uint8_t[]", data),
+        *_contents(extents, data),
         page_size,
         codec_flag,
         skip_zero,
@@ -548,9 +551,10 @@ def hash_pages(data: ReadableBuffer, sizes: ReadableBuffer, hashes: WriteableBuf
         hashes: out: one u64 per page; 0 for a page without data.
 
     """
-    source, found = _read("uint32_t[]", sizes), _write("uint64_t[]", hashes)
+    source, found, contents = _read("uint32_t[]", sizes), _write("uint64_t[]", hashes), _read("uint8_t[]", data)
     _require(len(found), len(source))
-    lib.vmf_hashes(_read("uint8_t[]", data), source, len(source), found)
+    _require(len(contents), sum(source))
+    lib.vmf_hashes(contents, source, len(source), found)
 
 
 class DedupTable:
@@ -583,20 +587,13 @@ class DedupTable:
             earlier: out: one u64 per page, the page frame whose data it may share.
 
         """
-        count = len(source := _read("uint32_t[]", sizes))
+        known, source, pfns = _read("uint64_t[]", hashes), _read("uint32_t[]", sizes), _read("uint64_t[]", frames)
+        kind, same = _write("uint8_t[]", kinds), _write("uint64_t[]", earlier)
+        count = len(source)
+        _require(min(map(len, (known, pfns, kind, same))), count)
         self._found = ffi.new("uint32_t[]", count)
         lib.vmf_dedup_find(
-            self._table,
-            self._slots,
-            lowest_pfn,
-            now,
-            _read("uint64_t[]", hashes),
-            source,
-            _read("uint64_t[]", frames),
-            count,
-            _write("uint8_t[]", kinds),
-            self._found,
-            _write("uint64_t[]", earlier),
+            self._table, self._slots, lowest_pfn, now, known, source, pfns, count, kind, self._found, same
         )
 
     def place(
@@ -619,15 +616,10 @@ class DedupTable:
             Bytes that remain in data.
 
         """
-        source = _read("uint32_t[]", sizes)
-        left: int = lib.vmf_dedup_place(
-            self._table,
-            _read("uint8_t[]", kinds),
-            self._found,
-            source,
-            len(source),
-            offset,
-            _write("uint8_t[]", data),
-            _write("uint64_t[]", shared),
-        )
+        kind, source = _read("uint8_t[]", kinds), _read("uint32_t[]", sizes)
+        contents, offsets = _write("uint8_t[]", data), _write("uint64_t[]", shared)
+        count = len(source)
+        _require(min(map(len, (kind, self._found, offsets))), count)
+        _require(len(contents), sum(source))
+        left: int = lib.vmf_dedup_place(self._table, kind, self._found, source, count, offset, contents, offsets)
         return left

@@ -249,7 +249,6 @@ class Run:
             max_mapnr=self._max_mapnr,
             page_size=self._page_size,
             vmcoreinfo=info,
-            cpus=self._dump.header.cpus,
             first_pfn=base // self._page_size if counts_from_base else 0,
         )
 

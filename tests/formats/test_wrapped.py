@@ -68,3 +68,14 @@ def test_a_file_that_ends_before_its_headers_is_refused_and_closed(
     path.write_bytes(data[: 5000 if len(data) > 5000 else -9])
     with all_closed_again(), pytest.raises(vmfilter.InputError, match=f"^{path}: "):
         vmfilter.open_dump(path)
+
+
+@pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, in_halves, written_twice])
+def test_a_wrapped_file_is_not_replaced_by_its_own_dump(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
+    """What is read may be an unpacked copy. The file is the user's only vmcore all the same."""
+    path = tmp_path / "vmcore"
+    path.write_bytes(wrap(elf()))
+    before = path.read_bytes()
+    with pytest.raises(vmfilter.OutputError, match="is the input"):
+        vmfilter.filter_dump(path, path, level=0, force=True)
+    assert path.read_bytes() == before

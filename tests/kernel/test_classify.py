@@ -29,8 +29,11 @@ from scenes import (
 )
 
 from vmfilter import native
+from vmfilter.arch import x86_64
 from vmfilter.errors import KernelError
+from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass
+from vmfilter.kernel.struct_page import struct_page
 from vmfilter.native import PageLayout
 from vmfilter.pages.classify import WINDOW_PAGES, Classifier
 
@@ -519,3 +522,19 @@ def test_counts_and_bitmaps_agree_with_looking_at_each_class(count: int) -> None
     bits = native.bitmap(classes, chosen)
     assert len(bits) == (count + 7) // 8
     assert int.from_bytes(bits, "little") == sum(1 << i for i, c in enumerate(classes) if c in (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ("NUMBER(PG_private)=63\nNUMBER(PG_swapcache)=5", "swapcache"),
+        ("NUMBER(PG_private)=11\nNUMBER(PG_head_mask)=9223372036854775808\nOSRELEASE=3.18.0", "tail_mask"),
+        ("NUMBER(PG_private)=11\nNUMBER(HUGETLB_PAGE_DTOR)=-1\nOSRELEASE=4.4.0", "destructor_value"),
+    ],
+)
+def test_a_mask_that_does_not_fit_struct_page_is_an_error(lines: str, what: str) -> None:
+    offsets = {"flags": 0, "_mapcount": 48, "mapping": 24, "private": 40, "lru": 8}
+    said = "".join(f"OFFSET(page.{name})={at}\n" for name, at in offsets.items())
+    said += "SIZE(page)=64\nNUMBER(PG_lru)=5\nNUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-129\n"
+    with pytest.raises(KernelError, match=f"VMCOREINFO puts {what} outside"):
+        struct_page(Vmcoreinfo(said + lines), x86_64.ARCH)

@@ -11,7 +11,7 @@ from kernelbuilder import DIRECT, FLAVOURS, GIB, KERNEL_AT, MIB, TEXT, VMEMMAP, 
 from tablebuilder import joined
 
 from vmfilter import open_dump
-from vmfilter.arch import x86_64
+from vmfilter.arch import Root, arm, x86_64
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
@@ -421,3 +421,14 @@ def test_an_array_of_hundreds_of_millions_of_sections_is_refused(tmp_path: Path)
 def test_a_release_that_is_no_version_is_none_or_some_number(release: str) -> None:
     """int() refuses numbers of thousands of digits."""
     assert all(part < 10**9 for part in Vmcoreinfo(f"OSRELEASE={release}\n").version())
+
+
+def test_a_root_table_that_is_also_a_lower_table_is_read_in_the_size_of_each(tmp_path: Path) -> None:
+    """A root of LPAE has 4 entries, the tables below 512. Only a damaged root leads to itself."""
+    root = bytearray(PAGE)
+    root[24:32] = (TABLES_AT | 3).to_bytes(8, "little")  # 3 GiB: a table, the root itself
+    root[40:48] = (6 * MIB | 1).to_bytes(8, "little")  # as the second level: 2 MiB at entry 5
+    with open_dump(Elf([Load(TABLES_AT, bytes(root))]).write(tmp_path / "tables")) as dump:
+        virtual = VirtualMemory(dump, Root(TABLES_AT, arm._LPAE, 0))
+        vaddr = 3 * GIB + 5 * 2 * MIB
+        assert list(virtual.translate(vaddr, PAGE)) == [Translation(vaddr, PAGE, 6 * MIB)]

@@ -25,6 +25,7 @@ from kdumpreader import Kdump
 from namespaces import needs_program
 
 import vmfilter
+from vmfilter import native
 from vmfilter.cli import main
 from vmfilter.errors import InputError, OutputError
 from vmfilter.reader import open_dump
@@ -33,6 +34,7 @@ from vmfilter.reader.source import PreadSource, open_source
 from vmfilter.reader.stream import pieces
 from vmfilter.rearrange import rearrange
 from vmfilter.verify import verify_dump
+from vmfilter.writer import kdump
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.transport.direct_io import DirectWriter
 from vmfilter.writer.transport.file import FileTransport
@@ -349,6 +351,26 @@ def test_a_disk_with_a_bad_block_keeps_what_precedes_it(
     assert 1000 * PAGE - (1 << 20) < result.output_size <= 1000 * PAGE
     assert "Input/output error" in str(result.failure)
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
+
+
+def test_a_disk_that_dies_while_descriptors_are_written_is_one_error(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failed write of the descriptors must not keep those of the lost pages from being dropped."""
+    pwrite, dead = os.pwrite, [False]
+
+    def dying(fd: int, data: memoryview, offset: int) -> int:
+        dead[0] |= len(data) == 128 * native.DESCRIPTOR  # of the first chunk of pages
+        if dead[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", dying)
+    monkeypatch.setattr(kdump, "_DESCRIPTORS_AT_ONCE", 1)
+    with pytest.raises(OutputError, match="Input/output error"):
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    assert dead[0]
+    assert not list(tmp_path.glob("dump*"))
 
 
 def test_lost_pages_are_not_counted_as_stored_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

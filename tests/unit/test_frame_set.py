@@ -75,3 +75,14 @@ def test_a_file_truncated_by_others_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(OutputError, match="ends at offset 0xa"):
         list(frames.runs())
     frames.close()
+
+
+def test_a_temporary_file_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)
+    frames = FrameSet()
+    frames.add(0, bytearray(b"\x55" * 512), WINDOW)
+    with open("/proc/self/mem", "rb") as memory:
+        os.dup2(memory.fileno(), frames._fd)  # nothing is mapped at offset 0: EIO
+    with pytest.raises(OutputError, match="temporary file: cannot be read at offset 0x0: Input/output error"):
+        list(frames.runs())
+    frames.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from array import array
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ LAYOUT = native.PageLayout(
 )  # fmt: skip
 PAGE = 4096
 NO_SIZES = array("I")
+TWO = array("I", [1, 2])
+
+
+def extent(size: int, at: int) -> bytes:
+    return struct.pack("=QQQ", 0, size, at)
+
+
+def find(**others: Any) -> native.DedupTable:
+    """Look up two pages, with buffers of the right sizes but for others."""
+    table = native.DedupTable(8)
+    frames = {"hashes": array("Q", [1, 2]), "frames": array("Q", [0, 1]), "earlier": array("Q", [0, 0])}
+    buffers = {"sizes": TWO, "kinds": bytearray(2), **frames} | others
+    table.find(**buffers, lowest_pfn=0, now=0)
+    return table
 
 
 @pytest.mark.parametrize(
@@ -68,7 +83,18 @@ NO_SIZES = array("I")
         lambda: native.make_descriptors(array("I", [1, 2]), array("Q", [0]), PAGE, 0, 0, 1, False),
         lambda: native.extents_of(bytes(48), PAGE, 0, bytearray(47)),
         lambda: native.copy_pages(bytes(24), bytes(24), b"", PAGE, 1, False, bytearray(PAGE - 1), array("I", [0])),
-        lambda: native.hash_pages(b"abc", array("I", [1, 2]), array("Q", [0])),
+        lambda: native.Decompressor(PAGE).decompress(bytes(24), extent(2, 3), bytes(4), bytearray(PAGE)),
+        lambda: native.copy_pages(bytes(24), extent(2, 3), bytes(4), PAGE, 1, False, bytearray(PAGE), array("I", [0])),
+        lambda: native.hash_pages(b"abc", TWO, array("Q", [0])),
+        lambda: native.hash_pages(b"ab", TWO, array("Q", [0, 0])),
+        lambda: find(hashes=array("Q", [1])),
+        lambda: find(frames=array("Q", [0])),
+        lambda: find(kinds=bytearray(1)),
+        lambda: find(earlier=array("Q", [0])),
+        lambda: find().place(b"\1", TWO, 0, bytearray(3), array("Q", [0, 0])),
+        lambda: find().place(b"\1\1", TWO, 0, bytearray(2), array("Q", [0, 0])),
+        lambda: find().place(b"\1\1", TWO, 0, bytearray(3), array("Q", [0])),
+        lambda: find().place(b"\1\1\1", array("I", [1, 2, 3]), 0, bytearray(6), array("Q", [0, 0, 0])),
     ],
 )  # fmt: skip
 def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:

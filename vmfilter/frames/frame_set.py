@@ -58,8 +58,8 @@ class FrameSet:
             return
         self._count += frames
         found = array("Q", bytes(_RUN_BYTES * (size // _RUN_BYTES + 1)))
-        n, after = native.find_runs(bits, 0, count, found)
-        is_bits = after < count or _RUN_BYTES * n > size
+        n, _ = native.find_runs(bits, 0, count, found)
+        is_bits = _RUN_BYTES * n > size  # so it is if there are more runs than room for them
         data = memoryview(bits)[:size] if is_bits else memoryview(found).cast("B")[: _RUN_BYTES * n]
         self._records += _RECORD.pack(pfn, count, len(data), is_bits)
         self._records += data
@@ -87,7 +87,10 @@ class FrameSet:
         yield from _complete(memoryview(bytes(self._records)))
 
     def _pread(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._fd, size, offset)
+        try:
+            data = os.pread(self._fd, size, offset)
+        except OSError as e:
+            raise OutputError(f"temporary file: cannot be read at offset {offset:#x}: {e.strerror}") from e
         if len(data) < size:
             raise OutputError(f"temporary file: truncated by another program: ends at offset {offset + len(data):#x}")
         return data

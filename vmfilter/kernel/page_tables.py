@@ -65,7 +65,7 @@ class VirtualMemory:
         self._root = root
         self._linear = sorted(root.linear)
         self._levels = root.paging.levels
-        self._tables: OrderedDict[int, bytes | None] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
         self._entry = root.paging.entry_size
         self._decoder = _decoder(root.paging)
 
@@ -109,11 +109,11 @@ class VirtualMemory:
                 yield Translation(begin, stop - begin, paddr + begin - at)
 
     def _table(self, paddr: int, size: int) -> bytes | None:
-        if paddr in self._tables:
-            self._tables.move_to_end(paddr)
-            return self._tables[paddr]
-        table = self._dump.read(paddr, size)
-        self._tables[paddr] = table
+        key = paddr, size  # tables of two levels can differ in size, and a damaged entry can use one at both
+        if key in self._tables:
+            self._tables.move_to_end(key)
+            return self._tables[key]
+        table = self._tables[key] = self._dump.read(paddr, size)
         if len(self._tables) > _CACHED_TABLES:
             self._tables.popitem(last=False)
         return table

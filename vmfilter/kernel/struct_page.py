@@ -23,6 +23,7 @@ NO_TYPE = (1, 0)
 _UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
 """Versions with page.compound_head that do not export it, nor order and destructor, before their stable updates."""
 _MIN_SIZE, _MAX_SIZE = 32, 1024
+_MASKS = ("tail_mask", "swapcache", "destructor_value")  # computed, so they may not fit
 _FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
 _DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of all kernels that do not export LENGTH(zone.free_area)
 
@@ -132,6 +133,9 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         offset, width = getattr(layout, name)
         if not 0 <= offset <= size - width:
             raise KernelError(f"VMCOREINFO puts {name} at {offset} of a struct page of {size} bytes")
+    for name in _MASKS:
+        if not 0 <= getattr(layout, name) < 1 << 64:
+            raise KernelError(f"VMCOREINFO puts {name} outside the 64 bits of a member of struct page")
     return StructPage(layout, tuple(warnings))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError, KernelError
-from vmfilter.formats.elf import Load
+from vmfilter.formats.elf import NT_PRSTATUS, Load
 from vmfilter.formats.uts import Utsname
 from vmfilter.reader.source import Source
 
@@ -189,6 +189,12 @@ class Dump:
         """Return size bytes of physical memory; None if the dump does not contain all of them."""
         buffer = bytearray(size)
         return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+
+    @property
+    def cpus(self) -> int:
+        """Number of CPUs whose registers the dump contains, or else the number in its header; 0 if unknown."""
+        saved = sum(1 for note in self.notes if note.name == b"CORE" and note.kind == NT_PRSTATUS)
+        return saved or self.header.cpus
 
     @property
     def kept(self) -> int | None:

@@ -105,8 +105,9 @@ def _spooled(name: str, fd: int) -> Source:
 
     with open(fd, "rb", buffering=0) as stream:
         _can_seek(fd)
+        original = os.fstat(fd)
         unpacked, wrappings, cut = spooled(name, stream)
-    return PreadSource(name, unpacked, wrappings, cut)
+    return PreadSource(name, unpacked, wrappings, cut, original)
 
 
 def _begin(source: Source) -> bytes:

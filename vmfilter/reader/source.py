@@ -45,12 +45,27 @@ class Source(Protocol):
 class PreadSource:
     """Any file that supports pread."""
 
-    def __init__(self, path: str, fd: int, wrappings: Sequence[str] = (), cut: str = "") -> None:
-        """Take ownership of fd; close() closes it. The other arguments are the attributes of Source."""
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        wrappings: Sequence[str] = (),
+        cut: str = "",
+        original: os.stat_result | None = None,
+    ) -> None:
+        """Take ownership of fd; close() closes it.
+
+        Args:
+            path, wrappings, cut: the attributes of Source.
+            fd: file to read.
+            original: stat() result of the user's file, if fd is an unpacked copy of it.
+
+        """
         self.path = path
         self.wrappings = wrappings
         self.cut = cut
         self._fd = fd
+        self._original = original or os.fstat(fd)
         try:
             size = os.lseek(fd, 0, os.SEEK_END)  # st_size of a block device is 0
         except OSError:
@@ -63,7 +78,7 @@ class PreadSource:
             self._fd = -1
 
     def is_file(self, info: os.stat_result) -> bool:
-        return os.path.samestat(info, os.fstat(self._fd))
+        return os.path.samestat(info, self._original)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         done = 0

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import OutputError
-from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.formats.kdump import INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
 from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
@@ -53,7 +52,6 @@ class HeaderFields(NamedTuple):
         max_mapnr: first page frame after all memory.
         page_size: bytes.
         vmcoreinfo: of the kernel, None if unknown; gets a note if the copied notes do not contain it.
-        cpus: their number, used if the notes do not tell.
         first_pfn: the page frame that headers and bitmaps count as frame 0.
 
     """
@@ -65,7 +63,6 @@ class HeaderFields(NamedTuple):
     max_mapnr: int
     page_size: int
     vmcoreinfo: Vmcoreinfo | None
-    cpus: int = 0
     first_pfn: int = 0
 
 
@@ -119,7 +116,7 @@ class _Bitmap:
 
 def _moved(bits: bytearray, by: int, count: int) -> bytes | bytearray:
     """Shift a bitmap up by a number of bits, or down if it is negative; return the first count bits."""
-    if not by and 8 * len(bits) - count < 8 and count % 8 == 0:
+    if not by and count == 8 * len(bits):
         return bits
     value = int.from_bytes(bits, "little")
     value = value << by if by >= 0 else value >> -by
@@ -260,7 +257,8 @@ class KdumpWriter:
         if end < self._pending_at:
             self._transport.forget(end, self._pending_at)
             self._pending_at = end
-        del self._pending[end - self._pending_at :]
+        # A new object: the traceback of a write that failed may hold a view of the old one, which cannot shrink then.
+        self._pending = self._pending[: end - self._pending_at]
 
     def finish(self, incomplete: bool = False) -> int:
         self._flush()
@@ -273,7 +271,7 @@ class KdumpWriter:
         return self.size
 
     def _write_main_header(self, status: int) -> None:
-        h, source = self._header, self._source
+        h = self._header
         main = MainHeader(
             signature=self._codec.signature,
             header_version=_VERSION,
@@ -285,8 +283,7 @@ class KdumpWriter:
             sub_hdr_size=self._sub_blocks,
             bitmap_blocks=self._bitmap_blocks,
             max_mapnr=min(self._max_mapnr, _MAX_32),
-            # each CPU has an NT_PRSTATUS
-            nr_cpus=sum(1 for note in source.notes if note.name == b"CORE" and note.kind == NT_PRSTATUS) or h.cpus,
+            nr_cpus=self._source.cpus,
         )
         self._transport.write(0, self._main.pack(*main).ljust(self._block, b"\0"))
 
