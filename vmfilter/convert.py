@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from vmfilter.reader import Dump, Path, open_dump
-from vmfilter.run import Progress, Run
+from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
@@ -49,4 +49,4 @@ def convert_dump(
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form, dump.codec())
-        return Run(dump, dump.header.level, False, False, progress).write(to)
+        return DumpRun(dump, dump.header.level, False, False, progress).write(to)

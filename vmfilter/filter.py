@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from vmfilter.errors import UsageError, is_whole
 from vmfilter.frames.levels import DEFAULT_LEVEL, MAX_LEVEL
 from vmfilter.reader import Dump, Path, open_dump
-from vmfilter.run import Progress, Run
+from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
@@ -73,4 +73,4 @@ def filter_dump(
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form)
-        return Run(dump, level, True, include_pmem_userdata, progress).write(to)
+        return DumpRun(dump, level, True, include_pmem_userdata, progress).write(to)

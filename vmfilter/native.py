@@ -254,7 +254,9 @@ class TableDecoder:
         n = lib.vmf_decode_table(
             self._form, level, entries + first * self._entry_size, count, vaddr, self._found, self._max
         )
-        return [(m.vaddr, m.length, m.paddr, bool(m.is_table)) for m in self._found[0 : max(n, 0)]]
+        if n < 0:
+            raise ValueError("the paging form is invalid, or max_entries is too small")
+        return [(m.vaddr, m.length, m.paddr, bool(m.is_table)) for m in self._found[0:n]]
 
 
 # Search: csrc/search.c

@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmfilter.compress.pipeline import Compressor, Pages, packed
+from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
 from vmfilter.errors import KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.formats.codec import packer
 from vmfilter.formats.uts import Utsname
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the stage ("classify" or "write"), the page frames done, and their total."""
 
 
-class Run:
+class DumpRun:
     """Makes one dump: reads the kernel, classifies, writes, and counts."""
 
     def __init__(
@@ -172,7 +172,7 @@ class Run:
                     skip_zero,
                     to.budget(),
                     to.form.dedup,
-                    self._passthrough(to.codec) if copies else Compressor,
+                    self._passthrough(to.codec) if copies else CompressingWorker,
                 )
             ) as chunks:
                 while ended is None and (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):

@@ -35,6 +35,7 @@ class Verification:
         not_compared: number of pages that the other dump does not contain.
         faults: faults of the file outside its pages, one line each.
         told: the first damaged or differing pages, one line each.
+        truncated: whether the file ends before its headers say.
         incomplete: whether the dump is marked incomplete, or a part of the set is missing.
 
     """
@@ -47,6 +48,7 @@ class Verification:
     not_compared: int = 0
     faults: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    truncated: bool = False
     incomplete: bool = False
 
     @property
@@ -83,7 +85,7 @@ def verify_dump(
         raise InputError(
             f"{against.path}: is a dump of {against.arch.name}, but {dump.path} is one of {dump.arch.name}"
         )
-    result = Verification(incomplete=dump.header.incomplete)
+    result = Verification(truncated=bool(dump.truncated), incomplete=dump.header.incomplete)
     if dump.truncated:
         result.faults.append(f"{dump.path}: {dump.truncated}")
     result.faults += dump.faults()

@@ -561,12 +561,12 @@ def test_a_full_file_system_ends_the_run_cleanly(real: Callable[[str], Path], fo
 
 _SLOW = """import time
 from vmfilter.cli import main
-from vmfilter.compress.pipeline import Compressor
-pack = Compressor.pack
+from vmfilter.compress.pipeline import CompressingWorker
+pack = CompressingWorker.pack
 def slow(*arguments):
     time.sleep(0.3)
     return pack(*arguments)
-Compressor.pack = slow
+CompressingWorker.pack = slow
 raise SystemExit(main())
 """
 """The command, slowed down to a minute of all threads' time, so that a signal interrupts its work."""

@@ -47,7 +47,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     """Parser of one command, to import no other; of all commands if the name is unknown, so that help lists them."""
     parser = argparse.ArgumentParser(
         prog="vmfilter",
-        description="Make small dumps of crashed Linux kernels: exclude the pages nobody needs, compress the rest.",
+        description="Make small dumps of crashed Linux kernels: exclude pages that nobody needs, compress the rest.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -29,7 +29,7 @@ data cannot be read, they cannot be identified, and a warning says so. User
 data on persistent memory is dumped only with --include-pmem-userdata."""
 
 _PMEM_USERDATA = """also dump the user data on persistent memory that VMCORE contains: file contents, and everything
-outside namespaces; as large as the devices"""
+outside namespaces. The dump can become as large as the devices"""
 
 
 def _level(text: str) -> int:

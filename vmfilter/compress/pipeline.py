@@ -108,7 +108,7 @@ NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
 """Makes a worker from the dump, the page size, a packer, and whether zero pages are excluded."""
 
 
-class Compressor:
+class CompressingWorker:
     """Reads pages, and compresses them."""
 
     def __init__(self, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
@@ -144,7 +144,7 @@ def packed(
     skip_zero: bool,
     budget: Budget,
     hashed: bool = False,
-    new_worker: NewWorker = Compressor,
+    new_worker: NewWorker = CompressingWorker,
 ) -> Generator[Pages, None, None]:
     """Read and compress pages.
 

@@ -14,17 +14,17 @@ from typing import Generic, TypeVar
 
 from vmfilter.compress.budget import has_room
 
-Worker = TypeVar("Worker")
+W = TypeVar("W")
 
 
-class Task(Generic[Worker]):
+class Task(Generic[W]):
     """Work for a pool. It can be submitted again when it is done."""
 
     def __init__(self) -> None:
         self._working = Lock()  # held while the task is pending
         self._error: BaseException | None = None
 
-    def do(self, worker: Worker) -> None:
+    def do(self, worker: W) -> None:
         """Do the work. If memory runs out, the pool may call this again on another thread.
 
         Args:
@@ -58,10 +58,10 @@ class Task(Generic[Worker]):
         self._working.release()
 
 
-class WorkerPool(Generic[Worker]):
+class WorkerPool(Generic[W]):
     """Does tasks on threads."""
 
-    def __init__(self, new_worker: Callable[[], Worker], most: int) -> None:
+    def __init__(self, new_worker: Callable[[], W], most: int) -> None:
         """Start no thread yet.
 
         Args:
@@ -71,14 +71,14 @@ class WorkerPool(Generic[Worker]):
         """
         self._new_worker = new_worker
         self._most = most
-        self._tasks: SimpleQueue[Task[Worker] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[Task[W] | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._lock = Lock()
         self._working = 0  # threads still running: one ends if memory runs out
-        self._alone: Worker | None = None  # the caller's own, if no thread can be started
+        self._alone: W | None = None  # the caller's own, if no thread can be started
         self._ended = False
 
-    def submit(self, task: Task[Worker]) -> None:
+    def submit(self, task: Task[W]) -> None:
         """Have a task done, by a thread or, if none can be started, by the caller.
 
         Raises:
@@ -106,7 +106,7 @@ class WorkerPool(Generic[Worker]):
             self._most = len(self._threads)
             self._alone = None if self._threads else worker
 
-    def _start(self, worker: Worker) -> bool:
+    def _start(self, worker: W) -> bool:
         if not has_room():
             return False
         # A signal may interrupt start() after the thread has started. It is in the list by then, so end() joins it.
@@ -120,13 +120,13 @@ class WorkerPool(Generic[Worker]):
             self._working += 1
         return True
 
-    def _run(self, worker: Worker) -> None:
+    def _run(self, worker: W) -> None:
         while (task := self._tasks.get()) is not None and not self._ended:
             if not self._do(task, worker):
                 self._tasks.put(task)
                 return
 
-    def _do(self, task: Task[Worker], worker: Worker) -> bool:
+    def _do(self, task: Task[W], worker: W) -> bool:
         """Do a task; return False if memory ran out and other threads can do it."""
         try:
             task.do(worker)

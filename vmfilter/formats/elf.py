@@ -12,8 +12,8 @@ IDENT_SIZE = 16
 """Size of e_ident, the beginning of the ELF header, in bytes."""
 PN_XNUM = 0xFFFF
 """e_phnum if there are 0xffff program headers or more; sh_info of section 0 then contains the number."""
-INCOMPLETE = 1
-"""Bit of e_flags: the dump is incomplete (makedumpfile's DUMP_ELF_INCOMPLETE)."""
+DUMP_ELF_INCOMPLETE = 1
+"""Bit of e_flags: the dump is incomplete (makedumpfile's)."""
 PF_PMEM = 0x10
 """Bit of p_flags: the segment is persistent memory. Proposed by the pmem RFC v2."""
 NT_PRSTATUS = 1

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 VERSIONS = range(1, 7)
 """Known header versions. Each one adds members; see SubHeader."""
-INCOMPLETE = 0x8
-"""Status flag of an incomplete dump (DUMP_DH_COMPRESSED_INCOMPLETE). Descriptors of missing pages have offset 0."""
+DUMP_DH_COMPRESSED_INCOMPLETE = 0x8
+"""Status flag of an incomplete dump. Descriptors of missing pages have offset 0."""
 UTS_AT = 12
 """Offset of utsname, the same on every machine. It must be read before the machine is known."""
 MAIN_SIZE = 464

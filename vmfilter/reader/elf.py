@@ -11,9 +11,9 @@ from vmfilter.errors import InputError
 from vmfilter.formats import memory_note
 from vmfilter.formats.elf import (
     CLASSES,
+    DUMP_ELF_INCOMPLETE,
     ET_CORE,
     IDENT_SIZE,
-    INCOMPLETE,
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
@@ -68,7 +68,7 @@ class ElfDump(SegmentDump):
                 f"is {header.phentsize} bytes"
             )
         self._within(offset, count * header.phentsize, "the program header table")
-        self.header = DumpHeader(incomplete=bool(header.flags & INCOMPLETE))
+        self.header = DumpHeader(incomplete=bool(header.flags & DUMP_ELF_INCOMPLETE))
         loads, memory = self._parse(form, offset, count)
         # makedumpfile's report of erased data: a note in ELF, header fields in the kdump-compressed format.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)

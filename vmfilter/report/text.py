@@ -186,7 +186,9 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     for name, pages in rows.items():
         if pages or name in ("pages read", "  damaged"):
             yield f"{name:29}: {pages:12}"
-    if v.damaged or v.faults:
+    if v.truncated and not v.damaged:
+        verdict = "truncated"
+    elif v.damaged or v.faults:
         verdict = "damaged"
     elif v.differing:
         verdict = "different from the other dump"

@@ -24,11 +24,11 @@ from vmfilter.arch import elf_machine
 from vmfilter.errors import OutputError
 from vmfilter.formats import memory_note
 from vmfilter.formats.elf import (
+    DUMP_ELF_INCOMPLETE,
     ELF32,
     ELF64,
     ET_CORE,
     IDENT_SIZE,
-    INCOMPLETE,
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
@@ -238,7 +238,7 @@ class ElfWriter:
             entry=0,
             phoff=self._header.size,
             shoff=self._section_at if many else 0,
-            flags=INCOMPLETE if incomplete else 0,
+            flags=DUMP_ELF_INCOMPLETE if incomplete else 0,
             ehsize=self._header.size,
             phentsize=self._program.size,
             phnum=PN_XNUM if many else count,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import OutputError
-from vmfilter.formats.kdump import INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
+from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
 from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes, copy
@@ -266,7 +266,7 @@ class KdumpWriter:
             if not incomplete:
                 raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
             self._transport.zeros(self._pending_at, self._last - self._pending_at)
-        self._write_main_header(INCOMPLETE if incomplete else 0)
+        self._write_main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0)
         self._transport.sync(self.size)
         return self.size
 

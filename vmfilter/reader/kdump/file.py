@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vmfilter import native
 from vmfilter.errors import InputError
-from vmfilter.formats.kdump import INCOMPLETE, MainHeader, SubHeader
+from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.kdump.headers import read_headers
@@ -63,7 +63,7 @@ class KdumpFile:
             headers.uts,
             main.tv_sec,
             sub.dump_level if 0 <= sub.dump_level <= MAX_LEVEL else 0,
-            bool(main.status & INCOMPLETE),
+            bool(main.status & DUMP_DH_COMPRESSED_INCOMPLETE),
             max(main.nr_cpus, 0),
             headers.phys_base,
         )
