@@ -100,7 +100,7 @@ class FlattenedSource:
             at = max(offset, self._offsets[i])
             left = self._offsets[i] + self._sizes[i] - at
             place = self._places[i] + at - self._offsets[i]
-            if left > 0 and (skipped := self._source.next_data(place) - place) < left:
+            if (skipped := self._source.next_data(place) - place) < left:
                 return at + skipped
         return max(offset, self._size)
 
