@@ -125,6 +125,18 @@ def test_holes_are_skipped(tmp_path: Path) -> None:
     source.close()
 
 
+def test_holes_in_a_record_are_skipped(tmp_path: Path) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    with open(tmp_path / "file", "wb") as f:
+        f.write((b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0"))
+        f.write(struct.pack(">qq", 0, 20 * BLOCK + 4))
+        f.seek(20 * BLOCK, os.SEEK_CUR)
+        f.write(b"data" + struct.pack(">qq", -1, -1))
+    source = FlattenedSource(open_file(tmp_path / "file"))
+    assert 18 * BLOCK < source.next_data(BLOCK) <= 20 * BLOCK
+    source.close()
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
 def test_if_holes_are_unknown_all_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     (tmp_path / "file").touch()
