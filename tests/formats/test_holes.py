@@ -64,7 +64,7 @@ def plain(file: KdumpFile, folder: Path) -> list[Path]:
 
 
 def flattened(file: KdumpFile, folder: Path) -> list[Path]:
-    """Write only what is not zero to a flattened file."""
+    """Write a flattened file without a record for zeros."""
     records = [(at, data) for at, data in file.parts() if data]
     (folder / "dump").write_bytes(
         (b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0")

@@ -126,7 +126,7 @@ class KdumpFile:
 
 
 def pieces(bitmaps: Sequence[tuple[KdumpFile, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield pieces of some bitmaps, except those that are holes in all of them.
+    """Yield the pieces of bitmaps that are not a hole in every one.
 
     Bitmaps are sparse: a machine can have memory at 96 TiB and little before, so that 3 GB of zeros precede its bits.
 
