@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,7 +237,10 @@ class KdumpFile:
                     bits[i][pfn // 8] |= 1 << pfn % 8
                 parts.append((at, bytes(bits[i])))
             else:  # a byte at a time: these bitmaps are huge
-                parts += [(at + pfn // 8, bytes([1 << pfn % 8])) for pfn in frames]
+                values = Counter[int]()
+                for pfn in frames:
+                    values[pfn // 8] += 1 << pfn % 8
+                parts += [(at + byte, bytes([value])) for byte, value in values.items()]
         table = b"".join(struct.pack(self.endian + "QIIQ", *found[pfn], 0) for pfn in self.frames)
         return [*parts, (self.descriptors, table), (self.data, data)]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
+import struct
 import subprocess
 import sys
 import threading
@@ -10,8 +13,11 @@ from pathlib import Path
 
 import pytest
 from elfbuilder import PAGE, Elf, Load
+from files import skip_unless_holes_are_known
 from namespaces import needs_namespace
 
+from vmfilter.errors import InputError
+from vmfilter.reader.flattened import FlattenedSource
 from vmfilter.reader.source import PreadSource, ProcSource, open_source
 
 PROC = "/proc/version"  # cannot be mapped, like /proc/kcore
@@ -71,4 +77,122 @@ def test_a_file_that_is_not_on_procfs_is_read_by_pread(tmp_path: Path) -> None:
     path = Elf([Load(0, bytes(PAGE))]).write(tmp_path / "vmcore")
     source = open_source(str(path), os.open(path, os.O_RDONLY))
     assert type(source) is PreadSource
+    source.close()
+
+
+# Holes
+
+BLOCK = 1 << 16  # a multiple of every file system's
+
+
+def sparse(path: Path, seed: int, blocks: int = 40) -> bytes:
+    """Write a file in which about half the blocks are holes, and return its contents."""
+    chance = random.Random(seed)
+    with open(path, "wb") as f:
+        for i in range(blocks):
+            if chance.random() < 0.5:
+                f.seek(i * BLOCK + chance.randrange(100))
+                f.write(chance.randbytes(chance.randrange(1, BLOCK - 100)))
+        f.truncate(blocks * BLOCK)
+    return path.read_bytes()
+
+
+def open_file(path: Path) -> PreadSource:
+    return PreadSource(str(path), os.open(path, os.O_RDONLY))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_bytes_before_the_next_data_are_zero(tmp_path: Path, seed: int) -> None:
+    content = sparse(tmp_path / "file", seed)
+    source = open_file(tmp_path / "file")
+    for at in random.Random(seed).choices(range(len(content)), k=500):
+        found = source.next_data(at)
+        assert at <= found <= len(content)
+        assert not any(content[at:found])
+        assert source.next_data(found) == found
+    assert [source.next_data(at) for at in (len(content), 1 << 62, 1 << 70)] == [len(content), 1 << 62, 1 << 70]
+    source.close()
+
+
+def test_holes_are_skipped(tmp_path: Path) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    with open(tmp_path / "file", "wb") as f:
+        f.seek(50 * BLOCK)
+        f.write(b"data")
+        f.truncate(90 * BLOCK)
+    source = open_file(tmp_path / "file")
+    assert [source.next_data(i * BLOCK) for i in (0, 49, 50, 51)] == [50 * BLOCK, 50 * BLOCK, 50 * BLOCK, 90 * BLOCK]
+    source.close()
+
+
+def test_holes_in_a_record_are_skipped(tmp_path: Path) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    with open(tmp_path / "file", "wb") as f:
+        f.write((b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0"))
+        f.write(struct.pack(">qq", 0, 20 * BLOCK + 4))
+        f.seek(20 * BLOCK, os.SEEK_CUR)
+        f.write(b"data" + struct.pack(">qq", -1, -1))
+    source = FlattenedSource(open_file(tmp_path / "file"))
+    assert 18 * BLOCK < source.next_data(BLOCK) <= 20 * BLOCK
+    source.close()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_if_holes_are_unknown_all_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 10 * BLOCK)
+    source = open_file(tmp_path / "file")
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        raise OSError(code, "")
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    assert source.next_data(7) == 7
+    source.close()
+
+
+def test_a_file_that_shrinks_while_it_is_open_does_not_end_with_a_hole(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(3 * BLOCK))
+    source = open_file(tmp_path / "file")
+    os.truncate(tmp_path / "file", BLOCK)
+    assert source.next_data(2 * BLOCK) == 2 * BLOCK
+    with pytest.raises(InputError, match="truncated"):
+        source.read_into(2 * BLOCK, memoryview(bytearray(8)))
+    source.close()
+
+
+def test_files_of_procfs_have_no_holes() -> None:
+    source = open_source(PROC, os.open(PROC, os.O_RDONLY))
+    assert [source.next_data(at) for at in (0, 5, 1 << 40)] == [0, 5, 1 << 40]
+    source.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bytes_in_no_record_of_a_flattened_file_are_a_hole(tmp_path: Path, seed: int) -> None:
+    """Records can contain holes too, in a copy by cp --sparse=always."""
+    chance = random.Random(seed)
+    records, at = [], 0
+    for _ in range(30):
+        at += chance.choice((0, 0, 1, 5000))
+        data = chance.choice((b"x", chance.randbytes(300), bytes(BLOCK)))
+        records.append((at, data))
+        at += len(data)
+    contents, covered = bytearray(at), bytearray(at)
+    for start, data in records:
+        contents[start : start + len(data)] = data
+        covered[start : start + len(data)] = bytes([1 if any(data) else 2]) * len(data)
+    chance.shuffle(records)
+    with open(tmp_path / "file", "wb") as f:
+        f.write((b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0"))
+        for start, data in records:
+            f.write(struct.pack(">qq", start, len(data)))
+            f.write(data) if any(data) else f.seek(len(data), os.SEEK_CUR)
+        f.write(struct.pack(">qq", -1, -1))
+    source = FlattenedSource(open_file(tmp_path / "file"))
+    for i in [*chance.choices(range(at), k=200), *range(0, at, at // 100)]:
+        found = source.next_data(i)
+        assert i <= found <= at
+        assert not any(contents[i:found])
+        assert (found == i) if covered[i] == 1 else (found > i or covered[i])
+    assert [source.next_data(i) for i in (at, at + 7)] == [at, at + 7]
     source.close()

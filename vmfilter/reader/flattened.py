@@ -95,6 +95,15 @@ class FlattenedSource:
             at = stop
         view[at - offset :] = bytes(end - at)
 
+    def next_data(self, offset: int) -> int:
+        for i in range(max(bisect_right(self._offsets, offset) - 1, 0), len(self._offsets)):
+            at = max(offset, self._offsets[i])
+            left = self._offsets[i] + self._sizes[i] - at
+            place = self._places[i] + at - self._offsets[i]
+            if (skipped := self._source.next_data(place) - place) < left:
+                return at + skipped
+        return max(offset, self._size)
+
     def close(self) -> None:
         self._source.close()
 

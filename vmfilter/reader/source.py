@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -32,6 +33,14 @@ class Source(Protocol):
 
         Raises:
             InputError: the file ends before the view is full, or cannot be read there.
+
+        """
+
+    def next_data(self, offset: int) -> int:
+        """Return the end of the hole at an offset: all bytes from the offset to there read as zeros.
+
+        Returns:
+            The offset itself if it is in no hole, or if holes are unknown.
 
         """
 
@@ -94,6 +103,14 @@ class PreadSource:
                     "the file is truncated"
                 )
             done += n
+
+    def next_data(self, offset: int) -> int:
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as e:  # ENXIO: there is no data before the end of the file. Others: holes are unknown
+            return max(offset, os.fstat(self._fd).st_size) if e.errno == errno.ENXIO else offset
+        except OverflowError:  # no file is that long
+            return offset
 
 
 class ProcSource(PreadSource):

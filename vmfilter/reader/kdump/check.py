@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.descriptors import tally
-from vmfilter.reader.kdump.file import KdumpFile
+from vmfilter.reader.kdump.file import KdumpFile, pieces
 from vmfilter.reader.kdump.page_index import PageIndex
 from vmfilter.reader.kdump.split_set import Part
-
-_BITMAP_BYTES = 1 << 18  # bytes of a bitmap that are compared at a time
 
 
 def faults(files: Sequence[KdumpFile], index: PageIndex) -> Iterator[str]:
@@ -22,8 +20,8 @@ def faults(files: Sequence[KdumpFile], index: PageIndex) -> Iterator[str]:
 
 def _bitmap_faults(files: Sequence[KdumpFile]) -> Iterator[str]:
     one = files[0]
-    for at in range(0, -(-one.frames // 8), _BITMAP_BYTES):
-        size = min(_BITMAP_BYTES, -(-one.frames // 8) - at)
+    bitmaps = [(file, bitmap) for file in files for bitmap in (file.bitmap1, file.bitmap2)]
+    for at, size in pieces(bitmaps, 0, -(-one.frames // 8)):
         present, kept = (one.read(bitmap + at, size) for bitmap in (one.bitmap1, one.bitmap2))
         frames = (1 << min(one.frames - 8 * at, 8 * size)) - 1  # bits after the last frame do not count
         extra = int.from_bytes(kept, "little") & ~int.from_bytes(present, "little") & frames

@@ -6,6 +6,8 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from vmfilter import native
 from vmfilter.errors import InputError
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader
@@ -15,6 +17,8 @@ from vmfilter.reader.kdump.headers import read_headers
 from vmfilter.reader.source import Source
 
 _MAX_MAPNR = 1 << 44  # 56 address bits, in pages of 4 KiB
+PIECE = 1 << 18
+"""Bytes of a bitmap that are read at a time."""
 
 
 class KdumpFile:
@@ -74,6 +78,10 @@ class KdumpFile:
         self.source.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
+    def next_set(self, bitmap: int, byte: int) -> int:
+        """Return the first byte >= byte of a bitmap (bitmap1 or bitmap2) that may have bits set: it is in no hole."""
+        return self.source.next_data(bitmap + byte) - bitmap
+
     def descriptors_at(self, offset: int, count: int) -> bytearray:
         """Return count page descriptors, in this machine's byte order. Raises InputError as read() does."""
         raw = bytearray(self.read(offset, count * native.DESCRIPTOR))
@@ -115,3 +123,25 @@ class KdumpFile:
                 f"frames {first:#x} to {end:#x}, but the machine has {self.frames:#x} frames"
             )
         self.first, self.end = first, end
+
+
+def pieces(bitmaps: Sequence[tuple[KdumpFile, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the pieces of bitmaps that are not a hole in every one.
+
+    Bitmaps are sparse: a machine can have memory at 96 TiB and little before, so that 3 GB of zeros precede its bits.
+
+    Args:
+        bitmaps: files, each with one of its bitmaps: bitmap1 or bitmap2.
+        first: first byte.
+        end: byte after the last.
+
+    Yields:
+        First byte and size in bytes. Pieces end at multiples of PIECE, and begin there unless that is before first.
+
+    """
+    at = first
+    while (data := min(file.next_set(bitmap, at) for file, bitmap in bitmaps)) < end:
+        at = max(at, data // PIECE * PIECE)
+        size = min(PIECE - at % PIECE, end - at)
+        yield at, size
+        at += size

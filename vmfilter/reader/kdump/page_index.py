@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,13 +17,12 @@ from vmfilter.errors import InputError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import Range, without
 from vmfilter.native import DESCRIPTOR
-from vmfilter.reader.kdump.file import KdumpFile
+from vmfilter.reader.kdump.file import KdumpFile, pieces
 from vmfilter.reader.kdump.split_set import Part, check_bitmap, describe
 
 STRETCH = 1 << 15
-"""Page frames whose bits are read at a time. The index stores 8 bytes per stretch: the rank of its first page."""
+"""Page frames whose bits are read at a time. The index stores 16 bytes for each stretch that contains a page."""
 _TAIL = 1 << 10  # descriptors per step of the backward search for the last page
-_RANKED_BYTES = 1 << 18  # bytes of bitmap 2 per read while a dump is opened
 
 
 class _Stretch(NamedTuple):
@@ -84,15 +83,17 @@ class PageIndex:
         return self._ranks[-1]
 
     def _rank_stretches(self) -> None:
-        """Count the pages before each stretch of bitmap 2."""
+        """Find the stretches of bitmap 2 that contain pages, and count the pages before each."""
         bitmap2 = self._file.bitmap2
-        self._ranks = array("Q", [0])
-        for first in range(0, self.frames, _RANKED_BYTES * 8):
-            count = min(_RANKED_BYTES * 8, self.frames - first)
-            bits = memoryview(self._file.read(bitmap2 + first // 8, -(-count // 8)))
-            for pfn in range(0, count, STRETCH):
-                n = native.rank(bits[pfn // 8 :], min(STRETCH, count - pfn))
-                self._ranks.append(self._ranks[-1] + n)
+        self._numbers = array("Q")  # of these stretches
+        self._ranks = array("Q", [0])  # pages before each of them; then the number of all pages
+        for at, size in pieces([(self._file, bitmap2)], 0, -(-self.frames // 8)):
+            bits = memoryview(self._file.read(bitmap2 + at, size))
+            for pfn in range(8 * at, min(8 * (at + size), self.frames), STRETCH):
+                n = native.rank(bits[pfn // 8 - at :], min(STRETCH, self.frames - pfn))
+                if n:
+                    self._numbers.append(pfn // STRETCH)
+                    self._ranks.append(self._ranks[-1] + n)
         if not self._ranks[-1]:
             raise InputError(f"{self._file.path}: contains no page: bitmap 2, at offset {bitmap2:#x}, is empty")
 
@@ -189,7 +190,7 @@ class PageIndex:
         held = 0
         for part, start, end in self.parts_of(first, first + len(kept) * 8):
             bits = bytearray(_masked(kept, start - first, end - first))
-            rank = self._ranks[number] + native.rank(kept, start - first) - part.before
+            rank = self.rank(first) + native.rank(kept, start - first) - part.before
             at = part.descriptors + rank * DESCRIPTOR
             present = max(part.file.size - at, 0) // DESCRIPTOR
             count = min(native.rank(bits, min(end - first, len(bits) * 8)), present)
@@ -197,14 +198,20 @@ class PageIndex:
             held |= int.from_bytes(bits, "little")
         return held.to_bytes(len(kept), "little")
 
-    def _has_kept(self, number: int) -> bool:
-        """Return whether a stretch has any kept page, without reading bitmap 2."""
-        return self._ranks[number] != self._ranks[number + 1]
+    def _next_kept(self, number: int) -> int:
+        """Return the first stretch from a given one on with kept pages, without reading bitmap 2; their end if none."""
+        i = bisect_left(self._numbers, number)
+        return self._numbers[i] if i < len(self._numbers) else -(-self.frames // STRETCH)
+
+    def _next_memory(self, number: int) -> int:
+        """Return the first stretch from a given one on that may contain memory; at most their end."""
+        byte = self._file.next_set(self._file.bitmap1, number * STRETCH // 8)
+        return min(self._next_kept(number), 8 * byte // STRETCH)
 
     def memory(self, number: int) -> bytes:
         """Return the bits of a stretch's frames that are memory, kept or excluded; b"" if there are none."""
         present = self._bits(self._file.bitmap1, number)
-        if not self._has_kept(number):
+        if self._next_kept(number) != number:
             return present if present.count(0) != len(present) else b""
         kept = self._stretch(number).kept
         both = int.from_bytes(present, "little") | int.from_bytes(kept, "little")
@@ -212,11 +219,11 @@ class PageIndex:
 
     def held(self, number: int) -> bytes:
         """Return the bits of a stretch's frames whose data is in the dump; b"" if there are none."""
-        return self._stretch(number).held if self._has_kept(number) else b""
+        return self._stretch(number).held if self._next_kept(number) == number else b""
 
     def lost(self, number: int) -> bytes:
         """Return the bits of a stretch's kept frames whose data is lost; b"" if it has no kept frames."""
-        if not self._has_kept(number):
+        if self._next_kept(number) != number:
             return b""
         _, kept, held = self._stretch(number)
         lost = int.from_bytes(kept, "little") & ~int.from_bytes(held, "little")
@@ -227,14 +234,13 @@ class PageIndex:
         return joined(self._runs(max(first, 0), min(end, self.frames), bits_of))
 
     def _runs(self, at: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[Run]:
-        while at < end:
-            number = at // STRETCH
+        following = self._next_memory if bits_of == self.memory else self._next_kept
+        number = following(at // STRETCH)
+        while number * STRETCH < end:
             base = number * STRETCH
-            upto = min(base + STRETCH, end)
-            bits = bits_of(number)
-            if bits:
-                yield from runs_in(bits, base, upto - base, at - base)
-            at = upto
+            if bits := bits_of(number):
+                yield from runs_in(bits, base, min(STRETCH, end - base), max(at - base, 0))
+            number = following(number + 1)
 
     def next_frame(self, first: int, end: int) -> int | None:
         """Return the first of the frames [first, end) that is memory, kept or excluded; None if none is."""
@@ -243,7 +249,10 @@ class PageIndex:
 
     def rank(self, pfn: int) -> int:
         """Return the number of kept pages before a page frame."""
+        if pfn >= self.frames:
+            return self.kept
         number, count = divmod(pfn, STRETCH)
-        if pfn >= self.frames or not count:
-            return self._ranks[-1] if pfn >= self.frames else self._ranks[number]
-        return self._ranks[number] + native.rank(self._stretch(number).kept, count)
+        i = bisect_left(self._numbers, number)
+        if not count or i == len(self._numbers) or self._numbers[i] != number:
+            return self._ranks[i]
+        return self._ranks[i] + native.rank(self._stretch(number).kept, count)

@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from vmfilter.errors import InputError
 from vmfilter.frames.ranges import Range
-from vmfilter.reader.kdump.file import KdumpFile
-
-_COMPARED_BYTES = 1 << 18  # bytes of bitmaps that are compared at a time
+from vmfilter.reader.kdump.file import KdumpFile, pieces
 
 
 class Part(NamedTuple):
@@ -79,8 +77,7 @@ def _check_same_dump(one: KdumpFile, other: KdumpFile) -> None:
 def check_bitmap(one: KdumpFile, other: KdumpFile) -> None:
     """Raise InputError if two parts have different bitmaps of kept pages for the frames of the second."""
     first, end = other.first // 8, -(-other.end // 8)
-    for at in range(first, end, _COMPARED_BYTES):
-        size = min(_COMPARED_BYTES, end - at)
+    for at, size in pieces([(one, one.bitmap2), (other, other.bitmap2)], first, end):
         a, b = one.read(one.bitmap2 + at, size), other.read(other.bitmap2 + at, size)
         if a != b:
             pfn = 8 * (at + next(i for i in range(size) if a[i] != b[i]))
