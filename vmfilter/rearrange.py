@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from typing import NamedTuple
 
 from vmfilter.errors import EndsEarlyError, InputError, UsageError
 from vmfilter.formats.flattened import SIGNATURE
+from vmfilter.reader.flattened import FLATTENED
+from vmfilter.reader.open import read_from
+from vmfilter.reader.source import PreadSource
 from vmfilter.reader.stream import Reader, Stream, rearranged
 from vmfilter.writer.transport.discard import Discard
 from vmfilter.writer.transport.file import FileTransport
+
+
+class Rearranged(NamedTuple):
+    """A dump made of a stream.
+
+    Attributes:
+        size: bytes of the dump.
+        cut: what the dump lacks because the stream broke off; "" if it did not. Such a dump is marked incomplete.
+
+    """
+
+    size: int
+    cut: str
 
 
 def standard_input() -> Stream:
@@ -28,8 +46,8 @@ def rearrange(
     force: bool = False,
     dry_run: bool = False,
     name: str = "the stream",
-) -> int:
-    """Write the dump that a flattened stream contains.
+) -> Rearranged:
+    """Write the dump that a flattened stream contains. If the stream breaks off, keep what arrived.
 
     Args:
         stream: to read.
@@ -39,10 +57,11 @@ def rearrange(
         name: of the stream, for messages.
 
     Returns:
-        Bytes of the dump.
+        The new dump.
 
     Raises:
-        InputError: the stream is not flattened, is damaged, or ends before its last record.
+        InputError: the stream is not flattened, is damaged, or breaks off before its first page.
+        KernelError: it breaks off, and its architecture is unknown.
         OutputError: the file exists, or cannot be written.
 
     """
@@ -51,20 +70,35 @@ def rearrange(
         begins = f"it begins with {reader.peek(8)!r}"
         raise InputError(f"{name}: is not flattened: {begins}; vmfilter convert reads dumps in any form")
     transport = Discard() if dry_run else FileTransport(os.fspath(output), force)
-    size = 0
+    size, cut = 0, ""
     try:
-        for offset, data in rearranged(reader):
-            # Zeros at the end become a hole, as in a dump that was written without flattening.
-            if offset < size or data.count(0) < len(data):
-                transport.write(offset, data)
-            size = max(size, offset + len(data))
+        try:
+            for offset, data in rearranged(reader):
+                # Zeros at the end become a hole, as in a dump that was written without flattening.
+                if offset < size or data.count(0) < len(data):
+                    transport.write(offset, data)
+                size = max(size, offset + len(data))
+        except EndsEarlyError as e:
+            cut = e.what
         transport.sync(size)
+        if cut and isinstance(transport, FileTransport):
+            cut = _mark_incomplete(transport, name, cut)
+            transport.sync(size)
         transport.publish()
-    except BaseException as e:
+    except BaseException:
         transport.abort()
-        if isinstance(e, EndsEarlyError):
-            e.add_note(
-                "vmfilter convert makes a dump of what arrived, if it is in a file and contains the dump's header"
-            )
         raise
-    return size
+    return Rearranged(size, cut)
+
+
+def _mark_incomplete(transport: FileTransport, name: str, cut: str) -> str:
+    """Mark the dump as incomplete, and return what it lacks.
+
+    Raises:
+        InputError, KernelError: the stream broke off before its first page.
+
+    """
+    with closing(PreadSource(name, transport.descriptor(), [FLATTENED], cut)) as source:
+        dump = read_from([source])
+        transport.write(0, dump.marked_header())
+        return dump.truncated

@@ -49,6 +49,7 @@ from vmfilter.writer.transport.file import FileTransport
 from vmfilter.writer.transport.flattened import FlattenedTransport
 
 SMALL = "x86_64-6.12-small"
+MAIN_SIZE, STATUS_AT, INCOMPLETE = 464, 424, 8  # of the header of a 64-bit machine's kdump-compressed dump
 CODECS = ["zlib", "lzo", "snappy", "zstd", "none"]
 LEVEL = 31
 PF_PMEM = 0x10
@@ -65,7 +66,8 @@ Pages = dict[int, bytes]
 def unflattened(data: bytes) -> bytes:
     """Return the dump in a flattened file as vmfilter writes it: no byte is written twice, nothing follows the end.
 
-    crash reads flattened files in place, and takes bytes that no record contains for missing.
+    crash reads flattened files in place, and takes bytes that no record contains for missing. Only the rest of the
+    header's block is in none, as in makedumpfile's; and an incomplete dump has its header twice.
     """
     assert data[:32] == b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)
     assert data[32:4096] == bytes(4064)
@@ -82,6 +84,12 @@ def unflattened(data: bytes) -> bytes:
         seen.append((offset, size))
         at += size
     assert at == len(data)
+    if out.startswith(b"KDUMP"):
+        assert seen[0] == (0, MAIN_SIZE)
+        seen[0] = (0, PAGE)
+        if seen[-1] == (0, MAIN_SIZE):
+            assert out[STATUS_AT] & INCOMPLETE
+            seen.pop()
     seen.sort()
     assert seen[0][0] == 0
     assert all(a + n == b for (a, n), (b, _) in pairwise(seen))
@@ -758,16 +766,16 @@ BAD_RECORDS = {
 @pytest.mark.parametrize("before", [0, 1])
 def test_an_impossible_record_is_refused(tmp_path: Path, record: tuple[int, int], before: int) -> None:
     good = Elf([Load(0x1000, b"m" * PAGE)]).build()
-    reads_on = before and (1 << 40) <= record[1] <= (1 << 61)  # it is possible, and the file ends early
+    keeps = before and (1 << 40) <= record[1] <= (1 << 61)  # it is possible, and the file ends early
     data = stream_of(*[(0, good)] * before)[:-16] + struct.pack(">qq", *record) + b"abc" + END
     (tmp_path / "flat").write_bytes(data)
     said = pytest.raises(InputError, match=r"damaged: the record at|ends a|truncated|no file is that long")
-    with said, open(tmp_path / "flat", "rb", buffering=0) as stream:
-        rearrange(stream, tmp_path / "out")
-    assert os.listdir(tmp_path) == ["flat"]
-    with standard_input(data), contextlib.nullcontext() if reads_on else said:
+    with contextlib.nullcontext() if keeps else said, open(tmp_path / "flat", "rb", buffering=0) as stream:
+        assert rearrange(stream, tmp_path / "out").cut
+    assert sorted(os.listdir(tmp_path)) == ["flat", *["out"] * bool(keeps)]
+    with standard_input(data), contextlib.nullcontext() if keeps else said:
         open_dump("-").close()
-    with contextlib.nullcontext() if reads_on else said, open_dump(tmp_path / "flat") as dump:
+    with contextlib.nullcontext() if keeps else said, open_dump(tmp_path / "flat") as dump:
         assert dump.read(0x1000, PAGE) == b"m" * PAGE
         assert dump.header.incomplete
 
@@ -786,7 +794,7 @@ def truncations(data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["elf", "kdump"])
-def test_our_own_stream_truncated_anywhere_is_refused_because_the_header_comes_last(tmp_path: Path, form: str) -> None:
+def test_our_stream_that_breaks_off_before_its_descriptors_or_elf_header_is_refused(tmp_path: Path, form: str) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE), Load(0x8000, os.urandom(PAGE))]).write(tmp_path / "vmcore")
     filter_dump(vmcore, tmp_path / "flat", level=0, format=form, flatten=True)
     data = (tmp_path / "flat").read_bytes()
@@ -938,7 +946,7 @@ def test_a_disk_that_loses_the_stream_is_an_output_error(
             filter_dump(vmcore, "-")
 
 
-@pytest.mark.parametrize("size", [0, 1, 4096, 5000, 100_000])
+@pytest.mark.parametrize("size", [0, 1, 4096, 5000, 20_000])
 @pytest.mark.parametrize("what", ["rearrange", "filter"])
 def test_a_writer_that_goes_away_is_an_input_error(vmcore: Path, tmp_path: Path, size: int, what: str) -> None:
     filter_dump(vmcore, tmp_path / "flat", flatten=True)

@@ -214,20 +214,94 @@ def test_what_was_sent_of_an_interrupted_stream_is_a_dump(run: Run, tmp_path: Pa
         assert list(dump.covered(0, dump.end)) == [(0, 32 * PAGE)]
 
 
-def test_rearrange_refuses_an_interrupted_stream_and_names_the_command_for_it(run: Run, tmp_path: Path) -> None:
+CHUNK = 128  # pages that vmfilter compresses and sends together
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_our_stream_contains_the_pages_of_all_chunks_before_it_breaks_off(run: Run, tmp_path: Path, codec: str) -> None:
+    pages = some_pages(5 * CHUNK)
+    vmcore = Elf([Load(0, b"".join(pages.values()))]).write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "stream", level=0, compress=codec, flatten=True)
+    stream = (tmp_path / "stream").read_bytes()
+    at, records = 4096, []
+    while (record := struct.unpack_from(">qq", stream, at)) != (-1, -1):
+        records.append((at, *record))
+        at += 16 + record[1]
+    first, *others = records
+    assert first == (4096, 0, 464)
+    descriptors = [record for record in others if record[2] == 24 * CHUNK]
+    assert len(descriptors) == 5
+    ends = [start + 16 + size for start, _, size in descriptors]
+    for i, end in enumerate(ends):
+        for cut in end - 1, end, end + 9, end + 5000 if end != ends[-1] else end + 16 - 1:
+            arrived = {pfn: pages[pfn] for pfn in range(CHUNK * (i + (cut >= end)))}
+            (tmp_path / "stream").write_bytes(stream[:cut])
+            converted = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "converted")
+            with standard_input(stream[:cut]):
+                piped = run("convert", "-q", "--force", "-", tmp_path / "piped")
+            with standard_input(stream[:cut]):
+                rearranged = run("rearrange", "-q", "--force", tmp_path / "rearranged")
+            if not arrived:
+                assert {converted.status, piped.status, rearranged.status} == {INPUT}
+                continue
+            assert {converted.status, piped.status, rearranged.status} == {INCOMPLETE}
+            assert f"{len(pages) - len(arrived)} of {len(pages)} pages are missing" in rearranged.err
+            for name in "converted", "piped":
+                dump = Kdump(tmp_path / name)
+                assert (dict(dump.pages()), dump.status & STATUS_INCOMPLETE) == (arrived, STATUS_INCOMPLETE)
+            assert Kdump(tmp_path / "rearranged").status & STATUS_INCOMPLETE
+            with vmfilter.open_dump(tmp_path / "rearranged") as dump:
+                assert dump.header.incomplete
+                assert list(dump.covered(0, dump.end)) == [(0, len(arrived) * PAGE)]
+                assert dump.read(0, len(arrived) * PAGE) == b"".join(arrived.values())
+
+
+def test_rearrange_marks_what_arrived_of_makedumpfiles_stream(run: Run, tmp_path: Path) -> None:
+    file = KdumpFile(some_pages(64))
+    stream = b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1) + bytes(4096 - 32)
+    sent = []
+    for at, data in as_makedumpfile_sends(file):
+        stream += struct.pack(">qq", at, len(data)) + data
+        sent.append(len(stream))
+    for end in sent[6], sent[6] + 16 + 50, len(stream):
+        with standard_input(stream[:end]):
+            ran = run("rearrange", "-q", "--force", tmp_path / "dump")
+        assert (ran.status, ran.err.count("\n")) == (INCOMPLETE, 1)
+        assert "dump is incomplete: standard input: truncated at offset" in ran.err
+        pages = 64 if end == len(stream) else 24
+        with vmfilter.open_dump(tmp_path / "dump") as dump:
+            assert (dump.header.incomplete, dump.truncated) == (True, "")
+            assert list(dump.covered(0, dump.end)) == [(0, pages * PAGE)]
+            assert dump.read(0, pages * PAGE) == b"".join(file.pages[pfn] for pfn in range(pages))
+
+
+@pytest.mark.parametrize(("machine", "data"), [(62, 1), (3, 1), (22, 2)])
+def test_rearrange_marks_an_elf_dump_that_broke_off(run: Run, tmp_path: Path, machine: int, data: int) -> None:
+    elf = Elf([Load(0, b"m" * (1 << 19))], machine=machine, data=data).build()
+    stream = b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1) + bytes(4096 - 32)
+    for at in range(0, len(elf), 1 << 16):
+        part = elf[at : at + (1 << 16)]
+        stream += struct.pack(">qq", at, len(part)) + part
+    with standard_input(stream[: -(1 << 17)]):
+        ran = run("rearrange", "-q", tmp_path / "dump")
+    assert ran.status == INCOMPLETE, ran.err
+    with vmfilter.open_dump(tmp_path / "dump") as dump:
+        assert dump.header.incomplete
+        ((start, end),) = dump.covered(0, dump.end)
+        assert start == 0
+        assert 0 < end < 1 << 19
+        assert dump.read(0, end) == b"m" * end
+
+
+def test_a_stream_that_breaks_off_before_its_first_page_is_refused(run: Run, tmp_path: Path) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE)]).write(tmp_path / "vmcore")
     vmfilter.filter_dump(vmcore, tmp_path / "stream", level=0, flatten=True)
-    with standard_input((tmp_path / "stream").read_bytes()[:-16]):
-        ran = run("rearrange", tmp_path / "dump")
-    assert (ran.status, ran.err.count("\n")) == (INPUT, 1)
-    assert "vmfilter convert makes a dump of what arrived" in ran.err
-    assert not (tmp_path / "dump").exists()
-    ran = run("convert", "-q", tmp_path / "stream", tmp_path / "dump")
-    assert (ran.status, list(Kdump(tmp_path / "dump").kept)) == (0, [1])
-    os.truncate(tmp_path / "stream", (tmp_path / "stream").stat().st_size - 17)
-    ran = run("convert", "-q", "--force", tmp_path / "stream", tmp_path / "dump")
-    assert ran.status == INPUT
-    assert "the dump's header is missing" in ran.err
+    stream = (tmp_path / "stream").read_bytes()
+    for size in 4096, 4096 + 16 + 463, 4096 + 16 + 464, 4096 + 3 * 16 + 464:
+        with standard_input(stream[:size]):
+            ran = run("rearrange", tmp_path / "dump")
+        assert (ran.status, ran.err.count("\n")) == (INPUT, 1)
+        assert not (tmp_path / "dump").exists()
 
 
 # Compressed as a whole

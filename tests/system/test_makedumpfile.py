@@ -391,9 +391,14 @@ def test_a_stream_is_rearranged_to_the_dump(run: Run, small: Path) -> None:
     made = subprocess.run(program("-R", "again"), input=sent.stdout, capture_output=True, check=True)
     assert made.stdout == b"\nThe dumpfile is saved to again.\n\nmakedumpfile Completed.\n"
     assert Path("again").read_bytes() == Path("dump").read_bytes()
-    for arguments, stream in (("again",), sent.stdout), (("new",), b""), (("new",), sent.stdout[:-1]):
+    for arguments, stream in (("again",), sent.stdout), (("new",), b""), (("new",), sent.stdout[:5000]):
         failed = subprocess.run(program("-R", *arguments), input=stream, capture_output=True, check=False)
         assert failed.returncode == 1
+        assert not os.path.exists("new")
+    cut = subprocess.run(program("-R", "cut"), input=sent.stdout[:-5000], capture_output=True, check=False)
+    assert cut.returncode == 1
+    assert b"This is an incomplete dumpfile, but might analyzable.\n\nmakedumpfile Failed.\n" in cut.stdout
+    assert Kdump("cut").status & 8 > 0
     subprocess.run(program("-R", "--dry-run", "new"), input=sent.stdout, check=True)
     subprocess.run(program("-R", "-f", "again"), input=sent.stdout, check=True)
     assert not os.path.exists("new")

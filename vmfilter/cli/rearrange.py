@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Turn the flattened stream on standard input into a dump, as makedumpfile -R
 does:
-vmfilter filter /proc/vmcore - | ssh HOST vmfilter rearrange DUMP"""
+vmfilter filter /proc/vmcore - | ssh HOST vmfilter rearrange DUMP
+
+If the stream breaks off, the pages that arrived become a dump that is marked
+incomplete, and the exit status is 6."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
@@ -31,13 +34,15 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Rearrange, print the size, return the exit status."""
-    from vmfilter.console.output import show
-    from vmfilter.errors import UsageError
+    from vmfilter.console.output import say, show
+    from vmfilter.errors import INCOMPLETE, UsageError
     from vmfilter.rearrange import rearrange, standard_input
 
     if options.dump == "-":
         raise UsageError("rearrange cannot write to standard output: the stream is not in file order; name a file")
-    size = rearrange(standard_input(), options.dump, force=options.force, name="standard input")
+    made = rearrange(standard_input(), options.dump, force=options.force, name="standard input")
+    if made.cut:
+        say(f"warning: {options.dump} is incomplete: standard input: {made.cut}")
     if not options.quiet:
-        show(f"{options.dump} is {size} bytes.")
-    return 0
+        show(f"{options.dump} is {made.size} bytes.")
+    return INCOMPLETE if made.cut else 0

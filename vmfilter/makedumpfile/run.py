@@ -74,7 +74,10 @@ def _rearrange(command: Command, messages: Messages) -> str:
 
     output = _path(command.files[0])
     _check_free(command, [output])
-    rearrange(standard_input(), output, force=command.force, dry_run=command.dry_run, name="standard input")
+    made = rearrange(standard_input(), output, force=command.force, dry_run=command.dry_run, name="standard input")
+    if made.cut:
+        messages.common("This is an incomplete dumpfile, but might analyzable.")
+        raise InputError(f"standard input: {made.cut}")
     return f"The dumpfile is saved to {command.files[0]}."
 
 

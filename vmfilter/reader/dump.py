@@ -145,6 +145,10 @@ class Dump:
         """Return whether the dump is in the file with this stat() result."""
         return self._source.is_file(info)
 
+    def marked_header(self) -> bytes:
+        """Return the header at the beginning of the file, with the mark of an incomplete dump."""
+        raise NotImplementedError
+
     def next_memory(self, address: int) -> int | None:
         """Return the lowest physical address >= address that is memory, kept or excluded; None if there is none."""
         raise NotImplementedError

@@ -53,7 +53,8 @@ class ElfDump(SegmentDump):
             raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
         form, self._sign = CLASSES[ident[4]], SIGNS[ident[5]]
         self.format = f"ELF{form.word_bits}"
-        header = ElfHeader._make(self._struct(form.header, 0, "the ELF header"))
+        self._form = form
+        self._elf_header = header = ElfHeader._make(self._struct(form.header, 0, "the ELF header"))
         if header.type != ET_CORE:
             raise InputError(f"{self.path}: an ELF file, but not a core: its e_type is {header.type}")
         self.arch = arch_of(self.path, header.machine, self._sign == "<")
@@ -76,6 +77,10 @@ class ElfDump(SegmentDump):
             why = f": {self.truncated}" if self.truncated else ""
             raise InputError(f"{self.path}: no PT_LOAD contains memory{why}")
         self.set_memory(loads, memory)
+
+    def marked_header(self) -> bytes:
+        header = self._elf_header
+        return struct.pack(self._sign + self._form.header, *header._replace(flags=header.flags | DUMP_ELF_INCOMPLETE))
 
     def _struct(self, form: str, offset: int, what: str) -> tuple[Any, ...]:
         """Parse a structure of the file."""

@@ -42,7 +42,7 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
     try:
         for name in names:
             sources.append(_opened(name))
-        return _reader(sources, missing_parts)
+        return read_from(sources, missing_parts)
     except BaseException:
         for source in sources:
             source.close()
@@ -118,8 +118,17 @@ def _begin(source: Source) -> bytes:
     return bytes(begin)
 
 
-def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
-    """Return the reader for the first bytes of the files. Other readers are not imported, which saves start-up time."""
+def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:
+    """Return the reader for the first bytes of files. Other readers are not imported, which saves start-up time.
+
+    Args:
+        sources: the files. They stay open if this fails.
+        missing_parts: see open_dump().
+
+    Raises:
+        InputError, KernelError: see open_dump().
+
+    """
     begins = [_begin(source)[:8] for source in sources]
     if len(sources) == 1 and begins[0].startswith(b"\x7fELF"):
         from vmfilter.reader.elf import ElfDump
@@ -133,10 +142,7 @@ def _reader(sources: Sequence[Source], missing_parts: bool) -> Dump:
         if begin.startswith(b"\x7fELF"):
             raise InputError(f"{source.path}: an ELF file, not part of a split set: read it alone")
         if begin not in SIGNATURES and source.cut:
-            raise InputError(
-                f"{source.path}: {source.cut}; the dump's header is missing (vmfilter writes it last in a stream), "
-                "so nothing can be recovered"
-            )
+            raise InputError(f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered")
         if begin not in SIGNATURES:
             found = f"it begins with {begin!r}" if begin else "it is empty"
             raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")

@@ -12,7 +12,7 @@ from vmfilter.errors import EndsEarlyError, InputError
 from vmfilter.formats.flattened import HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
 from vmfilter.reader.flattened import FLATTENED
 
-_BLOCK = 1 << 18
+_BLOCK = 24 << 14  # a multiple of a page descriptor: if a record with descriptors is cut, only whole ones are kept
 _ZEROS = bytes(_BLOCK)
 _MAGIC = len(SIGNATURE)  # bytes that identify a stream
 _MAX_WINDOW = 1 << 31  # zstd --long=31

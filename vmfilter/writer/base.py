@@ -145,7 +145,7 @@ class Writer(Protocol):
         """Wait until all pages are in the file. If some cannot be written, drop them and raise OutputError."""
 
     def finish(self, incomplete: bool = False) -> int:
-        """Write everything else, the header last. The file is a dump then, ready to be published.
+        """Write everything else; in a file, the header last. It is a dump then, ready to be published.
 
         Args:
             incomplete: whether pages are missing, and the dump is marked incomplete.

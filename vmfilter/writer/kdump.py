@@ -11,6 +11,10 @@ Its data start where the descriptors of the whole set would end: makedumpfile --
 
 Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order;
 vmfilter/formats/kdump.py defines the headers. The main header is written last, so an unfinished file is not a dump.
+
+In a stream, the main header comes first, in a record of its own as makedumpfile sends it: file(1) and hotkdump expect
+that. The descriptors of a chunk follow its data. So a stream that breaks off contains all pages before the last chunk.
+If the dump is incomplete, the header is sent again, with the mark.
 """
 
 from __future__ import annotations
@@ -140,7 +144,7 @@ class KdumpWriter:
         codec: Codec,
         deduplicator: Deduplicator | None = None,
     ) -> None:
-        """Lay out the file.
+        """Lay out the file, and begin a stream.
 
         Args:
             transport: to write to.
@@ -175,6 +179,8 @@ class KdumpWriter:
         self._pending = bytearray()
         self._pending_at = self._descriptors
         self._account = Account(0)
+        if transport.is_stream:
+            self._write_main_header(0)
 
     @property
     def written(self) -> Written:
@@ -223,7 +229,7 @@ class KdumpWriter:
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
-        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR:
+        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR or (self._transport.is_stream and pages.data):
             self._flush()
         data, shared, sharing = pages.data, None, 0
         if self._deduplicator:
@@ -266,7 +272,8 @@ class KdumpWriter:
             if not incomplete:
                 raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
             self._transport.zeros(self._pending_at, self._last - self._pending_at)
-        self._write_main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0)
+        if incomplete or not self._transport.is_stream:
+            self._write_main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0)
         self._transport.sync(self.size)
         return self.size
 
@@ -285,7 +292,7 @@ class KdumpWriter:
             max_mapnr=min(self._max_mapnr, _MAX_32),
             nr_cpus=self._source.cpus,
         )
-        self._transport.write(0, self._main.pack(*main).ljust(self._block, b"\0"))
+        self._transport.write(0, self._main.pack(*main))
 
     def _words(self) -> int:
         """Return the mask of a long of the crashed machine."""

@@ -16,6 +16,7 @@ from vmfilter import native
 from vmfilter.errors import InputError, MemoryShortError
 from vmfilter.formats.codec import CODECS
 from vmfilter.formats.elf import Load
+from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, main_layout
 from vmfilter.frames.classes import PageClass
 from vmfilter.native import DESCRIPTOR, EXTENT
 from vmfilter.reader.dump import Dump, DumpPart, Fetched, Note
@@ -123,6 +124,10 @@ class KdumpDump(Dump):
                 self.erase_info = (at, size)
         if file.version >= 3 and sub.size_vmcoreinfo and not any(n.name == b"VMCOREINFO" for n in self.notes):
             self.notes.append(Note(b"VMCOREINFO", 0, sub.offset_vmcoreinfo, sub.size_vmcoreinfo))
+
+    def marked_header(self) -> bytes:
+        file = self.files[0]
+        return main_layout(file.form).pack(*file.main._replace(status=file.main.status | DUMP_DH_COMPRESSED_INCOMPLETE))
 
     def next_memory(self, address: int) -> int | None:
         return self._next_address(address, self.end)

@@ -31,6 +31,7 @@ class KdumpFile:
         arch: architecture of the crashed machine.
         version: header version.
         block: bytes of a block, which is the size of a page.
+        form: ABI of the headers.
         main, sub: the headers.
         starts_at: physical address of page frame 0 of the bitmaps.
         frames: number of page frames in a bitmap.
@@ -54,7 +55,7 @@ class KdumpFile:
         self.path, self.source = source.path, source
         self.size = (1 << 63) - 1 if source.size is None else source.size
         headers = read_headers(self.path, self.read)
-        self.arch, self.main, self.sub = headers.arch, headers.main, headers.sub
+        self.arch, self.form, self.main, self.sub = headers.arch, headers.form, headers.main, headers.sub
         self.starts_at = headers.starts_at
         main, sub = self.main, self.sub
         self.version, self.block = main.header_version, main.block_size

@@ -33,6 +33,7 @@ class KdumpHeaders(NamedTuple):
 
     Attributes:
         arch: architecture of the crashed machine.
+        form: ABI of the headers.
         main, sub: the headers.
         uts: utsname of the crashed kernel; empty in QEMU's files.
         phys_base: phys_base of the kernel. KASLR on x86_64 can make it negative.
@@ -41,6 +42,7 @@ class KdumpHeaders(NamedTuple):
     """
 
     arch: Arch
+    form: Abi
     main: MainHeader
     sub: SubHeader
     uts: Utsname
@@ -85,7 +87,7 @@ def read_headers(path: str, read: Read) -> KdumpHeaders:
     sub = _sub_header(read, main, form)
     signed = form.word == 8 and sub.phys_base >> 63
     starts_at = sub.phys_base // size * size if arch.counts_from_ram and not by_qemu else 0
-    return KdumpHeaders(arch, main, sub, uts, sub.phys_base - (signed << 64), starts_at)
+    return KdumpHeaders(arch, form, main, sub, uts, sub.phys_base - (signed << 64), starts_at)
 
 
 def _can_be_block(size: int) -> bool:

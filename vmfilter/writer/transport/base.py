@@ -57,7 +57,15 @@ class Sink(Protocol):
 
 
 class Transport(Sink, Protocol):
-    """Bytes at offsets, in any order."""
+    """Bytes at offsets, in any order.
+
+    Attributes:
+        is_stream: whether a reader may receive the beginning only. Then the header comes first; otherwise it comes
+            last, so that an unfinished file is not a dump.
+
+    """
+
+    is_stream: bool
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at an offset. Raises OutputError if that fails."""

@@ -8,6 +8,8 @@ import sys
 class Discard:
     """Discards all bytes."""
 
+    is_stream = False
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         pass
 

@@ -20,6 +20,8 @@ _AHEAD = 64 << 20  # bytes by which a file is extended beyond its need: each tim
 class _File:
     """Bytes at offsets of an empty file. Subclasses say what becomes of it."""
 
+    is_stream = False
+
     def __init__(self, fd: int, path: str, name: str) -> None:
         """Create nothing: the file is open.
 
@@ -199,6 +201,10 @@ class FileTransport(_File):
         except OSError as e:
             raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         super().__init__(fd, temporary, self._path)
+
+    def descriptor(self) -> int:
+        """Return a new descriptor of the file, to read what was written."""
+        return os.dup(self._fd)
 
     def _check_free(self, path: str) -> None:
         try:

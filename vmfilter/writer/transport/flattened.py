@@ -51,6 +51,8 @@ class FlattenedTransport:
     is within the data of a record with pages, writing goes on after that record, and the lost pages are zeros.
     """
 
+    is_stream = True
+
     def __init__(self, below: Sink) -> None:
         """Write the header.
 
@@ -136,7 +138,8 @@ class FlattenedTransport:
 
     def _put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._records.append(self._next_record(offset, data))
-        self._append(RECORD.pack(offset, len(data)), data)
+        head = RECORD.pack(offset, len(data))
+        self._append(*((head, data) if len(data) >= _LARGE else (b"".join((head, data)),)))
         self._end = max(self._end, offset + len(data))
         self._see_what_landed()
 

@@ -71,7 +71,7 @@ class StreamSink:
 
     def abort(self) -> str | None:
         """See Sink. The reader at the other end sees the stream end early."""
-        return f"{self._name}: what was sent is not a dump: its end is missing"
+        return f"{self._name}: what was sent is incomplete: its end is missing"
 
 
 class DiskSink(StreamSink):
