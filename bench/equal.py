@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Prove that a refactoring changes no dump: two builds of vmfilter must make the same files, byte for byte.
 
-    bench/equal.py OLD_VMFILTER NEW_VMFILTER VMCORE ... [--texts] [--cache FILE] [--jobs N]
+    bench/equal.py OLD_VMFILTER NEW_VMFILTER VMCORE ... [--short] [--texts] [--cache FILE] [--jobs N]
 
-Each build runs every line of MATRIX on each vmcore, or of SHORT if the vmcore takes more than 80 MiB of disk. The exit
-status of each line and the content of every file that it makes are compared; with --texts also what it prints, except
+Each build runs every line of MATRIX on each vmcore; with --short, for large vmcores, every line of SHORT. The exit
+status of each line and the content of every file that it makes are compared; with --texts also what it prints, less
 times and progress. The exit status is 1 if anything differs.
 
-Dumps are made in a temporary folder, below TMPDIR. Each job needs up to four times the size of its vmcore there.
+Dumps are made in a temporary folder, below TMPDIR. Each job needs up to four times the size of its vmcore there, or
+ten times the size of a dump.
 """
 
 from __future__ import annotations
@@ -118,7 +119,6 @@ vmfilter dmesg {vmcore,--json vmcore,--level --caller vmcore,--since-clear vmcor
 vmfilter mem-usage vmcore
 vmfilter verify kdump --against vmcore
 """
-_BIG = 80 << 20  # bytes on the disk
 _PROGRESS = re.compile(r"\r[^\r\n]*|^(Classify|Writ|Verify)ing pages .*\n", re.MULTILINE)
 _SECONDS = re.compile(r" +[\d.]+ s(econds)?$", re.MULTILINE)
 
@@ -131,13 +131,11 @@ class Output(NamedTuple):
     text: str
 
 
-def lines_for(vmcore: Path) -> list[str]:
-    """Return the lines to run on a vmcore."""
-    lines: dict[str, None] = {}
-    for template in (SHORT if vmcore.stat().st_blocks * 512 > _BIG else MATRIX).split("\n"):
+def lines_of(matrix: str) -> Iterator[str]:
+    """Have every line that a matrix stands for."""
+    for template in filter(None, matrix.split("\n")):
         parts = [part.split(",") if i % 2 else [part] for i, part in enumerate(re.split("{(.+?)}", template))]
-        lines |= dict.fromkeys(map("".join, itertools.product(*parts)))
-    return [line for line in lines if line]
+        yield from map("".join, itertools.product(*parts))
 
 
 def _digest(path: Path) -> str:
@@ -145,8 +143,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def run(vmfilter: str, vmcore: Path) -> dict[str, Output]:
-    """Run all lines on a vmcore; return the result of each."""
+def run(vmfilter: str, vmcore: Path, matrix: str) -> dict[str, Output]:
+    """Run a matrix on a vmcore; return what each line came to."""
     program = shutil.which(vmfilter) or sys.exit(f"{vmfilter}: no such program")
     outputs = {}
     with tempfile.TemporaryDirectory(prefix="equal-") as name:
@@ -155,7 +153,7 @@ def run(vmfilter: str, vmcore: Path) -> dict[str, Output]:
         (folder / "bin/vmfilter").symlink_to(Path(program).absolute())
         (folder / "vmcore").symlink_to(vmcore.absolute())
         environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-        for line in lines_for(vmcore):
+        for line in lines_of(matrix):
             before = set(folder.iterdir())
             ended = subprocess.run(
                 ["bash", "-o", "pipefail", "-c", line],
@@ -192,17 +190,18 @@ def differences(old: Output, new: Output, texts: bool) -> Iterator[str]:
 
 
 class Cache:
-    """Results of the old build for each vmcore, in a JSON file. A changed vmcore, or other lines, invalidate them."""
+    """What the old build made, in a JSON file. It does not know a vmcore that changed, nor one with another matrix."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Read the file if it exists; without a path, keep nothing."""
+    def __init__(self, path: Path | None, matrix: str) -> None:
+        """Read the file if it exists; without a path nothing is kept."""
         self._path = path
+        self._matrix = hashlib.sha256(matrix.encode()).hexdigest()
         self._known = json.loads(path.read_text()) if path and path.exists() else {}
 
     def get(self, vmcore: Path) -> dict[str, Output] | None:
-        """Return the old build's results for a vmcore, or None."""
-        known = self._known.get(self._key(vmcore), {})
-        return {line: Output(*made) for line, made in known.items()} if list(known) == lines_for(vmcore) else None
+        """Return what the old build made of a vmcore, if that is known."""
+        known = self._known.get(self._key(vmcore))
+        return known and {line: Output(*made) for line, made in known.items()}
 
     def put(self, vmcore: Path, outputs: dict[str, Output]) -> None:
         """Keep the old build's results."""
@@ -212,10 +211,9 @@ class Cache:
             aside.write_text(json.dumps(self._known, indent=1) + "\n")
             aside.replace(self._path)
 
-    @staticmethod
-    def _key(vmcore: Path) -> str:
+    def _key(self, vmcore: Path) -> str:
         stat = vmcore.stat()
-        return f"{vmcore.name} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{vmcore.name} {stat.st_size} {stat.st_mtime_ns} {self._matrix}"
 
 
 def main() -> None:
@@ -224,14 +222,16 @@ def main() -> None:
     parser.add_argument("old", help="vmfilter command of the old build")
     parser.add_argument("new", help="vmfilter command of the new build")
     parser.add_argument("vmcores", nargs="+", type=Path, metavar="VMCORE")
+    parser.add_argument("--short", action="store_true", help="run the short matrix")
     parser.add_argument("--texts", action="store_true", help="compare what is printed as well")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="keeps what OLD made; remove it if OLD changes")
     parser.add_argument("--jobs", type=int, default=2, help="vmcores at a time (default: %(default)s)")
     options = parser.parse_args()
-    cache = Cache(options.cache)
+    matrix = SHORT if options.short else MATRIX
+    cache = Cache(options.cache, matrix)
 
     def both(vmcore: Path) -> tuple[dict[str, Output], dict[str, Output]]:
-        return cache.get(vmcore) or run(options.old, vmcore), run(options.new, vmcore)
+        return cache.get(vmcore) or run(options.old, vmcore, matrix), run(options.new, vmcore, matrix)
 
     total = equal = 0
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -67,13 +67,12 @@ _NEW = """[ $1 = bytes ] && echo other > $2 || echo $1 > $2
 [ $1 != status ]"""
 
 
-def test_builds_differ_in_bytes_files_exit_status_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = ("vmfilter same kept", "vmfilter {same,bytes,file,status,text} new", "cat kept new")
-    monkeypatch.setattr(equal, "MATRIX", "\n".join(matrix))
+def test_builds_differ_in_bytes_files_exit_status_and_text(tmp_path: Path) -> None:
+    matrix = "\nvmfilter same kept\nvmfilter {same,bytes,file,status,text} new\n\ncat kept new\n"
     for name, script in (("vmcore", ""), ("old", _OLD), ("new", _NEW)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o700)
-    old, new = (equal.run(str(tmp_path / name), tmp_path / "vmcore") for name in ("old", "new"))
+    old, new = (equal.run(str(tmp_path / name), tmp_path / "vmcore", matrix) for name in ("old", "new"))
     assert {line: list(equal.differences(old[line], new[line], texts=True)) for line in old} == {
         "vmfilter same kept": [],
         "vmfilter same new": [],
@@ -88,17 +87,12 @@ def test_builds_differ_in_bytes_files_exit_status_and_text(tmp_path: Path, monke
     assert old["cat kept new"].status == 1
 
 
-def test_results_of_the_old_build_are_reused_until_vmcore_or_lines_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_of_the_old_build_are_known_while_vmcore_and_matrix_stay(tmp_path: Path) -> None:
     vmcore, cache = tmp_path / "vmcore", tmp_path / "cache"
     vmcore.write_bytes(b"memory")
     outputs = {"echo a > new": equal.Output(0, {"new": "digest"}, "")}
-    monkeypatch.setattr(equal, "MATRIX", "echo a > new")
-    equal.Cache(cache).put(vmcore, outputs)
-    assert equal.Cache(cache).get(vmcore) == outputs
-    monkeypatch.setattr(equal, "MATRIX", "echo b > new")
-    assert equal.Cache(cache).get(vmcore) is None
-    monkeypatch.setattr(equal, "MATRIX", "echo a > new")
+    equal.Cache(cache, "echo a > new").put(vmcore, outputs)
+    assert equal.Cache(cache, "echo a > new").get(vmcore) == outputs
+    assert equal.Cache(cache, "echo {a,b} > new").get(vmcore) is None
     vmcore.write_bytes(b"other memory")
-    assert equal.Cache(cache).get(vmcore) is None
+    assert equal.Cache(cache, "echo a > new").get(vmcore) is None
