@@ -4,7 +4,7 @@
     bench/equal.py OLD_VMFILTER NEW_VMFILTER VMCORE ... [--short] [--texts] [--cache FILE] [--jobs N]
 
 Each build runs every line of MATRIX on each vmcore; with --short, for large vmcores, every line of SHORT. The exit
-status of each line and the content of every file that it makes are compared; with --texts also what it prints, less
+status of each line and the content of every file that it makes are compared; with --texts also what it prints, except
 times and progress. The exit status is 1 if anything differs.
 
 Dumps are made in a temporary folder, below TMPDIR. Each job needs up to four times the size of its vmcore there, or
@@ -144,7 +144,7 @@ def _digest(path: Path) -> str:
 
 
 def run(vmfilter: str, vmcore: Path, matrix: str) -> dict[str, Output]:
-    """Run a matrix on a vmcore; return what each line came to."""
+    """Run a matrix on a vmcore; return the result of each line."""
     program = shutil.which(vmfilter) or sys.exit(f"{vmfilter}: no such program")
     outputs = {}
     with tempfile.TemporaryDirectory(prefix="equal-") as name:
@@ -190,16 +190,16 @@ def differences(old: Output, new: Output, texts: bool) -> Iterator[str]:
 
 
 class Cache:
-    """What the old build made, in a JSON file. It does not know a vmcore that changed, nor one with another matrix."""
+    """Results of the old build, in a JSON file. A changed vmcore, or another matrix, invalidates them."""
 
     def __init__(self, path: Path | None, matrix: str) -> None:
-        """Read the file if it exists; without a path nothing is kept."""
+        """Read the file if it exists; without a path, keep nothing."""
         self._path = path
         self._matrix = hashlib.sha256(matrix.encode()).hexdigest()
         self._known = json.loads(path.read_text()) if path and path.exists() else {}
 
     def get(self, vmcore: Path) -> dict[str, Output] | None:
-        """Return what the old build made of a vmcore, if that is known."""
+        """Return the old build's results for a vmcore, or None."""
         known = self._known.get(self._key(vmcore))
         return known and {line: Output(*made) for line, made in known.items()}
 

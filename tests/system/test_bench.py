@@ -87,7 +87,7 @@ def test_builds_differ_in_bytes_files_exit_status_and_text(tmp_path: Path) -> No
     assert old["cat kept new"].status == 1
 
 
-def test_outputs_of_the_old_build_are_known_while_vmcore_and_matrix_stay(tmp_path: Path) -> None:
+def test_results_of_the_old_build_are_reused_until_vmcore_or_matrix_changes(tmp_path: Path) -> None:
     vmcore, cache = tmp_path / "vmcore", tmp_path / "cache"
     vmcore.write_bytes(b"memory")
     outputs = {"echo a > new": equal.Output(0, {"new": "digest"}, "")}
