@@ -65,6 +65,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the tests that need a lab if there is none."""
+    if item.get_closest_marker("lab") and not VMCORES.is_dir():
+        pytest.skip(f"no vmcores in {VMCORES}")
+
+
 @pytest.fixture(scope="session")
 def lab(shared: Shared) -> Callable[[str], Path]:
     """Path of a file of the lab, unpacked."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import kpageflags
 import pytest
-from judges import LAB, VMCORES, judge, needs_lab, peer_is_here
+from judges import LAB, VMCORES, judge, peer_is_here
 from kdumpreader import Kdump
 
 import vmfilter
@@ -32,7 +32,7 @@ WITH_REFERENCE = ["x86-6.12", "x86-7.2", "x86-pmem3"]
 PMEM = ["x86-pmem2", "x86-pmem3"]
 CODECS = ["zlib", "lzo", "snappy", "zstd", "none"]
 
-pytestmark = needs_lab
+pytestmark = pytest.mark.lab
 
 
 def reference(name: str) -> dict[str, dict[str, object]]:

@@ -17,6 +17,8 @@ from kdumpreader import Kdump
 import vmfilter
 from vmfilter.kernel.search import understand
 
+pytestmark = pytest.mark.lab
+
 PEER = [sys.executable, str(LAB / "lab" / "peer.py"), "makedumpfile"]
 OURS = [sys.executable, "-m", "vmfilter", "makedumpfile"]
 

@@ -9,12 +9,12 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from judges import LAB, needs_lab, peer_is_here
+from judges import LAB, peer_is_here
 
 import vmfilter
 from vmfilter.verify import verify_dump
 
-pytestmark = needs_lab
+pytestmark = pytest.mark.lab
 
 
 def makedumpfile(*arguments: object) -> None:

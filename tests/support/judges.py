@@ -9,14 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parents[3] / "shared"))
 VMCORES = LAB / "vmcores"
-needs_lab = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not VMCORES.is_dir(), reason=f"no vmcores in {VMCORES}"),
-]
 
 
 def judge(*arguments: str | Path) -> str:
