@@ -920,7 +920,10 @@ def test_through_a_shells_pipe_it_is_like_the_direct_output(vmcore: Path, tmp_pa
 @pytest.mark.parametrize("read", [0, 1, 5000, 100_000])
 def test_a_reader_that_goes_away_is_an_output_error(vmcore: Path, tmp_path: Path, read: int) -> None:
     with subprocess.Popen(
-        command("filter", "-q", "--compress", "none", vmcore, "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command("filter", "-q", "--compress", "none", vmcore, "-"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pipesize=PAGE,
     ) as p:
         assert p.stdout is not None
         assert p.stderr is not None
