@@ -66,7 +66,7 @@ Pages = dict[int, bytes]
 def unflattened(data: bytes) -> bytes:
     """Return the dump in a flattened file as vmfilter writes it: no byte is written twice, nothing follows the end.
 
-    crash reads flattened files in place, and takes bytes that no record contains for missing. Only the rest of the
+    libkdumpfile reads flattened files in place, and does not expect bytes that no record contains. Only the rest of the
     header's block is in none, as in makedumpfile's; and an incomplete dump has its header twice.
     """
     assert data[:32] == b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)

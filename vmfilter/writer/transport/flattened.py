@@ -195,7 +195,7 @@ class FlattenedTransport:
         self._again = [(offset, data[: max(start - offset, 0)]) for offset, data in self._again]
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport. Zeros are written: crash needs them, since it reads flattened files in place."""
+        """See Transport. Zeros are written: libkdumpfile reads flattened files in place, and does not expect gaps."""
         for at, zeros in zeros_in(offset, offset + size):
             self._record(at, zeros)
 
