@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
@@ -109,12 +107,12 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
     except KernelError as e:
         warnings.append(f"{dump.path}: {e}; missing memory cannot be detected")
     pmem = find_pmem(dump, page_size, kernel)
-    counts = array("Q", bytes(8 * len(PageClass)))
+    counter = ClassCounter()
     namespaces = NamespaceCounter(pmem.namespaces, page_size)
     for window in Classifier(dump, page_size, None, pmem).windows():
-        native.count_classes(window.classes, counts)
+        counter.add(window.classes)
         namespaces.add(window.pfn, window.classes)
-    classes = {c: counts[c] for c in PageClass}
+    classes = counter.result()
     parts = dump.parts
     return DumpInfo(
         path=dump.path,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import NamedTuple
 
-from vmfilter import native
 from vmfilter.errors import KernelError
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.exclude import excluded_classes
@@ -59,10 +57,10 @@ def memory_usage(dump: Dump) -> Usage:
         classifier = Classifier(dump, page_size, kernel, pmem)
     except KernelError as e:
         raise KernelError(f"{dump.path}: {e}") from e
-    counts = array("Q", bytes(8 * len(PageClass)))
+    counter = ClassCounter()
     for window in classifier.windows():
-        native.count_classes(window.classes, counts)
+        counter.add(window.classes)
     warnings = [*dump.warnings, *pmem.warnings, *classifier.warnings]
     if classifier.unknown:
         warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they are counted as kernel")
-    return Usage(page_size, max_pfn(dump, page_size), {c: counts[c] for c in PageClass}, warnings)
+    return Usage(page_size, max_pfn(dump, page_size), counter.result(), warnings)

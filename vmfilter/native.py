@@ -8,6 +8,7 @@ description means that the function writes to the buffer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmfilter._core import ffi, lib
@@ -387,9 +388,9 @@ def _count(array: ReadableBuffer, size: int) -> int:
 def _contents(extents: ReadableBuffer, data: ReadableBuffer) -> tuple[Any, int, Any]:
     """Return extents, their number, and their contents, as arguments of a C function."""
     found, contents = _read("struct vmf_extent[]", extents), _read("uint8_t[]", data)
-    count = _count(extents, EXTENT)
-    _require(len(contents), max((found[i].at + found[i].size for i in range(count)), default=0))
-    return found, count, contents
+    words = memoryview(extents).cast("B").cast("Q")  # each access to a member of found[i] would make an object
+    _require(len(contents), max(map(add, words[1::3], words[2::3]), default=0))
+    return found, _count(extents, EXTENT), contents
 
 
 # Page descriptors: csrc/kdump.c

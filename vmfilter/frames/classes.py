@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from enum import IntEnum
+
+from vmfilter import native
 
 
 class PageClass(IntEnum):
@@ -23,3 +26,18 @@ class PageClass(IntEnum):
     PMEM_METADATA = 8
     PMEM_USERDATA = 9
     EXCLUDED = 10
+
+
+class ClassCounter:
+    """Counts page frames by class."""
+
+    def __init__(self) -> None:
+        self._counts = array("Q", bytes(8 * len(PageClass)))
+
+    def add(self, classes: memoryview) -> None:
+        """Count page frames; classes has one byte per frame."""
+        native.count_classes(classes, self._counts)
+
+    def result(self) -> dict[PageClass, int]:
+        """Return the number of page frames of each class so far."""
+        return {c: self._counts[c] for c in PageClass}

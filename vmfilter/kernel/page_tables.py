@@ -27,18 +27,7 @@ class Translation(NamedTuple):
 
 def _decoder(paging: Paging) -> native.TableDecoder:
     return native.TableDecoder(
-        [
-            native.EntryFormat(
-                level.shift,
-                level.present_mask,
-                level.present_value,
-                level.leaf_mask,
-                level.leaf_value,
-                level.leaf_address,
-                level.table_address,
-            )
-            for level in paging.levels
-        ],
+        [native.EntryFormat(*(getattr(level, name) for name in native.EntryFormat._fields)) for level in paging.levels],
         swap=(BE64 if paging.big_endian else LE64).swapped,
         entry_size=paging.entry_size,
         address_shift=paging.address_shift,

@@ -134,7 +134,8 @@ class Classifier:
         while at < pfn + count:
             end, memmap = self._model.stretch(at, pfn + count)
             part = classes[at - pfn : end - pfn]
-            if any(c in bytes(part) for c in self._asked):
+            held = bytes(part)
+            if any(c in held for c in self._asked):
                 if memmap is None:
                     self._count_unknown(part)
                 else:
@@ -142,7 +143,7 @@ class Classifier:
             at = end
 
     def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
-        """Classify page frames, given the address of their struct pages. Count those that the dump lacks."""
+        """Classify page frames from pfn on, by the struct pages at vaddr. Count frames without one in the dump."""
         size = self._struct_page
         done = 0
         # Pieces are aligned to their size, so a compound page's first two struct pages are in the same piece: the

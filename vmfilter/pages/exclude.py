@@ -6,11 +6,10 @@ bit 1, a kept page that turns out to be zero is excluded when it is read.
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING
 
 from vmfilter import native
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
 
@@ -70,11 +69,11 @@ class Selection:
         self.uncounted = 0
         self._first_pfn = first_pfn
         self._keeps = bytes(c != PageClass.HOLE and c not in self.excluded for c in range(256))
-        self._counts = array("Q", bytes(8 * len(PageClass)))
+        self._counter = ClassCounter()
 
     def take(self, window: Window) -> tuple[bytearray, bytearray]:
         """Select the page frames of a window; return its bitmap of memory and its bitmap of kept page frames."""
-        native.count_classes(window.classes, self._counts)
+        self._counter.add(window.classes)
         present, kept = (native.bitmap(window.classes, table) for table in (_PRESENT, self._keeps))
         before = min(max(self._first_pfn - window.pfn, 0), len(window.classes))
         if before:
@@ -87,4 +86,4 @@ class Selection:
     @property
     def counts(self) -> dict[PageClass, int]:
         """Number of page frames of each class so far."""
-        return {c: self._counts[c] for c in PageClass}
+        return self._counter.result()

@@ -11,7 +11,7 @@ from vmfilter.arch import Arch
 from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import NT_PRSTATUS, Load
 from vmfilter.formats.uts import Utsname
-from vmfilter.reader.source import Source
+from vmfilter.reader.source import Source, bytes_at
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec
@@ -260,6 +260,4 @@ class Dump:
         """
         if size < 0 or size > _MAX_READ:
             raise InputError(f"{self.path}: damaged: implausible size of {size} bytes at offset {offset:#x}")
-        buffer = bytearray(size)
-        self._source.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return bytes_at(self._source, offset, size)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.formats.flattened import CHECKED_SIZE, HEADER_SIZE, RECORD, check_header, check_record
-from vmfilter.reader.source import Source
+from vmfilter.reader.source import Source, bytes_at
 
 FLATTENED = "flattened"
 """Name of this layer in Source.wrappings."""
@@ -46,11 +46,11 @@ class FlattenedSource:
         self.size: int | None
         self._source = source
         file_end = _NO_END if source.size is None else source.size
-        check_header(source.path, self._bytes(0, CHECKED_SIZE))
+        check_header(source.path, bytes_at(source, 0, CHECKED_SIZE))
         found: list[tuple[int, int, int]] = []
         at = HEADER_SIZE
         while at + RECORD.size <= file_end:
-            offset, size = check_record(self.path, at, self._bytes(at, RECORD.size))
+            offset, size = check_record(self.path, at, bytes_at(source, at, RECORD.size))
             at += RECORD.size
             if offset < 0:
                 break
@@ -70,11 +70,6 @@ class FlattenedSource:
         self._sizes = array("Q", (r[1] for r in found))
         self._places = array("Q", (r[2] for r in found))
         self.size = self._size = max((offset + size for offset, size, _ in found), default=0)
-
-    def _bytes(self, offset: int, size: int) -> bytes:
-        buffer = bytearray(size)
-        self._source.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         at, end = offset, offset + len(view)

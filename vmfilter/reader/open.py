@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vmfilter.errors import InputError, names_of
 from vmfilter.reader.dump import Dump
-from vmfilter.reader.source import PreadSource, Source, open_source
+from vmfilter.reader.source import PreadSource, Source, bytes_at, open_source
 
 Path = str | os.PathLike[str]
 """Path of a file."""
@@ -112,10 +112,7 @@ def _spooled(name: str, fd: int) -> Source:
 
 def _begin(source: Source) -> bytes:
     """Return the first 16 bytes, fewer if the file is shorter."""
-    size = 16 if source.size is None else min(source.size, 16)
-    begin = bytearray(size)
-    source.read_into(0, memoryview(begin))
-    return bytes(begin)
+    return bytes_at(source, 0, 16 if source.size is None else min(source.size, 16))
 
 
 def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:

@@ -51,6 +51,13 @@ class Source(Protocol):
         """Return whether this is the file with this stat() result."""
 
 
+def bytes_at(source: Source, offset: int, size: int) -> bytes:
+    """Return size bytes of a file from offset on. Raises InputError as Source.read_into() does."""
+    buffer = bytearray(size)
+    source.read_into(offset, memoryview(buffer))
+    return bytes(buffer)
+
+
 class PreadSource:
     """Any file that supports pread."""
 
@@ -75,11 +82,11 @@ class PreadSource:
         self.cut = cut
         self._fd = fd
         self._original = original or os.fstat(fd)
+        self.size: int | None
         try:
-            size = os.lseek(fd, 0, os.SEEK_END)  # st_size of a block device is 0
+            self.size = os.lseek(fd, 0, os.SEEK_END)  # st_size of a block device is 0
         except OSError:
-            size = 0
-        self.size = size if size or not _on_procfs(fd) else None
+            self.size = 0
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -135,6 +142,7 @@ class ProcSource(PreadSource):
 
     def __init__(self, path: str, fd: int) -> None:
         super().__init__(path, fd)
+        self.size = self.size or None
         self._reading = Lock()
 
     def read_into(self, offset: int, view: memoryview) -> None:

@@ -39,7 +39,7 @@ from vmfilter.formats.elf import (
 )
 from vmfilter.formats.memory_note import MAX_RANGES
 from vmfilter.frames.bitmap import runs_in
-from vmfilter.frames.ranges import Range
+from vmfilter.frames.ranges import Range, append
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes
 
@@ -109,11 +109,8 @@ class ElfWriter:
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
         """Collect the ranges of memory for the note. PT_LOADs say which pages are kept."""
         for first, count in runs_in(present, pfn, min(8 * len(present), self._max_mapnr - pfn)):
-            start, end = first * self._page_size, (first + count) * self._page_size
-            if self._memory and self._memory[-1][1] == start:
-                self._memory[-1] = self._memory[-1][0], end
-            elif len(self._memory) <= MAX_RANGES:
-                self._memory.append((start, end))
+            if len(self._memory) <= MAX_RANGES:
+                append(self._memory, first * self._page_size, (first + count) * self._page_size)
 
     def finish_bitmaps(self) -> None:
         """Make the note of memory ranges, unless there are too many."""

@@ -14,7 +14,7 @@ from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, Su
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.kdump.headers import read_headers
-from vmfilter.reader.source import Source
+from vmfilter.reader.source import Source, bytes_at
 
 _MAX_MAPNR = 1 << 44  # 56 address bits, in pages of 4 KiB
 PIECE = 1 << 18
@@ -75,9 +75,7 @@ class KdumpFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return size bytes of the file. Raises InputError if it ends before that, or cannot be read."""
-        buffer = bytearray(size)
-        self.source.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return bytes_at(self.source, offset, size)
 
     def next_set(self, bitmap: int, byte: int) -> int:
         """Return the first byte >= byte of a bitmap (bitmap1 or bitmap2) that may have bits set: it is in no hole."""

@@ -1,6 +1,7 @@
 """Flattened output: a dump as a stream of records, for pipes and other places that cannot seek.
 
-vmfilter/formats/flattened.py draws the format. No offset is written twice.
+vmfilter/formats/flattened.py draws the format. No offset is written twice, but for the header of a kdump-compressed
+dump that turns out to be incomplete.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ class FlattenedTransport:
     def _put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._records.append(self._next_record(offset, data))
         head = RECORD.pack(offset, len(data))
-        self._append(*((head, data) if len(data) >= _LARGE else (b"".join((head, data)),)))
+        if len(data) < _LARGE:  # a copy is cheaper than one more call
+            self._append(b"".join((head, data)))
+        else:
+            self._append(head, data)
         self._end = max(self._end, offset + len(data))
         self._see_what_landed()
 
