@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from elfbuilder import note, prstatus_note
-from kdumpbuilder import DESCRIPTOR, FLAGS, INCOMPLETE, MAIN, PAGE, SUB, KdumpFile, compress, some_page
+from kdumpbuilder import DESCRIPTOR, FLAGS, INCOMPLETE, MAIN, PAGE, PRSTATUS, SUB, KdumpFile, compress, some_page
 from kdumpmodel import MACHINES, STRETCH, Model, check_all, marked, read
 from kdumpreader import Kdump
 from tinyvmcore import INFO, vmcore
@@ -192,20 +192,6 @@ def test_frames_are_counted_from_phys_base_on_machines_that_do(
 
 
 # struct elf_prstatus of each machine, from the kernel's headers and QEMU's arch_dump.c
-PRSTATUS = [
-    ("arm", "<", "32 packed", 148),
-    ("arm64", "<", "64", 392),
-    ("i386", "<", "32 packed", 144),
-    ("i386", "<", "64", 144),  # by QEMU: its firmware ends at 4 GiB, which takes 64-bit addresses
-    ("loongarch64", "<", "64", 480),
-    ("ppc64", ">", "64", 504),
-    ("ppc64le", "<", "64", 504),
-    ("riscv64", "<", "64", 376),
-    ("s390x", ">", "64", 336),
-    ("x86_64", "<", "64", 336),
-]
-
-
 def by_qemu(endian: str, header: str, size: int) -> KdumpFile:
     """Make a file as QEMU does: it names no machine, and on arm it contains phys_base but counts frames from 0."""
     notes = b"".join(note(b"CORE", kind, bytes(length), endian) for kind, length in ((1, size), (2, 528), (1, size)))
@@ -215,20 +201,21 @@ def by_qemu(endian: str, header: str, size: int) -> KdumpFile:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
+@pytest.mark.parametrize(("name", "machine", "endian", "header", "size"), PRSTATUS)
 def test_a_dump_that_does_not_name_its_machine_is_recognised_by_its_registers(
-    opened: Opened, name: str, endian: str, header: str, size: int
+    opened: Opened, name: str, machine: str, endian: str, header: str, size: int
 ) -> None:
     file = by_qemu(endian, header, size)
     dump = opened(file)
     assert dump.arch is import_module(f"vmfilter.arch.{name}").ARCH
+    assert dump.arch.name == machine
     check_all(dump, Model(file))
     assert (dump.header.uts, dump.header.phys_base) == (Utsname(), 0x40000000)
 
 
-@pytest.mark.parametrize(("name", "endian", "header", "size"), PRSTATUS)
+@pytest.mark.parametrize(("name", "machine", "endian", "header", "size"), PRSTATUS)
 def test_the_new_dump_names_its_machine(
-    opened: Opened, tmp_path: Path, name: str, endian: str, header: str, size: int
+    opened: Opened, tmp_path: Path, name: str, machine: str, endian: str, header: str, size: int
 ) -> None:
     with opened(by_qemu(endian, header, size)) as dump:
         vmfilter.filter_dump(dump, tmp_path / "out", level=1)

@@ -8,23 +8,10 @@ from pathlib import Path
 
 import pytest
 from elfbuilder import note
-from kdumpbuilder import PAGE, KdumpFile, some_page
+from kdumpbuilder import PAGE, PRSTATUS, KdumpFile, some_page
 from kdumpmodel import Model, check_all
 
 import vmfilter
-
-PRSTATUS = [
-    ("x86_64", "<", "64", 336),
-    ("i686", "<", "64", 144),  # if any memory is above 4 GiB, the BIOS for one
-    ("i686", "<", "32 packed", 144),
-    ("armv7l", "<", "32 packed", 148),
-    ("aarch64", "<", "64", 392),
-    ("ppc64le", "<", "64", 504),
-    ("ppc64", ">", "64", 504),
-    ("riscv64", "<", "64", 376),
-    ("s390x", ">", "64", 336),
-    ("loongarch64", "<", "64", 480),
-]
 
 
 def qemu_file(endian: str, header: str, size: int, *, block: int = PAGE, name: bytes = b"Unknown") -> KdumpFile:
@@ -36,7 +23,7 @@ def qemu_file(endian: str, header: str, size: int, *, block: int = PAGE, name: b
     return KdumpFile(pages, machine=name, endian=endian, header=header, notes=notes, block=block, sub=sub)
 
 
-@pytest.mark.parametrize(("machine", "endian", "header", "size"), PRSTATUS)
+@pytest.mark.parametrize(("machine", "endian", "header", "size"), [row[1:] for row in PRSTATUS])
 @pytest.mark.parametrize("name", [b"Unknown", b"", b"S390X"])
 @pytest.mark.parametrize("block", [4096, 65536])
 def test_the_notes_identify_the_machine(

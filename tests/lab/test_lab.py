@@ -18,7 +18,7 @@ from typing import Any
 
 import kpageflags
 import pytest
-from judges import LAB, VMCORES, judge, peer_is_here
+from judges import LAB, VMCORES, judge, kdumpid, peer_is_here
 from kdumpreader import Kdump
 
 import vmfilter
@@ -117,10 +117,8 @@ def test_every_page_of_ppc64_is_the_vmcores_byte_for_byte(
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_kdumpid_recognises_ppc64(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
-    if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(lab("ppc64-6.12"), tmp_path / "dump", compress=codec)
-    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    said = kdumpid(tmp_path / "dump")
     assert "Arch: ppc64" in said
     assert "6.12.94+deb13-powerpc64le" in said
 
@@ -245,10 +243,8 @@ def test_drgn_finds_those_struct_pages_excluded_at_level_63(
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_kdumpid_recognises_the_dump(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
-    if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(lab("x86-6.12"), tmp_path / "dump", compress=codec)
-    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    said = kdumpid(tmp_path / "dump")
     assert "x86_64" in said
     assert "6.12.95" in said
 
@@ -365,10 +361,8 @@ def test_riscv64_of_kexec_load_contains_nothing_to_classify_pages_by(
 def test_kdumpid_recognises_other_machines(
     lab: Callable[[str], Path], tmp_path: Path, name: str, level: int, machine: str, release: str
 ) -> None:
-    if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid is not available here")
     vmfilter.filter_dump(lab(name), tmp_path / "dump", level=level)
-    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    said = kdumpid(tmp_path / "dump")
     assert f"Arch: {machine}\n" in said
     assert release in said
 
@@ -570,14 +564,12 @@ def test_drgn_opens_a_limited_dump_and_reads_what_it_contains(
 
 @pytest.mark.parametrize("how", ["elf", "flattened", "flattened elf", "limited", "limited elf", "part"])
 def test_kdumpid_recognises_every_form(lab: Callable[[str], Path], tmp_path: Path, how: str) -> None:
-    if not peer_is_here("kdumpid", "--version"):
-        pytest.skip("kdumpid is not available here")
     form = "elf" if "elf" in how else "kdump"
     limit = {"limited": 5 << 20, "limited elf": 110 << 20}.get(how)
     to = [tmp_path / "dump", tmp_path / "second"] if how == "part" else tmp_path / "dump"
     found = vmfilter.filter_dump(lab("x86-pmem3"), to, format=form, limit=limit, flatten="flattened" in how)
     assert bool(found.lost) == ("limited" in how)
-    said = judge("peer.py", "kdumpid", tmp_path / "dump")
+    said = kdumpid(tmp_path / "dump")
     assert f"Format: {'elf' if form == 'elf' else 'diskdump'}" in said
     assert "Arch: x86_64" in said
     assert "6.12.95" in said

@@ -1,10 +1,12 @@
-"""Runs the command in the test's process."""
+"""Runs the command, in the test's process or in one of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 
@@ -36,3 +38,12 @@ def standard_input(data: bytes) -> Iterator[None]:
         os.dup2(before, 0)
         os.close(before)
         feeder.join()
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until something has happened while a process runs, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)

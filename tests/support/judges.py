@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parents[3] / "shared"))
 VMCORES = LAB / "vmcores"
 
@@ -28,3 +30,10 @@ def peer_is_here(program: str, *arguments: str) -> bool:
     with open(peer) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two workers must not fetch it at once
         return subprocess.run([sys.executable, peer, program, *arguments], capture_output=True).returncode == 0
+
+
+def kdumpid(dump: Path) -> str:
+    """Return what libkdumpfile's kdumpid says about a dump; skip the test if it is not available."""
+    if not peer_is_here("kdumpid", "--version"):
+        pytest.skip("kdumpid is not available here")
+    return judge("peer.py", "kdumpid", dump)

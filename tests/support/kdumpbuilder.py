@@ -15,6 +15,19 @@ from pathlib import Path
 PAGE = 4096
 FLAGS = {"none": 0, "zlib": 1, "lzo": 2, "snappy": 4, "zstd": 32, "lz4": 64}
 INCOMPLETE = 8
+PRSTATUS = [
+    ("arm", "armv7l", "<", "32 packed", 148),
+    ("arm64", "aarch64", "<", "64", 392),
+    ("i386", "i686", "<", "32 packed", 144),
+    ("i386", "i686", "<", "64", 144),  # if any memory is above 4 GiB, for example the firmware
+    ("loongarch64", "loongarch64", "<", "64", 480),
+    ("ppc64", "ppc64", ">", "64", 504),
+    ("ppc64le", "ppc64le", "<", "64", 504),
+    ("riscv64", "riscv64", "<", "64", 376),
+    ("s390x", "s390x", ">", "64", 336),
+    ("x86_64", "x86_64", "<", "64", 336),
+]
+"""Files by QEMU: module in vmfilter.arch, utsname's machine, byte order, header, and bytes of NT_PRSTATUS."""
 
 Fields = dict[str, tuple[int, str]]
 """Offset and type of each field of a structure."""

@@ -11,13 +11,13 @@ import stat
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import logbuilder
 import pytest
+from command import wait_until
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, prstatus_note
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, Synthetic
@@ -580,11 +580,7 @@ def test_a_signal_ends_the_run_and_leaves_nothing(
     arguments = ["filter", "-q", "-d", "0", "--compress", "none", "-j", str(threads)]
     command = [sys.executable, "-c", _SLOW, *arguments, str(real("x86_64-6.12-small")), str(folder / "dump")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(os.stat(folder / n).st_size > 1 << 16 for n in os.listdir(folder)):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    wait_until(lambda: any(os.stat(folder / n).st_size > 1 << 16 for n in os.listdir(folder)), process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import wait_until
 from elfbuilder import PAGE, Elf, Load
 from kdumpreader import Kdump
 from namespaces import needs_program
@@ -285,11 +286,7 @@ def test_a_signal_keeps_what_was_written(small: Path, tmp_path: Path, number: si
         arguments += ["--format", "elf"]
     ran = [sys.executable, "-c", _SLOW, *map(str, arguments), str(small), str(tmp_path / "dump")]
     process = subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "begun").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    wait_until((tmp_path / "begun").exists, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -356,7 +353,7 @@ def test_a_disk_with_a_bad_block_keeps_what_precedes_it(
 def test_a_disk_that_dies_while_descriptors_are_written_is_one_error(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failed write of the descriptors must not keep those of the lost pages from being dropped."""
+    """If writing descriptors fails, the descriptors of the lost pages must still be dropped."""
     pwrite, dead = os.pwrite, [False]
 
     def dying(fd: int, data: memoryview, offset: int) -> int:
