@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Counts and bitmaps of page classes; runs of set bits in bitmaps. */
+/* Counts and bitmaps of page classes; runs of set bits in bitmaps, and of page frames by rank. */
 #include <string.h>
 
 #include "bytes.h"
@@ -86,5 +86,54 @@ uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t 
 		i = end;
 	}
 	*next = i;
+	return n;
+}
+
+/* Returns the first frame at or after i whose class differs from that of frame i, or count if there is none. */
+static uint64_t class_end(const uint8_t *classes, uint64_t i, uint64_t count)
+{
+	const uint8_t class = classes[i];
+
+	while (count - i >= 8 && vmf_load64(classes + i, 0) == EACH * class)
+		i += 8;
+	while (i < count && classes[i] == class)
+		i++;
+	return i;
+}
+
+/* Sorts runs by rank; runs of one rank keep their order. */
+static void sort_by_rank(const struct vmf_ranked_run *from, uint64_t n, struct vmf_ranked_run *to)
+{
+	uint64_t next[VMF_RANKS + 1] = {0};
+
+	for (uint64_t i = 0; i < n; i++)
+		next[from[i].rank + 1]++;
+	for (unsigned r = 1; r < VMF_RANKS; r++)
+		next[r] += next[r - 1];
+	for (uint64_t i = 0; i < n; i++)
+		to[next[from[i].rank]++] = from[i];
+}
+
+uint64_t vmf_ranked_runs(const uint8_t *classes, uint64_t count, const uint8_t rank_of[256], uint32_t below,
+			 struct vmf_ranked_run *runs, struct vmf_ranked_run *scratch, uint64_t max_runs,
+			 uint64_t counts[VMF_RANKS])
+{
+	uint64_t n = 0, index = 0, end;
+
+	memset(counts, 0, VMF_RANKS * sizeof(*counts));
+	for (uint64_t i = 0; i < count; i = end) {
+		const uint8_t rank = rank_of[classes[i]];
+
+		end = class_end(classes, i, count);
+		while (end < count && rank_of[classes[end]] == rank)
+			end = class_end(classes, end, count);
+		if (rank >= VMF_RANKS)
+			continue;
+		counts[rank]++;
+		if (rank < below && n < max_runs)
+			scratch[n++] = (struct vmf_ranked_run){(uint32_t)i, (uint32_t)(end - i), (uint32_t)index, rank};
+		index += end - i;
+	}
+	sort_by_rank(scratch, n, runs);
 	return n;
 }

@@ -32,6 +32,11 @@ enum vmf_class {
 	VMF_CLASSES = 11
 };
 
+/* Page frames are written in order of their rank, then of their number. */
+enum vmf_ranks {
+	VMF_RANKS = 8
+};
+
 /* A page has this type if (_mapcount & mask) == value. {1, 0} matches no page. */
 struct vmf_page_type {
 	uint32_t value, mask;
@@ -143,6 +148,37 @@ uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
  * Return: number of pairs.
  */
 uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
+
+/*
+ * struct vmf_ranked_run - consecutive page frames of the same rank
+ * @first: first frame, relative to the window
+ * @count: number of frames
+ * @index: number of frames of any rank in the window before @first
+ * @rank: their rank
+ */
+struct vmf_ranked_run {
+	uint32_t first;
+	uint32_t count;
+	uint32_t index;
+	uint32_t rank;
+};
+
+/*
+ * vmf_ranked_runs() - find runs of page frames by rank: the order in which a dump is written
+ * @classes: in: @count bytes
+ * @count: number of page frames, less than 2^32
+ * @rank_of: in: indexed by class; a rank less than 8, or 255 if the class is not kept
+ * @below: return only runs of a lower rank
+ * @runs: out: ordered by rank, then by frame
+ * @scratch: as large as @runs
+ * @max_runs: capacity of @runs and of @scratch. Further runs are only counted.
+ * @counts: out: number of runs of each rank, including those not returned
+ *
+ * Return: number of runs returned.
+ */
+uint64_t vmf_ranked_runs(const uint8_t *classes, uint64_t count, const uint8_t rank_of[256], uint32_t below,
+			 struct vmf_ranked_run *runs, struct vmf_ranked_run *scratch, uint64_t max_runs,
+			 uint64_t counts[8]);
 
 /*
  * struct vmf_table_level - one level of page tables

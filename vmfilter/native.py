@@ -181,6 +181,40 @@ def find_runs(bits: ReadableBuffer, at: int, end: int, found: WriteableBuffer) -
     return n, following[0]
 
 
+RANKS: int = lib.VMF_RANKS
+"""Limit of ranks of page frames."""
+NO_RANK = 255
+"""In a table of ranks: the class is not kept."""
+RANKED_RUN: int = ffi.sizeof("struct vmf_ranked_run")
+"""Size of a ranked run in bytes: u32 first frame, number of frames, index, rank."""
+
+
+def ranked_runs(
+    classes: ReadableBuffer, rank_of: bytes, below: int, runs: WriteableBuffer, scratch: WriteableBuffer
+) -> tuple[int, list[int]]:
+    """Find runs of page frames that have the same rank.
+
+    Args:
+        classes: one byte per frame.
+        rank_of: 256 bytes, indexed by class: a rank, or NO_RANK.
+        below: find only runs of a lower rank.
+        runs: out: ranked runs, ordered by rank, then by frame; see RANKED_RUN. The first frame is relative to classes;
+            the index is the number of frames before it that have a rank.
+        scratch: as large as runs.
+
+    Returns:
+        Number of runs in the buffer; and the number of runs of each rank, including those not in the buffer.
+
+    """
+    _require(len(rank_of), 256)
+    found = _read("uint8_t[]", classes)
+    out, other = _write("struct vmf_ranked_run[]", runs), _write("struct vmf_ranked_run[]", scratch)
+    _require(len(other), len(out))
+    counts = ffi.new("uint64_t[]", RANKS)
+    n: int = lib.vmf_ranked_runs(found, len(found), rank_of, below, out, other, len(out), counts)
+    return n, list(counts)
+
+
 # Page tables: csrc/tables.c
 
 

@@ -167,7 +167,7 @@ class DumpRun:
                 packed(
                     self._dump,
                     self._page_size,
-                    frames.runs(),
+                    writer.order(),
                     lambda: packer(to.codec, to.effort, self._page_size),
                     skip_zero,
                     to.budget(),
@@ -207,12 +207,10 @@ class DumpRun:
         if limit is None:
             writer.put_pages(pages)
             return True
-        done = used = 0
-        while n := writer.fitting(pages.sizes[done:], limit):  # pages that were shared left room for more
-            size = sum(pages.sizes[done : done + n].tolist())
-            writer.put_pages(pages.part(slice(done, done + n), slice(used, used + size)))
-            done, used = done + n, used + size
-        return done == len(pages.sizes)
+        while n := writer.fitting(pages.sizes, limit):  # pages that were shared left room for more
+            part, pages = pages.split(n)
+            writer.put_pages(part)
+        return not len(pages.sizes)
 
     def _writer(self, to: Destination, transports: Sequence[Transport]) -> Writer:
         if to.form.format == "elf":

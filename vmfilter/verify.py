@@ -11,7 +11,7 @@ from vmfilter.compress.budget import Budget, budget
 from vmfilter.compress.pipeline import chunks_of
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError
-from vmfilter.frames.bitmap import Run
+from vmfilter.frames.frame_set import Stretch
 from vmfilter.reader import Dump
 
 if TYPE_CHECKING:
@@ -107,15 +107,17 @@ def verify_dump(
     return result
 
 
-def _checked(dump: Dump, against: Dump | None, page: int, limits: Budget) -> Iterator[tuple[list[Run], Verification]]:
+def _checked(
+    dump: Dump, against: Dump | None, page: int, limits: Budget
+) -> Iterator[tuple[list[Stretch], Verification]]:
     """Check all pages; yield the result of each chunk, in order."""
     pending: deque[_Check] = deque()
     pool = WorkerPool(lambda: _Checker(dump, against, page), limits.threads)
     try:
-        for runs in chunks_of(_frames(dump, page), _CHUNK_BYTES // page):
+        for chunk in chunks_of(_frames(dump, page), _CHUNK_BYTES // page):
             if len(pending) == limits.chunks:
                 yield pending.popleft().result()
-            pending.append(_Check(runs))
+            pending.append(_Check(chunk))
             pool.submit(pending[-1])
         while pending:
             yield pending.popleft().result()
@@ -123,31 +125,31 @@ def _checked(dump: Dump, against: Dump | None, page: int, limits: Budget) -> Ite
         pool.end()
 
 
-def _frames(dump: Dump, page: int) -> Iterator[Run]:
-    """Yield runs of the page frames that a dump contains, in full or in part; each frame once."""
-    done = 0
+def _frames(dump: Dump, page: int) -> Iterator[Stretch]:
+    """Yield the page frames that a dump contains, in full or in part; each frame once."""
+    done = pages = 0
     for start, stop in dump.covered(0, dump.end):
         first, end = max(start // page, done), -(-stop // page)
         if first < end:
-            yield first, end - first
-            done = end
+            yield first, end - first, pages
+            done, pages = end, pages + end - first
 
 
 class _Check(Task["_Checker"]):
     """A chunk in flight."""
 
-    def __init__(self, runs: list[Run]) -> None:
+    def __init__(self, chunk: list[Stretch]) -> None:
         super().__init__()
-        self._runs = runs
+        self._chunk = chunk
         self._found = Verification()
 
     def do(self, worker: _Checker) -> None:
-        self._found = worker.check(self._runs)
+        self._found = worker.check(self._chunk)
 
-    def result(self) -> tuple[list[Run], Verification]:
+    def result(self) -> tuple[list[Stretch], Verification]:
         """Wait for the chunk, and return its page frames and result. Raises what do() raised."""
         self.wait()
-        return self._runs, self._found
+        return self._chunk, self._found
 
 
 class _Checker:
@@ -158,9 +160,9 @@ class _Checker:
         self._ours = memoryview(bytearray(_CHUNK_BYTES))
         self._theirs = memoryview(bytearray(_CHUNK_BYTES if against else 0))
 
-    def check(self, chunk: list[Run]) -> Verification:
+    def check(self, chunk: list[Stretch]) -> Verification:
         found = Verification()
-        for pfn, count in chunk:
+        for pfn, count, _ in chunk:
             found.pages += count
             if not self._all_good(pfn * self._page, count * self._page):
                 for frame in range(pfn, pfn + count):

@@ -8,7 +8,7 @@ from vmfilter import native
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec, Packer
-    from vmfilter.frames.bitmap import Run
+    from vmfilter.frames.frame_set import Stretch
     from vmfilter.reader import Dump
 
 
@@ -32,9 +32,9 @@ class Passthrough:
         self._packer = packer
         self._skip_zero = skip_zero
 
-    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> tuple[int, int]:
         done = used = 0
-        for pfn, count in chunk:
+        for pfn, count, _ in chunk:
             end = done + count
             while done < end:
                 address = (pfn + count - (end - done)) * self._page_size

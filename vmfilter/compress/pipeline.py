@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
-from vmfilter.frames.bitmap import Run
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Packer
+    from vmfilter.frames.frame_set import Stretch
     from vmfilter.reader import Dump
 
 
 class Pages(NamedTuple):
-    """Compressed pages, in order of their frames.
+    """Compressed pages, in the order in which they are written.
 
     Attributes:
+        chunk: their frames.
         sizes: u32 per page: bytes of its data, as Packer.pack() returns them.
         data: of the pages, one after the other.
         frames: u64 per page: its frame; empty unless requested.
@@ -31,31 +32,51 @@ class Pages(NamedTuple):
 
     """
 
+    chunk: list[Stretch]
     sizes: memoryview
     data: memoryview
     frames: memoryview = memoryview(b"")
     hashes: memoryview = memoryview(b"")
 
-    def part(self, pages: slice, data: slice) -> Pages:
-        """Return some of the pages: a slice of the pages, and the matching slice of data."""
-        return Pages(self.sizes[pages], self.data[data], self.frames[pages], self.hashes[pages])
+    def split(self, count: int) -> tuple[Pages, Pages]:
+        """Return the first count pages, and the others."""
+        used = sum(self.sizes[:count].tolist())
+        first, rest = split_chunk(self.chunk, count)
+        return (
+            Pages(first, self.sizes[:count], self.data[:used], self.frames[:count], self.hashes[:count]),
+            Pages(rest, self.sizes[count:], self.data[used:], self.frames[count:], self.hashes[count:]),
+        )
 
 
-def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
-    """Cut runs of page frames into chunks.
+def split_chunk(chunk: list[Stretch], count: int) -> tuple[list[Stretch], list[Stretch]]:
+    """Return the stretches of the first count pages of a chunk, and those of the others."""
+    for i, (pfn, n, index) in enumerate(chunk):
+        if count < n:
+            first = [*chunk[:i], (pfn, count, index)] if count else chunk[:i]
+            return first, [(pfn + count, n - count, index + count), *chunk[i + 1 :]]
+        count -= n
+    return chunk, []
+
+
+def chunks_of(stretches: Iterable[Stretch], pages: int) -> Iterator[list[Stretch]]:
+    """Cut stretches of page frames into chunks.
 
     Args:
-        runs: in ascending order.
+        stretches: in the order in which they are written.
         pages: in each chunk; the last may have fewer.
 
     """
-    chunk: list[Run] = []
+    chunk: list[Stretch] = []
     room = pages
-    for pfn, count in runs:
-        while count:
-            n = min(count, room)
-            chunk.append((pfn, n))
-            pfn, count, room = pfn + n, count - n, room - n
+    for pfn, count, index in stretches:
+        while count > room:
+            chunk.append((pfn, room, index))
+            yield chunk
+            pfn, count, index = pfn + room, count - room, index + room
+            chunk, room = [], pages
+        if count:
+            chunk.append((pfn, count, index))
+            room -= count
             if not room:
                 yield chunk
                 chunk, room = [], pages
@@ -68,7 +89,7 @@ class _Chunk(Task["Worker"]):
 
     def __init__(self, pages: int, hashed: bool) -> None:
         super().__init__()
-        self.runs: list[Run] = []
+        self.stretches: list[Stretch] = []
         self._out = bytearray(CHUNK_BYTES)
         self._sizes = array("I", bytes(4 * pages))
         self._frames = array("Q")
@@ -76,15 +97,16 @@ class _Chunk(Task["Worker"]):
         self._count = self._used = 0
 
     def do(self, worker: Worker) -> None:
-        self._count, self._used = worker.pack(self.runs, memoryview(self._out), memoryview(self._sizes))
+        self._count, self._used = worker.pack(self.stretches, memoryview(self._out), memoryview(self._sizes))
         if self._hashes:
-            self._frames = array("Q", (frame for pfn, n in self.runs for frame in range(pfn, pfn + n)))
+            self._frames = array("Q", (frame for pfn, n, _ in self.stretches for frame in range(pfn, pfn + n)))
             native.hash_pages(self._out, memoryview(self._sizes)[: self._count], self._hashes)
 
     def pages(self) -> Pages:
         """Wait for the chunk, and return its pages. Raises what do() raised."""
         self.wait()
         return Pages(
+            self.stretches,
             memoryview(self._sizes)[: self._count],
             memoryview(self._out)[: self._used],
             memoryview(self._frames),
@@ -95,7 +117,7 @@ class _Chunk(Task["Worker"]):
 class Worker(Protocol):
     """Makes the pages of the new dump. Each thread has one."""
 
-    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> tuple[int, int]:
         """Write the pages of a chunk to out and sizes, as Packer.pack() does.
 
         Returns:
@@ -118,9 +140,9 @@ class CompressingWorker:
         self._skip_zero = skip_zero
         self._pages = memoryview(bytearray(CHUNK_BYTES))
 
-    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> tuple[int, int]:
         size, count = self._page_size, 0
-        for pfn, n in chunk:
+        for pfn, n, _ in chunk:
             self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
             count += n
         return count, self._packer.pack(self._pages[: count * size], self._skip_zero, out, sizes[:count])
@@ -139,7 +161,7 @@ def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk |
 def packed(
     dump: Dump,
     page_size: int,
-    runs: Iterable[Run],
+    stretches: Iterable[Stretch],
     new_packer: Callable[[], Packer],
     skip_zero: bool,
     budget: Budget,
@@ -151,7 +173,7 @@ def packed(
     Args:
         dump: to read pages from.
         page_size: bytes.
-        runs: the page frames, in ascending order.
+        stretches: the page frames, in the order in which they are written.
         new_packer: makes a packer for one thread.
         skip_zero: whether zero pages are excluded.
         budget: limits of threads and chunks; fewer are used if memory is short.
@@ -173,7 +195,7 @@ def packed(
     done = 0  # chunks to take from pending before waiting again
     pool = WorkerPool(lambda: new_worker(dump, page_size, new_packer(), skip_zero), budget.threads)
     try:
-        for chunk_runs in chunks_of(runs, pages):
+        for chunk_stretches in chunks_of(stretches, pages):
             if not free and len(pending) < most:
                 chunk = _new_chunk(pages, hashed, pending)
                 if chunk is None:
@@ -190,7 +212,7 @@ def packed(
                 free.append(pending.popleft())
                 done -= 1
             chunk = free.pop()
-            chunk.runs = chunk_runs
+            chunk.stretches = chunk_stretches
             pending.append(chunk)
             pool.submit(chunk)
         while pending:

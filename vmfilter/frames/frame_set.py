@@ -1,4 +1,4 @@
-"""Sets of page frames in bounded memory.
+"""Sets of page frames in bounded memory, in two orders: by number, and by rank.
 
 The kept frames of a machine are known only after all of its memory is classified. Until then, they are stored here.
 """
@@ -7,27 +7,75 @@ from __future__ import annotations
 
 import os
 import struct
-from array import array
 from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import OutputError
-from vmfilter.frames.bitmap import Run, joined, pairs, runs_in
+from vmfilter.frames.bitmap import Run, joined, runs_in
+from vmfilter.frames.ranges import without
 
-_RECORD = struct.Struct("=QIIQ")  # first frame, number of frames, bytes of data, whether it is a bitmap
-_RUN_BYTES = 16  # of a run in a record: first bit and length, u64 each
+_RECORD = struct.Struct(f"=QQII{native.RANKS}I")
+_MAX_RUNS = 1 << 11  # of a window
 _IN_MEMORY = 4 << 20  # bytes of records; more go to a temporary file
 _READ_BYTES = 1 << 20  # of the temporary file, at a time
+_WORDS = native.RANKED_RUN // 4  # of a run
+_LAST = native.RANKS - 1
 
-_Bits = tuple[int, int, memoryview, bool]
-"""First frame, number of frames, data, and whether the data is a bitmap rather than runs."""
+Stretch = tuple[int, int, int]
+"""First page frame, number of frames, and the number of frames of the set that are before them."""
+
+
+class _Window(NamedTuple):
+    """The frames of a window. Either all are in runs, or all are in a bitmap and some are in runs too.
+
+    Attributes:
+        pfn: first page frame.
+        before: number of frames of the set before the window.
+        frames: number of frames of the window, in the set or not.
+        bits: the bitmap, or nothing.
+        runs: ranked runs, as u32: see native.ranked_runs().
+        counts: number of runs of each rank.
+
+    """
+
+    pfn: int
+    before: int
+    frames: int
+    bits: memoryview
+    runs: memoryview
+    counts: tuple[int, ...]
+
+    def in_order(self) -> Iterator[Run]:
+        """Yield the frames as runs, in ascending order."""
+        if self.bits:
+            yield from runs_in(self.bits, self.pfn, self.frames)
+        else:
+            words = self.runs.tolist()
+            for first, count in sorted(zip(words[::_WORDS], words[1::_WORDS], strict=True)):
+                yield self.pfn + first, count
+
+    def ranked(self, rank: int) -> Iterator[Stretch]:
+        """Yield the frames of a rank, in ascending order. What is in the bitmap alone has the last rank."""
+        at = _WORDS * sum(self.counts[:rank])
+        words = self.runs[at : at + _WORDS * self.counts[rank]].tolist()
+        for first, count, index in zip(words[::_WORDS], words[1::_WORDS], words[2::_WORDS], strict=True):
+            yield self.pfn + first, count, self.before + index
+        if self.bits and rank == _LAST:
+            words = self.runs.tolist()
+            ranked = sorted((i, i + n) for i, n in zip(words[::_WORDS], words[1::_WORDS], strict=True))
+            kept = [(i, i + n) for i, n in runs_in(self.bits, 0, self.frames)]
+            for first, end in without(kept, ranked):
+                yield self.pfn + first, end - first, self.before + native.rank(self.bits, first)
 
 
 class FrameSet:
-    """Page frames in ascending order, added a bitmap at a time.
+    """Page frames in ascending order, added a window at a time, each with a rank.
 
-    A bitmap is stored as runs or, if that is smaller, unchanged: at most 32 KiB per GiB of memory with 4 KiB pages. A
-    typical machine needs a few MiB per TiB. Anything above 4 MiB goes to an unnamed temporary file.
+    A window is stored as runs, one per change of rank. If there are too many, it is stored as a bitmap, beside the runs
+    of as many of the lower ranks as there is room for; the ranks of all other frames are forgotten, and count as the
+    last. So 1 GiB of memory with 4 KiB pages needs 96 KiB at most. A typical machine needs a few MiB per TiB. Anything
+    above 4 MiB goes to an unnamed temporary file.
     """
 
     def __init__(self) -> None:
@@ -35,50 +83,67 @@ class FrameSet:
         self._fd = -1
         self._size = 0  # of the temporary file, bytes
         self._count = 0
+        self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
 
     def __len__(self) -> int:
         """Return the number of frames."""
         return self._count
 
-    def add(self, pfn: int, bits: bytes | bytearray, count: int) -> None:
-        """Add the frames whose bits are set.
+    def add(self, pfn: int, classes: memoryview, rank_of: bytes) -> None:
+        """Add the frames whose class has a rank.
 
         Args:
-            pfn: page frame of bit 0; greater than all frames added before.
-            bits: a bitmap.
-            count: number of bits.
+            pfn: the first frame; greater than all frames added before.
+            classes: one byte per frame.
+            rank_of: 256 bytes, indexed by class: a rank below native.RANKS, or native.NO_RANK.
 
         Raises:
             OutputError: the temporary file cannot be created or written.
 
         """
-        size = -(-count // 8)
-        frames = native.rank(bits, count)
-        if not frames:
+        bits = bytearray()
+        n, counts = native.ranked_runs(classes, rank_of, native.RANKS, self._found, self._scratch)
+        if sum(counts) > n:
+            bits = native.bitmap(classes, bytes(rank != native.NO_RANK for rank in rank_of))
+            below = next(i for i in range(native.RANKS) if sum(counts[: i + 1]) > _MAX_RUNS)
+            n, counts = native.ranked_runs(classes, rank_of, below, self._found, self._scratch)
+            counts = counts[:below] + [0] * (native.RANKS - below)
+            frames = native.rank(bits, len(classes))
+        elif not n:
             return
+        else:
+            frames = sum(memoryview(self._found).cast("I")[1 : _WORDS * n : _WORDS].tolist())
+        self._records += _RECORD.pack(pfn, self._count, len(classes), len(bits), *counts)
+        self._records += bits
+        self._records += memoryview(self._found)[: n * native.RANKED_RUN]
         self._count += frames
-        found = array("Q", bytes(_RUN_BYTES * (size // _RUN_BYTES + 1)))
-        n, _ = native.find_runs(bits, 0, count, found)
-        is_bits = _RUN_BYTES * n > size  # so it is if there are more runs than room for them
-        data = memoryview(bits)[:size] if is_bits else memoryview(found).cast("B")[: _RUN_BYTES * n]
-        self._records += _RECORD.pack(pfn, count, len(data), is_bits)
-        self._records += data
         if len(self._records) > _IN_MEMORY:
             self._spill()
 
     def runs(self) -> Iterator[Run]:
         """Yield the frames as runs, in ascending order. No two runs are adjacent."""
-        return joined(self._runs())
+        return joined(run for window in self._read() for run in window.in_order())
 
-    def _runs(self) -> Iterator[Run]:
-        for pfn, count, data, is_bits in self._read():
-            if is_bits:
-                yield from runs_in(data, pfn, count)
-            else:
-                yield from pairs(data.cast("Q").tolist(), pfn)
+    def stretches(self) -> Iterator[Stretch]:
+        """Yield the frames in ascending order. No two stretches are adjacent."""
+        before = 0
+        for pfn, count in self.runs():
+            yield pfn, count, before
+            before += count
 
-    def _read(self) -> Iterator[_Bits]:
-        """Yield the records. Each is valid until the next one is requested."""
+    def ranked(self, start: int = 0, end: int = 1 << 64) -> Iterator[Stretch]:
+        """Yield the frames in [start, end) by rank, those of each rank in ascending order."""
+        for rank in range(native.RANKS):
+            for window in self._read():
+                if window.pfn >= end or window.pfn + window.frames <= start:
+                    continue
+                for pfn, count, index in window.ranked(rank):
+                    first, last = max(pfn, start), min(pfn + count, end)
+                    if first < last:
+                        yield first, last - first, index + first - pfn
+
+    def _read(self) -> Iterator[_Window]:
+        """Yield the windows. Each is valid until the next one is requested."""
         rest = b""
         for at in range(0, self._size, _READ_BYTES):
             rest += self._pread(at, min(_READ_BYTES, self._size - at))
@@ -123,14 +188,15 @@ class FrameSet:
         self._fd, self._size, self._count, self._records = -1, 0, 0, bytearray()
 
 
-def _complete(data: memoryview) -> Generator[_Bits, None, int]:
+def _complete(data: memoryview) -> Generator[_Window, None, int]:
     """Yield the complete records in data; return their size in bytes."""
     at = 0
     while at + _RECORD.size <= len(data):
-        pfn, count, size, is_bits = _RECORD.unpack_from(data, at)
-        if at + _RECORD.size + size > len(data):
+        pfn, before, frames, bits, *counts = _RECORD.unpack_from(data, at)
+        middle = at + _RECORD.size + bits
+        end = middle + sum(counts) * native.RANKED_RUN
+        if end > len(data):
             break
-        at += _RECORD.size
-        yield pfn, count, data[at : at + size], bool(is_bits)
-        at += size
+        yield _Window(pfn, before, frames, data[at + _RECORD.size : middle], data[middle:end].cast("I"), tuple(counts))
+        at = end
     return at

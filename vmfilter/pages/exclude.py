@@ -12,6 +12,8 @@ from vmfilter import native
 from vmfilter.frames.classes import ClassCounter, PageClass
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
+from vmfilter.native import NO_RANK
+from vmfilter.pages.order import RANK_OF
 
 if TYPE_CHECKING:
     from vmfilter.pages.classify import Window
@@ -69,6 +71,7 @@ class Selection:
         self.uncounted = 0
         self._first_pfn = first_pfn
         self._keeps = bytes(c != PageClass.HOLE and c not in self.excluded for c in range(256))
+        self._rank_of = bytes(rank if keeps else NO_RANK for rank, keeps in zip(RANK_OF, self._keeps, strict=True))
         self._counter = ClassCounter()
 
     def take(self, window: Window) -> tuple[bytearray, bytearray]:
@@ -80,7 +83,7 @@ class Selection:
             self.uncounted += native.rank(kept, before)
             bits = int.from_bytes(kept, "little") >> before << before
             kept = bytearray(bits.to_bytes(len(kept), "little"))
-        self.kept.add(window.pfn, kept, len(window.classes))
+        self.kept.add(window.pfn + before, window.classes[before:], self._rank_of)
         return present, kept
 
     @property

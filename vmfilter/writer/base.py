@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
-    from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.frames.frame_set import FrameSet, Stretch
 
 
 class Written(NamedTuple):
@@ -88,7 +89,7 @@ class Account:
 
 
 class Writer(Protocol):
-    """Writes one dump: bitmaps, then pages in order of their frames, then settle() and finish().
+    """Writes one dump: bitmaps, then pages in the order that it asks for, then settle() and finish().
 
     If put_pages() or settle() fails, finish(incomplete=True) can still make a dump of the pages before.
     """
@@ -128,6 +129,9 @@ class Writer(Protocol):
             share_zero: whether zero pages among them are excluded.
 
         """
+
+    def order(self) -> Iterator[Stretch]:
+        """Return the pages in the order in which put_pages() takes them; known after begin_pages()."""
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """Return how many of the next pages fit into the dump.

@@ -46,7 +46,7 @@ from vmfilter.writer.notes import Notes
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
-    from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.frames.frame_set import FrameSet, Stretch
     from vmfilter.reader import Dump
     from vmfilter.writer.transport.base import Transport
 
@@ -163,6 +163,9 @@ class ElfWriter:
         self._notes_size = len(self._memory_note) + self._notes.size
         self._data = -(-(self._notes_at + self._notes_size) // _ALIGN) * _ALIGN
         return layout is ELF64 or self._data + data_size < 1 << 32
+
+    def order(self) -> Iterator[Stretch]:
+        return self._kept.stretches()
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """See Writer. Holes of the file count too: a copy may fill them."""

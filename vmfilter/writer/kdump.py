@@ -4,7 +4,7 @@
     block 1             sub header (struct kdump_sub_header), then the ELF notes, then the erase info
     then                bitmap 1: frames that are memory; bitmap 2: frames that are kept; each starts a block
     then                a page descriptor (24 bytes) for each bit set in bitmap 2
-    then                page data; the shared zero page comes first
+    then                page data: the shared zero page, then pages in order of their rank (vmfilter/pages/order.py)
 
 Each file of a split set contains all headers and both bitmaps, but only the descriptors and data of its own frames.
 Its data start where the descriptors of the whole set would end: makedumpfile --reassemble relies on that.
@@ -19,6 +19,7 @@ If the dump is incomplete, the header is sent again, with the mark.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,7 @@ from vmfilter.errors import OutputError
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
 from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
+from vmfilter.writer.descriptors import DescriptorTable
 from vmfilter.writer.notes import Notes, copy
 
 if TYPE_CHECKING:
@@ -35,13 +37,12 @@ if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec
     from vmfilter.formats.uts import Utsname
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
-    from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.frames.frame_set import FrameSet, Stretch
     from vmfilter.reader import Dump
     from vmfilter.writer.transport.base import Transport
 
 _VERSION = 6
 _MAX_32 = (1 << 32) - 1
-_DESCRIPTORS_AT_ONCE = 1 << 13
 _BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected for one write
 
 
@@ -77,12 +78,14 @@ class PartRange(NamedTuple):
         start_pfn: its first page frame.
         end_pfn: the page frame after its last.
         pages: number of kept pages in this range.
+        before: number of kept pages before it.
 
     """
 
     start_pfn: int
     end_pfn: int
     pages: int
+    before: int
 
 
 class _Bitmap:
@@ -176,8 +179,6 @@ class KdumpWriter:
             _Bitmap(transport, self._bitmap2 - bitmap_bytes, self._bitmap2),
             _Bitmap(transport, self._bitmap2, self._descriptors),
         )
-        self._pending = bytearray()
-        self._pending_at = self._descriptors
         self._account = Account(0)
         if transport.is_stream:
             self._write_main_header(0)
@@ -208,20 +209,23 @@ class KdumpWriter:
 
         """
         count = len(kept)
-        self._part = part
+        self._kept, self._part = kept, part
         if self._deduplicator:
             self._deduplicator.expect(count)
-        self._last = self._descriptors + (part.pages if part else count) * DESCRIPTOR
         self.size = self._descriptors + count * DESCRIPTOR
         self._zero_at = self.size
         self._write_sub_header()
         self._transport.reserve(0, self._block)
-        if self._last > self._descriptors:
-            self._transport.reserve(self._descriptors, self._last)
+        pages, before = (part.pages, part.before) if part else (count, 0)
+        self._table = DescriptorTable(self._transport, self._descriptors, pages, before)
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block
         self._account = Account(self.size)
+
+    def order(self) -> Iterator[Stretch]:
+        part = self._part
+        return self._kept.ranked(part.start_pfn, part.end_pfn) if part else self._kept.ranked()
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         ends = accumulate(sizes.tolist())
@@ -229,8 +233,8 @@ class KdumpWriter:
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
-        if len(self._pending) >= _DESCRIPTORS_AT_ONCE * DESCRIPTOR or (self._transport.is_stream and pages.data):
-            self._flush()
+        if self._transport.is_stream and pages.data:
+            self._table.flush()
         data, shared, sharing = pages.data, None, 0
         if self._deduplicator:
             lowest_pfn = self._part.start_pfn if self._part else 0
@@ -240,13 +244,8 @@ class KdumpWriter:
         descriptors, self.size = native.make_descriptors(
             pages.sizes, shared, self._block, self.size, self._zero_at, self._codec.flag, swap
         )
-        self._pending += descriptors
+        self._table.put(pages.chunk, descriptors)
         self._account.add(self.size, pages.sizes, self.size, self._transport.landed, sharing)
-
-    def _flush(self) -> None:
-        self._transport.write(self._pending_at, self._pending)
-        self._pending_at += len(self._pending)
-        self._pending = bytearray()
 
     def settle(self) -> None:
         try:
@@ -259,19 +258,11 @@ class KdumpWriter:
         """Drop the descriptors of pages whose data end after landed; lost pages have descriptors of zeros."""
         self._account.go_back(landed)
         self.size = self._account.size
-        end = self._descriptors + self.written.pages * DESCRIPTOR
-        if end < self._pending_at:
-            self._transport.forget(end, self._pending_at)
-            self._pending_at = end
-        # A new object: the traceback of a write that failed may hold a view of the old one, which cannot shrink then.
-        self._pending = self._pending[: end - self._pending_at]
+        self._table.go_back(self.written.pages, self.order())
 
     def finish(self, incomplete: bool = False) -> int:
-        self._flush()
-        if self._pending_at != self._last:
-            if not incomplete:
-                raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
-            self._transport.zeros(self._pending_at, self._last - self._pending_at)
+        if not self._table.finish(self.order()) and not incomplete:
+            raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
         if incomplete or not self._transport.is_stream:
             self._write_main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0)
         self._transport.sync(self.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import OutputError
@@ -12,7 +12,7 @@ from vmfilter.writer.kdump import KdumpWriter, PartRange
 
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
-    from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.frames.frame_set import FrameSet, Stretch
 
 _CUT = 64  # cuts are at multiples of this in the bitmap: crash counts its bits from a cut on in whole words
 
@@ -98,21 +98,22 @@ class SplitWriter:
         cuts += [self._max_mapnr] * (number + 1 - len(cuts))
         ranks = list(_ranks(kept, cuts))
         bounds = zip(pairwise(cuts), pairwise(ranks), strict=True)
-        return [PartRange(start, end, after - before) for (start, end), (before, after) in bounds]
+        return [PartRange(start, end, after - before, before) for (start, end), (before, after) in bounds]
+
+    def order(self) -> Iterator[Stretch]:
+        """See Writer. One file after the other: so only one at a time has a writer thread and buffers."""
+        return chain.from_iterable(writer.order() for writer in self._writers)
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """Let all pages fit: a split set has no limit."""
         return len(sizes)
 
     def put_pages(self, pages: Pages) -> None:
-        count = len(pages.sizes)
-        done = used = 0
         for i, writer in enumerate(self._writers):
-            n = min(self._left[i], count - done)
+            n = min(self._left[i], len(pages.sizes))
             if n:
-                length = sum(pages.sizes[done : done + n].tolist())
-                writer.put_pages(pages.part(slice(done, done + n), slice(used, used + length)))
-                done, used = done + n, used + length
+                part, pages = pages.split(n)
+                writer.put_pages(part)
                 self._left[i] -= n
                 if not self._left[i]:  # frees its writer thread and buffers
                     writer.settle()

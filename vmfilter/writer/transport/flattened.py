@@ -196,7 +196,11 @@ class FlattenedTransport:
 
         Descriptors follow their pages in the stream, so if pages are lost, their descriptors are too.
         """
-        self._again = [(offset, data[: max(start - offset, 0)]) for offset, data in self._again]
+        kept = []
+        for offset, data in self._again:
+            before, after = data[: max(start - offset, 0)], data[max(end - offset, 0) :]
+            kept += [(offset, before), (offset + len(data) - len(after), after)]
+        self._again = [(offset, data) for offset, data in kept if data]
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport. Zeros are written: libkdumpfile reads flattened files in place, and does not expect gaps."""

@@ -1,0 +1,124 @@
+"""The page descriptors of a kdump-compressed file: a table in order of the page frames, unlike the page data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from vmfilter.native import DESCRIPTOR
+
+if TYPE_CHECKING:
+    from vmfilter.frames.frame_set import Stretch
+    from vmfilter.writer.transport.base import Transport
+
+_MAX_BYTES = 2 << 20  # of descriptors that are collected
+_MAX_STRETCHES = 1 << 14
+
+
+class DescriptorTable:
+    """Descriptors on their way to the file, collected into few writes.
+
+    Attributes:
+        start: file offset of the table.
+        end: file offset after it.
+
+    """
+
+    def __init__(self, transport: Transport, start: int, pages: int, before: int) -> None:
+        """Reserve room for the table, and write nothing yet.
+
+        Args:
+            transport: to write to.
+            start: file offset of the table.
+            pages: number of its descriptors.
+            before: number of kept frames before them: those of earlier files of a split set.
+
+        Raises:
+            NoSpaceError: there is not enough room.
+
+        """
+        self._transport = transport
+        self.start, self.end = start, start + pages * DESCRIPTOR
+        self._origin = start - before * DESCRIPTOR
+        self._put = 0  # pages
+        self._pending: list[tuple[int, memoryview]] = []  # file offsets and descriptors, in the order of put()
+        self._bytes = 0
+        if pages:
+            transport.reserve(self.start, self.end)
+
+    def put(self, chunk: Iterable[Stretch], descriptors: memoryview) -> None:
+        """Add the descriptors of a chunk of pages. Raises OutputError if earlier ones cannot be written."""
+        if self._bytes >= _MAX_BYTES or len(self._pending) >= _MAX_STRETCHES:
+            self.flush()
+        done = 0
+        for _, count, index in chunk:
+            end = done + count * DESCRIPTOR
+            self._pending.append((self._origin + index * DESCRIPTOR, descriptors[done:end]))
+            done = end
+        self._bytes += done
+        self._put += done // DESCRIPTOR
+
+    def flush(self) -> None:
+        """Write all descriptors so far. Raises OutputError if that fails."""
+        at, parts = 0, list[memoryview]()
+        for offset, part in sorted(self._pending, key=itemgetter(0)):
+            if parts and offset != at:
+                self._write(at, parts)
+                parts = []
+            parts.append(part)
+            at = offset + len(part)
+        self._write(at, parts)
+        self._pending, self._bytes = [], 0
+
+    def _write(self, end: int, parts: list[memoryview]) -> None:
+        data = b"".join(parts)
+        self._transport.write(end - len(data), data)
+
+    def go_back(self, pages: int, order: Iterable[Stretch]) -> None:
+        """Remove the descriptors of all but the first pages.
+
+        Args:
+            pages: number of pages that stay.
+            order: all pages, in the order of put().
+
+        """
+        while self._pending and self._put > pages:
+            part = self._pending.pop()[1]
+            self._put -= len(part) // DESCRIPTOR
+            self._bytes -= len(part)
+        for start, end in self._ranges(pages, self._put, order):
+            self._transport.forget(start, end)
+        self._put = min(self._put, pages)
+
+    def finish(self, order: Iterable[Stretch]) -> bool:
+        """Write all descriptors, and zeros for the pages that were not put.
+
+        Args:
+            order: all pages, in the order of put().
+
+        Returns:
+            Whether all pages were put.
+
+        Raises:
+            OutputError: that fails.
+
+        """
+        self.flush()
+        pages = (self.end - self.start) // DESCRIPTOR
+        if self._put == pages:
+            return True
+        for start, end in self._ranges(self._put, pages, order):
+            self._transport.zeros(start, end - start)
+        return False
+
+    def _ranges(self, first: int, last: int, order: Iterable[Stretch]) -> Iterator[tuple[int, int]]:
+        """Yield the file offsets of the descriptors of pages [first, last), counted in an order."""
+        done = 0
+        for _, count, index in order:
+            if done >= last:
+                return
+            skip, n = max(first - done, 0), min(last - done, count)
+            if skip < n:
+                yield self._origin + (index + skip) * DESCRIPTOR, self._origin + (index + n) * DESCRIPTOR
+            done += count
