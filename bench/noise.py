@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vmfilter import open_dump
 from vmfilter.formats.codec import packer, parse_codec
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.exclude import excluded_classes
@@ -42,7 +42,7 @@ def main() -> None:
         codec = packer(*parse_codec("zlib"), size)
         out, sizes = memoryview(bytearray(size)), memoryview(array("I", [0]))
         for window in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
-            for pfn, page_class in enumerate(window.classes, window.pfn):
+            for pfn, page_class in enumerate(map(class_in, window.classes), window.pfn):
                 if page_class == PageClass.HOLE or page_class in excluded:
                     continue
                 page = dump.read(pfn * size, size)

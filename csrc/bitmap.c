@@ -15,16 +15,16 @@ static inline int is_run(const uint8_t *classes)
 	return all == EACH * classes[0];
 }
 
-void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[VMF_CLASSES])
+void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256])
 {
 	for (uint64_t i = 0; i < count; i += 8) {
 		uint64_t end = count - i < 8 ? count : i + 8;
 
 		if (end - i == 8 && is_run(classes + i))
-			counts[classes[i] < VMF_CLASSES ? classes[i] : VMF_KERNEL] += 8;
+			counts[classes[i]] += 8;
 		else
 			for (uint64_t k = i; k < end; k++)
-				counts[classes[k] < VMF_CLASSES ? classes[k] : VMF_KERNEL]++;
+				counts[classes[k]]++;
 	}
 }
 

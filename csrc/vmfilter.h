@@ -16,7 +16,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a page frame was used for, one byte per frame. vmfilter.frames.classes.PageClass uses the same values. */
+/*
+ * What a page frame was used for: the low 4 bits of its byte. vmfilter.frames.classes.PageClass uses the same values.
+ */
 enum vmf_class {
 	VMF_HOLE = 0,
 	VMF_KERNEL = 1,
@@ -28,8 +30,23 @@ enum vmf_class {
 	VMF_OFFLINE = 7,
 	VMF_PMEM_METADATA = 8,
 	VMF_PMEM_USERDATA = 9,
-	VMF_EXCLUDED = 10,
-	VMF_CLASSES = 11
+	VMF_EXCLUDED = 10
+};
+
+/*
+ * What the kernel used a page of VMF_KERNEL for: the high 4 bits of its byte, which are 0 for any other class.
+ * vmfilter.frames.classes.PageKind uses the same values.
+ */
+enum vmf_page_kind {
+	VMF_KIND_OTHER = 0,
+	VMF_KIND_IMAGE = 1,
+	VMF_KIND_TEXT = 2,
+	VMF_KIND_TABLE = 3,
+	VMF_KIND_LOG = 4,
+	VMF_KIND_VMALLOC = 5,
+	VMF_KIND_SLAB = 6,
+	VMF_KIND_MEMMAP = 7,
+	VMF_KIND_RESERVED = 8
 };
 
 /* Page frames are written in order of their rank, then of their number. */
@@ -112,18 +129,18 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count, uint64_t flags);
 
 /*
- * vmf_count() - count the page frames of each class
- * @classes: in: @count bytes; an invalid class counts as VMF_KERNEL
+ * vmf_count() - count the page frames of each class and kind
+ * @classes: in: @count bytes
  * @count: number of page frames
- * @counts: in and out: incremented by the number of frames of each class
+ * @counts: in and out: indexed by a frame's byte; incremented by the number of frames that have it
  */
-void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[11]);
+void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256]);
 
 /*
  * vmf_bitmap() - make a bitmap of the page frames whose class is kept; bit 0 of a byte is its first frame
  * @classes: in: @count bytes
  * @count: number of page frames
- * @kept: in: indexed by class; nonzero if the class is kept
+ * @kept: in: indexed by a frame's byte; nonzero if it is kept
  * @bits: out: (@count + 7) / 8 bytes; bits after the last frame are 0
  */
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t kept[256], uint8_t *bits);

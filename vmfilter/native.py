@@ -126,15 +126,15 @@ class Classifier:
 
 
 def count_classes(classes: ReadableBuffer, counts: WriteableBuffer) -> None:
-    """Add the number of page frames of each class to counts.
+    """Add the number of page frames with each byte to counts.
 
     Args:
-        classes: one byte per frame.
-        counts: out: one u64 per class.
+        classes: one byte per frame, its class and kind.
+        counts: out: 256 u64, one per value of a byte.
 
     """
     out = _write("uint64_t[]", counts)
-    _require(len(out), lib.VMF_CLASSES)
+    _require(len(out), 256)
     found = _read("uint8_t[]", classes)
     lib.vmf_count(found, len(found), out)
 
@@ -143,8 +143,8 @@ def bitmap(classes: ReadableBuffer, kept: bytes) -> bytearray:
     """Return a bitmap of the page frames whose class is kept; bit 0 of a byte is its first frame.
 
     Args:
-        classes: one byte per frame.
-        kept: 256 bytes, indexed by class; nonzero if the class is kept.
+        classes: one byte per frame, its class and kind.
+        kept: 256 bytes, indexed by a frame's byte; nonzero if it is kept.
 
     """
     _require(len(kept), 256)

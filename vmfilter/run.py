@@ -263,6 +263,7 @@ class DumpRun:
             self._progress("classify", window.pfn + len(window.classes), self._max_mapnr)
         writer.finish_bitmaps()
         result = Statistics(self._level, self._page_size, self._max_mapnr, selection.counts, selection.excluded)
+        result.kinds = selection.kinds
         result.pmem = namespaces.result(result.classes)
         if self._kernel is not None:
             result.gaps = gaps(self._dump, self._kernel)

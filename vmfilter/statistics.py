@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import PageClass, PageKind
 
 if TYPE_CHECKING:
     from vmfilter.pages.coverage import Gap
@@ -75,6 +75,7 @@ class Statistics:
         page_size: bytes.
         max_mapnr: first page frame after the end of memory.
         classes: number of page frames of each class. HOLE counts only holes close to memory; see holes.
+        kinds: number of frames of each kind of KERNEL. They add up to the class.
         zero: frames of kept classes that are excluded because their pages are zero; 0 if the level keeps zero pages.
         unknown: kept frames whose struct page could not be read.
         pmem: persistent memory by namespace.
@@ -106,6 +107,7 @@ class Statistics:
         self.page_size = page_size
         self.max_mapnr = max_mapnr
         self.classes = classes
+        self.kinds: dict[PageKind, int] = {}
         self.zero = 0
         self.unknown = 0
         self.pmem: list[NamespacePages] = []

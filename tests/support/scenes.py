@@ -7,7 +7,7 @@ from pathlib import Path
 from kernelbuilder import FLAVOURS, KERNEL_AT, Synthetic
 from machines import Machine
 
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.pages.classify import Classifier
 
 KERNEL, CACHE, PRIVATE, USER = PageClass.KERNEL, PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER
@@ -23,7 +23,7 @@ def classify(machine: Synthetic, folder: Path) -> tuple[dict[int, PageClass], Cl
         classifier = Classifier(dump, kernel.page_size, kernel)
         found: dict[int, PageClass] = {}
         for window in classifier.windows():
-            found.update((window.pfn + i, PageClass(c)) for i, c in enumerate(window.classes))
+            found.update((window.pfn + i, class_in(c)) for i, c in enumerate(window.classes))
         return found, classifier
 
 

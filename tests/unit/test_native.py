@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from array import array
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,27 @@ import pytest
 
 from vmfilter import native
 from vmfilter.formats.codec import CODECS
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, byte_of, class_in
 
 HEADER = (Path(__file__).parents[2] / "csrc" / "vmfilter.h").read_text()
 
 
-def test_page_classes_are_those_of_the_core() -> None:
-    found = re.search(r"enum vmf_class \{(.*?)\}", HEADER, re.DOTALL)
+@pytest.mark.parametrize(("ours", "theirs", "prefix"), [(PageClass, "class", ""), (PageKind, "page_kind", "KIND_")])
+def test_page_classes_and_kinds_are_those_of_the_core(ours: type[IntEnum], theirs: str, prefix: str) -> None:
+    found = re.search(rf"enum vmf_{theirs} \{{(.*?)\}}", HEADER, re.DOTALL)
     assert found
-    there = {name: int(value) for name, value in re.findall(r"VMF_(\w+) = (\d+)", found[1])}
-    assert there.pop("CLASSES") == len(PageClass)
-    assert there == {c.name: c.value for c in PageClass}
+    there = {name: int(value) for name, value in re.findall(rf"VMF_{prefix}(\w+) = (\d+)", found[1])}
+    assert there == {c.name: c.value for c in ours}
+
+
+def test_a_byte_keeps_a_class_and_a_kind_apart() -> None:
+    counter = ClassCounter()
+    counter.add(memoryview(bytes([*PageClass, *map(byte_of, PageKind), byte_of(PageKind.SLAB)])))
+    assert counter.result() == {c: 1 + (c is PageClass.KERNEL) * (len(PageKind) + 1) for c in PageClass}
+    assert counter.kinds() == {k: 1 + (k in (PageKind.OTHER, PageKind.SLAB)) for k in PageKind}
+    assert {class_in(byte_of(kind)) for kind in PageKind} == {PageClass.KERNEL}
+    assert all(by_class({c})[c] and not by_class(set(PageClass) - {c})[c] for c in PageClass)
+    assert all(by_class({PageClass.KERNEL})[byte_of(kind)] for kind in PageKind)
 
 
 @pytest.mark.parametrize("name", [codec for codec, _ in native.codecs()])
@@ -72,7 +83,7 @@ def find(**others: Any) -> native.DedupTable:
     "call",
     [
         lambda: native.Classifier(LAYOUT).classify(bytes(63), 0, bytearray(1)),
-        lambda: native.count_classes(bytes(5), array("Q", [0] * 10)),
+        lambda: native.count_classes(bytes(5), array("Q", [0] * 255)),
         lambda: native.bitmap(bytes(5), bytes(255)),
         lambda: native.rank(bytes(2), 17),
         lambda: native.find_runs(bytes(2), 0, 17, array("Q", [0, 0])),

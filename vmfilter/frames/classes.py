@@ -1,8 +1,9 @@
-"""The classes of page frames."""
+"""The classes of page frames, and the kinds of kernel pages. One byte per frame holds both."""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from enum import IntEnum
 
 from vmfilter import native
@@ -28,16 +29,64 @@ class PageClass(IntEnum):
     EXCLUDED = 10
 
 
+class PageKind(IntEnum):
+    """What the kernel used a page of class KERNEL for. enum vmf_page_kind has the same values.
+
+    OTHER is what is not recognised, and the kind of all frames of other classes.
+    """
+
+    OTHER = 0
+    IMAGE = 1
+    """The kernel's image: data, rodata, bss."""
+    TEXT = 2
+    """The executable part of the image."""
+    TABLE = 3
+    """Page tables."""
+    LOG = 4
+    """The kernel's log, and VMCOREINFO."""
+    VMALLOC = 5
+    """The vmalloc area: stacks, modules, per-CPU chunks."""
+    SLAB = 6
+    MEMMAP = 7
+    """Struct pages, as far as they are in RAM."""
+    RESERVED = 8
+    """Allocated at boot, and never freed: the first per-CPU areas, early tables, hash tables."""
+
+
+_KIND_SHIFT = 4
+_CLASS_MASK = (1 << _KIND_SHIFT) - 1
+
+
+def class_in(byte: int) -> PageClass:
+    """Return the class in a frame's byte."""
+    return PageClass(byte & _CLASS_MASK)
+
+
+def byte_of(kind: PageKind) -> int:
+    """Return the byte of a KERNEL frame of a kind. The byte of any other class is its number."""
+    return PageClass.KERNEL | kind << _KIND_SHIFT
+
+
+def by_class(chosen: Iterable[PageClass]) -> bytes:
+    """Return a table, indexed by a frame's byte: 1 if its class is among the chosen ones, else 0."""
+    classes = set(chosen)
+    return bytes(byte & _CLASS_MASK in classes for byte in range(256))
+
+
 class ClassCounter:
-    """Counts page frames by class."""
+    """Counts page frames by class, and KERNEL frames by kind."""
 
     def __init__(self) -> None:
-        self._counts = array("Q", bytes(8 * len(PageClass)))
+        self._counts = array("Q", bytes(8 * 256))
 
     def add(self, classes: memoryview) -> None:
-        """Count page frames; classes has one byte per frame."""
+        """Count page frames; classes has one byte per frame, its class and kind."""
         native.count_classes(classes, self._counts)
 
     def result(self) -> dict[PageClass, int]:
         """Return the number of page frames of each class so far."""
-        return {c: self._counts[c] for c in PageClass}
+        return {c: sum(self._counts[c :: 1 << _KIND_SHIFT]) for c in PageClass}
+
+    def kinds(self) -> dict[PageKind, int]:
+        """Return the number of KERNEL frames of each kind so far."""
+        return {kind: self._counts[byte_of(kind)] for kind in PageKind}

@@ -25,7 +25,7 @@ _PIECE_PAGES = 1 << 13
 def _becomes(page_class: PageClass) -> bytes:
     """Return a table that replaces the class of all memory in the dump."""
     absent = {PageClass.HOLE, PageClass.EXCLUDED}
-    return bytes(c if c in absent else page_class for c in range(256))
+    return bytes(c if c in absent else page_class for c in range(256))  # before classification, so without kinds
 
 
 _TO_METADATA, _TO_USERDATA = _becomes(PageClass.PMEM_METADATA), _becomes(PageClass.PMEM_USERDATA)
@@ -33,7 +33,7 @@ _TO_KERNEL = _becomes(PageClass.KERNEL)
 
 
 class Window(NamedTuple):
-    """Classes of the page frames from pfn on, one byte each. They are valid until the next window is requested."""
+    """Page frames from pfn on, one byte each: class and kind. They are valid until the next window is requested."""
 
     pfn: int
     classes: memoryview

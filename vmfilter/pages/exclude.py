@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfilter import native
-from vmfilter.frames.classes import ClassCounter, PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
 from vmfilter.native import NO_RANK
@@ -44,7 +44,7 @@ def excluded_classes(level: int, include_pmem_userdata: bool = False) -> frozens
     return frozenset(always).union(*(classes for bit, classes in _EXCLUDED_BY.items() if level & bit))
 
 
-_PRESENT = bytes(c != PageClass.HOLE for c in range(256))
+_PRESENT = by_class(set(PageClass) - {PageClass.HOLE})
 
 
 class Selection:
@@ -70,7 +70,7 @@ class Selection:
         self.kept = FrameSet()
         self.uncounted = 0
         self._first_pfn = first_pfn
-        self._keeps = bytes(c != PageClass.HOLE and c not in self.excluded for c in range(256))
+        self._keeps = by_class(set(PageClass) - {PageClass.HOLE} - self.excluded)
         self._rank_of = bytes(rank if keeps else NO_RANK for rank, keeps in zip(RANK_OF, self._keeps, strict=True))
         self._counter = ClassCounter()
 
@@ -90,3 +90,8 @@ class Selection:
     def counts(self) -> dict[PageClass, int]:
         """Number of page frames of each class so far."""
         return self._counter.result()
+
+    @property
+    def kinds(self) -> dict[PageKind, int]:
+        """Number of KERNEL frames of each kind so far."""
+        return self._counter.kinds()
