@@ -625,6 +625,9 @@ def test_more_pt_loads_than_fit_in_e_phnum(tmp_path: Path) -> None:
         assert dump.read(2 * (count - 1) * PAGE, PAGE) == page
 
 
+RANK_OF_KEPT = b"\xff" + bytes(255)
+
+
 def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 2) -> Path:
     """Return what the writer makes of a bitmap if all pages are zero."""
     frames = 8 * len(kept)
@@ -637,12 +640,12 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
         transport = FileTransport(str(folder / "elf"))
         writer = ElfWriter(transport, dump, None, frames, PAGE, level=1)
         selected = FrameSet()
-        selected.add(0, kept, frames)
+        selected.add(0, memoryview(bytes(kept[i // 8] >> i % 8 & 1 for i in range(frames))), RANK_OF_KEPT)
         writer.put_bitmaps(0, bytearray(kept), bytearray(kept))
         writer.finish_bitmaps()
         writer.begin_pages(selected, True)
         sizes = memoryview(array("I", bytes(4 * count)))
-        writer.put_pages(PackedPages(sizes, memoryview(b"")))
+        writer.put_pages(PackedPages([(0, count, 0)], sizes, memoryview(b"")))
         size = writer.finish()
         transport.publish()
     assert size == (folder / "elf").stat().st_size

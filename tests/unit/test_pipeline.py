@@ -9,7 +9,8 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,9 +20,10 @@ from elfbuilder import PAGE
 from vmfilter import CodecError, InputError, VmfilterError
 from vmfilter.compress import pipeline
 from vmfilter.compress.budget import CHUNK_BYTES, budget
-from vmfilter.compress.pipeline import Run, chunks_of, packed
+from vmfilter.compress.pipeline import Pages, chunks_of, packed
 from vmfilter.formats.codec import CODECS, packer
-from vmfilter.frames.bitmap import runs_in
+from vmfilter.frames.bitmap import Run, runs_in
+from vmfilter.frames.frame_set import Stretch
 
 CHUNK = CHUNK_BYTES // PAGE
 """Pages per chunk."""
@@ -81,9 +83,17 @@ def numbers(
     dump: Any, runs: Any, threads: int, skip_zero: bool = False, new: Any = NumberPacker
 ) -> Iterator[list[int]]:
     """Return the page frames that came out, by chunk."""
-    for sizes, data, *_ in packed(dump, PAGE, runs, new, skip_zero, budget(threads)):
+    for _, sizes, data, *_ in packed(dump, PAGE, stretches(runs), new, skip_zero, budget(threads)):
         assert len(data) == sum(sizes)
         yield [n for (n,) in struct.iter_unpack("<Q", data)]
+
+
+def stretches(runs: Iterable[Run]) -> Iterator[Stretch]:
+    """Yield runs with the number of frames before each."""
+    before = 0
+    for pfn, count in runs:
+        yield pfn, count, before
+        before += count
 
 
 def no_thread_is_left() -> bool:
@@ -97,27 +107,31 @@ def test_chunks_contain_all_frames_in_order_and_all_but_the_last_are_full() -> N
     for seed in range(300):
         chance = random.Random(seed)
         runs, pages = random_runs(chance, 200), chance.choice((1, 2, 7, 64, 256, 100_000))
-        chunks = list(chunks_of(runs, pages))
-        assert [pfn for chunk in chunks for pfn in frames(chunk)] == frames(runs)
-        full = [sum(count for _, count in chunk) for chunk in chunks]
+        chunks = list(chunks_of(stretches(runs), pages))
+        assert [pfn for chunk in chunks for pfn in frames((pfn, n) for pfn, n, _ in chunk)] == frames(runs)
+        full = [sum(count for _, count, _ in chunk) for chunk in chunks]
         assert all(n == pages for n in full[:-1])
         assert 0 < full[-1] <= pages
-        assert all(count > 0 for chunk in chunks for _, count in chunk)
+        assert all(count > 0 for chunk in chunks for _, count, _ in chunk)
+        assert [index for chunk in chunks for _, _, index in chunk] == [
+            frames(runs).index(pfn) for chunk in chunks for pfn, _, _ in chunk
+        ]
 
 
-def test_a_run_is_cut_only_at_the_end_of_a_chunk() -> None:
-    assert list(chunks_of([(10, 3), (20, 5), (40, 1)], 4)) == [[(10, 3), (20, 1)], [(21, 4)], [(40, 1)]]
-    assert list(chunks_of([(5, 8)], 4)) == [[(5, 4)], [(9, 4)]]
+def test_a_stretch_is_cut_only_at_the_end_of_a_chunk() -> None:
+    chunks = list(chunks_of([(10, 3, 0), (20, 5, 100), (40, 1, 9)], 4))
+    assert chunks == [[(10, 3, 0), (20, 1, 100)], [(21, 4, 101)], [(40, 1, 9)]]
+    assert list(chunks_of([(5, 8, 7)], 4)) == [[(5, 4, 7)], [(9, 4, 11)]]
 
 
 @pytest.mark.parametrize("runs", [[], [(7, 0)], [(1, 0), (2, 0)]])
 def test_no_runs_give_no_chunk(runs: list[Run]) -> None:
-    assert list(chunks_of(runs, 4)) == []
+    assert list(chunks_of(stretches(runs), 4)) == []
 
 
 def test_a_huge_run_is_cut_without_enumerating_it() -> None:
-    chunks = chunks_of([(0, 1 << 60)], 256)
-    assert list(itertools.islice(chunks, 3)) == [[(0, 256)], [(256, 256)], [(512, 256)]]
+    chunks = chunks_of([(0, 1 << 60, 0)], 256)
+    assert list(itertools.islice(chunks, 3)) == [[(0, 256, 0)], [(256, 256, 256)], [(512, 256, 512)]]
 
 
 def test_chunks_take_no_more_runs_than_they_need() -> None:
@@ -128,9 +142,21 @@ def test_chunks_take_no_more_runs_than_they_need() -> None:
             taken.append(i)
             yield 10 * i, 2
 
-    chunks = chunks_of(runs(), 4)
-    assert next(chunks) == [(0, 2), (10, 2)]
+    chunks = chunks_of(stretches(runs()), 4)
+    assert next(chunks) == [(0, 2, 0), (10, 2, 2)]
     assert taken == [0, 1]
+
+
+@pytest.mark.parametrize("count", range(10))
+def test_pages_split_at_any_page(count: int) -> None:
+    sizes = memoryview(array("I", [5, 0, 7, 9, 1, 0, 2, 3, 4]))
+    pages = Pages([(10, 3, 20), (50, 1, 3), (60, 5, 7)], sizes, memoryview(bytes(range(31))))
+    first, rest = pages.split(count)
+    alone = [[(pfn + i, index + i) for pfn, n, index in part.chunk for i in range(n)] for part in (first, rest)]
+    assert alone[0] + alone[1] == [(10, 20), (11, 21), (12, 22), (50, 3), *((60 + i, 7 + i) for i in range(5))]
+    assert len(alone[0]) == len(first.sizes) == count
+    assert bytes(first.data) + bytes(rest.data) == bytes(range(31))
+    assert len(first.data) == sum(first.sizes)
 
 
 # runs_in
@@ -182,7 +208,8 @@ def test_no_pages_give_no_chunk(threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_skipped_pages_have_no_bytes_and_keep_their_place(threads: int) -> None:
     runs = [(0, CHUNK + 10), (1000, 301)]
-    sizes = [n for s, *_ in packed(FakeDump(), PAGE, runs, NumberPacker, True, budget(threads)) for n in s]  # type: ignore[arg-type]
+    dump: Any = FakeDump()
+    sizes = [n for p in packed(dump, PAGE, stretches(runs), NumberPacker, True, budget(threads)) for n in p.sizes]
     assert sizes == [8 * (pfn % 2) for pfn in frames(runs)]
     assert [n for c in numbers(FakeDump(), runs, threads, True) for n in c] == [n for n in frames(runs) if n % 2]
 
@@ -198,7 +225,9 @@ def test_pages_of_every_size_are_packed(size: int) -> None:
 
     runs = [(0, 3), (17, 40), (1 << 30, 5)]
     found = []
-    for sizes, data, *_ in packed(Memory(), size, runs, lambda: packer(CODECS["none"], 1, size), False, budget(2)):  # type: ignore[arg-type]
+    dump: Any = Memory()
+    new = lambda: packer(CODECS["none"], 1, size)  # noqa: E731
+    for _, sizes, data, *_ in packed(dump, size, stretches(runs), new, False, budget(2)):
         assert list(sizes) == [size] * len(sizes)
         found += [struct.unpack_from("<Q", data, at)[0] for at in range(0, len(data), size)]
     assert found == frames(runs)
@@ -340,7 +369,8 @@ def test_a_real_codec_packs_the_same_with_any_number_of_threads() -> None:
     def all_of(threads: int) -> tuple[bytes, bytes]:
         sizes, data = bytearray(), bytearray()
         new = lambda: packer(CODECS["zstd"], 1, PAGE)  # noqa: E731
-        for s, d, *_ in packed(Memory(), PAGE, [(3, 2000), (5000, 777)], new, True, budget(threads)):  # type: ignore[arg-type]
+        dump: Any = Memory()
+        for _, s, d, *_ in packed(dump, PAGE, stretches([(3, 2000), (5000, 777)]), new, True, budget(threads)):
             sizes += s
             data += d
         return bytes(sizes), bytes(data)
