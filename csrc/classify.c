@@ -120,7 +120,7 @@ INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 	if (word(l, page, l->mapping, native64) & ANON_BIT)
 		return VMF_USER;
 	if (!(flags & l->lru) && (!l->swapcache || (flags & l->swapcache) != l->swapcache))
-		return flags & l->reserved ? OF_KIND(VMF_KIND_RESERVED) : VMF_KERNEL;
+		return VMF_KERNEL;
 	return flags & l->private_data ? VMF_CACHE_PRIVATE : VMF_CACHE;
 }
 
@@ -208,12 +208,12 @@ INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 }
 
 /*
- * Whether the page is a single page of no special kind: not a head, slab or hwpoisoned, and without a page type. Most
- * pages of a busy machine are. The caller then skips block_at(), which would return order 0 and untyped_class().
+ * Whether the page is a single page of no special kind: not a head, slab, hwpoisoned or reserved, and without a page
+ * type. Most pages of a busy machine are. The caller then skips block_at(), which would return order 0 and untyped_class().
  */
 INLINE int is_plain(const struct vmf_page_layout *l, uint64_t flags, uint32_t mapcount)
 {
-	return !(flags & (l->head | l->slab | l->hwpoison)) && (int32_t)mapcount >= -1 &&
+	return !(flags & (l->head | l->slab | l->hwpoison | l->reserved)) && (int32_t)mapcount >= -1 &&
 	       !has_type(l->hugetlb, mapcount);
 }
 
@@ -241,6 +241,10 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 
 			if (is_plain(l, flags, mapcount)) {
 				give(classes + i++, untyped_class(l, page, flags, native64));
+				continue;
+			}
+			if (is_plain(l, flags & ~l->reserved, mapcount)) {	/* never cache or anonymous */
+				give(classes + i++, OF_KIND(VMF_KIND_RESERVED));
 				continue;
 			}
 			b = block_at(l, page, pfn + i, end, native64);
