@@ -13,6 +13,9 @@
 #define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
 #define EACH 0x0101010101010101u
 
+/* The byte of a kernel page of some kind. */
+#define OF_KIND(kind) (VMF_KERNEL | (uint32_t)(kind) << 4)
+
 /* Inlined twice by vmf_classify(): for native 64-bit dumps, and for all others. */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -81,7 +84,7 @@ static int is_hugetlb(const struct vmf_page_layout *l, const uint8_t *page, uint
 	       (field(l, page + l->size, l->destructor) & l->destructor_mask) == l->destructor_value;
 }
 
-/* Class of a page with a page type, which overlays _mapcount. Its mapping and lru are meaningless. */
+/* Class and kind of a page with a page type, which overlays _mapcount. Its mapping and lru are meaningless. */
 static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page, uint32_t mapcount, uint64_t pfn,
 			    uint64_t *order)
 {
@@ -103,7 +106,11 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 		*order = is_aligned(pfn, highest) ? highest : 0;
 		return VMF_FREE;
 	}
-	return has_type(l->offline, mapcount) ? VMF_OFFLINE : VMF_KERNEL;
+	if (has_type(l->offline, mapcount))
+		return VMF_OFFLINE;
+	if (has_type(l->slab_type, mapcount))
+		return OF_KIND(VMF_KIND_SLAB);
+	return has_type(l->table, mapcount) ? OF_KIND(VMF_KIND_TABLE) : VMF_KERNEL;
 }
 
 INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, int native64)
@@ -127,7 +134,7 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 
 	/* Test for slab before page types: up to v4.17, the counters of SLUB overlay _mapcount. */
 	if (flags & l->slab)
-		b.page_class = VMF_KERNEL;
+		b.byte = OF_KIND(VMF_KIND_SLAB);
 	else if (is_hugetlb(l, page, mapcount, order)) {
 		/*
 		 * Of a hugetlb page, only the head has PG_hwpoison. A separate list records the bad pages since
@@ -138,12 +145,12 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		 * free the 2nd vmemmap page associated with each HugeTLB page"), v5.18, until 622026e87c40
 		 * ("mm/hugetlb: remove fake head pages"), v7.1, they can alias the head and so look like heads.
 		 */
-		b.page_class = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
+		b.byte = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.ignore_tail_flags = 1;
 	} else if ((int32_t)mapcount < -1) {
-		b.page_class = typed_class(l, page, mapcount, pfn, &order);
+		b.byte = typed_class(l, page, mapcount, pfn, &order);
 	} else {
-		b.page_class = untyped_class(l, page, flags, native64);
+		b.byte = untyped_class(l, page, flags, native64);
 		/* Only hugetlb pages can be larger than the largest block of the buddy allocator. */
 		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
 			order = 0;
@@ -183,7 +190,7 @@ INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 		  uint8_t *classes, int native64)
 {
 	const uint64_t poison = b->ignore_tail_flags ? 0 : l->hwpoison, size = l->size;
-	const uint8_t c = (uint8_t)b->page_class;
+	const uint8_t c = (uint8_t)b->byte;
 
 	for (; count >= AT_ONCE; count -= AT_ONCE) {
 		uint64_t flags = 0;
@@ -201,12 +208,12 @@ INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 }
 
 /*
- * Whether the page is a single page of no special kind: not a head, slab or hwpoisoned, and without a page type. Most
- * pages of a busy machine are. The caller then skips block_at(), which would return order 0 and untyped_class().
+ * Whether the page is a single page of no special kind: not a head, slab, hwpoisoned or reserved, and without a page
+ * type. Most pages of a busy machine are. The caller then skips block_at(), which would return order 0 and untyped_class().
  */
 INLINE int is_plain(const struct vmf_page_layout *l, uint64_t flags, uint32_t mapcount)
 {
-	return !(flags & (l->head | l->slab | l->hwpoison)) && (int32_t)mapcount >= -1 &&
+	return !(flags & (l->head | l->slab | l->hwpoison | l->reserved)) && (int32_t)mapcount >= -1 &&
 	       !has_type(l->hugetlb, mapcount);
 }
 
@@ -234,6 +241,10 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 
 			if (is_plain(l, flags, mapcount)) {
 				give(classes + i++, untyped_class(l, page, flags, native64));
+				continue;
+			}
+			if (is_plain(l, flags & ~l->reserved, mapcount)) {	/* never cache or anonymous */
+				give(classes + i++, OF_KIND(VMF_KIND_RESERVED));
 				continue;
 			}
 			b = block_at(l, page, pfn + i, end, native64);

@@ -70,9 +70,9 @@ struct vmf_field {
  * @swap: 1 if struct page is in the opposite byte order
  * @flags, @mapcount, @mapping, @private_: members
  * @tail: member that identifies a tail page: (tail & @tail_mask) != 0
- * @lru, @private_data, @swapcache, @slab, @hwpoison, @head: masks for flags; 0 if this kernel does not have the flag.
- *	A page is in the swap cache only if all bits of @swapcache are set.
- * @buddy, @hugetlb, @offline, @unaccepted: page types
+ * @lru, @private_data, @swapcache, @slab, @hwpoison, @head, @reserved: masks for flags; 0 if this kernel does not have
+ *	the flag. A page is in the swap cache only if all bits of @swapcache are set.
+ * @buddy, @hugetlb, @offline, @unaccepted, @slab_type, @table: page types
  * @order: order of a compound page, in its first tail page
  * @destructor: destructor of a compound page, in its first tail page; the page is hugetlb if
  *	(destructor & @destructor_mask) == @destructor_value
@@ -82,9 +82,9 @@ struct vmf_page_layout {
 	uint32_t size;
 	uint32_t swap;
 	struct vmf_field flags, mapcount, mapping, private_, tail;
-	uint64_t lru, private_data, swapcache, slab, hwpoison, head;
+	uint64_t lru, private_data, swapcache, slab, hwpoison, head, reserved;
 	uint64_t tail_mask;
-	struct vmf_page_type buddy, hugetlb, offline, unaccepted;
+	struct vmf_page_type buddy, hugetlb, offline, unaccepted, slab_type, table;
 	struct vmf_field order;
 	struct vmf_field destructor;
 	uint64_t destructor_value, destructor_mask;
@@ -94,17 +94,17 @@ struct vmf_page_layout {
 /*
  * struct vmf_block - a compound page or free block that continues past the struct pages of one call
  * @end_pfn: first page frame after the block
- * @page_class: class of its page frames
+ * @byte: class and kind of its page frames
  * @ignore_tail_flags: 1 if the flags of the tail pages are meaningless (hugetlb)
  */
 struct vmf_block {
 	uint64_t end_pfn;
-	uint32_t page_class;
+	uint32_t byte;
 	uint32_t ignore_tail_flags;
 };
 
 /*
- * vmf_classify() - classify page frames by their struct pages
+ * vmf_classify() - classify page frames by their struct pages: classes, and the kinds SLAB, TABLE and RESERVED
  * @layout: layout of struct page
  * @structs: in: struct pages, @count * layout->size bytes
  * @pfn: first page frame

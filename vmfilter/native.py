@@ -52,9 +52,9 @@ class PageLayout(NamedTuple):
         swap: whether struct page is in the opposite byte order.
         flags, mapcount, mapping, private_: members.
         tail, tail_mask: member that identifies a tail page, and the mask to test it with.
-        lru, private_data, swapcache, slab, hwpoison, head: masks for flags; 0 if this kernel does not have the flag.
-            A page is in the swap cache only if all bits of swapcache are set.
-        buddy, hugetlb, offline, unaccepted: page types.
+        lru, private_data, swapcache, slab, hwpoison, head, reserved: masks for flags; 0 if this kernel does not have
+            the flag. A page is in the swap cache only if all bits of swapcache are set.
+        buddy, hugetlb, offline, unaccepted, slab_type, table: page types.
         order: order of a compound page, in its first tail page.
         destructor, destructor_value, destructor_mask: destructor of a compound page, in its first tail page; the page
             is hugetlb if destructor & destructor_mask == destructor_value.
@@ -76,10 +76,13 @@ class PageLayout(NamedTuple):
     slab: int
     hwpoison: int
     head: int
+    reserved: int
     buddy: PageType
     hugetlb: PageType
     offline: PageType
     unaccepted: PageType
+    slab_type: PageType
+    table: PageType
     order: Field
     destructor: Field
     destructor_value: int
@@ -105,7 +108,7 @@ class Classifier:
         Args:
             structs: their struct pages, back to back.
             pfn: the first frame.
-            classes: out: one byte per frame. Replaces only KERNEL, and PMEM_USERDATA by HWPOISON.
+            classes: out: one byte per frame, its class and kind. Replaces only KERNEL, and PMEM_USERDATA by HWPOISON.
 
         Returns:
             False if the layout contains a member outside struct page.

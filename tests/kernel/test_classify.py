@@ -32,7 +32,7 @@ from vmfilter import native
 from vmfilter.arch import x86_64
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import PageClass, PageKind, byte_of
 from vmfilter.kernel.struct_page import struct_page
 from vmfilter.native import PageLayout
 from vmfilter.pages.classify import WINDOW_PAGES, Classifier
@@ -489,13 +489,14 @@ def test_a_dump_of_the_other_byte_order_is_classified_the_same() -> None:
     layout = PageLayout(
         size=64, swap=False, flags=(0, 8), tail=(8, 8), mapping=(24, 8), private_=(40, 8), mapcount=(48, 4),
         order=(17, 1), destructor=(16, 1), tail_mask=1, lru=1, private_data=2, swapcache=12, slab=16, hwpoison=32,
-        head=64, buddy=(0xF0000000, 0xFF000000), hugetlb=(0xF4000000, 0xFF000000), offline=(0xF1000000, 0xFF000000),
+        head=64, reserved=128, slab_type=(0xF5000000, 0xFF000000), table=(0xF6000000, 0xFF000000),
+        buddy=(0xF0000000, 0xFF000000), hugetlb=(0xF4000000, 0xFF000000), offline=(0xF1000000, 0xFF000000),
         unaccepted=(0xF2000000, 0xFF000000), destructor_value=2, destructor_mask=0xFF, free_orders=11,
     )  # fmt: skip
     structs = bytearray()
     while len(structs) < 64 * 20_000:
-        flags, order = chance.getrandbits(7) & chance.getrandbits(7), chance.randrange(12)
-        kind = chance.choice([0xFFFFFFFF, 0xFFFFFFFF, 0, 0xF0000000, 0xF1000000, 0xF2000000, 0xF4000000, 0xF3000000])
+        flags, order = chance.getrandbits(8) & chance.getrandbits(8), chance.randrange(12)
+        kind = chance.choice([0xFFFFFFFF] * 3 + [0] + [top << 24 for top in range(0xF0, 0xF7)])
         for _ in range(chance.choice([1, 2, 7, 8, 64, 600])):
             poison = 32 if chance.random() < 0.005 else 0
             words = (flags & ~32 | poison, chance.choice([0, 0, 1]), order << 8 | 2, chance.choice([0, 1]), 0, order)
@@ -508,7 +509,8 @@ def test_a_dump_of_the_other_byte_order_is_classified_the_same() -> None:
         assert native.Classifier(form).classify(data, 1 << 20, classes)
         found.append(bytes(classes))
     assert found[0] == found[1]
-    assert set(found[0]) == {KERNEL, CACHE, PRIVATE, USER, FREE, HWPOISON, OFFLINE}
+    kinds = map(byte_of, (PageKind.SLAB, PageKind.TABLE, PageKind.RESERVED))
+    assert set(found[0]) == {KERNEL, CACHE, PRIVATE, USER, FREE, HWPOISON, OFFLINE, *kinds}
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])

@@ -119,10 +119,13 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         slab=source.bit("PG_slab"),
         hwpoison=source.bit("PG_hwpoison"),
         head=head,
+        reserved=source.bit("PG_private") >> 1,  # not exported, but PG_reserved precedes PG_private in every kernel
         buddy=_required_type(source.page_type("PAGE_BUDDY_MAPCOUNT_VALUE")),
         hugetlb=source.page_type("PAGE_HUGETLB_MAPCOUNT_VALUE"),
         offline=source.page_type("PAGE_OFFLINE_MAPCOUNT_VALUE"),
         unaccepted=source.page_type("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
+        slab_type=source.page_type("PAGE_SLAB_MAPCOUNT_VALUE"),
+        table=_table_type(info, source),
         order=order,
         destructor=destructor,
         destructor_value=destructor_value,
@@ -143,6 +146,22 @@ def _required_type(value: PageType) -> PageType:
     if value == NO_TYPE:
         _required(None, "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)")
     return value
+
+
+def _table_type(info: Vmcoreinfo, source: _Source) -> PageType:
+    """Page type of page tables, which VMCOREINFO does not give."""
+    # Since 1d40a5ea01d5 ("mm: mark pages in use for page tables"), v4.18. Its distance from the exported type of free
+    # pages is constant in each form of page types.
+    buddy, mask = source.page_type("PAGE_BUDDY_MAPCOUNT_VALUE")
+    if mask == 0xFF000000:
+        return buddy + (2 << 24), mask  # 4ffca5a96678 ("mm: support only one page_type per page"), v6.12
+    bit = ~buddy & 0xFFFFFFFF
+    if bit == 1 << 30:
+        return ~(bit >> 2) & 0xFFFFFFFF, mask  # 8db00ad56461 ("mm: allow reuse of the lower 16 bit ..."), v6.11
+    if bit != 1 << 7 or info.version() < (4, 18):
+        return NO_TYPE
+    # PG_kmemcg was below it until 18b2db3b0385 ("mm: Convert page kmemcg type to a page memcg flag"), v5.11.
+    return ~(bit << (2 if info.version() >= (5, 11) else 3)) & 0xFFFFFFFF, mask
 
 
 def _swapcache(source: _Source) -> int:

@@ -116,13 +116,12 @@ def _loss(dump: Dump, kernel: Kernel, model: MemoryModel, section: Section) -> L
 def _all_reserved(kernel: Kernel, memmap: int, mapped: list[Translation]) -> bool:
     """Return whether PG_reserved is set in all mapped struct pages: the kernel reserved the memory at boot."""
     layout = kernel.struct_page().layout
-    reserved = layout.private_data >> 1  # PG_reserved is not exported, but precedes PG_private in every kernel
     classifier = native.Classifier(layout)
     for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
         last = end // layout.size
         for first in range(-(-start // layout.size), last, _AT_ONCE):
             count = min(_AT_ONCE, last - first)
             raw = kernel.memory.read(memmap + first * layout.size, count * layout.size)
-            if raw is None or not classifier.all_have(raw, reserved):
+            if raw is None or not classifier.all_have(raw, layout.reserved):
                 return False
     return True
