@@ -16,6 +16,18 @@ _MAX_BYTES = 2 << 20  # of descriptors that are collected
 _MAX_STRETCHES = 1 << 14
 
 
+_Part = tuple[int, memoryview, int]
+"""File offset, descriptors, and the number of pages that were put before them."""
+
+
+def _adjacent(parts: list[_Part]) -> list[_Part]:
+    """Return the last parts of a list in descending order, as many as are adjacent, in ascending order."""
+    n = 1
+    while n < len(parts) and parts[-n - 1][0] == parts[-n][0] + len(parts[-n][1]):
+        n += 1
+    return parts[: -n - 1 : -1]
+
+
 class DescriptorTable:
     """Descriptors on their way to the file, collected into few writes.
 
@@ -42,7 +54,8 @@ class DescriptorTable:
         self.start, self.end = start, start + pages * DESCRIPTOR
         self._origin = start - before * DESCRIPTOR
         self._put = 0  # pages
-        self._pending: list[tuple[int, memoryview]] = []  # file offsets and descriptors, in the order of put()
+        self._sent = 0  # pages among them whose descriptors may have been written
+        self._pending: list[_Part] = []
         self._bytes = 0
         if pages:
             transport.reserve(self.start, self.end)
@@ -54,26 +67,22 @@ class DescriptorTable:
         done = 0
         for _, count, index in chunk:
             end = done + count * DESCRIPTOR
-            self._pending.append((self._origin + index * DESCRIPTOR, descriptors[done:end]))
+            self._pending.append((self._origin + index * DESCRIPTOR, descriptors[done:end], self._put))
             done = end
+            self._put += count
         self._bytes += done
-        self._put += done // DESCRIPTOR
 
     def flush(self) -> None:
         """Write all descriptors so far. Raises OutputError if that fails."""
-        at, parts = 0, list[memoryview]()
-        for offset, part in sorted(self._pending, key=itemgetter(0)):
-            if parts and offset != at:
-                self._write(at, parts)
-                parts = []
-            parts.append(part)
-            at = offset + len(part)
-        self._write(at, parts)
+        self._sent = self._put
+        parts = sorted(self._pending, key=itemgetter(0), reverse=True)
+        while parts:
+            taken = _adjacent(parts)
+            data = b"".join(descriptors for _, descriptors, _ in taken)
+            self._pending = parts
+            self._transport.write(taken[0][0], data)
+            del parts[-len(taken) :]
         self._pending, self._bytes = [], 0
-
-    def _write(self, end: int, parts: list[memoryview]) -> None:
-        data = b"".join(parts)
-        self._transport.write(end - len(data), data)
 
     def go_back(self, pages: int, order: Iterable[Stretch]) -> None:
         """Remove the descriptors of all but the first pages.
@@ -82,12 +91,12 @@ class DescriptorTable:
             pages: number of pages that stay.
             order: all pages, in the order of put().
 
+        Raises:
+            OutputError: descriptors that were written cannot be removed.
+
         """
-        while self._pending and self._put > pages:
-            part = self._pending.pop()[1]
-            self._put -= len(part) // DESCRIPTOR
-            self._bytes -= len(part)
-        for start, end in self._ranges(pages, self._put, order):
+        self._pending = [part for part in self._pending if part[2] < pages]
+        for start, end in self._ranges(pages, self._sent, order):
             self._transport.forget(start, end)
         self._put = min(self._put, pages)
 

@@ -63,7 +63,8 @@ class FlattenedTransport:
         """
         self._below = below
         self._end = 0  # of the dump so far
-        self._at = 0  # in the stream
+        self._at = 0  # in the stream, with what is collected for it
+        self._ahead = bytearray()  # small records that are collected for the stream
         self._offset = 0  # of the collected data, in the dump
         self._collected = bytearray()
         self._owed: list[list[int]] = []  # reserved ranges of the dump: start, end, bytes to come
@@ -77,16 +78,31 @@ class FlattenedTransport:
         self._append(flattened_header())
 
     def _append(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Write a record, or the header, which may come in parts."""
-        at = self._at
+        """Add a record, or the header, which may come in parts, to the stream."""
+        size = sum(map(len, parts))
+        if size < _LARGE:  # a copy is cheaper than one more call
+            self._ahead += b"".join(parts)
+            parts = ()
+        self._at += size
+        if parts or len(self._ahead) >= _LARGE:
+            try:
+                self._send(*parts)
+            except (OutputError, MemoryError):
+                self._at -= size
+                raise
+
+    def _send(self, *parts: bytes | bytearray | memoryview) -> None:
+        """Give the stream what was collected for it, and parts."""
+        ahead, self._ahead = self._ahead, bytearray()
+        at = self._at - len(ahead) - sum(map(len, parts))
         try:
-            for part in parts:
-                self._below.stream(at, part)
-                at += len(part)
+            for part in (ahead, *parts):
+                if part:
+                    self._below.stream(at, part)
+                    at += len(part)
         except (OutputError, MemoryError) as e:  # part of it may be in the stream
             self._failure = e if isinstance(e, OutputError) else OutputError("out of memory")
             raise
-        self._at = at
 
     def _have_room(self, size: int) -> None:
         """Reserve space in the stream for size more bytes and everything that must follow them.
@@ -125,7 +141,12 @@ class FlattenedTransport:
         self._have_room(len(data))
         if len(data) >= _LARGE:
             self._flush()
-            self._put(offset, data)
+            try:
+                self._put(offset, data)
+            except (OutputError, MemoryError):
+                if self._records[-1].again is not None:  # the caller may write it again
+                    self._records.pop()
+                raise
             return
         if offset != self._offset + len(self._collected) or len(self._collected) + len(data) > _COLLECTED:
             self._flush()
@@ -139,11 +160,7 @@ class FlattenedTransport:
 
     def _put(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._records.append(self._next_record(offset, data))
-        head = RECORD.pack(offset, len(data))
-        if len(data) < _LARGE:  # a copy is cheaper than one more call
-            self._append(b"".join((head, data)))
-        else:
-            self._append(head, data)
+        self._append(RECORD.pack(offset, len(data)), data)
         self._end = max(self._end, offset + len(data))
         self._see_what_landed()
 
@@ -157,6 +174,12 @@ class FlattenedTransport:
         self._record(offset, data)
 
     def settle(self) -> None:
+        try:
+            if self._failure is None:
+                self._flush()
+                self._send()
+        except OutputError as e:
+            self._failure = e
         failure, self._failure = self._failure, None
         try:
             self._below.settle()
@@ -170,7 +193,7 @@ class FlattenedTransport:
         """Go back to what has landed, and note what to repeat."""
         self._see_what_landed()
         self._records.append(self._next_record(self._offset, self._collected))
-        self._collected = bytearray()
+        self._collected, self._ahead = bytearray(), bytearray()
         self._end = self._landed
         first, landed = self._records[0], self._below.landed
         self._at = first.start
@@ -214,6 +237,7 @@ class FlattenedTransport:
         self.zeros(self._end, size - self._end)  # so that the rearranged dump has its full size
         self._flush()
         self._append(END)
+        self._send()
         self._below.settle()
         self._below.sync(self._at)
 
