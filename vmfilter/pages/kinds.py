@@ -35,12 +35,11 @@ _PAINTS = (
     _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
-    _paints(PageKind.VMALLOC, PageKind.OTHER),  # the image can be mapped there too, and stays reserved
-    _paints(PageKind.TEXT, PageKind.OTHER, PageKind.RESERVED),
-    _paints(PageKind.IMAGE, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
+    _paints(PageKind.TEXT, PageKind.RESERVED),
+    _paints(PageKind.IMAGE, PageKind.RESERVED),  # its mapping can be larger, and include what was freed after boot
 )
-"""What each kind replaces, in order: the first kind found is kept. Slab is what its struct page says: the part of the
-image that is needed only at boot is freed, and used again."""
+"""What each kind replaces, in order: the first kind found is kept."""
 
 
 class Kinds:
