@@ -5,8 +5,8 @@
 
 static int follows(const struct vmf_mapping *last, const struct vmf_mapping *next)
 {
-	return !last->is_table && !next->is_table && last->vaddr + last->length == next->vaddr &&
-	       last->paddr + last->length == next->paddr;
+	return !last->is_table && !next->is_table && last->is_executable == next->is_executable &&
+	       last->vaddr + last->length == next->vaddr && last->paddr + last->length == next->paddr;
 }
 
 static uint64_t address(const struct vmf_paging *p, uint64_t entry, uint64_t mask)
@@ -23,6 +23,7 @@ static struct vmf_mapping mapping(const struct vmf_paging *p, const struct vmf_t
 	m.paddr = address(p, entry, m.is_table ? l->table_address : l->leaf_address);
 	if (!m.is_table && (entry & p->block_mask))
 		m.paddr = (m.paddr & -p->block_size) | (vaddr & (p->block_size - 1));
+	m.is_executable = !m.is_table && (entry & p->executable_mask) == p->executable_value;
 	return m;
 }
 

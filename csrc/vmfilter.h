@@ -219,6 +219,8 @@ struct vmf_table_level {
  * @high_shift, @high_mask: mask for the high address bits of an entry, and their left shift
  * @block_mask, @block_size: leaf entries with this bit set map one aligned block of @block_size bytes together; each
  *	contains the address of the block
+ * @executable_mask, @executable_value: leaf entry e maps executable memory if (e & @executable_mask) == @executable_value;
+ *	{0, 1} if that is not asked
  * @levels: levels of tables, the last one first
  */
 struct vmf_paging {
@@ -229,6 +231,7 @@ struct vmf_paging {
 	uint64_t high_mask;
 	uint64_t block_mask;
 	uint64_t block_size;
+	uint64_t executable_mask, executable_value;
 	struct vmf_table_level levels[6];
 };
 
@@ -238,10 +241,11 @@ struct vmf_paging {
  * @length: bytes
  * @paddr: physical address of the memory, or of the next table if @is_table
  * @is_table: 1 if the entry points to a table
+ * @is_executable: 1 if the memory is executable
  */
 struct vmf_mapping {
 	uint64_t vaddr, length, paddr;
-	uint32_t is_table, reserved;
+	uint32_t is_table, is_executable;
 };
 
 /*
@@ -251,7 +255,7 @@ struct vmf_mapping {
  * @table: in: @count entries
  * @count: number of entries
  * @vaddr: virtual address that the first entry maps
- * @mappings: out: contiguous memory is merged into one mapping
+ * @mappings: out: contiguous memory is merged into one mapping, unless only a part of it is executable
  * @max: capacity of @mappings
  *
  * Return: number of mappings, or -1 if @max is too small or @paging is invalid.

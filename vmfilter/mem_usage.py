@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vmfilter.errors import KernelError
-from vmfilter.frames.classes import ClassCounter, PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.exclude import excluded_classes
@@ -21,6 +21,7 @@ class Usage(NamedTuple):
         page_size: bytes.
         max_mapnr: first page frame after all memory.
         classes: page frames per class.
+        kinds: page frames per kind of KERNEL; they add up to the class.
         warnings: one line each.
 
     """
@@ -28,6 +29,7 @@ class Usage(NamedTuple):
     page_size: int
     max_mapnr: int
     classes: dict[PageClass, int]
+    kinds: dict[PageKind, int]
     warnings: list[str]
 
     def at_level(self, level: int) -> Statistics:
@@ -63,4 +65,4 @@ def memory_usage(dump: Dump) -> Usage:
     warnings = [*dump.warnings, *pmem.warnings, *classifier.warnings]
     if classifier.unknown:
         warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they are counted as kernel")
-    return Usage(page_size, max_pfn(dump, page_size), counter.result(), warnings)
+    return Usage(page_size, max_pfn(dump, page_size), counter.result(), counter.kinds(), warnings)

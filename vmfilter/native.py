@@ -7,6 +7,7 @@ description means that the function writes to the buffer.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -241,6 +242,11 @@ class EntryFormat(NamedTuple):
     table_address: int
 
 
+Mapping = tuple[int, int, int, int, int]
+"""Virtual address, bytes, physical address, whether that is the address of a table, whether memory is executable."""
+_MAPPING = struct.Struct("=QQQII")  # struct vmf_mapping
+
+
 class TableDecoder:
     """Decodes page tables in one format. One thread at a time."""
 
@@ -255,6 +261,8 @@ class TableDecoder:
         high_mask: int,
         block_mask: int,
         block_size: int,
+        executable_mask: int,
+        executable_value: int,
         max_entries: int,
     ) -> None:
         """Take the members of vmfilter.arch.base.Paging, and the number of entries of the largest table."""
@@ -266,6 +274,8 @@ class TableDecoder:
             "high_mask": high_mask,
             "block_mask": block_mask,
             "block_size": block_size,
+            "executable_mask": executable_mask,
+            "executable_value": executable_value,
             "levels": [level._asdict() for level in levels],
         }
         self._form = ffi.new("struct vmf_paging *", form)
@@ -273,7 +283,7 @@ class TableDecoder:
         self._max = max_entries
         self._found = ffi.new("struct vmf_mapping[]", max_entries)
 
-    def decode(self, level: int, table: bytes, first: int, count: int, vaddr: int) -> list[tuple[int, int, int, bool]]:
+    def decode(self, level: int, table: bytes, first: int, count: int, vaddr: int) -> list[Mapping]:
         """Decode count entries of a table, beginning at entry first.
 
         Args:
@@ -283,8 +293,7 @@ class TableDecoder:
             vaddr: virtual address that the first of them maps.
 
         Returns:
-            Virtual address, bytes, physical address, and whether this is the address of a table. One tuple per present
-            entry, but contiguous memory is merged.
+            One mapping per present entry, but contiguous memory is merged.
 
         """
         entries = _read("uint8_t[]", table)
@@ -294,7 +303,7 @@ class TableDecoder:
         )
         if n < 0:
             raise ValueError("the paging form is invalid, or max_entries is too small")
-        return [(m.vaddr, m.length, m.paddr, bool(m.is_table)) for m in self._found[0:n]]
+        return list(_MAPPING.iter_unpack(ffi.buffer(self._found, n * _MAPPING.size)))
 
 
 # Search: csrc/search.c

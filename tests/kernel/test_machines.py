@@ -93,7 +93,7 @@ def test_the_kernels_name(tmp_path: Path, machine: Machine) -> None:
 def root_of(machine: Machine, folder: Path) -> Root:
     """Return the candidate for the root of a machine's page tables that its kernel confirms."""
     with Synthetic(FLAVOURS["6.12"], machine).opened(folder) as (_, kernel):
-        return kernel._root
+        return kernel.memory.root
 
 
 @every_machine

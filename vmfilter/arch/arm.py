@@ -21,6 +21,7 @@ _MIB = 1 << 20
 _ALIGNMENTS = (1 << 12, 2 * _MIB, 16 * _MIB, 128 * _MIB)  # head.S rounds its own address down to 2, 16 or 128 MiB
 _ADDRESS = 0x000000FFFFFFF000  # LPAE: bits 39:12 of a descriptor
 _TABLE = 1 << 1  # LPAE: a table, not a block
+_XN = 1 << 54  # LPAE; short descriptors have it at another bit in each level, and are not asked
 
 # Supersections and large pages are omitted: the kernel uses them only to map devices.
 _SHORT = Paging(
@@ -35,7 +36,9 @@ _LPAE = Paging(
         TableLevel(12, 9, 0, 0, _ADDRESS, 0, 3, 3),
         TableLevel(21, 9, _TABLE, 0, _ADDRESS & -(1 << 21), _ADDRESS),
         TableLevel(30, 2, _TABLE, 0, _ADDRESS & -(1 << 30), _ADDRESS),
-    )
+    ),
+    executable_mask=_XN,
+    executable_value=0,
 )
 
 

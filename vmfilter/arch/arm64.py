@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _MASK = (1 << 64) - 1
 _VALID = 0b01
 _TABLE = 0b10  # with _VALID: a table, or at the last level a page; without it: a block
+_PXN = 1 << 53
 _PAGE_SIZE = 4096
 _SHIFT_64K = 16
 _LPA2_BITS = 52
@@ -58,9 +59,10 @@ def _paging(page_shift: int, va_bits: int) -> Paging:
             levels.append(TableLevel(shift, bits, _TABLE, 0, _bits(shift, top), address, _VALID, _VALID))
         else:
             levels.append(TableLevel(shift, bits, _TABLE, _MASK, 0, address, page, page))  # never equal: always a table
+    paging = Paging(tuple(levels), executable_mask=_PXN, executable_value=0)
     if page_shift == _SHIFT_64K:
-        return Paging(tuple(levels), high_mask=_bits(12, 16), high_shift=36)
-    return Paging(tuple(levels), high_mask=0b11 << 8, high_shift=42) if lpa2 else Paging(tuple(levels))
+        return paging._replace(high_mask=_bits(12, 16), high_shift=36)
+    return paging._replace(high_mask=0b11 << 8, high_shift=42) if lpa2 else paging
 
 
 def _va_bits(info: Vmcoreinfo, page_shift: int) -> list[int]:

@@ -45,6 +45,8 @@ class Paging(NamedTuple):
         high_mask, high_shift: mask of further address bits in an entry, and their left shift.
         block_mask, block_size: leaves with a bit of block_mask set map an aligned block of block_size bytes together;
             each contains the address of the block.
+        executable_mask, executable_value: a leaf maps executable memory if
+            ``entry & executable_mask == executable_value``; (0, 1) if leaves do not tell.
 
     """
 
@@ -56,6 +58,8 @@ class Paging(NamedTuple):
     high_shift: int = 0
     block_mask: int = 0
     block_size: int = 0
+    executable_mask: int = 0
+    executable_value: int = 1
 
 
 class Root(NamedTuple):

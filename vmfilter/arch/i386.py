@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000, 0xB0000000, 0x78000000)  # CONFIG_VMSPLIT, 3G first
 _HUGE = 1 << 7  # PS
+_NX = 1 << 63  # PAE only
 _ADDRESS = 0x000FFFFFFFFFF000  # PAE: bits 51:12 of an entry
 
 _PAE = Paging(
@@ -25,7 +26,9 @@ _PAE = Paging(
         TableLevel(12, 9, 0, 0, _ADDRESS, 0),
         TableLevel(21, 9, _HUGE, _HUGE, _ADDRESS & -(1 << 21), _ADDRESS),
         TableLevel(30, 2, 0, 1, 0, _ADDRESS),  # never a leaf
-    )
+    ),
+    executable_mask=_NX,
+    executable_value=0,
 )
 # PSE-36 addresses above 4 GiB are omitted: a kernel without PAE does not use memory there.
 _CLASSIC = Paging(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 
 _MASK = (1 << 64) - 1
-_VALID, _READ = 1 << 0, 1 << 1
+_VALID, _READ, _EXECUTE = 1 << 0, 1 << 1, 1 << 3
 # An entry with R, W or X set is a leaf; the kernel maps everything for itself readable.
 _LEAF = _READ
 _NAPOT = 1 << 63  # Svnapot: one entry of a block, whose only size so far is 64 KiB
@@ -36,7 +36,14 @@ def _paging(levels: int) -> Paging:
     present = _VALID | _LEAF  # at the last level, an entry must be a leaf
     table = [TableLevel(12, 9, 0, 0, _ADDRESS, 0, present, present)]
     table += [TableLevel(12 + 9 * i, 9, _LEAF, _LEAF, _ADDRESS, _ADDRESS) for i in range(1, levels)]
-    return Paging(tuple(table), address_shift=2, block_mask=_NAPOT, block_size=_NAPOT_SIZE)
+    return Paging(
+        tuple(table),
+        address_shift=2,
+        block_mask=_NAPOT,
+        block_size=_NAPOT_SIZE,
+        executable_mask=_EXECUTE,
+        executable_value=_EXECUTE,
+    )
 
 
 def _ram(info: Vmcoreinfo, loads: Sequence[Load]) -> int:

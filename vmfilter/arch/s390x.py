@@ -21,6 +21,7 @@ _ALL = (1 << 64) - 1
 _INVALID = 0x20  # of a region or segment table entry
 _TYPE = 0x0C  # of the same: kind of the table it is in: 0 segment, then region third, second, first
 _LARGE = 0x400  # format control: the entry maps 1 MiB (segment table) or 2 GiB (region third table)
+_NOEXEC = 0x100  # of any entry that maps memory
 _PAGE_INVALID = 0x400
 _PAGE_ZERO = 0x800  # of a page table entry: must be 0
 _VMCOREINFO_POINTER, _OS_INFO_POINTER = 0x0E0C, 0x0E18  # absolute addresses, in the lowcore
@@ -45,7 +46,7 @@ def _paging(levels: int) -> Paging:
                 kind << 2,
             )
         )
-    return Paging(tuple(table), big_endian=True)
+    return Paging(tuple(table), big_endian=True, executable_mask=_NOEXEC, executable_value=0)
 
 
 def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
 _ADDRESS = 0x000FFFFFFFFFF000  # bits 51:12 of an entry
 _MASK = (1 << 64) - 1
+_NX = 1 << 63
 _HUGE = 1 << 7  # PS: at the second and third level, the entry maps memory
 
 
@@ -39,7 +40,7 @@ def _paging(levels: int, sme_mask: int) -> Paging:
                 address,
             )
         )
-    return Paging(tuple(table))
+    return Paging(tuple(table), executable_mask=_NX, executable_value=0)
 
 
 def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:

@@ -6,6 +6,7 @@ Source: Documentation/admin-guide/kdump/vmcoreinfo.rst of the kernel.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from vmfilter.errors import KernelError
 
@@ -58,6 +59,10 @@ class Vmcoreinfo:
     def symbol(self, name: str) -> int | None:
         """Return the virtual address of a kernel symbol."""
         return self._number("SYMBOL", name, 16)
+
+    def symbols(self) -> Iterator[str]:
+        """Yield the names of all kernel symbols."""
+        return (name for kind, name in self._values if kind == "SYMBOL")
 
     def size(self, name: str) -> int | None:
         """Return the size of a structure in bytes."""

@@ -72,8 +72,7 @@ class Kernel:
             uts = self._find_uts()
             if uts is not None:
                 self.uts = uts
-                self._root = dump.arch.settle(info, self.memory, root)
-                self.memory = VirtualMemory(dump, self._root)
+                self.memory = VirtualMemory(dump, dump.arch.settle(info, self.memory, root))
                 self.phys_base = root.phys_base
                 return
         raise KernelError(
@@ -107,7 +106,7 @@ class Kernel:
     @cached_property
     def memory_model(self) -> MemoryModel:
         """Location of the struct pages. Raises KernelError if it cannot be found."""
-        info, arch, root = self.info, self._dump.arch, self._root
+        info, arch, root = self.info, self._dump.arch, self.memory.root
         # SPARSEMEM kernels without NUMA also export mem_map and contig_page_data, which are unused.
         if info.symbol("mem_section") is None:
             has_nodes = info.symbol("node_data") is not None or info.symbol("pgdat_list") is not None

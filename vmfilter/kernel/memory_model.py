@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress, groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -84,6 +84,14 @@ class MemoryModel(Protocol):
         """Yield ranges of section numbers that are present, in order, and whether they are online.
 
         There can be hundreds of thousands of sections, so consecutive ones in the same state are one range.
+        """
+
+    def tables(self, blocks: Callable[[int], Iterator[int]]) -> Iterator[tuple[int, int]]:
+        """Yield the virtual addresses [start, end) of what leads to the sections of a dump's memory; none without them.
+
+        Args:
+            blocks: Dump.blocks() of the dump.
+
         """
 
 
@@ -243,6 +251,15 @@ class SparseMemory:
         elif raw and raw != bytes(size):  # few are not NULL, which is the same in either byte order
             yield from compress(range(first, first + count), memoryview(raw).cast("Q" if self._word == 8 else "I"))
 
+    def tables(self, blocks: Callable[[int], Iterator[int]]) -> Iterator[tuple[int, int]]:
+        covered = self._per_root * self.section_pages * self._page_size
+        for root in (address // covered for address in blocks(covered)):
+            at = self._array + root * (self._size if self._per_root == 1 else self._word)
+            yield at, at + (self._size if self._per_root == 1 else self._word)
+            pointed = self._memory.read_word(at) if self._per_root > 1 else None
+            if pointed:
+                yield pointed, pointed + self._per_root * self._size
+
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         section, inside = divmod(pfn, self.section_pages)
         first = self.memmap(section)
@@ -279,6 +296,9 @@ class _Arrays:
         return None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
+        return iter(())
+
+    def tables(self, blocks: Callable[[int], Iterator[int]]) -> Iterator[tuple[int, int]]:
         return iter(())
 
 

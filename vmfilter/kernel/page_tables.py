@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
@@ -12,20 +12,26 @@ from vmfilter.formats.abi import BE64, LE64
 
 if TYPE_CHECKING:
     from vmfilter.arch import Paging, Root
+    from vmfilter.frames.ranges import Range
     from vmfilter.reader import Dump
 
 _CACHED_TABLES = 64
+_MAX_TABLES, _MAX_MAPPINGS = 1 << 15, 1 << 16  # of a whole walk
 
 
 class Translation(NamedTuple):
-    """A mapping of virtual addresses [vaddr, vaddr + length) to physical addresses [paddr, paddr + length)."""
+    """A mapping of virtual addresses [vaddr, vaddr + length) to physical addresses [paddr, paddr + length).
+
+    executable is whether all of it is; always False unless VirtualMemory was told to find out.
+    """
 
     vaddr: int
     length: int
     paddr: int
+    executable: bool = False
 
 
-def _decoder(paging: Paging) -> native.TableDecoder:
+def _decoder(paging: Paging, finds_executable: bool) -> native.TableDecoder:
     return native.TableDecoder(
         [native.EntryFormat(*(getattr(level, name) for name in native.EntryFormat._fields)) for level in paging.levels],
         swap=(BE64 if paging.big_endian else LE64).swapped,
@@ -35,28 +41,36 @@ def _decoder(paging: Paging) -> native.TableDecoder:
         high_mask=paging.high_mask,
         block_mask=paging.block_mask,
         block_size=paging.block_size,
+        executable_mask=paging.executable_mask if finds_executable else 0,
+        executable_value=paging.executable_value if finds_executable else 1,
         max_entries=1 << max(level.bits for level in paging.levels),
     )
 
 
 class VirtualMemory:
-    """Kernel virtual memory of a dump. One thread at a time may use it."""
+    """Kernel virtual memory of a dump. One thread at a time may use it.
 
-    def __init__(self, dump: Dump, root: Root) -> None:
+    Attributes:
+        root: root of its page tables.
+
+    """
+
+    def __init__(self, dump: Dump, root: Root, *, finds_executable: bool = False) -> None:
         """Prepare to walk the page tables.
 
         Args:
             dump: the dump that contains the tables.
             root: their root.
+            finds_executable: whether to tell executable memory apart.
 
         """
         self._dump = dump
-        self._root = root
+        self.root = root
         self._linear = sorted(root.linear)
         self._levels = root.paging.levels
         self._tables: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
         self._entry = root.paging.entry_size
-        self._decoder = _decoder(root.paging)
+        self._decoder = _decoder(root.paging, finds_executable)
 
     def translate(self, vaddr: int, length: int) -> Iterator[Translation]:
         """Yield the mappings of [vaddr, vaddr + length), in order of addresses. Unmapped parts are skipped.
@@ -80,22 +94,59 @@ class VirtualMemory:
         top = self._levels[-1]
         span = 1 << top.shift + top.bits
         base = vaddr & ~(span - 1)  # the upper address bits, which the tables do not translate
-        return self._walk(len(self._levels) - 1, self._root.address, base, vaddr, end)
+        return self._walk(len(self._levels) - 1, self.root.address, base, vaddr, end)
 
     def _walk(self, level: int, table: int, base: int, start: int, end: int) -> Iterator[Translation]:
         shift, bits = self._levels[level].shift, self._levels[level].bits
         first = start - base >> shift
         last = min((end - 1 - base >> shift) + 1, 1 << bits)
-        entries = self._table(table, self._entry << bits)
+        entries = self._table(table, self._size_of(level))
         if entries is None or first >= last:
             return
         found = self._decoder.decode(level, entries, first, last - first, base + (first << shift) & (1 << 64) - 1)
-        for at, length, paddr, is_table in found:
+        for at, length, paddr, is_table, executable in found:
             begin, stop = max(at, start), min(at + length, end)
             if is_table:
                 yield from self._walk(level - 1, paddr, at, begin, stop)
             else:
-                yield Translation(begin, stop - begin, paddr + begin - at)
+                yield Translation(begin, stop - begin, paddr + begin - at, bool(executable))
+
+    def walk(self, is_known: Callable[[int], bool], tables: list[Range]) -> Iterator[Translation]:
+        """Walk all page tables, and yield what they map, without what root.linear maps. Each table is walked once.
+
+        The number of tables and of mappings is bounded.
+
+        Args:
+            is_known: whether what a virtual address maps is known. It comes last, and without its last-level tables:
+                the linear map can have one for every 2 MiB of memory. The address lacks the upper bits that the tables
+                do not translate.
+            tables: the physical addresses [start, end) of each table are appended, also of those that are not read.
+
+        """
+        root = len(self._levels) - 1, self.root.address
+        pending, later, seen, mappings = [(*root, 0)], list[tuple[int, int, int]](), {root}, 0
+        tables.append((root[1], root[1] + self._size_of(root[0])))
+        while (pending or later) and mappings < _MAX_MAPPINGS:
+            level, table, base = (pending or later).pop()
+            entries = self._table(table, self._size_of(level))
+            if entries is None:
+                continue
+            found = self._decoder.decode(level, entries, 0, 1 << self._levels[level].bits, base)
+            for vaddr, length, paddr, is_table, executable in found:
+                following = level - 1, paddr
+                if not is_table:
+                    mappings += 1
+                    yield Translation(vaddr, length, paddr, bool(executable))
+                elif following not in seen and len(seen) < _MAX_TABLES:  # KASAN's shadow shares tables
+                    seen.add(following)
+                    tables.append((paddr, paddr + self._size_of(level - 1)))
+                    known = is_known(vaddr)
+                    if level > 1 or not known:
+                        (later if known else pending).append((*following, vaddr))
+
+    def _size_of(self, level: int) -> int:
+        """Bytes of a table."""
+        return self._entry << self._levels[level].bits
 
     def _table(self, paddr: int, size: int) -> bytes | None:
         key = paddr, size  # tables of two levels can differ in size, and a damaged entry can use one at both

@@ -10,6 +10,7 @@ from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.ranges import clipped
+from vmfilter.pages.kinds import find_kinds
 from vmfilter.pages.pmem import NO_PMEM, Pmem
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Classifier:
             self._struct_page = layout.size
             self._model = kernel.memory_model
             self._memory = kernel.memory
+            self._kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
             # Page-aligned, unlike a bytearray: reads into it copy faster.
             self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
             self._view = memoryview(self._structs)
@@ -118,6 +120,7 @@ class Classifier:
             self._mark_memory(pfn, count, classes)
             if self._kernel is not None:
                 self._apply_struct_pages(pfn, count, classes)
+                self._kinds.paint(pfn, classes)
             yield Window(pfn, classes)
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:

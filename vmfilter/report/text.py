@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
 from vmfilter.statistics import NamespacePages, Statistics
 
@@ -38,6 +38,18 @@ CLASS_NAMES = {
     PageClass.PMEM_METADATA: "pmem metadata",
     PageClass.PMEM_USERDATA: "pmem user data",
     PageClass.EXCLUDED: "excluded before",
+}
+
+KIND_NAMES = {
+    PageKind.IMAGE: "image: data",
+    PageKind.TEXT: "image: text",
+    PageKind.TABLE: "page tables",
+    PageKind.LOG: "log",
+    PageKind.VMALLOC: "vmalloc area",
+    PageKind.SLAB: "slab",
+    PageKind.MEMMAP: "struct pages",
+    PageKind.RESERVED: "reserved since boot",
+    PageKind.OTHER: "other",
 }
 
 _NOTE_KINDS = {
@@ -73,12 +85,14 @@ def report(s: Statistics) -> Iterator[str]:
 
 
 def table(s: Statistics) -> Iterator[str]:
-    """Yield a table of all classes, excluded or kept, followed by sizes and times."""
+    """Yield a table of all classes and kinds, excluded or kept, followed by sizes and times."""
     yield f"{'class':24} {'pages':>12} {'MiB':>10}  in the dump"
     for page_class, name in CLASS_NAMES.items():
         pages = s.classes[page_class]
         in_dump = "no" if page_class in s.excluded_classes else "yes"
         yield f"{name:24} {pages:12} {pages * s.page_size / 2**20:10.1f}  {in_dump}"
+        for kind, kind_name in KIND_NAMES.items() if page_class is PageClass.KERNEL else ():
+            yield f"  {kind_name:22} {s.kinds[kind]:12} {s.kinds[kind] * s.page_size / 2**20:10.1f}  {in_dump}"
     yield f"{'all memory':24} {s.present:12} {s.present * s.page_size / 2**20:10.1f}"
     yield f"{'kept, without zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
     if s.shared is not None:

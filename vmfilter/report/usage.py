@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
-from vmfilter.report.text import CLASS_NAMES
+from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
     from vmfilter.mem_usage import Usage
@@ -24,7 +24,7 @@ _OF_PMEM = {LEVEL_PMEM_METADATA: "pmem-metadata", LEVEL_PMEM_METADATA + 31: "zer
 
 
 def usage_lines(usage: Usage) -> Iterator[str]:
-    """Yield a table of pages by class, and one of what each dump level keeps."""
+    """Yield a table of pages by class and kind, and one of what each dump level keeps."""
 
     def row(name: str, pages: int) -> str:
         return f"{name:38} {pages:12} {pages * usage.page_size:18}"
@@ -32,6 +32,8 @@ def usage_lines(usage: Usage) -> Iterator[str]:
     yield f"{'class':38} {'pages':>12} {'bytes':>18}"
     for page_class, name in CLASS_NAMES.items():
         yield row(name, usage.classes[page_class])
+        for kind, kind_name in KIND_NAMES.items() if page_class is PageClass.KERNEL else ():
+            yield row(f"  {kind_name}", usage.kinds[kind])
     yield row("all memory", usage.at_level(0).present)
     yield ""
     yield f"{'kept at dump level':38} {'pages':>12} {'bytes':>18}"

@@ -11,7 +11,7 @@ The symbols in VMCOREINFO identify the format: kernel/printk/printk.c, log_buf_v
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from vmfilter.kernel.log.record import (
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
+    from vmfilter.kernel.log.ring_buffer import Ringbuffer
 
 __all__ = ["KernelLog", "Record"]
 
@@ -66,9 +67,7 @@ class KernelLog:
         self.losses, self._clear_unknown = Losses(), False
         has = self._kernel.info.symbol
         if has("prb") is not None:
-            from vmfilter.kernel.log.ring_buffer import Ringbuffer
-
-            records = Ringbuffer(self._kernel, self.losses).records()
+            records = self._ring_buffer().records()
         elif has("log_first_idx") is not None:
             records = self._variable()
         elif has("log_end") is not None:
@@ -99,6 +98,15 @@ class KernelLog:
         if value is None:
             raise KernelError(f"the kernel's log is not in the dump: {name} at {symbol:#x} cannot be read")
         return value
+
+    def areas(self) -> Sequence[Area]:
+        """Return where the log is. Raises KernelError if VMCOREINFO or the kernel's memory does not say."""
+        return self._ring_buffer().areas if self._kernel.info.symbol("prb") is not None else [self._buffer()]
+
+    def _ring_buffer(self) -> Ringbuffer:
+        from vmfilter.kernel.log.ring_buffer import Ringbuffer
+
+        return Ringbuffer(self._kernel, self.losses)
 
     def _buffer(self) -> Area:
         size = self._variable_value("log_buf_len", 4)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vmfilter.errors import KernelError
 
@@ -49,8 +49,7 @@ class Record(NamedTuple):
     cleared: bool | None = None
 
 
-@dataclass
-class Losses:
+class Losses(SimpleNamespace):
     """Counts of what records() skipped.
 
     Attributes:
@@ -61,15 +60,19 @@ class Losses:
 
     """
 
-    missing: int = field(default=0, metadata={"said": "are not in the dump"})
-    damaged: int = field(default=0, metadata={"said": "are damaged"})
-    unfinished: int = field(default=0, metadata={"said": "were being written when the kernel crashed"})
-    textless: int = field(default=0, metadata={"said": "had no room for their text"})
+    _SAID: ClassVar = {
+        "missing": "are not in the dump",
+        "damaged": "are damaged",
+        "unfinished": "were being written when the kernel crashed",
+        "textless": "had no room for their text",
+    }
+
+    def __init__(self, missing: int = 0, damaged: int = 0, unfinished: int = 0, textless: int = 0) -> None:
+        super().__init__(missing=missing, damaged=damaged, unfinished=unfinished, textless=textless)
 
     def warnings(self) -> list[str]:
         """Return one line for each kind of loss."""
-        fields = self.__dataclass_fields__.items()
-        counts = [(getattr(self, name), f.metadata["said"]) for name, f in fields]
+        counts = [(getattr(self, name), said) for name, said in self._SAID.items()]
         return [f"parts of the log that {said}: {count}; they are skipped" for count, said in counts if count]
 
 
@@ -113,11 +116,17 @@ class Layout:
 
 
 class Area:
-    """A range of kernel memory, read on demand: an absurd size costs nothing."""
+    """A range of kernel memory, read on demand: an absurd size costs nothing.
+
+    Attributes:
+        address: virtual address of its start.
+        size: bytes.
+
+    """
 
     def __init__(self, kernel: Kernel, address: int, size: int) -> None:
         self._memory = kernel.memory
-        self._address = address
+        self.address = address
         self.size = size
         self._blocks: dict[int, bytes | None] = {}
 
@@ -126,7 +135,7 @@ class Area:
         if not 0 <= offset <= offset + size <= self.size:
             return None
         parts = []
-        at, end = self._address + offset, self._address + offset + size
+        at, end = self.address + offset, self.address + offset + size
         while at < end:
             block = self._block(at // _BLOCK)
             if block is None:
@@ -137,7 +146,7 @@ class Area:
 
     def gap(self, offset: int) -> int:
         """Return the number of unreadable bytes that follow an unreadable offset in the same block."""
-        at = self._address + offset
+        at = self.address + offset
         return _BLOCK - 1 - at % _BLOCK if self._block(at // _BLOCK) is None else 0
 
     def _block(self, number: int) -> bytes | None:

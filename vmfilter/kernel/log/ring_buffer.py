@@ -24,7 +24,12 @@ _MIN_BITS, _MAX_BITS = 1, MAX_LOG_SIZE.bit_length() - 1
 
 
 class Ringbuffer:
-    """The log of one kernel."""
+    """The log of one kernel.
+
+    Attributes:
+        areas: where it is: descriptors, infos, text.
+
+    """
 
     def __init__(self, kernel: Kernel, losses: Losses) -> None:
         """Find the rings.
@@ -69,6 +74,7 @@ class Ringbuffer:
         self._descs = Area(kernel, desc_ring.get(ids, "descs"), self._count * self._desc.size)
         self._infos = Area(kernel, desc_ring.get(ids, "infos"), self._count * self._info.size)
         self._text = Area(kernel, data_ring.get(data, "data"), 1 << self._size_bits)
+        self.areas = self._descs, self._infos, self._text
         self._clear_seq = self._first_after_clear()
 
     def _first_after_clear(self) -> int | None:

@@ -1,0 +1,171 @@
+"""Find kinds of kernel pages that struct pages do not tell: by page tables and VMCOREINFO, without debug information.
+
+Nothing here fails a run. What is not found stays PageKind.OTHER, or what its struct page says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from vmfilter.errors import InputError, KernelError
+from vmfilter.frames.classes import PageKind, byte_of
+from vmfilter.frames.ranges import Range, clipped, merged
+from vmfilter.kernel.log import KernelLog
+from vmfilter.kernel.page_tables import VirtualMemory
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.kernel import Kernel
+    from vmfilter.kernel.page_tables import Translation
+    from vmfilter.reader import Dump
+
+_MAX_MAPPINGS = 1 << 16  # of one kind
+_BELOW, _ABOVE = 1 << 25, 1 << 28  # bytes of the image before and after _stext: more than any kernel has
+_VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
+
+
+def _paints(kind: PageKind, *over: PageKind) -> tuple[PageKind, bytes]:
+    """Return a kind, and a table that gives it to frames of certain kinds."""
+    before = set(map(byte_of, over))
+    return kind, bytes(byte_of(kind) if byte in before else byte for byte in range(256))
+
+
+_PAINTS = (
+    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
+    _paints(PageKind.TEXT, PageKind.RESERVED),
+    _paints(PageKind.IMAGE, PageKind.RESERVED),  # its mapping can be larger, and include what was freed after boot
+)
+"""What each kind replaces, in order: the first kind found is kept."""
+
+
+class Kinds:
+    """Kinds of kernel pages, as ranges of page frames."""
+
+    def __init__(self, ranges: dict[PageKind, list[Range]]) -> None:
+        """Take the sorted ranges of each kind."""
+        self._ranges = [(ranges[kind], table) for kind, table in _PAINTS if ranges.get(kind)]
+
+    def paint(self, pfn: int, classes: memoryview) -> None:
+        """Give the KERNEL frames from pfn on their kinds; classes has one byte per frame, its class and kind."""
+        for ranges, table in self._ranges:
+            for first, end in clipped(ranges, pfn, pfn + len(classes)):
+                part = classes[first - pfn : end - pfn]
+                part[:] = bytes(part).translate(table)
+
+
+def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -> Kinds:
+    """Find what page tables and VMCOREINFO tell about the kernel's pages.
+
+    Args:
+        dump: the dump.
+        kernel: the crashed kernel.
+        windows: first page frame and number of page frames of ranges that contain all of the dump's memory, in order.
+
+    """
+    search = _Search(dump, kernel)
+    for step in search.log, lambda: search.sections(windows), search.image, search.tables:
+        try:
+            step()
+        except (InputError, KernelError):
+            continue
+    return Kinds({kind: merged(ranges) for kind, ranges in search.found.items()})
+
+
+class _Search:
+    """Attributes: found: ranges of page frames by kind, unsorted."""
+
+    def __init__(self, dump: Dump, kernel: Kernel) -> None:
+        self.found: dict[PageKind, list[Range]] = {kind: [] for kind, _ in _PAINTS}
+        self._dump, self._kernel, self._memory = dump, kernel, kernel.memory
+        top = kernel.memory.root.paging.levels[-1]
+        self._reach = (1 << top.shift + top.bits) - 1  # mask of the address bits that the tables translate
+        self._memmap: list[Range] = []  # virtual addresses of struct pages
+        self._linear: int | None = None  # virtual minus physical address in the linear map; None: not in the tables
+        self._image: int | None = None  # the same of the image
+
+    def _add(self, kind: PageKind, start: int, end: int) -> None:
+        """Add a range of physical addresses."""
+        self.found[kind].append((start // self._kernel.page_size, -(-end // self._kernel.page_size)))
+
+    def _add_mapped(self, kind: PageKind, start: int, end: int) -> None:
+        """Add a range of virtual addresses."""
+        for m in islice(self._memory.translate(start, end - start), _MAX_MAPPINGS):
+            self._add(kind, m.paddr, m.paddr + m.length)
+
+    def _offset(self, vaddr: int) -> int | None:
+        """Virtual minus physical address, if page tables map vaddr."""
+        if any(start <= vaddr < start + size for start, size, _ in self._memory.root.linear):
+            return None
+        m = next(self._memory.translate(vaddr, 1), None)
+        return None if m is None else m.vaddr - m.paddr & self._reach
+
+    def log(self) -> None:
+        for area in KernelLog(self._kernel).areas():
+            self._add_mapped(PageKind.LOG, area.address, area.address + area.size)
+
+    def sections(self, windows: Iterable[tuple[int, int]]) -> None:
+        """Find the struct pages and what leads to them, and by the latter's addresses the linear map."""
+        model = self._kernel.memory_model
+        at = None
+        # Without mem_section, no struct page can be found: it counts as one more level of tables.
+        for start, end in model.tables(self._dump.blocks):
+            self._add_mapped(PageKind.TABLE, start, end)
+            at = start
+        runs = []
+        for first, count in windows:
+            pfn = first
+            while pfn < first + count:
+                end, vaddr = model.stretch(pfn, first + count)
+                if vaddr is not None:
+                    runs.append((vaddr, vaddr + (end - pfn) * model.struct_page))
+                pfn = end
+        self._memmap = merged(runs)
+        for start, end in self._memmap:
+            self._add_mapped(PageKind.MEMMAP, start, end)
+        if at is None and self._memmap:
+            at = self._memmap[0][0]  # without sections, struct pages are in the linear map
+        self._linear = None if at is None else self._offset(at)
+
+    def image(self) -> None:
+        info, memory = self._kernel.info, self._memory
+        text = info.symbol("_stext")
+        if text is None:
+            return
+        self._image = self._offset(text)
+        start, end = max(text - _BELOW, 0), text + _ABOVE
+        if self._image is None or self._image == self._linear:
+            symbols = [at for at in self._symbols() if start <= at < end]
+            start, end = min(symbols), max(symbols) + 1
+        parts: list[Translation] = []
+        for m in VirtualMemory(self._dump, memory.root, finds_executable=True).translate(start, end - start):
+            if self._image is None or m.vaddr - m.paddr & self._reach == self._image:
+                parts.append(m)
+        # Without hardware that can forbid execution, everything seems executable.
+        split = not all(m.executable for m in parts)
+        for m in parts:
+            self._add(PageKind.TEXT if m.executable and split else PageKind.IMAGE, m.paddr, m.paddr + m.length)
+
+    def _symbols(self) -> Iterator[int]:
+        info = self._kernel.info
+        return (info.symbol(name) or 0 for name in info.symbols() if name not in _VALUES)
+
+    def tables(self) -> None:
+        """Find page tables, and memory that is mapped neither by the linear map nor as image."""
+        found: list[Range] = []
+        for m in self._memory.walk(self._is_known(), found):
+            offset = m.vaddr - m.paddr & self._reach
+            if self._linear is not None and offset not in (self._linear, self._image):
+                self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)
+        for start, end in found:
+            self._add(PageKind.TABLE, start, end)
+
+    def _is_known(self) -> Callable[[int], bool]:
+        known = [(start & self._reach, end - start) for start, end in self._memmap]
+        # The tables of a 32-bit machine are few, and its linear map ends before its memory does.
+        if self._linear is not None and self._kernel.abi.word == 8:
+            known.append((self._linear, self._dump.end))
+        return lambda vaddr: any(vaddr - start & self._reach < size for start, size in known)
