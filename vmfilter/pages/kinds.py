@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MAX_MAPPINGS = 1 << 16  # of one kind
 _BELOW, _ABOVE = 1 << 25, 1 << 28  # bytes of the image before and after _stext: more than any kernel has
+_NO_TABLES = -1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
 
 
@@ -84,8 +85,9 @@ class _Search:
         top = kernel.memory.root.paging.levels[-1]
         self._reach = (1 << top.shift + top.bits) - 1  # mask of the address bits that the tables translate
         self._memmap: list[Range] = []  # virtual addresses of struct pages
-        self._linear: int | None = None  # virtual minus physical address in the linear map; None: not in the tables
-        self._image: int | None = None  # the same of the image
+        # Virtual minus physical address in the linear map, and in the image; None: not known.
+        self._linear: int | None = None
+        self._image: int | None = None
 
     def _add(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of physical addresses."""
@@ -97,9 +99,9 @@ class _Search:
             self._add(kind, m.paddr, m.paddr + m.length)
 
     def _offset(self, vaddr: int) -> int | None:
-        """Virtual minus physical address, if page tables map vaddr."""
+        """Virtual minus physical address; _NO_TABLES if no page tables map vaddr, None if it is not mapped."""
         if any(start <= vaddr < start + size for start, size, _ in self._memory.root.linear):
-            return None
+            return _NO_TABLES
         m = next(self._memory.translate(vaddr, 1), None)
         return None if m is None else m.vaddr - m.paddr & self._reach
 
@@ -137,12 +139,12 @@ class _Search:
             return
         self._image = self._offset(text)
         start, end = max(text - _BELOW, 0), text + _ABOVE
-        if self._image is None or self._image == self._linear:
+        if self._image in (_NO_TABLES, self._linear):
             symbols = [at for at in self._symbols() if start <= at < end]
             start, end = min(symbols), max(symbols) + 1
         parts: list[Translation] = []
         for m in VirtualMemory(self._dump, memory.root, finds_executable=True).translate(start, end - start):
-            if self._image is None or m.vaddr - m.paddr & self._reach == self._image:
+            if self._image == _NO_TABLES or m.vaddr - m.paddr & self._reach == self._image:
                 parts.append(m)
         # Without hardware that can forbid execution, everything seems executable.
         split = not all(m.executable for m in parts)
@@ -166,6 +168,6 @@ class _Search:
     def _is_known(self) -> Callable[[int], bool]:
         known = [(start & self._reach, end - start) for start, end in self._memmap]
         # The tables of a 32-bit machine are few, and its linear map ends before its memory does.
-        if self._linear is not None and self._kernel.abi.word == 8:
+        if self._linear not in (None, _NO_TABLES) and self._kernel.abi.word == 8:
             known.append((self._linear, self._dump.end))
         return lambda vaddr: any(vaddr - start & self._reach < size for start, size in known)
