@@ -5,7 +5,7 @@ Nothing here fails a run. What is not found stays PageKind.OTHER, or what its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,10 @@ from vmfilter.kernel.page_tables import VirtualMemory
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
-    from vmfilter.kernel.page_tables import Translation
     from vmfilter.reader import Dump
 
 _MAX_MAPPINGS = 1 << 16  # of one kind
-_BELOW, _ABOVE = 1 << 25, 1 << 28  # bytes of the image before and after _stext: more than any kernel has
+_IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _NO_TABLES = -1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
 
@@ -133,27 +132,20 @@ class _Search:
         self._linear = None if at is None else self._offset(at)
 
     def image(self) -> None:
-        info, memory = self._kernel.info, self._memory
-        text = info.symbol("_stext")
-        if text is None:
-            return
-        self._image = self._offset(text)
-        start, end = max(text - _BELOW, 0), text + _ABOVE
+        info, page_tables = self._kernel.info, self._memory.root
+        name = info.symbol("init_uts_ns") or 0  # proven: the kernel's name is read there
+        self._image = self._offset(name)
+        start, end = max(name - _IMAGE, 0), name + _IMAGE
         if self._image in (_NO_TABLES, self._linear):
-            symbols = [at for at in self._symbols() if start <= at < end]
-            start, end = min(symbols), max(symbols) + 1
-        parts: list[Translation] = []
-        for m in VirtualMemory(self._dump, memory.root, finds_executable=True).translate(start, end - start):
-            if self._image == _NO_TABLES or m.vaddr - m.paddr & self._reach == self._image:
-                parts.append(m)
+            symbols = [info.symbol(symbol) or 0 for symbol in info.symbols() if symbol not in _VALUES]
+            inside = [at for at in symbols if start <= at < end]
+            start, end = min(inside), max(inside) + 1
+        mapped = VirtualMemory(self._dump, page_tables, finds_executable=True).translate(start, end - start)
+        parts = [m for m in mapped if self._image in (_NO_TABLES, m.vaddr - m.paddr & self._reach)]
         # Without hardware that can forbid execution, everything seems executable.
         split = not all(m.executable for m in parts)
         for m in parts:
             self._add(PageKind.TEXT if m.executable and split else PageKind.IMAGE, m.paddr, m.paddr + m.length)
-
-    def _symbols(self) -> Iterator[int]:
-        info = self._kernel.info
-        return (info.symbol(name) or 0 for name in info.symbols() if name not in _VALUES)
 
     def tables(self) -> None:
         """Find page tables, and memory that is mapped neither by the linear map nor as image."""
