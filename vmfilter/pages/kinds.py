@@ -5,13 +5,13 @@ Nothing here fails a run. What is not found stays PageKind.OTHER, or what its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageKind, byte_of
-from vmfilter.frames.ranges import Range, clipped, merged
+from vmfilter.frames.ranges import Range, append, clipped, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import VirtualMemory
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 
-_MAX_MAPPINGS = 1 << 16  # of one kind
+_MAX_RANGES = 1 << 16  # of one kind
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _NO_TABLES = -1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
@@ -32,7 +32,7 @@ def _paints(kind: PageKind, *over: PageKind) -> tuple[PageKind, bytes]:
 
 
 _PAINTS = (
-    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED, PageKind.SLAB),  # ppc64's upper tables are in slab
     _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
@@ -90,11 +90,12 @@ class _Search:
 
     def _add(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of physical addresses."""
-        self.found[kind].append((start // self._kernel.page_size, -(-end // self._kernel.page_size)))
+        append(self.found[kind], start // self._kernel.page_size, -(-end // self._kernel.page_size))
 
     def _add_mapped(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of virtual addresses."""
-        for m in islice(self._memory.translate(start, end - start), _MAX_MAPPINGS):
+        room = max(_MAX_RANGES - len(self.found[kind]), 0)
+        for m in islice(self._memory.translate(start, end - start), room):
             self._add(kind, m.paddr, m.paddr + m.length)
 
     def _offset(self, vaddr: int) -> int | None:
@@ -149,17 +150,21 @@ class _Search:
 
     def tables(self) -> None:
         """Find page tables, and memory that is mapped neither by the linear map nor as image."""
-        found: list[Range] = []
-        for m in self._memory.walk(self._is_known(), found):
-            offset = m.vaddr - m.paddr & self._reach
-            if self._linear is not None and offset not in (self._linear, self._image):
-                self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)
-        for start, end in found:
-            self._add(PageKind.TABLE, start, end)
+        known, tables = self._known(), list[Range]()
+        try:
+            for m in self._memory.walk(lambda vaddr: bool(clipped(known, vaddr, vaddr + 1)), tables):
+                offset = m.vaddr - m.paddr & self._reach
+                if self._linear is not None and offset not in (self._linear, self._image):
+                    self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)
+        finally:
+            for start, end in tables:
+                self._add(PageKind.TABLE, start, end)
 
-    def _is_known(self) -> Callable[[int], bool]:
-        known = [(start & self._reach, end - start) for start, end in self._memmap]
+    def _known(self) -> list[Range]:
+        """Return the virtual addresses of struct pages and of the linear map, without the bits above self._reach."""
+        known = [(start & self._reach, (start & self._reach) + end - start) for start, end in self._memmap]
         # The tables of a 32-bit machine are few, and its linear map ends before its memory does.
-        if self._linear not in (None, _NO_TABLES) and self._kernel.abi.word == 8:
-            known.append((self._linear, self._dump.end))
-        return lambda vaddr: any(vaddr - start & self._reach < size for start, size in known)
+        if self._linear is not None and self._linear != _NO_TABLES and self._kernel.abi.word == 8:
+            end = self._linear + self._dump.end  # KASLR can move the map so that it begins below address 0
+            known += [(self._linear, end), (0, max(end - self._reach - 1, 0))]
+        return merged(known)
