@@ -138,6 +138,10 @@ class Flavour:
     exports_compound: bool = True
     size: int = 64
 
+    def bit(self, flag: str) -> int:
+        """Return the bit of a page flag. PG_reserved, which no kernel exports, precedes PG_private in every kernel."""
+        return self.bits["private"] - 1 if flag == "reserved" else self.bits[flag]
+
     def has_type(self, name: str) -> bool:
         """Return whether VMCOREINFO exports the type."""
         return name in self.types and name not in self.hidden_types
@@ -176,7 +180,8 @@ _BITS_6_6 = {"lru": 5, "head": 6, "slab": 11, "swapcache": 12, "private": 15, "s
 _BITS_6_12 = {"lru": 5, "head": 6, "swapcache": 10, "private": 14, "swapbacked": 17, "hwpoison": 20}
 _TYPES_3_10 = {"buddy": 0xFFFFFF80, "table": 0xFFFFFF00}  # -128; -256 is the balloon's; there are no other types
 _TYPES_5_10 = {"buddy": ~0x80 & 0xFFFFFFFF, "offline": ~0x100 & 0xFFFFFFFF, "table": ~0x400 & 0xFFFFFFFF}
-_TYPES_6_9 = {**_TYPES_5_10, "hugetlb": ~0x800 & 0xFFFFFFFF}
+_TYPES_6_1 = {**_TYPES_5_10, "table": ~0x200 & 0xFFFFFFFF}
+_TYPES_6_9 = {**_TYPES_6_1, "hugetlb": ~0x800 & 0xFFFFFFFF}
 _TYPES_6_11 = {
     name: ~bit & 0xFFFFFFFF
     for name, bit in {
@@ -220,10 +225,16 @@ FLAVOURS: dict[str, Flavour] = {
         _V4_4, release="4.16.18", bits=_BITS_4_16, hidden=frozenset(), order_at=41, order_width=1, swapbacked=True
     ),
     "5.10": _V5_10,
-    "6.1": replace(_V5_10, release="6.1.170-amd64", hvo=True),
-    "6.3": replace(_V5_10, release="6.3.13", compound="folio", hvo=True),
+    "6.1": replace(_V5_10, release="6.1.170-amd64", types=_TYPES_6_1, hvo=True),
+    "6.3": replace(_V5_10, release="6.3.13", types=_TYPES_6_1, compound="folio", hvo=True),
     "6.6": replace(
-        _V5_10, release="6.6.100", bits={**_BITS_6_6, "hugetlb": 8}, compound="flags", hugetlb="flag", hvo=True
+        _V5_10,
+        release="6.6.100",
+        types=_TYPES_6_1,
+        bits={**_BITS_6_6, "hugetlb": 8},
+        compound="flags",
+        hugetlb="flag",
+        hvo=True,
     ),
     "6.9": replace(
         _V5_10, release="6.9.12", bits=_BITS_6_6, types=_TYPES_6_9, compound="flags", hugetlb="type", hvo=True
@@ -372,7 +383,7 @@ class Synthetic:
     def _page(self, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0, more_flags: int = 0) -> bytes:
         f = self.flavour
         page = bytearray(f.size)
-        bits = more_flags | sum(1 << f.bits[name] for name in flags)
+        bits = more_flags | sum(1 << f.bit(name) for name in flags)
         # The top bits of flags are zone and node numbers; vmfilter ignores referenced and uptodate.
         zone = 0x17FFFF << 42 if self.word == 8 else 0x40000000
         self._store(page, "flags", bits | zone)
@@ -452,7 +463,7 @@ class Synthetic:
 
     def memmap_frame(self, pfn: int) -> int:
         """Return the frame that contains the beginning of a struct page; known once the file is written."""
-        return self._memmap_frames[pfn * self.flavour.size // PAGE]
+        return self._memmap_frames[pfn * self.flavour.size // self.page]
 
     # The file
 

@@ -25,6 +25,7 @@ import vmfilter
 from vmfilter import PageClass, _core
 from vmfilter.cli.core import PACKAGES
 from vmfilter.formats.codec import CODECS, availability, native_libraries
+from vmfilter.report.text import KIND_NAMES
 
 SMALL = "x86_64-6.12-small"
 EXCLUDED = [
@@ -267,6 +268,9 @@ def test_stats_list_every_class(run: Run, small: Path, tmp_path: Path) -> None:
     classes = ["kernel and other", "cache", "cache with private data", "user process data", "free", "hwpoisoned",
                "offline", "pmem metadata", "pmem user data", "excluded before"]  # fmt: skip
     assert sum(int(table[c]) for c in classes) == int(table["all memory"]) == n["Original pages"]
+    kinds = dict(re.findall(r"^  ([a-z][a-z: ]+?) {2,}(\d+) +[\d.]+  yes$", ran.out, re.MULTILINE))
+    assert list(kinds) == list(KIND_NAMES.values())
+    assert sum(map(int, kinds.values())) == int(table["kernel and other"])
     assert int(table["free"]) == n["Free pages"] > 0
     assert int(table["kept, without zero pages"]) == n["Remaining pages"]
     fates = dict(re.findall(r"^([a-z][a-z ]+?) {2,}\d+ +[\d.]+  (yes|no)$", ran.out, re.MULTILINE))

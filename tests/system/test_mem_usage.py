@@ -13,6 +13,7 @@ import vmfilter
 from vmfilter import PageClass
 from vmfilter.cli import main
 from vmfilter.mem_usage import memory_usage
+from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 
 def rows(text: str) -> dict[str, tuple[int, int]]:
@@ -40,8 +41,9 @@ def test_it_agrees_with_filtering(
     assert usage.classes == s.classes
     assert found["all memory"][0] == s.present
     assert found["free"][0] == s.classes[PageClass.FREE]
-    classes = list(found)[: list(found).index("all memory")]
-    assert sum(found[c][0] for c in classes) == s.present
+    assert usage.kinds == s.kinds
+    assert sum(found[c][0] for c in CLASS_NAMES.values()) == s.present
+    assert sum(found[k][0] for k in KIND_NAMES.values()) == found["kernel and other"][0]
 
 
 def test_zero_pages_are_reported_as_included(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

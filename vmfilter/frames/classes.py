@@ -43,7 +43,7 @@ class PageKind(IntEnum):
     TABLE = 3
     """Page tables."""
     LOG = 4
-    """The kernel's log, and VMCOREINFO."""
+    """The kernel's log."""
     VMALLOC = 5
     """The vmalloc area: stacks, modules, per-CPU chunks."""
     SLAB = 6

@@ -5,23 +5,23 @@ Nothing here fails a run. What is not found stays PageKind.OTHER, or what its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageKind, byte_of
-from vmfilter.frames.ranges import Range, clipped, merged
+from vmfilter.frames.ranges import Range, append, clipped, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import VirtualMemory
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
-    from vmfilter.kernel.page_tables import Translation
     from vmfilter.reader import Dump
 
-_MAX_MAPPINGS = 1 << 16  # of one kind
-_BELOW, _ABOVE = 1 << 25, 1 << 28  # bytes of the image before and after _stext: more than any kernel has
+_MAX_RANGES = 1 << 16  # of one kind
+_IMAGE = 1 << 28  # bytes: more than the image of any kernel
+_NO_TABLES = -1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
 
 
@@ -32,7 +32,7 @@ def _paints(kind: PageKind, *over: PageKind) -> tuple[PageKind, bytes]:
 
 
 _PAINTS = (
-    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED, PageKind.SLAB),  # ppc64's upper tables are in slab
     _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
@@ -84,22 +84,24 @@ class _Search:
         top = kernel.memory.root.paging.levels[-1]
         self._reach = (1 << top.shift + top.bits) - 1  # mask of the address bits that the tables translate
         self._memmap: list[Range] = []  # virtual addresses of struct pages
-        self._linear: int | None = None  # virtual minus physical address in the linear map; None: not in the tables
-        self._image: int | None = None  # the same of the image
+        # Virtual minus physical address in the linear map, and in the image; None: not known.
+        self._linear: int | None = None
+        self._image: int | None = None
 
     def _add(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of physical addresses."""
-        self.found[kind].append((start // self._kernel.page_size, -(-end // self._kernel.page_size)))
+        append(self.found[kind], start // self._kernel.page_size, -(-end // self._kernel.page_size))
 
     def _add_mapped(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of virtual addresses."""
-        for m in islice(self._memory.translate(start, end - start), _MAX_MAPPINGS):
+        room = max(_MAX_RANGES - len(self.found[kind]), 0)
+        for m in islice(self._memory.translate(start, end - start), room):
             self._add(kind, m.paddr, m.paddr + m.length)
 
     def _offset(self, vaddr: int) -> int | None:
-        """Virtual minus physical address, if page tables map vaddr."""
+        """Virtual minus physical address; _NO_TABLES if no page tables map vaddr, None if it is not mapped."""
         if any(start <= vaddr < start + size for start, size, _ in self._memory.root.linear):
-            return None
+            return _NO_TABLES
         m = next(self._memory.translate(vaddr, 1), None)
         return None if m is None else m.vaddr - m.paddr & self._reach
 
@@ -131,41 +133,38 @@ class _Search:
         self._linear = None if at is None else self._offset(at)
 
     def image(self) -> None:
-        info, memory = self._kernel.info, self._memory
-        text = info.symbol("_stext")
-        if text is None:
-            return
-        self._image = self._offset(text)
-        start, end = max(text - _BELOW, 0), text + _ABOVE
-        if self._image is None or self._image == self._linear:
-            symbols = [at for at in self._symbols() if start <= at < end]
-            start, end = min(symbols), max(symbols) + 1
-        parts: list[Translation] = []
-        for m in VirtualMemory(self._dump, memory.root, finds_executable=True).translate(start, end - start):
-            if self._image is None or m.vaddr - m.paddr & self._reach == self._image:
-                parts.append(m)
+        info, page_tables = self._kernel.info, self._memory.root
+        name = info.symbol("init_uts_ns") or 0  # proven: the kernel's name is read there
+        self._image = self._offset(name)
+        start, end = max(name - _IMAGE, 0), name + _IMAGE
+        if self._image in (_NO_TABLES, self._linear):
+            symbols = [info.symbol(symbol) or 0 for symbol in info.symbols() if symbol not in _VALUES]
+            inside = [at for at in symbols if start <= at < end]
+            start, end = min(inside), max(inside) + 1
+        mapped = VirtualMemory(self._dump, page_tables, finds_executable=True).translate(start, end - start)
+        parts = [m for m in mapped if self._image in (_NO_TABLES, m.vaddr - m.paddr & self._reach)]
         # Without hardware that can forbid execution, everything seems executable.
         split = not all(m.executable for m in parts)
         for m in parts:
             self._add(PageKind.TEXT if m.executable and split else PageKind.IMAGE, m.paddr, m.paddr + m.length)
 
-    def _symbols(self) -> Iterator[int]:
-        info = self._kernel.info
-        return (info.symbol(name) or 0 for name in info.symbols() if name not in _VALUES)
-
     def tables(self) -> None:
         """Find page tables, and memory that is mapped neither by the linear map nor as image."""
-        found: list[Range] = []
-        for m in self._memory.walk(self._is_known(), found):
-            offset = m.vaddr - m.paddr & self._reach
-            if self._linear is not None and offset not in (self._linear, self._image):
-                self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)
-        for start, end in found:
-            self._add(PageKind.TABLE, start, end)
+        known, tables = self._known(), list[Range]()
+        try:
+            for m in self._memory.walk(lambda vaddr: bool(clipped(known, vaddr, vaddr + 1)), tables):
+                offset = m.vaddr - m.paddr & self._reach
+                if self._linear is not None and offset not in (self._linear, self._image):
+                    self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)
+        finally:
+            for start, end in tables:
+                self._add(PageKind.TABLE, start, end)
 
-    def _is_known(self) -> Callable[[int], bool]:
-        known = [(start & self._reach, end - start) for start, end in self._memmap]
+    def _known(self) -> list[Range]:
+        """Return the virtual addresses of struct pages and of the linear map, without the bits above self._reach."""
+        known = [(start & self._reach, (start & self._reach) + end - start) for start, end in self._memmap]
         # The tables of a 32-bit machine are few, and its linear map ends before its memory does.
-        if self._linear is not None and self._kernel.abi.word == 8:
-            known.append((self._linear, self._dump.end))
-        return lambda vaddr: any(vaddr - start & self._reach < size for start, size in known)
+        if self._linear is not None and self._linear != _NO_TABLES and self._kernel.abi.word == 8:
+            end = self._linear + self._dump.end  # KASLR can move the map so that it begins below address 0
+            known += [(self._linear, end), (0, max(end - self._reach - 1, 0))]
+        return merged(known)
