@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Search of memory for a string. */
+/* Search of memory for a string, and for pointers into a range. */
 #include <string.h>
 
+#include "bytes.h"
 #include "vmfilter.h"
 
 #define STRIDE 64	/* words compared before testing for a match, so that the compiler can vectorise the loop */
@@ -26,4 +27,16 @@ uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const ui
 			return at;
 	}
 	return size;
+}
+
+void vmf_mark_pointed(const uint8_t *data, uint64_t size, uint32_t word, int swap, uint64_t start, uint64_t count,
+		      uint32_t page_shift, uint8_t *bits)
+{
+	for (uint64_t at = 0; size - at >= word; at += word) {
+		uint64_t value = word == 8 ? vmf_load64(data + at, swap) : vmf_load32(data + at, swap);
+		uint64_t page = (value - start) >> page_shift;
+
+		if (page < count)
+			bits[page / 8] |= (uint8_t)(1u << (page % 8));
+	}
 }

@@ -46,7 +46,8 @@ enum vmf_page_kind {
 	VMF_KIND_VMALLOC = 5,
 	VMF_KIND_SLAB = 6,
 	VMF_KIND_MEMMAP = 7,
-	VMF_KIND_RESERVED = 8
+	VMF_KIND_RESERVED = 8,
+	VMF_KIND_CALLED_TEXT = 9
 };
 
 /* Page frames are written in order of their rank, then of their number. */
@@ -276,6 +277,20 @@ int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const 
  * Return: offset of the first match, or @size if there is none.
  */
 uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length);
+
+/*
+ * vmf_mark_pointed() - mark the pages that words in memory point into
+ * @data: in: @size bytes
+ * @size: bytes; an incomplete last word is ignored
+ * @word: bytes of a pointer, 4 or 8
+ * @swap: 1 if @data is in the opposite byte order
+ * @start: virtual address of the first page
+ * @count: number of pages
+ * @page_shift: log2 of their size
+ * @bits: in and out: (@count + 7) / 8 bytes; a bit is set for each page that a word points into
+ */
+void vmf_mark_pointed(const uint8_t *data, uint64_t size, uint32_t word, int swap, uint64_t start, uint64_t count,
+		      uint32_t page_shift, uint8_t *bits);
 
 /* A compressor: a page codec and the state of its library. One thread at a time. */
 struct vmf_codec;

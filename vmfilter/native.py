@@ -331,6 +331,26 @@ def find_text(data: ReadableBuffer, size: int, at: int, text: bytes) -> int:
     return found
 
 
+def mark_pointed(
+    data: ReadableBuffer, word: int, swap: bool, start: int, count: int, page_size: int, bits: WriteableBuffer
+) -> None:
+    """Mark the pages that words in memory point into.
+
+    Args:
+        data: an array of words.
+        word: bytes of a word, 4 or 8.
+        swap: whether data is in the opposite byte order.
+        start: virtual address of the first page.
+        count: number of pages.
+        page_size: bytes, a power of 2.
+        bits: in and out: a bitmap of the pages.
+
+    """
+    source, out = _read("uint8_t[]", data), _write("uint8_t[]", bits)
+    _require(8 * len(out), count)
+    lib.vmf_mark_pointed(source, len(source), word, swap, start, count, page_size.bit_length() - 1, out)
+
+
 # Page codecs: csrc/codec.c, csrc/decode.c
 
 

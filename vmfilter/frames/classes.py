@@ -51,6 +51,8 @@ class PageKind(IntEnum):
     """Struct pages, as far as they are in RAM."""
     RESERVED = 8
     """Allocated at boot, and never freed: the first per-CPU areas, early tables, hash tables."""
+    CALLED_TEXT = 9
+    """Pages of text that stacks point into."""
 
 
 _KIND_SHIFT = 4

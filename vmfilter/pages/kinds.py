@@ -5,21 +5,26 @@ Nothing here fails a run. What is not found stays PageKind.OTHER, or what its st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from vmfilter import native
 from vmfilter.errors import InputError, KernelError
+from vmfilter.formats.elf import NT_PRSTATUS
+from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.classes import PageKind, byte_of
 from vmfilter.frames.ranges import Range, append, clipped, merged
 from vmfilter.kernel.log import KernelLog
-from vmfilter.kernel.page_tables import VirtualMemory
+from vmfilter.kernel.page_tables import Translation, VirtualMemory
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 
 _MAX_RANGES = 1 << 16  # of one kind
+_STACKS = 8 << 20  # bytes of the vmalloc area that are searched for stacks
+_STACKS_AT_ONCE = 1 << 18
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _NO_TABLES = -1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
@@ -36,6 +41,7 @@ _PAINTS = (
     _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
+    _paints(PageKind.CALLED_TEXT, PageKind.RESERVED),
     _paints(PageKind.TEXT, PageKind.RESERVED),
     _paints(PageKind.IMAGE, PageKind.RESERVED),  # its mapping can be larger, and include what was freed after boot
 )
@@ -67,7 +73,7 @@ def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -
 
     """
     search = _Search(dump, kernel)
-    for step in search.log, lambda: search.sections(windows), search.image, search.tables:
+    for step in search.log, lambda: search.sections(windows), search.image, search.tables, search.calls:
         try:
             step()
         except (InputError, KernelError):
@@ -87,6 +93,7 @@ class _Search:
         # Virtual minus physical address in the linear map, and in the image; None: not known.
         self._linear: int | None = None
         self._image: int | None = None
+        self._text: list[Translation] = []
 
     def _add(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of physical addresses."""
@@ -145,8 +152,9 @@ class _Search:
         parts = [m for m in mapped if self._image in (_NO_TABLES, m.vaddr - m.paddr & self._reach)]
         # Without hardware that can forbid execution, everything seems executable.
         split = not all(m.executable for m in parts)
+        self._text = [m for m in parts if m.executable and split]
         for m in parts:
-            self._add(PageKind.TEXT if m.executable and split else PageKind.IMAGE, m.paddr, m.paddr + m.length)
+            self._add(PageKind.TEXT if m in self._text else PageKind.IMAGE, m.paddr, m.paddr + m.length)
 
     def tables(self) -> None:
         """Find page tables, and memory that is mapped neither by the linear map nor as image."""
@@ -159,6 +167,33 @@ class _Search:
         finally:
             for start, end in tables:
                 self._add(PageKind.TABLE, start, end)
+
+    def calls(self) -> None:
+        """Find the text that stacks and registers point into: crash disassembles it for each backtrace."""
+        abi, size = self._kernel.abi, self._kernel.page_size
+        found = [(m, bytearray(-(-m.length // size // 8))) for m in self._text]
+        for data in self._stacks() if found else ():
+            for m, bits in found:
+                native.mark_pointed(data, abi.word, abi.swapped, m.vaddr, m.length // size, size, bits)
+        for m, bits in found:
+            for page, count in runs_in(bits, 0, m.length // size):
+                first = max(page - 1, 0)  # a function may begin in the page before
+                self._add(PageKind.CALLED_TEXT, m.paddr + first * size, m.paddr + (page + count) * size)
+
+    def _stacks(self) -> Iterator[memoryview]:
+        """Yield memory that contains stacks, as much as is read quickly, and registers."""
+        for note in self._dump.notes:
+            if note.kind == NT_PRSTATUS:
+                yield memoryview(self._dump.read_file(note.offset, note.size))
+        room, buffer = _STACKS, memoryview(bytearray(_STACKS_AT_ONCE))
+        # Stacks are a few pages each. The longest ranges are devices and persistent memory.
+        for first, end in sorted(self.found[PageKind.VMALLOC], key=lambda r: r[1] - r[0]):
+            at, last = first * self._kernel.page_size, end * self._kernel.page_size
+            while at < last and room:
+                data = buffer[: min(last - at, room, len(buffer))]
+                self._dump.read_into(at, data)
+                yield data
+                at, room = at + len(data), room - len(data)
 
     def _known(self) -> list[Range]:
         """Return the virtual addresses of struct pages and of the linear map, without the bits above self._reach."""

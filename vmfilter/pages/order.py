@@ -12,7 +12,7 @@ from vmfilter.native import RANKS
 _KINDS = (
     {PageKind.IMAGE, PageKind.TABLE, PageKind.LOG},  # crash, drgn and vmfilter cannot open a dump without these
     {PageKind.RESERVED},  # the first per-CPU areas: crash finds the current tasks there
-    {PageKind.VMALLOC},  # stacks, modules, more per-CPU areas
+    {PageKind.VMALLOC, PageKind.CALLED_TEXT},  # stacks, the functions on them, modules, more per-CPU areas
     {PageKind.SLAB},
     {PageKind.MEMMAP},
     {PageKind.OTHER},

@@ -42,7 +42,8 @@ CLASS_NAMES = {
 
 KIND_NAMES = {
     PageKind.IMAGE: "image: data",
-    PageKind.TEXT: "image: text",
+    PageKind.CALLED_TEXT: "image: text on stacks",
+    PageKind.TEXT: "image: other text",
     PageKind.TABLE: "page tables",
     PageKind.LOG: "log",
     PageKind.VMALLOC: "vmalloc area",
