@@ -103,6 +103,12 @@ def test_slab_tables_and_reserved_pages_are_told_by_every_kernels_struct_pages(t
     assert (found[first + 5], found[first + 6]) == (PageKind.RESERVED, PageKind.OTHER)
 
 
+def test_a_type_of_free_pages_with_all_its_bits_set_is_no_error(tmp_path: Path) -> None:
+    s = Synthetic(FLAVOURS["6.12"], without=("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)",))
+    s.extra.append("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-16777216")
+    assert kinds(s, tmp_path)[s.text // PAGE] is PageKind.OTHER
+
+
 def test_what_leads_to_the_struct_pages_counts_as_tables(tmp_path: Path) -> None:
     s = machine()
     found = kinds(s, tmp_path)

@@ -154,10 +154,11 @@ def _table_type(info: Vmcoreinfo, source: _Source) -> PageType:
     # pages is constant in each form of page types.
     buddy, mask = source.page_type("PAGE_BUDDY_MAPCOUNT_VALUE")
     if mask == 0xFF000000:
-        return buddy + (2 << 24), mask  # 4ffca5a96678 ("mm: support only one page_type per page"), v6.12
+        return buddy + (2 << 24) & mask, mask  # 4ffca5a96678 ("mm: support only one page_type per page"), v6.12
     bit = ~buddy & 0xFFFFFFFF
     if bit == 1 << 30:
-        return ~(bit >> 2) & 0xFFFFFFFF, mask  # 8db00ad56461 ("mm: allow reuse of the lower 16 bit ..."), v6.11
+        # 8db00ad56461 ("mm: allow reuse of the lower 16 bit of the page type with an actual type"), v6.11
+        return ~(bit >> 2) & 0xFFFFFFFF, mask
     if bit != 1 << 7 or info.version() < (4, 18):
         return NO_TYPE
     # PG_kmemcg was below it until 18b2db3b0385 ("mm: Convert page kmemcg type to a page memcg flag"), v5.11.
