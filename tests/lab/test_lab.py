@@ -272,6 +272,33 @@ def test_crash_opens_the_dump(lab: Callable[[str], Path], tmp_path: Path) -> Non
     assert "sysrq triggered crash" in said
 
 
+@pytest.mark.parametrize("name", ["x86-6.12", "x86-7.2", "x86-pmem2"])
+def test_half_a_dump_shows_the_log_and_can_be_filtered_again(
+    lab: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    size = vmfilter.filter_dump(lab(name), tmp_path / "whole").output_size
+    log = log_of(tmp_path / "whole")
+    for percent in 50, 70, 90:
+        cut = tmp_path / f"{percent}"
+        vmfilter.filter_dump(lab(name), cut, limit=size * percent // 100)
+        assert log_of(cut) == log
+        assert vmfilter.filter_dump(cut, tmp_path / "again", dry_run=True).unknown == 0
+
+
+def test_crash_lists_tasks_and_the_panics_stack_of_half_a_dump(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    if not peer_is_here("crash", "--version"):
+        pytest.skip("crash is not available here")
+    size = vmfilter.filter_dump(lab("x86-pmem2"), tmp_path / "whole").output_size
+    (tmp_path / "commands").write_text("ps\nbt\nlog\nexit\n")
+    crash = "peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem")
+    whole = judge(*crash, tmp_path / "whole")
+    for percent in 50, 70, 90:
+        vmfilter.filter_dump(lab("x86-pmem2"), tmp_path / "cut", limit=size * percent // 100, force=True)
+        said = judge(*crash, tmp_path / "cut")
+        assert "write_sysrq_trigger" in said
+        assert said.count("[kworker/") == whole.count("[kworker/") > 10
+
+
 MAKEDUMPFILE = {"zlib": ["-c"], "lzo": ["-l"], "zstd": ["-z"], "none": []}
 
 

@@ -29,6 +29,7 @@ import vmfilter
 from vmfilter import native
 from vmfilter.cli import main
 from vmfilter.errors import InputError, OutputError
+from vmfilter.frames.classes import PageKind
 from vmfilter.reader import open_dump
 from vmfilter.reader.flattened import RECORD, FlattenedSource
 from vmfilter.reader.source import PreadSource, open_source
@@ -95,6 +96,24 @@ def is_part_of(path: Path, vmcore: Path) -> int:
         assert found.whole, found.told
         assert found.compared == found.pages
         return found.pages
+
+
+@pytest.mark.parametrize("form", ["limit", "stream", "split"])
+def test_half_a_dump_is_enough_to_filter_it_again(small: Path, tmp_path: Path, form: str) -> None:
+    """Page tables, memory sections and struct pages lie high in memory, but early in the dump."""
+    options: dict[str, Any] = {"limit": {"limit": 1_500_000}, "stream": {"flatten": True}, "split": {}}[form]
+    outputs = [tmp_path / "dump", tmp_path / "second"] if form == "split" else [tmp_path / "dump"]
+    vmfilter.filter_dump(small, outputs, **options)
+    for path in outputs if form != "limit" else ():
+        os.truncate(path, os.path.getsize(path) * (60 if form == "split" else 50) // 100)
+    whole = vmfilter.filter_dump(small, tmp_path / "again", dry_run=True)
+    with open_dump(outputs) as dump:
+        again = vmfilter.filter_dump(dump, tmp_path / "again")
+    assert 1000 < again.kept < whole.kept
+    assert again.unknown == 0
+    assert again.kinds[PageKind.SLAB] == whole.kinds[PageKind.SLAB] > 500
+    assert again.kinds[PageKind.TEXT] < whole.kinds[PageKind.TEXT]
+    assert again.incomplete
 
 
 @pytest.mark.parametrize("form", FORMS)
