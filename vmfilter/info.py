@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
-from vmfilter.frames.classes import ClassCounter, PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
 from vmfilter.pages.pmem import find_pmem
+from vmfilter.pages.remains import Remains, remains
 from vmfilter.reader import Dump
 from vmfilter.reader.dump import DumpPart
 from vmfilter.statistics import NamespaceCounter, NamespacePages
@@ -57,6 +59,8 @@ class DumpInfo(NamedTuple):
         vmcoreinfo: text of VMCOREINFO, "" if there is none.
         pmem: persistent memory by namespace.
         gaps: memory that the kernel used and the file does not describe.
+        remains: kernel pages by kind in an incomplete dump; empty if the dump is whole, or its struct pages cannot be
+            found.
         warnings: one line each.
 
     """
@@ -79,6 +83,7 @@ class DumpInfo(NamedTuple):
     vmcoreinfo: str
     pmem: list[NamespacePages]
     gaps: list[Gap]
+    remains: dict[PageKind, Remains]
     warnings: list[str]
 
 
@@ -114,6 +119,10 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         namespaces.add(window.pfn, window.classes)
     classes = counter.result()
     parts = dump.parts
+    found: dict[PageKind, Remains] = {}
+    if kernel is not None and dump.header.incomplete:
+        with suppress(KernelError):  # the missing memory has been reported
+            found = remains(dump, page_size, kernel, pmem)
     return DumpInfo(
         path=dump.path,
         format=dump.format,
@@ -133,6 +142,7 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         vmcoreinfo=info.text if info else "",
         pmem=namespaces.result(classes),
         gaps=lost,
+        remains=found,
         warnings=[*dump.warnings, *warnings, *pmem.warnings],
     )
 

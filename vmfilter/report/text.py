@@ -139,6 +139,13 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {_harmless(part.path) or 'MISSING'}"
     yield ""
     yield from _memory(info)
+    if info.remains:
+        yield ""
+        yield f"{'kernel pages':24} {'in the dump':>12} {'all':>10}"
+        for page_kind, kind_name in KIND_NAMES.items():
+            held, pages = info.remains[page_kind]
+            share = f"{100 * held // pages:3} %" if pages else ""
+            yield f"{kind_name:24} {held:12} {pages:10}  {share}".rstrip()
     if info.codecs:
         yield ""
         yield f"{'codec':24} {'pages':>12}"
