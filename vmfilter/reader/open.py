@@ -22,9 +22,9 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
 
     Args:
         path: path of an ELF vmcore (``/proc/vmcore``, a copy of it, or ``/proc/kcore``) or of a kdump-compressed file.
-            Either can be flattened, and any file can be compressed as a whole by zstd, gzip or xz. "-" is standard
-            input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any order, are
-            the parts of one split set.
+            Either can be flattened, and any file can be compressed as a whole by zstd, gzip, xz, bzip2 or lz4. "-"
+            is standard input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any
+            order, are the parts of one split set.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
 
     Returns:
