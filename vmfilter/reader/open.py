@@ -138,9 +138,19 @@ def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:
     for source, begin in zip(sources, begins, strict=True):
         if begin.startswith(b"\x7fELF"):
             raise InputError(f"{source.path}: an ELF file, not part of a split set: read it alone")
-        if begin not in SIGNATURES and source.cut:
-            raise InputError(f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered")
         if begin not in SIGNATURES:
-            found = f"it begins with {begin!r}" if begin else "it is empty"
-            raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
+            raise _not_a_dump(source)
     return KdumpDump(*sources, missing_parts=missing_parts)
+
+
+def _not_a_dump(source: Source) -> InputError:
+    """Return the error for a file of no known format."""
+    from vmfilter.reader.foreign import BEGINNING, foreign
+
+    if source.cut:
+        return InputError(f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered")
+    begin = bytes_at(source, 0, min(source.size or 0, BEGINNING))
+    if known := foreign(begin):
+        return InputError(f"{source.path}: {known.name}, which vmfilter does not read: {known.advice}")
+    found = f"it begins with {begin[:8]!r}" if begin else "it is empty"
+    return InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
