@@ -14,7 +14,7 @@ Path = str | os.PathLike[str]
 """Path of a file."""
 
 
-def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Dump:
+def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False, vmcoreinfo_at: int | None = None) -> Dump:
     """Open a dump of the crashed machine's memory.
 
     A truncated file is opened if its headers and bitmaps are complete. The missing pages count as lost, and
@@ -26,6 +26,8 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
             is standard input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any
             order, are the parts of one split set.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
+        vmcoreinfo_at: physical address of the text of VMCOREINFO that describes the crashed kernel, if memory contains
+            several; None: the note's, or what a search of memory finds.
 
     Returns:
         The dump. Close it, or use it as a context manager.
@@ -42,7 +44,9 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
     try:
         for name in names:
             sources.append(_opened(name))
-        return read_from(sources, missing_parts)
+        dump = read_from(sources, missing_parts)
+        dump.vmcoreinfo_at = vmcoreinfo_at
+        return dump
     except BaseException:
         for source in sources:
             source.close()
