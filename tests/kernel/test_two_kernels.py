@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from vmfilter.mem_usage import memory_usage
 OTHER_AT = KERNEL_AT + 32 * MIB
 TEXT_AT = 8 * MIB  # where the other kernel's text is: before the machine's own
 OWN_TEXT_AT = KERNEL_AT + MIB
-SECTION = 2 * MIB
+SECTIONS = [at // (2 * MIB) for at in (0, TEXT_AT, KERNEL_AT, OTHER_AT)]
 
 
 class TwoKernels:
@@ -37,14 +37,13 @@ class TwoKernels:
 
     """
 
-    def __init__(self, covered: int = 8, others: int = 8) -> None:
-        """Make both kernels. covered, others: sections with struct pages of each, from the first."""
+    def __init__(self, other_knows: Sequence[int] = SECTIONS) -> None:
+        """Make both kernels. other_knows: sections for which the other kernel has struct pages, besides its own."""
         self.machine = Synthetic(FLAVOURS["6.12"], note=False)
         self.other = Synthetic(FLAVOURS["6.1"], note=False, kernel_at=OTHER_AT, phys_base=OTHER_AT - KERNEL_AT // 2)
-        for kernel, sections in (self.machine, covered), (self.other, others):
-            for number in range(sections):
+        for kernel, known in (self.machine, SECTIONS), (self.other, other_knows):
+            for number in known:
                 kernel.section(number)
-        self.machine.section(OTHER_AT // SECTION)
         self.notes = b""
 
     def log(self, kernel: Synthetic, seconds: int) -> None:
@@ -61,7 +60,6 @@ class TwoKernels:
             self.machine.memory.frames |= self.other.memory.frames
             self.machine.memory.write(TEXT_AT, self.other.info.encode())
 
-        self.machine.section(TEXT_AT // SECTION)
         self.machine.on_vmcoreinfo = place
         path = self.machine.write(folder / "vmcore")
         if self.notes:
@@ -97,7 +95,7 @@ RUNNING, OTHER = FLAVOURS["6.12"].release, FLAVOURS["6.1"].release
 
 def test_the_kernel_whose_struct_pages_describe_more_memory_is_taken(tmp_path: Path) -> None:
     """A capture kernel that hung knows little but its own reservation, though the CPU runs it, and its log is newer."""
-    two = TwoKernels(others=2)
+    two = TwoKernels([])
     two.notes = qemu_note(two.other.tables.root)
     two.log(two.machine, 10)
     two.log(two.other, 20)
@@ -149,7 +147,7 @@ def test_a_kernel_alone_is_taken_without_a_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operation", [vmfilter.filter_dump, convert_dump])
 def test_the_other_text_is_in_no_note_of_a_new_dump(tmp_path: Path, operation: Callable[[Path, Path], object]) -> None:
-    two = TwoKernels(others=2)
+    two = TwoKernels([])
     operation(two.write(tmp_path), tmp_path / "dump")
     dump = Kdump(tmp_path / "dump")
     assert dump.m[dump.offset_vmcoreinfo :][: dump.size_vmcoreinfo] == two.machine.info.encode()
@@ -157,7 +155,7 @@ def test_the_other_text_is_in_no_note_of_a_new_dump(tmp_path: Path, operation: C
 
 
 def test_an_address_chooses(run: Run, tmp_path: Path) -> None:
-    two = TwoKernels(others=2)
+    two = TwoKernels([])
     path = two.write(tmp_path)
     for command in ("info", "mem-usage", "filter -q --dry-run", "convert -q"):
         ran = run(*command.split(), "--vmcoreinfo-at", hex(TEXT_AT), path, *[tmp_path / "new"] * (command[0] in "fc"))
