@@ -131,18 +131,19 @@ def test_a_kernel_whose_struct_pages_are_gone_is_not_taken(tmp_path: Path) -> No
 
 
 def test_a_kernel_alone_is_taken_without_a_word(tmp_path: Path) -> None:
-    """It has several copies of its text; the time of the crash is only in one."""
+    """Memory has several copies of its text: some are cut, and only one ends with the time of the crash."""
     machine = Synthetic(FLAVOURS["6.12"], note=False)
+    at_the_crash = "CRASHTIME=1795235228\n"
 
     def place(text: str) -> None:
-        for i, copy in enumerate((text.replace("CRASHTIME=1795235227\n", ""), text, text)):
+        for i, copy in enumerate((text, text + at_the_crash, text[: text.index("NUMBER(phys_base)") + 30], text)):
             machine.memory.write(OWN_TEXT_AT + i * 4096, copy.encode())
 
     machine.on_vmcoreinfo = place
     path = machine.write(tmp_path / "vmcore")
     assert found(path) == (RUNNING, [])
     with vmfilter.open_dump(path) as dump:
-        assert understand(dump).info.plain("CRASHTIME") == "1795235227"  # type: ignore[union-attr]
+        assert understand(dump).info.text.endswith(at_the_crash)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("operation", [vmfilter.filter_dump, convert_dump])

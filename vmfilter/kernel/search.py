@@ -34,7 +34,6 @@ _MIN_TEXT = 256  # every kernel has more
 _USUAL_TEXT = 1 << 12
 _EARLY = 1 << 13  # bytes from the beginning that contain the needed lines
 _MAX_NOTE = 1 << 20  # bytes; the kernel needs one or two pages
-_CRASHTIME = re.compile(rb"(?m)^CRASHTIME=.*\n")
 _ASCII = re.compile(rb"[\x01-\x7f]*")
 _MAX_CANDIDATES = 256
 
@@ -219,22 +218,22 @@ def search_kernel(dump: Dump, note: str = "") -> Found:
 
     """
     seen = {note.encode()}
-    proven: dict[bytes, Found] = {}  # by text, without the time of the crash, which only one of the kernel's copies has
+    proven: dict[bytes, Found] = {}  # by text
     for address, text in chain(_hinted(dump), _searched(dump)):
         if text in seen:
             continue
         seen.add(text)
-        kernel = _proven(dump, text)
-        key = _CRASHTIME.sub(b"", text)
-        if kernel and (key not in proven or key != text):
-            proven[key] = Found(address, kernel, [])
+        if kernel := _proven(dump, text):
+            proven[text] = Found(address, kernel, [])
         if len(seen) > _MAX_CANDIDATES:
             break
     if not proven:
         tried = len(seen) - 1
         found = f"none of the candidates in memory ({tried}) leads to a kernel" if tried else "none in memory either"
         raise KernelError(f"no VMCOREINFO note, and {found}")
-    return _chosen(dump, list(proven.values()))
+    # A copy may be cut, or from before the crash, which appends its time.
+    whole = [one for text, one in proven.items() if not any(t.startswith(text) for t in proven if t != text)]
+    return _chosen(dump, whole)
 
 
 def _proven(dump: Dump, text: bytes) -> Kernel | None:
