@@ -250,9 +250,10 @@ def _chosen(dump: Dump, found: list[Found]) -> Found:
     """Return the kernel that was running, with a warning if there are others."""
     if len(found) == 1:
         return found[0]
-    from vmfilter.kernel.witnesses import weigh
+    from vmfilter.kernel.witnesses import running
 
-    best = max(found, key=lambda one: weigh(dump, one.kernel))
+    kernel = running(dump, [one.kernel for one in found])
+    best = next(one for one in found if one.kernel is kernel)
     others = ", ".join(f"{one.address:#x} ({one.kernel.info.plain('OSRELEASE')})" for one in found if one is not best)
     warning = (
         f"{dump.path}: memory has VMCOREINFO of {len(found)} kernels or boots; the one at {best.address:#x} "
