@@ -38,7 +38,7 @@ def main() -> None:
     with open_dump(options.vmcore) as dump, options.new.open("r+b", buffering=0) as new:
         if not isinstance(dump, SegmentDump):
             sys.exit(f"{options.vmcore}: is {dump.format}; an ELF vmcore is needed")
-        size, _, kernel, _ = understand(dump)
+        size, _, kernel, _, _ = understand(dump)
         codec = packer(*parse_codec("zlib"), size)
         out, sizes = memoryview(bytearray(size)), memoryview(array("I", [0]))
         for window in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():

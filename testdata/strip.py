@@ -34,7 +34,7 @@ def pages_read(dump: Dump) -> set[int]:
     read_into, wanted = dump.read_into, set()
     info = vmcoreinfo_of(dump)
     if info is None:
-        info = search_kernel(dump).info
+        info = search_kernel(dump).kernel.info
         wanted |= pages_with(dump, info.text.encode())
 
     def recording(address: int, view: memoryview) -> bool:

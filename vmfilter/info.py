@@ -101,8 +101,7 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         InputError: the file is damaged.
 
     """
-    warnings: list[str] = []
-    page_size, info, kernel, error = understand(dump)
+    page_size, info, kernel, error, warnings = understand(dump)
     lost: list[Gap] = []
     try:
         if error is not None:

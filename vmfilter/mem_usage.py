@@ -51,7 +51,7 @@ def memory_usage(dump: Dump) -> Usage:
         KernelError: the kernel cannot be understood.
 
     """
-    page_size, _, kernel, error = understand(dump)
+    page_size, _, kernel, error, doubts = understand(dump)
     pmem = find_pmem(dump, page_size, kernel)
     try:
         if error is not None:
@@ -62,7 +62,7 @@ def memory_usage(dump: Dump) -> Usage:
     counter = ClassCounter()
     for window in classifier.windows():
         counter.add(window.classes)
-    warnings = [*dump.warnings, *pmem.warnings, *classifier.warnings]
+    warnings = [*dump.warnings, *doubts, *pmem.warnings, *classifier.warnings]
     if classifier.unknown:
         warnings.append(f"{dump.path}: {classifier.unknown} pages have no struct page; they are counted as kernel")
     return Usage(page_size, max_pfn(dump, page_size), counter.result(), counter.kinds(), warnings)

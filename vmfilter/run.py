@@ -61,7 +61,7 @@ class DumpRun:
         self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
         self._deduplicator: Deduplicator | None = None
-        self._page_size, self._info, self._kernel, error = understand(dump)
+        self._page_size, self._info, self._kernel, error, doubts = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
             if error is not None:
@@ -78,7 +78,7 @@ class DumpRun:
                 )
             self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
-        self._warnings += [*self._pmem.warnings, *self._classifier.warnings]
+        self._warnings += [*doubts, *self._pmem.warnings, *self._classifier.warnings]
 
     def write(self, to: Destination) -> Statistics:
         """Classify page frames, and write the kept ones.

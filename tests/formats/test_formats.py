@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
 import gzip
@@ -21,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import lz4.frame
 import pytest
 import zstandard
 from command import standard_input
@@ -843,6 +845,8 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda data: zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data),
     "gzip": lambda data: gzip.compress(data, 1),
     "xz": lambda data: lzma.compress(data, preset=0),
+    "bzip2": bz2.compress,
+    "lz4": lambda data: lz4.frame.compress(data, content_checksum=True),
 }
 
 
@@ -852,17 +856,26 @@ def plain() -> bytes:
     return Elf([Load(0x1000 + 0x4000 * i, chance.randbytes(PAGE)) for i in range(20)]).build()
 
 
+def said_of(path: Path | str) -> str:
+    """Return the error if a dump is refused, or else what it lacks."""
+    try:
+        with open_dump(path) as dump:
+            return dump.truncated
+    except InputError as e:
+        return str(e)
+
+
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_compressed_input_that_is_truncated_is_refused(tmp_path: Path, plain: bytes, name: str) -> None:
+def test_compressed_input_that_is_truncated_is_never_taken_for_whole(tmp_path: Path, plain: bytes, name: str) -> None:
     data = COMPRESSORS[name](plain)
     path = tmp_path / "vmcore"
     for n in (4, 6, 7, 10, 20, 1000, len(data) // 2, len(data) - 5000, len(data) - 100):
         path.write_bytes(data[:n])
-        with pytest.raises(InputError, match="vmcore: ") as found:
-            open_dump(path)
-        assert "\n" not in str(found.value)
-        with standard_input(data[:n]), pytest.raises(InputError, match="standard input: "):
-            open_dump("-")
+        said = said_of(path)
+        assert said.startswith(f"{path}: ") or (n >= 1000 and said.startswith("truncated at "))
+        assert "\n" not in said
+        with standard_input(data[:n]):
+            assert said_of("-") == said.replace(str(path), "standard input")
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

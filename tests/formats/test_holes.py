@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from elfbuilder import Load
 from files import skip_unless_holes_are_known
 from kdumpbuilder import PAGE, KdumpFile
 from kdumpmodel import STRETCH, marked
 from splitbuilder import parts_of
+from tinyvmcore import vmcore
 
 import vmfilter
 from vmfilter.convert import convert_dump
@@ -210,3 +212,16 @@ def test_a_bit_of_one_part_in_a_hole_of_another_is_found(tmp_path: Path, bitmap:
 def test_parts_of_different_dumps_are_refused_if_they_differ_in_a_hole(tmp_path: Path, changed: int) -> None:
     with pytest.raises(vmfilter.InputError, match=f"their bitmaps differ at frame {3 << 23:#x}"):
         vmfilter.open_dump(changed_set(tmp_path, changed, "bitmap2", 3 << 23))
+
+
+def test_filtering_and_filtering_again_read_and_write_only_what_is_there(tmp_path: Path, reads: list[int]) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    source = vmcore()
+    source.loads = [*source.loads, Load(HIGH * PAGE, b"high" * PAGE)]
+    source.write(tmp_path / "vmcore")
+    for old, new in ("vmcore", "dump"), ("dump", "again"):
+        result = vmfilter.filter_dump(tmp_path / old, tmp_path / new, level=31)
+        assert (result.max_mapnr, result.kept) == (HIGH + 4, 35)  # 31 of them have a struct page
+        assert (tmp_path / new).stat().st_blocks * 512 < 1 << 20
+    assert sum(reads) < 20 << 20
+    assert len(reads) < 1000

@@ -561,7 +561,7 @@ def test_the_file_that_is_damaged_in_the_tests_below_is_good(filtered: Filtered)
 
 MAX32, MAX64 = (1 << 32) - 1, (1 << 64) - 1
 DAMAGED_MAIN: list[tuple[str, list[Any]]] = [
-    ("signature", [b"KDUMP\0\0\0", b"kdump   ", b"DISKDUMP"]),
+    ("signature", [b"KDUMP\0\0\0", b"kdump   ", b"KDUMP\0 X"]),
     ("header_version", [0, 7, -1, 6 << 24]),
     ("block_size", [0, 1, 512, 4095, 4097, 8192, 65536, 131072, 1 << 31, MAX32]),
     ("sub_hdr_size", [0, 2, 1000, 0x7FFFFFFF, 1 << 31, MAX32]),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lz4.frame
 import pytest
 import zstandard
 from descriptors import all_closed_again
@@ -44,10 +47,14 @@ def written_twice(data: bytes) -> bytes:
         (zstandard.compress, ["zstd"]),
         (gzip.compress, ["gzip"]),
         (lzma.compress, ["xz"]),
+        (bz2.compress, ["bzip2"]),
+        (lz4.frame.compress, ["lz4"]),
         (lambda data: gzip.compress(zstandard.compress(data)), ["gzip", "zstd"]),
         (in_halves, ["flattened"]),
         (written_twice, ["flattened"]),
         (lambda data: zstandard.compress(in_halves(data)), ["zstd", "flattened"]),
+        (lambda data: bz2.compress(in_halves(data)), ["bzip2", "flattened"]),  # kdump-tools, KDUMP_COMPRESSION=bzip2
+        (lambda data: lz4.frame.compress(in_halves(data)), ["lz4", "flattened"]),
     ],
 )
 def test_a_dump_is_read_whatever_wraps_it(tmp_path: Path, wrap: Callable[[bytes], bytes], said: list[str]) -> None:
@@ -59,18 +66,29 @@ def test_a_dump_is_read_whatever_wraps_it(tmp_path: Path, wrap: Callable[[bytes]
         assert list(dump.wrappings) == said
 
 
-@pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, lzma.compress, in_halves, written_twice])
+COMPRESSORS = [gzip.compress, zstandard.compress, lzma.compress, bz2.compress, lz4.frame.compress]
+
+
+@pytest.mark.parametrize("wrap", [*COMPRESSORS, in_halves, written_twice])
 def test_a_file_that_ends_before_its_headers_is_refused_and_closed(
     tmp_path: Path, wrap: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "dump"
     data = wrap(elf())
-    path.write_bytes(data[: 5000 if len(data) > 5000 else -9])
+    path.write_bytes(data[: 5000 if len(data) > 5000 else len(data) // 4])
     with all_closed_again(), pytest.raises(vmfilter.InputError, match=f"^{path}: "):
         vmfilter.open_dump(path)
 
 
-@pytest.mark.parametrize("wrap", [gzip.compress, zstandard.compress, in_halves, written_twice])
+def test_a_module_that_this_python_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distributions ship Python's lz4 in a package of its own, and Python can be built without bzip2."""
+    monkeypatch.setitem(sys.modules, "lz4.frame", None)
+    (tmp_path / "dump").write_bytes(lz4.frame.compress(elf()))
+    with all_closed_again(), pytest.raises(vmfilter.InputError, match="by lz4, which needs Python's module "):
+        vmfilter.open_dump(tmp_path / "dump")
+
+
+@pytest.mark.parametrize("wrap", [*COMPRESSORS, in_halves, written_twice])
 def test_a_wrapped_file_is_not_replaced_by_its_own_dump(tmp_path: Path, wrap: Callable[[bytes], bytes]) -> None:
     """What is read may be an unpacked copy. The file is the user's only vmcore all the same."""
     path = tmp_path / "vmcore"

@@ -274,6 +274,7 @@ class Synthetic:
     Attributes:
         flavour: its struct pages.
         machine: the machine; None: x86_64.
+        kernel_at: physical address of all that the builder itself writes, above the start of RAM.
         levels, sme_mask: x86_64's page tables.
         phys_base: physical address of the kernel text's virtual base; exported if export_phys_base.
         text_vaddr: the kernel's PT_LOAD contains its virtual address.
@@ -293,6 +294,7 @@ class Synthetic:
 
     flavour: Flavour = _V5_10
     machine: Machine | None = None
+    kernel_at: int = KERNEL_AT
     levels: int = 4
     sme_mask: int = 0
     phys_base: int = 16 * MIB
@@ -323,7 +325,7 @@ class Synthetic:
         self.page, self.word = (m.page, m.word) if m else (PAGE, 8)
         self.order: Literal["little", "big"] = m.order if m else "little"
         self.ram = m.ram if m else 0
-        self.memory = Memory(self.ram + KERNEL_AT, self.page, self.word, self.order)
+        self.memory = Memory(self.ram + self.kernel_at, self.page, self.word, self.order)
         self.tables: Any = FormTables(self.memory, m.form) if m else PageTables(self.memory, self.levels, self.sme_mask)
         self.direct = m.direct if m else DIRECT[self.levels]
         self.vmemmap_at = (m.vmemmap or 0) if m else VMEMMAP[self.levels]
@@ -338,13 +340,13 @@ class Synthetic:
             self._map_kernel(m)
         else:
             self.tables.map(self.direct, 0, GIB)
-            start = KERNEL_AT - self.phys_base
+            start = self.kernel_at - self.phys_base
             for at in range(start, start + 4 * MIB, 2 * MIB):
                 self.tables.map(TEXT + at, at + self.phys_base, 2 * MIB)
         name = m.name.encode() if m else b"x86_64"
         fields = (b"Linux", b"synthetic", self.flavour.release.encode(), b"#1 SMP", name, b"(none)")
         self.memory.write(self.text + self.name_at, b"".join(f.ljust(65, b"\0") for f in fields))
-        self.section(self.ram + KERNEL_AT >> self.section_bits)
+        self.section(self.ram + self.kernel_at >> self.section_bits)
         if self.ram:
             self.section(self.ram >> self.section_bits)
 
@@ -352,7 +354,7 @@ class Synthetic:
         """Map the linear map and the kernel image, if page tables map them."""
         ranges = [(m.direct, m.direct_leaf, m.ram, m.direct_size)]
         if m.text is not None:
-            ranges.append((m.text, m.text_leaf, m.ram + KERNEL_AT, 4 * MIB))
+            ranges.append((m.text, m.text_leaf, m.ram + self.kernel_at, 4 * MIB))
         for offset, leaf, start, size in ranges:
             for paddr in range(start, start + size, leaf) if leaf else ():
                 self.tables.map(offset + paddr & self.mask, paddr, leaf)

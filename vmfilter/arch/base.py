@@ -121,6 +121,7 @@ class Arch(NamedTuple):
             returns physical addresses that may contain the note or its text.
         largest_page: bytes of the largest page that a kernel can be built with.
         counts_from_ram: page frame 0 of a kdump-compressed dump is at phys_base of its header.
+        qemu_cr3: offset of CR3, 8 bytes, in the note that QEMU writes for each CPU; 0 if it is not there.
 
     """
 
@@ -135,3 +136,4 @@ class Arch(NamedTuple):
     vmcoreinfo_hints: Callable[[Callable[[int, int], bytes | None]], Iterable[int]] = lambda read: ()
     largest_page: int = 4096
     counts_from_ram: bool = False
+    qemu_cr3: int = 0

@@ -74,4 +74,5 @@ ARCH = Arch(
     # ("crash_core, vmcoreinfo: Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
     max_physmem_bits=lambda paging: 52 if len(paging.levels) == 5 else 46,
     roots=_roots,
+    qemu_cr3=416,  # cr[3] of QEMUCPUState, in QEMU's target/i386/arch_dump.c
 )

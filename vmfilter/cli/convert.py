@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, add_input, form_of, progress_of, warn_of_codec
+from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo_at, form_of, progress_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
             name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         add_form(p, "that of DUMP, or zstd if DUMP has none")
+        add_vmcoreinfo_at(p)
         add_input(p)
         p.add_argument("new", metavar="NEW", help="output file, or - for standard output")
         p.set_defaults(run=run)
@@ -40,10 +41,12 @@ def run(options: argparse.Namespace) -> int:
     """Convert, print the result, return the exit status."""
     from vmfilter.console.output import say, show
     from vmfilter.convert import convert_dump
+    from vmfilter.reader import open_dump
 
     warn_of_codec(options.compress)
-    with progress_of(options, [options.new]) as progress:
-        result = convert_dump(options.input, options.new, progress=progress, **form_of(options))
+    opened = open_dump(options.input, vmcoreinfo_at=options.vmcoreinfo_at)
+    with opened as dump, progress_of(options, [options.new]) as progress:
+        result = convert_dump(dump, options.new, progress=progress, **form_of(options))
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.failure:

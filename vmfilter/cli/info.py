@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_input
+from vmfilter.cli.options import add_input, add_vmcoreinfo_at
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -27,6 +27,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     )
     p.add_argument("--vmcoreinfo", action="store_true", help="print only VMCOREINFO")
     p.add_argument("--pages", action="store_true", help="also count pages by codec; reads every page descriptor")
+    add_vmcoreinfo_at(p)
     add_input(p)
     p.set_defaults(run=run)
 
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.text import info_lines
 
-    with open_dump(options.input, missing_parts=True) as dump:
+    with open_dump(options.input, missing_parts=True, vmcoreinfo_at=options.vmcoreinfo_at) as dump:
         info = dump_info(dump, options.pages)
     for warning in info.warnings:
         say(f"warning: {warning}")

@@ -33,6 +33,29 @@ def size_of(text: str) -> int:
     return int(digits) << _UNITS.get(unit, 0)
 
 
+def address_of(text: str) -> int:
+    """Parse a physical address, hexadecimal after 0x. Raises ArgumentTypeError if it is not one."""
+    try:
+        address = int(text, 16 if text.startswith("0x") else 10) if text.isascii() and text.isalnum() else -1
+    except ValueError:
+        address = -1
+    if not 0 <= address < 1 << 64:
+        raise argparse.ArgumentTypeError(
+            f"{text[:20]!r} is not an address: give a number, or 0x and hexadecimal digits"
+        )
+    return address
+
+
+def add_vmcoreinfo_at(p: argparse.ArgumentParser) -> None:
+    """Add the option for dumps with several kernels; options.vmcoreinfo_at is an address or None."""
+    p.add_argument(
+        "--vmcoreinfo-at",
+        type=address_of,
+        metavar="ADDRESS",
+        help="use VMCOREINFO at this physical address, which a warning lists if memory has that of several kernels",
+    )
+
+
 def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
     """Add the input files; options.input lists them. default: the file to read if none is named, "" if one must be."""
     p.add_argument(

@@ -16,6 +16,10 @@ DUMP_ELF_INCOMPLETE = 1
 """Bit of e_flags: the dump is incomplete (makedumpfile's)."""
 PF_PMEM = 0x10
 """Bit of p_flags: the segment is persistent memory. Proposed by the pmem RFC v2."""
+TYPES = {1: "an object file or module", 2: "a program, perhaps vmlinux", 3: "a program or library, perhaps vmlinux"}
+"""What an ELF file is, by e_type, if it is not a core."""
+NT_AUXV, NT_FILE = 6, 0x46494C45
+"""Types of CORE notes that only the core of a process has."""
 NT_PRSTATUS = 1
 """Type of the CORE notes that contain the registers, one note per CPU."""
 

@@ -94,6 +94,18 @@ class Kernel:
                 return uts
         return None
 
+    def is_mapped_by(self, table: int) -> bool:
+        """Return whether other page tables map this kernel's name to the same place as its own.
+
+        Args:
+            table: physical address of their root.
+
+        """
+        symbol = self.info.symbol("init_uts_ns") or 0
+        other = VirtualMemory(self._dump, self._root._replace(address=table))
+        places = [next((t.paddr for t in memory.translate(symbol, 1)), None) for memory in (self.memory, other)]
+        return places[0] == places[1]
+
     @property
     def abi(self) -> Abi:
         """Byte order, word size and alignment of the kernel's structures."""

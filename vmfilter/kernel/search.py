@@ -1,11 +1,11 @@
-"""Search for VMCOREINFO in dumps without its note, such as those a hypervisor makes.
+"""Search for VMCOREINFO in dumps without its note, such as those a hypervisor makes, or with a wrong one.
 
 From boot on, the kernel keeps two copies of the text in memory: vmcoreinfo_data, which begins a page, and
 vmcoreinfo_note, the note for a capture kernel. Both are in kernel/vmcore_info.c, and were in kernel/crash_core.c until
 443cbaf9e2fd ("crash: split vmcoreinfo exporting code out from crash_core.c"), v6.9.
 
-Memory can also contain the text of other kernels or earlier boots, and files of it. A candidate is right if it leads
-through the page tables to the name of the kernel whose release it gives.
+Memory can also contain the text of other kernels or earlier boots, and files of it. A candidate is proven if it leads
+through the page tables to the name of the kernel whose release it gives; witnesses.py chooses among several.
 """
 
 from __future__ import annotations
@@ -73,17 +73,20 @@ def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
     return None, address + max(skip, 4)
 
 
-def _hinted(dump: Dump) -> Iterator[bytes]:
-    """Yield texts to which the architecture's hints lead."""
+def _hinted(dump: Dump) -> Iterator[tuple[int, bytes]]:
+    """Yield texts to which the architecture's hints lead, each with its physical address."""
     for address in dump.arch.vmcoreinfo_hints(dump.read):
         for at in (address, address + _NOTE_HEADER):
             text, _ = _text_at(dump, at)
             if text:
-                yield text
+                yield at, text
 
 
-def _searched(dump: Dump) -> Iterator[bytes]:
-    """Yield texts anywhere in memory. They begin at multiples of 4: at a page, or 24 bytes into an array of u32."""
+def _searched(dump: Dump) -> Iterator[tuple[int, bytes]]:
+    """Yield texts anywhere in memory, each with its physical address.
+
+    They begin at multiples of 4: at a page, or 24 bytes into an array of u32.
+    """
     following = 0  # no text begins below this address
     buffer = bytearray(_CHUNK)
     for block in dump.blocks(_CHUNK):
@@ -95,7 +98,7 @@ def _searched(dump: Dump) -> Iterator[bytes]:
                 if start + at >= following and buffer.find(0, at, min(at + _MIN_TEXT, size)) < 0:
                     text, following = _text_at(dump, start + at)
                     if text:
-                        yield text
+                        yield start + at, text
                 at = max(at + 4, min(following - start, size) + 3 & ~3)
 
 
@@ -116,6 +119,7 @@ class Understood(NamedTuple):
         info: its VMCOREINFO; None if the dump has none.
         kernel: the kernel; None if it was not found.
         error: the reason if it was not found.
+        warnings: why its VMCOREINFO may be another's, one line each.
 
     """
 
@@ -123,17 +127,44 @@ class Understood(NamedTuple):
     info: Vmcoreinfo | None
     kernel: Kernel | None
     error: KernelError | None
+    warnings: list[str]
 
 
 def understand(dump: Dump) -> Understood:
     """Find the crashed kernel in a dump. A failure is part of the result."""
     page_size, info = dump.page_size or dump.arch.page_size, None
+    warnings: list[str] = []
     try:
-        info = vmcoreinfo_of(dump)
-        kernel = search_kernel(dump) if info is None else Kernel(dump, info)
+        if dump.vmcoreinfo_at is not None:
+            kernel = kernel_at(dump, dump.vmcoreinfo_at)
+        elif info := vmcoreinfo_of(dump):
+            kernel, warnings = _by_note(dump, info)
+        else:
+            _, kernel, warnings = search_kernel(dump)
     except KernelError as e:
-        return Understood(page_size, info, None, e)
-    return Understood(kernel.page_size, kernel.info, kernel, None)
+        if any(note.name == b"VMCOREINFO_XEN" for note in dump.notes):  # a PV guest's tables have Xen's addresses
+            e = KernelError(f"{e}; the machine ran Xen, whose dumps vmfilter does not understand: crash opens them")
+        return Understood(page_size, info, None, e, [])
+    return Understood(kernel.page_size, kernel.info, kernel, None, warnings)
+
+
+def _by_note(dump: Dump, info: Vmcoreinfo) -> tuple[Kernel, list[str]]:
+    """Return the kernel that a note describes; if it does not prove itself, one that memory describes, and warnings.
+
+    A note is not always the kernel's: converters of hypervisors' snapshots write one from System.map, without KASLR.
+    """
+    try:
+        return Kernel(dump, info), []
+    except KernelError as e:
+        if dump.header.incomplete:  # the note may be right: what it leads to can be missing
+            raise
+        why = e
+    try:
+        found = search_kernel(dump, info.text)
+    except KernelError:
+        raise why from None
+    passed = f"{dump.path}: the VMCOREINFO note is passed over: {why}; the text at {found.address:#x} of memory is used"
+    return found.kernel, [passed, *found.warnings]
 
 
 def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
@@ -145,26 +176,87 @@ def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
     return (said or dump.header.crash_time) & (1 << 63) - 1
 
 
-def search_kernel(dump: Dump) -> Kernel:
-    """Find the crashed kernel in a dump without a VMCOREINFO note.
+class Found(NamedTuple):
+    """A kernel that was found by a text in memory.
+
+    Attributes:
+        address: physical address of the text.
+        kernel: the kernel.
+        warnings: other texts that prove themselves, one line; or none.
+
+    """
+
+    address: int
+    kernel: Kernel
+    warnings: list[str]
+
+
+def kernel_at(dump: Dump, address: int) -> Kernel:
+    """Return the kernel that the text of VMCOREINFO at a physical address describes.
+
+    Raises:
+        KernelError: there is no such text, or it does not lead through page tables to its kernel.
+
+    """
+    text, _ = _text_at(dump, address)
+    if text is None:
+        raise KernelError(
+            f"no VMCOREINFO begins at physical address {address:#x}: without --vmcoreinfo-at, memory is searched"
+        )
+    return Kernel(dump, Vmcoreinfo(text.decode("ascii")))
+
+
+def search_kernel(dump: Dump, note: str = "") -> Found:
+    """Find the crashed kernel by a text in memory. All memory is read: there can be several.
+
+    Args:
+        dump: the dump.
+        note: text of a note that did not prove itself.
 
     Raises:
         KernelError: no VMCOREINFO in memory leads through page tables to its kernel.
 
     """
-    seen: set[bytes] = set()
-    for text in chain(_hinted(dump), _searched(dump)):
+    seen = {note.encode()}
+    proven: dict[bytes, Found] = {}  # by text
+    for address, text in chain(_hinted(dump), _searched(dump)):
         if text in seen:
             continue
         seen.add(text)
-        info = Vmcoreinfo(text.decode("ascii"))
-        try:
-            kernel = Kernel(dump, info)
-        except KernelError:
-            kernel = None
-        if kernel and kernel.uts.release.decode("ascii", "replace") == info.plain("OSRELEASE"):
-            return kernel
-        if len(seen) >= _MAX_CANDIDATES:
+        if kernel := _proven(dump, text):
+            proven[text] = Found(address, kernel, [])
+        if len(seen) > _MAX_CANDIDATES:
             break
-    found = f"none of the candidates in memory ({len(seen)}) leads to a kernel" if seen else "none in memory either"
-    raise KernelError(f"no VMCOREINFO note, and {found}")
+    if not proven:
+        tried = len(seen) - 1
+        found = f"none of the candidates in memory ({tried}) leads to a kernel" if tried else "none in memory either"
+        raise KernelError(f"no VMCOREINFO note, and {found}")
+    # A copy may be cut, or from before the crash, which appends its time.
+    whole = [one for text, one in proven.items() if not any(t.startswith(text) for t in proven if t != text)]
+    return _chosen(dump, whole)
+
+
+def _proven(dump: Dump, text: bytes) -> Kernel | None:
+    """Return the kernel of a text if the text leads to it, and gives its release."""
+    info = Vmcoreinfo(text.decode("ascii"))
+    try:
+        kernel = Kernel(dump, info)
+    except KernelError:
+        return None
+    return kernel if kernel.uts.release.decode("ascii", "replace") == info.plain("OSRELEASE") else None
+
+
+def _chosen(dump: Dump, found: list[Found]) -> Found:
+    """Return the kernel that was running, with a warning if there are others."""
+    if len(found) == 1:
+        return found[0]
+    from vmfilter.kernel.witnesses import running
+
+    kernel = running(dump, [one.kernel for one in found])
+    best = next(one for one in found if one.kernel is kernel)
+    others = ", ".join(f"{one.address:#x} ({one.kernel.info.plain('OSRELEASE')})" for one in found if one is not best)
+    warning = (
+        f"{dump.path}: memory has VMCOREINFO of {len(found)} kernels or boots; the one at {best.address:#x} "
+        f"({best.kernel.info.plain('OSRELEASE')}) is used; --vmcoreinfo-at chooses another: {others}"
+    )
+    return best._replace(warnings=[warning])

@@ -113,13 +113,13 @@ def _dmesg(command: Command, messages: Messages) -> str:
         _check_free(command, [_path(name)])
     with open_dump(_path(command.files[0])) as dump:
         _show_vmcoreinfo(dump, messages)
-        _, _, kernel, error = understand(dump)
+        _, _, kernel, error, doubts = understand(dump)
         if kernel is None:
             raise error or KernelError(f"{dump.path}: its kernel is unknown")
         log = KernelLog(kernel)
         lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
-    for warning in log.warnings():
-        messages.error(f"warning: {command.files[0]}: {warning}")
+    for warning in (*doubts, *(f"{command.files[0]}: {warning}" for warning in log.warnings())):
+        messages.error(f"warning: {warning}")
     if command.flatten:
         hand_out(lines)
     else:
@@ -179,7 +179,7 @@ def _tell(result: Statistics, messages: Messages) -> None:
 def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
     from vmfilter.kernel.search import understand
 
-    _, _, kernel, error = understand(dump)
+    _, _, kernel, error, _ = understand(dump)
     if error is not None:
         messages.error(str(error))
     mappings = kernel.memory.translate(vaddr, 1) if kernel else iter(())

@@ -27,6 +27,7 @@ class Note(NamedTuple):
         kind: n_type.
         offset: file offset of the descriptor.
         size: bytes of the descriptor.
+        start: file offset of the note.
 
     """
 
@@ -34,6 +35,7 @@ class Note(NamedTuple):
     kind: int
     offset: int
     size: int
+    start: int
 
 
 class DumpHeader(NamedTuple):
@@ -98,6 +100,7 @@ class Dump:
         end: physical address after all memory.
         notes: the ELF notes, in file order.
         note_parts: file offset and size in bytes of each PT_NOTE.
+        vmcoreinfo_at: physical address of the text of VMCOREINFO to use; None: find out.
         erase_info: file offset and size in bytes of makedumpfile's report of erased data; None without one.
 
     """
@@ -107,6 +110,7 @@ class Dump:
     end: int
     page_size: int | None = None
     header = DumpHeader()
+    vmcoreinfo_at: int | None = None
 
     def __init__(self, source: Source) -> None:
         """Take ownership of the source; close() closes it."""

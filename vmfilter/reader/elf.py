@@ -14,11 +14,14 @@ from vmfilter.formats.elf import (
     DUMP_ELF_INCOMPLETE,
     ET_CORE,
     IDENT_SIZE,
+    NT_AUXV,
+    NT_FILE,
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
     SH_INFO,
     SIGNS,
+    TYPES,
     ElfClass,
     ElfHeader,
 )
@@ -56,7 +59,12 @@ class ElfDump(SegmentDump):
         self._form = form
         self._elf_header = header = ElfHeader._make(self._struct(form.header, 0, "the ELF header"))
         if header.type != ET_CORE:
-            raise InputError(f"{self.path}: an ELF file, but not a core: its e_type is {header.type}")
+            what = TYPES.get(header.type, f"its e_type is {header.type}")
+            raise InputError(f"{self.path}: an ELF file, but not a core: {what}; name the vmcore")
+        if not header.phnum and header.shnum:
+            raise InputError(
+                f"{self.path}: a core without program headers, as Xen's xl dump-core writes: crash opens it"
+            )
         self.arch = arch_of(self.path, header.machine, self._sign == "<")
         offset, count = header.phoff, header.phnum
         if count == PN_XNUM:
@@ -71,6 +79,8 @@ class ElfDump(SegmentDump):
         self._within(offset, count * header.phentsize, "the program header table")
         self.header = DumpHeader(incomplete=bool(header.flags & DUMP_ELF_INCOMPLETE))
         loads, memory = self._parse(form, offset, count)
+        if not any(loads.starts) and any(n.name == b"CORE" and n.kind in (NT_AUXV, NT_FILE) for n in self.notes):
+            raise InputError(f"{self.path}: the core of a process, not of a machine: open it with gdb")
         # makedumpfile's report of erased data: a note in ELF, header fields in the kdump-compressed format.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:

@@ -39,6 +39,6 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
         if name_size > _MAX_NAME or desc + desc_size > end:
             raise InputError(f"{dump.path}: damaged: the note at offset {at:#x} does not end before {end:#x}")
         name = dump.read_file(at + header.size, min(name_size, _READ_NAME)).rstrip(b"\0")
-        notes.append(Note(name, kind, desc, desc_size))
+        notes.append(Note(name, kind, desc, desc_size, at))
         at = desc + padded(desc_size)
     return notes

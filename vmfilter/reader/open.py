@@ -14,7 +14,7 @@ Path = str | os.PathLike[str]
 """Path of a file."""
 
 
-def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Dump:
+def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False, vmcoreinfo_at: int | None = None) -> Dump:
     """Open a dump of the crashed machine's memory.
 
     A truncated file is opened if its headers and bitmaps are complete. The missing pages count as lost, and
@@ -22,10 +22,12 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
 
     Args:
         path: path of an ELF vmcore (``/proc/vmcore``, a copy of it, or ``/proc/kcore``) or of a kdump-compressed file.
-            Either can be flattened, and any file can be compressed as a whole by zstd, gzip or xz. "-" is standard
-            input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any order, are
-            the parts of one split set.
+            Either can be flattened, and any file can be compressed as a whole by zstd, gzip, xz, bzip2 or lz4. "-"
+            is standard input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any
+            order, are the parts of one split set.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
+        vmcoreinfo_at: physical address of the text of VMCOREINFO that describes the crashed kernel, if memory contains
+            several; None: the note's, or what a search of memory finds.
 
     Returns:
         The dump. Close it, or use it as a context manager.
@@ -42,7 +44,9 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False) -> Du
     try:
         for name in names:
             sources.append(_opened(name))
-        return read_from(sources, missing_parts)
+        dump = read_from(sources, missing_parts)
+        dump.vmcoreinfo_at = vmcoreinfo_at
+        return dump
     except BaseException:
         for source in sources:
             source.close()
@@ -138,9 +142,19 @@ def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:
     for source, begin in zip(sources, begins, strict=True):
         if begin.startswith(b"\x7fELF"):
             raise InputError(f"{source.path}: an ELF file, not part of a split set: read it alone")
-        if begin not in SIGNATURES and source.cut:
-            raise InputError(f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered")
         if begin not in SIGNATURES:
-            found = f"it begins with {begin!r}" if begin else "it is empty"
-            raise InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
+            raise _not_a_dump(source)
     return KdumpDump(*sources, missing_parts=missing_parts)
+
+
+def _not_a_dump(source: Source) -> InputError:
+    """Return the error for a file of no known format."""
+    from vmfilter.reader.foreign import BEGINNING, foreign
+
+    if source.cut:
+        return InputError(f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered")
+    begin = bytes_at(source, 0, min(source.size or 0, BEGINNING))
+    if known := foreign(begin):
+        return InputError(f"{source.path}: {known.name}, which vmfilter does not read: {known.advice}")
+    found = f"it begins with {begin[:8]!r}" if begin else "it is empty"
+    return InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")

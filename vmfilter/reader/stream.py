@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import select
 import tempfile
-from collections.abc import Iterator
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import IO, Any, NamedTuple, Protocol
 
 from vmfilter.errors import EndsEarlyError, InputError
 from vmfilter.formats.flattened import HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
@@ -16,7 +17,6 @@ _BLOCK = 24 << 14  # a multiple of a page descriptor: if a record with descripto
 _ZEROS = bytes(_BLOCK)
 _MAGIC = len(SIGNATURE)  # bytes that identify a stream
 _MAX_WINDOW = 1 << 31  # zstd --long=31
-COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz"}
 
 
 class Stream(Protocol):
@@ -26,27 +26,69 @@ class Stream(Protocol):
         """Return up to size bytes, b"" only at the end; None if a non-blocking stream has no data yet."""
 
 
-def compression_of(begin: bytes) -> str | None:
-    """Return the name of the compression of a whole file, given its first bytes; None if it is not compressed."""
-    return next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), None)
+class Compression(NamedTuple):
+    """A compression of whole files.
+
+    Attributes:
+        name: as reports call it.
+        magic: bytes with which such a file begins.
+        module: Python module that decompresses it, imported only when needed.
+        read: given the module and a stream of compressed bytes, returns a function that reads as Stream.read() does. At
+            the end of a truncated stream it first returns all that can be decompressed, which read1() does and read()
+            does not.
+
+    """
+
+    name: str
+    magic: bytes
+    module: str
+    read: Callable[[Any, Any], Callable[[int], bytes]]
 
 
-def decompressed(stream: Any, name: str) -> Stream:
-    """Return a stream of decompressed bytes, given a stream and the name of its compression."""
-    reader: Stream
-    if name == "zstd":
-        import zstandard
+_COMPRESSIONS = (
+    Compression(
+        "zstd",
+        b"\x28\xb5\x2f\xfd",
+        "zstandard",
+        lambda m, stream: (
+            m.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(stream, read_across_frames=True).read
+        ),
+    ),
+    Compression("gzip", b"\x1f\x8b", "gzip", lambda m, stream: m.GzipFile(fileobj=stream, mode="rb").read1),
+    Compression("xz", b"\xfd7zXZ\0", "lzma", lambda m, stream: m.LZMAFile(stream).read1),
+    Compression("bzip2", b"BZh", "bz2", lambda m, stream: m.BZ2File(stream).read1),
+    Compression("lz4", b"\x04\x22\x4d\x18", "lz4.frame", lambda m, stream: m.LZ4FrameFile(stream).read1),
+)
 
-        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(stream, read_across_frames=True)
-    elif name == "gzip":
-        import gzip
 
-        reader = gzip.GzipFile(fileobj=stream, mode="rb")
-    else:
-        import lzma
+def compression_of(begin: bytes) -> Compression | None:
+    """Return the compression of a whole file, given its first bytes; None if it is not compressed."""
+    return next((known for known in _COMPRESSIONS if begin.startswith(known.magic)), None)
 
-        reader = lzma.LZMAFile(stream)  # noqa: SIM115 - nothing to close: the stream belongs to the caller
-    return reader
+
+class Decompressed:
+    """The decompressed bytes of a stream."""
+
+    def __init__(self, path: str, stream: Stream, compression: Compression) -> None:
+        """Start to decompress.
+
+        Args:
+            path: path of the stream, for messages.
+            stream: compressed bytes.
+            compression: of the stream.
+
+        Raises:
+            InputError: this Python lacks the module that decompresses it.
+
+        """
+        try:
+            module = import_module(compression.module)
+        except ImportError as e:
+            raise InputError(
+                f"{path}: compressed as a whole by {compression.name}, which needs Python's module "
+                f"{compression.module}: install it, or decompress the file first: {e}"
+            ) from e
+        self.read = compression.read(module, stream)
 
 
 class Reader:
@@ -97,7 +139,7 @@ class Reader:
             return bytes(data)
         except InputError:
             raise
-        except EOFError as e:  # from gzip and lzma; zstandard does not report a truncated frame
+        except EOFError as e:  # from all but zstandard, which does not report a truncated frame
             raise EndsEarlyError(self.path, f"truncated: compressed data ends after {self.at} unpacked bytes") from e
         except Exception as e:  # each library has its own exceptions
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
@@ -160,9 +202,9 @@ def pieces(path: str, stream: Stream) -> Iterator[tuple[int, bytes]]:
 def unwrapped(path: str, stream: Stream) -> tuple[Reader, list[str]]:
     """Remove whole-file compression from a stream; return a reader and Source.wrappings, with FLATTENED if it is."""
     reader, found = Reader(path, stream), []
-    while name := compression_of(reader.peek(_MAGIC)):
-        reader = Reader(path, decompressed(reader, name))
-        found.append(name)
+    while compression := compression_of(reader.peek(_MAGIC)):
+        reader = Reader(path, Decompressed(path, reader, compression))
+        found.append(compression.name)
     if reader.peek(_MAGIC) == SIGNATURE:
         found.append(FLATTENED)
     return reader, found

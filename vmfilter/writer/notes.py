@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmfilter.formats.elf import note_head, padded
@@ -36,6 +37,9 @@ class Notes:
         self._source = source
         self._info = vmcoreinfo
         self._own = b""
+        self._parts = source.note_parts
+        if vmcoreinfo is not None and not vmcoreinfo.file_size:  # found in memory: a note of the source is wrong
+            self._parts = list(_without(source, _NAME))
         if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
             self._own = self._note(vmcoreinfo)
         self._erase = source.erase_info if erase_info else None
@@ -44,12 +48,12 @@ class Notes:
         self._erase_size = 0
         if self._erase is not None:
             self._erase_size = len(self._head(_ERASE_NAME, self._erase[1])) + padded(self._erase[1])
-        self.size = len(self._own) + self._erase_size + sum(size for _, size in source.note_parts)
+        self.size = len(self._own) + self._erase_size + sum(size for _, size in self._parts)
 
     def _copied(self, info: Vmcoreinfo) -> int | None:
         """Return the offset of VMCOREINFO's text in the copied notes; None if they do not contain it."""
         at = 0
-        for start, size in self._source.note_parts:
+        for start, size in self._parts:
             if info.file_size and start <= info.file_offset and info.file_offset + info.file_size <= start + size:
                 return at + info.file_offset - start
             at += size
@@ -93,9 +97,20 @@ class Notes:
             end = copy(self._source, *self._erase, transport, at + len(head))
             at += self._erase_size
             transport.zeros(end, at - end)
-        for start, size in self._source.note_parts:
+        for start, size in self._parts:
             at = copy(self._source, start, size, transport, at)
         return at
+
+
+def _without(source: Dump, name: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a dump's notes, as Dump.note_parts, without the notes of this name."""
+    for start, size in source.note_parts:
+        at, end = start, start + size
+        for note in source.notes:
+            if note.name == name and at <= note.start < end:
+                yield at, note.start - at
+                at = min(note.offset + padded(note.size), end)
+        yield at, end - at
 
 
 def copy(source: Dump, start: int, size: int, transport: Transport, at: int) -> int:

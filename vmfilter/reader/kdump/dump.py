@@ -123,7 +123,8 @@ class KdumpDump(Dump):
             elif what == "erase info" and not is_lost:
                 self.erase_info = (at, size)
         if file.version >= 3 and sub.size_vmcoreinfo and not any(n.name == b"VMCOREINFO" for n in self.notes):
-            self.notes.append(Note(b"VMCOREINFO", 0, sub.offset_vmcoreinfo, sub.size_vmcoreinfo))
+            at = sub.offset_vmcoreinfo
+            self.notes.append(Note(b"VMCOREINFO", 0, at, sub.size_vmcoreinfo, at))
 
     def marked_header(self) -> bytes:
         file = self.files[0]
