@@ -177,7 +177,7 @@ def test_an_address_chooses(run: Run, tmp_path: Path) -> None:
 # A note that is not the kernel's
 
 
-def unrelated(text: str) -> str:
+def unrelocated(text: str) -> str:
     """Return symbols as in System.map, which a converter that knows nothing of KASLR writes."""
     lines = [line for line in text.splitlines(keepends=True) if "phys_base" not in line]
     return "".join(line.replace("=ffffffff8", "=ffffffffa") for line in lines)
@@ -185,7 +185,7 @@ def unrelated(text: str) -> str:
 
 AROUND = note(b"CORE", 1, bytes(336)), note(b"LINUX", 0x700, b"device" * 11)
 WRONG = {
-    "unrelated": unrelated,
+    "unrelocated": unrelocated,
     "short": lambda text: "".join(text.splitlines(keepends=True)[:3]),
     "no numbers": lambda text: text.replace("SYMBOL(swapper_pg_dir)=", "SYMBOL(swapper_pg_dir)=?"),
 }
@@ -217,7 +217,7 @@ def test_a_note_that_does_not_prove_itself_is_passed_over(run: Run, tmp_path: Pa
 
 
 def test_without_a_better_text_the_error_is_the_notes(tmp_path: Path) -> None:
-    _, path = with_wrong_note(unrelated, tmp_path, text_in_memory=False)
+    _, path = with_wrong_note(unrelocated, tmp_path, text_in_memory=False)
     with vmfilter.open_dump(path) as dump:
         assert "do not lead to its name" in str(understand(dump).error)
 
@@ -225,14 +225,14 @@ def test_without_a_better_text_the_error_is_the_notes(tmp_path: Path) -> None:
 def test_a_dump_of_xen_is_named_if_its_kernel_is_not_found(tmp_path: Path) -> None:
     machine = Synthetic(FLAVOURS["6.12"], note=False)
     path = machine.write(tmp_path / "vmcore")
-    with_notes(path, note(b"VMCOREINFO", 0, unrelated(machine.info).encode()) + note(b"VMCOREINFO_XEN", 0, b"x=1\n"))
+    with_notes(path, note(b"VMCOREINFO", 0, unrelocated(machine.info).encode()) + note(b"VMCOREINFO_XEN", 0, b"x=1\n"))
     with vmfilter.open_dump(path) as dump:
         assert "the machine ran Xen" in str(understand(dump).error)
 
 
 def test_the_memory_of_an_incomplete_dump_is_not_searched(tmp_path: Path) -> None:
     """Its note may be right, and another kernel's text in memory too."""
-    _, path = with_wrong_note(unrelated, tmp_path)
+    _, path = with_wrong_note(unrelocated, tmp_path)
     data = bytearray(path.read_bytes())
     data[48] |= 1  # e_flags: incomplete
     path.write_bytes(data)

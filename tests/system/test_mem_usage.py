@@ -74,7 +74,7 @@ def test_a_kernel_that_cannot_be_understood_is_an_error(tmp_path: Path, capsys: 
 def test_the_running_system_is_the_default(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def open_dump(path: str) -> None:
+    def open_dump(path: list[str], **options: object) -> None:
         opened.append(path)
         raise vmfilter.InputError("not here")
 
