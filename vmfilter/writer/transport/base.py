@@ -90,6 +90,18 @@ class Transport(Sink, Protocol):
 
         """
 
+    def hole(self, offset: int, size: int) -> None:
+        """Do the same at no cost, where each reader also reads what was written before the range or after it.
+
+        Args:
+            offset: bytes.
+            size: bytes.
+
+        Raises:
+            OutputError: that fails.
+
+        """
+
 
 def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all data at an offset, in as many calls as it takes. Raises OSError if one fails."""
