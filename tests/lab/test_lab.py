@@ -251,14 +251,18 @@ def test_kdumpid_recognises_the_dump(lab: Callable[[str], Path], tmp_path: Path,
 
 
 @pytest.mark.parametrize("codec", ["zlib", "lzo", "zstd", "none"])
-def test_makedumpfile_filters_our_dump_again(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
+@pytest.mark.parametrize("name", [*WITH_REFERENCE, "x86-pmem2"])
+def test_makedumpfile_filters_our_dump_again(lab: Callable[[str], Path], tmp_path: Path, name: str, codec: str) -> None:
     if not peer_is_here("makedumpfile", "-v"):
         pytest.skip("makedumpfile is not available here")
-    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "ours", level=0, compress=codec)
+    vmfilter.filter_dump(lab(name), tmp_path / "ours", level=0, compress=codec)
     judge("peer.py", "makedumpfile", "-c", "-d", "31", tmp_path / "ours", tmp_path / "theirs")
-    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", level=31)
-    assert Kdump(tmp_path / "theirs").kept == Kdump(tmp_path / "direct").kept
-    assert ", 0 differ" in judge("kdumpcheck.py", "compare", tmp_path / "theirs", tmp_path / "direct")
+    vmfilter.filter_dump(lab(name), tmp_path / "direct", level=31)
+    direct, theirs = (set(Kdump(tmp_path / name).kept) for name in ("direct", "theirs"))
+    assert theirs <= direct
+    # Before its f50c015 ("Fix wrong exclusion of compound tail pages on Linux 7.1 and later"), it excludes too many.
+    assert len(direct - theirs) in ((0, 317) if name == "x86-7.2" else (0,))
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "theirs", lab(name))
 
 
 def test_crash_opens_the_dump(lab: Callable[[str], Path], tmp_path: Path) -> None:
