@@ -17,6 +17,8 @@ DUMP_ELF_INCOMPLETE = 1
 PF_PMEM = 0x10
 """Bit of p_flags: the segment is persistent memory. Proposed by the pmem RFC v2."""
 NT_PRSTATUS = 1
+OUR_NAME = b"VMFILTER"
+"""Name of vmfilter's own notes."""
 """Type of the CORE notes that contain the registers, one note per CPU."""
 
 
