@@ -27,7 +27,7 @@ class Translation(NamedTuple):
 
 def _decoder(paging: Paging) -> native.TableDecoder:
     return native.TableDecoder(
-        [native.EntryFormat(*(getattr(level, name) for name in native.EntryFormat._fields)) for level in paging.levels],
+        paging.levels,
         swap=(BE64 if paging.big_endian else LE64).swapped,
         entry_size=paging.entry_size,
         address_shift=paging.address_shift,
@@ -35,7 +35,6 @@ def _decoder(paging: Paging) -> native.TableDecoder:
         high_mask=paging.high_mask,
         block_mask=paging.block_mask,
         block_size=paging.block_size,
-        max_entries=1 << max(level.bits for level in paging.levels),
     )
 
 
