@@ -1043,17 +1043,6 @@ def test_no_folder_for_temporary_files_is_one_line(
     assert os.listdir(tmp_path) == ["vmcore"]
 
 
-def test_short_writes_to_temporary_files_are_continued(
-    vmcore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filter_dump(vmcore, tmp_path / "direct")
-    monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, memoryview(data)[: max(len(data) // 2, 1)], at))
-    filter_dump(vmcore, tmp_path / "flat", flatten=True)
-    assert unflattened((tmp_path / "flat").read_bytes()) == (tmp_path / "direct").read_bytes()
-
-
 def test_a_dump_on_standard_output_is_not_overprinted(vmcore: Path) -> None:
     done = subprocess.run(command("filter", vmcore, "-"), capture_output=True, check=False)
     assert done.returncode == 0
