@@ -35,8 +35,8 @@ class Pmem(NamedTuple):
         metadata: page frames that contain struct pages.
         namespaces: namespaces whose info block was found, sorted, without overlaps.
         warnings: one line each.
-        unused_from: page frame from which on all memory is persistent memory in no namespace. None if the last memory
-            is something else, or if that is not known.
+        unused_from: page frame from which on all that the file contains is persistent memory in no namespace. None if
+            the last memory is something else, or if that is not known.
 
     """
 
@@ -106,20 +106,21 @@ class _Search:
         return Pmem(areas, self._ram, metadata, sorted(spaces), warnings, self._unused_from(metadata))
 
     def _unused_from(self, metadata: Sequence[Range]) -> int | None:
-        """Return the page frame after the last memory section, if all memory from there on is user data."""
+        """Return the page frame after the last memory section, if the file contains only user data from there on."""
         sections = self._sections.present
-        if not sections or (metadata and metadata[-1][1] > sections[-1][1]):
+        if not self._pmem or not sections or (metadata and metadata[-1][1] > sections[-1][1]):
             return None
         end = at = sections[-1][1]
         after_all = self._frames(0, self._dump.end)[1]
         for first, last in clipped(self._pmem, end, after_all):
-            if self._has_memory(at, first):
+            if self._contains(at, first):
                 return None
             at = last
-        return None if self._has_memory(at, after_all) else end
+        return None if self._contains(at, after_all) else end
 
-    def _has_memory(self, first: int, end: int) -> bool:
-        return self._dump.has_memory(first * self._page_size, end * self._page_size)
+    def _contains(self, first: int, end: int) -> bool:
+        """Return whether the file contains any of the page frames [first, end)."""
+        return next(self._dump.covered(first * self._page_size, end * self._page_size), None) is not None
 
     def _by_list(self) -> tuple[list[Range], list[str]]:
         kernel = self._kernel
