@@ -38,6 +38,8 @@ int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const 
 	    paging->address_shift > 63 || paging->high_shift > 63 || (!wide && paging->entry_size != 4))
 		return -1;
 	l = &paging->levels[level];
+	if (l->bits > 63 || count > 1ull << l->bits)
+		return -1;
 	for (uint64_t i = 0; i < count; i++) {
 		uint64_t entry = wide ? vmf_load64(table + i * 8, swap) : vmf_load32(table + i * 4, swap);
 		struct vmf_mapping m;

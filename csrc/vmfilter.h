@@ -201,12 +201,13 @@ uint64_t vmf_ranked_runs(const uint8_t *classes, uint64_t count, const uint8_t r
 /*
  * struct vmf_table_level - one level of page tables
  * @shift: log2 of the number of bytes that one entry maps
+ * @bits: log2 of the number of entries in a table
  * @present_mask, @present_value: entry e is present if e != 0 and (e & @present_mask) == @present_value
  * @leaf_mask, @leaf_value: entry e maps memory, rather than pointing to a table, if (e & @leaf_mask) == @leaf_value
  * @leaf_address, @table_address: masks for the physical address in either kind of entry
  */
 struct vmf_table_level {
-	uint32_t shift;
+	uint32_t shift, bits;
 	uint64_t present_mask, present_value;
 	uint64_t leaf_mask, leaf_value;
 	uint64_t leaf_address, table_address;
@@ -259,7 +260,7 @@ struct vmf_mapping {
  * @mappings: out: contiguous memory is merged into one mapping, unless only a part of it is executable
  * @max: capacity of @mappings
  *
- * Return: number of mappings, or -1 if @max is too small or @paging is invalid.
+ * Return: number of mappings, or -1 if @max is too small, @paging is invalid, or no table of @level has @count entries.
  */
 int64_t vmf_decode_table(const struct vmf_paging *paging, uint32_t level, const uint8_t *table, uint64_t count,
 			 uint64_t vaddr, struct vmf_mapping *mappings, uint64_t max);

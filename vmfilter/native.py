@@ -222,24 +222,27 @@ def ranked_runs(
 # Page tables: csrc/tables.c
 
 
-class EntryFormat(NamedTuple):
-    """One level of page tables: struct vmf_table_level.
+class TableLevel(NamedTuple):
+    """One level of page tables: the address bits that index it, and the format of its entries (struct vmf_table_level).
 
     Attributes:
-        shift: log2 of the number of bytes that one entry maps.
-        present_mask, present_value: an entry e is present if e != 0 and e & present_mask == present_value.
-        leaf_mask, leaf_value: an entry e maps memory, rather than pointing to a table, if e & leaf_mask == leaf_value.
-        leaf_address, table_address: masks for the physical address in either kind of entry.
+        shift: log2 of the bytes that one entry maps.
+        bits: log2 of the number of entries in a table.
+        leaf_mask, leaf_value: an entry maps memory if ``entry & leaf_mask == leaf_value``; otherwise it points to a
+            table.
+        leaf_address, table_address: mask of the physical address in an entry of either kind.
+        present_mask, present_value: an entry is present if it is not 0 and ``entry & present_mask == present_value``.
 
     """
 
     shift: int
-    present_mask: int
-    present_value: int
+    bits: int
     leaf_mask: int
     leaf_value: int
     leaf_address: int
     table_address: int
+    present_mask: int = 1
+    present_value: int = 1
 
 
 Mapping = tuple[int, int, int, int, int]
@@ -252,7 +255,7 @@ class TableDecoder:
 
     def __init__(
         self,
-        levels: Sequence[EntryFormat],
+        levels: Sequence[TableLevel],
         *,
         swap: bool,
         entry_size: int,
@@ -263,9 +266,8 @@ class TableDecoder:
         block_size: int,
         executable_mask: int,
         executable_value: int,
-        max_entries: int,
     ) -> None:
-        """Take the members of vmfilter.arch.base.Paging, and the number of entries of the largest table."""
+        """Take the members of vmfilter.arch.base.Paging."""
         form = {
             "swap": swap,
             "entry_size": entry_size,
@@ -280,8 +282,8 @@ class TableDecoder:
         }
         self._form = ffi.new("struct vmf_paging *", form)
         self._entry_size = entry_size
-        self._max = max_entries
-        self._found = ffi.new("struct vmf_mapping[]", max_entries)
+        self._max = 1 << max(level.bits for level in levels)
+        self._found = ffi.new("struct vmf_mapping[]", self._max)
 
     def decode(self, level: int, table: bytes, first: int, count: int, vaddr: int) -> list[Mapping]:
         """Decode count entries of a table, beginning at entry first.
@@ -302,7 +304,7 @@ class TableDecoder:
             self._form, level, entries + first * self._entry_size, count, vaddr, self._found, self._max
         )
         if n < 0:
-            raise ValueError("the paging form is invalid, or max_entries is too small")
+            raise ValueError("the paging form is invalid, or a table has fewer entries")
         return list(_MAPPING.iter_unpack(ffi.buffer(self._found, n * _MAPPING.size)))
 
 

@@ -12,6 +12,7 @@ from vmfilter.reader.flattened import FLATTENED
 from vmfilter.reader.open import read_from
 from vmfilter.reader.source import PreadSource
 from vmfilter.reader.stream import Reader, Stream, rearranged
+from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.discard import Discard
 from vmfilter.writer.transport.file import FileTransport
 
@@ -71,7 +72,7 @@ def rearrange(
         raise InputError(f"{name}: is not flattened: {begins}; vmfilter convert reads dumps in any form")
     transport = Discard() if dry_run else FileTransport(os.fspath(output), force)
     size, cut = 0, ""
-    try:
+    with published([transport]):
         try:
             for offset, data in rearranged(reader):
                 # Zeros at the end become a hole, as in a dump that was written without flattening.
@@ -84,10 +85,6 @@ def rearrange(
         if cut and isinstance(transport, FileTransport):
             cut = _mark_incomplete(transport, name, cut)
             transport.sync(size)
-        transport.publish()
-    except BaseException:
-        transport.abort()
-        raise
     return Rearranged(size, cut)
 
 

@@ -227,7 +227,7 @@ class DumpRun:
             return writers[0]
         from vmfilter.writer.split import SplitWriter
 
-        return SplitWriter(writers, self._max_mapnr)
+        return SplitWriter(writers, header.max_mapnr)
 
     def _header(self) -> HeaderFields:
         kernel, info = self._kernel, self._info
@@ -239,12 +239,16 @@ class DumpRun:
                 "the new dump says 0"
             )
             base = 0
+        end = self._max_mapnr
+        if self._pmem.unused_from is not None and not self._include_pmem_userdata:
+            # makedumpfile ends there too. It cannot filter a dump again that has more blocks of bitmap than it expects.
+            end = min(end, self._pmem.unused_from)
         return HeaderFields(
             uts=kernel.uts if kernel else self._uts_without_kernel(),
             crash_time=crash_time(self._dump, info),
             phys_base=base,
             level=self._all_levels,
-            max_mapnr=self._max_mapnr,
+            max_mapnr=end,
             page_size=self._page_size,
             vmcoreinfo=info,
             first_pfn=base // self._page_size if counts_from_base else 0,

@@ -127,6 +127,37 @@ def test_the_bitmaps_of_a_new_dump_have_holes(tmp_path: Path, reads: list[int]) 
     assert sum(reads) < 20 << 20
 
 
+def test_a_stream_leaves_out_holes(tmp_path: Path, reads: list[int]) -> None:
+    KdumpFile(PAGES, EXCLUDED).write(tmp_path / "dump")
+    convert_dump(tmp_path / "dump", tmp_path / "stream", flatten=True)
+    assert (tmp_path / "stream").stat().st_size < 4 << 20
+    with vmfilter.open_dump(tmp_path / "stream") as dump:
+        assert all_of(dump, PAGE) == (runs(PAGES, 0, HIGH * 2), sorted(PAGES.keys() | EXCLUDED))
+    assert sum(reads) < 20 << 20
+
+
+@pytest.mark.parametrize("first", [5, 1 << 24])
+@pytest.mark.parametrize("end", [(1 << 24) + 40, 1 << 26])
+def test_the_last_block_of_each_bitmap_is_in_a_record(tmp_path: Path, first: int, end: int) -> None:
+    """For libkdumpfile: it reads a bitmap at once, and must find some of it in a record."""
+    file = KdumpFile({first: b"x" * PAGE}, {9, (1 << 24) + 3}, max_mapnr=end)
+    file.write(tmp_path / "dump")
+    convert_dump(tmp_path / "dump", tmp_path / "new", compress="none")
+    convert_dump(tmp_path / "dump", tmp_path / "stream", compress="none", flatten=True)
+    data, at = (tmp_path / "stream").read_bytes(), 4096
+    new = bytearray((tmp_path / "new").stat().st_size)
+    inside: set[int] = set()
+    while (record := struct.unpack_from(">qq", data, at)) != (-1, -1):
+        offset, size = record
+        new[offset : offset + size] = data[at + 16 : at + 16 + size]
+        inside.update(range(offset // PAGE, -(-(offset + size) // PAGE)))
+        at += 16 + size
+    assert new == (tmp_path / "new").read_bytes()
+    sub_blocks, bitmap_blocks = struct.unpack_from("<II", new, 432)
+    assert {sub_blocks + bitmap_blocks // 2, sub_blocks + bitmap_blocks} < inside
+    assert len(inside) * PAGE < len(new)
+
+
 def scattered(block: int, end: int, lost: bool) -> KdumpFile:
     """Return a file whose frames are in groups, far apart or where stretches and pieces of a bitmap meet."""
     chance = random.Random(block + lost)

@@ -384,6 +384,62 @@ def test_a_poisoned_page_of_pmem_is_not_written_either(tmp_path: Path) -> None:
     assert 200 * 512 + 7 not in Kdump(tmp_path / "dump").kept
 
 
+# The end of the bitmaps
+
+
+UNUSED = (0x128000, 0x138000)  # page frames in no namespace, the last memory
+
+
+def with_one_more(path: Path, to: Path, flags: int, pfn: int) -> Path:
+    """Copy a vmcore, and add a PT_LOAD of one page."""
+    import subprocess
+
+    subprocess.run(["cp", "--sparse=always", path, to], check=True)
+    with open(to, "r+b") as f:
+        (count,) = struct.unpack_from("<H", f.read(64), 56)
+        end = f.seek(0, 2)
+        f.write(b"more" * (PAGE // 4))
+        f.seek(56)
+        f.write(struct.pack("<H", count + 1))
+        f.seek(64 + 56 * count)
+        f.write(struct.pack("<IIQQQQQQ", 1, flags, end, 0, pfn * PAGE, PAGE, PAGE, 0))
+    return to
+
+
+def test_bitmaps_end_where_struct_pages_end(real: Callable[[str], Path], tmp_path: Path) -> None:
+    """makedumpfile takes that for the end when it filters the dump again."""
+    vmcore = real("x86_64-6.12-pmem2")
+    found = vmfilter.filter_dump(vmcore, tmp_path / "dump", level=1)
+    assert (Kdump(tmp_path / "dump").max_mapnr, found.max_mapnr) == UNUSED
+    vmfilter.filter_dump(vmcore, [tmp_path / "one", tmp_path / "two"], level=1)
+    assert Kdump(tmp_path / "two").end_pfn_64 == Kdump(tmp_path / "two").max_mapnr == UNUSED[0]
+    again = vmfilter.filter_dump(tmp_path / "dump", tmp_path / "again", level=31)
+    assert again.max_mapnr == UNUSED[0]
+    vmfilter.filter_dump(vmcore, tmp_path / "direct", level=31)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "direct").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "pfn", "included", "kept"),
+    [
+        (7, UNUSED[0], False, False),  # in a PT_LOAD of pmem as well
+        (7, UNUSED[1], False, True),
+        (7, 0x150000, False, True),
+        (0x17, 0x150000, False, False),
+        (0x17, 0x150000, True, True),
+    ],
+)
+def test_bitmaps_contain_each_page_that_is_kept(
+    real: Callable[[str], Path], tmp_path: Path, flags: int, pfn: int, included: bool, kept: bool
+) -> None:
+    vmcore = with_one_more(real("x86_64-6.12-pmem2"), tmp_path / "vmcore", flags, pfn)
+    found = vmfilter.filter_dump(vmcore, tmp_path / "dump", level=31, include_pmem_userdata=included)
+    dump = Kdump(tmp_path / "dump")
+    assert dump.max_mapnr == (found.max_mapnr if kept else UNUSED[0])
+    assert len(dump.kept) == found.kept + found.zero
+    assert (pfn in dump.kept) == kept
+
+
 # By page tables
 
 

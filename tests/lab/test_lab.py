@@ -18,8 +18,9 @@ from typing import Any
 
 import kpageflags
 import pytest
+from files import Shared
 from judges import LAB, VMCORES, judge, kdumpid, peer_is_here
-from kdumpreader import Kdump
+from kdumpreader import PAGE, Kdump
 
 import vmfilter
 from vmfilter.convert import convert_dump
@@ -250,14 +251,18 @@ def test_kdumpid_recognises_the_dump(lab: Callable[[str], Path], tmp_path: Path,
 
 
 @pytest.mark.parametrize("codec", ["zlib", "lzo", "zstd", "none"])
-def test_makedumpfile_filters_our_dump_again(lab: Callable[[str], Path], tmp_path: Path, codec: str) -> None:
+@pytest.mark.parametrize("name", [*WITH_REFERENCE, "x86-pmem2"])
+def test_makedumpfile_filters_our_dump_again(lab: Callable[[str], Path], tmp_path: Path, name: str, codec: str) -> None:
     if not peer_is_here("makedumpfile", "-v"):
         pytest.skip("makedumpfile is not available here")
-    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "ours", level=0, compress=codec)
+    vmfilter.filter_dump(lab(name), tmp_path / "ours", level=0, compress=codec)
     judge("peer.py", "makedumpfile", "-c", "-d", "31", tmp_path / "ours", tmp_path / "theirs")
-    vmfilter.filter_dump(lab("x86-pmem3"), tmp_path / "direct", level=31)
-    assert Kdump(tmp_path / "theirs").kept == Kdump(tmp_path / "direct").kept
-    assert ", 0 differ" in judge("kdumpcheck.py", "compare", tmp_path / "theirs", tmp_path / "direct")
+    vmfilter.filter_dump(lab(name), tmp_path / "direct", level=31)
+    direct, theirs = (set(Kdump(tmp_path / name).kept) for name in ("direct", "theirs"))
+    assert theirs <= direct
+    # Before its f50c015 ("Fix wrong exclusion of compound tail pages on Linux 7.1 and later"), it excludes too many.
+    assert len(direct - theirs) in ((0, 317) if name == "x86-7.2" else (0,))
+    assert ", 0 differ" in judge("kdumpcheck.py", "against", tmp_path / "theirs", lab(name))
 
 
 def test_crash_opens_the_dump(lab: Callable[[str], Path], tmp_path: Path) -> None:
@@ -620,3 +625,70 @@ def test_crash_opens_every_form(lab: Callable[[str], Path], tmp_path: Path, how:
     assert "sysrq triggered crash" in said
     assert "[kthreadd]" in said
     assert ("[INCOMPLETE]" in said) == ("limited" in how)
+
+
+HIGH = 0x2000000000  # each bitmap is 4 MiB
+
+
+@pytest.fixture(scope="session")
+def stream_with_holes(lab: Callable[[str], Path], shared: Shared) -> tuple[Path, Path]:
+    """Paths of a stream whose bitmaps have holes, and of the same dump as a file."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        subprocess.run(["cp", "--sparse=always", lab("x86-pmem2"), folder / "vmcore"], check=True)
+        with open(folder / "vmcore", "r+b") as f:  # its headers have room for one more PT_LOAD
+            (count,) = struct.unpack_from("<H", f.read(64), 56)
+            end = f.seek(0, os.SEEK_END)
+            f.write(os.urandom(PAGE))
+            f.seek(56)
+            f.write(struct.pack("<H", count + 1))
+            f.seek(64 + 56 * count)
+            f.write(struct.pack("<IIQQQQQQ", 1, 7, end, 0, HIGH, PAGE, PAGE, PAGE))
+        vmfilter.filter_dump(folder / "vmcore", folder / "stream", flatten=True)
+        vmfilter.filter_dump(folder / "vmcore", folder / "dump")
+
+    folder = shared("holes", make)
+    holes = (folder / "dump").stat().st_size - (folder / "stream").stat().st_size
+    assert holes > 6 << 20
+    return folder / "stream", folder / "dump"
+
+
+def test_makedumpfile_rearranges_a_stream_with_holes(
+    stream_with_holes: tuple[Path, Path], tmp_path: Path, makedumpfile: Callable[..., None]
+) -> None:
+    stream, dump = stream_with_holes
+    makedumpfile("-R", tmp_path / "dump", stdin=stream)
+    assert (tmp_path / "dump").read_bytes() == dump.read_bytes()
+
+
+def test_kdumpid_and_drgn_read_a_stream_with_holes(
+    lab: Callable[[str], Path], stream_with_holes: tuple[Path, Path]
+) -> None:
+    drgn = pytest.importorskip("drgn")
+    from drgn.helpers.linux.pid import for_each_task
+
+    stream, dump = stream_with_holes
+    assert "6.12.95" in kdumpid(stream)
+    found = []
+    for path in stream, dump:
+        prog = drgn.Program()
+        prog.set_core_dump(str(path))
+        prog.load_debug_info([str(lab("vmlinux-pmem"))])
+        found.append(([task.comm.string_() for task in for_each_task(prog)], prog.read(HIGH, PAGE, physical=True)))
+        with pytest.raises(drgn.FaultError):  # a page in the hole
+            prog.read(HIGH // 2, PAGE, physical=True)
+    assert found[0] == found[1]
+    assert (HIGH // PAGE, found[0][1]) == list(Kdump(dump).pages())[-1]
+
+
+def test_crash_reads_a_stream_with_holes(
+    lab: Callable[[str], Path], stream_with_holes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    if not peer_is_here("crash", "--version"):
+        pytest.skip("crash is not available here")
+    (tmp_path / "commands").write_text(f"ps\nbt\nlog\nrd -p {HIGH:#x} 512\nexit\n")
+    crash = ("peer.py", "crash", "--no_kmem_cache", "-s", "-i", tmp_path / "commands", lab("vmlinux-pmem"))
+    stream, dump = (judge(*crash, path) for path in stream_with_holes)
+    assert "sysrq triggered crash" in stream
+    assert stream == dump

@@ -625,3 +625,25 @@ def test_including_user_data_of_pmem_is_reported(run: Run, real: Callable[[str],
     ran = run("filter", "-q", "--include-pmem-userdata", "--dry-run", real("x86_64-6.12-pmem2"), tmp_path / "dump")
     assert ran.status == 0
     assert "226304 pages of user data on persistent memory" in ran.err
+
+
+IDLE = """
+import inspect, os, sys, threading
+busy = set()
+def note(frame, event, argument):
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function, not the body of a module or class
+        busy.add(frame.f_code.co_filename)
+sys.setprofile(note)
+threading.setprofile(note)
+from vmfilter.cli import main
+assert main(sys.argv[1:]) == 0
+sys.setprofile(None)
+files = {name: m.__file__ for name, m in sys.modules.items() if name.startswith("vmfilter") and "_core" not in name}
+print(*(name for name, path in files.items() if path not in busy and os.path.basename(path) != "__init__.py"))
+"""
+
+
+def test_a_plain_filter_imports_no_module_that_it_does_not_use(real: Callable[[str], Path], tmp_path: Path) -> None:
+    arguments = ["filter", "-q", "-d", "31", real(SMALL), tmp_path / "dump"]
+    done = subprocess.run([sys.executable, "-c", IDLE, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

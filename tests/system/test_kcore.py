@@ -12,6 +12,7 @@ from elfbuilder import PAGE, Elf, Load, vmcoreinfo_note
 
 import vmfilter
 from vmfilter.reader import kcore
+from vmfilter.reader import open as reader
 from vmfilter.reader.kcore import KcoreDump
 from vmfilter.reader.source import PreadSource
 
@@ -45,7 +46,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
 
     def get(loads: list[Load] = KCORE, iomem: str | None = IOMEM) -> KcoreDump:
         path = Elf(loads, vmcoreinfo_note("OSRELEASE=6.1\n")).write(tmp_path / "kcore")
-        monkeypatch.setattr(kcore, "KCORE", str(path))
+        monkeypatch.setattr(reader, "KCORE", str(path))
         monkeypatch.setattr(kcore, "IOMEM", str(tmp_path / "iomem"))
         if iomem is not None:
             (tmp_path / "iomem").write_text(iomem)

@@ -47,7 +47,7 @@ def test_every_flag_that_the_core_decompresses_is_a_codecs() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "structure"),
-    [(native.PageLayout, "struct vmf_page_layout"), (native.EntryFormat, "struct vmf_table_level")],
+    [(native.PageLayout, "struct vmf_page_layout"), (native.TableLevel, "struct vmf_table_level")],
 )
 def test_structures_have_the_members_of_the_core(shape: Any, structure: str) -> None:
     assert set(shape._fields) == {name for name, _ in native.ffi.typeof(structure).fields}
@@ -111,3 +111,13 @@ def find(**others: Any) -> native.DedupTable:
 def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:
     with pytest.raises(ValueError, match="is too small"):
         call()
+
+
+def test_more_entries_than_a_table_has_are_a_python_error() -> None:
+    level = native.TableLevel(12, 1, 0, 0, 0xFFF000, 0)
+    shape = {"entry_size": 8, "address_shift": 0, "high_shift": 0, "high_mask": 0, "block_mask": 0, "block_size": 0}
+    decoder = native.TableDecoder([level, level._replace(bits=2)], swap=False, **shape)
+    table = struct.pack("=4Q", 0x1001, 0, 0x2001, 0)
+    assert decoder.decode(1, table, 0, 4, 0) == [(0, PAGE, 0x1000, False), (2 * PAGE, PAGE, 0x2000, False)]
+    with pytest.raises(ValueError, match="has fewer entries"):
+        decoder.decode(0, table, 0, 4, 0)

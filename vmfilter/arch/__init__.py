@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 
-from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.errors import KernelError
 
 # (e_machine of the ELF header, little-endian): module. The ELF class does not identify the machine: kexec writes 64-bit
@@ -38,7 +38,7 @@ _UTS = {
     "x86_64": "x86_64",
 }
 
-__all__ = ["Arch", "Paging", "Root", "TableLevel", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
+__all__ = ["Arch", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
 
 
 def arch_of(path: str, machine: int, little_endian: bool) -> Arch:

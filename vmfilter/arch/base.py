@@ -9,29 +9,7 @@ if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
-
-
-class TableLevel(NamedTuple):
-    """One level of page tables: the address bits that index it, and the format of its entries.
-
-    Attributes:
-        shift: log2 of the bytes that one entry maps.
-        bits: log2 of the number of entries in a table.
-        leaf_mask, leaf_value: an entry maps memory if ``entry & leaf_mask == leaf_value``; otherwise it points to a
-            table.
-        leaf_address, table_address: mask of the physical address in an entry of either kind.
-        present_mask, present_value: an entry is present if it is not 0 and ``entry & present_mask == present_value``.
-
-    """
-
-    shift: int
-    bits: int
-    leaf_mask: int
-    leaf_value: int
-    leaf_address: int
-    table_address: int
-    present_mask: int = 1
-    present_value: int = 1
+    from vmfilter.native import TableLevel
 
 
 class Paging(NamedTuple):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, TableLevel
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root
 from vmfilter.errors import KernelError
 from vmfilter.formats.abi import BE64, Abi
+from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
     from vmfilter.formats.elf import Load

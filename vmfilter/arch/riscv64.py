@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.formats.abi import LE64
+from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
     from vmfilter.formats.elf import Load

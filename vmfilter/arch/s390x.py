@@ -10,8 +10,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Paging, Root, TableLevel
+from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.formats.abi import BE64
+from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
     from vmfilter.formats.elf import Load

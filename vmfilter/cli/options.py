@@ -101,10 +101,13 @@ def form_of(options: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
     """Yield the Progress that the options ask for, or None; - in outputs is standard output."""
-    from vmfilter.console.progress import ProgressPrinter
     from vmfilter.console.signals import EndsBetweenPages
 
-    printer = None if options.quiet else ProgressPrinter()
+    printer = None
+    if not options.quiet:
+        from vmfilter.console.progress import ProgressPrinter
+
+        printer = ProgressPrinter()
     try:
         yield EndsBetweenPages(printer, "-" in outputs) if options.keep_incomplete else printer
     finally:

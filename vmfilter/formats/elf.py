@@ -21,6 +21,8 @@ TYPES = {1: "an object file or module", 2: "a program, perhaps vmlinux", 3: "a p
 NT_AUXV, NT_FILE = 6, 0x46494C45
 """Types of CORE notes that only the core of a process has."""
 NT_PRSTATUS = 1
+OUR_NAME = b"VMFILTER"
+"""Name of vmfilter's own notes."""
 """Type of the CORE notes that contain the registers, one note per CPU."""
 
 

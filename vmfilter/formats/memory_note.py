@@ -14,11 +14,10 @@ import struct
 from collections.abc import Iterable
 from itertools import chain, pairwise
 
-from vmfilter.formats.elf import note_head
+from vmfilter.formats.elf import OUR_NAME, note_head
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.frames.ranges import Range
 
-NAME = b"VMFILTER"
 MAX_RANGES = 1 << 16
 """Maximum number of ranges. Machines have a few dozen; a dump of a machine with more gets no note."""
 _LEVEL, _RANGE = 8, 16  # bytes
@@ -37,7 +36,7 @@ def pack(sign: str, level: int, ranges: Iterable[Range]) -> bytes:
     """
     words = list(chain.from_iterable(ranges))
     description = struct.pack(f"{sign}II{len(words)}Q", level, 0, *words)
-    return note_head(sign, NAME, len(description)) + description
+    return note_head(sign, OUR_NAME, len(description)) + description
 
 
 def parse(sign: str, description: bytes) -> tuple[int, list[Range]] | None:

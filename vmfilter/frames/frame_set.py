@@ -170,15 +170,13 @@ class FrameSet:
             if self._fd < 0:
                 with tempfile.TemporaryFile(buffering=0) as file:
                     self._fd = os.dup(file.fileno())
-            view = memoryview(self._records)
-            while view:
-                n = os.pwrite(self._fd, view, self._size)
-                view, self._size = view[n:], self._size + n
+            with open(self._fd, "wb", closefd=False) as file:  # at its end; this writes all, or raises
+                file.write(self._records)
         except OSError as e:
             raise OutputError(
                 f"temporary file{directory}: cannot be written: {e.strerror}; set TMPDIR to another directory"
             ) from e
-        del view
+        self._size += len(self._records)
         self._records = bytearray()
 
     def close(self) -> None:

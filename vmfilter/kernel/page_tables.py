@@ -33,7 +33,7 @@ class Translation(NamedTuple):
 
 def _decoder(paging: Paging, finds_executable: bool) -> native.TableDecoder:
     return native.TableDecoder(
-        [native.EntryFormat(*(getattr(level, name) for name in native.EntryFormat._fields)) for level in paging.levels],
+        paging.levels,
         swap=(BE64 if paging.big_endian else LE64).swapped,
         entry_size=paging.entry_size,
         address_shift=paging.address_shift,
@@ -43,7 +43,6 @@ def _decoder(paging: Paging, finds_executable: bool) -> native.TableDecoder:
         block_size=paging.block_size,
         executable_mask=paging.executable_mask if finds_executable else 0,
         executable_value=paging.executable_value if finds_executable else 1,
-        max_entries=1 << max(level.bits for level in paging.levels),
     )
 
 

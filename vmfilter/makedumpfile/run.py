@@ -14,6 +14,7 @@ from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_u
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
+from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport
 
 _COMPLETED, _FAILED = 0, 1
@@ -125,13 +126,9 @@ def _dmesg(command: Command, messages: Messages) -> str:
     else:
         text = "".join(f"{line}\n" for line in lines).encode()
         transport = FileTransport(_path(name), command.force)
-        try:
+        with published([transport]):
             transport.write(0, text)
             transport.sync(len(text))
-            transport.publish()
-        except BaseException:
-            transport.abort()
-            raise
     return f"The dmesg log is saved to {name}."
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
-from vmfilter.formats import memory_note
 from vmfilter.formats.elf import (
     CLASSES,
     DUMP_ELF_INCOMPLETE,
@@ -16,6 +15,7 @@ from vmfilter.formats.elf import (
     IDENT_SIZE,
     NT_AUXV,
     NT_FILE,
+    OUR_NAME,
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
@@ -159,7 +159,9 @@ class ElfDump(SegmentDump):
     def _take_notes(self, start: int, size: int, memory: Loads) -> None:
         """Read the notes of a PT_NOTE. vmfilter's own note describes this file only, and is not copied to new dumps."""
         notes, end = parse_notes(self, start, size), start + size
-        if notes and notes[0].name == memory_note.NAME:
+        if notes and notes[0].name == OUR_NAME:
+            from vmfilter.formats import memory_note
+
             own = notes.pop(0)
             said = self.read_file(own.offset, min(own.size, memory_note.MAX_SIZE + 1))
             found = memory_note.parse(self._sign, said)

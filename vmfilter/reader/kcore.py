@@ -5,7 +5,6 @@ Sources: fs/proc/kcore.c of the kernel; Documentation/admin-guide/kdump for the 
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from itertools import pairwise
@@ -16,19 +15,10 @@ from vmfilter.reader.elf import ElfDump
 from vmfilter.reader.segments import Loads
 from vmfilter.reader.source import Source
 
-KCORE = "/proc/kcore"
 IOMEM = "/proc/iomem"
 _CRASH_KERNEL = r"(?m)^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel"
 _ADDRESS = r"(?m)^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : "
 _PAGE = 4096  # the smallest page size of any kernel
-
-
-def is_kcore(source: Source) -> bool:
-    """Return whether a source is /proc/kcore itself. A copy of it is an ordinary vmcore."""
-    try:
-        return source.is_file(os.stat(KCORE))
-    except OSError:
-        return False
 
 
 class KcoreDump(ElfDump):

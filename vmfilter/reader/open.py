@@ -12,6 +12,7 @@ from vmfilter.reader.source import PreadSource, Source, bytes_at, open_source
 
 Path = str | os.PathLike[str]
 """Path of a file."""
+KCORE = "/proc/kcore"
 
 
 def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False, vmcoreinfo_at: int | None = None) -> Dump:
@@ -119,6 +120,14 @@ def _begin(source: Source) -> bytes:
     return bytes_at(source, 0, 16 if source.size is None else min(source.size, 16))
 
 
+def _is_kcore(source: Source) -> bool:
+    """Return whether a source is /proc/kcore itself. A copy of it is an ordinary vmcore."""
+    try:
+        return source.is_file(os.stat(KCORE))
+    except OSError:
+        return False
+
+
 def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:
     """Return the reader for the first bytes of files. Other readers are not imported, which saves start-up time.
 
@@ -132,10 +141,13 @@ def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:
     """
     begins = [_begin(source)[:8] for source in sources]
     if len(sources) == 1 and begins[0].startswith(b"\x7fELF"):
-        from vmfilter.reader.elf import ElfDump
-        from vmfilter.reader.kcore import KcoreDump, is_kcore
+        if _is_kcore(sources[0]):
+            from vmfilter.reader.kcore import KcoreDump
 
-        return KcoreDump(sources[0]) if is_kcore(sources[0]) else ElfDump(sources[0])
+            return KcoreDump(sources[0])
+        from vmfilter.reader.elf import ElfDump
+
+        return ElfDump(sources[0])
     from vmfilter.formats.codec import SIGNATURES
     from vmfilter.reader.kdump.dump import KdumpDump
 

@@ -183,10 +183,9 @@ def _write(fd: int, offset: int, data: bytes) -> None:
     if data == _ZEROS[: len(data)] and offset >= os.fstat(fd).st_size:
         os.ftruncate(fd, offset + len(data))
         return
-    view = memoryview(data)
-    while view:
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
+    with open(fd, "wb", closefd=False) as file:  # this writes all, or raises
+        file.seek(offset)
+        file.write(data)
 
 
 def pieces(path: str, stream: Stream) -> Iterator[tuple[int, bytes]]:

@@ -89,10 +89,11 @@ class PartRange(NamedTuple):
 
 
 class _Bitmap:
-    """A bitmap on its way to the file, collected into few large writes."""
+    """A bitmap on its way to the file, collected into few large writes, with holes between them."""
 
-    def __init__(self, transport: Transport, offset: int, end: int) -> None:
+    def __init__(self, transport: Transport, offset: int, end: int, block: int) -> None:
         self._transport = transport
+        self._block = block
         self._written, self._end = offset, end
         self._offset = self._at = offset
         self._bits = bytearray()
@@ -111,14 +112,17 @@ class _Bitmap:
     def flush(self) -> None:
         end = self._at + len(self._bits)
         if self._bits.count(0) < len(self._bits):  # on a machine with terabytes, hardly any page is kept
-            self._transport.zeros(self._written, self._at - self._written)
+            self._transport.hole(self._written, self._at - self._written)
             self._transport.write(self._at, self._bits)
             self._written = end
         self._at, self._bits = end, bytearray()
 
     def finish(self) -> None:
+        """Write the rest. The last block is never a hole: libkdumpfile cannot read a range that is nothing but one."""
         self.flush()
-        self._transport.zeros(self._written, self._end - self._written)
+        last = max(self._written, self._end - self._block)
+        self._transport.hole(self._written, last - self._written)
+        self._transport.zeros(last, self._end - last)
 
 
 def _moved(bits: bytearray, by: int, count: int) -> bytes | bytearray:
@@ -176,8 +180,8 @@ class KdumpWriter:
         self._bitmap2 = block * (1 + self._sub_blocks) + bitmap_bytes
         self._descriptors = self._bitmap2 + bitmap_bytes
         self._bitmaps = (
-            _Bitmap(transport, self._bitmap2 - bitmap_bytes, self._bitmap2),
-            _Bitmap(transport, self._bitmap2, self._descriptors),
+            _Bitmap(transport, self._bitmap2 - bitmap_bytes, self._bitmap2, block),
+            _Bitmap(transport, self._bitmap2, self._descriptors, block),
         )
         self._account = Account(0)
         if transport.is_stream:

@@ -14,6 +14,7 @@ from vmfilter.compress.budget import Budget, budget, memory_in_use
 from vmfilter.errors import CodecError, OutputError, UsageError, is_whole, names_of
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.reader import Dump, Path
+from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
 if TYPE_CHECKING:
@@ -122,18 +123,10 @@ class Destination:
     def transports(self) -> Iterator[list[Transport]]:
         """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
         made: list[Transport] = []
-        try:
+        with published(made):
             for path in self.paths:
                 made.append(self._transport(path))
             yield made
-            for transport in made:
-                transport.publish()
-        except BaseException as e:
-            for transport in made:
-                left = transport.abort()
-                if left is not None:
-                    e.add_note(left)
-            raise
 
     def _transport(self, path: str) -> Transport:
         if not self.form.flatten and path != "-":

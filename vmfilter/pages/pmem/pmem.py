@@ -35,6 +35,8 @@ class Pmem(NamedTuple):
         metadata: page frames that contain struct pages.
         namespaces: namespaces whose info block was found, sorted, without overlaps.
         warnings: one line each.
+        unused_from: page frame from which on all that the file contains is persistent memory in no namespace. None if
+            the last memory is something else, or if that is not known.
 
     """
 
@@ -43,6 +45,7 @@ class Pmem(NamedTuple):
     metadata: Sequence[Range]
     namespaces: Sequence[Namespace]
     warnings: Sequence[str]
+    unused_from: int | None = None
 
 
 NO_PMEM = Pmem((), (), (), (), ())
@@ -99,7 +102,25 @@ class _Search:
         known = [s for s in map(self._namespace_at, (r[0] for r in by_list)) if s]
         spaces += [n for n in known if all(n.end <= s.start or s.end <= n.start for s in spaces)]
         areas = merged([*self._areas, *(self._frames(n.start, n.end) for n in known)]) if self._areas else []
-        return Pmem(areas, self._ram, merged(metadata), sorted(spaces), warnings)
+        metadata = merged(metadata)
+        return Pmem(areas, self._ram, metadata, sorted(spaces), warnings, self._unused_from(metadata))
+
+    def _unused_from(self, metadata: Sequence[Range]) -> int | None:
+        """Return the page frame after the last memory section, if the file contains only user data from there on."""
+        sections = self._sections.present
+        if not self._pmem or not sections or (metadata and metadata[-1][1] > sections[-1][1]):
+            return None
+        end = at = sections[-1][1]
+        after_all = self._frames(0, self._dump.end)[1]
+        for first, last in clipped(self._pmem, end, after_all):
+            if self._contains(at, first):
+                return None
+            at = last
+        return None if self._contains(at, after_all) else end
+
+    def _contains(self, first: int, end: int) -> bool:
+        """Return whether the file contains any of the page frames [first, end)."""
+        return next(self._dump.covered(first * self._page_size, end * self._page_size), None) is not None
 
     def _by_list(self) -> tuple[list[Range], list[str]]:
         kernel = self._kernel

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 _ZEROS = memoryview(bytes(1 << 16))
@@ -89,6 +90,33 @@ class Transport(Sink, Protocol):
             OutputError: that fails.
 
         """
+
+    def hole(self, offset: int, size: int) -> None:
+        """Do the same at no cost, where each reader also reads what was written before the range or after it.
+
+        Args:
+            offset: bytes.
+            size: bytes.
+
+        Raises:
+            OutputError: that fails.
+
+        """
+
+
+@contextmanager
+def published(sinks: Sequence[Sink]) -> Iterator[None]:
+    """Publish sinks that the block writes and syncs, those that it adds included. If anything fails, none is left."""
+    try:
+        yield
+        for sink in sinks:
+            sink.publish()
+    except BaseException as e:
+        for sink in sinks:
+            left = sink.abort()
+            if left is not None:
+                e.add_note(left)
+        raise
 
 
 def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

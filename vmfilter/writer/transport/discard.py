@@ -29,6 +29,9 @@ class Discard:
     def zeros(self, offset: int, size: int) -> None:
         pass
 
+    def hole(self, offset: int, size: int) -> None:
+        pass
+
     def reserve(self, start: int, end: int) -> None:
         pass
 

@@ -61,6 +61,9 @@ class _File:
         except OSError as e:
             raise self._failed(e) from e
 
+    def hole(self, offset: int, size: int) -> None:
+        self.zeros(offset, size)
+
     def reserve(self, start: int, end: int) -> None:
         try:
             os.posix_fallocate(self._fd, start, end - start)

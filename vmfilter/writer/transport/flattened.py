@@ -226,9 +226,12 @@ class FlattenedTransport:
         self._again = [(offset, data) for offset, data in kept if data]
 
     def zeros(self, offset: int, size: int) -> None:
-        """See Transport. Zeros are written: libkdumpfile reads flattened files in place, and does not expect gaps."""
+        """See Transport. Zeros are written: libkdumpfile reads other data where a whole read is in a gap."""
         for at, zeros in zeros_in(offset, offset + size):
             self._record(at, zeros)
+
+    def hole(self, offset: int, size: int) -> None:
+        """See Transport. A range without a record reads as zeros wherever the reader does not begin and end in it."""
 
     def sync(self, size: int) -> None:
         for offset, data in self._again:
