@@ -34,7 +34,7 @@ class Usage(NamedTuple):
 
     def at_level(self, level: int) -> Statistics:
         """Return what a dump of this level would contain; zero pages still count as kept."""
-        return Statistics(level, self.page_size, self.max_mapnr, self.classes, excluded_classes(level))
+        return Statistics(level, self.page_size, self.max_mapnr, self.classes, self.kinds, excluded_classes(level))
 
 
 def memory_usage(dump: Dump) -> Usage:

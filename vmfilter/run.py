@@ -266,8 +266,8 @@ class DumpRun:
             writer.put_bitmaps(window.pfn, *selection.take(window))
             self._progress("classify", window.pfn + len(window.classes), self._max_mapnr)
         writer.finish_bitmaps()
-        result = Statistics(self._level, self._page_size, self._max_mapnr, selection.counts, selection.excluded)
-        result.kinds = selection.kinds
+        found = selection.counts, selection.kinds, selection.excluded
+        result = Statistics(self._level, self._page_size, self._max_mapnr, *found)
         result.pmem = namespaces.result(result.classes)
         if self._kernel is not None:
             result.gaps = gaps(self._dump, self._kernel)

@@ -100,6 +100,7 @@ class Statistics:
         page_size: int,
         max_mapnr: int,
         classes: dict[PageClass, int],
+        kinds: dict[PageKind, int],
         excluded: frozenset[PageClass],
     ) -> None:
         self.level = level
@@ -107,7 +108,7 @@ class Statistics:
         self.page_size = page_size
         self.max_mapnr = max_mapnr
         self.classes = classes
-        self.kinds: dict[PageKind, int] = {}
+        self.kinds = kinds
         self.zero = 0
         self.unknown = 0
         self.pmem: list[NamespacePages] = []

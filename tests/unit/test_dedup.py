@@ -206,7 +206,8 @@ def test_elf_cannot_share(tmp_path: Path, capsys: pytest.CaptureFixture[str], co
 
 
 def test_statistics_without_dedup_have_no_such_row() -> None:
-    said = vmfilter.Statistics(1, PAGE, 0, dict.fromkeys(vmfilter.PageClass, 0), frozenset())
+    none = dict.fromkeys(vmfilter.PageClass, 0), dict.fromkeys(vmfilter.PageKind, 0), frozenset()
+    said = vmfilter.Statistics(1, PAGE, 0, *none)
     assert not any("stored once" in line for line in table(said))
     said.shared = 0
     assert any("stored once" in line for line in table(said))
