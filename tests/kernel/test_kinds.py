@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import kpageflags
@@ -123,34 +123,56 @@ EXECUTABLE = {
     "arm64, 4K, 48 bits": (1 << 53, 0),
     "riscv64, Sv39": (1 << 3, 1 << 3),
     "s390x, 4 levels, KASLR": (1 << 8, 0),
-    "ppc64le, radix, 4K": (1, 1),
     "i386, PAE, ELF64": (1 << 63, 0),
     "arm, LPAE": (1 << 54, 0),
 }
 
 
+def set_executable(s: Synthetic, paddr: int, name: str, leaf: int, executable: bool) -> None:
+    """Let the page table entry of a part of the image permit execution, or forbid it."""
+    mask, value = EXECUTABLE[name]
+    at, order = entry_of(s, s.symbol(paddr), leaf), s.machine.form.order if s.machine else "little"
+    old = int.from_bytes(s.memory.frames[at // s.page][at % s.page :][:8], order)
+    s.memory.write(at, (old & ~mask | (value if executable else value ^ mask)).to_bytes(8, order))
+
+
 @pytest.mark.parametrize(("name", "forbids"), [*((name, True) for name in EXECUTABLE), ("x86_64", False)])
-def test_executable_parts_of_the_image_are_its_text_if_others_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, forbids: bool
-) -> None:
-    if name.startswith("ppc64"):  # its linear map, which contains the image, has smaller pages then
-        monkeypatch.setitem(MACHINES, name, replace(MACHINES[name], direct_leaf=2 * MIB))
+def test_executable_parts_of_the_image_are_its_text_if_others_are_not(tmp_path: Path, name: str, forbids: bool) -> None:
     s = machine(name)
     m = s.machine
     leaf = 2 * MIB if m is None else m.direct_leaf if m.text is None else m.text_leaf
     data = s.text + leaf
     reserve(s, data)
     s.extra.append(f"SYMBOL(prb)={s.symbol(data):x}")
-    mask, value = EXECUTABLE[name]
-    for paddr, executable in (s.text, True), (data, not forbids):
-        at = entry_of(s, s.symbol(paddr), leaf)
-        order = m.form.order if m else "little"
-        old = int.from_bytes(s.memory.frames[at // s.page][at % s.page :][:8], order)
-        new = old & ~mask | (value if executable else value ^ mask)
-        s.memory.write(at, new.to_bytes(8, order))
+    set_executable(s, s.text, name, leaf, True)
+    set_executable(s, data, name, leaf, not forbids)
     found = kinds(s, tmp_path)
     assert found[s.text // s.page] is (PageKind.TEXT if forbids else PageKind.IMAGE)
     assert found[data // s.page] is PageKind.IMAGE
+
+
+def test_text_that_stacks_point_into_is_told_apart_with_the_page_before(tmp_path: Path) -> None:
+    s = machine()
+    text, data = s.text // PAGE + 100, s.text + 2 * MIB
+    for pfn in (*range(text, text + 10), data // PAGE):
+        s.put(pfn, "reserved")
+    s.extra.append(f"SYMBOL(prb)={s.symbol(data):x}")
+    set_executable(s, s.text, "x86_64", 2 * MIB, True)
+    set_executable(s, data, "x86_64", 2 * MIB, False)
+    stack = mapped(s)
+    s.memory.write(stack * PAGE + 800, struct.pack("<3Q", 7, s.symbol((text + 5) * PAGE + 0x123), s.symbol(data)))
+    found = kinds(s, tmp_path)
+    assert [pfn - text for pfn, kind in found.items() if kind is PageKind.CALLED_TEXT] == [4, 5]
+    assert [pfn - text for pfn, kind in found.items() if kind is PageKind.TEXT and pfn >= text] == [
+        0,
+        1,
+        2,
+        3,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
 def test_only_kernel_pages_get_a_kind_and_the_struct_page_of_slab_is_believed(tmp_path: Path) -> None:
@@ -256,7 +278,7 @@ def test_damaged_tables_and_logs_never_fail_a_run_nor_change_a_class(tmp_path: P
 def test_kinds_by_struct_page_are_those_of_kpageflags(real: Callable[[str], Path], name: str) -> None:
     path = real(name)
     with open_dump(path) as dump:
-        size, _, kernel, _ = understand(dump)
+        size, kernel = (found := understand(dump)).page_size, found.kernel
         assert kernel is not None
         order = "<" if dump.arch.abi.byteorder == "little" else ">"
         sets: dict[PageKind, set[int]] = {kind: set() for kind in PageKind}

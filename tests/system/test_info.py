@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from elfbuilder import PAGE, Elf, Load, note, vmcoreinfo_note
 from kdumpbuilder import KdumpFile
 from splitbuilder import parts_of, whole_file
 
+import vmfilter
+from vmfilter.frames.classes import PageKind
 from vmfilter.frames.levels import level_names, parse_level
+from vmfilter.info import dump_info
 
 
 def rows(text: str) -> dict[str, str]:
@@ -102,3 +106,23 @@ def test_a_set_and_its_parts(run: Run, tmp_path: Path) -> None:
 def test_levels_are_shown_with_their_names(level: int, names: list[str]) -> None:
     assert level_names(level) == names
     assert not names or parse_level(",".join(names)) in (level, level | 2)
+
+
+def test_an_incomplete_dump_says_what_it_contains_of_the_kernel(
+    real: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    small = real("x86_64-6.12-small")
+    whole = vmfilter.filter_dump(small, tmp_path / "whole")
+    cut = vmfilter.filter_dump(small, tmp_path / "cut", limit=whole.output_size * 6 // 10)
+    with vmfilter.open_dump(tmp_path / "whole") as dump:
+        assert not dump_info(dump).remains
+    with vmfilter.open_dump(tmp_path / "cut") as dump:
+        found = dump_info(dump).remains
+    assert {kind: r.all for kind, r in found.items()} == whole.kinds
+    assert found[PageKind.SLAB].held == found[PageKind.SLAB].all > 0
+    assert 0 <= found[PageKind.TEXT].held < found[PageKind.TEXT].all
+    missing = sum(r.all - r.held for r in found.values())
+    assert missing == cut.lost
+    said = run("info", tmp_path / "cut").out
+    assert re.search(r"^slab +\d+ +\d+  100 %$", said, re.M)
+    assert re.search(r"^image: other text +\d+ +\d+  (  | \d)\d %$", said, re.M)

@@ -23,7 +23,6 @@ _LINEAR = 0xC000000000000000  # PAGE_OFFSET; the linear map contains the kernel 
 # 0034d395f89d ("powerpc/mm/hash64: Map all the kernel regions in the same 0xc range"), v5.2.
 _LINEAR_SIZES = {4096: 0x3D << 40, 65536: 1 << 51}
 _PRESENT = 1 << 63
-_EXECUTE = 1 << 0
 _PTE = 1 << 62  # the entry maps memory
 _RPN = 0x001FFFFFFFFFF000  # bits 52:12 (_PAGE_PA_MAX); storage keys and software bits are above
 _TABLE = 0x0FFFFFFFFFFFFF00  # the smallest table has 256 bytes
@@ -55,7 +54,7 @@ def _paging(page_size: int, bits: Sequence[int], radix: bool) -> Paging:
         here = _PRESENT if i == 0 else present
         levels.append(TableLevel(shift, n, leaf, leaf, address, _TABLE, here, here))
         shift += n
-    return Paging(tuple(levels), big_endian=True, executable_mask=_EXECUTE, executable_value=_EXECUTE)
+    return Paging(tuple(levels), big_endian=True)
 
 
 def _roots(info: Vmcoreinfo, _loads: Sequence[Load]) -> list[Root]:

@@ -102,7 +102,7 @@ class Kernel:
 
         """
         symbol = self.info.symbol("init_uts_ns") or 0
-        other = VirtualMemory(self._dump, self._root._replace(address=table))
+        other = VirtualMemory(self._dump, self.memory.root._replace(address=table))
         places = [next((t.paddr for t in memory.translate(symbol, 1)), None) for memory in (self.memory, other)]
         return places[0] == places[1]
 
