@@ -7,27 +7,36 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.frames.bitmap import Run
+from vmfilter.native import LOST
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Packer
     from vmfilter.reader import Dump
 
 
+class Lost(NamedTuple):
+    """A page that cannot be read or decompressed: its frame, and the reason."""
+
+    pfn: int
+    reason: str
+
+
 class Pages(NamedTuple):
     """Compressed pages, in order of their frames.
 
     Attributes:
-        sizes: u32 per page: bytes of its data, as Packer.pack() returns them.
+        sizes: u32 per page: bytes of its data, as Packer.pack() returns them; LOST for a lost page.
         data: of the pages, one after the other.
         frames: u64 per page: its frame; empty unless requested.
         hashes: u64 per page: of its data; empty unless requested.
+        lost: the lost pages among them, in the same order.
 
     """
 
@@ -35,10 +44,13 @@ class Pages(NamedTuple):
     data: memoryview
     frames: memoryview = memoryview(b"")
     hashes: memoryview = memoryview(b"")
+    lost: Sequence[Lost] = ()
 
     def part(self, pages: slice, data: slice) -> Pages:
         """Return some of the pages: a slice of the pages, and the matching slice of data."""
-        return Pages(self.sizes[pages], self.data[data], self.frames[pages], self.hashes[pages])
+        first, count = (self.sizes[part].tolist().count(LOST) for part in (slice(pages.start), pages))
+        lost = self.lost[first : first + count]
+        return Pages(self.sizes[pages], self.data[data], self.frames[pages], self.hashes[pages], lost)
 
 
 def chunks_of(runs: Iterable[Run], pages: int) -> Iterator[list[Run]]:
@@ -74,9 +86,10 @@ class _Chunk(Task["Worker"]):
         self._frames = array("Q")
         self._hashes = array("Q", bytes(8 * pages if hashed else 0))
         self._count = self._used = 0
+        self._lost: Sequence[Lost] = ()
 
     def do(self, worker: Worker) -> None:
-        self._count, self._used = worker.pack(self.runs, memoryview(self._out), memoryview(self._sizes))
+        self._count, self._used, self._lost = worker.pack(self.runs, memoryview(self._out), memoryview(self._sizes))
         if self._hashes:
             self._frames = array("Q", (frame for pfn, n in self.runs for frame in range(pfn, pfn + n)))
             native.hash_pages(self._out, memoryview(self._sizes)[: self._count], self._hashes)
@@ -89,19 +102,23 @@ class _Chunk(Task["Worker"]):
             memoryview(self._out)[: self._used],
             memoryview(self._frames),
             memoryview(self._hashes)[: self._count],
+            self._lost,
         )
+
+
+class Packed(NamedTuple):
+    """What a worker made of a chunk: number of pages, bytes of their data, and the lost pages among them."""
+
+    pages: int
+    used: int
+    lost: Sequence[Lost]
 
 
 class Worker(Protocol):
     """Makes the pages of the new dump. Each thread has one."""
 
-    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        """Write the pages of a chunk to out and sizes, as Packer.pack() does.
-
-        Returns:
-            Number of pages, and bytes written to out.
-
-        """
+    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> Packed:
+        """Write the pages of a chunk to out and sizes, as Packer.pack() does; pass over those that cannot be read."""
 
 
 NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
@@ -118,12 +135,25 @@ class CompressingWorker:
         self._skip_zero = skip_zero
         self._pages = memoryview(bytearray(CHUNK_BYTES))
 
-    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        size, count = self._page_size, 0
+    def pack(self, chunk: list[Run], out: memoryview, sizes: memoryview) -> Packed:
+        size, count, used = self._page_size, 0, 0
+        lost: list[Lost] = []
+        packed = 0  # pages that were compressed before the last lost one, and that one
         for pfn, n in chunk:
-            self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
+            view = self._pages[count * size : (count + n) * size]
+            for at, _, failure in self._dump.read_around(pfn * size, view, size):
+                i = count + at // size
+                used += self._pack(packed, i, out[used:], sizes)
+                sizes[i] = LOST
+                lost.append(Lost(pfn + at // size, str(failure)))
+                packed = i + 1
             count += n
-        return count, self._packer.pack(self._pages[: count * size], self._skip_zero, out, sizes[:count])
+        return Packed(count, used + self._pack(packed, count, out[used:], sizes), lost)
+
+    def _pack(self, first: int, end: int, out: memoryview, sizes: memoryview) -> int:
+        """Compress the pages [first, end) of those that were read, and return their bytes."""
+        pages = self._pages[first * self._page_size : end * self._page_size]
+        return self._packer.pack(pages, self._skip_zero, out, sizes[first:end])
 
 
 def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk | None:
@@ -162,7 +192,7 @@ def packed(
         The pages of each chunk, in order; valid until the next.
 
     Raises:
-        VmfilterError: a page cannot be read or compressed.
+        VmfilterError: a page cannot be compressed, or this machine cannot decompress any like it.
         MemoryError: memory is too short for even one worker and one chunk.
 
     """

@@ -224,7 +224,7 @@ class KdumpWriter:
         self._account = Account(self.size)
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
-        ends = accumulate(sizes.tolist())
+        ends = accumulate(native.data_sizes(sizes))
         room = limit - self.size
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import OutputError
+from vmfilter.native import data_sizes
 from vmfilter.writer.base import Written
 from vmfilter.writer.kdump import KdumpWriter, PartRange
 
@@ -110,7 +111,7 @@ class SplitWriter:
         for i, writer in enumerate(self._writers):
             n = min(self._left[i], count - done)
             if n:
-                length = sum(pages.sizes[done : done + n].tolist())
+                length = sum(data_sizes(pages.sizes[done : done + n]))
                 writer.put_pages(pages.part(slice(done, done + n), slice(used, used + length)))
                 done, used = done + n, used + length
                 self._left[i] -= n
