@@ -75,7 +75,7 @@ def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
 
 def _hinted(dump: Dump) -> Iterator[bytes]:
     """Yield texts to which the architecture's hints lead."""
-    for address in dump.arch.vmcoreinfo_hints(dump.read):
+    for address in dump.arch.vmcoreinfo_hints(dump.read_kernel):
         for at in (address, address + _NOTE_HEADER):
             text, _ = _text_at(dump, at)
             if text:

@@ -182,6 +182,10 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
+    def lost(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges [start, end) of physical addresses that an incomplete dump has lost, if its format says."""
+        return iter(())
+
     def read_into(self, address: int, view: memoryview) -> bool:
         """Fill the view with physical memory.
 
@@ -230,13 +234,14 @@ class Dump:
         return lost
 
     def read(self, address: int, size: int) -> bytes | None:
-        """Return size bytes of physical memory; None if the dump does not contain all of them.
-
-        What cannot be read counts as not contained: a caller that needs these data does without.
-        """
+        """Return size bytes of physical memory; None if the dump does not contain all. Raises as read_into() does."""
         buffer = bytearray(size)
+        return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+
+    def read_kernel(self, address: int, size: int) -> bytes | None:
+        """Return size bytes of the kernel's own data; None if the dump does not contain all, or they cannot be read."""
         try:
-            return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+            return self.read(address, size)
         except UnreadableError as e:
             self.pass_over(e)
             return None

@@ -99,16 +99,16 @@ def table(s: Statistics) -> Iterator[str]:
         yield from pmem_table(s.pmem)
     if s.unreadable:
         yield ""
-        yield from _ranges(s.unreadable_at, s.unreadable, s.page_size, "cannot be read")
+        yield from _ranges(s.unreadable_at, s.unreadable, s.page_size, "lost: it cannot be read")
 
 
 def _ranges(ranges: Sequence[Range], pages: int, page_size: int, what: str) -> Iterator[str]:
     """Yield one line for each range of lost memory, and one for the pages beyond them."""
     for start, end in ranges:
         pages -= (n := (end - start) // page_size)
-        yield f"memory at {start:#x}-{end - 1:#x} ({n} pages) {what}"
-    if pages:
-        yield f"{pages} more pages {what}"
+        yield f"memory at {start:#x}-{end - 1:#x} ({n} pages) is {what}"
+    if pages > 0:
+        yield f"{pages} pages more: {what}"
 
 
 def pmem_table(pmem: Sequence[NamespacePages]) -> Iterator[str]:
@@ -159,6 +159,9 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
+    if info.lost:
+        yield ""
+        yield from _ranges(info.lost, info.lost_pages, info.page_size, "lost")
     if info.gaps:
         yield ""
         yield from coverage(info.gaps)

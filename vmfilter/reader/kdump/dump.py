@@ -92,7 +92,7 @@ class KdumpDump(Dump):
         self._find_notes(file)
         self._start = file.starts_at
         self.end = self._start + file.frames * self._size
-        self.index = PageIndex(self.files, missing_parts)
+        self.index = PageIndex(self.files, missing_parts, self.pass_over)
         self.header = file.header._replace(incomplete=self.index.incomplete)
         self.truncated = self.index.truncated or self.truncated
         first = self.next_memory(0)
@@ -151,6 +151,9 @@ class KdumpDump(Dump):
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         return self._areas(start, end, self.index.held)
+
+    def lost(self) -> Iterator[tuple[int, int]]:
+        return self._areas(0, self.end, self.index.lost) if self.header.incomplete else iter(())
 
     def _areas(self, start: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[tuple[int, int]]:
         """Yield ranges of the physical addresses [start, end) whose frames' bits are set."""
