@@ -337,3 +337,20 @@ def test_a_descriptor_that_points_nowhere_costs_its_page(whole: Path, tmp_path: 
     for command in ("filter", "convert"):
         assert run(command, "-q", tmp_path / "in", tmp_path / command).status == INCOMPLETE
         assert memory_of(tmp_path / command) == without(pages, lost)
+
+
+def test_more_ranges_than_an_elf_dump_has_room_for_end_the_run(
+    small: Path, whole: Path, library: Path, tmp_path: Path
+) -> None:
+    pages = memory_of(whole)
+    lost = sorted(pages.keys() - kernel_data(small))[::3][:1200]
+    bad = BadFile(library, small, places(small, lost))
+    ran = bad.run("filter", "-q", "--format", "elf", "--keep-incomplete", small, tmp_path / "out")
+    assert ran.status == INCOMPLETE, ran.err
+    assert "ranges of lost pages do not fit into an ELF dump: use format kdump" in ran.err
+    found = memory_of(tmp_path / "out")
+    assert 1000 < len(found) < len(pages) - 1200
+    assert all(pages[f] == page for f, page in found.items())
+    assert not found.keys() & set(lost)
+    assert bad.run("filter", "-q", small, tmp_path / "kdump").status == INCOMPLETE
+    assert memory_of(tmp_path / "kdump") == without(pages, lost)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 _RWX = 7
 _HEADERS_AT_ONCE = 1 << 12
 _ALIGN = 4096
-_SPARE = 1 << 10  # program headers for runs that are cut by a lost page
+_SPARE = 1 << 10  # program headers for runs that are cut by a lost page; fewer if there are fewer pages
 
 
 class ElfWriter:
@@ -102,7 +102,6 @@ class ElfWriter:
         self._account = Account(0)
         self._data_end = 0  # offset after the last page that is not a hole of the file
         self._lost: list[Range] = []  # page frames
-        self._spare = _SPARE
         self._loads = sorted(source.loads) or [Load(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs before each, to find the first that a run overlaps
         for load in self._loads:
@@ -154,7 +153,8 @@ class ElfWriter:
     def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
         """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
-        segments = 1 + _SPARE + sum(1 for _ in self._segments())
+        self._spare = min(count, _SPARE)
+        segments = 1 + self._spare + sum(1 for _ in self._segments())
         small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
         if not small or not self._lay_out(ELF32, segments, count * self._page_size):
             self._lay_out(ELF64, segments, count * self._page_size)
@@ -188,7 +188,7 @@ class ElfWriter:
                 self._spare -= sum(1 for _ in self._loads_in(pfn * self._page_size, (pfn + 1) * self._page_size))
             append(self._lost, pfn, pfn + 1)
         if self._spare < 0:
-            raise OutputError(f"more than {_SPARE} ranges of lost pages do not fit into an ELF dump: use format kdump")
+            raise OutputError(f"{len(self._lost)} ranges of lost pages do not fit into an ELF dump: use format kdump")
 
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages. Zero pages (size 0) become holes of the file."""
