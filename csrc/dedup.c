@@ -42,11 +42,18 @@ static uint64_t hash_of(const uint8_t *data, uint32_t size)
 	return hash ^ hash >> 32;
 }
 
+static uint32_t data_size(uint32_t size)
+{
+	return size == VMF_LOST ? 0 : size;
+}
+
 void vmf_hashes(const uint8_t *data, const uint32_t *sizes, uint64_t count, uint64_t *hashes)
 {
 	for (uint64_t i = 0; i < count; i++) {
-		hashes[i] = sizes[i] ? hash_of(data, sizes[i]) : 0;
-		data += sizes[i];
+		uint32_t size = data_size(sizes[i]);
+
+		hashes[i] = size ? hash_of(data, size) : 0;
+		data += size;
 	}
 }
 
@@ -88,7 +95,7 @@ void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pf
 		found[i] = 0;
 		earlier[i] = pfns[i];
 		kinds[i] = VMF_ALONE;
-		if (!sizes[i])
+		if (!data_size(sizes[i]))
 			continue;
 		s = find(bucket, hashes[i], sizes[i], lowest_pfn);
 		kinds[i] = s ? VMF_SHARES : VMF_STORES;
@@ -110,14 +117,14 @@ uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const u
 	const uint8_t *from = data;
 	uint64_t used = 0;
 
-	for (uint64_t i = 0; i < count; from += sizes[i++]) {
+	for (uint64_t i = 0; i < count; from += data_size(sizes[i++])) {
 		shared[i] = kinds[i] == VMF_SHARES ? table[found[i]].offset : 0;
 		if (kinds[i] == VMF_SHARES)
 			continue;
 		if (kinds[i] == VMF_STORES)
 			table[found[i]].offset = offset + used;
-		memmove(data + used, from, sizes[i]);
-		used += sizes[i];
+		memmove(data + used, from, data_size(sizes[i]));
+		used += data_size(sizes[i]);
 	}
 	return used;
 }

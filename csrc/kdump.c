@@ -9,6 +9,10 @@ uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t
 	for (uint64_t i = 0; i < count; i++) {
 		struct vmf_descriptor d = {offset, sizes[i], sizes[i] == page_size ? 0 : codec_flag, 0};
 
+		if (sizes[i] == VMF_LOST) {
+			descriptors[i] = (struct vmf_descriptor){0};
+			continue;
+		}
 		if (sizes[i] == 0) {
 			d.offset = zero_offset;
 			d.size = page_size;

@@ -293,6 +293,22 @@ uint64_t vmf_find_text(const uint8_t *data, uint64_t size, uint64_t at, const ui
 void vmf_mark_pointed(const uint8_t *data, uint64_t size, uint32_t word, int swap, uint64_t start, uint64_t count,
 		      uint32_t page_shift, uint8_t *bits);
 
+/*
+ * vmf_copy_mapped() - copy bytes of a mapping, some of whose pages may be unreadable
+ * @mapped: in: @size bytes; none of them has to be readable
+ * @out: out: @size bytes
+ * @size: bytes
+ *
+ * Return: number of bytes copied. If this is less than @size, the next page cannot be read. -errno if this kernel does
+ * not support such copies.
+ */
+int64_t vmf_copy_mapped(const uint8_t *mapped, uint8_t *out, uint64_t size);
+
+/* Instead of the bytes of a page's data: the page is lost. It has no data, and its descriptor is all zeros. */
+enum vmf_size {
+	VMF_LOST = 0x7fffffff
+};
+
 /* A compressor: a page codec and the state of its library. One thread at a time. */
 struct vmf_codec;
 
@@ -354,7 +370,7 @@ struct vmf_descriptor {
 
 /*
  * vmf_descriptors() - make page descriptors
- * @sizes: in: bytes of each page's data, as returned by vmf_pack()
+ * @sizes: in: bytes of each page's data, as returned by vmf_pack(), or VMF_LOST
  * @shared: in: for each page, file offset of the earlier data that it shares, or 0 if its data is its own; may be NULL
  * @count: number of pages
  * @page_size: bytes
@@ -394,7 +410,7 @@ uint64_t vmf_drop_lost(const struct vmf_descriptor *descriptors, uint64_t descri
 /*
  * vmf_hashes() - hash the data of each page
  * @data: in: data of all pages, back to back
- * @sizes: in: bytes of each page's data, as returned by vmf_pack()
+ * @sizes: in: bytes of each page's data, as returned by vmf_pack(), or VMF_LOST
  * @count: number of pages
  * @hashes: out: one per page, 0 for a page without data
  */

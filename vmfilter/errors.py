@@ -38,6 +38,10 @@ class InputError(VmfilterError):
     exit_status = 3
 
 
+class UnreadableError(InputError):
+    """A range of the input cannot be read or decompressed. What is around it may be good, so a run passes over it."""
+
+
 class EndsEarlyError(InputError):
     """The stream ended before the length it declared.
 

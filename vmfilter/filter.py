@@ -27,6 +27,7 @@ def filter_dump(
     max_memory: int | None = None,
     force: bool = False,
     keep_incomplete: bool = False,
+    max_bad_pages: int | None = None,
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     progress: Progress | None = None,
@@ -51,10 +52,15 @@ def filter_dump(
         force: replace an existing file.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
+        max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,
+            the run ends early. None: any number, since a dump without them is better than none.
         dry_run: do all the work, and write nothing.
         include_pmem_userdata: also write user data on persistent memory, which every level excludes. Only a
             vmcore that marks it (p_flags 0x10) contains any. The dump can become as large as the devices.
         progress: called periodically; while pages are written, between chunks.
+
+    Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
+    incomplete. If they contain the kernel's own data, what depends on them is unknown, and kept.
 
     Returns:
         What was found and written. With keep_incomplete, its failure is what ended the run early. If the source is
@@ -69,7 +75,9 @@ def filter_dump(
     """
     if not is_whole(level, 0, MAX_LEVEL):
         raise UsageError(f"dump level {level!r} is not between 0 and {MAX_LEVEL}")
-    form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, limit, dry_run)
+    form = Form(
+        format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, limit, dry_run
+    )
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form)

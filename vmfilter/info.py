@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
+from vmfilter.frames.ranges import Range, frames_in
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
@@ -17,6 +19,9 @@ from vmfilter.pages.remains import Remains, remains
 from vmfilter.reader import Dump
 from vmfilter.reader.dump import DumpPart
 from vmfilter.statistics import NamespaceCounter, NamespacePages
+
+MAX_LOST = 20
+"""Limit of the ranges of lost pages that are listed."""
 
 
 class NoteInfo(NamedTuple):
@@ -53,6 +58,9 @@ class DumpInfo(NamedTuple):
         page_size: bytes.
         level: dump level of earlier filtering.
         incomplete: whether the file is marked incomplete, or a part of the set is missing.
+        lost: ranges [start, end) of physical addresses that an incomplete dump has lost, if its format says; the first
+            MAX_LOST of them.
+        lost_pages: number of pages in all such ranges.
         truncated: whether the file ends before its headers say.
         classes: page frames per class, as far as known without struct pages: KERNEL is every page in the file that is
             not on persistent memory.
@@ -78,6 +86,8 @@ class DumpInfo(NamedTuple):
     page_size: int
     level: int
     incomplete: bool
+    lost: list[Range]
+    lost_pages: int
     truncated: bool
     classes: dict[PageClass, int]
     vmcoreinfo: str
@@ -102,12 +112,12 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
 
     """
     page_size, info, kernel, error, warnings = understand(dump)
-    lost: list[Gap] = []
+    missing: list[Gap] = []
     try:
         if error is not None:
             raise error
         if kernel is not None:
-            lost = gaps(dump, kernel)
+            missing = gaps(dump, kernel)
     except KernelError as e:
         warnings.append(f"{dump.path}: {e}; missing memory cannot be detected")
     pmem = find_pmem(dump, page_size, kernel)
@@ -136,11 +146,13 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         page_size=page_size,
         level=dump.header.level,
         incomplete=dump.header.incomplete,
+        lost=list(islice(dump.lost(), MAX_LOST)),
+        lost_pages=frames_in(dump.lost()) // page_size,
         truncated=bool(dump.truncated),
         classes=classes,
         vmcoreinfo=info.text if info else "",
         pmem=namespaces.result(classes),
-        gaps=lost,
+        gaps=missing,
         remains=found,
         warnings=[*dump.warnings, *warnings, *pmem.warnings],
     )

@@ -7,6 +7,7 @@ description means that the function writes to the buffer.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from operator import add
@@ -353,7 +354,40 @@ def mark_pointed(
     lib.vmf_mark_pointed(source, len(source), word, swap, start, count, page_size.bit_length() - 1, out)
 
 
+# Mappings: csrc/mapped.c
+
+
+def copy_mapped(mapped: ReadableBuffer, out: WriteableBuffer) -> int:
+    """Copy bytes of a mapping, some of whose pages may be unreadable.
+
+    Args:
+        mapped: the bytes.
+        out: out: as many bytes.
+
+    Returns:
+        Number of bytes copied. If this is fewer than all, the next page cannot be read.
+
+    Raises:
+        OSError: this kernel does not support such copies.
+
+    """
+    source, target = _read("uint8_t[]", mapped), _write("uint8_t[]", out)
+    _require(len(target), len(source))
+    n: int = lib.vmf_copy_mapped(source, target, len(source))
+    if n < 0:
+        raise OSError(-n, os.strerror(-n))
+    return n
+
+
 # Page codecs: csrc/codec.c, csrc/decode.c
+
+LOST: int = lib.VMF_LOST
+"""Instead of a size: the page is lost, and has no data. Its descriptor is all zeros."""
+
+
+def data_sizes(sizes: memoryview) -> list[int]:
+    """Return the bytes of each page's data; 0 for a lost page. sizes: one u32 per page, which may be LOST."""
+    return [0 if size == LOST else size for size in sizes.tolist()]
 
 
 def codecs() -> Iterator[tuple[str, str]]:
@@ -449,6 +483,10 @@ class Decompressor:
         return n
 
 
+def _data_size(sizes: Any) -> int:
+    return sum(size for size in sizes if size != LOST)
+
+
 def _count(array: ReadableBuffer, size: int) -> int:
     return memoryview(array).nbytes // size
 
@@ -476,7 +514,7 @@ def make_descriptors(
     """Return the descriptors of pages, and the file offset after their data.
 
     Args:
-        sizes: one u32 per page, from Compressor.compress().
+        sizes: one u32 per page, from Compressor.compress(), or LOST.
         shared: one u64 per page, the file offset of the data that it shares, or 0; None if no page shares.
         page_size: bytes.
         offset: file offset of the first page's data.
@@ -618,13 +656,13 @@ def hash_pages(data: ReadableBuffer, sizes: ReadableBuffer, hashes: WriteableBuf
 
     Args:
         data: data of all pages, back to back.
-        sizes: one u32 per page, from Compressor.compress().
+        sizes: one u32 per page, from Compressor.compress(), or LOST.
         hashes: out: one u64 per page; 0 for a page without data.
 
     """
     source, found, contents = _read("uint32_t[]", sizes), _write("uint64_t[]", hashes), _read("uint8_t[]", data)
     _require(len(found), len(source))
-    _require(len(contents), sum(source))
+    _require(len(contents), _data_size(source))
     lib.vmf_hashes(contents, source, len(source), found)
 
 
@@ -691,6 +729,6 @@ class DedupTable:
         contents, offsets = _write("uint8_t[]", data), _write("uint64_t[]", shared)
         count = len(source)
         _require(min(map(len, (kind, self._found, offsets))), count)
-        _require(len(contents), sum(source))
+        _require(len(contents), _data_size(source))
         left: int = lib.vmf_dedup_place(self._table, kind, self._found, source, count, offset, contents, offsets)
         return left

@@ -9,16 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
-from vmfilter.errors import KernelError, NoSpaceError, OutputError, VmfilterError
+from vmfilter.errors import InputError, KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.formats.codec import packer
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.levels import LEVEL_ZERO, needs_kernel
+from vmfilter.frames.ranges import Range, append, merged
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.exclude import Selection
 from vmfilter.pages.pmem import find_pmem
-from vmfilter.statistics import NamespaceCounter, Statistics
+from vmfilter.statistics import MAX_RANGES, NamespaceCounter, Statistics
 from vmfilter.writer.kdump import HeaderFields, KdumpWriter
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class DumpRun:
         self._progress = progress or (lambda stage, done, total: None)
         self._warnings: list[str] = []
         self._deduplicator: Deduplicator | None = None
+        self._lost: list[Range] = []  # page frames
+        self._why_lost = ""  # the first of them
         self._page_size, self._info, self._kernel, error, doubts = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
@@ -124,10 +127,12 @@ class DumpRun:
                 f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit"
             )
         ended = self._write_pages(writer, to, frames, skip_zero, copies)
-        if ended is not None and not (to.form.keep_incomplete and writer.written.pages):
+        written = writer.written
+        if ended is not None and not (to.form.keep_incomplete and written.pages > written.lost):
             raise ended
-        ends_early = writer.written.pages < kept
-        result.incomplete = bool(ends_early or result.uncounted or self._dump.header.incomplete)
+        ends_early = written.pages < kept
+        is_short = ends_early or written.lost or result.uncounted
+        result.incomplete = bool(is_short or self._dump.passed_over or self._dump.header.incomplete)
         try:
             result.output_size = writer.finish(result.incomplete)
         except OutputError:
@@ -135,13 +140,16 @@ class DumpRun:
                 raise
             raise ended from None  # the first failure: finish() only repeats it
         result.failure = ended if ends_early else None
-        written = writer.written
-        result.lost = result.uncounted + kept - written.pages
+        result.unreadable = written.lost
+        result.unreadable_at = [(a * self._page_size, b * self._page_size) for a, b in merged(self._lost)]
+        result.lost = result.uncounted + kept - written.pages + written.lost
         result.zero = written.zero if share_zero else 0
         if self._deduplicator:
             result.shared = written.shared + written.zero - result.zero
         result.seconds["write"] = time.monotonic() - started
         result.warnings = [*self._dump.warnings, *self._warnings]
+        if written.lost:
+            result.warnings.append(f"{self._why_lost}; {written.lost} pages are lost, and all others are kept")
         if self._dump.header.incomplete:
             result.warnings.append(
                 f"{self._dump.path}: is incomplete or truncated, so the new dump is marked incomplete"
@@ -176,7 +184,7 @@ class DumpRun:
                 )
             ) as chunks:
                 while ended is None and (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
-                    ended = self._stopped(writer.written.pages, kept)
+                    ended = self._stopped(writer.written.pages, kept) or self._too_bad(writer, to.form.max_bad_pages)
         except Exception as e:
             ended = e
         if isinstance(ended, MemoryError):
@@ -185,7 +193,15 @@ class DumpRun:
             writer.settle()
         except OutputError as e:
             ended = ended or e
+        if ended is None and 0 < writer.written.pages == writer.written.lost:
+            ended = InputError(f"{self._why_lost}; so it is with every page that the new dump would contain")
         return ended
+
+    def _too_bad(self, writer: Writer, most: int | None) -> InputError | None:
+        """Return an error if more pages are lost than the user accepts."""
+        if most is None or writer.written.lost <= most:
+            return None
+        return InputError(f"{self._why_lost}; so many pages are lost that the run ends: more than {most}")
 
     @staticmethod
     def _passthrough(codec: Codec) -> NewWorker:
@@ -201,16 +217,22 @@ class DumpRun:
             return e
         return None
 
-    @staticmethod
-    def _put(writer: Writer, pages: Pages, limit: int | None) -> bool:
+    def _put(self, writer: Writer, pages: Pages, limit: int | None) -> bool:
         """Write pages up to a limit; return whether all of them fit."""
         if limit is None:
-            writer.put_pages(pages)
+            self._put_all(writer, pages)
             return True
         while n := writer.fitting(pages.sizes, limit):  # pages that were shared left room for more
             part, pages = pages.split(n)
-            writer.put_pages(part)
+            self._put_all(writer, part)
         return not len(pages.sizes)
+
+    def _put_all(self, writer: Writer, pages: Pages) -> None:
+        writer.put_pages(pages)
+        for pfn, reason in pages.lost:
+            self._why_lost = self._why_lost or reason
+            if len(self._lost) < MAX_RANGES or self._lost[-1][1] == pfn:
+                append(self._lost, pfn, pfn + 1)
 
     def _writer(self, to: Destination, transports: Sequence[Transport]) -> Writer:
         if to.form.format == "elf":

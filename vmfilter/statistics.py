@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.frames.classes import PageClass, PageKind
+from vmfilter.frames.ranges import Range
 
 if TYPE_CHECKING:
     from vmfilter.pages.coverage import Gap
     from vmfilter.pages.pmem.info_block import Namespace
+
+
+MAX_RANGES = 1 << 10
+"""Limit of the ranges of unreadable pages that are listed."""
 
 
 class NamespacePages(NamedTuple):
@@ -84,7 +89,9 @@ class Statistics:
             pages were not deduplicated.
         uncounted: kept frames below the first frame that the format of the new dump can represent. They are missing
             from the new dump.
-        lost: kept frames that are missing from the new dump: uncounted and cut_off together.
+        unreadable: kept frames whose pages cannot be read or decompressed. They are missing from the new dump.
+        unreadable_at: ranges [start, end) of their physical addresses; the first MAX_RANGES of them.
+        lost: kept frames that are missing from the new dump: uncounted, unreadable and cut_off together.
         incomplete: whether the new dump is marked incomplete: pages are missing, or the input dump was truncated or
             incomplete.
         failure: what ended the run early; None if nothing did.
@@ -115,6 +122,8 @@ class Statistics:
         self.gaps: list[Gap] = []
         self.shared: int | None = None
         self.uncounted = 0
+        self.unreadable = 0
+        self.unreadable_at: list[Range] = []
         self.lost = 0
         self.incomplete = False
         self.failure: BaseException | None = None
@@ -139,9 +148,14 @@ class Statistics:
     @property
     def cut_off(self) -> int:
         """Kept frames that are missing because the size limit was reached or the run ended early."""
-        return self.lost - self.uncounted
+        return self.lost - self.uncounted - self.unreadable
 
     @property
     def kept(self) -> int:
         """Page frames that belong in the dump, including lost ones."""
         return self.present - sum(self.excluded(c) for c in PageClass) - self.zero
+
+    @property
+    def remaining(self) -> int:
+        """Page frames that are in the dump."""
+        return self.kept - self.lost

@@ -37,6 +37,8 @@ KCORE = [
     Load(0x100000, pages(10, 11, 12, 13), vaddr=0xFFFF888000100000),
 ]
 
+OTHERS = [(0x100000, 0x101000), (0x102000, 0x103000)]
+
 Opened = Callable[..., KcoreDump]
 
 
@@ -99,7 +101,7 @@ def test_a_system_with_only_the_crash_kernel_is_refused(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EFAULT])
-def test_unreadable_pages_are_zeros(opened: Opened, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_unreadable_pages_are_lost(opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int) -> None:
     with opened() as dump:
         bad = next(p.offset + 0x2000 - p.start for p in dump.segments if p.start <= 0x2000 < p.end)
         preadv = os.preadv
@@ -110,15 +112,13 @@ def test_unreadable_pages_are_zeros(opened: Opened, monkeypatch: pytest.MonkeyPa
             return preadv(fd, views, offset)
 
         monkeypatch.setattr(os, "preadv", fails)
-        view = bytearray(b"x" * 3 * PAGE)
-        assert dump.read_into(0x1000, memoryview(view)) is False
-        assert bytes(view) == pages(2, 0, 4)
-        assert dump.unreadable == 1
-        assert dump.read(0x2010, 8) is None
+        with pytest.raises(vmfilter.InputError, match="cannot be read at offset"):
+            dump.read(0x1FF0, 32)
         assert dump.read(0x1FF0, 16) == bytes([2]) * 16
-        assert dump.read(0x1FF0, 32) is None
-        assert dump.unreadable == 3
-        assert dump.warnings == [f"{dump.path}: 3 reads of pages failed and were replaced by zeros"]
+        result = vmfilter.filter_dump(dump, tmp_path / "out", level=0)
+    assert (result.lost, result.unreadable_at, result.incomplete) == (1, [(0x2000, 0x3000)], True)
+    with vmfilter.open_dump(tmp_path / "out") as new:
+        assert list(new.covered(0, new.end)) == [(0x1000, 0x2000), (0x3000, 0x4000), *OTHERS]
 
 
 def test_the_reported_size_of_the_file_makes_no_difference(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import random
 import re
 import struct
 from array import array
@@ -121,3 +123,35 @@ def test_more_entries_than_a_table_has_are_a_python_error() -> None:
     assert decoder.decode(1, table, 0, 4, 0) == [(0, PAGE, 0x1000, False), (2 * PAGE, PAGE, 0x2000, False)]
     with pytest.raises(ValueError, match="has fewer entries"):
         decoder.decode(0, table, 0, 4, 0)
+
+
+def test_a_copy_of_a_mapping_ends_before_the_page_that_raises_sigbus(tmp_path: Path) -> None:
+    page = mmap.PAGESIZE
+    data = random.Random(1).randbytes(3 * page)
+    with open(tmp_path / "file", "w+b") as f:
+        f.write(data)
+        f.flush()
+        with mmap.mmap(f.fileno(), 3 * page, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapping:
+            out = bytearray(3 * page)
+            assert native.copy_mapped(mapping, out) == 3 * page
+            assert out == data
+            f.truncate(page)
+            assert native.copy_mapped(mapping, bytearray(3 * page)) == page
+    with pytest.raises(ValueError, match="too small"):
+        native.copy_mapped(data, bytearray(page))
+
+
+def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
+    sizes = array("I", [100, native.LOST, 0, PAGE])
+    made, end = native.make_descriptors(sizes, None, PAGE, 9000, 5000, 1, False)
+    assert list(struct.iter_unpack("=QIIQ", made)) == [
+        (9000, 100, 1, 0),
+        (0, 0, 0, 0),
+        (5000, PAGE, 0, 0),
+        (9100, PAGE, 0, 0),
+    ]
+    assert end == 9100 + PAGE
+    assert native.data_sizes(memoryview(sizes)) == [100, 0, 0, PAGE]
+    hashes = array("Q", bytes(8 * 4))
+    native.hash_pages(bytes(100 + PAGE), sizes, hashes)
+    assert [bool(h) for h in hashes] == [True, False, False, True]

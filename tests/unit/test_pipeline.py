@@ -24,6 +24,7 @@ from vmfilter.compress.pipeline import Pages, chunks_of, packed
 from vmfilter.formats.codec import CODECS, packer
 from vmfilter.frames.bitmap import Run, runs_in
 from vmfilter.frames.frame_set import Stretch
+from vmfilter.reader.dump import Dump
 
 CHUNK = CHUNK_BYTES // PAGE
 """Pages per chunk."""
@@ -43,7 +44,7 @@ def random_runs(chance: random.Random, most: int) -> list[Run]:
     return runs
 
 
-class FakeDump:
+class FakeDump(Dump):
     """Memory in which each page contains its own number. It can fail, and counts the threads that read at once."""
 
     def __init__(self, fails_at: int | None = None, delay: Callable[[], float] = lambda: 0.0) -> None:
@@ -216,7 +217,9 @@ def test_skipped_pages_have_no_bytes_and_keep_their_place(threads: int) -> None:
 
 @pytest.mark.parametrize("size", [4096, 16384, 65536])
 def test_pages_of_every_size_are_packed(size: int) -> None:
-    class Memory:
+    class Memory(Dump):
+        def __init__(self) -> None: ...
+
         def read_into(self, address: int, view: memoryview) -> bool:
             view[:] = b"".join(
                 struct.pack("<Q", (address + at) // size) * (size // 8) for at in range(0, len(view), size)
@@ -360,7 +363,9 @@ def test_a_real_codec_packs_the_same_with_any_number_of_threads() -> None:
     chance = random.Random(4)
     memory = [chance.randbytes(chance.choice((0, 100, PAGE))).ljust(PAGE, b"\0") for _ in range(97)]
 
-    class Memory:
+    class Memory(Dump):
+        def __init__(self) -> None: ...
+
         def read_into(self, address: int, view: memoryview) -> bool:
             first = address // PAGE
             view[:] = b"".join(memory[pfn % 97] for pfn in range(first, first + len(view) // PAGE))

@@ -52,6 +52,6 @@ def run(options: argparse.Namespace) -> int:
     if result.failure:
         say(f"warning: {options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
     if not options.quiet:
-        pages = result.kept + result.zero - result.lost
+        pages = result.remaining + result.zero
         show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")
     return INCOMPLETE if result.incomplete else 0

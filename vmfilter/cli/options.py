@@ -22,6 +22,8 @@ def threads_of(text: str) -> int:
 
 _KEEP_INCOMPLETE = """if a signal, a full disk or an error ends the run while it writes pages, keep the pages written so
 far as a dump marked incomplete; with --force, it replaces an older file even so (default: keep nothing)"""
+_MAX_BAD_PAGES = """end the run if more than N pages cannot be read or decompressed, as on a dying disk (default: they
+are lost, however many, and all others are kept)"""
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -54,6 +56,12 @@ def add_vmcoreinfo_at(p: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="use VMCOREINFO at this physical address, which a warning lists if memory has that of several kernels",
     )
+
+
+def _count_of(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of pages")
+    return int(text)
 
 
 def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
@@ -89,12 +97,14 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     )
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
+    p.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
 
 
 def form_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of add_form() as keyword arguments of filter_dump() and convert_dump()."""
-    names = ("format", "compress", "flatten", "dedup", "threads", "max_memory", "force", "keep_incomplete")
+    names = ["format", "compress", "flatten", "dedup", "threads", "max_memory", "force"]
+    names += ["keep_incomplete", "max_bad_pages"]
     return {name: getattr(options, name) for name in names}
 
 

@@ -13,6 +13,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from vmfilter import native
+from vmfilter.errors import UnreadableError
 from vmfilter.native import ALONE, SHARES
 
 if TYPE_CHECKING:
@@ -80,10 +81,13 @@ class Deduplicator:
             n = 1
             while n < _AT_ONCE and i + n < len(kinds) and kinds[i + n] == SHARES and frames[i + n] == first + n:
                 n += 1
-            self._dump.read_into(first * size, memoryview(self._these)[: n * size])
-            for k in range(n):
-                if self._these[k * size : (k + 1) * size] != self._page(earlier[i + k]):
-                    kinds[i + k] = ALONE
+            try:
+                self._dump.read_into(first * size, memoryview(self._these)[: n * size])
+                for k in range(n):
+                    if self._these[k * size : (k + 1) * size] != self._page(earlier[i + k]):
+                        kinds[i + k] = ALONE
+            except UnreadableError:  # since it was read first: its data is there already, and needs no comparison
+                kinds[i : i + n] = bytes((ALONE,)) * n
             i = kinds.find(SHARES, i + n)
 
     def _page(self, pfn: int) -> bytearray:

@@ -1,10 +1,13 @@
-"""Pages copied from a kdump-compressed dump as they are: with the same codec, none is decompressed."""
+"""Pages copied from a kdump-compressed dump as they are, after a test that they can be decompressed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vmfilter import native
+from vmfilter.compress.pipeline import Lost, Packed
+from vmfilter.errors import UnreadableError
+from vmfilter.native import LOST
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec, Packer
@@ -32,28 +35,35 @@ class Passthrough:
         self._packer = packer
         self._skip_zero = skip_zero
 
-    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> tuple[int, int]:
+    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
         done = used = 0
+        lost: list[Lost] = []
         for pfn, count, _ in chunk:
             end = done + count
+            most = count  # pages that are fetched at once: after a failure, one
             while done < end:
-                address = (pfn + count - (end - done)) * self._page_size
-                copied, written, others = self._copy(address, end - done, out[used:], sizes[done:])
-                done, used = done + copied, used + written
-                if others:
-                    address += copied * self._page_size
-                    used += self._compress(address, others, out[used:], sizes[done:])
-                    done += others
-        return done, used
+                frame = pfn + count - (end - done)
+                try:
+                    copied, written, others = self._copy(frame, min(end - done, most), out[used:], sizes[done:])
+                    if others:
+                        written += self._compress(frame + copied, others, out[used + written :], sizes[done + copied :])
+                    done, used = done + copied + others, used + written
+                except UnreadableError as e:
+                    if most == 1:
+                        sizes[done] = LOST
+                        lost.append(Lost(frame, str(e)))
+                        done += 1
+                    most = 1
+        return Packed(done, used, lost)
 
-    def _copy(self, address: int, count: int, out: memoryview, sizes: memoryview) -> tuple[int, int, int]:
+    def _copy(self, frame: int, count: int, out: memoryview, sizes: memoryview) -> tuple[int, int, int]:
         """Copy pages, at most count.
 
         Returns:
             Pages copied; their bytes; and the number of pages after them that are in another codec.
 
         """
-        fetched = self._dump.fetch(address, count)
+        fetched = self._dump.fetch(frame * self._page_size, count)
         return native.copy_pages(
             fetched.descriptors,
             fetched.extents,
@@ -65,8 +75,8 @@ class Passthrough:
             sizes,
         )
 
-    def _compress(self, address: int, count: int, out: memoryview, sizes: memoryview) -> int:
+    def _compress(self, frame: int, count: int, out: memoryview, sizes: memoryview) -> int:
         """Compress pages, and return their bytes."""
         pages = memoryview(bytearray(count * self._page_size))
-        self._dump.read_into(address, pages)
+        self._dump.read_into(frame * self._page_size, pages)
         return self._packer.pack(pages, self._skip_zero, out, sizes[:count])

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
+from vmfilter.native import LOST, data_sizes
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Packer
@@ -20,15 +21,23 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 
+class Lost(NamedTuple):
+    """A page that cannot be read or decompressed: its frame, and the reason."""
+
+    pfn: int
+    reason: str
+
+
 class Pages(NamedTuple):
     """Compressed pages, in the order in which they are written.
 
     Attributes:
         chunk: their frames.
-        sizes: u32 per page: bytes of its data, as Packer.pack() returns them.
+        sizes: u32 per page: bytes of its data, as Packer.pack() returns them; LOST for a lost page.
         data: of the pages, one after the other.
         frames: u64 per page: its frame; empty unless requested.
         hashes: u64 per page: of its data; empty unless requested.
+        lost: the lost pages among them, in the same order.
 
     """
 
@@ -37,14 +46,20 @@ class Pages(NamedTuple):
     data: memoryview
     frames: memoryview = memoryview(b"")
     hashes: memoryview = memoryview(b"")
+    lost: Sequence[Lost] = ()
 
     def split(self, count: int) -> tuple[Pages, Pages]:
         """Return the first count pages, and the others."""
-        used = sum(self.sizes[:count].tolist())
+        used = sum(data_sizes(self.sizes[:count]))
         first, rest = split_chunk(self.chunk, count)
+        lost = self.sizes[:count].tolist().count(LOST)
         return (
-            Pages(first, self.sizes[:count], self.data[:used], self.frames[:count], self.hashes[:count]),
-            Pages(rest, self.sizes[count:], self.data[used:], self.frames[count:], self.hashes[count:]),
+            Pages(
+                first, self.sizes[:count], self.data[:used], self.frames[:count], self.hashes[:count], self.lost[:lost]
+            ),
+            Pages(
+                rest, self.sizes[count:], self.data[used:], self.frames[count:], self.hashes[count:], self.lost[lost:]
+            ),
         )
 
 
@@ -95,9 +110,12 @@ class _Chunk(Task["Worker"]):
         self._frames = array("Q")
         self._hashes = array("Q", bytes(8 * pages if hashed else 0))
         self._count = self._used = 0
+        self._lost: Sequence[Lost] = ()
 
     def do(self, worker: Worker) -> None:
-        self._count, self._used = worker.pack(self.stretches, memoryview(self._out), memoryview(self._sizes))
+        self._count, self._used, self._lost = worker.pack(
+            self.stretches, memoryview(self._out), memoryview(self._sizes)
+        )
         if self._hashes:
             self._frames = array("Q", (frame for pfn, n, _ in self.stretches for frame in range(pfn, pfn + n)))
             native.hash_pages(self._out, memoryview(self._sizes)[: self._count], self._hashes)
@@ -111,19 +129,23 @@ class _Chunk(Task["Worker"]):
             memoryview(self._out)[: self._used],
             memoryview(self._frames),
             memoryview(self._hashes)[: self._count],
+            self._lost,
         )
+
+
+class Packed(NamedTuple):
+    """What a worker made of a chunk: number of pages, bytes of their data, and the lost pages among them."""
+
+    pages: int
+    used: int
+    lost: Sequence[Lost]
 
 
 class Worker(Protocol):
     """Makes the pages of the new dump. Each thread has one."""
 
-    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        """Write the pages of a chunk to out and sizes, as Packer.pack() does.
-
-        Returns:
-            Number of pages, and bytes written to out.
-
-        """
+    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
+        """Write the pages of a chunk to out and sizes, as Packer.pack() does; pass over those that cannot be read."""
 
 
 NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
@@ -140,12 +162,25 @@ class CompressingWorker:
         self._skip_zero = skip_zero
         self._pages = memoryview(bytearray(CHUNK_BYTES))
 
-    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> tuple[int, int]:
-        size, count = self._page_size, 0
+    def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
+        size, count, used = self._page_size, 0, 0
+        lost: list[Lost] = []
+        packed = 0  # pages that were compressed before the last lost one, and that one
         for pfn, n, _ in chunk:
-            self._dump.read_into(pfn * size, self._pages[count * size : (count + n) * size])
+            view = self._pages[count * size : (count + n) * size]
+            for at, _, failure in self._dump.read_around(pfn * size, view, size):
+                i = count + at // size
+                used += self._pack(packed, i, out[used:], sizes)
+                sizes[i] = LOST
+                lost.append(Lost(pfn + at // size, str(failure)))
+                packed = i + 1
             count += n
-        return count, self._packer.pack(self._pages[: count * size], self._skip_zero, out, sizes[:count])
+        return Packed(count, used + self._pack(packed, count, out[used:], sizes), lost)
+
+    def _pack(self, first: int, end: int, out: memoryview, sizes: memoryview) -> int:
+        """Compress the pages [first, end) of those that were read, and return their bytes."""
+        pages = self._pages[first * self._page_size : end * self._page_size]
+        return self._packer.pack(pages, self._skip_zero, out, sizes[first:end])
 
 
 def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk | None:
@@ -184,7 +219,7 @@ def packed(
         The pages of each chunk, in order; valid until the next.
 
     Raises:
-        VmfilterError: a page cannot be read or compressed.
+        VmfilterError: a page cannot be compressed, or this machine cannot decompress any like it.
         MemoryError: memory is too short for even one worker and one chunk.
 
     """

@@ -74,7 +74,8 @@ class VirtualMemory:
     def translate(self, vaddr: int, length: int) -> Iterator[Translation]:
         """Yield the mappings of [vaddr, vaddr + length), in order of addresses. Unmapped parts are skipped.
 
-        Adjacent mappings in different tables are not merged. A table that is not in the dump maps nothing.
+        Adjacent mappings in different tables are not merged. A table that is not in the dump, or cannot be read, maps
+        nothing.
         """
         end = vaddr + length
         i = max(bisect_right(self._linear, (vaddr, 1 << 64, 0)) - 1, 0)
@@ -152,7 +153,7 @@ class VirtualMemory:
         if key in self._tables:
             self._tables.move_to_end(key)
             return self._tables[key]
-        table = self._tables[key] = self._dump.read(paddr, size)
+        table = self._tables[key] = self._dump.read_kernel(paddr, size)
         if len(self._tables) > _CACHED_TABLES:
             self._tables.popitem(last=False)
         return table
@@ -164,7 +165,7 @@ class VirtualMemory:
         parts = []
         at = vaddr
         for t in self.translate(vaddr, size):
-            part = self._dump.read(t.paddr, t.length) if t.vaddr == at else None
+            part = self._dump.read_kernel(t.paddr, t.length) if t.vaddr == at else None
             if part is None:
                 return None
             parts.append(part)

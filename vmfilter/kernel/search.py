@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel
 
@@ -43,7 +43,7 @@ def _read_text(dump: Dump, address: int) -> tuple[bytes, bytes]:
     start = max(address - _NOTE_HEADER, 0)
     for most in (_USUAL_TEXT, _MAX_TEXT):
         buffer = bytearray(address - start + most)
-        dump.read_into(start, memoryview(buffer))
+        dump.read_around(start, memoryview(buffer), dump.arch.page_size)
         if _ASCII.match(buffer, address - start).end() < len(buffer):  # type: ignore[union-attr]
             break
     return bytes(buffer[: address - start]), bytes(buffer[address - start :])
@@ -75,7 +75,7 @@ def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
 
 def _hinted(dump: Dump) -> Iterator[tuple[int, bytes]]:
     """Yield texts to which the architecture's hints lead, each with its physical address."""
-    for address in dump.arch.vmcoreinfo_hints(dump.read):
+    for address in dump.arch.vmcoreinfo_hints(dump.read_kernel):
         for at in (address, address + _NOTE_HEADER):
             text, _ = _text_at(dump, at)
             if text:
@@ -92,7 +92,7 @@ def _searched(dump: Dump) -> Iterator[tuple[int, bytes]]:
     for block in dump.blocks(_CHUNK):
         for first, end in dump.covered(block, block + _CHUNK):
             start, size = first & ~3, end - (first & ~3)
-            dump.read_into(start, memoryview(buffer)[:size])
+            dump.read_around(start, memoryview(buffer)[:size], dump.arch.page_size)
             at = 0
             while (at := native.find_text(buffer, size, at, _BEGINNING)) < size:
                 if start + at >= following and buffer.find(0, at, min(at + _MIN_TEXT, size)) < 0:
@@ -103,11 +103,15 @@ def _searched(dump: Dump) -> Iterator[tuple[int, bytes]]:
 
 
 def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
-    """Return the VMCOREINFO note of a dump; None if it has none. Raises InputError if it cannot be read."""
+    """Return the VMCOREINFO note of a dump; None if it has none that can be read."""
     for note in dump.notes:
         if note.name == b"VMCOREINFO" and 0 < note.size <= _MAX_NOTE:
-            text = dump.read_file(note.offset, note.size).rstrip(b"\0").decode("ascii", "replace")
-            return Vmcoreinfo(text, note.offset, note.size)
+            try:
+                text = dump.read_file(note.offset, note.size).rstrip(b"\0").decode("ascii", "replace")
+            except UnreadableError as e:
+                dump.pass_over(e)
+            else:
+                return Vmcoreinfo(text, note.offset, note.size)
     return None
 
 

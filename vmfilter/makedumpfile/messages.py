@@ -110,7 +110,7 @@ def report(s: Statistics, elf: bool) -> Iterator[str]:
         yield f"STEP [{_STAGES[stage]:27}] : {seconds:.6f} seconds"
     absent = s.classes[PageClass.EXCLUDED]
     original = s.present - absent
-    in_elf = [f"     in ELF format : 0x{n:016x}" for n in (original - s.kept, s.kept) if elf]
+    in_elf = [f"     in ELF format : 0x{n:016x}" for n in (original - s.kept, s.remaining) if elf]
     yield ""
     yield f"Original pages  : 0x{original:016x}"
     yield f"  Excluded pages   : 0x{original - s.kept:016x}"
@@ -119,10 +119,12 @@ def report(s: Statistics, elf: bool) -> Iterator[str]:
     for name, page_class in EXCLUDED_NAMES.items():
         if page_class is not PageClass.EXCLUDED and (page_class not in _OURS or s.excluded(page_class)):
             yield f"    {name:24}: 0x{s.excluded(page_class):016x}"
-    yield f"  Remaining pages  : 0x{s.kept:016x}"
+    if s.lost:
+        yield f"  Lost pages       : 0x{s.lost:016x}"
+    yield f"  Remaining pages  : 0x{s.remaining:016x}"
     yield from in_elf[1:]
     if original:
-        yield f"  (The number of pages is reduced to {100 * s.kept // original}%.)"
+        yield f"  (The number of pages is reduced to {100 * s.remaining // original}%.)"
     yield f"Memory Hole     : 0x{s.holes + absent:016x}"
     yield "-" * 50
     yield f"Total pages     : 0x{s.max_mapnr:016x}"

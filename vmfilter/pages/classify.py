@@ -165,7 +165,7 @@ class Classifier:
         self._count_unknown(classes[done:])
 
     def _read_memmap(self, vaddr: int, length: int, skip: int) -> Iterator[tuple[int, int]]:
-        """Read an array of struct pages into the buffer; yield the ranges that the dump contains.
+        """Read an array of struct pages into the buffer; yield the ranges that the dump contains and that can be read.
 
         The ranges are (offset from vaddr, bytes). The buffer is circular and the array starts at byte skip of it, so
         process each range before requesting the next.
@@ -182,7 +182,11 @@ class Classifier:
                             yield start, end - start
                         start = at
                     n = min(last - first, len(view) - to)
-                    self._dump.read_into(first, view[to : to + n])
+                    for begin, stop, failure in self._dump.read_around(first, view[to : to + n], self._page_size):
+                        self._dump.pass_over(failure)
+                        if at + begin > start:
+                            yield start, at + begin - start
+                        start = at + stop
                     first, end = first + n, at + n
         if end > start:
             yield start, end - start

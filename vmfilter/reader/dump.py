@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmfilter.arch import Arch
-from vmfilter.errors import InputError, KernelError
+from vmfilter.errors import InputError, KernelError, UnreadableError
 from vmfilter.formats.elf import NT_PRSTATUS, Load
 from vmfilter.formats.uts import Utsname
 from vmfilter.reader.source import Source, bytes_at
@@ -102,6 +102,7 @@ class Dump:
         note_parts: file offset and size in bytes of each PT_NOTE.
         vmcoreinfo_at: physical address of the text of VMCOREINFO to use; None: find out.
         erase_info: file offset and size in bytes of makedumpfile's report of erased data; None without one.
+        passed_over: number of reads of notes and of the kernel's own data that failed and were passed over.
 
     """
 
@@ -122,10 +123,21 @@ class Dump:
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
         self.erase_info: tuple[int, int] | None = None
+        self.passed_over = 0
+        self._first_failure = ""
+
+    def pass_over(self, failure: UnreadableError) -> None:
+        """Record that notes or data of the kernel cannot be read, and that the run goes on without them."""
+        self._first_failure = self._first_failure or str(failure)
+        self.passed_over += 1
 
     @property
     def warnings(self) -> list[str]:
         """Non-fatal problems found so far, one line each."""
+        failed = f"{self._first_failure}; {self.passed_over} reads of notes or kernel data failed and were passed over"
+        return [*self._what_is_missing(), *([failed] if self.passed_over else [])]
+
+    def _what_is_missing(self) -> list[str]:
         if self.truncated:
             advice = "missing pages count as excluded; if the original is complete, copy it again"
             return [f"{self.path}: {self.truncated}; {advice}"]
@@ -174,6 +186,10 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
+    def lost(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges [start, end) of physical addresses that an incomplete dump has lost, if its format says."""
+        return iter(())
+
     def read_into(self, address: int, view: memoryview) -> bool:
         """Fill the view with physical memory.
 
@@ -188,15 +204,51 @@ class Dump:
             Whether the dump contains all of it.
 
         Raises:
-            InputError: the file cannot be read, or is damaged there.
+            UnreadableError: the file cannot be read, or is damaged there.
 
         """
         raise NotImplementedError
 
+    def read_around(self, address: int, view: memoryview, piece: int) -> list[tuple[int, int, UnreadableError]]:
+        """Fill the view as read_into() does, but with zeros for what cannot be read.
+
+        Args:
+            address, view: see read_into().
+            piece: bytes that are lost together if one of them cannot be read: a page. Pieces are aligned.
+
+        Returns:
+            The pieces that cannot be read: first and last byte in the view, [first, end), and the reason.
+
+        """
+        try:
+            self.read_into(address, view)
+        except UnreadableError:
+            lost: list[tuple[int, int, UnreadableError]] = []
+        else:
+            return []
+        at = 0
+        while at < len(view):
+            end = min(at + piece - (address + at) % piece, len(view))
+            try:
+                self.read_into(address + at, view[at:end])
+            except UnreadableError as e:
+                view[at:end] = bytes(end - at)
+                lost.append((at, end, e))
+            at = end
+        return lost
+
     def read(self, address: int, size: int) -> bytes | None:
-        """Return size bytes of physical memory; None if the dump does not contain all of them."""
+        """Return size bytes of physical memory; None if the dump does not contain all. Raises as read_into() does."""
         buffer = bytearray(size)
         return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+
+    def read_kernel(self, address: int, size: int) -> bytes | None:
+        """Return size bytes of the kernel's own data; None if the dump does not contain all, or they cannot be read."""
+        try:
+            return self.read(address, size)
+        except UnreadableError as e:
+            self.pass_over(e)
+            return None
 
     @property
     def cpus(self) -> int:
@@ -227,7 +279,7 @@ class Dump:
         return iter(())
 
     def fetch(self, address: int, count: int) -> Fetched:
-        """Read pages without decompressing them. Only formats with codecs support this.
+        """Read compressed pages, after a test that they can be decompressed. Only formats with codecs support this.
 
         Args:
             address: physical address of the first page.
@@ -237,7 +289,7 @@ class Dump:
             One page or more. They are valid until the same thread reads from the dump again.
 
         Raises:
-            InputError: the file cannot be read, or is damaged there.
+            UnreadableError: the file cannot be read, or is damaged there.
 
         """
         raise NotImplementedError
@@ -259,7 +311,8 @@ class Dump:
         """Return size bytes of the file itself.
 
         Raises:
-            InputError: the file ends before that, or cannot be read.
+            UnreadableError: the file cannot be read there.
+            InputError: the file ends before that.
 
         """
         if size < 0 or size > _MAX_READ:

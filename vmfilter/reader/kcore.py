@@ -6,8 +6,6 @@ Sources: fs/proc/kcore.c of the kernel; Documentation/admin-guide/kdump for the 
 from __future__ import annotations
 
 import re
-import threading
-from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.frames.ranges import Range, merged, without
@@ -18,18 +16,12 @@ from vmfilter.reader.source import Source
 IOMEM = "/proc/iomem"
 _CRASH_KERNEL = r"(?m)^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel"
 _ADDRESS = r"(?m)^ *(?!0+-0+ )[0-9a-f]+-[0-9a-f]+ : "
-_PAGE = 4096  # the smallest page size of any kernel
 
 
 class KcoreDump(ElfDump):
     """The running system, without the memory reserved for the crash kernel.
 
-    That reservation is not part of the running system, and some kernels do not let it be read. Pages that the kernel
-    refuses to read (offline or hwpoisoned) read as zeros, and are counted.
-
-    Attributes:
-        unreadable: number of failed reads of a page or a part of one.
-
+    That reservation is not part of the running system, and some kernels do not let it be read.
     """
 
     def __init__(self, source: Source) -> None:
@@ -42,15 +34,8 @@ class KcoreDump(ElfDump):
         """
         source.size = None  # st_size of /proc/kcore is an address
         self._crash_kernel = _crash_kernel()
-        self._lock = threading.Lock()
-        self.unreadable = 0
         super().__init__(source)
         self.format = f"the running system's memory ({self.format})"
-
-    @property
-    def warnings(self) -> list[str]:
-        failed = f"{self.path}: {self.unreadable} reads of pages failed and were replaced by zeros"
-        return [*super().warnings, *([failed] if self.unreadable else [])]
 
     def set_memory(self, loads: Loads, memory: Loads) -> None:
         # p_paddr is 0 before 464920104bf7 ("/proc/kcore: update physical address for kcore ram and text"), v4.11.
@@ -63,22 +48,6 @@ class KcoreDump(ElfDump):
         if not cut:
             raise InputError(f"{self.path}: contains no memory but the crash kernel's")
         super().set_memory(cut, memory)
-
-    def read_into(self, address: int, view: memoryview) -> bool:
-        try:
-            return super().read_into(address, view)
-        except InputError:
-            room = _PAGE - address % _PAGE
-            if len(view) > room:
-                cuts = [0, *range(room, len(view), _PAGE), len(view)]
-                whole = True
-                for at, end in pairwise(cuts):
-                    whole &= self.read_into(address + at, view[at:end])
-                return whole
-        view[:] = bytes(len(view))
-        with self._lock:
-            self.unreadable += 1
-        return False
 
 
 def _crash_kernel() -> list[Range]:

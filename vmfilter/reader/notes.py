@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, UnreadableError
 from vmfilter.formats.elf import note_header, padded
 from vmfilter.reader.dump import Dump, Note
 
@@ -22,14 +22,22 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
         size: bytes of all notes.
 
     Returns:
-        The notes, in file order.
+        The notes, in file order. Those from the first one on that cannot be read are passed over.
 
     Raises:
-        InputError: the notes are damaged, or the file cannot be read.
+        InputError: the notes are damaged, or the file ends before them.
 
     """
-    header = note_header(dump.arch.abi.sign)
     notes: list[Note] = []
+    try:
+        _parse(dump, start, size, notes)
+    except UnreadableError as e:
+        dump.pass_over(e)
+    return notes
+
+
+def _parse(dump: Dump, start: int, size: int, notes: list[Note]) -> None:
+    header = note_header(dump.arch.abi.sign)
     at, end = start, start + size
     while at + header.size <= end and len(notes) < _MAX_NOTES:
         name_size, desc_size, kind = header.unpack(dump.read_file(at, header.size))
@@ -41,4 +49,3 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
         name = dump.read_file(at + header.size, min(name_size, _READ_NAME)).rstrip(b"\0")
         notes.append(Note(name, kind, desc, desc_size, at))
         at = desc + padded(desc_size)
-    return notes

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Protocol
 
-from vmfilter.errors import InputError
+from vmfilter import native
+from vmfilter.errors import InputError, UnreadableError
 
 
 class Source(Protocol):
@@ -32,7 +33,8 @@ class Source(Protocol):
         """Fill the view with bytes from offset on.
 
         Raises:
-            InputError: the file ends before the view is full, or cannot be read there.
+            UnreadableError: the file cannot be read there.
+            InputError: the file ends before the view is full.
 
         """
 
@@ -103,7 +105,7 @@ class PreadSource:
                 n = os.preadv(self._fd, [view[done:]], offset + done)
             except (OSError, OverflowError) as e:
                 reason = e.strerror if isinstance(e, OSError) else "no file is that long"
-                raise InputError(f"{self.path}: cannot be read at offset {offset + done:#x}: {reason}") from e
+                raise UnreadableError(f"{self.path}: cannot be read at offset {offset + done:#x}: {reason}") from e
             if n == 0:
                 raise InputError(
                     f"{self.path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "
@@ -124,15 +126,18 @@ class ProcSource(PreadSource):
     """A file of procfs, which the kernel never shrinks: /proc/vmcore, /proc/kcore.
 
     Each read uses mmap if the file supports it (/proc/vmcore): the kernel then maps the whole range at once, and page
-    by page for read(). Otherwise one thread reads at a time. The kernel copies each page through a bounce buffer that
-    concurrent reads share without a lock, so two threads would get each other's bytes:
+    by page for read(). A page of the mapping that cannot be read is an error, not SIGBUS: see csrc/mapped.c. A kernel
+    without CONFIG_CROSS_MEMORY_ATTACH lacks what that needs, so its files are read by pread.
+
+    One thread reads or copies at a time. The kernel copies each page through a bounce buffer that concurrent reads
+    share without a lock, so two threads would get each other's bytes:
 
     - /proc/kcore: open_kcore() in fs/proc/kcore.c allocates one page per open file (private_data).
       Since df04abfd181a ("fs/proc/kcore.c: Add bounce buffer for ktext data"), v4.8.
     - /proc/vmcore on i386: copy_oldmem_page() in arch/x86/kernel/crash_dump_32.c has one page, kdump_buf_page.
       Until 7e015a279853 ("x86/crashdump/32: Simplify copy_oldmem_page()"), v5.11.
     - /proc/vmcore of a zfcpdump on s390x: drivers/s390/char/zcore.c has one page, hsa_buf. Faults of a mapping use it
-      too, but Python's global interpreter lock lets only one thread copy from a mapping at a time.
+      too.
       Until 9ffed254d938 ("s390/zcore: fix race when reading from hardware system area"), v6.0.
 
     No other file that can contain a dump needs this. A block device is read through the page cache. /dev/mem and
@@ -149,12 +154,16 @@ class ProcSource(PreadSource):
         start = offset & -mmap.ALLOCATIONGRANULARITY
         try:
             mapping = mmap.mmap(self._fd, offset - start + len(view), mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start)
+            with mapping, memoryview(mapping) as mapped, mapped[offset - start :] as part, self._reading:
+                copied = native.copy_mapped(part, view)
         except (OSError, ValueError, OverflowError):
             with self._reading:
                 super().read_into(offset, view)
             return
-        with mapping, memoryview(mapping) as mapped:
-            view[:] = mapped[offset - start : offset - start + len(view)]
+        if copied < len(view):
+            raise UnreadableError(
+                f"{self.path}: cannot be read at offset {offset + copied:#x}: {os.strerror(errno.EFAULT)}"
+            )
 
 
 def _on_procfs(fd: int) -> bool:

@@ -10,6 +10,7 @@ from vmfilter.frames.levels import level_names
 from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
+    from vmfilter.frames.ranges import Range
     from vmfilter.info import DumpInfo
     from vmfilter.pages.coverage import Gap
     from vmfilter.verify import Verification
@@ -63,7 +64,10 @@ _NOTE_KINDS = {
 
 
 def report(s: Statistics) -> Iterator[str]:
-    """Yield the report: original = excluded + remaining, total = original + hole; then memory that the input lacks."""
+    """Yield the report, then memory that the input lacks.
+
+    Original = excluded + lost + remaining, total = original + hole.
+    """
     excluded = s.present - s.kept
 
     def line(name: str, pages: int) -> str:
@@ -74,9 +78,11 @@ def report(s: Statistics) -> Iterator[str]:
     yield line("    Pages filled with zero", s.zero)
     for name, page_class in EXCLUDED_NAMES.items():
         yield line(f"    {name}", s.excluded(page_class))
-    yield line("  Remaining pages", s.kept)
+    if s.lost:
+        yield line("  Lost pages", s.lost)
+    yield line("  Remaining pages", s.remaining)
     if s.present:
-        yield f"  (The number of pages is reduced to {100 * s.kept // s.present}%.)"
+        yield f"  (The number of pages is reduced to {100 * s.remaining // s.present}%.)"
     yield line("Memory Hole", s.holes)
     yield "-" * 43
     yield line("Total pages", s.max_mapnr)
@@ -96,6 +102,8 @@ def table(s: Statistics) -> Iterator[str]:
             yield f"  {kind_name:22} {s.kinds[kind]:12} {s.kinds[kind] * s.page_size / 2**20:10.1f}  {in_dump}"
     yield f"{'all memory':24} {s.present:12} {s.present * s.page_size / 2**20:10.1f}"
     yield f"{'kept, without zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
+    if s.lost:
+        yield f"{'lost':24} {s.lost:12} {s.lost * s.page_size / 2**20:10.1f}"
     if s.shared is not None:
         yield f"{'duplicates, stored once':24} {s.shared:12} {s.shared * s.page_size / 2**20:10.1f}"
     yield f"{'size of the dump':24} {'':12} {s.output_size / 2**20:10.1f}"
@@ -104,6 +112,18 @@ def table(s: Statistics) -> Iterator[str]:
     if s.pmem:
         yield ""
         yield from pmem_table(s.pmem)
+    if s.unreadable:
+        yield ""
+        yield from _ranges(s.unreadable_at, s.unreadable, s.page_size, "lost: it cannot be read")
+
+
+def _ranges(ranges: Sequence[Range], pages: int, page_size: int, what: str) -> Iterator[str]:
+    """Yield one line for each range of lost memory, and one for the pages beyond them."""
+    for start, end in ranges:
+        pages -= (n := (end - start) // page_size)
+        yield f"memory at {start:#x}-{end - 1:#x} ({n} pages) is {what}"
+    if pages > 0:
+        yield f"{pages} pages more: {what}"
 
 
 def pmem_table(pmem: Sequence[NamespacePages]) -> Iterator[str]:
@@ -161,6 +181,9 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
+    if info.lost:
+        yield ""
+        yield from _ranges(info.lost, info.lost_pages, info.page_size, "lost")
     if info.gaps:
         yield ""
         yield from coverage(info.gaps)

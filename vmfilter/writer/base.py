@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from vmfilter.native import LOST
+
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet, Stretch
@@ -18,22 +20,25 @@ class Written(NamedTuple):
         pages: all of them.
         zero: zero pages among them that are excluded.
         shared: other pages among them that share the data of an earlier page.
+        lost: pages among them that could not be read, and have a place in the dump but no data.
 
     """
 
     pages: int = 0
     zero: int = 0
     shared: int = 0
+    lost: int = 0
 
     def and_these(self, sizes: memoryview, shared: int) -> Written:
         """Return the counts with more pages.
 
         Args:
-            sizes: u32 per added page: bytes of its data, 0 for a zero page.
+            sizes: u32 per added page: bytes of its data, 0 for a zero page, LOST for a lost one.
             shared: number of added pages that share data.
 
         """
-        return Written(self.pages + len(sizes), self.zero + sizes.tolist().count(0), self.shared + shared)
+        zero, lost = map(sizes.tolist().count, (0, LOST))
+        return Written(self.pages + len(sizes), self.zero + zero, self.shared + shared, self.lost + lost)
 
 
 class _Step(NamedTuple):
@@ -68,7 +73,7 @@ class Account:
 
         Args:
             size: bytes of the dump with them.
-            sizes: u32 per page: bytes of its data, 0 if it has none.
+            sizes: u32 per page: bytes of its data, 0 for a zero page, LOST for a lost one.
             data_end: offset after the last data so far.
             landed: offset before which all data are in the file.
             shared: number of these pages that share the data of an earlier page.
@@ -137,13 +142,13 @@ class Writer(Protocol):
         """Return how many of the next pages fit into the dump.
 
         Args:
-            sizes: u32 per page: bytes of its data.
+            sizes: u32 per page: bytes of its data, or LOST.
             limit: of the dump's size, bytes.
 
         """
 
     def put_pages(self, pages: Pages) -> None:
-        """Write the next pages. Raises OutputError if that fails."""
+        """Write the next pages; nothing but the place of a lost one. Raises OutputError if that fails."""
 
     def settle(self) -> None:
         """Wait until all pages are in the file. If some cannot be written, drop them and raise OutputError."""

@@ -5,6 +5,8 @@
     then           the notes
     then           kept pages, in order of their frames; excluded zero pages are holes of the file
 
+A page that cannot be read is in no PT_LOAD either. It cuts its run in two, and there is room for some more headers.
+
 makedumpfile -E puts excluded pages into PT_LOADs too, as p_memsz beyond p_filesz. elf(5) defines those bytes as zeros,
 and crash (read_netdump()), drgn (zerofill) and makedumpfile itself read zeros there: excluded user data would look
 like zero pages. If a page is in no PT_LOAD, they report that it is missing. vmfilter finds what was excluded in a
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter.arch import elf_machine
@@ -39,12 +41,13 @@ from vmfilter.formats.elf import (
 )
 from vmfilter.formats.memory_note import MAX_RANGES
 from vmfilter.frames.bitmap import runs_in
-from vmfilter.frames.ranges import Range, append
+from vmfilter.frames.ranges import Range, append, without
+from vmfilter.native import LOST
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes
 
 if TYPE_CHECKING:
-    from vmfilter.compress.pipeline import Pages
+    from vmfilter.compress.pipeline import Lost, Pages
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.frames.frame_set import FrameSet, Stretch
     from vmfilter.reader import Dump
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 _RWX = 7
 _HEADERS_AT_ONCE = 1 << 12
 _ALIGN = 4096
+_SPARE = 1 << 10  # program headers for runs that are cut by a lost page; fewer if there are fewer pages
 
 
 class ElfWriter:
@@ -97,6 +101,7 @@ class ElfWriter:
         self._sign = source.arch.abi.sign
         self._account = Account(0)
         self._data_end = 0  # offset after the last page that is not a hole of the file
+        self._lost: list[Range] = []  # page frames
         self._loads = sorted(source.loads) or [Load(0, max_mapnr * page_size, 0, _RWX)]
         self._ends = [0]  # highest end of the PT_LOADs before each, to find the first that a run overlaps
         for load in self._loads:
@@ -125,23 +130,31 @@ class ElfWriter:
         """
         size, before = self._page_size, 0
         for pfn, count in self._kept.runs():
-            start, end = pfn * size, (pfn + count) * size
-            for i in range(bisect_right(self._ends, start) - 1, len(self._loads)):
-                load = self._loads[i]
-                if load.start >= end:
-                    break
-                first = max(start, load.start // size * size)
-                last = min(end, -(-load.end // size) * size)
-                if first < last:
+            for first_pfn, end_pfn in without([(pfn, pfn + count)], self._lost):
+                start, end = first_pfn * size, end_pfn * size
+                for load, first, last in self._loads_in(start, end):
                     vaddr = load.vaddr + first - load.start if load.vaddr else 0
                     offset = before * size + first - start
                     yield load.flags or _RWX, offset, vaddr & (1 << 64) - 1, first, last - first
-            before += count
+                before += end_pfn - first_pfn
+
+    def _loads_in(self, start: int, end: int) -> Iterator[tuple[Load, int, int]]:
+        """Yield each PT_LOAD of the source that overlaps [start, end), and the range of whole pages that it shares."""
+        size = self._page_size
+        for i in range(bisect_right(self._ends, start) - 1, len(self._loads)):
+            load = self._loads[i]
+            if load.start >= end:
+                break
+            first = max(start, load.start // size * size)
+            last = min(end, -(-load.end // size) * size)
+            if first < last:
+                yield load, first, last
 
     def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
         """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
-        segments = 1 + sum(1 for _ in self._segments())
+        self._spare = min(count, _SPARE)
+        segments = 1 + self._spare + sum(1 for _ in self._segments())
         small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
         if not small or not self._lay_out(ELF32, segments, count * self._page_size):
             self._lay_out(ELF64, segments, count * self._page_size)
@@ -171,11 +184,21 @@ class ElfWriter:
         """See Writer. Holes of the file count too: a copy may fill them."""
         return min(max(limit - self.size, 0) // self._page_size, len(sizes))
 
+    def _leave_out(self, lost: Sequence[Lost]) -> None:
+        """Leave lost pages out of all PT_LOADs."""
+        for pfn, _ in lost:
+            if not self._lost or self._lost[-1][1] != pfn:
+                self._spare -= sum(1 for _ in self._loads_in(pfn * self._page_size, (pfn + 1) * self._page_size))
+            append(self._lost, pfn, pfn + 1)
+        if self._spare < 0:
+            raise OutputError(f"{len(self._lost)} ranges of lost pages do not fit into an ELF dump: use format kdump")
+
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages. Zero pages (size 0) become holes of the file."""
+        self._leave_out(pages.lost)
         data = pages.data
         done, at = 0, self.size
-        kept = bytes(size != 0 for size in pages.sizes.tolist())
+        kept = bytes(size != 0 for size in pages.sizes.tolist() if size != LOST)
         i = 0
         while i < len(kept):
             value = kept[i]

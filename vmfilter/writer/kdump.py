@@ -232,7 +232,7 @@ class KdumpWriter:
         return self._kept.ranked(part.start_pfn, part.end_pfn) if part else self._kept.ranked()
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
-        ends = accumulate(sizes.tolist())
+        ends = accumulate(native.data_sizes(sizes))
         room = limit - self.size
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vmfilter.errors import UnreadableError
 from vmfilter.formats.elf import note_head, padded
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vmfilter.writer.transport.base import Transport
 
 _COPY = 1 << 20  # bytes copied at a time: device dumps (NT_VMCOREDD) can be huge
+_SECTOR = 1 << 9  # bytes that are lost together if one of them cannot be read
 _NAME = b"VMCOREINFO"
 _ERASE_NAME = b"ERASEINFO"  # as makedumpfile and crash call it in ELF files
 
@@ -114,7 +116,7 @@ def _without(source: Dump, name: bytes) -> Iterator[tuple[int, int]]:
 
 
 def copy(source: Dump, start: int, size: int, transport: Transport, at: int) -> int:
-    """Copy bytes from one file to another.
+    """Copy bytes from one file to another, and zeros for those that cannot be read.
 
     Args:
         source: dump whose file is read.
@@ -128,5 +130,21 @@ def copy(source: Dump, start: int, size: int, transport: Transport, at: int) -> 
 
     """
     for done in range(0, size, _COPY):
-        transport.write(at + done, source.read_file(start + done, min(_COPY, size - done)))
-    return at + size
+        for part in _parts(source, start + done, min(_COPY, size - done), _COPY):
+            transport.write(at, part)
+            at += len(part)
+    return at
+
+
+def _parts(source: Dump, start: int, size: int, piece: int) -> Iterator[bytes]:
+    """Yield bytes of a file; if a piece of it cannot be read, then in pieces of a sector each."""
+    for done in range(0, size, piece):
+        n = min(piece, size - done)
+        try:
+            yield source.read_file(start + done, n)
+        except UnreadableError as e:
+            if piece > _SECTOR:
+                yield from _parts(source, start + done, n, _SECTOR)
+            else:
+                source.pass_over(e)
+                yield bytes(n)

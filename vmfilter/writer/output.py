@@ -37,6 +37,7 @@ class Form(NamedTuple):
     max_memory: int | None
     force: bool
     keep_incomplete: bool
+    max_bad_pages: int | None = None
     limit: int | None = None
     dry_run: bool = False
 
@@ -74,6 +75,8 @@ def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[s
     for what, size in ("limit", form.limit), ("max_memory", form.max_memory):
         if size is not None and not is_whole(size, 1):
             raise UsageError(f"{what} must be a number of bytes, at least 1, not {size!r}")
+    if form.max_bad_pages is not None and not is_whole(form.max_bad_pages, 0):
+        raise UsageError(f"max_bad_pages must be a number of pages, not {form.max_bad_pages!r:.80}")
     budget(form.threads)
     if progress is not None and not callable(progress):
         raise UsageError(f"progress {progress!r:.80} is not callable")

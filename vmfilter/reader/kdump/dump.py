@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vmfilter import native
-from vmfilter.errors import InputError, MemoryShortError
+from vmfilter.errors import InputError, MemoryShortError, UnreadableError
 from vmfilter.formats.codec import CODECS
 from vmfilter.formats.elf import Load
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, main_layout
@@ -48,6 +48,7 @@ class _Tools:
         self.descriptors = bytearray(self.batch * DESCRIPTOR)
         self.extents = bytearray(self.batch * EXTENT)
         self.data = bytearray(self.batch * page_size)
+        self.unpacked = bytearray(self.batch * page_size)
         self.page = bytearray(page_size)  # last page that was read in part: the next read often continues there
         self.page_of: int | None = None
         self.page_whole = False
@@ -91,7 +92,7 @@ class KdumpDump(Dump):
         self._find_notes(file)
         self._start = file.starts_at
         self.end = self._start + file.frames * self._size
-        self.index = PageIndex(self.files, missing_parts)
+        self.index = PageIndex(self.files, missing_parts, self.pass_over)
         self.header = file.header._replace(incomplete=self.index.incomplete)
         self.truncated = self.index.truncated or self.truncated
         first = self.next_memory(0)
@@ -151,6 +152,9 @@ class KdumpDump(Dump):
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         return self._areas(start, end, self.index.held)
+
+    def lost(self) -> Iterator[tuple[int, int]]:
+        return self._areas(0, self.end, self.index.lost) if self.header.incomplete else iter(())
 
     def _areas(self, start: int, end: int, bits_of: Callable[[int], bytes]) -> Iterator[tuple[int, int]]:
         """Yield ranges of the physical addresses [start, end) whose frames' bits are set."""
@@ -237,7 +241,9 @@ class KdumpDump(Dump):
         tools = self._tools()
         pfn = (address - self._start) // self._size
         part, start, end = next(iter(self.index.parts_of(pfn, pfn + min(count, tools.batch))))
-        return self._fetch(tools, part, self.index.rank(start) - part.before, start, end - start)
+        fetched = self._fetch(tools, part, self.index.rank(start) - part.before, start, end - start)
+        self._decompress(tools, part.file, fetched, start, memoryview(tools.unpacked))
+        return fetched
 
     def _fetch(self, tools: _Tools, part: Part, rank: int, pfn: int, count: int) -> Fetched:
         """Read count pages, a batch at most, without decompressing them.
@@ -253,13 +259,16 @@ class KdumpDump(Dump):
             extents = native.extents_of(descriptors, self._size, part.data, tools.extents)
         except native.BadDescriptorError as e:
             offset, size, _, _ = _DESCRIPTOR.unpack_from(descriptors, e.index * DESCRIPTOR)
-            raise InputError(
+            raise UnreadableError(
                 f"{part.file.path}: damaged: the descriptor of frame {pfn + e.index:#x}, at offset "
                 f"{at + e.index * DESCRIPTOR:#x}, points to {size} bytes at {offset:#x}"
             ) from None
         data = memoryview(tools.data)
-        for offset, size, to in _EXTENT.iter_unpack(extents):
-            source.read_into(offset, data[to : to + size])
+        try:
+            for offset, size, to in _EXTENT.iter_unpack(extents):
+                source.read_into(offset, data[to : to + size])
+        except InputError as e:  # data after the end of the file is lost like any that cannot be read
+            raise UnreadableError(str(e)) from e
         return Fetched(count, descriptors, extents, tools.data)
 
     def _decompress(self, tools: _Tools, file: KdumpFile, fetched: Fetched, pfn: int, view: memoryview) -> None:
@@ -280,14 +289,14 @@ class KdumpDump(Dump):
         size = self._size
         codec: Codec | None = next((c for c in CODECS.values() if c.flag == flag), None)
         if codec is None:
-            raise InputError(f"{file.path}: {where}: unknown page flags {flag:#x}")
+            raise UnreadableError(f"{file.path}: {where}: unknown page flags {flag:#x}")
         if not flag:
-            raise InputError(f"{file.path}: damaged: {where}: marked as uncompressed, but a page has {size} bytes")
+            raise UnreadableError(f"{file.path}: damaged: {where}: marked as uncompressed, but a page has {size} bytes")
         if native.decompresses(flag):
-            raise InputError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
+            raise UnreadableError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
         if codec.expand is None:
             raise InputError(f"{file.path}: {where}: this vmfilter was built without the library of {codec.name}")
         page = codec.expand(file.read(at, length), size)
         if page is None or len(page) != size:
-            raise InputError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
+            raise UnreadableError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
         return page

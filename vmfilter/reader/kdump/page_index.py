@@ -10,10 +10,11 @@ import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from vmfilter import native
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, UnreadableError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import Range, without
 from vmfilter.native import DESCRIPTOR
@@ -59,18 +60,22 @@ class PageIndex:
 
     """
 
-    def __init__(self, files: Sequence[KdumpFile], missing_parts: bool) -> None:
+    def __init__(
+        self, files: Sequence[KdumpFile], missing_parts: bool, pass_over: Callable[[UnreadableError], None]
+    ) -> None:
         """Count the pages, and assign them to files.
 
         Args:
             files: files of one dump, in order of their page frames.
             missing_parts: whether to accept missing parts. Their pages count as lost.
+            pass_over: called if bitmap 1 cannot be read somewhere. Only kept pages are memory there.
 
         Raises:
             InputError: the dump contains no page, the files are not one dump, or a part is missing.
 
         """
         self._files = files
+        self._pass_over = pass_over
         self._file = files[0]  # all parts have the same bitmaps
         self.frames = self._file.frames
         self._local = threading.local()
@@ -136,7 +141,10 @@ class PageIndex:
         row = struct.Struct(f"{file.arch.abi.sign}QI12x")
         for end in range(part.data, part.descriptors, -_TAIL * DESCRIPTOR):
             at = max(end - _TAIL * DESCRIPTOR, part.descriptors)
-            raw = file.read(at, end - at)
+            try:
+                raw = file.read(at, end - at)
+            except UnreadableError:
+                continue
             alike = raw == raw[:DESCRIPTOR] * (len(raw) // DESCRIPTOR)
             last = set(row.iter_unpack(raw[:DESCRIPTOR] if alike else raw))
             ends = {offset + size for offset, size in last}
@@ -194,7 +202,8 @@ class PageIndex:
             at = part.descriptors + rank * DESCRIPTOR
             present = max(part.file.size - at, 0) // DESCRIPTOR
             count = min(native.rank(bits, min(end - first, len(bits) * 8)), present)
-            native.drop_lost(part.file.descriptors_at(at, count), part.file.size, bits)
+            with suppress(UnreadableError):  # each of these pages is lost when it is read
+                native.drop_lost(part.file.descriptors_at(at, count), part.file.size, bits)
             held |= int.from_bytes(bits, "little")
         return held.to_bytes(len(kept), "little")
 
@@ -210,7 +219,11 @@ class PageIndex:
 
     def memory(self, number: int) -> bytes:
         """Return the bits of a stretch's frames that are memory, kept or excluded; b"" if there are none."""
-        present = self._bits(self._file.bitmap1, number)
+        try:
+            present = self._bits(self._file.bitmap1, number)
+        except UnreadableError as e:
+            self._pass_over(e)
+            present = bytes(-(-min(STRETCH, self.frames - number * STRETCH) // 8))
         if self._next_kept(number) != number:
             return present if present.count(0) != len(present) else b""
         kept = self._stretch(number).kept

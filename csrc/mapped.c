@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Reads of a mapping that may fail. A load from a page that cannot be read raises SIGBUS, which ends the process; a
+ * system call that copies from it fails with EFAULT. A handler of SIGBUS would be shared by all threads, and by the
+ * program that uses this library.
+ *
+ * process_vm_writev() copies from the caller's memory as write() does, straight into that of a process, which may be
+ * the caller. process_vm_readv() cannot: it refuses a mapping of /proc/vmcore, whose pages have no struct page.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "vmfilter.h"
+
+int64_t vmf_copy_mapped(const uint8_t *mapped, uint8_t *out, uint64_t size)
+{
+	uint64_t done = 0;
+
+	while (done < size) {
+		struct iovec from = {(void *)(uintptr_t)(mapped + done), size - done}, to = {out + done, size - done};
+		ssize_t n = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
+
+		if (n > 0)
+			done += (uint64_t)n;
+		else if (n < 0 && errno != EFAULT)
+			return -errno;
+		else
+			break;
+	}
+	return (int64_t)done;
+}
