@@ -47,7 +47,7 @@ class DumpRun:
         Args:
             dump: the source.
             level: dump level.
-            classify: whether to read struct pages; if not, every page of the source is kept, whatever its class.
+            classify: whether to classify pages; if not, every page of the source is kept, whatever its class.
             include_pmem_userdata: see filter_dump().
             progress: see Progress.
 
@@ -69,8 +69,9 @@ class DumpRun:
         try:
             if error is not None:
                 raise error
-            known = self._kernel if classify else None
-            self._classifier = Classifier(dump, self._page_size, known, self._pmem, include_pmem_userdata)
+            self._classifier = Classifier(
+                dump, self._page_size, self._kernel, self._pmem, include_pmem_userdata, kinds_only=not classify
+            )
         except KernelError as e:
             if classify and needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 excludes only zero pages, and needs no kernel data") from e

@@ -117,10 +117,19 @@ def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:
 
 def test_more_entries_than_a_table_has_are_a_python_error() -> None:
     level = native.TableLevel(12, 1, 0, 0, 0xFFF000, 0)
-    shape = {"entry_size": 8, "address_shift": 0, "high_shift": 0, "high_mask": 0, "block_mask": 0, "block_size": 0}
+    shape = {
+        "entry_size": 8,
+        "address_shift": 0,
+        "high_shift": 0,
+        "high_mask": 0,
+        "block_mask": 0,
+        "block_size": 0,
+        "executable_mask": 0,
+        "executable_value": 1,
+    }
     decoder = native.TableDecoder([level, level._replace(bits=2)], swap=False, **shape)
     table = struct.pack("=4Q", 0x1001, 0, 0x2001, 0)
-    assert decoder.decode(1, table, 0, 4, 0) == [(0, PAGE, 0x1000, False), (2 * PAGE, PAGE, 0x2000, False)]
+    assert decoder.decode(1, table, 0, 4, 0) == [(0, PAGE, 0x1000, 0, 0), (2 * PAGE, PAGE, 0x2000, 0, 0)]
     with pytest.raises(ValueError, match="has fewer entries"):
         decoder.decode(0, table, 0, 4, 0)
 

@@ -31,6 +31,8 @@ def _becomes(page_class: PageClass) -> bytes:
 
 _TO_METADATA, _TO_USERDATA = _becomes(PageClass.PMEM_METADATA), _becomes(PageClass.PMEM_USERDATA)
 _TO_KERNEL = _becomes(PageClass.KERNEL)
+_BY_STRUCT_PAGE = {c for c in PageClass if PageClass.KERNEL < c <= PageClass.OFFLINE}
+_UNDO = bytes(PageClass.KERNEL if byte in _BY_STRUCT_PAGE else byte for byte in range(256))
 
 
 class Window(NamedTuple):
@@ -69,6 +71,7 @@ class Classifier:
         kernel: Kernel | None,
         pmem: Pmem = NO_PMEM,
         include_pmem_userdata: bool = False,
+        kinds_only: bool = False,
     ) -> None:
         """Read the layout of struct page.
 
@@ -79,6 +82,8 @@ class Classifier:
             pmem: persistent memory of the dump.
             include_pmem_userdata: whether user data on persistent memory is kept, so that hwpoisoned pages in it
                 must be found.
+            kinds_only: whether struct pages decide only of which kind a kernel page is: all memory is KERNEL, or on
+                persistent memory.
 
         Raises:
             KernelError: VMCOREINFO or the kernel's memory does not describe struct pages and where they are.
@@ -90,12 +95,16 @@ class Classifier:
         becomes = (pmem.areas, _TO_USERDATA), (pmem.ram, _TO_KERNEL), (pmem.metadata, _TO_METADATA)
         self._pmem = [(ranges, table) for ranges, table in becomes if ranges]
         self._asked = (PageClass.KERNEL, *([PageClass.PMEM_USERDATA] if include_pmem_userdata else []))
+        self._kinds_only = kinds_only
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
         if kernel is not None:
-            layout, self.warnings = kernel.struct_page()
+            layout, warnings = kernel.struct_page()
+            self.warnings = () if kinds_only else warnings
             self._native = native.Classifier(layout)
+            if not self._native.classify(b"", 0, bytearray()):
+                raise KernelError(f"VMCOREINFO puts members of struct page outside its {layout.size} bytes")
             self._struct_page = layout.size
             self._model = kernel.memory_model
             self._memory = kernel.memory
@@ -109,7 +118,6 @@ class Classifier:
 
         Raises:
             InputError: the dump cannot be read, or is damaged.
-            KernelError: struct pages are not as VMCOREINFO describes them.
 
         """
         self.unknown = 0
@@ -121,6 +129,8 @@ class Classifier:
             if self._kernel is not None:
                 self._apply_struct_pages(pfn, count, classes)
                 self._kinds.paint(pfn, classes)
+                if self._kinds_only:
+                    self.unknown, classes[:] = 0, bytes(classes).translate(_UNDO)
             yield Window(pfn, classes)
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
@@ -159,8 +169,7 @@ class Classifier:
             self._count_unknown(classes[done:first])
             at = (skip + first * size) % len(self._structs)
             structs = self._view[at : at + (last - first) * size]
-            if not self._native.classify(structs, pfn + first, classes[first:last]):
-                raise KernelError(f"VMCOREINFO puts members of struct page outside its {size} bytes")
+            self._native.classify(structs, pfn + first, classes[first:last])
             done = last
         self._count_unknown(classes[done:])
 
