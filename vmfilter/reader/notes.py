@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from vmfilter.errors import InputError
+from vmfilter.formats import checksum_note, memory_note
 from vmfilter.formats.elf import note_header, padded
 from vmfilter.reader.dump import Dump, Note
 
@@ -42,3 +45,40 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
         notes.append(Note(name, kind, desc, desc_size))
         at = desc + padded(desc_size)
     return notes
+
+
+def take_notes(dump: Dump, start: int, size: int) -> list[Note]:
+    """Add the notes in a range of a dump's file to the dump, but for vmfilter's own.
+
+    Those describe the file that they are in, and are not copied to new dumps.
+
+    Args:
+        dump, start, size: see parse_notes().
+
+    Returns:
+        vmfilter's own notes.
+
+    Raises:
+        InputError: see parse_notes().
+
+    """
+    notes = parse_notes(dump, start, size)
+    own = [note for note in notes if note.name == memory_note.NAME]
+    dump.checksum_note = next((note for note in own if note.kind == checksum_note.KIND), dump.checksum_note)
+    dump.notes += [note for note in notes if note.name != memory_note.NAME]
+    dump.note_parts += _without_own(notes, start, size)
+    return own
+
+
+def _without_own(notes: list[Note], start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the file offset and size in bytes of the parts of a range that vmfilter's own notes do not fill."""
+    at = begin = start
+    for note in notes:
+        end = note.offset + padded(note.size)
+        if note.name == memory_note.NAME:
+            if at < begin:
+                yield at, begin - at
+            at = end
+        begin = end
+    if at < start + size:
+        yield at, start + size - at

@@ -9,7 +9,7 @@ from vmfilter.formats.elf import note_head, padded
 if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Transport
+    from vmfilter.writer.transport.summed import SummedTransport
 
 _COPY = 1 << 20  # bytes copied at a time: device dumps (NT_VMCOREDD) can be huge
 _NAME = b"VMCOREINFO"
@@ -83,7 +83,7 @@ class Notes:
             return at + self._own_at, self._own_size
         return at + self._erase_size + (self._copied(self._info) or 0), self._info.file_size
 
-    def write(self, transport: Transport, at: int) -> int:
+    def write(self, transport: SummedTransport, at: int) -> int:
         """Write the notes at an offset; return the offset after them."""
         transport.write(at, self._own)
         at += len(self._own)
@@ -98,7 +98,7 @@ class Notes:
         return at
 
 
-def copy(source: Dump, start: int, size: int, transport: Transport, at: int) -> int:
+def copy(source: Dump, start: int, size: int, transport: SummedTransport, at: int) -> int:
     """Copy bytes from one file to another.
 
     Args:

@@ -198,6 +198,10 @@ class FlattenedTransport:
         """
         self._again = [(offset, data[: max(start - offset, 0)]) for offset, data in self._again]
 
+    def read_back(self, offset: int, size: int) -> bytes | None:
+        """See Transport. A stream does not come back."""
+        return None
+
     def zeros(self, offset: int, size: int) -> None:
         """See Transport. Zeros are written: libkdumpfile reads flattened files in place, and does not expect gaps."""
         for at, zeros in zeros_in(offset, offset + size):
