@@ -27,6 +27,7 @@ def filter_dump(
     max_memory: int | None = None,
     force: bool = False,
     keep_incomplete: bool = False,
+    sha256: bool = False,
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     progress: Progress | None = None,
@@ -51,6 +52,8 @@ def filter_dump(
         force: replace an existing file.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
+        sha256: write the SHA-256 of each new file to a file of its name and ".sha256", for `sha256sum -c`; not for
+            standard output.
         dry_run: do all the work, and write nothing.
         include_pmem_userdata: also write user data on persistent memory, which every level excludes. Only a
             vmcore that marks it (p_flags 0x10) contains any. The dump can become as large as the devices.
@@ -69,7 +72,7 @@ def filter_dump(
     """
     if not is_whole(level, 0, MAX_LEVEL):
         raise UsageError(f"dump level {level!r} is not between 0 and {MAX_LEVEL}")
-    form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, limit, dry_run)
+    form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, limit, dry_run, sha256)
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form)
