@@ -44,6 +44,7 @@ from vmfilter.frames import frame_set
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.rearrange import rearrange
+from vmfilter.verify import verify_dump
 from vmfilter.writer.elf import ElfWriter
 from vmfilter.writer.transport.file import FileTransport
 from vmfilter.writer.transport.flattened import FlattenedTransport
@@ -681,6 +682,10 @@ def test_other_machines(tmp_path: Path, name: str) -> None:
     vmcore = s.machine.write(tmp_path / "vmcore")
     filter_dump(vmcore, tmp_path / "kdump", level=31)
     filter_dump(vmcore, tmp_path / "elf", level=31, format="elf")
+    for form in "kdump", "elf":
+        with open_dump(tmp_path / form) as dump:
+            found = verify_dump(dump)
+            assert (found.whole, found.covered) == (True, True)
     core, k = ElfCore(tmp_path / "elf"), Kdump(tmp_path / "kdump")
     assert core.elf_class == (32 if machine.word == 4 else 64)
     assert core.little_endian == (not machine.big_endian)

@@ -70,23 +70,20 @@ def head(sign: str, room: int) -> bytes:
     return note_head(sign, NAME, head_size(sign) + 4 * room, KIND)
 
 
-def pack(abi: Abi, offset: int, shift: int, size: int, sums: array[int]) -> bytes:
-    """Return a description.
+def pack(sign: str, offset: int, shift: int, size: int, table: array[int]) -> bytes:
+    """Return a description without its table.
 
     Args:
-        abi: of the crashed machine.
+        sign: byte order of the dump, as the first character of a struct format.
         offset: of the description in the file.
         shift: log2 of the bytes of a block.
         size: bytes of the file.
-        sums: checksum of each block, zero for those after the end of the file.
+        table: in the byte order of the dump, the checksum of each block; zero for blocks after the end of the file.
 
     """
-    table = array("I", sums)
-    if abi.swapped:
-        table.byteswap()
     blocks = -(-size >> shift)
-    begin = struct.pack(abi.sign + _HEAD, _VERSION, shift, size, offset, blocks, len(sums), MAGIC, crc32(table))
-    return begin + struct.pack(abi.sign + "I", crc32(begin)) + table.tobytes()
+    begin = struct.pack(sign + _HEAD, _VERSION, shift, size, offset, blocks, len(table), MAGIC, crc32(table))
+    return begin + struct.pack(sign + "I", crc32(begin))
 
 
 def parse(abi: Abi, offset: int, description: bytes) -> Checksums | None:

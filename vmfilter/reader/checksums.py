@@ -58,7 +58,9 @@ def _find(dump: Dump, source: Source, has_notes: bool) -> Checksums | None:
         DamagedNoteError: the file has checksums, and they are damaged.
 
     """
-    size = _SEARCHED if source.size is None else min(source.size, _SEARCHED)
+    if source.size is None:  # a file of procfs
+        return None
+    size = min(source.size, _SEARCHED)
     at = source.next_data(0)
     while at < size:
         data = _read(source, at, min(_AT_ONCE + MAGIC_AT + len(MAGIC), size - at))
@@ -110,7 +112,7 @@ def _differences(dump: Dump, index: int, source: Source, sums: Checksums) -> Ite
 
 def _damaged(source: Source, sums: Checksums) -> Iterator[tuple[int, int]]:
     """Yield the ranges of whole blocks that differ from their checksums."""
-    size = sums.size if source.size is None else min(sums.size, source.size)
+    size = min(sums.size, source.size or 0)
     made = array("I", bytes(4 * len(sums.sums)))
     unreadable: set[int] = set()
     at = source.next_data(0)

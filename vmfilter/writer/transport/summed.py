@@ -105,11 +105,21 @@ class SummedTransport:
         if header != self._header:
             self._add(0, self._header)  # takes them back
             self._add(0, header)
-        sums = checksum_note.pack(self._abi, self._at, self._shift, size, self._sums) if known else bytes(self._size)
-        self._below.write(self._at, sums)
+        if known:
+            self._write_sums(size)
+        else:
+            self._below.zeros(self._at, self._size)
         if header != self._header:
             self._below.write(0, header)
         self._below.sync(size)
+
+    def _write_sums(self, size: int) -> None:
+        table = self._sums
+        if self._abi.swapped:
+            table.byteswap()
+        begin = checksum_note.pack(self._abi.sign, self._at, self._shift, size, table)
+        self._below.write(self._at, begin)
+        self._below.write(self._at + len(begin), memoryview(table).cast("B"))
 
     def _settle_doubts(self, size: int) -> bool:
         """Make the checksums of blocks that are not as they were written, by reading them.
