@@ -464,6 +464,24 @@ void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pf
 uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const uint32_t *found, const uint32_t *sizes,
 			 uint64_t count, uint64_t offset, uint8_t *data, uint64_t *shared);
 
+/*
+ * vmf_sums_add() - add bytes of a file to the checksums of its blocks
+ * @sums: in and out: checksum of each block; 0 for a block of zeros. Bytes that are added a second time are taken back.
+ * @shift: log2 of the bytes of a block
+ * @offset: offset of the bytes in the file
+ * @data: in: @size bytes; they end before the last block of @sums does
+ * @size: bytes
+ */
+void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size);
+
+/*
+ * vmf_sums_join() - turn the checksums of blocks into those of blocks of twice the size
+ * @sums: in and out: @count checksums; the second half is zero then
+ * @count: number of blocks
+ * @shift: log2 of the bytes of a block on entry
+ */
+void vmf_sums_join(uint32_t *sums, uint64_t count, uint32_t shift);
+
 /* struct vmf_extent - @size bytes at @offset of a file, which are read to position @at of a buffer */
 struct vmf_extent {
 	uint64_t offset, size, at;

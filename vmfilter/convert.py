@@ -24,6 +24,7 @@ def convert_dump(
     force: bool = False,
     keep_incomplete: bool = False,
     max_bad_pages: int | None = None,
+    sha256: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
     """Write the same pages in another format, or with another codec. Kernel data are not needed.
@@ -37,7 +38,8 @@ def convert_dump(
         format: "kdump" (kdump-compressed) or "elf".
         compress: page codec of format "kdump", NAME or NAME:LEVEL; None: that of the source, or the default if it has
             none.
-        flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, progress: see filter_dump().
+        flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256, progress: see
+            filter_dump().
 
     Returns:
         What was found and written: see filter_dump().
@@ -46,7 +48,9 @@ def convert_dump(
         UsageError, VmfilterError, BaseException: see filter_dump().
 
     """
-    form = Form(format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages)
+    form = Form(
+        format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256=sha256
+    )
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form, dump.codec())

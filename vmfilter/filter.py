@@ -28,6 +28,7 @@ def filter_dump(
     force: bool = False,
     keep_incomplete: bool = False,
     max_bad_pages: int | None = None,
+    sha256: bool = False,
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     progress: Progress | None = None,
@@ -54,6 +55,8 @@ def filter_dump(
             finish the dump with the pages written so far, and mark it incomplete.
         max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,
             the run ends early. None: any number, since a dump without them is better than none.
+        sha256: write the SHA-256 of each new file to a file of its name and ".sha256", for `sha256sum -c`; not for
+            standard output.
         dry_run: do all the work, and write nothing.
         include_pmem_userdata: also write user data on persistent memory, which every level excludes. Only a
             vmcore that marks it (p_flags 0x10) contains any. The dump can become as large as the devices.
@@ -76,7 +79,18 @@ def filter_dump(
     if not is_whole(level, 0, MAX_LEVEL):
         raise UsageError(f"dump level {level!r} is not between 0 and {MAX_LEVEL}")
     form = Form(
-        format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, limit, dry_run
+        format,
+        compress,
+        flatten,
+        dedup,
+        threads,
+        max_memory,
+        force,
+        keep_incomplete,
+        max_bad_pages,
+        limit,
+        dry_run,
+        sha256,
     )
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:

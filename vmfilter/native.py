@@ -732,3 +732,28 @@ class DedupTable:
         _require(len(contents), _data_size(source))
         left: int = lib.vmf_dedup_place(self._table, kind, self._found, source, count, offset, contents, offsets)
         return left
+
+
+# Checksums of a file: csrc/checksum.c
+
+
+def sums_add(sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffer) -> None:
+    """Add bytes of a file to the checksums of its blocks.
+
+    Args:
+        sums: out: one u32 per block; 0 for a block of zeros. Bytes that are added a second time are taken back.
+        shift: log2 of the bytes of a block.
+        offset: file offset of the bytes.
+        data: the bytes.
+
+    """
+    out, source = _write("uint32_t[]", sums), _read("uint8_t[]", data)
+    if len(source):
+        _require(len(out), (offset + len(source) - 1 >> shift) + 1)
+    lib.vmf_sums_add(out, shift, offset, source, len(source))
+
+
+def sums_join(sums: WriteableBuffer, shift: int) -> None:
+    """Turn the checksums of blocks of 2^shift bytes into those of blocks of twice the size, in place."""
+    out = _write("uint32_t[]", sums)
+    lib.vmf_sums_join(out, len(out), shift)

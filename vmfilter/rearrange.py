@@ -12,6 +12,7 @@ from vmfilter.reader.flattened import FLATTENED
 from vmfilter.reader.open import read_from
 from vmfilter.reader.source import PreadSource
 from vmfilter.reader.stream import Reader, Stream, rearranged
+from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.discard import Discard
 from vmfilter.writer.transport.file import FileTransport
@@ -45,6 +46,7 @@ def rearrange(
     output: str | os.PathLike[str],
     *,
     force: bool = False,
+    sha256: bool = False,
     dry_run: bool = False,
     name: str = "the stream",
 ) -> Rearranged:
@@ -54,6 +56,7 @@ def rearrange(
         stream: to read.
         output: path of the new file, which appears whole or not at all.
         force: replace an existing file.
+        sha256: see filter_dump().
         dry_run: read all of the stream, and write nothing.
         name: of the stream, for messages.
 
@@ -70,7 +73,7 @@ def rearrange(
     if reader.peek(len(SIGNATURE)) != SIGNATURE:
         begins = f"it begins with {reader.peek(8)!r}"
         raise InputError(f"{name}: is not flattened: {begins}; vmfilter convert reads dumps in any form")
-    transport = Discard() if dry_run else FileTransport(os.fspath(output), force)
+    transport = Discard() if dry_run else file_at(os.fspath(output), force, sha256)
     size, cut = 0, ""
     with published([transport]):
         try:
@@ -98,4 +101,6 @@ def _mark_incomplete(transport: FileTransport, name: str, cut: str) -> str:
     with closing(PreadSource(name, transport.descriptor(), [FLATTENED], cut)) as source:
         dump = read_from([source])
         transport.write(0, dump.marked_header())
+        if note := dump.checksum_note:  # it is about the header without the mark
+            transport.forget(note.offset, note.offset + note.size)
         return dump.truncated

@@ -13,6 +13,7 @@ from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError
 from vmfilter.frames.frame_set import Stretch
 from vmfilter.reader import Dump
+from vmfilter.reader.checksums import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ class Verification:
         not_compared: number of pages that the other dump does not contain.
         faults: faults of the file outside its pages, one line each.
         told: the first damaged or differing pages, one line each.
+        covered: whether checksums cover the contents of the file.
         truncated: whether the file ends before its headers say.
         incomplete: whether the dump is marked incomplete, or a part of the set is missing.
 
@@ -48,6 +50,7 @@ class Verification:
     not_compared: int = 0
     faults: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    covered: bool = False
     truncated: bool = False
     incomplete: bool = False
 
@@ -89,6 +92,9 @@ def verify_dump(
     if dump.truncated:
         result.faults.append(f"{dump.path}: {dump.truncated}")
     result.faults += dump.faults()
+    covered, faults = compare(dump)
+    result.covered = covered
+    result.faults += faults
     page = dump.page_size or dump.arch.page_size
     done, total = -1, -(-dump.end // page)
     for chunk, found in _checked(dump, against, page, limits):

@@ -787,7 +787,7 @@ def test_notes_erase_info_and_headers_survive(tmp_path: Path) -> None:
     for path, source in ("one", good().write(tmp_path / "in")), ("two", tmp_path / "one"):
         vmfilter.filter_dump(source, tmp_path / path, level=31)
         out = Kdump(tmp_path / path)
-        assert out.m[out.offset_note : out.offset_note + out.size_note] == good().notes
+        assert out.notes == good().notes
         assert out.m[out.offset_vmcoreinfo : out.offset_vmcoreinfo + out.size_vmcoreinfo] == INFO
         assert out.m[out.offset_eraseinfo : out.offset_eraseinfo + out.size_eraseinfo] == b"erase x\n"
         assert out.nr_cpus == 2
@@ -799,7 +799,7 @@ def test_vmcoreinfo_that_was_not_in_a_note_gets_one(tmp_path: Path, level: int) 
     file = KdumpFile(good().pages, version=3, vmcoreinfo=INFO, codec=mixed, sub={"phys_base": 0})
     vmfilter.filter_dump(file.write(tmp_path / "in"), tmp_path / "out", level=level)
     out = Kdump(tmp_path / "out")
-    assert out.m[out.offset_note : out.offset_note + out.size_note] == note(b"VMCOREINFO", 0, INFO)
+    assert out.notes == note(b"VMCOREINFO", 0, INFO)
     assert out.m[out.offset_vmcoreinfo : out.offset_vmcoreinfo + out.size_vmcoreinfo] == INFO
     assert out.nr_cpus == 3  # from the header, as there are no notes to count
     assert vmfilter.filter_dump(tmp_path / "out", tmp_path / "again", level=31).kept
@@ -899,10 +899,7 @@ def test_excluded_pages_stay_excluded_and_the_counts_add_up(
     assert found.present == len(one.present) == both.present
     assert found.present + found.holes == found.max_mapnr == one.max_mapnr
     assert found.kept + found.zero == len(two.kept)
-    assert (
-        two.m[two.offset_note : two.offset_note + two.size_note]
-        == one.m[one.offset_note : one.offset_note + one.size_note]
-    )
+    assert two.notes == one.notes
     assert two.phys_base == one.phys_base
 
 

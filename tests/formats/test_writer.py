@@ -136,9 +136,9 @@ def test_fields_without_information_are_zero(made: Made) -> None:
 
 def test_notes_and_vmcoreinfo_are_copied_byte_for_byte(made: Made, source: Source) -> None:
     k = made()
-    assert k.m[k.offset_note : k.offset_note + k.size_note] == source.notes
+    assert k.notes == source.notes
     assert k.m[k.offset_vmcoreinfo : k.offset_vmcoreinfo + k.size_vmcoreinfo] == source.info
-    assert k.offset_note == PAGE + 104, "right after struct kdump_sub_header"
+    assert k.offset_note == PAGE + 104 + 64, "not right after struct kdump_sub_header, as in makedumpfile's dumps"
 
 
 def test_sizes_in_blocks_match_what_they_count(made: Made, source: Source) -> None:
@@ -155,7 +155,7 @@ def test_notes_of_any_size_are_copied(tmp_path: Path, size: int) -> None:
     vmfilter.filter_dump(vmcore, tmp_path / "dump", level=0)
     k = Kdump(tmp_path / "dump")
     assert k.nr_cpus == 5
-    assert k.m[k.offset_note : k.offset_note + k.size_note] == notes
+    assert k.notes == notes
     assert k.m[k.offset_vmcoreinfo : k.offset_vmcoreinfo + k.size_vmcoreinfo] == info.encode()
     assert list(k.pages()) == [(1, b"m" * PAGE)]
 
@@ -164,7 +164,7 @@ def test_without_notes_there_is_a_header_too(tmp_path: Path) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE)]).write(tmp_path / "vmcore")
     vmfilter.filter_dump(vmcore, tmp_path / "dump", level=0)
     k = Kdump(tmp_path / "dump")
-    assert (k.offset_note, k.size_note, k.offset_vmcoreinfo, k.size_vmcoreinfo) == (0, 0, 0, 0)
+    assert (k.notes, k.offset_vmcoreinfo, k.size_vmcoreinfo) == (b"", 0, 0)
     assert (k.nr_cpus, k.tv_sec, k.phys_base) == (0, 0, 0)
     assert k.utsname == ["", "", "", "", "x86_64", ""]
 
@@ -436,7 +436,7 @@ def test_all_pt_notes_are_copied_and_vmcoreinfo_is_found_in_any_of_them(tmp_path
     (tmp_path / "v").write_bytes(elf.build().ljust(at, b"\0") + first)
     vmfilter.filter_dump(tmp_path / "v", tmp_path / "dump", level=0)
     dump = Kdump(tmp_path / "dump")
-    notes = dump.m[dump.offset_note : dump.offset_note + dump.size_note]
+    notes = dump.notes
     assert notes == first + second
     text = dump.m[dump.offset_vmcoreinfo : dump.offset_vmcoreinfo + dump.size_vmcoreinfo]
     assert text == b"OSRELEASE=6.1\n"

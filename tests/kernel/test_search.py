@@ -64,7 +64,7 @@ def test_the_dump_gets_a_note_of_its_own(tmp_path: Path, name: str | None) -> No
     vmfilter.filter_dump(machine.write(tmp_path / "vmcore"), tmp_path / "dump")
     dump = Kdump(tmp_path / "dump")
     text = machine.info.encode()
-    assert dump.m[dump.offset_note :][: dump.size_note] == note(b"VMCOREINFO", 0, text, dump.order)
+    assert dump.notes == note(b"VMCOREINFO", 0, text, dump.order)
     assert dump.m[dump.offset_vmcoreinfo :][: dump.size_vmcoreinfo] == text
     assert dump.tv_sec == 1795235227
 

@@ -16,6 +16,7 @@ from kdumpreader import Kdump
 
 import vmfilter
 from vmfilter.kernel.search import understand
+from vmfilter.verify import verify_dump
 
 pytestmark = pytest.mark.lab
 
@@ -212,3 +213,27 @@ def test_the_log_since_it_was_cleared_is_the_same(files: dict[str, Path], tmp_pa
     records = re.split(rb"\n(?=\[)", (tmp_path / "all").read_bytes())
     assert said == b"\n".join(records[seq:]) != b""
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "covered"),
+    [
+        ("-z -d 31 OURS dump", False),
+        ("-l -d 31 OURS dump", False),
+        ("-E -d 31 ELF dump", False),
+        ("--reassemble ONE TWO dump", False),
+        ("-R dump", True),
+    ],
+)
+def test_makedumpfile_passes_over_our_checksums_and_its_copies_are_not_believed(
+    files: dict[str, Path], tmp_path: Path, line: str, covered: bool
+) -> None:
+    made = {"OURS": {"compress": "zstd"}, "ELF": {"format": "elf"}, "FLAT": {"flatten": True}}
+    for name, how in made.items():
+        vmfilter.filter_dump(files["VMCORE"], tmp_path / name, **how)  # type: ignore[arg-type]
+    words = [str(files.get(word, word)) for word in line.split()]
+    with open(tmp_path / "FLAT", "rb") as stream:
+        subprocess.run([*PEER, *words], cwd=tmp_path, stdin=stream, capture_output=True, check=True)
+    with vmfilter.open_dump(tmp_path / "dump") as dump:
+        found = verify_dump(dump)
+    assert (found.whole, found.covered) == (True, covered)

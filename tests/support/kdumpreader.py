@@ -48,6 +48,14 @@ class Kdump:
             self.kept = self._bits(f.fileno(), first + half, first + 2 * half)
         self.descriptors = first + 2 * half
 
+    @property
+    def notes(self) -> bytes:
+        """The notes after vmfilter's own, which comes first."""
+        raw = self.m[self.offset_note : self.offset_note + self.size_note]
+        name_size, size = struct.unpack_from(self.order + "II", raw)
+        assert (name_size, raw[12:24]) == (9, b"VMFILTER\0\0\0\0")
+        return raw[24 + size :]
+
     @staticmethod
     def _bits(fd: int, at: int, end: int) -> list[int]:
         """Read a bitmap, which can contain a GiB of holes: QEMU's dumps of ppc64 have a device at 32 TiB."""

@@ -10,6 +10,7 @@ from kdumpreader import Kdump
 from synthetic import Machine
 
 from vmfilter import filter_dump
+from vmfilter.compress.budget import CHUNK_BYTES
 from vmfilter.reader.source import PreadSource
 from vmfilter.writer.transport.file import FileTransport
 
@@ -48,6 +49,8 @@ def test_of_excluded_memory_only_struct_pages_are_read(tmp_path: Path, monkeypat
     assert struct_pages <= large.read - small.read <= struct_pages + 4 * tables
 
 
-def test_for_excluded_memory_only_bitmap_1_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_excluded_memory_only_bitmap_1_and_room_for_checksums_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small, large = (_Filtered(n * GIB, tmp_path, monkeypatch) for n in (8, 24))
-    assert large.written - small.written == 16 * GIB // FRAME // 8
+    assert large.written - small.written == 16 * GIB // FRAME // 8 + 16 * GIB // CHUNK_BYTES * 4

@@ -74,7 +74,7 @@ def test_the_command_says_so(run: Run, file: KdumpFile, dump: Path) -> None:
     ran = run("verify", dump)
     assert ran.status == WHOLE
     assert f"pages read                   : {len(file.pages):12}" in ran.out
-    assert ran.out.endswith(f"{dump} is whole.\n")
+    assert ran.out.endswith(f"{dump}: structure is whole, contents are not covered by a checksum.\n")
     assert re.findall("100% ", ran.err) == ["100% "]  # standard error is no terminal: one line at the end
     quiet = run("verify", "-q", dump)
     assert (quiet.status, quiet.out, quiet.err) == (WHOLE, "", "")

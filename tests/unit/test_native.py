@@ -6,8 +6,10 @@ import mmap
 import random
 import re
 import struct
+import zlib
 from array import array
 from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from vmfilter import native
 from vmfilter.formats.codec import CODECS
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, byte_of, class_in
 
+MAX = (1 << 32) - 1
 HEADER = (Path(__file__).parents[2] / "csrc" / "vmfilter.h").read_text()
 
 
@@ -108,6 +111,7 @@ def find(**others: Any) -> native.DedupTable:
         lambda: find().place(b"\1\1", TWO, 0, bytearray(2), array("Q", [0, 0])),
         lambda: find().place(b"\1\1", TWO, 0, bytearray(3), array("Q", [0])),
         lambda: find().place(b"\1\1\1", array("I", [1, 2, 3]), 0, bytearray(6), array("Q", [0, 0, 0])),
+        lambda: native.sums_add(array("I", [0, 0]), 4, 30, b"abc"),
     ],
 )  # fmt: skip
 def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:
@@ -164,3 +168,18 @@ def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
     hashes = array("Q", bytes(8 * 4))
     native.hash_pages(bytes(100 + PAGE), sizes, hashes)
     assert [bool(h) for h in hashes] == [True, False, False, True]
+
+
+def test_checksums_of_blocks_do_not_depend_on_the_order_of_their_pieces() -> None:
+    chance = random.Random(3)
+    data = chance.randbytes(100) + bytes(30) + chance.randbytes(126)
+    cuts = sorted({0, 256, *chance.sample(range(1, 256), 20)})
+    pieces = list(pairwise(cuts))
+    chance.shuffle(pieces)
+    sums = array("I", bytes(4 * 8))
+    for start, end in [(7, 90), *pieces, (7, 90)]:  # what is added twice is taken back
+        native.sums_add(sums, 5, start, data[start:end])
+    for shift in 5, 6, 7:
+        blocks = [data[i : i + (1 << shift)] for i in range(0, 256, 1 << shift)]
+        assert list(sums) == [zlib.crc32(b, MAX) ^ MAX for b in blocks] + [0] * (8 - len(blocks))
+        native.sums_join(sums, shift)

@@ -98,13 +98,19 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
     p.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
+    add_sha256(p)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+
+
+def add_sha256(p: argparse.ArgumentParser) -> None:
+    """Add --sha256."""
+    p.add_argument("--sha256", action="store_true", help="also write DUMP.sha256, which sha256sum -c reads")
 
 
 def form_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of add_form() as keyword arguments of filter_dump() and convert_dump()."""
     names = ["format", "compress", "flatten", "dedup", "threads", "max_memory", "force"]
-    names += ["keep_incomplete", "max_bad_pages"]
+    names += ["keep_incomplete", "max_bad_pages", "sha256"]
     return {name: getattr(options, name) for name in names}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vmfilter.cli.options import add_sha256
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -27,6 +29,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    add_sha256(p)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
     p.add_argument("dump", metavar="DUMP", help="output file")
     p.set_defaults(run=run)
@@ -40,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.dump == "-":
         raise UsageError("rearrange cannot write to standard output: the stream is not in file order; name a file")
-    made = rearrange(standard_input(), options.dump, force=options.force, name="standard input")
+    made = rearrange(standard_input(), options.dump, force=options.force, sha256=options.sha256, name="standard input")
     if made.cut:
         say(f"warning: {options.dump} is incomplete: standard input: {made.cut}")
     if not options.quiet:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Read all of DUMP: decompress every page, check every descriptor and every
-count. Several files are parts of one split set. All damaged pages are counted,
-and the first are named."""
+count, and compare every byte with the checksums that vmfilter's dumps contain.
+Several files are parts of one split set. All damaged pages are counted, and the
+first are named. Without checksums, a page can be damaged and still decompress."""
 _EPILOG = f"""
 exit status of verify:
   0  DUMP is whole, and equals VMCORE in every page that both contain

@@ -1,6 +1,6 @@
 """An ELF note that records which memory an ELF dump excludes. ELF has no standard place for this.
 
-It is the first note, its name is VMFILTER and its type is 0. The description, in the byte order of the dump:
+Its name is VMFILTER and its type is KIND. The description, in the byte order of the dump:
 
     u32 dump level, u32 zero
     u64 start, u64 end: physical addresses [start, end) of memory; repeated, ascending
@@ -18,6 +18,7 @@ from vmfilter.formats.elf import OUR_NAME, note_head
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.frames.ranges import Range
 
+KIND = 0
 MAX_RANGES = 1 << 16
 """Maximum number of ranges. Machines have a few dozen; a dump of a machine with more gets no note."""
 _LEVEL, _RANGE = 8, 16  # bytes
@@ -36,7 +37,7 @@ def pack(sign: str, level: int, ranges: Iterable[Range]) -> bytes:
     """
     words = list(chain.from_iterable(ranges))
     description = struct.pack(f"{sign}II{len(words)}Q", level, 0, *words)
-    return note_head(sign, OUR_NAME, len(description)) + description
+    return note_head(sign, OUR_NAME, len(description), KIND) + description
 
 
 def parse(sign: str, description: bytes) -> tuple[int, list[Range]] | None:

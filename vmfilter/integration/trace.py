@@ -2,7 +2,7 @@
 
 No list is maintained by hand. This script imports every module of vmfilter and executes every import statement in
 their functions. It prints help and an error message, because argparse imports modules only for those. It excludes
-packages that only replace a codec of the C core, and vmfilter.integration, which no initramfs needs.
+packages that only replace a codec of the C core, OpenSSL, and vmfilter.integration, which no initramfs needs.
 
 Arguments: directories to search for modules, after the interpreter's own.
 Output: a JSON object that maps the name of each module loaded from a file to that file.
@@ -73,6 +73,7 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
 
     here = Path(__file__).parent
     modules["vmfilter.integration"] = None  # makes its import fail
+    modules["_hashlib"] = None  # OpenSSL is larger than all else; hashlib has SHA-256 without it
     stand_ins = {CODECS[c].package for c in native_libraries()} - sys.stdlib_module_names
     modules.update({p: None for p in stand_ins if p})
     for source in here.parent.rglob("*.py"):

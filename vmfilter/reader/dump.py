@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 _MAX_READ = 1 << 30
 
 
+_MAX_LISTED = 8
+
+
+def frames_named(first: int, last: int) -> str:
+    """Return the name of the page frames from first to last in messages."""
+    return f"frames {first:#x}-{last:#x}" if first < last else f"frame {first:#x}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list for a message, which ends with the number of the others if there are many."""
+    more = len(names) - _MAX_LISTED
+    return ", ".join([*names[:_MAX_LISTED], *[f"{more} more ranges"] * (more > 0)]) or "no page"
+
+
 class Note(NamedTuple):
     """An ELF note.
 
@@ -98,8 +112,9 @@ class Dump:
         truncated: description of what a truncated file lacks; "" if the file is not truncated.
         loads: the PT_LOADs of an ELF file, in file order. They are hints only: their vaddr cannot be trusted.
         end: physical address after all memory.
-        notes: the ELF notes, in file order.
-        note_parts: file offset and size in bytes of each PT_NOTE.
+        notes: the ELF notes, in file order, without vmfilter's own.
+        note_parts: file offset and size in bytes of each range of these notes.
+        checksum_note: note with the checksums of the file, or of another from which it was copied; None without one.
         vmcoreinfo_at: physical address of the text of VMCOREINFO to use; None: find out.
         erase_info: file offset and size in bytes of makedumpfile's report of erased data; None without one.
         passed_over: number of reads of notes and of the kernel's own data that failed and were passed over.
@@ -122,6 +137,7 @@ class Dump:
         self.loads: Sequence[Load] = []
         self.notes: list[Note] = []
         self.note_parts: list[tuple[int, int]] = []
+        self.checksum_note: Note | None = None
         self.erase_info: tuple[int, int] | None = None
         self.passed_over = 0
         self._first_failure = ""
@@ -273,6 +289,24 @@ class Dump:
     def codecs(self) -> dict[str, int]:
         """Return the number of pages by codec name; empty if the format has no codecs. This reads all descriptors."""
         return {}
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The files, in order of their page frames."""
+        return [self._source]
+
+    def contents_of(self, file: int, areas: Sequence[tuple[int, int]]) -> list[str]:
+        """Return for each of some areas what the dump has there.
+
+        Args:
+            file: index of the file in sources.
+            areas: file offsets [start, end).
+
+        Raises:
+            InputError: that cannot be read.
+
+        """
+        raise NotImplementedError
 
     def faults(self) -> Iterator[str]:
         """Yield the faults of the file outside its pages, one line each."""

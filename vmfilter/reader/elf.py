@@ -8,6 +8,7 @@ from typing import Any
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
+from vmfilter.formats import checksum_note
 from vmfilter.formats.elf import (
     CLASSES,
     DUMP_ELF_INCOMPLETE,
@@ -15,7 +16,6 @@ from vmfilter.formats.elf import (
     IDENT_SIZE,
     NT_AUXV,
     NT_FILE,
-    OUR_NAME,
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
@@ -26,7 +26,7 @@ from vmfilter.formats.elf import (
     ElfHeader,
 )
 from vmfilter.reader.dump import DumpHeader
-from vmfilter.reader.notes import parse_notes
+from vmfilter.reader.notes import take_notes
 from vmfilter.reader.segments import Loads, SegmentDump
 from vmfilter.reader.source import Source
 
@@ -157,12 +157,12 @@ class ElfDump(SegmentDump):
         return loads, memory
 
     def _take_notes(self, start: int, size: int, memory: Loads) -> None:
-        """Read the notes of a PT_NOTE. vmfilter's own note describes this file only, and is not copied to new dumps."""
-        notes, end = parse_notes(self, start, size), start + size
-        if notes and notes[0].name == OUR_NAME:
+        """Read the notes of a PT_NOTE, and from vmfilter's own what was excluded."""
+        for own in take_notes(self, start, size):
+            if own.kind == checksum_note.KIND:
+                continue
             from vmfilter.formats import memory_note
 
-            own = notes.pop(0)
             said = self.read_file(own.offset, min(own.size, memory_note.MAX_SIZE + 1))
             found = memory_note.parse(self._sign, said)
             if found is None or any(stop > _MAX_ADDRESS for _, stop in found[1]):
@@ -170,10 +170,6 @@ class ElfDump(SegmentDump):
             self.header = self.header._replace(level=found[0])
             for first, stop in found[1]:
                 memory.add(first, stop, first)
-            start = own.offset + own.size
-        if start < end:
-            self.note_parts.append((start, end - start))
-            self.notes += notes
 
     def _bytes_present(self, paddr: int, offset: int) -> int:
         """Return how many bytes of a truncated PT_LOAD the file contains, without the page that is cut.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from vmfilter.errors import InputError, UnreadableError
-from vmfilter.formats.elf import note_header, padded
+from vmfilter.formats import checksum_note
+from vmfilter.formats.elf import OUR_NAME, note_header, padded
 from vmfilter.reader.dump import Dump, Note
 
 _MAX_NOTES = 1 << 16  # s390x has a dozen for each of its 512 CPUs
@@ -49,3 +52,38 @@ def _parse(dump: Dump, start: int, size: int, notes: list[Note]) -> None:
         name = dump.read_file(at + header.size, min(name_size, _READ_NAME)).rstrip(b"\0")
         notes.append(Note(name, kind, desc, desc_size, at))
         at = desc + padded(desc_size)
+
+
+def take_notes(dump: Dump, start: int, size: int) -> list[Note]:
+    """Add the notes in a range of a dump's file to the dump, but for vmfilter's own.
+
+    Those describe the file that they are in, and are not copied to new dumps.
+
+    Args:
+        dump, start, size: see parse_notes().
+
+    Returns:
+        vmfilter's own notes.
+
+    Raises:
+        InputError: see parse_notes().
+
+    """
+    notes = parse_notes(dump, start, size)
+    own = [note for note in notes if note.name == OUR_NAME]
+    dump.checksum_note = next((note for note in own if note.kind == checksum_note.KIND), dump.checksum_note)
+    dump.notes += [note for note in notes if note.name != OUR_NAME]
+    dump.note_parts += without(own, start, size)
+    return own
+
+
+def without(notes: Iterable[Note], start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the file offset and size in bytes of the parts of a range that some notes do not fill."""
+    at, end = start, start + size
+    for note in notes:
+        if at <= note.start < end:
+            if at < note.start:
+                yield at, note.start - at
+            at = min(note.offset + padded(note.size), end)
+    if at < end:
+        yield at, end - at

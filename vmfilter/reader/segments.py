@@ -13,7 +13,7 @@ from typing import overload
 from vmfilter.errors import InputError
 from vmfilter.formats.elf import PF_PMEM, Load
 from vmfilter.frames.classes import PageClass
-from vmfilter.reader.dump import Dump
+from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
@@ -123,6 +123,17 @@ class SegmentDump(Dump):
             raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
         self.end = max([self.segments.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
+
+    def contents_of(self, file: int, areas: Sequence[tuple[int, int]]) -> list[str]:
+        memory, size = self.segments, self.arch.page_size
+        lowest = min(memory.offsets)
+        found = [["headers and notes"] * (first < lowest) for first, _ in areas]
+        for start, end, at in zip(memory.starts, memory.ends, memory.offsets, strict=True):
+            for names, (first, after) in zip(found, areas, strict=True):
+                low, high = max(first, at), min(after, at + end - start)
+                if low < high:
+                    names.append(frames_named((start + low - at) // size, (start + high - at - 1) // size))
+        return [listed(names) for names in found]
 
     @staticmethod
     def _segments_in(loads: Loads, start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -239,7 +239,12 @@ def verification(v: Verification, path: str) -> Iterator[str]:
         verdict = "different from the other dump"
     else:
         verdict = "incomplete, but the pages it contains are good" if v.incomplete else "whole"
-    yield f"{path} is {verdict}."
+    if v.covered or not v.whole:
+        yield f"{path} is {verdict}."
+    elif v.incomplete:
+        yield f"{path} is {verdict}; contents are not covered by a checksum."
+    else:
+        yield f"{path}: structure is whole, contents are not covered by a checksum."
 
 
 def _harmless(text: str) -> str:

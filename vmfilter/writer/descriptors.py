@@ -10,7 +10,7 @@ from vmfilter.native import DESCRIPTOR
 
 if TYPE_CHECKING:
     from vmfilter.frames.frame_set import Stretch
-    from vmfilter.writer.transport.base import Transport
+    from vmfilter.writer.transport.summed import SummedTransport
 
 _MAX_BYTES = 2 << 20  # of descriptors that are collected
 _MAX_STRETCHES = 1 << 14
@@ -37,7 +37,7 @@ class DescriptorTable:
 
     """
 
-    def __init__(self, transport: Transport, start: int, pages: int, before: int) -> None:
+    def __init__(self, transport: SummedTransport, start: int, pages: int, before: int) -> None:
         """Reserve room for the table, and write nothing yet.
 
         Args:

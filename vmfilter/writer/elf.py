@@ -2,7 +2,7 @@
 
     offset 0       ELF header, then all program headers: crash does not look for them elsewhere
     then           a section header, if there are more PT_LOADs than e_phnum can count (PN_XNUM)
-    then           the notes
+    then           the notes: what was excluded, the checksums of the file, then those of the source
     then           kept pages, in order of their frames; excluded zero pages are holes of the file
 
 A page that cannot be read is in no PT_LOAD either. It cuts its run in two, and there is room for some more headers.
@@ -45,6 +45,7 @@ from vmfilter.frames.ranges import Range, append, without
 from vmfilter.native import LOST
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes
+from vmfilter.writer.transport.summed import SummedTransport
 
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Lost, Pages
@@ -90,7 +91,7 @@ class ElfWriter:
             level: dump level.
 
         """
-        self._transport = transport
+        self._transport = SummedTransport(transport, source)
         self._source = source
         self._notes = Notes(source, vmcoreinfo, erase_info=True)
         self._max_mapnr = max_mapnr
@@ -159,7 +160,8 @@ class ElfWriter:
         if not small or not self._lay_out(ELF32, segments, count * self._page_size):
             self._lay_out(ELF64, segments, count * self._page_size)
         self._transport.write(self._notes_at, self._memory_note)
-        at = self._notes.write(self._transport, self._notes_at + len(self._memory_note))
+        at = self._transport.begin_note(self._notes_at + len(self._memory_note))
+        at = self._notes.write(self._transport, at)
         self._transport.zeros(at, self._data - at)
         self._transport.reserve(0, self._notes_at)
         self.size = self._data_end = self._data
@@ -173,7 +175,7 @@ class ElfWriter:
         self._section = struct.Struct(self._sign + layout.section)
         self._section_at = self._header.size + segments * self._program.size
         self._notes_at = self._section_at + self._section.size
-        self._notes_size = len(self._memory_note) + self._notes.size
+        self._notes_size = len(self._memory_note) + self._transport.note_size + self._notes.size
         self._data = -(-(self._notes_at + self._notes_size) // _ALIGN) * _ALIGN
         return layout is ELF64 or self._data + data_size < 1 << 32
 
@@ -269,6 +271,5 @@ class ElfWriter:
             shnum=1 if many else 0,
             shstrndx=0,
         )
-        self._transport.write(0, self._header.pack(*header))
-        self._transport.sync(self.size)
+        self._transport.finish(self.size, self._header.pack(*header))
         return self.size

@@ -1,7 +1,7 @@
 """kdump-compressed dumps, header version 6.
 
     block 0             main header (struct disk_dump_header)
-    block 1             sub header (struct kdump_sub_header), then the ELF notes, then the erase info
+    block 1             sub header (struct kdump_sub_header), a gap, the ELF notes, then the erase info
     then                bitmap 1: frames that are memory; bitmap 2: frames that are kept; each starts a block
     then                a page descriptor (24 bytes) for each bit set in bitmap 2
     then                page data: the shared zero page, then pages in order of their rank (vmfilter/pages/order.py)
@@ -11,6 +11,10 @@ Its data start where the descriptors of the whole set would end: makedumpfile --
 
 Sources: makedumpfile's IMPLEMENTATION, crash's diskdump.h. Everything is in the crashed machine's byte order;
 vmfilter/formats/kdump.py defines the headers. The main header is written last, so an unfinished file is not a dump.
+
+The first note has the checksums of the file (checksum_note.py). The gap makes its offset one that makedumpfile, which
+puts the notes directly after the sub header, never gives to a copy of it. The note is complete when all else is: in a
+file before the main header, in a stream last.
 
 In a stream, the main header comes first, in a record of its own as makedumpfile sends it: file(1) and hotkdump expect
 that. The descriptors of a chunk follow its data. So a stream that breaks off contains all pages before the last chunk.
@@ -30,6 +34,7 @@ from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.descriptors import DescriptorTable
 from vmfilter.writer.notes import Notes, copy
+from vmfilter.writer.transport.summed import SummedTransport
 
 if TYPE_CHECKING:
     from vmfilter.compress.dedup import Deduplicator
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     from vmfilter.writer.transport.base import Transport
 
 _VERSION = 6
+_GAP = 64  # bytes between the sub header and the notes
 _MAX_32 = (1 << 32) - 1
 _BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected for one write
 
@@ -91,7 +97,7 @@ class PartRange(NamedTuple):
 class _Bitmap:
     """A bitmap on its way to the file, collected into few large writes, with holes between them."""
 
-    def __init__(self, transport: Transport, offset: int, end: int, block: int) -> None:
+    def __init__(self, transport: SummedTransport, offset: int, end: int, block: int) -> None:
         self._transport = transport
         self._block = block
         self._written, self._end = offset, end
@@ -161,7 +167,7 @@ class KdumpWriter:
             deduplicator: finds identical pages; None: all pages get data of their own.
 
         """
-        self._transport = transport
+        self._transport = SummedTransport(transport, source)
         self._source = source
         self._header = header
         self.first_pfn = header.first_pfn
@@ -170,22 +176,23 @@ class KdumpWriter:
         self._main, self._sub = main_layout(source.arch.abi), sub_layout(source.arch.abi)
         self._max_mapnr = header.max_mapnr - header.first_pfn
         self._block = block = header.page_size
-        self._notes_at = block + self._sub.size
+        self._notes_at = block + self._sub.size + _GAP
         self._notes = Notes(source, header.vmcoreinfo)
         self._erase = [source.erase_info] if source.erase_info else []
         erase_size = sum(size for _, size in self._erase)
-        self._sub_blocks = -(-(self._notes_at - block + self._notes.size + erase_size) // block)
+        self._notes_size = self._transport.note_size + self._notes.size
+        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + erase_size) // block)
         bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
         self._bitmap_blocks = 2 * bitmap_bytes // block
         self._bitmap2 = block * (1 + self._sub_blocks) + bitmap_bytes
         self._descriptors = self._bitmap2 + bitmap_bytes
         self._bitmaps = (
-            _Bitmap(transport, self._bitmap2 - bitmap_bytes, self._bitmap2, block),
-            _Bitmap(transport, self._bitmap2, self._descriptors, block),
+            _Bitmap(self._transport, self._bitmap2 - bitmap_bytes, self._bitmap2, block),
+            _Bitmap(self._transport, self._bitmap2, self._descriptors, block),
         )
         self._account = Account(0)
         if transport.is_stream:
-            self._write_main_header(0)
+            self._transport.write_header(self._main_header(0))
 
     @property
     def written(self) -> Written:
@@ -267,12 +274,10 @@ class KdumpWriter:
     def finish(self, incomplete: bool = False) -> int:
         if not self._table.finish(self.order()) and not incomplete:
             raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
-        if incomplete or not self._transport.is_stream:
-            self._write_main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0)
-        self._transport.sync(self.size)
+        self._transport.finish(self.size, self._main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0))
         return self.size
 
-    def _write_main_header(self, status: int) -> None:
+    def _main_header(self, status: int) -> bytes:
         h = self._header
         main = MainHeader(
             signature=self._codec.signature,
@@ -287,7 +292,7 @@ class KdumpWriter:
             max_mapnr=min(self._max_mapnr, _MAX_32),
             nr_cpus=self._source.cpus,
         )
-        self._transport.write(0, self._main.pack(*main))
+        return self._main.pack(*main)
 
     def _words(self) -> int:
         """Return the mask of a long of the crashed machine."""
@@ -295,10 +300,11 @@ class KdumpWriter:
 
     def _write_sub_header(self) -> None:
         h, notes = self._header, self._notes
-        info_at, info_size = notes.vmcoreinfo(self._notes_at)
+        notes_at = self._notes_at + self._transport.note_size
+        info_at, info_size = notes.vmcoreinfo(notes_at)
         start, end = (self._part.start_pfn, self._part.end_pfn) if self._part else (h.first_pfn, h.first_pfn)
         start, end = start - h.first_pfn, end - h.first_pfn
-        erase_at = self._notes_at + notes.size
+        erase_at = notes_at + notes.size
         sub = SubHeader(
             phys_base=h.phys_base & self._words(),
             dump_level=h.level,
@@ -307,8 +313,8 @@ class KdumpWriter:
             end_pfn=min(end, self._words()),
             offset_vmcoreinfo=info_at,
             size_vmcoreinfo=info_size,
-            offset_note=self._notes_at if notes.size else 0,
-            size_note=notes.size,
+            offset_note=self._notes_at,
+            size_note=self._notes_size,
             offset_eraseinfo=erase_at if self._erase else 0,
             size_eraseinfo=sum(size for _, size in self._erase),
             start_pfn_64=start,
@@ -316,7 +322,8 @@ class KdumpWriter:
             max_mapnr_64=self._max_mapnr,
         )
         self._transport.write(self._block, self._sub.pack(*sub))
-        at = notes.write(self._transport, self._notes_at)
+        self._transport.zeros(self._notes_at - _GAP, _GAP)
+        at = notes.write(self._transport, self._transport.begin_note(self._notes_at))
         for offset, size in self._erase:
             at = copy(self._source, offset, size, self._transport, at)
         self._transport.zeros(at, self._block * (1 + self._sub_blocks) - at)

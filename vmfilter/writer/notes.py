@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from vmfilter.errors import UnreadableError
 from vmfilter.formats.elf import note_head, padded
+from vmfilter.reader.notes import without
 
 if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Transport
+    from vmfilter.writer.transport.summed import SummedTransport
 
 _COPY = 1 << 20  # bytes copied at a time: device dumps (NT_VMCOREDD) can be huge
 _SECTOR = 1 << 9  # bytes that are lost together if one of them cannot be read
@@ -41,7 +42,8 @@ class Notes:
         self._own = b""
         self._parts = source.note_parts
         if vmcoreinfo is not None and not vmcoreinfo.file_size:  # found in memory: a note of the source is wrong
-            self._parts = list(_without(source, _NAME))
+            wrong = [note for note in source.notes if note.name == _NAME]
+            self._parts = [part for start, size in source.note_parts for part in without(wrong, start, size)]
         if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
             self._own = self._note(vmcoreinfo)
         self._erase = source.erase_info if erase_info else None
@@ -89,7 +91,7 @@ class Notes:
             return at + self._own_at, self._own_size
         return at + self._erase_size + (self._copied(self._info) or 0), self._info.file_size
 
-    def write(self, transport: Transport, at: int) -> int:
+    def write(self, transport: SummedTransport, at: int) -> int:
         """Write the notes at an offset; return the offset after them."""
         transport.write(at, self._own)
         at += len(self._own)
@@ -104,18 +106,7 @@ class Notes:
         return at
 
 
-def _without(source: Dump, name: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a dump's notes, as Dump.note_parts, without the notes of this name."""
-    for start, size in source.note_parts:
-        at, end = start, start + size
-        for note in source.notes:
-            if note.name == name and at <= note.start < end:
-                yield at, note.start - at
-                at = min(note.offset + padded(note.size), end)
-        yield at, end - at
-
-
-def copy(source: Dump, start: int, size: int, transport: Transport, at: int) -> int:
+def copy(source: Dump, start: int, size: int, transport: SummedTransport, at: int) -> int:
     """Copy bytes from one file to another, and zeros for those that cannot be read.
 
     Args:

@@ -40,6 +40,7 @@ class Form(NamedTuple):
     max_bad_pages: int | None = None
     limit: int | None = None
     dry_run: bool = False
+    sha256: bool = False
 
 
 def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[str]:
@@ -66,6 +67,10 @@ def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[s
         raise UsageError("two outputs are the same file: name a different one for each part of a split set")
     if len(paths) > 1 and (elf or form.limit is not None or "-" in paths):
         raise UsageError("a split set needs format kdump, files as outputs, and no limit")
+    if form.sha256 and "-" in paths:
+        raise UsageError("the SHA-256 of a dump on standard output has no place: name a file, or pipe it to sha256sum")
+    if form.sha256 and len({real_path(name) for path in paths for name in (path, path + ".sha256")}) < 2 * len(paths):
+        raise UsageError("an output has the name of the file with the SHA-256 of another: name it differently")
     if elf and form.dedup:
         raise UsageError("format elf cannot store identical pages once: use format kdump")
     if elf and compress not in (None, "none"):
@@ -145,10 +150,19 @@ class Destination:
 
     def _file(self, path: str) -> Transport:
         if not self.form.dry_run:
-            return FileTransport(path, self.form.force)
+            return file_at(path, self.form.force, self.form.sha256)
         from vmfilter.writer.transport.discard import Discard
 
         return Discard()
+
+
+def file_at(path: str, force: bool, sha256: bool) -> FileTransport:
+    """Return a new file that appears whole or not at all, with a second one for its SHA-256 if that is wanted."""
+    if not sha256:
+        return FileTransport(path, force)
+    from vmfilter.writer.transport.hashed import HashedFileTransport
+
+    return HashedFileTransport(path, force)
 
 
 def _standard_output() -> Sink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from vmfilter.formats.codec import CODECS, Codec
@@ -37,6 +38,14 @@ def _present(part: Part) -> int:
 def _read(part: Part, first: int, count: int) -> memoryview:
     """Read count descriptors of a part from number first on, in this machine's byte order."""
     return memoryview(part.file.descriptors_at(part.descriptors + first * DESCRIPTOR, count))
+
+
+def rows(part: Part) -> Iterator[tuple[int, int]]:
+    """Yield file offset and size in bytes of each page's data. Raises InputError if they cannot be read."""
+    present = _present(part)
+    for first in range(0, present, _AT_ONCE):
+        raw = _read(part, first, min(_AT_ONCE, present - first))
+        yield from zip(raw.cast("Q")[0::3], raw.cast("I")[2::6], strict=True)
 
 
 def tally(index: PageIndex) -> Tally:

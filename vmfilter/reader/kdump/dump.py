@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter import native
@@ -23,7 +23,7 @@ from vmfilter.reader.dump import Dump, DumpPart, Fetched, Note
 from vmfilter.reader.kdump.file import KdumpFile
 from vmfilter.reader.kdump.page_index import PageIndex
 from vmfilter.reader.kdump.split_set import Part, in_order
-from vmfilter.reader.notes import parse_notes
+from vmfilter.reader.notes import take_notes
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec
@@ -119,8 +119,7 @@ class KdumpDump(Dump):
             if size > most or (is_lost and what != "erase info"):
                 raise InputError(f"{file.path}: damaged or truncated: {what} of {size} bytes at offset {at:#x}")
             if what == "notes":
-                self.note_parts.append((at, size))
-                self.notes = parse_notes(self, at, size)
+                take_notes(self, at, size)
             elif what == "erase info" and not is_lost:
                 self.erase_info = (at, size)
         if file.version >= 3 and sub.size_vmcoreinfo and not any(n.name == b"VMCOREINFO" for n in self.notes):
@@ -220,6 +219,15 @@ class KdumpDump(Dump):
             return []
         parts = [DumpPart(file.path, file.first, file.end, file.source.wrappings) for file in self.files]
         return sorted([*parts, *(DumpPart("", *missing) for missing in self.index.missing)], key=lambda p: p[1:3])
+
+    @property
+    def sources(self) -> list[Source]:
+        return [file.source for file in self.files]
+
+    def contents_of(self, file: int, areas: Sequence[tuple[int, int]]) -> list[str]:
+        from vmfilter.reader.kdump.contents import contents_of
+
+        return contents_of(self.files[file], self.index, areas)
 
     def codec(self) -> Codec:
         from vmfilter.reader.kdump.descriptors import codec_of

@@ -79,6 +79,9 @@ class Transport(Sink, Protocol):
 
         """
 
+    def read_back(self, offset: int, size: int) -> bytes | None:
+        """Return size bytes that are at an offset; None if that cannot be told."""
+
     def zeros(self, offset: int, size: int) -> None:
         """Make a range read as zeros. Nothing may have been written there.
 

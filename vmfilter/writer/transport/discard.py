@@ -26,6 +26,9 @@ class Discard:
     def forget(self, start: int, end: int) -> None:
         pass
 
+    def read_back(self, offset: int, size: int) -> bytes | None:
+        return None
+
     def zeros(self, offset: int, size: int) -> None:
         pass
 

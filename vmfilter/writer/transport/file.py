@@ -76,6 +76,14 @@ class _File:
         for at, zeros in zeros_in(start, end):
             self.write(at, zeros)
 
+    def read_back(self, offset: int, size: int) -> bytes | None:
+        """See Transport. Standard output is often open for writing only."""
+        try:
+            data = os.pread(self._fd, size, offset)
+        except OSError:
+            return None
+        return data if len(data) == size else None
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         try:
             write_all(self._pwrite, self._fd, data, offset)

@@ -225,6 +225,10 @@ class FlattenedTransport:
             kept += [(offset, before), (offset + len(data) - len(after), after)]
         self._again = [(offset, data) for offset, data in kept if data]
 
+    def read_back(self, offset: int, size: int) -> bytes | None:
+        """See Transport. A stream does not come back."""
+        return None
+
     def zeros(self, offset: int, size: int) -> None:
         """See Transport. Zeros are written: libkdumpfile reads other data where a whole read is in a gap."""
         for at, zeros in zeros_in(offset, offset + size):

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Checksums of the blocks of a file, made as its bytes come, in any order. They are CRC-32 with zlib's polynomial and
+ * bit order, but without its inversions. That makes them linear: a block's checksum is the XOR of those of its pieces,
+ * each taken with zeros around it. Zeros before a piece do not count, and n zeros after it multiply by x^(8n).
+ */
+#include "libraries.h"
+#include "vmfilter.h"
+
+#define POLYNOMIAL 0xedb88320u	/* bit 31 is x^0 */
+#define ONE 0x80000000u
+#define X_TO_8 0x00800000u
+
+#ifdef HAVE_LIBDEFLATE
+static uint32_t crc_of(const uint8_t *data, uint64_t size)
+{
+	return ~libdeflate_crc32(0xffffffffu, data, size);
+}
+#else
+static uint32_t crc_of(const uint8_t *data, uint64_t size)
+{
+	uint32_t table[256], crc = 0;
+
+	for (uint32_t i = 0; i < 256; i++) {
+		table[i] = i;
+		for (int bit = 0; bit < 8; bit++)
+			table[i] = table[i] >> 1 ^ (table[i] & 1 ? POLYNOMIAL : 0);
+	}
+	for (uint64_t i = 0; i < size; i++)
+		crc = crc >> 8 ^ table[(crc ^ data[i]) & 0xff];
+	return crc;
+}
+#endif
+
+static uint32_t times(uint32_t a, uint32_t b)
+{
+	uint32_t product = 0;
+
+	for (; a; a <<= 1) {
+		product ^= a & ONE ? b : 0;
+		b = b >> 1 ^ (b & 1 ? POLYNOMIAL : 0);
+	}
+	return product;
+}
+
+/* Returns x^(8 * zeros): the factor of a checksum with that many zero bytes after it. */
+static uint32_t factor_of(uint64_t zeros)
+{
+	uint32_t factor = ONE;
+
+	for (uint32_t square = X_TO_8; zeros; zeros >>= 1, square = times(square, square))
+		if (zeros & 1)
+			factor = times(factor, square);
+	return factor;
+}
+
+void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size)
+{
+	uint64_t block_size = (uint64_t)1 << shift;
+
+	while (size) {
+		uint64_t room = block_size - (offset & (block_size - 1)), n = size < room ? size : room;
+		uint32_t crc = crc_of(data, n);
+
+		sums[offset >> shift] ^= n < room ? times(crc, factor_of(room - n)) : crc;
+		offset += n;
+		data += n;
+		size -= n;
+	}
+}
+
+void vmf_sums_join(uint32_t *sums, uint64_t count, uint32_t shift)
+{
+	uint32_t factor = factor_of((uint64_t)1 << shift);
+
+	for (uint64_t i = 0; i < count; i++) {
+		uint32_t sum = sums[i];
+
+		sums[i] = 0;
+		sums[i / 2] ^= i % 2 ? sum : times(sum, factor);
+	}
+}

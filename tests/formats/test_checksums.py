@@ -1,0 +1,226 @@
+"""Every byte of a new dump is covered by a checksum, and a copy of the note is not believed."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from elfbuilder import Elf, Load
+from kdumpbuilder import PAGE, KdumpFile
+from kdumpreader import Kdump
+
+from vmfilter import VmfilterError, filter_dump, open_dump
+from vmfilter.convert import convert_dump
+from vmfilter.errors import NoSpaceError
+from vmfilter.formats.checksum_note import MAGIC
+from vmfilter.rearrange import rearrange
+from vmfilter.verify import Verification, verify_dump
+from vmfilter.writer.transport.direct_io import DirectWriter
+from vmfilter.writer.transport.file import FileTransport
+
+BLOCK = 1 << 16
+FLATTENED_HEADER = 32, 4096  # unused
+FORMS = {
+    **{codec: {"compress": codec} for codec in ("none", "zlib", "lzo", "snappy", "zstd", "lz4")},
+    "dedup": {"dedup": True},
+    "elf": {"format": "elf"},
+    "flattened": {"flatten": True},
+    "flattened elf": {"format": "elf", "flatten": True},
+    "split": {},
+}
+
+
+def _contents() -> bytes:
+    """Return 96 pages: some compress, some do not, some are zero, some alike."""
+    chance = random.Random(14)
+    kinds = [
+        lambda: bytes(PAGE),
+        lambda: b"a" * PAGE,
+        lambda: chance.randbytes(PAGE),
+        lambda: chance.randbytes(64) * 64,
+    ]
+    return b"".join(kinds[i % 4]() for i in range(96))
+
+
+CONTENTS = _contents()
+
+
+@pytest.fixture
+def vmcore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    return Elf([Load(0x10000, CONTENTS), Load(0x200000, CONTENTS[::-1])]).write(tmp_path / "vmcore")
+
+
+def _made(vmcore: Path, form: str) -> list[Path]:
+    paths = [vmcore.parent / f"{form}{i}" for i in range(2 if form == "split" else 1)]
+    filter_dump(vmcore, paths, level=1, **FORMS[form])  # type: ignore[arg-type]
+    return paths
+
+
+def _verified(*paths: Path) -> Verification:
+    with open_dump(paths) as dump:
+        return verify_dump(dump, threads=1)
+
+
+def _blamed(*paths: Path) -> str:
+    """Return what is wrong with a dump, or fail."""
+    try:
+        found = _verified(*paths)
+    except VmfilterError as e:
+        return str(e)
+    assert not found.whole
+    return "\n".join(found.faults)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_flip_in_a_used_byte_is_noticed(vmcore: Path, form: str) -> None:
+    paths = _made(vmcore, form)
+    found = _verified(*paths)
+    assert found.whole
+    assert found.covered
+    chance = random.Random(form)
+    for i in range(60):
+        path = chance.choice(paths)
+        old = path.read_bytes()
+        size = chance.randint(1, 8)
+        at = chance.randrange(min(len(old), 1 << 14) - size if i % 2 else len(old) - size)
+        if old.startswith(b"makedumpfile") and FLATTENED_HEADER[0] - size < at < FLATTENED_HEADER[1]:
+            at += 4096
+        new = bytearray(old)
+        while new == old:
+            new[at : at + size] = chance.randbytes(size)
+        path.write_bytes(new)
+        assert _blamed(*paths), (path, hex(at), old[at : at + size], new[at : at + size])
+        path.write_bytes(old)
+
+
+@pytest.mark.parametrize("form", ["none", "elf"])
+def test_the_frames_that_a_flip_touches_are_named(vmcore: Path, form: str) -> None:
+    (path,) = _made(vmcore, form)
+    data = bytearray(path.read_bytes())
+    at = data.index(CONTENTS[::-1][PAGE : 2 * PAGE])  # of frame 0x201
+    data[at] ^= 1
+    path.write_bytes(data)
+    (line,) = _blamed(path).splitlines()
+    assert line.startswith(f"{path}: damaged: bytes {at // BLOCK * BLOCK:#x}-")
+    names = [name.split()[-1].split("-") for name in line.split("checksum: ")[1].split(", ") if name[:5] == "frame"]
+    assert any(int(name[0], 16) <= 0x201 <= int(name[-1], 16) for name in names)
+
+
+def test_a_checksum_is_zlibs_crc_32_without_inversions(vmcore: Path) -> None:
+    (path,) = _made(vmcore, "lzo")
+    data = bytearray(path.read_bytes())
+    at = data.index(MAGIC) - 32
+    version, shift, size, offset, blocks, room = struct.unpack_from("<IIQQII", data, at)
+    assert (version, shift, size, offset, blocks) == (1, 16, len(data), at, -(-size // BLOCK))
+    sums = struct.unpack_from(f"<{room}I", data, at + 56)
+    assert at == Kdump(path).offset_note + 24
+    data[at : at + 56 + 4 * room] = bytes(56 + 4 * room)
+    data += bytes(-len(data) % BLOCK)
+    wanted = [zlib.crc32(data[i : i + BLOCK], 0xFFFFFFFF) ^ 0xFFFFFFFF for i in range(0, len(data), BLOCK)]
+    assert list(sums) == wanted + [0] * (room - blocks)
+
+
+def test_the_blocks_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmfilter.writer.transport.summed._MIN_BLOCKS", 2)
+    monkeypatch.setattr("vmfilter.writer.transport.summed.MAX_BLOCKS", 2)
+    vmcore = Elf([Load(0, os.urandom(400_000))]).write(tmp_path / "vmcore")
+    filter_dump(vmcore, tmp_path / "dump", level=0, compress="none")
+    assert _verified(tmp_path / "dump").covered
+    data = bytearray((tmp_path / "dump").read_bytes())
+    assert struct.unpack_from("<4xI", data, data.index(MAGIC) - 32) == (18,)
+    data[300_000] ^= 1
+    (tmp_path / "dump").write_bytes(data)
+    assert f"bytes {1 << 18:#x}-{len(data) - 1:#x} differ" in _blamed(tmp_path / "dump")
+
+
+@pytest.mark.parametrize("form", ["zstd", "elf", "flattened", "flattened elf"])
+def test_a_limited_dump_is_covered(vmcore: Path, form: str) -> None:
+    whole = _made(vmcore, form)[0].stat().st_size
+    filter_dump(vmcore, vmcore.parent / "limited", level=1, limit=whole * 3 // 4, **FORMS[form])  # type: ignore[arg-type]
+    found = _verified(vmcore.parent / "limited")
+    assert (found.whole, found.covered, found.incomplete) == (True, True, True)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write in small pieces, to a disk with room for 400,000 bytes of a file."""
+    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 1)
+    monkeypatch.setattr("vmfilter.compress.pipeline.CHUNK_BYTES", 8 * PAGE)
+    write_all = DirectWriter._write_all
+
+    def full(writer: DirectWriter, offset: int, view: memoryview) -> None:
+        room = max(400_000 - offset, 0)
+        write_all(writer, offset, view[:room])
+        if room < len(view):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DirectWriter, "_write_all", full)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("form", ["none", "elf"])
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_dump_on_a_full_disk_is_covered_if_it_can_be_read(
+    vmcore: Path, monkeypatch: pytest.MonkeyPatch, form: str, readable: bool
+) -> None:
+    """The checksums of what was lost are taken back, also of descriptors that were written before."""
+    if not readable:
+        monkeypatch.setattr(FileTransport, "read_back", lambda *args: None)
+    found = filter_dump(vmcore, vmcore.parent / "full", level=1, keep_incomplete=True, **FORMS[form])  # type: ignore[arg-type]
+    assert isinstance(found.failure, NoSpaceError)
+    assert 50 < found.lost < 150
+    checked = _verified(vmcore.parent / "full")
+    assert (checked.whole, checked.covered, checked.incomplete) == (True, readable, True)
+
+
+def test_a_rearranged_dump_is_covered_and_one_of_a_cut_stream_is_not(vmcore: Path) -> None:
+    (path,) = _made(vmcore, "flattened")
+    data = path.read_bytes()
+    note = data.index(MAGIC)
+    for cut, covered in (len(data), True), (len(data) - 16, False), (note, False):
+        path.write_bytes(data[:cut])
+        with open(path, "rb", buffering=0) as stream:
+            made = rearrange(stream, vmcore.parent / "dump", force=True)
+        assert bool(made.cut) != covered
+        found = _verified(vmcore.parent / "dump")
+        assert (found.covered, found.damaged) == (covered, 0)
+        assert not any("checksum" in fault for fault in found.faults)
+
+
+@pytest.mark.parametrize("form", ["zstd", "elf"])
+def test_the_note_is_made_anew_when_a_dump_is_converted(vmcore: Path, form: str) -> None:
+    (path,) = _made(vmcore, form)
+    convert_dump(path, vmcore.parent / "again", **FORMS[form])  # type: ignore[arg-type]
+    assert _verified(vmcore.parent / "again").covered
+    assert (vmcore.parent / "again").read_bytes().count(MAGIC) == 1
+
+
+def test_a_note_that_another_tool_copied_is_not_believed(vmcore: Path) -> None:
+    """makedumpfile puts notes directly after the sub header."""
+    made = Kdump(_made(vmcore, "none")[0])
+    notes = made.m[made.offset_note :][: made.size_note]
+    copied = KdumpFile({3: b"x" * PAGE}, notes=notes).write(vmcore.parent / "copied")
+    found = _verified(copied)
+    assert (found.whole, found.covered) == (True, False)
+
+
+def test_the_note_of_a_part_is_not_believed_in_a_larger_file(vmcore: Path) -> None:
+    """makedumpfile --reassemble copies the headers and notes of a part."""
+    (path,) = _made(vmcore, "zstd")
+    with open(path, "ab") as f:
+        f.write(bytes(1))
+    found = _verified(path)
+    assert (found.whole, found.covered) == (True, False)
+
+
+def test_a_part_without_checksums_is_damaged(vmcore: Path) -> None:
+    one, two = _made(vmcore, "split")
+    data = bytearray(two.read_bytes())
+    data[data.index(MAGIC)] ^= 1
+    two.write_bytes(data)
+    assert f"{two}: damaged: has no checksums, and other files of the set have them" in _blamed(one, two)

@@ -1,0 +1,62 @@
+"""A new dump as a file, with a second file that contains its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from vmfilter.errors import OutputError
+from vmfilter.writer.transport.file import FileTransport
+
+SUFFIX = ".sha256"
+"""Of the second file's name."""
+_RESERVED = 4096  # more than a hash and the longest name
+
+
+class HashedFileTransport(FileTransport):
+    """A file and its SHA-256, as `sha256sum -c` reads it in the same folder.
+
+    The header is written last, so the finished file is read again for this, before it gets its name.
+    """
+
+    def __init__(self, path: str, force: bool = False) -> None:
+        """Create both files.
+
+        Args:
+            path: final name of the dump.
+            force: whether to replace regular files of these names.
+
+        Raises:
+            OutputError: one exists, or cannot be created.
+
+        """
+        super().__init__(path, force)
+        self._name = os.fsencode(os.path.basename(path))
+        try:
+            self._hash = FileTransport(path + SUFFIX, force)
+        except BaseException:
+            super().abort()
+            raise
+        try:
+            self._hash.reserve(0, _RESERVED)  # a full disk must not cost the dump
+        except BaseException:
+            self.abort()
+            raise
+
+    def publish(self) -> None:
+        try:
+            with open(self.descriptor(), "rb", buffering=0) as file:
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
+        except OSError as e:
+            raise OutputError(f"{self._path}: cannot be read again for its SHA-256: {e.strerror}") from e
+        name = self._name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+        line = b"\\" * (name != self._name) + digest + b"  " + name + b"\n"
+        self._hash.write(0, line)
+        self._hash.sync(len(line))
+        super().publish()
+        self._hash.publish()
+
+    def abort(self) -> str | None:
+        self._hash.abort()
+        return super().abort()
