@@ -52,7 +52,7 @@ enum vmf_page_kind {
 
 /* Page frames are written in order of their rank, then of their number. */
 enum vmf_ranks {
-	VMF_RANKS = 8
+	VMF_RANKS = 16
 };
 
 /* A page has this type if (_mapcount & mask) == value. {1, 0} matches no page. */
@@ -185,7 +185,7 @@ struct vmf_ranked_run {
  * vmf_ranked_runs() - find runs of page frames by rank: the order in which a dump is written
  * @classes: in: @count bytes
  * @count: number of page frames, less than 2^32
- * @rank_of: in: indexed by class; a rank less than 8, or 255 if the class is not kept
+ * @rank_of: in: indexed by class; a rank less than 16, or 255 if the class is not kept
  * @below: return only runs of a lower rank
  * @runs: out: ordered by rank, then by frame
  * @scratch: as large as @runs
@@ -196,7 +196,7 @@ struct vmf_ranked_run {
  */
 uint64_t vmf_ranked_runs(const uint8_t *classes, uint64_t count, const uint8_t rank_of[256], uint32_t below,
 			 struct vmf_ranked_run *runs, struct vmf_ranked_run *scratch, uint64_t max_runs,
-			 uint64_t counts[8]);
+			 uint64_t counts[16]);
 
 /*
  * struct vmf_table_level - one level of page tables

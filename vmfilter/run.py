@@ -12,12 +12,15 @@ from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
 from vmfilter.errors import InputError, KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.formats.codec import packer
 from vmfilter.formats.uts import Utsname
+from vmfilter.frames.classes import PageKind
 from vmfilter.frames.levels import LEVEL_ZERO, needs_kernel
-from vmfilter.frames.ranges import Range, append, merged
+from vmfilter.frames.ranges import Range, append, clipped, frames_in, merged
 from vmfilter.kernel.search import crash_time, understand
+from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.exclude import Selection
+from vmfilter.pages.order import by_kind
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.statistics import MAX_RANGES, NamespaceCounter, Statistics
 from vmfilter.writer.kdump import HeaderFields, KdumpWriter
@@ -144,6 +147,8 @@ class DumpRun:
         result.unreadable = written.lost
         result.unreadable_at = [(a * self._page_size, b * self._page_size) for a, b in merged(self._lost)]
         result.lost = result.uncounted + kept - written.pages + written.lost
+        if result.lost:
+            result.lost_kinds = self._lost_kinds(frames, writer, result)
         result.zero = written.zero if share_zero else 0
         if self._deduplicator:
             result.shared = written.shared + written.zero - result.zero
@@ -156,6 +161,17 @@ class DumpRun:
                 f"{self._dump.path}: is incomplete or truncated, so the new dump is marked incomplete"
             )
         return result
+
+    def _lost_kinds(self, frames: FrameSet, writer: Writer, result: Statistics) -> dict[PageKind | None, int]:
+        """Count the lost pages by kind; those whose kind is no longer known as None."""
+        lost = merged(self._lost)
+        unreadable = [
+            sum(frames_in(clipped(lost, pfn, pfn + count)) for pfn, count, _ in frames.of_rank(rank) if lost)
+            for rank in range(RANKS)
+        ]
+        kinds = by_kind([a + b for a, b in zip(writer.missing(), unreadable, strict=True)])
+        kinds[None] += result.lost - sum(kinds.values())
+        return kinds
 
     def _write_pages(
         self, writer: Writer, to: Destination, frames: FrameSet, skip_zero: bool, copies: bool

@@ -92,6 +92,8 @@ class Statistics:
         unreadable: kept frames whose pages cannot be read or decompressed. They are missing from the new dump.
         unreadable_at: ranges [start, end) of their physical addresses; the first MAX_RANGES of them.
         lost: kept frames that are missing from the new dump: uncounted, unreadable and cut_off together.
+        lost_kinds: number of these by kind; None: of other classes, or of a kind that is not known. Empty if none is
+            lost.
         incomplete: whether the new dump is marked incomplete: pages are missing, or the input dump was truncated or
             incomplete.
         failure: what ended the run early; None if nothing did.
@@ -125,6 +127,7 @@ class Statistics:
         self.unreadable = 0
         self.unreadable_at: list[Range] = []
         self.lost = 0
+        self.lost_kinds: dict[PageKind | None, int] = {}
         self.incomplete = False
         self.failure: BaseException | None = None
         self.output_size = 0

@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -29,7 +30,10 @@ import vmfilter
 from vmfilter import native
 from vmfilter.cli import main
 from vmfilter.errors import InputError, OutputError
-from vmfilter.frames.classes import PageKind
+from vmfilter.frames.classes import PageClass, PageKind, class_in
+from vmfilter.kernel.search import understand
+from vmfilter.pages.classify import Classifier
+from vmfilter.pages.pmem import find_pmem
 from vmfilter.reader import open_dump
 from vmfilter.reader.flattened import RECORD, FlattenedSource
 from vmfilter.reader.source import PreadSource, open_source
@@ -114,6 +118,25 @@ def test_half_a_dump_is_enough_to_filter_it_again(small: Path, tmp_path: Path, f
     assert again.kinds[PageKind.SLAB] == whole.kinds[PageKind.SLAB] > 500
     assert again.kinds[PageKind.TEXT] < whole.kinds[PageKind.TEXT]
     assert again.incomplete
+
+
+@pytest.mark.parametrize("options", [{"compress": "none"}, {"format": "elf"}, {"compress": "lzo", "dedup": True}])
+def test_lost_pages_are_counted_by_kind(small: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    whole = vmfilter.filter_dump(small, tmp_path / "whole", level=30, **options)
+    assert whole.lost_kinds == {}
+    cut = vmfilter.filter_dump(small, tmp_path / "cut", level=30, limit=whole.output_size // 2, **options)
+    assert sum(cut.lost_kinds.values()) == cut.lost > 1000
+    assert cut.remaining + cut.lost == cut.kept == whole.kept
+    with open_dump(tmp_path / "cut") as dump:
+        held = {pfn for a, b in dump.covered(0, dump.end) for pfn in range(a // PAGE, b // PAGE)}
+    with open_dump(small) as dump:
+        kernel = understand(dump).kernel
+        lost: Counter[PageKind] = Counter()
+        for window in Classifier(dump, PAGE, kernel, find_pmem(dump, PAGE, kernel)).windows():
+            for pfn, byte in enumerate(window.classes, window.pfn):
+                if class_in(byte) is PageClass.KERNEL and pfn not in held:
+                    lost[PageKind(byte >> 4)] += 1
+    assert {kind: n for kind, n in cut.lost_kinds.items() if n} == lost
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -83,6 +83,7 @@ class FrameSet:
         self._fd = -1
         self._size = 0  # of the temporary file, bytes
         self._count = 0
+        self._ranks: set[int] = set()  # those that occur
         self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
 
     def __len__(self) -> int:
@@ -113,6 +114,9 @@ class FrameSet:
             return
         else:
             frames = sum(memoryview(self._found).cast("I")[1 : _WORDS * n : _WORDS].tolist())
+        self._ranks.update(rank for rank, runs in enumerate(counts) if runs)
+        if bits:
+            self._ranks.add(_LAST)
         self._records += _RECORD.pack(pfn, self._count, len(classes), len(bits), *counts)
         self._records += bits
         self._records += memoryview(self._found)[: n * native.RANKED_RUN]
@@ -133,14 +137,22 @@ class FrameSet:
 
     def ranked(self, start: int = 0, end: int = 1 << 64) -> Iterator[Stretch]:
         """Yield the frames in [start, end) by rank, those of each rank in ascending order."""
-        for rank in range(native.RANKS):
-            for window in self._read():
-                if window.pfn >= end or window.pfn + window.frames <= start:
-                    continue
-                for pfn, count, index in window.ranked(rank):
-                    first, last = max(pfn, start), min(pfn + count, end)
-                    if first < last:
-                        yield first, last - first, index + first - pfn
+        for rank in sorted(self._ranks):
+            yield from self.of_rank(rank, start, end)
+
+    def of_rank(self, rank: int, start: int = 0, end: int = 1 << 64) -> Iterator[Stretch]:
+        """Yield the frames in [start, end) of a rank, in ascending order."""
+        for window in self._read() if rank in self._ranks else ():
+            if window.pfn >= end or window.pfn + window.frames <= start:
+                continue
+            for pfn, count, index in window.ranked(rank):
+                first, last = max(pfn, start), min(pfn + count, end)
+                if first < last:
+                    yield first, last - first, index + first - pfn
+
+    def count_ranks(self, start: int = 0, end: int = 1 << 64) -> list[int]:
+        """Return the number of frames in [start, end) of each rank."""
+        return [sum(count for _, count, _ in self.of_rank(rank, start, end)) for rank in range(native.RANKS)]
 
     def _read(self) -> Iterator[_Window]:
         """Yield the windows. Each is valid until the next one is requested."""

@@ -6,20 +6,30 @@ page data in any order, so what it takes to open a dump comes first, and what fe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmfilter.frames.classes import PageKind, byte_of
 from vmfilter.native import RANKS
 
-_KINDS = (
-    {PageKind.IMAGE, PageKind.TABLE, PageKind.LOG},  # crash, drgn and vmfilter cannot open a dump without these
-    {PageKind.RESERVED},  # the first per-CPU areas: crash finds the current tasks there
-    {PageKind.VMALLOC, PageKind.CALLED_TEXT},  # stacks, the functions on them, modules, more per-CPU areas
-    {PageKind.SLAB},
-    {PageKind.MEMMAP},
-    {PageKind.OTHER},
-    {PageKind.TEXT},  # every vmlinux contains it
+KINDS = (
+    PageKind.LOG,
+    PageKind.TABLE,
+    PageKind.IMAGE,  # crash, drgn and vmfilter cannot open a dump without these three
+    PageKind.RESERVED,  # the first per-CPU areas: crash finds the current tasks there
+    PageKind.VMALLOC,  # stacks, modules, more per-CPU areas
+    PageKind.CALLED_TEXT,  # crash disassembles it for a backtrace
+    PageKind.SLAB,
+    PageKind.MEMMAP,
+    PageKind.OTHER,
+    PageKind.TEXT,  # every vmlinux contains it
 )
-"""Kinds of kernel pages by rank. All other classes come last."""
+"""Kinds of kernel pages by rank. All other classes have the last rank."""
 
-_RANKS = {byte_of(kind): rank for rank, kinds in enumerate(_KINDS) for kind in kinds}
+_RANKS = {byte_of(kind): rank for rank, kind in enumerate(KINDS)}
 RANK_OF = bytes(_RANKS.get(byte, RANKS - 1) for byte in range(256))
 """Rank of a page frame, indexed by its byte: class and kind."""
+
+
+def by_kind(ranks: Sequence[int]) -> dict[PageKind | None, int]:
+    """Return counts of pages by kind, from counts by rank; None: of other classes, or not told apart."""
+    return dict(zip((*KINDS, None), (*ranks[: len(KINDS)], sum(ranks[len(KINDS) :])), strict=True))

@@ -104,6 +104,10 @@ def table(s: Statistics) -> Iterator[str]:
     yield f"{'kept, without zero pages':24} {s.kept:12} {s.kept * s.page_size / 2**20:10.1f}"
     if s.lost:
         yield f"{'lost':24} {s.lost:12} {s.lost * s.page_size / 2**20:10.1f}"
+        for lost_kind, pages in s.lost_kinds.items():
+            if pages:
+                name = KIND_NAMES[lost_kind] if lost_kind is not None else "not a kernel page"
+                yield f"  {name:22} {pages:12} {pages * s.page_size / 2**20:10.1f}"
     if s.shared is not None:
         yield f"{'duplicates, stored once':24} {s.shared:12} {s.shared * s.page_size / 2**20:10.1f}"
     yield f"{'size of the dump':24} {'':12} {s.output_size / 2**20:10.1f}"
@@ -121,7 +125,7 @@ def _ranges(ranges: Sequence[Range], pages: int, page_size: int, what: str) -> I
     """Yield one line for each range of lost memory, and one for the pages beyond them."""
     for start, end in ranges:
         pages -= (n := (end - start) // page_size)
-        yield f"memory at {start:#x}-{end - 1:#x} ({n} pages) is {what}"
+        yield f"memory at {start:#x}-{end - 1:#x} ({n} {'page' if n == 1 else 'pages'}) is {what}"
     if pages > 0:
         yield f"{pages} pages more: {what}"
 
@@ -212,7 +216,10 @@ def _format(info: DumpInfo) -> str:
 
 def _memory(info: DumpInfo) -> Iterator[str]:
     present = {c: n for c, n in info.classes.items() if c not in (PageClass.HOLE, PageClass.EXCLUDED)}
-    counts = {"in the dump": sum(present.values()), "excluded": info.classes[PageClass.EXCLUDED]}
+    counts = {"in the dump": sum(present.values())}
+    if info.lost_pages:
+        counts["lost"] = info.lost_pages
+    counts["excluded"] = info.classes[PageClass.EXCLUDED] - info.lost_pages
     yield f"{'memory':24} {'pages':>12} {'MiB':>10}"
     for name, pages in {**counts, "all": sum(counts.values())}.items():
         yield f"{name:24} {pages:12} {pages * info.page_size / 2**20:10.1f}"

@@ -138,6 +138,9 @@ class Writer(Protocol):
     def order(self) -> Iterator[Stretch]:
         """Return the pages in the order in which put_pages() takes them; known after begin_pages()."""
 
+    def missing(self) -> list[int]:
+        """Return how many of the pages were not put, or were taken back, by rank."""
+
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """Return how many of the next pages fit into the dump.
 

@@ -182,6 +182,13 @@ class ElfWriter:
     def order(self) -> Iterator[Stretch]:
         return self._kept.stretches()
 
+    def missing(self) -> list[int]:
+        done = self.written.pages
+        first = next(
+            (pfn + max(done - index, 0) for pfn, count, index in self.order() if done < index + count), 1 << 64
+        )
+        return self._kept.count_ranks(first)
+
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """See Writer. Holes of the file count too: a copy may fill them."""
         return min(max(limit - self.size, 0) // self._page_size, len(sizes))

@@ -221,6 +221,7 @@ class KdumpWriter:
         """
         count = len(kept)
         self._kept, self._part = kept, part
+        self._range = (part.start_pfn, part.end_pfn) if part else ()
         if self._deduplicator:
             self._deduplicator.expect(count)
         self.size = self._descriptors + count * DESCRIPTOR
@@ -235,8 +236,14 @@ class KdumpWriter:
         self._account = Account(self.size)
 
     def order(self) -> Iterator[Stretch]:
-        part = self._part
-        return self._kept.ranked(part.start_pfn, part.end_pfn) if part else self._kept.ranked()
+        return self._kept.ranked(*self._range)
+
+    def missing(self) -> list[int]:
+        left, ranks = self.written.pages, self._kept.count_ranks(*self._range)
+        for rank, pages in enumerate(ranks):
+            ranks[rank] -= min(left, pages)
+            left -= min(left, pages)
+        return ranks
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         ends = accumulate(native.data_sizes(sizes))

@@ -104,6 +104,9 @@ class SplitWriter:
         """See Writer. One file after the other: so only one at a time has a writer thread and buffers."""
         return chain.from_iterable(writer.order() for writer in self._writers)
 
+    def missing(self) -> list[int]:
+        return [sum(ranks) for ranks in zip(*(writer.missing() for writer in self._writers), strict=True)]
+
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """Let all pages fit: a split set has no limit."""
         return len(sizes)
