@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmfilter.compress.budget import Budget, budget
 from vmfilter.compress.pipeline import chunks_of
 from vmfilter.compress.workers import Task, WorkerPool
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, KernelError
+from vmfilter.frames.classes import PageKind
 from vmfilter.frames.frame_set import Stretch
+from vmfilter.kernel.search import understand
+from vmfilter.pages.pmem import find_pmem
+from vmfilter.pages.remains import Remains, remains
 from vmfilter.reader import Dump
 from vmfilter.reader.checksums import compare
 
@@ -38,6 +43,8 @@ class Verification:
         told: the first damaged or differing pages, one line each.
         covered: whether checksums cover the contents of the file.
         truncated: whether the file ends before its headers say.
+        remains: kernel pages by kind in an incomplete dump; empty if the dump is whole, or its struct pages cannot be
+            found.
         incomplete: whether the dump is marked incomplete, or a part of the set is missing.
 
     """
@@ -53,6 +60,7 @@ class Verification:
     covered: bool = False
     truncated: bool = False
     incomplete: bool = False
+    remains: dict[PageKind, Remains] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -110,6 +118,11 @@ def verify_dump(
     if progress and done != total:  # the last frames may not be in the dump
         progress("verify", total, total)
     result.lost = (result.pages if dump.kept is None else dump.kept) - result.pages
+    if dump.header.incomplete:
+        with suppress(InputError, KernelError):  # without its kernel, nothing can be said
+            page_size, _, kernel, _, _ = understand(dump)
+            if kernel is not None:
+                result.remains = remains(dump, page_size, kernel, find_pmem(dump, page_size, kernel))
     return result
 
 

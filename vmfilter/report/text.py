@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmfilter.frames.ranges import Range
     from vmfilter.info import DumpInfo
     from vmfilter.pages.coverage import Gap
+    from vmfilter.pages.remains import Remains
     from vmfilter.verify import Verification
 
 EXCLUDED_NAMES = {
@@ -167,9 +168,8 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield ""
         yield f"{'kernel pages':24} {'in the dump':>12} {'all':>10}"
         for page_kind, kind_name in KIND_NAMES.items():
-            held, pages = info.remains[page_kind]
-            share = f"{100 * held // pages:3} %" if pages else ""
-            yield f"{kind_name:24} {held:12} {pages:10}  {share}".rstrip()
+            found = info.remains[page_kind]
+            yield f"{kind_name:24} {found.held:12} {found.all:10}  {_share(found):>5}".rstrip()
     if info.codecs:
         yield ""
         yield f"{'codec':24} {'pages':>12}"
@@ -238,6 +238,9 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     for name, pages in rows.items():
         if pages or name in ("pages read", "  damaged"):
             yield f"{name:29}: {pages:12}"
+    if v.remains:
+        shares = (f"{name} {_share(v.remains[kind])}" for kind, name in KIND_NAMES.items() if v.remains[kind].all)
+        yield f"of the kernel: {', '.join(shares)}"
     if v.truncated and not v.damaged:
         verdict = "truncated"
     elif v.damaged or v.faults:
@@ -252,6 +255,10 @@ def verification(v: Verification, path: str) -> Iterator[str]:
         yield f"{path} is {verdict}; contents are not covered by a checksum."
     else:
         yield f"{path}: structure is whole, contents are not covered by a checksum."
+
+
+def _share(r: Remains) -> str:
+    return f"{100 * r.held // r.all} %" if r.all else ""
 
 
 def _harmless(text: str) -> str:
