@@ -149,7 +149,7 @@ def test_a_limited_dump_is_covered(vmcore: Path, form: str) -> None:
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write in small pieces, to a disk with room for 400,000 bytes of a file."""
-    monkeypatch.setattr("vmfilter.writer.kdump._DESCRIPTORS_AT_ONCE", 1)
+    monkeypatch.setattr("vmfilter.writer.descriptors._MAX_BYTES", 1)
     monkeypatch.setattr("vmfilter.compress.pipeline.CHUNK_BYTES", 8 * PAGE)
     write_all = DirectWriter._write_all
 
