@@ -243,7 +243,7 @@ def test_without_bit_1_zero_pages_are_stored_like_others(made: Made, source: Sou
     k = made(level)
     offsets = [d[0] for d in descriptors(k)]
     assert len(set(offsets)) == len(offsets)
-    assert offsets[0] == k.descriptors + 24 * len(k.kept)
+    assert min(offsets) == k.descriptors + 24 * len(k.kept)
 
 
 @pytest.mark.parametrize("compress", CODEC_LEVELS)

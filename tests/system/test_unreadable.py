@@ -96,7 +96,7 @@ def test_exactly_the_unreadable_pages_are_lost(
     listed = [
         frame
         for a, b in re.findall(
-            r"^memory at (\w+)-(\w+) \(\d+ pages\) is lost: it cannot be read$", ran.out, re.MULTILINE
+            r"^memory at (\w+)-(\w+) \(\d+ pages?\) is lost: it cannot be read$", ran.out, re.MULTILINE
         )
         for frame in range(int(a, 16) // PAGE, (int(b, 16) + 1) // PAGE)
     ]
@@ -324,7 +324,7 @@ def test_info_lists_the_lost_pages(small: Path, library: Path, tmp_path: Path, r
     BadFile(library, small, places(small, [0x1EC6, 0x1EC7, 0x2000])).run("filter", "-q", small, out)
     said = run("info", out).out
     assert "\nmemory at 0x1ec6000-0x1ec7fff (2 pages) is lost\n" in said
-    assert "\nmemory at 0x2000000-0x2000fff (1 pages) is lost\n" in said
+    assert "\nmemory at 0x2000000-0x2000fff (1 page) is lost\n" in said
 
 
 def test_a_descriptor_that_points_nowhere_costs_its_page(whole: Path, tmp_path: Path, run: Run) -> None:
