@@ -46,6 +46,25 @@ def cut(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str, float], P
     return get
 
 
+@pytest.mark.parametrize("form", ["one file", "split set"])
+def test_a_dump_of_vmfilter_is_known_as_truncated_whichever_pages_lie_at_its_end(
+    real: Callable[[str], Path], tmp_path: Path, form: str
+) -> None:
+    """Page data are in order of what matters: the last descriptors do not point to the end."""
+    paths = [tmp_path / "dump", *[tmp_path / "second"] * (form == "split set")]
+    vmfilter.filter_dump(real("x86_64-6.12-small"), paths)
+    for path in paths:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: 95 * len(whole) // 100])
+        with vmfilter.open_dump(paths) as dump:
+            assert f"truncated at offset {path.stat().st_size:#x}" in dump.truncated
+            assert dump.header.incomplete
+            kept, held = Kdump(path).kept, sum(end - start for start, end in dump.covered(0, dump.end)) // PAGE
+            assert f"{len(kept) - held} of {len(kept)} pages are missing" in dump.truncated
+            assert held < len(kept)
+        path.write_bytes(whole)
+
+
 # A partial page
 
 

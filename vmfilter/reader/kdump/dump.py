@@ -90,6 +90,9 @@ class KdumpDump(Dump):
         self.arch = file.arch
         self.page_size = self._size = file.block
         self._find_notes(file)
+        if note := self.checksum_note:
+            for each in self.files:
+                each.find_whole_size(note.offset)
         self._start = file.starts_at
         self.end = self._start + file.frames * self._size
         self.index = PageIndex(self.files, missing_parts, self.pass_over)
