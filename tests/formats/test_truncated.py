@@ -325,6 +325,22 @@ def test_a_stream_that_breaks_off_before_its_first_page_is_refused(run: Run, tmp
         assert not (tmp_path / "dump").exists()
 
 
+def test_the_stream_of_a_part_that_breaks_off_becomes_a_part_of_the_pages_that_arrived(
+    run: Run, real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    streams = [tmp_path / "first.flat", tmp_path / "second.flat"]
+    vmfilter.filter_dump(real("x86_64-6.12-small"), streams, flatten=True)
+    parts = [tmp_path / "first", tmp_path / "second"]
+    for stream, part, share in zip(streams, parts, (60, 100), strict=True):
+        data = stream.read_bytes()
+        with standard_input(data[: share * len(data) // 100]):
+            assert run("rearrange", "-q", part).status == (0 if share == 100 else INCOMPLETE)
+    with vmfilter.open_dump(parts) as dump:
+        assert dump.header.incomplete
+        held = sum(end - start for start, end in dump.covered(0, dump.end)) // PAGE
+        assert len(Kdump(parts[0]).kept) // 2 < held < len(Kdump(parts[0]).kept)
+
+
 # Compressed as a whole
 
 
