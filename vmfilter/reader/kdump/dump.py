@@ -276,7 +276,7 @@ class KdumpDump(Dump):
             ) from None
         data = memoryview(tools.data)
         try:
-            for offset, size, to in _EXTENT.iter_unpack(extents):
+            for offset, size, to in list(_EXTENT.iter_unpack(extents)):  # a failure must not keep extents in use
                 source.read_into(offset, data[to : to + size])
         except InputError as e:  # data after the end of the file is lost like any that cannot be read
             raise UnreadableError(str(e)) from e
