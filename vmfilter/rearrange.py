@@ -99,7 +99,7 @@ def _mark_incomplete(transport: FileTransport, name: str, cut: str) -> str:
 
     """
     with closing(PreadSource(name, transport.descriptor(), [FLATTENED], cut)) as source:
-        dump = read_from([source])
+        dump = read_from([source], missing_parts=True)
         transport.write(0, dump.marked_header())
         if note := dump.checksum_note:  # it is about the header without the mark
             transport.forget(note.offset, note.offset + note.size)

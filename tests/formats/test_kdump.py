@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -901,6 +902,18 @@ def test_excluded_pages_stay_excluded_and_the_counts_add_up(
     assert found.kept + found.zero == len(two.kept)
     assert two.notes == one.notes
     assert two.phys_base == one.phys_base
+
+
+def test_pages_that_cannot_be_read_leave_no_garbage_that_python_has_to_collect(tmp_path: Path) -> None:
+    """Python 3.11 can crash when it collects a cycle with a memoryview in use: a failure with its frames is one."""
+    path = some_file().write(tmp_path / "dump")
+    size = path.stat().st_size
+    with vmfilter.open_dump(path) as dump:
+        os.truncate(path, size - 8 * PAGE)  # after it is opened, so that the pages are not known to be missing
+        view = memoryview(bytearray(dump.end))
+        gc.collect()
+        assert dump.read_around(0, view, PAGE)
+        assert gc.collect() == 0
 
 
 def test_info_of_a_dump_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,25 @@ def cut(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str, float], P
     return get
 
 
+@pytest.mark.parametrize("form", ["one file", "split set"])
+def test_a_dump_of_vmfilter_is_known_as_truncated_whichever_pages_lie_at_its_end(
+    real: Callable[[str], Path], tmp_path: Path, form: str
+) -> None:
+    """Page data are in order of what matters: the last descriptors do not point to the end."""
+    paths = [tmp_path / "dump", *[tmp_path / "second"] * (form == "split set")]
+    vmfilter.filter_dump(real("x86_64-6.12-small"), paths)
+    for path in paths:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: 95 * len(whole) // 100])
+        with vmfilter.open_dump(paths) as dump:
+            assert f"truncated at offset {path.stat().st_size:#x}" in dump.truncated
+            assert dump.header.incomplete
+            kept, held = Kdump(path).kept, sum(end - start for start, end in dump.covered(0, dump.end)) // PAGE
+            assert f"{len(kept) - held} of {len(kept)} pages are missing" in dump.truncated
+            assert held < len(kept)
+        path.write_bytes(whole)
+
+
 # A partial page
 
 
@@ -304,6 +323,22 @@ def test_a_stream_that_breaks_off_before_its_first_page_is_refused(run: Run, tmp
             ran = run("rearrange", tmp_path / "dump")
         assert (ran.status, ran.err.count("\n")) == (INPUT, 1)
         assert not (tmp_path / "dump").exists()
+
+
+def test_the_stream_of_a_part_that_breaks_off_becomes_a_part_of_the_pages_that_arrived(
+    run: Run, real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    streams = [tmp_path / "first.flat", tmp_path / "second.flat"]
+    vmfilter.filter_dump(real("x86_64-6.12-small"), streams, flatten=True)
+    parts = [tmp_path / "first", tmp_path / "second"]
+    for stream, part, share in zip(streams, parts, (60, 100), strict=True):
+        data = stream.read_bytes()
+        with standard_input(data[: share * len(data) // 100]):
+            assert run("rearrange", "-q", part).status == (0 if share == 100 else INCOMPLETE)
+    with vmfilter.open_dump(parts) as dump:
+        assert dump.header.incomplete
+        held = sum(end - start for start, end in dump.covered(0, dump.end)) // PAGE
+        assert len(Kdump(parts[0]).kept) // 2 < held < len(Kdump(parts[0]).kept)
 
 
 # Compressed as a whole

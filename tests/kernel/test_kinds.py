@@ -13,6 +13,7 @@ from kernelbuilder import FLAVOURS, GIB, MIB, PAGE, Synthetic
 from logbuilder import Message, Ring, plain
 from machines import MACHINES
 
+from vmfilter.errors import UnreadableError
 from vmfilter.frames.classes import PageClass, PageKind, class_in
 from vmfilter.frames.ranges import Range
 from vmfilter.kernel import page_tables
@@ -20,6 +21,7 @@ from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.reader import open_dump
+from vmfilter.reader.segments import SegmentDump
 
 VMALLOC = 0xFFFFC90000000000  # of x86_64
 
@@ -173,6 +175,39 @@ def test_text_that_stacks_point_into_is_told_apart_with_the_page_before(tmp_path
         8,
         9,
     ]
+
+
+def test_a_stack_that_cannot_be_read_costs_no_text_that_another_points_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = machine()
+    text, data = s.text // PAGE + 100, s.text + 2 * MIB
+    s.put(text, "reserved")
+    s.extra.append(f"SYMBOL(prb)={s.symbol(data):x}")
+    set_executable(s, s.text, "x86_64", 2 * MIB, True)
+    bad, good = mapped(s), mapped(s)
+    s.memory.write(good * PAGE, struct.pack("<Q", s.symbol(text * PAGE)))
+    read_into = SegmentDump.read_into
+
+    def failing(dump: SegmentDump, address: int, view: memoryview) -> bool:
+        if address <= bad * PAGE < address + len(view):
+            raise UnreadableError("a bad sector")
+        return read_into(dump, address, view)
+
+    monkeypatch.setattr(SegmentDump, "read_into", failing)
+    assert kinds(s, tmp_path)[text] is PageKind.CALLED_TEXT
+
+
+def test_tables_that_make_every_second_page_of_the_image_executable_cost_no_time(tmp_path: Path) -> None:
+    s = machine()
+    first, pages = s.text + 4 * MIB, 2048
+    for paddr in range(first, first + pages * PAGE, PAGE):
+        s.tables.map(s.symbol(paddr), paddr, PAGE)
+        set_executable(s, paddr, "x86_64", PAGE, bool(paddr & PAGE))
+    reserve(s, first)
+    reserve(s, first + PAGE)
+    found = kinds(s, tmp_path)
+    assert found[first // PAGE] is found[first // PAGE + 1] is PageKind.IMAGE
 
 
 def test_only_kernel_pages_get_a_kind_and_the_struct_page_of_slab_is_believed(tmp_path: Path) -> None:

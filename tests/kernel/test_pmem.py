@@ -12,6 +12,7 @@ from kdumpreader import Kdump
 from kernelbuilder import DEVICE, RAM, Synthetic
 
 import vmfilter
+from vmfilter.convert import convert_dump
 from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
@@ -382,6 +383,17 @@ def test_a_poisoned_page_of_pmem_is_not_written_either(tmp_path: Path) -> None:
     statistics = vmfilter.filter_dump(machine.write(tmp_path / "v"), tmp_path / "dump", include_pmem_userdata=True)
     assert statistics.classes[PageClass.PMEM_USERDATA] == 511
     assert 200 * 512 + 7 not in Kdump(tmp_path / "dump").kept
+
+
+def test_convert_never_writes_user_data_of_pmem_beside_ram_not_even_poisoned(tmp_path: Path) -> None:
+    machine = Synthetic(section_flags={200: DEVICE})
+    for number in (199, 200):  # their struct pages are one array
+        machine.section(number)
+        machine.put(number * 512 + 7, "hwpoison")
+    statistics = convert_dump(machine.write(tmp_path / "v"), tmp_path / "dump")
+    assert statistics.classes[PageClass.PMEM_USERDATA] == 512
+    kept = Kdump(tmp_path / "dump").kept
+    assert [pfn for pfn in kept if pfn >= 199 * 512] == list(range(199 * 512, 200 * 512))
 
 
 # The end of the bitmaps

@@ -118,6 +118,13 @@ def test_frames_come_by_rank_as_far_as_there_is_room(
     frames.close()
 
 
+def test_no_bitmap_is_counted_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = FrameSet()
+    add(frames, 0, b"\x55" * (1 << 13), 1 << 16)
+    monkeypatch.setattr(native, "rank", None)
+    assert list(frames.ranked()) == [(2 * i, 1, i) for i in range(1 << 15)]
+
+
 def test_a_file_truncated_by_others_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)
     frames = FrameSet()

@@ -102,16 +102,11 @@ def parse(abi: Abi, offset: int, description: bytes) -> Checksums | None:
 
     """
     at = head_size(abi.sign)
-    if not any(description):
+    head = _parse_head(abi, offset, description)
+    if head is None:
         return None
-    if len(description) < at:
-        raise DamagedNoteError
-    begin, table = description[: at - _CRC], array("I", description[at : at + (len(description) - at) // 4 * 4])
-    version, shift, size, start, blocks, room, magic, crc = struct.unpack(abi.sign + _HEAD, begin)
-    if crc32(begin) != struct.unpack_from(abi.sign + "I", description, at - _CRC)[0] or magic != MAGIC:
-        raise DamagedNoteError
-    if start != offset or version != _VERSION:
-        return None
+    shift, size, blocks, room, crc = head
+    table = array("I", description[at : at + (len(description) - at) // 4 * 4])
     if (
         room != len(table)
         or crc32(table) != crc
@@ -123,3 +118,32 @@ def parse(abi: Abi, offset: int, description: bytes) -> Checksums | None:
     if abi.swapped:
         table.byteswap()
     return Checksums(shift, size, offset, offset + len(description), table[:blocks])
+
+
+def size_in(abi: Abi, offset: int, description: bytes) -> int:
+    """Return the size of the file in bytes by the beginning of a description, head_size() bytes; 0 if unknown.
+
+    Args:
+        abi, offset: see parse().
+        description: its beginning.
+
+    """
+    try:
+        head = _parse_head(abi, offset, description)
+    except DamagedNoteError:
+        return 0
+    return head[1] if head else 0
+
+
+def _parse_head(abi: Abi, offset: int, description: bytes) -> tuple[int, int, int, int, int] | None:
+    """Return shift, size, blocks, room and the CRC of the table; None as parse() does. Raises DamagedNoteError."""
+    at = head_size(abi.sign)
+    if not any(description):
+        return None
+    if len(description) < at:
+        raise DamagedNoteError
+    begin = description[: at - _CRC]
+    version, shift, size, start, blocks, room, magic, crc = struct.unpack(abi.sign + _HEAD, begin)
+    if crc32(begin) != struct.unpack_from(abi.sign + "I", description, at - _CRC)[0] or magic != MAGIC:
+        raise DamagedNoteError
+    return (shift, size, blocks, room, crc) if start == offset and version == _VERSION else None

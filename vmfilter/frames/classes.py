@@ -57,6 +57,8 @@ class PageKind(IntEnum):
 
 _KIND_SHIFT = 4
 _CLASS_MASK = (1 << _KIND_SHIFT) - 1
+WITHOUT_CLASS = bytes(byte & ~_CLASS_MASK for byte in range(256))
+"""A table, indexed by a frame's byte: the bits of its kind alone."""
 
 
 def class_in(byte: int) -> PageClass:

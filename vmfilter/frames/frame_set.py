@@ -64,9 +64,11 @@ class _Window(NamedTuple):
         if self.bits and rank == _LAST:
             words = self.runs.tolist()
             ranked = sorted((i, i + n) for i, n in zip(words[::_WORDS], words[1::_WORDS], strict=True))
-            kept = [(i, i + n) for i, n in runs_in(self.bits, 0, self.frames)]
-            for first, end in without(kept, ranked):
-                yield self.pfn + first, end - first, self.before + native.rank(self.bits, first)
+            index = self.before
+            for first, count in runs_in(self.bits, 0, self.frames):
+                for start, end in without([(first, first + count)], ranked):
+                    yield self.pfn + start, end - start, index + start - first
+                index += count
 
 
 class FrameSet:

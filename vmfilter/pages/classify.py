@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import KernelError
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
 from vmfilter.pages.kinds import find_kinds
 from vmfilter.pages.pmem import NO_PMEM, Pmem
@@ -31,8 +31,12 @@ def _becomes(page_class: PageClass) -> bytes:
 
 _TO_METADATA, _TO_USERDATA = _becomes(PageClass.PMEM_METADATA), _becomes(PageClass.PMEM_USERDATA)
 _TO_KERNEL = _becomes(PageClass.KERNEL)
-_BY_STRUCT_PAGE = {c for c in PageClass if PageClass.KERNEL < c <= PageClass.OFFLINE}
-_UNDO = bytes(PageClass.KERNEL if byte in _BY_STRUCT_PAGE else byte for byte in range(256))
+
+
+def _with_kinds(marked: bytes, found: bytes) -> bytes:
+    """Return classes as they were marked, with the kinds that were found; only KERNEL frames have one."""
+    both = int.from_bytes(marked, "little") | int.from_bytes(found.translate(WITHOUT_CLASS), "little")
+    return both.to_bytes(len(marked), "little")
 
 
 class Window(NamedTuple):
@@ -127,10 +131,11 @@ class Classifier:
             classes = memoryview(self._classes)[:count]
             self._mark_memory(pfn, count, classes)
             if self._kernel is not None:
+                marked = bytes(classes)
                 self._apply_struct_pages(pfn, count, classes)
                 self._kinds.paint(pfn, classes)
                 if self._kinds_only:
-                    self.unknown, classes[:] = 0, bytes(classes).translate(_UNDO)
+                    self.unknown, classes[:] = 0, _with_kinds(marked, bytes(classes))
             yield Window(pfn, classes)
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:

@@ -6,6 +6,7 @@ Nothing here fails a run. What is not found stays PageKind.OTHER, or what its st
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ _MAX_RANGES = 1 << 16  # of one kind
 _STACKS = 8 << 20  # bytes of the vmalloc area that are searched for stacks
 _STACKS_AT_ONCE = 1 << 18
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
+_MAX_TEXTS = 1 << 9  # executable parts of it: more than any kernel has, as each page table ends one
 _NO_TABLES = -1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
 
@@ -150,11 +152,13 @@ class _Search:
             start, end = min(inside), max(inside) + 1
         mapped = VirtualMemory(self._dump, page_tables, finds_executable=True).translate(start, end - start)
         parts = [m for m in mapped if self._image in (_NO_TABLES, m.vaddr - m.paddr & self._reach)]
+        text = [m for m in parts if m.executable]
         # Without hardware that can forbid execution, everything seems executable.
-        split = not all(m.executable for m in parts)
-        self._text = [m for m in parts if m.executable and split]
+        split = len(text) < len(parts) and len(text) <= _MAX_TEXTS
+        self._text = text if split else []
         for m in parts:
-            self._add(PageKind.TEXT if m in self._text else PageKind.IMAGE, m.paddr, m.paddr + m.length)
+            kind = PageKind.TEXT if m.executable and split else PageKind.IMAGE
+            self._add(kind, m.paddr, m.paddr + m.length)
 
     def tables(self) -> None:
         """Find page tables, and memory that is mapped neither by the linear map nor as image."""
@@ -184,14 +188,15 @@ class _Search:
         """Yield memory that contains stacks, as much as is read quickly, and registers."""
         for note in self._dump.notes:
             if note.kind == NT_PRSTATUS:
-                yield memoryview(self._dump.read_file(note.offset, note.size))
+                with suppress(InputError):
+                    yield memoryview(self._dump.read_file(note.offset, note.size))
         room, buffer = _STACKS, memoryview(bytearray(_STACKS_AT_ONCE))
         # Stacks are a few pages each. The longest ranges are devices and persistent memory.
         for first, end in sorted(self.found[PageKind.VMALLOC], key=lambda r: r[1] - r[0]):
             at, last = first * self._kernel.page_size, end * self._kernel.page_size
             while at < last and room:
                 data = buffer[: min(last - at, room, len(buffer))]
-                self._dump.read_into(at, data)
+                self._dump.read_around(at, data, self._kernel.page_size)
                 yield data
                 at, room = at + len(data), room - len(data)
 

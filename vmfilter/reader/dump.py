@@ -249,7 +249,9 @@ class Dump:
                 self.read_into(address + at, view[at:end])
             except UnreadableError as e:
                 view[at:end] = bytes(end - at)
-                lost.append((at, end, e))
+                # Not e itself: with its frames, it would be in a cycle. Python 3.11 can crash if it collects one that
+                # contains a memoryview in use.
+                lost.append((at, end, UnreadableError(str(e))))
             at = end
         return lost
 

@@ -90,6 +90,9 @@ class KdumpDump(Dump):
         self.arch = file.arch
         self.page_size = self._size = file.block
         self._find_notes(file)
+        if note := self.checksum_note:
+            for each in self.files:
+                each.find_whole_size(note.offset)
         self._start = file.starts_at
         self.end = self._start + file.frames * self._size
         self.index = PageIndex(self.files, missing_parts, self.pass_over)
@@ -273,7 +276,7 @@ class KdumpDump(Dump):
             ) from None
         data = memoryview(tools.data)
         try:
-            for offset, size, to in _EXTENT.iter_unpack(extents):
+            for offset, size, to in list(_EXTENT.iter_unpack(extents)):  # a failure must not keep extents in use
                 source.read_into(offset, data[to : to + size])
         except InputError as e:  # data after the end of the file is lost like any that cannot be read
             raise UnreadableError(str(e)) from e

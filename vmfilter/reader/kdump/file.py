@@ -7,9 +7,11 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from vmfilter import native
 from vmfilter.errors import InputError
+from vmfilter.formats.checksum_note import head_size, size_in
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.reader.dump import DumpHeader
@@ -41,8 +43,11 @@ class KdumpFile:
         is_part: whether the file is a part of a split set.
         first, end: the file contains the descriptors of the page frames [first, end): all, unless it is a part.
         header: the crash as the headers describe it.
+        whole_size: bytes of the file by the note of its checksums; 0 if unknown.
 
     """
+
+    whole_size = 0
 
     def __init__(self, source: Source) -> None:
         """Parse the headers.
@@ -72,6 +77,12 @@ class KdumpFile:
             max(main.nr_cpus, 0),
             headers.phys_base,
         )
+
+    def find_whole_size(self, description: int) -> None:
+        """Set whole_size by what may be the description of its checksums, at a file offset."""
+        abi = self.arch.abi
+        with suppress(InputError):  # without it, the file is as whole as its descriptors say
+            self.whole_size = size_in(abi, description, self.read(description, head_size(abi.sign)))
 
     def read(self, offset: int, size: int) -> bytes:
         """Return size bytes of the file. Raises InputError if it ends before that, or cannot be read."""

@@ -131,12 +131,13 @@ class PageIndex:
     def _is_cut(self, part: Part) -> bool:
         """Return whether a file is truncated.
 
-        Page data is in the order of the pages, so the last descriptors point to its end. If they are all alike, as for
-        zero pages, which share data, look further back. Data beyond the end that does not follow another page's data
-        is no sign of truncation, but of a damaged descriptor.
+        The checksums of vmfilter's dumps give the size of the file. In those of other programs, page data is in the
+        order of the pages, so the last descriptors point to its end. If they are all alike, as for zero pages, which
+        share data, look further back. Data beyond the end that does not follow another page's data is no sign of
+        truncation, but of a damaged descriptor.
         """
         file = part.file
-        if file.source.cut or max(part.data, file.erase_info_end) > file.size:
+        if file.source.cut or max(part.data, file.erase_info_end, file.whole_size) > file.size:
             return True
         row = struct.Struct(f"{file.arch.abi.sign}QI12x")
         for end in range(part.data, part.descriptors, -_TAIL * DESCRIPTOR):
