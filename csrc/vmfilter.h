@@ -47,7 +47,8 @@ enum vmf_page_kind {
 	VMF_KIND_SLAB = 6,
 	VMF_KIND_MEMMAP = 7,
 	VMF_KIND_RESERVED = 8,
-	VMF_KIND_CALLED_TEXT = 9
+	VMF_KIND_CALLED_TEXT = 9,
+	VMF_KIND_POINTED_SLAB = 10
 };
 
 /* Page frames are written in order of their rank, then of their number. */

@@ -153,7 +153,7 @@ def test_executable_parts_of_the_image_are_its_text_if_others_are_not(tmp_path: 
     assert found[data // s.page] is PageKind.IMAGE
 
 
-def test_text_that_stacks_point_into_is_told_apart_with_the_page_before(tmp_path: Path) -> None:
+def test_text_that_stacks_point_into_is_told_apart_with_the_pages_around_it(tmp_path: Path) -> None:
     s = machine()
     text, data = s.text // PAGE + 100, s.text + 2 * MIB
     for pfn in (*range(text, text + 10), data // PAGE):
@@ -164,13 +164,12 @@ def test_text_that_stacks_point_into_is_told_apart_with_the_page_before(tmp_path
     stack = mapped(s)
     s.memory.write(stack * PAGE + 800, struct.pack("<3Q", 7, s.symbol((text + 5) * PAGE + 0x123), s.symbol(data)))
     found = kinds(s, tmp_path)
-    assert [pfn - text for pfn, kind in found.items() if kind is PageKind.CALLED_TEXT] == [4, 5]
+    assert [pfn - text for pfn, kind in found.items() if kind is PageKind.CALLED_TEXT] == [4, 5, 6]
     assert [pfn - text for pfn, kind in found.items() if kind is PageKind.TEXT and pfn >= text] == [
         0,
         1,
         2,
         3,
-        6,
         7,
         8,
         9,
@@ -208,6 +207,23 @@ def test_tables_that_make_every_second_page_of_the_image_executable_cost_no_time
     reserve(s, first + PAGE)
     found = kinds(s, tmp_path)
     assert found[first // PAGE] is found[first // PAGE + 1] is PageKind.IMAGE
+
+
+@pytest.mark.parametrize("name", ["x86_64", *MACHINES])
+def test_slab_that_stacks_point_into_is_told_apart_with_what_it_points_into(tmp_path: Path, name: str) -> None:
+    s = machine(name)
+    piece = max(1 << 15, s.page)
+    first, step = s.memory.take(8 * piece) // s.page, piece // s.page
+    task, pid, neither, poisoned, behind = (first + i * step for i in range(5))
+    for pfn in task, pid, neither, behind:
+        s.typed(pfn, "slab")
+    s.put(poisoned, "hwpoison")
+    for pfn, to in (mapped(s), (task, poisoned)), (task, (pid,)), (poisoned, (behind,)):
+        for i, other in enumerate(to):
+            s.memory.write_word(pfn * s.page + i * s.word, s.linear(other * s.page) + 8)
+    found = kinds(s, tmp_path)
+    assert {found[task], found[pid]} == {PageKind.POINTED_SLAB}
+    assert {found[neither], found[behind]} == {PageKind.SLAB}
 
 
 def test_only_kernel_pages_get_a_kind_and_the_struct_page_of_slab_is_believed(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_an_incomplete_dump_says_what_it_contains_of_the_kernel(
     missing = sum(r.all - r.held for r in found.values())
     assert missing == cut.lost
     said = run("verify", tmp_path / "cut").out
-    assert re.search(r"^of the kernel: .*, image: other text \d\d? %, .*, slab 100 %", said, re.M)
+    assert re.search(r"^of the kernel: .*, image: other text \d\d? %, .*, slab: other 100 %", said, re.M)
     said = run("info", tmp_path / "cut").out
-    assert re.search(r"^slab +\d+ +\d+  100 %$", said, re.M)
+    assert re.search(r"^slab: other +\d+ +\d+  100 %$", said, re.M)
     assert re.search(r"^image: other text +\d+ +\d+  (  | \d)\d %$", said, re.M)

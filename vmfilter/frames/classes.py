@@ -53,6 +53,8 @@ class PageKind(IntEnum):
     """Allocated at boot, and never freed: the first per-CPU areas, early tables, hash tables."""
     CALLED_TEXT = 9
     """Pages of text that stacks point into."""
+    POINTED_SLAB = 10
+    """Slab that stacks point into: tasks, and what they were working on."""
 
 
 _KIND_SHIFT = 4

@@ -14,7 +14,7 @@ from vmfilter import native
 from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.frames.bitmap import runs_in
-from vmfilter.frames.classes import PageKind, byte_of
+from vmfilter.frames.classes import PageClass, PageKind, byte_of
 from vmfilter.frames.ranges import Range, append, clipped, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _MAX_RANGES = 1 << 16  # of one kind
-_STACKS = 8 << 20  # bytes of the vmalloc area that are searched for stacks
-_STACKS_AT_ONCE = 1 << 18
+_QUICKLY = 8 << 20  # bytes that are searched for pointers
+_AT_ONCE = 1 << 18
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _MAX_TEXTS = 1 << 9  # executable parts of it: more than any kernel has, as each page table ends one
+_FRAMES = 1 << 12  # whose struct pages are read at once
+_PIECE = 1 << 15  # bytes: a slab of tasks; more if memory has more than _MAX_PIECES of them
+_MAX_PIECES = 1 << 23
 _NO_TABLES = -1
+_ADDRESSES = (1 << 64) - 1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
 
 
@@ -40,6 +44,7 @@ def _paints(kind: PageKind, *over: PageKind) -> tuple[PageKind, bytes]:
 
 _PAINTS = (
     _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED, PageKind.SLAB),  # ppc64's upper tables are in slab
+    _paints(PageKind.POINTED_SLAB, PageKind.SLAB),
     _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
     _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
@@ -75,7 +80,7 @@ def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -
 
     """
     search = _Search(dump, kernel)
-    for step in search.log, lambda: search.sections(windows), search.image, search.tables, search.calls:
+    for step in search.log, lambda: search.sections(windows), search.image, search.tables, search.calls, search.tasks:
         try:
             step()
         except (InputError, KernelError):
@@ -94,6 +99,7 @@ class _Search:
         self._memmap: list[Range] = []  # virtual addresses of struct pages
         # Virtual minus physical address in the linear map, and in the image; None: not known.
         self._linear: int | None = None
+        self._zero: int | None = None  # virtual address of physical address 0
         self._image: int | None = None
         self._text: list[Translation] = []
 
@@ -140,6 +146,8 @@ class _Search:
         if at is None and self._memmap:
             at = self._memmap[0][0]  # without sections, struct pages are in the linear map
         self._linear = None if at is None else self._offset(at)
+        if at is not None and (m := next(self._memory.translate(at, 1), None)):
+            self._zero = m.vaddr - m.paddr & _ADDRESSES
 
     def image(self) -> None:
         info, page_tables = self._kernel.info, self._memory.root
@@ -173,16 +181,53 @@ class _Search:
                 self._add(PageKind.TABLE, start, end)
 
     def calls(self) -> None:
-        """Find the text that stacks and registers point into: crash disassembles it for each backtrace."""
-        abi, size = self._kernel.abi, self._kernel.page_size
-        found = [(m, bytearray(-(-m.length // size // 8))) for m in self._text]
-        for data in self._stacks() if found else ():
-            for m, bits in found:
-                native.mark_pointed(data, abi.word, abi.swapped, m.vaddr, m.length // size, size, bits)
-        for m, bits in found:
+        """Find the text that stacks point into: crash disassembles it for each backtrace."""
+        size = self._kernel.page_size
+        texts = [(m.vaddr, size, bytearray(-(-m.length // size // 8))) for m in self._text]
+        self._mark(self._stacks() if texts else (), texts)
+        for m, (_, _, bits) in zip(self._text, texts, strict=True):
             for page, count in runs_in(bits, 0, m.length // size):
-                first = max(page - 1, 0)  # a function may begin in the page before
-                self._add(PageKind.CALLED_TEXT, m.paddr + first * size, m.paddr + (page + count) * size)
+                # A function may begin in the page before. Disassembling it goes on in the page after it.
+                start, end = max(page - 1, 0) * size, min((page + count + 1) * size, m.length)
+                self._add(PageKind.CALLED_TEXT, m.paddr + start, m.paddr + end)
+
+    def tasks(self) -> None:
+        """Find the slab that stacks point into, as each does to its task, and the slab that this points into."""
+        if self._zero is not None:
+            pieces = self._pointed(self._stacks(), self._zero)
+            slab = self._contents(self._slab(pieces))
+            self.found[PageKind.POINTED_SLAB] = pieces + self._pointed(slab, self._zero)
+
+    def _mark(self, memory: Iterable[memoryview], marks: list[tuple[int, int, bytearray]]) -> None:
+        """Mark what memory points into; marks are a virtual address, bytes per bit, bits."""
+        abi = self._kernel.abi
+        for data in memory:
+            for start, size, bits in marks:
+                native.mark_pointed(data, abi.word, abi.swapped, start, 8 * len(bits), size, bits)
+
+    def _pointed(self, memory: Iterable[memoryview], zero: int) -> list[Range]:
+        """Return the page frames of the pieces of the linear map that memory points into; zero: as self._zero."""
+        piece, size = max(_PIECE, 1 << (self._dump.end // _MAX_PIECES).bit_length()), self._kernel.page_size
+        bits = bytearray(-(-self._dump.end // piece // 8))
+        self._mark(memory, [(zero, piece, bits)])
+        runs = islice(runs_in(bits, 0, 8 * len(bits)), _MAX_RANGES)
+        return [(first * piece // size, -(-(first + count) * piece // size)) for first, count in runs]
+
+    def _slab(self, pieces: Iterable[Range]) -> Iterator[Range]:
+        """Yield which page frames are slab: others must not be read before it is known that they are not poisoned."""
+        layout, _ = self._kernel.struct_page()
+        classifier, slab = native.Classifier(layout), byte_of(PageKind.SLAB)
+        for first, end in pieces:
+            while first < end:
+                last, memmap = self._kernel.memory_model.stretch(first, min(end, first + _FRAMES))
+                classes = bytearray([PageClass.KERNEL]) * (last - first)
+                structs = None if memmap is None else self._memory.read(memmap, len(classes) * layout.size)
+                if structs is not None:
+                    classifier.restart()
+                    classifier.classify(structs, first, classes)
+                    bits = native.bitmap(classes, bytes(byte == slab for byte in range(256)))
+                    yield from ((page, page + count) for page, count in runs_in(bits, first, len(classes)))
+                first = last
 
     def _stacks(self) -> Iterator[memoryview]:
         """Yield memory that contains stacks, as much as is read quickly, and registers."""
@@ -190,13 +235,19 @@ class _Search:
             if note.kind == NT_PRSTATUS:
                 with suppress(InputError):
                     yield memoryview(self._dump.read_file(note.offset, note.size))
-        room, buffer = _STACKS, memoryview(bytearray(_STACKS_AT_ONCE))
         # Stacks are a few pages each. The longest ranges are devices and persistent memory.
-        for first, end in sorted(self.found[PageKind.VMALLOC], key=lambda r: r[1] - r[0]):
-            at, last = first * self._kernel.page_size, end * self._kernel.page_size
-            while at < last and room:
-                data = buffer[: min(last - at, room, len(buffer))]
-                self._dump.read_around(at, data, self._kernel.page_size)
+        stacks = sorted(self.found[PageKind.VMALLOC], key=lambda r: r[1] - r[0])
+        yield from self._contents(stacks)
+
+    def _contents(self, ranges: Iterable[Range]) -> Iterator[memoryview]:
+        """Yield the memory of page frames, as much as is read quickly."""
+        room, buffer, size = _QUICKLY, memoryview(bytearray(_AT_ONCE)), self._kernel.page_size
+        for at, end in ((first * size, last * size) for first, last in ranges):
+            if not room:
+                return
+            while at < end and room:
+                data = buffer[: min(end - at, room, len(buffer))]
+                self._dump.read_around(at, data, size)
                 yield data
                 at, room = at + len(data), room - len(data)
 

@@ -18,8 +18,9 @@ KINDS = (
     PageKind.RESERVED,  # the first per-CPU areas: crash finds the current tasks there
     PageKind.VMALLOC,  # stacks, modules, more per-CPU areas
     PageKind.CALLED_TEXT,  # crash disassembles it for a backtrace
-    PageKind.SLAB,
-    PageKind.MEMMAP,
+    PageKind.POINTED_SLAB,  # tasks: crash and drgn list them
+    PageKind.MEMMAP,  # without these, nothing can be filtered again
+    PageKind.SLAB,  # can be most of a dump
     PageKind.OTHER,
     PageKind.TEXT,  # every vmlinux contains it
 )
