@@ -14,7 +14,9 @@ from vmfilter.reader.source import Source, bytes_at
 
 FLATTENED = "flattened"
 """Name of this layer in Source.wrappings."""
-_MAX_RECORDS = 1 << 19  # 24 bytes each, 150 while they are sorted. vmfilter makes two of 512 KiB of pages: 128 GiB
+# 24 bytes each, 150 while they are sorted. vmfilter makes one of 512 KiB of pages, and one of each run of their
+# descriptors: 20 to 60 in all where memory is fragmented. So a few GiB of pages are read in place even then.
+_MAX_RECORDS = 1 << 19
 _NO_END = 1 << 62  # end of a file of unknown size
 
 
