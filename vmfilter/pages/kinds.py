@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from vmfilter import native
 from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import NT_PRSTATUS
-from vmfilter.frames.bitmap import runs_in
+from vmfilter.frames.bitmap import Run, runs_in
 from vmfilter.frames.classes import PageClass, PageKind, byte_of
 from vmfilter.frames.ranges import Range, append, clipped, merged
 from vmfilter.kernel.log import KernelLog
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _MAX_RANGES = 1 << 16  # of one kind
-_QUICKLY = 8 << 20  # bytes that are searched for pointers
+_QUICKLY = 4 << 20  # bytes that are searched for pointers
 _AT_ONCE = 1 << 18
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _MAX_TEXTS = 1 << 9  # executable parts of it: more than any kernel has, as each page table ends one
@@ -34,6 +35,9 @@ _MAX_PIECES = 1 << 23
 _NO_TABLES = -1
 _ADDRESSES = (1 << 64) - 1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
+
+
+_IS_SLAB = bytes(byte == byte_of(PageKind.SLAB) for byte in range(256))
 
 
 def _paints(kind: PageKind, *over: PageKind) -> tuple[PageKind, bytes]:
@@ -80,12 +84,31 @@ def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -
 
     """
     search = _Search(dump, kernel)
-    for step in search.log, lambda: search.sections(windows), search.image, search.tables, search.calls, search.tasks:
+    for step in search.log, lambda: search.sections(windows), search.image, search.tables, search.pointed:
         try:
             step()
         except (InputError, KernelError):
             continue
     return Kinds({kind: merged(ranges) for kind, ranges in search.found.items()})
+
+
+class _Marks:
+    """Pieces of memory that something points into.
+
+    Attributes:
+        start: virtual address of the first piece.
+        size: bytes of each.
+        count: their number.
+        bits: a bitmap of those that are marked.
+
+    """
+
+    def __init__(self, start: int, size: int, length: int) -> None:
+        self.start, self.size, self.count = start, size, -(-length // size)
+        self.bits = bytearray(-(-self.count // 8))
+
+    def runs(self) -> Iterator[Run]:
+        return runs_in(self.bits, 0, self.count)
 
 
 class _Search:
@@ -180,43 +203,46 @@ class _Search:
             for start, end in tables:
                 self._add(PageKind.TABLE, start, end)
 
-    def calls(self) -> None:
-        """Find the text that stacks point into: crash disassembles it for each backtrace."""
+    def pointed(self) -> None:
+        """Find what stacks point into: text, which crash disassembles for each backtrace, and the slab of their tasks.
+
+        Slab that this slab points into belongs to it: crash and drgn follow pointers of tasks to list them.
+        """
         size = self._kernel.page_size
-        texts = [(m.vaddr, size, bytearray(-(-m.length // size // 8))) for m in self._text]
-        self._mark(self._stacks() if texts else (), texts)
-        for m, (_, _, bits) in zip(self._text, texts, strict=True):
-            for page, count in runs_in(bits, 0, m.length // size):
+        texts = [_Marks(m.vaddr, size, m.length) for m in self._text]
+        areas = [_Marks(self._zero, self._piece, self._dump.end)] if self._zero is not None else []
+        self._mark(chain(self._registers(), self._contents(self._stacks())), texts + areas)
+        for m, text in zip(self._text, texts, strict=True):
+            for page, count in text.runs():
                 # A function may begin in the page before. Disassembling it goes on in the page after it.
                 start, end = max(page - 1, 0) * size, min((page + count + 1) * size, m.length)
                 self._add(PageKind.CALLED_TEXT, m.paddr + start, m.paddr + end)
+        for area in areas:
+            pieces = self._frames_of(area)
+            self._mark(self._contents(self._slab(pieces)), [area])
+            self.found[PageKind.POINTED_SLAB] = self._frames_of(area)
 
-    def tasks(self) -> None:
-        """Find the slab that stacks point into, as each does to its task, and the slab that this points into."""
-        if self._zero is not None:
-            pieces = self._pointed(self._stacks(), self._zero)
-            slab = self._contents(self._slab(pieces))
-            self.found[PageKind.POINTED_SLAB] = pieces + self._pointed(slab, self._zero)
-
-    def _mark(self, memory: Iterable[memoryview], marks: list[tuple[int, int, bytearray]]) -> None:
-        """Mark what memory points into; marks are a virtual address, bytes per bit, bits."""
+    def _mark(self, memory: Iterable[memoryview], marks: Iterable[_Marks]) -> None:
+        """Mark what memory points into."""
         abi = self._kernel.abi
         for data in memory:
-            for start, size, bits in marks:
-                native.mark_pointed(data, abi.word, abi.swapped, start, 8 * len(bits), size, bits)
+            for m in marks:
+                native.mark_pointed(data, abi.word, abi.swapped, m.start, m.count, m.size, m.bits)
 
-    def _pointed(self, memory: Iterable[memoryview], zero: int) -> list[Range]:
-        """Return the page frames of the pieces of the linear map that memory points into; zero: as self._zero."""
-        piece, size = max(_PIECE, 1 << (self._dump.end // _MAX_PIECES).bit_length()), self._kernel.page_size
-        bits = bytearray(-(-self._dump.end // piece // 8))
-        self._mark(memory, [(zero, piece, bits)])
-        runs = islice(runs_in(bits, 0, 8 * len(bits)), _MAX_RANGES)
-        return [(first * piece // size, -(-(first + count) * piece // size)) for first, count in runs]
+    @cached_property
+    def _piece(self) -> int:
+        return max(_PIECE, 1 << (self._dump.end // _MAX_PIECES).bit_length())
+
+    def _frames_of(self, area: _Marks) -> list[Range]:
+        """Return the page frames of the marked pieces of the linear map."""
+        size = self._kernel.page_size
+        runs = islice(area.runs(), _MAX_RANGES)
+        return [(i * area.size // size, -(-(i + count) * area.size // size)) for i, count in runs]
 
     def _slab(self, pieces: Iterable[Range]) -> Iterator[Range]:
         """Yield which page frames are slab: others must not be read before it is known that they are not poisoned."""
         layout, _ = self._kernel.struct_page()
-        classifier, slab = native.Classifier(layout), byte_of(PageKind.SLAB)
+        classifier = native.Classifier(layout)
         for first, end in pieces:
             while first < end:
                 last, memmap = self._kernel.memory_model.stretch(first, min(end, first + _FRAMES))
@@ -225,19 +251,19 @@ class _Search:
                 if structs is not None:
                     classifier.restart()
                     classifier.classify(structs, first, classes)
-                    bits = native.bitmap(classes, bytes(byte == slab for byte in range(256)))
+                    bits = native.bitmap(classes, _IS_SLAB)
                     yield from ((page, page + count) for page, count in runs_in(bits, first, len(classes)))
                 first = last
 
-    def _stacks(self) -> Iterator[memoryview]:
-        """Yield memory that contains stacks, as much as is read quickly, and registers."""
+    def _stacks(self) -> list[Range]:
+        """Return the page frames that may be stacks, a few pages each; devices and other long ranges come last."""
+        return sorted(self.found[PageKind.VMALLOC], key=lambda r: r[1] - r[0])
+
+    def _registers(self) -> Iterator[memoryview]:
         for note in self._dump.notes:
             if note.kind == NT_PRSTATUS:
                 with suppress(InputError):
                     yield memoryview(self._dump.read_file(note.offset, note.size))
-        # Stacks are a few pages each. The longest ranges are devices and persistent memory.
-        stacks = sorted(self.found[PageKind.VMALLOC], key=lambda r: r[1] - r[0])
-        yield from self._contents(stacks)
 
     def _contents(self, ranges: Iterable[Range]) -> Iterator[memoryview]:
         """Yield the memory of page frames, as much as is read quickly."""
