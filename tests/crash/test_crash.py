@@ -172,7 +172,11 @@ def test_mem_usage_agrees_with_proc_kpageflags(crash: Crash) -> None:
         "free": table["free"] - own,
     }
     lines = (files / "mem-usage").read_text().split("\n\n")[0].splitlines()[1:]
-    found = {name.strip(): int(pages) for name, pages, _ in (line.rsplit(maxsplit=2) for line in lines)}
+    rows = {name: int(pages) for name, pages, _ in (line.rsplit(maxsplit=2) for line in lines)}
+    found = {name: pages for name, pages in rows.items() if not name.startswith(" ")}
+    assert sum(pages for name, pages in rows.items() if name not in found) == found["kernel and other"]
+    slab = rows["  slab: on stacks"] + rows["  slab: other"]
+    assert abs(slab - table["slab"]) <= 500, (slab, table["slab"])
     assert found.pop("all memory") == len(kcore.present)
     found["cache"] += found.pop("cache with private data")
     for name, pages in wanted.items():
