@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _MAX_RANGES = 1 << 16  # of one kind
-_QUICKLY = 4 << 20  # bytes that are searched for pointers
+_QUICKLY = 3 << 20  # bytes that are searched for pointers
 _AT_ONCE = 1 << 18
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _MAX_TEXTS = 1 << 9  # executable parts of it: more than any kernel has, as each page table ends one
@@ -266,16 +266,20 @@ class _Search:
                     yield memoryview(self._dump.read_file(note.offset, note.size))
 
     def _contents(self, ranges: Iterable[Range]) -> Iterator[memoryview]:
-        """Yield the memory of page frames, as much as is read quickly."""
-        room, buffer, size = _QUICKLY, memoryview(bytearray(_AT_ONCE)), self._kernel.page_size
+        """Yield the memory of page frames, as much as is read quickly, many ranges at once."""
+        buffer, size, used = memoryview(bytearray(_AT_ONCE)), self._kernel.page_size, 0
+        room = _QUICKLY
         for at, end in ((first * size, last * size) for first, last in ranges):
-            if not room:
-                return
             while at < end and room:
-                data = buffer[: min(end - at, room, len(buffer))]
-                self._dump.read_around(at, data, size)
-                yield data
-                at, room = at + len(data), room - len(data)
+                n = min(end - at, room, len(buffer) - used)
+                self._dump.read_around(at, buffer[used : used + n], size)
+                at, room, used = at + n, room - n, used + n
+                if used == len(buffer):
+                    yield buffer
+                    used = 0
+            if not room:
+                break
+        yield buffer[:used]
 
     def _known(self) -> list[Range]:
         """Return the virtual addresses of struct pages and of the linear map, without the bits above self._reach."""
