@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _MEMORY = 1 << 19  # bytes of memory in the source for which the table has a checksum
 _MIN_BLOCKS = 1 << 8
+_AREA = 1 << 16  # bytes of the dump whose small pieces are summed at once
+_SMALL = 1 << 12
 
 
 def _memory_of(source: Dump) -> int:
@@ -55,15 +57,30 @@ class SummedTransport:
         self.note_size = len(self._head) + self._size
         self._header = b""
         self._end = 0  # of all bytes that were written
+        self._area, self._area_at = bytearray(_AREA), 0  # small pieces, not yet in the checksums, and zeros
         self._doubtful: list[tuple[int, int]] = []  # ranges that were forgotten
 
     def _add(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        end = offset + len(data)
-        while end > len(self._sums) << self._shift:
+        """Add bytes to the checksums. Small pieces, as descriptors of a few pages, are collected first."""
+        self._end = max(self._end, offset + len(data))
+        if len(data) >= _SMALL:
+            self._sum(offset, data)
+            return
+        at = offset - self._area_at
+        if not 0 <= at <= _AREA - len(data) or self._area.count(0, at, at + len(data)) < len(data):
+            self._sum_area()
+            self._area_at, at = offset, 0
+        self._area[at : at + len(data)] = data
+
+    def _sum_area(self) -> None:
+        area, self._area = self._area, bytearray(_AREA)
+        self._sum(self._area_at, memoryview(area)[: max(self._end - self._area_at, 0)])
+
+    def _sum(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        while offset + len(data) > len(self._sums) << self._shift:
             native.sums_join(self._sums, self._shift)
             self._shift += 1
         native.sums_add(self._sums, self._shift, offset, data)
-        self._end = max(self._end, end)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.write(offset, data)
@@ -101,10 +118,11 @@ class SummedTransport:
             OutputError: that fails.
 
         """
+        self._sum_area()
         known = self._settle_doubts(size)
         if header != self._header:
-            self._add(0, self._header)  # takes them back
-            self._add(0, header)
+            self._sum(0, self._header)  # takes it back
+            self._sum(0, header)
         if known:
             self._write_sums(size)
         else:
