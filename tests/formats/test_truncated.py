@@ -22,6 +22,7 @@ from kdumpreader import Kdump
 from splitbuilder import parts_of, whole_file
 
 import vmfilter
+from vmfilter.verify import verify_dump
 
 INPUT, KERNEL, INCOMPLETE = 3, 5, 6
 STATUS_INCOMPLETE = 8  # in the header of a dump
@@ -312,6 +313,27 @@ def test_rearrange_marks_an_elf_dump_that_broke_off(run: Run, tmp_path: Path, ma
         assert start == 0
         assert 0 < end < 1 << 19
         assert dump.read(0, end) == b"m" * end
+
+
+def test_an_elf_stream_of_ours_that_breaks_off_contains_the_pages_that_arrived(
+    run: Run, real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    vmcore = real("x86_64-6.12-small")
+    vmfilter.filter_dump(vmcore, tmp_path / "file", format="elf")
+    vmfilter.filter_dump(vmcore, tmp_path / "stream", format="elf", flatten=True)
+    stream = (tmp_path / "stream").read_bytes()
+    assert stream[4096 + 16 :].startswith(b"\x7fELF")
+    with standard_input(stream):
+        assert run("rearrange", "-q", tmp_path / "whole").status == 0
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "file").read_bytes()
+    for percent in 10, 50, 99:
+        with standard_input(stream[: len(stream) * percent // 100]):
+            assert run("rearrange", "-q", "--force", tmp_path / "part").status == INCOMPLETE
+        with vmfilter.open_dump(tmp_path / "part") as part, vmfilter.open_dump(vmcore) as whole:
+            found = verify_dump(part, whole)
+            assert part.header.incomplete
+            assert (found.differing, found.damaged) == (0, 0)
+            assert found.pages > 8624 * percent // 100 - 600
 
 
 def test_a_stream_that_breaks_off_before_its_first_page_is_refused(run: Run, tmp_path: Path) -> None:

@@ -472,7 +472,8 @@ def test_a_flattened_file_with_a_bad_block_keeps_what_precedes_it(
     assert "Input/output error" in str(result.failure)
     assert result.output_size > block * PAGE - (1 << 20)
     assert is_part_of(out, small) == result.kept - result.lost > 0
-    FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # no record overlaps another
+    if "format" not in options:  # the program headers of ELF are sent again
+        FlattenedSource(open_source(str(out), os.open(out, os.O_RDONLY))).close()  # no record overlaps another
     with open(out, "rb") as stream:
         rearrange(stream, tmp_path / "rearranged")
     assert is_part_of(tmp_path / "rearranged", small) == result.kept - result.lost

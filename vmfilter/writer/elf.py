@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter.arch import elf_machine
@@ -155,10 +155,13 @@ class ElfWriter:
         """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
         self._spare = min(count, _SPARE)
-        segments = 1 + self._spare + sum(1 for _ in self._segments())
+        segments = 1 + sum(1 for _ in self._segments())
         small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
-        if not small or not self._lay_out(ELF32, segments, count * self._page_size):
-            self._lay_out(ELF64, segments, count * self._page_size)
+        if not small or not self._lay_out(ELF32, segments + self._spare, count * self._page_size):
+            self._lay_out(ELF64, segments + self._spare, count * self._page_size)
+        if self._transport.is_stream:
+            self._transport.write_header(self._elf_header(segments))
+            self._put_program_headers(self._transport.write, count * self._page_size)
         self._transport.write(self._notes_at, self._memory_note)
         at = self._transport.begin_note(self._notes_at + len(self._memory_note))
         at = self._notes.write(self._transport, at)
@@ -233,9 +236,9 @@ class ElfWriter:
             self.size = self._account.size
             raise
 
-    def _write_program_headers(self) -> int:
-        """Write the program headers, and return their number. They end with the last page that was written."""
-        layout, program, written = self._layout, self._program, self.size - self._data
+    def _put_program_headers(self, put: Callable[[int, bytes | bytearray], None], written: int) -> int:
+        """Put the program headers of the first bytes of page data somewhere, and return their number."""
+        layout, program = self._layout, self._program
         pending = bytearray(program.pack(*layout.program_header(PT_NOTE, 0, self._notes_at, 0, 0, self._notes_size)))
         at, count, mask = self._header.size, 1, (1 << layout.word_bits) - 1
         for flags, offset, vaddr, paddr, size in self._segments():
@@ -247,19 +250,32 @@ class ElfWriter:
             )
             count += 1
             if len(pending) >= _HEADERS_AT_ONCE * program.size:
-                self._transport.write(at, pending)
+                put(at, pending)
                 at, pending = at + len(pending), bytearray()
-        self._transport.write(at, pending)
+        put(at, pending)
         at += len(pending)
         self._transport.zeros(at, self._section_at - at)
         section = [0] * 10
         section[SH_INFO] = count
-        self._transport.write(self._section_at, self._section.pack(*section))
+        put(self._section_at, self._section.pack(*section))
         return count
 
     def finish(self, incomplete: bool = False) -> int:
-        """See Writer. The ELF header is written last, since it makes the file a dump."""
-        count = self._write_program_headers()
+        """See Writer. In a file, the ELF header is written last, since it makes the file a dump."""
+        written = self.written
+        if self._transport.is_stream and not (incomplete or written.lost) and written.pages == len(self._kept):
+            self._transport.finish(self.size)
+            return self.size
+        if self._transport.is_stream:
+            lost, self._lost = self._lost, []
+            self._put_program_headers(self._transport.take_back, len(self._kept) * self._page_size)
+            self._lost = lost
+        count = self._put_program_headers(self._transport.write, self.size - self._data)
+        self._transport.finish(self.size, self._elf_header(count, DUMP_ELF_INCOMPLETE if incomplete else 0))
+        return self.size
+
+    def _elf_header(self, count: int, flags: int = 0) -> bytes:
+        """Return the ELF header; count: number of program headers."""
         many = count >= PN_XNUM
         ident = b"\x7fELF" + bytes((self._layout.number, 1 if self._sign == "<" else 2, 1))
         header = ElfHeader(
@@ -270,7 +286,7 @@ class ElfWriter:
             entry=0,
             phoff=self._header.size,
             shoff=self._section_at if many else 0,
-            flags=DUMP_ELF_INCOMPLETE if incomplete else 0,
+            flags=flags,
             ehsize=self._header.size,
             phentsize=self._program.size,
             phnum=PN_XNUM if many else count,
@@ -278,5 +294,4 @@ class ElfWriter:
             shnum=1 if many else 0,
             shstrndx=0,
         )
-        self._transport.finish(self.size, self._header.pack(*header))
-        return self.size
+        return self._header.pack(*header)

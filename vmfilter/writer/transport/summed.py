@@ -90,6 +90,10 @@ class SummedTransport:
         self._below.stream(offset, data)
         self._add(offset, data)
 
+    def take_back(self, offset: int, data: bytes | bytearray) -> None:
+        """Take bytes that were written out of the checksums, since others will be written there."""
+        self._sum(offset, data)
+
     def write_header(self, header: bytes) -> None:
         """Write a header that finish() may replace, at offset 0."""
         self.write(0, header)
@@ -107,17 +111,18 @@ class SummedTransport:
         self._below.reserve(self._at, self._at + self._size)
         return self._at + self._size
 
-    def finish(self, size: int, header: bytes) -> None:
+    def finish(self, size: int, header: bytes | None = None) -> None:
         """Write the checksums, the header, and put the dump on stable storage; nothing is written afterwards.
 
         Args:
             size: bytes of the dump. What was written beyond is no part of it.
-            header: of the dump, at offset 0; replaces that of write_header().
+            header: of the dump, at offset 0; None: that of write_header().
 
         Raises:
             OutputError: that fails.
 
         """
+        header = self._header if header is None else header
         self._sum_area()
         known = self._settle_doubts(size)
         if header != self._header:
