@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Checksums of the blocks of a file, made as its bytes come, in any order. They are CRC-32 with zlib's polynomial and
- * bit order, but without its inversions. That makes them linear: a block's checksum is the XOR of those of its pieces,
- * each taken with zeros around it. Zeros before a piece do not count, and n zeros after it multiply by x^(8n).
+ * bit order, but without its inversions. That makes them linear: a block's checksum is the XOR of its pieces' checksums,
+ * each piece padded with zeros. Zeros before a piece do not count, and n zeros after it multiply by x^(8n).
  */
 #include "libraries.h"
 #include "vmfilter.h"

@@ -476,7 +476,7 @@ uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const u
 void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size);
 
 /*
- * vmf_sums_join() - turn the checksums of blocks into those of blocks of twice the size
+ * vmf_sums_join() - join the checksums of each two blocks
  * @sums: in and out: @count checksums; the second half is zero then
  * @count: number of blocks
  * @shift: log2 of the bytes of a block on entry

@@ -754,6 +754,6 @@ def sums_add(sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffe
 
 
 def sums_join(sums: WriteableBuffer, shift: int) -> None:
-    """Turn the checksums of blocks of 2^shift bytes into those of blocks of twice the size, in place."""
+    """Join the checksums of each two blocks of 2^shift bytes, in place."""
     out = _write("uint32_t[]", sums)
     lib.vmf_sums_join(out, len(out), shift)

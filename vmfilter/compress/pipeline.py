@@ -64,7 +64,7 @@ class Pages(NamedTuple):
 
 
 def split_chunk(chunk: list[Stretch], count: int) -> tuple[list[Stretch], list[Stretch]]:
-    """Return the stretches of the first count pages of a chunk, and those of the others."""
+    """Split the stretches of a chunk after its first count pages."""
     for i, (pfn, n, index) in enumerate(chunk):
         if count < n:
             first = [*chunk[:i], (pfn, count, index)] if count else chunk[:i]
@@ -145,7 +145,7 @@ class Worker(Protocol):
     """Makes the pages of the new dump. Each thread has one."""
 
     def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
-        """Write the pages of a chunk to out and sizes, as Packer.pack() does; pass over those that cannot be read."""
+        """Write the pages of a chunk to out and sizes, as Packer.pack() does. Unreadable pages become LOST."""
 
 
 NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
@@ -178,7 +178,7 @@ class CompressingWorker:
         return Packed(count, used + self._pack(packed, count, out[used:], sizes), lost)
 
     def _pack(self, first: int, end: int, out: memoryview, sizes: memoryview) -> int:
-        """Compress the pages [first, end) of those that were read, and return their bytes."""
+        """Compress pages [first, end) of the buffer; return the bytes written."""
         pages = self._pages[first * self._page_size : end * self._page_size]
         return self._packer.pack(pages, self._skip_zero, out, sizes[first:end])
 

@@ -32,7 +32,7 @@ class PageClass(IntEnum):
 class PageKind(IntEnum):
     """What the kernel used a page of class KERNEL for. enum vmf_page_kind has the same values.
 
-    OTHER is what is not recognised, and the kind of all frames of other classes.
+    OTHER is any kernel page that is not recognised. Frames of other classes have this kind too.
     """
 
     OTHER = 0
@@ -48,7 +48,7 @@ class PageKind(IntEnum):
     """The vmalloc area: stacks, modules, per-CPU chunks."""
     SLAB = 6
     MEMMAP = 7
-    """Struct pages, as far as they are in RAM."""
+    """Struct pages in RAM."""
     RESERVED = 8
     """Allocated at boot, and never freed: the first per-CPU areas, early tables, hash tables."""
     CALLED_TEXT = 9

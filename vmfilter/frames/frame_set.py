@@ -85,7 +85,7 @@ class FrameSet:
         self._fd = -1
         self._size = 0  # of the temporary file, bytes
         self._count = 0
-        self._ranks: set[int] = set()  # those that occur
+        self._ranks: set[int] = set()  # ranks in use
         self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class FrameSet:
             before += count
 
     def ranked(self, start: int = 0, end: int = 1 << 64) -> Iterator[Stretch]:
-        """Yield the frames in [start, end) by rank, those of each rank in ascending order."""
+        """Yield the frames in [start, end) by rank, then by number."""
         for rank in sorted(self._ranks):
             yield from self.of_rank(rank, start, end)
 

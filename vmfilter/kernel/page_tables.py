@@ -120,7 +120,7 @@ class VirtualMemory:
             is_known: whether what a virtual address maps is known. It comes last, and without its last-level tables:
                 the linear map can have one for every 2 MiB of memory. The address lacks the upper bits that the tables
                 do not translate.
-            tables: the physical addresses [start, end) of each table are appended, also of those that are not read.
+            tables: out: physical addresses [start, end) of each table, read or not.
 
         """
         root = len(self._levels) - 1, self.root.address

@@ -1,6 +1,6 @@
 """Find kinds of kernel pages that struct pages do not tell: by page tables and VMCOREINFO, without debug information.
 
-Nothing here fails a run. What is not found stays PageKind.OTHER, or what its struct page says.
+Nothing here fails a run. A page that is not found keeps the kind that its struct page gives, or PageKind.OTHER.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Marks:
         start: virtual address of the first piece.
         size: bytes of each.
         count: their number.
-        bits: a bitmap of those that are marked.
+        bits: bitmap of the marked pieces.
 
     """
 

@@ -42,7 +42,7 @@ class _Survey(Classifier):
         classes[:] = marked.translate(_IN_THE_KERNEL)
 
     def held_in(self, window: Window) -> memoryview:
-        """Return the classes of a window; those of frames that the dump does not contain are HOLE."""
+        """Return the classes of a window, with HOLE for frames that the dump does not contain."""
         both = int.from_bytes(window.classes, "little") & int.from_bytes(self.held, "little")
         return memoryview(both.to_bytes(len(self.held), "little"))
 

@@ -26,7 +26,7 @@ class Foreign(NamedTuple):
         name: what the file is, with its article.
         advice: what to do.
         magics: bytes that identify it, any of them.
-        offset: where they are in the file.
+        offset: their file offset.
 
     """
 

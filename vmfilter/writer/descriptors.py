@@ -44,7 +44,7 @@ class DescriptorTable:
             transport: to write to.
             start: file offset of the table.
             pages: number of its descriptors.
-            before: number of kept frames before them: those of earlier files of a split set.
+            before: number of kept frames in earlier files of a split set.
 
         Raises:
             NoSpaceError: there is not enough room.

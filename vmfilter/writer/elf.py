@@ -2,7 +2,7 @@
 
     offset 0       ELF header, then all program headers: crash does not look for them elsewhere
     then           a section header, if there are more PT_LOADs than e_phnum can count (PN_XNUM)
-    then           the notes: what was excluded, the checksums of the file, then those of the source
+    then           the notes: excluded memory, the checksums of the file, the notes of the source
     then           kept pages, in order of their frames; excluded zero pages are holes of the file
 
 A page that cannot be read is in no PT_LOAD either. It cuts its run in two, and there is room for some more headers.

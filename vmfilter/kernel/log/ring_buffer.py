@@ -27,7 +27,7 @@ class Ringbuffer:
     """The log of one kernel.
 
     Attributes:
-        areas: where it is: descriptors, infos, text.
+        areas: memory of its descriptors, infos and text.
 
     """
 

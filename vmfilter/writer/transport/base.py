@@ -109,7 +109,7 @@ class Transport(Sink, Protocol):
 
 @contextmanager
 def published(sinks: Sequence[Sink]) -> Iterator[None]:
-    """Publish sinks that the block writes and syncs, those that it adds included. If anything fails, none is left."""
+    """Publish the sinks that the block writes and syncs, and sinks that it adds. On failure, remove all of them."""
     try:
         yield
         for sink in sinks:

@@ -41,7 +41,7 @@ class SummedTransport:
         """Size the note.
 
         Args:
-            below: where the bytes go.
+            below: transport to write to.
             source: dump from which the new one is made.
 
         """
@@ -115,7 +115,7 @@ class SummedTransport:
         """Write the checksums, the header, and put the dump on stable storage; nothing is written afterwards.
 
         Args:
-            size: bytes of the dump. What was written beyond is no part of it.
+            size: bytes of the dump; bytes written beyond it do not count.
             header: of the dump, at offset 0; None: that of write_header().
 
         Raises:
