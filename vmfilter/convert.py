@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from vmfilter.reader import Dump, Path, open_dump
+from vmfilter.reader.checksums import compare
 from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
@@ -54,4 +55,5 @@ def convert_dump(
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form, dump.codec())
-        return DumpRun(dump, dump.header.level, False, False, progress).write(to)
+        # Damage that still decompresses would look like a good page of the new dump.
+        return DumpRun(dump, dump.header.level, False, False, progress, compare(dump).faults).write(to)

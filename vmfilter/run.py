@@ -43,7 +43,13 @@ class DumpRun:
     """Makes one dump: reads the kernel, classifies, writes, and counts."""
 
     def __init__(
-        self, dump: Dump, level: int, classify: bool, include_pmem_userdata: bool, progress: Progress | None
+        self,
+        dump: Dump,
+        level: int,
+        classify: bool,
+        include_pmem_userdata: bool,
+        progress: Progress | None,
+        faults: Sequence[str] = (),
     ) -> None:
         """Read what the dump and its kernel say about memory.
 
@@ -53,6 +59,7 @@ class DumpRun:
             classify: whether to classify pages; if not, every page of the source is kept, whatever its class.
             include_pmem_userdata: see filter_dump().
             progress: see Progress.
+            faults: of the source, one line each; the new dump is marked incomplete if there are any.
 
         Raises:
             KernelError: the level needs the kernel, and it cannot be understood.
@@ -63,7 +70,10 @@ class DumpRun:
         self._all_levels = level | dump.header.level  # what was excluded before stays excluded
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
-        self._warnings: list[str] = []
+        self._faults = faults
+        self._warnings = list(faults)
+        if faults:
+            self._warnings.append(f"{dump.path}: the new dump may contain damaged pages, and is marked incomplete")
         self._deduplicator: Deduplicator | None = None
         self._lost: list[Range] = []  # page frames
         self._why_lost = ""  # the first of them
@@ -135,7 +145,7 @@ class DumpRun:
         if ended is not None and not (to.form.keep_incomplete and written.pages > written.lost):
             raise ended
         ends_early = written.pages < kept
-        is_short = ends_early or written.lost or result.uncounted
+        is_short = ends_early or written.lost or result.uncounted or self._faults
         result.incomplete = bool(is_short or self._dump.passed_over or self._dump.header.incomplete)
         try:
             result.output_size = writer.finish(result.incomplete)

@@ -354,3 +354,20 @@ def test_more_ranges_than_an_elf_dump_has_room_for_end_the_run(
     assert not found.keys() & set(lost)
     assert bad.run("filter", "-q", small, tmp_path / "kdump").status == INCOMPLETE
     assert memory_of(tmp_path / "kdump") == without(pages, lost)
+
+
+@pytest.mark.parametrize("compress", ["none", "lzo"])
+def test_convert_never_makes_damage_look_whole(small: Path, tmp_path: Path, run: Run, compress: str) -> None:
+    """What is stored raw, as the zero page, can always be read."""
+    out = tmp_path / "dump"
+    vmfilter.filter_dump(small, out, compress=compress)
+    assert run("convert", out, tmp_path / "good").status == 0
+    dump, data = Kdump(out), bytearray(out.read_bytes())
+    data[dump.descriptors + 24 * len(dump.kept) + 100] ^= 1
+    out.write_bytes(data)
+    ran = run("convert", out, tmp_path / "new")
+    assert ran.status == INCOMPLETE
+    assert "differ from their checksum: " in ran.err
+    assert "the new dump may contain damaged pages, and is marked incomplete" in ran.err
+    with vmfilter.open_dump(tmp_path / "new") as new:
+        assert new.header.incomplete

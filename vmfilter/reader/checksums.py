@@ -102,7 +102,11 @@ def _differences(dump: Dump, index: int, source: Source, sums: Checksums) -> Ite
     """Yield one line for each range of a file that differs from its checksums."""
     areas = list(_damaged(source, sums))
     told = areas[:_MAX_TOLD]
-    for (start, end), what in zip(told, dump.contents_of(index, told), strict=True):
+    try:
+        contents = list(dump.contents_of(index, told))
+    except InputError:
+        contents = ["unknown, since the descriptors cannot be read"] * len(told)
+    for (start, end), what in zip(told, contents, strict=True):
         yield f"{source.path}: damaged: bytes {start:#x}-{end - 1:#x} differ from their checksum: {what}"
     if areas[_MAX_TOLD:]:
         yield f"{source.path}: damaged: {len(areas) - _MAX_TOLD} more ranges of bytes differ from their checksums"
