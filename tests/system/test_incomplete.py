@@ -29,7 +29,7 @@ from namespaces import needs_program
 import vmfilter
 from vmfilter import native
 from vmfilter.cli import main
-from vmfilter.errors import InputError, OutputError
+from vmfilter.errors import InputError, NoSpaceError, OutputError
 from vmfilter.frames.classes import PageClass, PageKind, class_in
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
@@ -413,6 +413,20 @@ def test_a_disk_that_dies_while_descriptors_are_written_is_one_error(
     assert not list(tmp_path.glob("dump*"))
 
 
+def test_no_dump_is_left_with_descriptors_of_lost_pages(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: FileTransport, start: int, end: int) -> None:
+        raise OutputError("Input/output error")
+
+    _bad_spot(monkeypatch, 1000)
+    monkeypatch.setattr(FileTransport, "forget", failing)
+    monkeypatch.setattr(descriptors, "_MAX_BYTES", 1)
+    with pytest.raises(OutputError):
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    assert not list(tmp_path.glob("dump*"))
+
+
 def test_lost_pages_are_not_counted_as_stored_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(1)
     vmcore = Elf([Load(0, b"".join(2 * chance.randbytes(PAGE) for _ in range(2000)))]).write(tmp_path / "vmcore")
@@ -457,6 +471,45 @@ def test_erasing_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Pa
     assert aside.read_bytes() == b"\xff" + bytes(size) + b"\xff"
     transport.abort()
     assert used < 100_000
+
+
+class TightSink:
+    """A disk with room for so many bytes, of which the stream takes what it reserves."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self.landed = 0
+
+    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        assert offset == self.landed
+        self.reserve(0, offset + len(data))
+        self.landed += len(data)
+
+    def reserve(self, start: int, end: int) -> None:
+        if end > self._room:
+            raise NoSpaceError("No space left on device")
+
+    def settle(self) -> None:
+        pass
+
+    def sync(self, size: int) -> None:
+        assert size == self.landed
+
+
+def test_a_full_disk_has_room_for_the_records_of_scattered_descriptors() -> None:
+    pieces, page = 50_000, random.Random(1).randbytes(1 << 17)
+    sink: Any = TightSink(4 << 20)
+    flat = FlattenedTransport(sink)
+    flat.reserve(0, 24 * pieces, pieces)
+    at = 24 * pieces
+    with suppress(NoSpaceError):
+        while at < 8 << 20:
+            flat.stream(at, page)
+            at += len(page)
+    assert 24 * pieces < at < 8 << 20
+    for i in reversed(range(pieces)):
+        flat.write(24 * i, page[:24])
+    flat.sync(at)
 
 
 @pytest.mark.parametrize("block", [300, 600, 800, 1000, 1200])
@@ -813,9 +866,9 @@ def test_the_end_of_a_dump_fits_into_its_reserved_space_on_a_full_disk(
             had.append((offset, end))
         return pwrite(fd, data, offset)
 
-    def reserved(self: FileTransport, start: int, end: int) -> None:
+    def reserved(self: FileTransport, start: int, end: int, pieces: int = 1) -> None:
         had.append((start, end))
-        reserve(self, start, end)
+        reserve(self, start, end, pieces)
 
     monkeypatch.setattr(os, "pwrite", full)
     monkeypatch.setattr(FileTransport, "reserve", reserved)

@@ -85,12 +85,18 @@ class FrameSet:
         self._fd = -1
         self._size = 0  # of the temporary file, bytes
         self._count = 0
+        self._stretches = 0
         self._ranks: set[int] = set()  # ranks in use
         self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
 
     def __len__(self) -> int:
         """Return the number of frames."""
         return self._count
+
+    @property
+    def max_stretches(self) -> int:
+        """Number of stretches that ranked() yields, at most."""
+        return self._stretches
 
     def add(self, pfn: int, classes: memoryview, rank_of: bytes) -> None:
         """Add the frames whose class has a rank.
@@ -123,6 +129,7 @@ class FrameSet:
         self._records += bits
         self._records += memoryview(self._found)[: n * native.RANKED_RUN]
         self._count += frames
+        self._stretches += sum(counts) + (frames if bits else 0)
         if len(self._records) > _IN_MEMORY:
             self._spill()
 

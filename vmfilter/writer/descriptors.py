@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from vmfilter.errors import OutputError
 from vmfilter.native import DESCRIPTOR
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class DescriptorTable:
 
     """
 
-    def __init__(self, transport: SummedTransport, start: int, pages: int, before: int) -> None:
+    def __init__(self, transport: SummedTransport, start: int, pages: int, before: int, pieces: int) -> None:
         """Reserve room for the table, and write nothing yet.
 
         Args:
@@ -45,6 +46,7 @@ class DescriptorTable:
             start: file offset of the table.
             pages: number of its descriptors.
             before: number of kept frames in earlier files of a split set.
+            pieces: number of pieces at most in which the table will be written.
 
         Raises:
             NoSpaceError: there is not enough room.
@@ -57,8 +59,9 @@ class DescriptorTable:
         self._sent = 0  # pages among them whose descriptors may have been written
         self._pending: list[_Part] = []
         self._bytes = 0
+        self._wrong = False  # descriptors of lost pages could not be removed
         if pages:
-            transport.reserve(self.start, self.end)
+            transport.reserve(self.start, self.end, pieces)
 
     def put(self, chunk: Iterable[Stretch], descriptors: memoryview) -> None:
         """Add the descriptors of a chunk of pages. Raises OutputError if earlier ones cannot be written."""
@@ -96,8 +99,10 @@ class DescriptorTable:
 
         """
         self._pending = [part for part in self._pending if part[2] < pages]
+        self._wrong = True
         for start, end in self._ranges(pages, self._sent, order):
             self._transport.forget(start, end)
+        self._wrong = False
         self._put = min(self._put, pages)
 
     def finish(self, order: Iterable[Stretch]) -> bool:
@@ -113,6 +118,8 @@ class DescriptorTable:
             OutputError: that fails.
 
         """
+        if self._wrong:
+            raise OutputError("descriptors of lost pages cannot be removed: no dump is left")
         self.flush()
         pages = (self.end - self.start) // DESCRIPTOR
         if self._put == pages:

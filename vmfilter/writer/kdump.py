@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _VERSION = 6
 _GAP = 64  # bytes between the sub header and the notes
 _MAX_32 = (1 << 32) - 1
+_CHUNK_PAGES = 8  # at least: a chunk can end in the middle of a stretch
 _BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected for one write
 
 
@@ -229,7 +230,8 @@ class KdumpWriter:
         self._write_sub_header()
         self._transport.reserve(0, self._block)
         pages, before = (part.pages, part.before) if part else (count, 0)
-        self._table = DescriptorTable(self._transport, self._descriptors, pages, before)
+        pieces = kept.max_stretches + count // _CHUNK_PAGES
+        self._table = DescriptorTable(self._transport, self._descriptors, pages, before, pieces)
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size += self._block

@@ -68,6 +68,9 @@ class Transport(Sink, Protocol):
 
     is_stream: bool
 
+    def reserve(self, start: int, end: int, pieces: int = 1) -> None:
+        """See Sink. pieces: number of pieces at most in which the range will be written."""
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at an offset. Raises OutputError if that fails."""
 

@@ -35,7 +35,7 @@ class Discard:
     def hole(self, offset: int, size: int) -> None:
         pass
 
-    def reserve(self, start: int, end: int) -> None:
+    def reserve(self, start: int, end: int, pieces: int = 1) -> None:
         pass
 
     def sync(self, size: int) -> None:

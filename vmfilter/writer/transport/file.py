@@ -64,7 +64,7 @@ class _File:
     def hole(self, offset: int, size: int) -> None:
         self.zeros(offset, size)
 
-    def reserve(self, start: int, end: int) -> None:
+    def reserve(self, start: int, end: int, pieces: int = 1) -> None:
         try:
             os.posix_fallocate(self._fd, start, end - start)
         except OSError as e:

@@ -127,8 +127,8 @@ class FlattenedTransport:
                 self._full = True
                 raise
 
-    def reserve(self, start: int, end: int) -> None:
-        self._owed.append([start, end, end - start])
+    def reserve(self, start: int, end: int, pieces: int = 1) -> None:
+        self._owed.append([start, end, end - start + pieces * RECORD.size])
         self._have_room(0)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -137,7 +137,7 @@ class FlattenedTransport:
     def _record(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         for owed in self._owed:
             if owed[0] <= offset < owed[1]:
-                owed[2] -= len(data)
+                owed[2] = max(owed[2] - len(data) - RECORD.size, 0)
         self._have_room(len(data))
         if len(data) >= _LARGE:
             self._flush()

@@ -177,8 +177,8 @@ class SummedTransport:
     def hole(self, offset: int, size: int) -> None:
         self._below.hole(offset, size)
 
-    def reserve(self, start: int, end: int) -> None:
-        self._below.reserve(start, end)
+    def reserve(self, start: int, end: int, pieces: int = 1) -> None:
+        self._below.reserve(start, end, pieces)
 
     def settle(self) -> None:
         self._below.settle()
