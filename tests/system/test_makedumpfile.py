@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -414,10 +415,17 @@ def test_a_set_is_reassembled_to_the_dump(run: Run, small: Path, option: str) ->
     assert run("--reassemble", "3", "1", "2", "new").status == 0
     assert Kdump(Path("new")).status == Kdump(Path("dump")).status
     assert dict(Kdump(Path("new")).pages()) == dict(Kdump(Path("dump")).pages())
-    for part in "123":
-        with open(part, "r+b") as f:
-            f.seek(STATUS_AT)
-            f.write(bytes(4))
+    for part in map(Path, "123"):
+        data = bytearray(part.read_bytes())
+        named = any(data[STATUS_AT : STATUS_AT + 4])
+        data[STATUS_AT : STATUS_AT + 4] = bytes(4)
+        part.write_bytes(data)
+        assert run("--reassemble", "1", "2", "3", "incomplete").status == named  # it differs from its checksum
+        name = data.index(b"VMFILTER\0")
+        (size,) = struct.unpack_from("<I", data, name - 8)
+        data[name + 12 : name + 12 + size] = bytes(size)  # there are none
+        part.write_bytes(data)
+        Path("incomplete").unlink()
     assert run("--reassemble", "1", "2", "3", "same").status == 0  # no header names the codec: the pages do
     assert Path("same").read_bytes() == Path("new").read_bytes()
 
