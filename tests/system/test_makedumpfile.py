@@ -415,17 +415,17 @@ def test_a_set_is_reassembled_to_the_dump(run: Run, small: Path, option: str) ->
     assert run("--reassemble", "3", "1", "2", "new").status == 0
     assert Kdump(Path("new")).status == Kdump(Path("dump")).status
     assert dict(Kdump(Path("new")).pages()) == dict(Kdump(Path("dump")).pages())
-    for part in map(Path, "123"):
-        data = bytearray(part.read_bytes())
-        named = any(data[STATUS_AT : STATUS_AT + 4])
+    parts = {Path(part): bytearray(Path(part).read_bytes()) for part in "123"}
+    named = any(parts[Path("1")][STATUS_AT : STATUS_AT + 4])
+    for part, data in parts.items():
         data[STATUS_AT : STATUS_AT + 4] = bytes(4)
         part.write_bytes(data)
-        assert run("--reassemble", "1", "2", "3", "incomplete").status == named  # it differs from its checksum
+    assert run("--reassemble", "1", "2", "3", "incomplete").status == named  # they differ from their checksums
+    for part, data in parts.items():
         name = data.index(b"VMFILTER\0")
         (size,) = struct.unpack_from("<I", data, name - 8)
         data[name + 12 : name + 12 + size] = bytes(size)  # there are none
         part.write_bytes(data)
-        Path("incomplete").unlink()
     assert run("--reassemble", "1", "2", "3", "same").status == 0  # no header names the codec: the pages do
     assert Path("same").read_bytes() == Path("new").read_bytes()
 
