@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
-from vmfilter.frames.ranges import Range, frames_in
+from vmfilter.frames.ranges import Range
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
@@ -127,6 +126,12 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         counter.add(window.classes)
         namespaces.add(window.pfn, window.classes)
     classes = counter.result()
+    lost: list[Range] = []
+    lost_bytes = 0
+    for start, end in dump.lost():
+        lost_bytes += end - start
+        if len(lost) < MAX_LOST:
+            lost.append((start, end))
     parts = dump.parts
     found: dict[PageKind, Remains] = {}
     if kernel is not None and dump.header.incomplete:
@@ -146,8 +151,8 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         page_size=page_size,
         level=dump.header.level,
         incomplete=dump.header.incomplete,
-        lost=list(islice(dump.lost(), MAX_LOST)),
-        lost_pages=frames_in(dump.lost()) // page_size,
+        lost=lost,
+        lost_pages=lost_bytes // page_size,
         truncated=bool(dump.truncated),
         classes=classes,
         vmcoreinfo=info.text if info else "",

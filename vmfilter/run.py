@@ -155,10 +155,11 @@ class DumpRun:
             raise ended from None  # the first failure: finish() only repeats it
         result.failure = ended if ends_early else None
         result.unreadable = written.lost
-        result.unreadable_at = [(a * self._page_size, b * self._page_size) for a, b in merged(self._lost)]
+        unreadable = merged(self._lost)
+        result.unreadable_at = [(a * self._page_size, b * self._page_size) for a, b in unreadable]
         result.lost = result.uncounted + kept - written.pages + written.lost
         if result.lost:
-            result.lost_kinds = self._lost_kinds(frames, writer, result)
+            result.lost_kinds = self._lost_kinds(frames, writer, unreadable, result.lost)
         result.zero = written.zero if share_zero else 0
         if self._deduplicator:
             result.shared = written.shared + written.zero - result.zero
@@ -172,15 +173,15 @@ class DumpRun:
             )
         return result
 
-    def _lost_kinds(self, frames: FrameSet, writer: Writer, result: Statistics) -> dict[PageKind | None, int]:
-        """Count the lost pages by kind; those whose kind is no longer known as None."""
-        lost = merged(self._lost)
-        unreadable = [
-            sum(frames_in(clipped(lost, pfn, pfn + count)) for pfn, count, _ in frames.of_rank(rank) if lost)
-            for rank in range(RANKS)
-        ]
-        kinds = by_kind([a + b for a, b in zip(writer.missing(), unreadable, strict=True)])
-        kinds[None] += result.lost - sum(kinds.values())
+    def _lost_kinds(
+        self, frames: FrameSet, writer: Writer, lost: Sequence[Range], total: int
+    ) -> dict[PageKind | None, int]:
+        """Count the lost pages by kind, or as None if their kind is not known; lost: those that cannot be read."""
+        ranks = writer.missing()
+        for rank in range(RANKS) if lost else ():
+            ranks[rank] += sum(frames_in(clipped(lost, pfn, pfn + n)) for pfn, n, _ in frames.of_rank(rank))
+        kinds = by_kind(ranks)
+        kinds[None] += total - sum(kinds.values())
         return kinds
 
     def _write_pages(

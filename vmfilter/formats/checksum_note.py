@@ -9,9 +9,9 @@ Its name is VMFILTER and its type is KIND. The description, in the byte order of
 Block i is the 2^shift bytes of the file from i << shift on, the last one filled up with zeros. In it, the description
 counts as zeros. Its checksum is the CRC-32 of zlib without its inversions: crc32(block, 0xffffffff) ^ 0xffffffff.
 
-makedumpfile copies notes to the dumps it makes, where they are at another offset. So a description is about its file
-only at the offset that it names. A description of zeros says that there are no checksums: a stream sends the table
-last, so one that breaks off lacks it. Other tools ignore the note.
+makedumpfile copies notes into its own dumps, at another offset. So a description is valid only at the offset that it
+names. A description of zeros means that there are no checksums: a stream sends the table last, so a stream that breaks
+off lacks it. Other tools ignore the note.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
 
     here = Path(__file__).parent
     modules["vmfilter.integration"] = None  # makes its import fail
-    modules["_hashlib"] = None  # OpenSSL is larger than all else; hashlib has SHA-256 without it
+    modules["_hashlib"] = None  # keeps OpenSSL out, which is large: hashlib has its own SHA-256
     stand_ins = {CODECS[c].package for c in native_libraries()} - sys.stdlib_module_names
     modules.update({p: None for p in stand_ins if p})
     for source in here.parent.rglob("*.py"):

@@ -131,7 +131,7 @@ class Classifier:
             classes = memoryview(self._classes)[:count]
             self._mark_memory(pfn, count, classes)
             if self._kernel is not None:
-                marked = bytes(classes)
+                marked = bytes(classes) if self._kinds_only else b""
                 self._apply_struct_pages(pfn, count, classes)
                 self._kinds.paint(pfn, classes)
                 if self._kinds_only:

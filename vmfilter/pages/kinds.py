@@ -136,12 +136,16 @@ class _Search:
         for m in islice(self._memory.translate(start, end - start), room):
             self._add(kind, m.paddr, m.paddr + m.length)
 
-    def _offset(self, vaddr: int) -> int | None:
+    def _zero_of(self, vaddr: int) -> int | None:
+        """Return the virtual address of physical address 0 in the mapping of vaddr; None if vaddr is not mapped."""
+        m = next(self._memory.translate(vaddr, 1), None)
+        return None if m is None else m.vaddr - m.paddr & _ADDRESSES
+
+    def _offset(self, vaddr: int, zero: int | None) -> int | None:
         """Virtual minus physical address; _NO_TABLES if no page tables map vaddr, None if it is not mapped."""
         if any(start <= vaddr < start + size for start, size, _ in self._memory.root.linear):
             return _NO_TABLES
-        m = next(self._memory.translate(vaddr, 1), None)
-        return None if m is None else m.vaddr - m.paddr & self._reach
+        return None if zero is None else zero & self._reach
 
     def log(self) -> None:
         for area in KernelLog(self._kernel).areas():
@@ -168,14 +172,14 @@ class _Search:
             self._add_mapped(PageKind.MEMMAP, start, end)
         if at is None and self._memmap:
             at = self._memmap[0][0]  # without sections, struct pages are in the linear map
-        self._linear = None if at is None else self._offset(at)
-        if at is not None and (m := next(self._memory.translate(at, 1), None)):
-            self._zero = m.vaddr - m.paddr & _ADDRESSES
+        if at is not None:
+            self._zero = self._zero_of(at)
+            self._linear = self._offset(at, self._zero)
 
     def image(self) -> None:
         info, page_tables = self._kernel.info, self._memory.root
         name = info.symbol("init_uts_ns") or 0  # proven: the kernel's name is read there
-        self._image = self._offset(name)
+        self._image = self._offset(name, self._zero_of(name))
         start, end = max(name - _IMAGE, 0), name + _IMAGE
         if self._image in (_NO_TABLES, self._linear):
             symbols = [info.symbol(symbol) or 0 for symbol in info.symbols() if symbol not in _VALUES]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmfilter.arch import elf_machine
@@ -123,15 +123,15 @@ class ElfWriter:
         if len(self._memory) <= MAX_RANGES:
             self._memory_note = memory_note.pack(self._sign, self._level, self._memory)
 
-    def _segments(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yield flags, data offset, virtual address, physical address and size of each PT_LOAD.
+    def _segments(self, lost: Sequence[Range] = ()) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield flags, data offset, virtual address, physical address and size of each PT_LOAD, without lost frames.
 
         Offsets count from the first page's data. If PT_LOADs of the source overlap (one for the kernel's text, one for
         the RAM it is in), so do these, and share their data.
         """
         size, before = self._page_size, 0
         for pfn, count in self._kept.runs():
-            for first_pfn, end_pfn in without([(pfn, pfn + count)], self._lost):
+            for first_pfn, end_pfn in without([(pfn, pfn + count)], lost):
                 start, end = first_pfn * size, end_pfn * size
                 for load, first, last in self._loads_in(start, end):
                     vaddr = load.vaddr + first - load.start if load.vaddr else 0
@@ -155,13 +155,13 @@ class ElfWriter:
         """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
         self._spare = min(count, _SPARE)
-        segments = 1 + sum(1 for _ in self._segments())
+        self._count = 1 + sum(1 for _ in self._segments())
         small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
-        if not small or not self._lay_out(ELF32, segments + self._spare, count * self._page_size):
-            self._lay_out(ELF64, segments + self._spare, count * self._page_size)
+        if not small or not self._lay_out(ELF32, self._count + self._spare, count * self._page_size):
+            self._lay_out(ELF64, self._count + self._spare, count * self._page_size)
         if self._transport.is_stream:
-            self._transport.write_header(self._elf_header(segments))
-            self._put_program_headers(self._transport.write, count * self._page_size)
+            self._transport.write_header(self._elf_header(self._count))
+            self._write_program_headers(self._program_headers(count * self._page_size))
         self._transport.write(self._notes_at, self._memory_note)
         at = self._transport.begin_note(self._notes_at + len(self._memory_note))
         at = self._notes.write(self._transport, at)
@@ -236,29 +236,38 @@ class ElfWriter:
             self.size = self._account.size
             raise
 
-    def _put_program_headers(self, put: Callable[[int, bytes | bytearray], None], written: int) -> int:
-        """Put the program headers of the first bytes of page data somewhere, and return their number."""
+    def _program_headers(self, written: int, lost: Sequence[Range] = ()) -> Iterator[tuple[int, bytearray]]:
+        """Yield the program headers of the first bytes of page data, many at once, each time with their file offset."""
         layout, program = self._layout, self._program
         pending = bytearray(program.pack(*layout.program_header(PT_NOTE, 0, self._notes_at, 0, 0, self._notes_size)))
-        at, count, mask = self._header.size, 1, (1 << layout.word_bits) - 1
-        for flags, offset, vaddr, paddr, size in self._segments():
+        at, mask = self._header.size, (1 << layout.word_bits) - 1
+        for flags, offset, vaddr, paddr, size in self._segments(lost):
             if offset >= written:
                 continue
             size = min(size, written - offset)
             pending += program.pack(
                 *layout.program_header(PT_LOAD, flags, self._data + offset, vaddr & mask, paddr, size)
             )
-            count += 1
             if len(pending) >= _HEADERS_AT_ONCE * program.size:
-                put(at, pending)
+                yield at, pending
                 at, pending = at + len(pending), bytearray()
-        put(at, pending)
-        at += len(pending)
-        self._transport.zeros(at, self._section_at - at)
+        yield at, pending
+
+    def _write_program_headers(self, pieces: Iterable[tuple[int, bytearray]]) -> int:
+        """Write the program headers, and the section header that counts them; return their number."""
+        end = self._header.size
+        for at, data in pieces:
+            self._transport.write(at, data)
+            end = at + len(data)
+        self._transport.zeros(end, self._section_at - end)
+        count = (end - self._header.size) // self._program.size
+        self._transport.write(self._section_at, self._section_header(count))
+        return count
+
+    def _section_header(self, count: int) -> bytes:
         section = [0] * 10
         section[SH_INFO] = count
-        put(self._section_at, self._section.pack(*section))
-        return count
+        return self._section.pack(*section)
 
     def finish(self, incomplete: bool = False) -> int:
         """See Writer. In a file, the ELF header is written last, since it makes the file a dump."""
@@ -267,10 +276,10 @@ class ElfWriter:
             self._transport.finish(self.size)
             return self.size
         if self._transport.is_stream:
-            lost, self._lost = self._lost, []
-            self._put_program_headers(self._transport.take_back, len(self._kept) * self._page_size)
-            self._lost = lost
-        count = self._put_program_headers(self._transport.write, self.size - self._data)
+            for at, data in self._program_headers(len(self._kept) * self._page_size):
+                self._transport.take_back(at, data)
+            self._transport.take_back(self._section_at, self._section_header(self._count))
+        count = self._write_program_headers(self._program_headers(self.size - self._data, self._lost))
         self._transport.finish(self.size, self._elf_header(count, DUMP_ELF_INCOMPLETE if incomplete else 0))
         return self.size
 

@@ -79,7 +79,7 @@ class KdumpFile:
         )
 
     def find_whole_size(self, description: int) -> None:
-        """Set whole_size by what may be the description of its checksums, at a file offset."""
+        """Set whole_size from the description of the checksums; description: its file offset, which may be wrong."""
         abi = self.arch.abi
         with suppress(InputError):  # without it, the file is as whole as its descriptors say
             self.whole_size = size_in(abi, description, self.read(description, head_size(abi.sign)))

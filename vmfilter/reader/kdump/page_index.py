@@ -131,8 +131,8 @@ class PageIndex:
     def _is_cut(self, part: Part) -> bool:
         """Return whether a file is truncated.
 
-        The checksums of vmfilter's dumps give the size of the file. In those of other programs, page data is in the
-        order of the pages, so the last descriptors point to its end. If they are all alike, as for zero pages, which
+        vmfilter's dumps record the size of the file with the checksums. Other programs write page data in order of the
+        pages, so the last descriptors point to its end. If they are all alike, as for zero pages, which
         share data, look further back. Data beyond the end that does not follow another page's data is no sign of
         truncation, but of a damaged descriptor.
         """

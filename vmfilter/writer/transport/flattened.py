@@ -1,7 +1,7 @@
 """Flattened output: a dump as a stream of records, for pipes and other places that cannot seek.
 
-vmfilter/formats/flattened.py draws the format. No offset is written twice, but for the header of a kdump-compressed
-dump that turns out to be incomplete.
+vmfilter/formats/flattened.py draws the format. No offset is written twice, except the headers of a dump that
+turns out to be incomplete.
 """
 
 from __future__ import annotations
