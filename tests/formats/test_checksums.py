@@ -168,7 +168,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dump_on_a_full_disk_is_covered_if_it_can_be_read(
     vmcore: Path, monkeypatch: pytest.MonkeyPatch, form: str, readable: bool
 ) -> None:
-    """The checksums of what was lost are taken back, also of descriptors that were written before."""
+    """Lost pages leave no trace in the checksums, nor do descriptors that were already written."""
     if not readable:
         monkeypatch.setattr(FileTransport, "read_back", lambda *args: None)
     found = filter_dump(vmcore, vmcore.parent / "full", level=1, keep_incomplete=True, **FORMS[form])  # type: ignore[arg-type]

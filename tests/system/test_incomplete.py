@@ -474,7 +474,7 @@ def test_erasing_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Pa
 
 
 class TightSink:
-    """A disk with room for so many bytes, of which the stream takes what it reserves."""
+    """A disk with limited room, in bytes. Whatever is reserved or written must fit."""
 
     def __init__(self, room: int) -> None:
         self._room = room
