@@ -3,11 +3,13 @@
 # without arguments on all three. Run it as root on Debian; the chroots use this machine's settings of apt and pip. It
 # takes a quarter of an hour per release.
 #
-# Only packaging depends on the release: run it by hand before a change to MANIFEST.in, pyproject.toml, setup.py or
-# vmfilter/integration lands. It takes too long for .ci/run.
+# Only packaging depends on the release. A run on all three records the checksums of what packaging consists of in
+# tests/releases.passed; .ci/run compares them, and runs this only if packaging has changed since.
 set -eu
 cd "$(dirname "$0")/.."
 releases="sid trixie bookworm"
+packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh tests/packages.sh tests/releases.sh tests/run.sh
+           $(find vmfilter/integration -type f -not -name '*.pyc' | LC_ALL=C sort)"
 
 # Runs in its own namespaces, so that no mount outlives it.
 in_a_chroot='
@@ -58,3 +60,5 @@ for release in ${*:-$releases}; do
     unshare --mount --pid --fork --kill-child sh -euc "$in_a_chroot" sh "$release" "$mirror" "$folder/$release"
     rm -rf --one-file-system "${folder:?}/$release"
 done
+# shellcheck disable=SC2086
+[ $# != 0 ] || sha256sum $packaging >tests/releases.passed
