@@ -2,13 +2,7 @@
 /* Classification of page frames by their struct pages. The rules are here; the layout tells where the members are. */
 #include <string.h>
 
-#include "bytes.h"
-#include "vmfilter.h"
-
-/* The largest compound page on any architecture is 16 GiB (hugetlb on ppc64), which is this order with 4 KiB pages. */
-#define MAX_COMPOUND_ORDER 22
-
-#define ANON_BIT 1u	/* PAGE_MAPPING_ANON: bit 0 of mapping in every kernel, set for KSM pages too */
+#include "page.h"
 
 #define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
 #define EACH 0x0101010101010101u
@@ -16,86 +10,30 @@
 /* The byte of a kernel page of some kind. */
 #define OF_KIND(kind) (VMF_KERNEL | (uint32_t)(kind) << 4)
 
-/* Inlined twice by vmf_classify(): for native 64-bit dumps, and for all others. */
-#define INLINE static inline __attribute__((always_inline))
-
-static inline uint64_t field(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_field f)
+/*
+ * A free block proves itself by its order and its place in a list. In doubt, keep it: the block may have been split or
+ * merged at the moment of the crash, or the layout is wrong and it is no free block.
+ */
+static uint32_t free_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn,
+			   struct vmf_free_lists *lists, uint64_t *order)
 {
-	int swap = (int)l->swap;
+	uint64_t free_order = field(l, page, l->private_);
 
-	switch (f.width) {
-	case 8:
-		return vmf_load64(page + f.offset, swap);
-	case 4:
-		return vmf_load32(page + f.offset, swap);
-	case 2:
-		return vmf_load16(page + f.offset, swap);
-	case 1:
-		return page[f.offset];
-	default:
-		return 0;
+	if (free_order >= l->free_orders || !is_aligned(pfn, free_order) || !is_listed(l, page, &lists->areas)) {
+		lists->refused++;
+		return VMF_KERNEL;
 	}
+	lists->blocks[free_order]++;
+	*order = free_order;
+	return VMF_FREE;
 }
 
-/* Whether struct page is that of a 64-bit machine in this machine's byte order, as in nearly all dumps. */
-static int is_native64(const struct vmf_page_layout *l)
-{
-	return !l->swap && l->flags.width == 8 && l->mapping.width == 8 && l->private_.width == 8 &&
-	       l->tail.width == 8 && l->mapcount.width == 4;
-}
-
-INLINE uint64_t word(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_field f, int native64)
-{
-	return native64 ? vmf_load64(page + f.offset, 0) : field(l, page, f);
-}
-
-INLINE uint32_t mapcount_of(const struct vmf_page_layout *l, const uint8_t *page, int native64)
-{
-	return native64 ? vmf_load32(page + l->mapcount.offset, 0) : (uint32_t)field(l, page, l->mapcount);
-}
-
-static inline int has_type(struct vmf_page_type t, uint32_t mapcount)
-{
-	return (mapcount & t.mask) == t.value;
-}
-
-static int is_aligned(uint64_t pfn, uint64_t order)
-{
-	return (pfn & ((1ull << order) - 1)) == 0;
-}
-
-/* Returns the order of the compound page that begins at page; 0 if there is none or its order is invalid. */
-static uint64_t compound_order(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, uint64_t pfn,
-			       const uint8_t *end)
-{
-	uint64_t order;
-
-	if (!(flags & l->head) || (field(l, page, l->tail) & l->tail_mask) || page + 2ull * l->size > end)
-		return 0;
-	order = field(l, page + l->size, l->order);
-	return order <= MAX_COMPOUND_ORDER && is_aligned(pfn, order) ? order : 0;
-}
-
-static int is_hugetlb(const struct vmf_page_layout *l, const uint8_t *page, uint32_t mapcount, uint64_t order)
-{
-	if (has_type(l->hugetlb, mapcount))
-		return 1;
-	return order && l->destructor.width &&
-	       (field(l, page + l->size, l->destructor) & l->destructor_mask) == l->destructor_value;
-}
-
-/* Class and kind of a page with a page type, which overlays _mapcount. Its mapping and lru are meaningless. */
+/* Class and kind of a page with a page type, which overlays _mapcount. Its mapping is meaningless. */
 static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page, uint32_t mapcount, uint64_t pfn,
-			    uint64_t *order)
+			    struct vmf_free_lists *lists, uint64_t *order)
 {
-	if (has_type(l->buddy, mapcount)) {
-		uint64_t free_order = field(l, page, l->private_);
-
-		if (free_order >= l->free_orders || !is_aligned(pfn, free_order))
-			return VMF_KERNEL;	/* caught while a block is split or merged: in doubt, keep it */
-		*order = free_order;
-		return VMF_FREE;
-	}
+	if (has_type(l->buddy, mapcount))
+		return free_class(l, page, pfn, lists, order);
 	if (has_type(l->unaccepted, mapcount)) {
 		/*
 		 * Since 310183de7bb2 ("mm: introduce PageUnaccepted() page type"), v6.12. An unaccepted block always
@@ -126,7 +64,7 @@ INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 
 /* Returns the block that begins at page: a compound page, a free block, or a single page. */
 INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end,
-				 int native64)
+				 struct vmf_free_lists *lists, int native64)
 {
 	struct vmf_block b = {0, VMF_KERNEL, 0};
 	uint64_t flags = word(l, page, l->flags, native64), order = compound_order(l, page, flags, pfn, end);
@@ -148,7 +86,7 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		b.byte = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.ignore_tail_flags = 1;
 	} else if ((int32_t)mapcount < -1) {
-		b.byte = typed_class(l, page, mapcount, pfn, &order);
+		b.byte = typed_class(l, page, mapcount, pfn, lists, &order);
 	} else {
 		b.byte = untyped_class(l, page, flags, native64);
 		/* Only hugetlb pages can be larger than the largest block of the buddy allocator. */
@@ -165,14 +103,21 @@ static inline void give(uint8_t *class, uint8_t c)
 		*class = c;
 }
 
-INLINE void give_each(const struct vmf_page_layout *l, uint64_t poison, uint8_t c, const uint8_t *structs,
+/* Gives each page frame class c, or that which its own flags demand if they are among the special ones. */
+INLINE void give_each(const struct vmf_page_layout *l, uint64_t special, uint8_t c, const uint8_t *structs,
 		      uint64_t count, uint8_t *classes, int native64)
 {
-	for (uint64_t i = 0; i < count; i++, structs += l->size)
-		give(classes + i, word(l, structs, l->flags, native64) & poison ? VMF_HWPOISON : c);
+	for (uint64_t i = 0; i < count; i++, structs += l->size) {
+		uint64_t flags = word(l, structs, l->flags, native64) & special;
+
+		if (flags & l->hwpoison)
+			give(classes + i, VMF_HWPOISON);
+		else if (!flags)
+			give(classes + i, c);
+	}
 }
 
-/* Gives class c to AT_ONCE page frames, none of them hwpoisoned. */
+/* Gives class c to AT_ONCE page frames, none of them special. */
 static inline void give_all(uint8_t c, uint8_t *classes)
 {
 	uint64_t before, after = EACH * c;
@@ -185,26 +130,29 @@ static inline void give_all(uint8_t c, uint8_t *classes)
 			give(classes + i, c);
 }
 
-/* Gives count page frames the class of the block; hwpoisoned ones become VMF_HWPOISON. */
+/*
+ * Gives count page frames the class of the block. Hwpoisoned ones become VMF_HWPOISON, and reserved ones stay the
+ * kernel's: no page in a block is, so the block is not what its head says.
+ */
 INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, const uint8_t *structs, uint64_t count,
 		  uint8_t *classes, int native64)
 {
-	const uint64_t poison = b->ignore_tail_flags ? 0 : l->hwpoison, size = l->size;
+	const uint64_t special = b->ignore_tail_flags ? 0 : l->hwpoison | l->reserved, size = l->size;
 	const uint8_t c = (uint8_t)b->byte;
 
 	for (; count >= AT_ONCE; count -= AT_ONCE) {
 		uint64_t flags = 0;
 
-		for (uint64_t i = 0; poison && i < AT_ONCE; i++)
+		for (uint64_t i = 0; special && i < AT_ONCE; i++)
 			flags |= word(l, structs + i * size, l->flags, native64);
-		if (flags & poison)
-			give_each(l, poison, c, structs, AT_ONCE, classes, native64);
+		if (flags & special)
+			give_each(l, special, c, structs, AT_ONCE, classes, native64);
 		else
 			give_all(c, classes);
 		structs += AT_ONCE * size;
 		classes += AT_ONCE;
 	}
-	give_each(l, poison, c, structs, count, classes, native64);
+	give_each(l, special, c, structs, count, classes, native64);
 }
 
 /*
@@ -217,15 +165,8 @@ INLINE int is_plain(const struct vmf_page_layout *l, uint64_t flags, uint32_t ma
 	       !has_type(l->hugetlb, mapcount);
 }
 
-static int fits(const struct vmf_page_layout *l, struct vmf_field f)
-{
-	int width_known = f.width == 0 || f.width == 1 || f.width == 2 || f.width == 4 || f.width == 8;
-
-	return width_known && f.offset <= l->size && f.width <= l->size - f.offset;
-}
-
 INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, uint64_t pfn, uint64_t count,
-		     struct vmf_block *block, uint8_t *restrict classes, int native64)
+		     struct vmf_block *block, struct vmf_free_lists *lists, uint8_t *restrict classes, int native64)
 {
 	const uint8_t *end = structs + count * l->size;
 	struct vmf_block b = *block;
@@ -247,7 +188,7 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 				give(classes + i++, OF_KIND(VMF_KIND_RESERVED));
 				continue;
 			}
-			b = block_at(l, page, pfn + i, end, native64);
+			b = block_at(l, page, pfn + i, end, lists, native64);
 		}
 		n = b.end_pfn - (pfn + i);
 		if (n > count - i)
@@ -259,17 +200,16 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 }
 
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
-		 struct vmf_block *block, uint8_t *classes)
+		 struct vmf_block *block, struct vmf_free_lists *lists, uint8_t *classes)
 {
 	const struct vmf_page_layout *l = layout;
 
-	if (!fits(l, l->flags) || !fits(l, l->mapcount) || !fits(l, l->mapping) || !fits(l, l->private_) ||
-	    !fits(l, l->tail) || !fits(l, l->order) || !fits(l, l->destructor) || l->free_orders > 64)
+	if (!is_valid(l) || lists->areas.count > VMF_AREAS)
 		return -1;
 	if (is_native64(l))
-		classify(l, structs, pfn, count, block, classes, 1);
+		classify(l, structs, pfn, count, block, lists, classes, 1);
 	else
-		classify(l, structs, pfn, count, block, classes, 0);
+		classify(l, structs, pfn, count, block, lists, classes, 0);
 	return 0;
 }
 

@@ -51,6 +51,12 @@ enum vmf_page_kind {
 	VMF_KIND_POINTED_SLAB = 10
 };
 
+/* Limits of struct vmf_free_lists and struct vmf_areas. */
+enum vmf_limits {
+	VMF_ORDERS = 64,
+	VMF_AREAS = 8
+};
+
 /* Page frames are written in order of their rank, then of their number. */
 enum vmf_ranks {
 	VMF_RANKS = 16
@@ -75,6 +81,7 @@ struct vmf_field {
  * @lru, @private_data, @swapcache, @slab, @hwpoison, @head, @reserved: masks for flags; 0 if this kernel does not have
  *	the flag. A page is in the swap cache only if all bits of @swapcache are set.
  * @buddy, @hugetlb, @offline, @unaccepted, @slab_type, @table: page types
+ * @next, @prev: links of the list entry in lru; width 0 if its offset is not known
  * @order: order of a compound page, in its first tail page
  * @destructor: destructor of a compound page, in its first tail page; the page is hugetlb if
  *	(destructor & @destructor_mask) == @destructor_value
@@ -83,7 +90,7 @@ struct vmf_field {
 struct vmf_page_layout {
 	uint32_t size;
 	uint32_t swap;
-	struct vmf_field flags, mapcount, mapping, private_, tail;
+	struct vmf_field flags, mapcount, mapping, private_, tail, next, prev;
 	uint64_t lru, private_data, swapcache, slab, hwpoison, head, reserved;
 	uint64_t tail_mask;
 	struct vmf_page_type buddy, hugetlb, offline, unaccepted, slab_type, table;
@@ -106,18 +113,78 @@ struct vmf_block {
 };
 
 /*
+ * struct vmf_areas - virtual addresses of kernel memory that struct pages point to
+ * @mask: address bits that the page tables translate; the others are ignored
+ * @count: number of areas; 0 if they are not known
+ * @bounds: first address of each area, and the address after its last, both without the ignored bits
+ */
+struct vmf_areas {
+	uint64_t mask;
+	uint32_t count;
+	uint64_t bounds[16];	/* two of each of VMF_AREAS */
+};
+
+/*
+ * struct vmf_free_lists - free blocks of the buddy allocator, as their struct pages tell
+ * @areas: memory into which the links of a free block lead
+ * @blocks: number of free blocks of each order
+ * @refused: number of pages that have the type of free blocks and an impossible order or link; they are kept
+ */
+struct vmf_free_lists {
+	struct vmf_areas areas;
+	uint64_t blocks[64];	/* VMF_ORDERS */
+	uint64_t refused;
+};
+
+/*
  * vmf_classify() - classify page frames by their struct pages: classes, and the kinds SLAB, TABLE and RESERVED
  * @layout: layout of struct page
  * @structs: in: struct pages, @count * layout->size bytes
  * @pfn: first page frame
  * @count: number of page frames
  * @block: in and out: state between calls; zero it before the first call. Calls must be in ascending order of @pfn.
+ * @lists: in: areas; in and out: incremented by the free blocks that begin here
  * @classes: in and out: @count bytes. Replaces only VMF_KERNEL, and VMF_PMEM_USERDATA by VMF_HWPOISON.
  *
  * Return: 0, or -1 if @layout contains a member outside struct page; @classes is then unchanged.
  */
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
-		 struct vmf_block *block, uint8_t *classes);
+		 struct vmf_block *block, struct vmf_free_lists *lists, uint8_t *classes);
+
+/* What vmf_check() tests, and of which pages; only their heads are tested. */
+enum vmf_rule {
+	VMF_RULE_ZONE = 0,	/* all: the uppermost bits of flags, node and zone, are those of the first page */
+	VMF_RULE_CACHE = 1,	/* cache: mapping points to an address space */
+	VMF_RULE_ANON = 2,	/* anonymous memory: mapping points to an anon_vma */
+	VMF_RULE_LRU = 3,	/* anonymous memory: it is on an LRU list */
+	VMF_RULE_HUGETLB = 4,	/* hugetlb: the page is compound */
+	VMF_RULE_POISON = 5,	/* hwpoisoned: neither on an LRU list nor slab, nor has it a page type */
+	VMF_RULE_COMPOUND = 6	/* compound pages: the first tail points to the head */
+};
+
+/*
+ * struct vmf_verdict - pages that were tested by each rule
+ * @tested: number of pages
+ * @broken: number of those that break the rule
+ */
+struct vmf_verdict {
+	uint64_t tested[8];
+	uint64_t broken[8];
+};
+
+/*
+ * vmf_check() - test struct pages against rules that do not depend on how they were classified
+ * @layout: layout of struct page
+ * @areas: memory that mapping points into
+ * @structs: in: struct pages of consecutive page frames in one zone, @count * layout->size bytes
+ * @count: number of struct pages
+ * @classes: in: @count bytes: what vmf_classify() made of them
+ * @verdict: in and out: incremented
+ *
+ * Return: 0, or -1 if @layout contains a member outside struct page.
+ */
+int vmf_check(const struct vmf_page_layout *layout, const struct vmf_areas *areas, const uint8_t *structs,
+	      uint64_t count, const uint8_t *classes, struct vmf_verdict *verdict);
 
 /*
  * vmf_all_have() - test whether every struct page has one of some flags

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from vmfilter.errors import UsageError, is_whole
 from vmfilter.frames.levels import DEFAULT_LEVEL, MAX_LEVEL
+from vmfilter.pages.doubts import ON_DOUBT
 from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
@@ -31,6 +32,7 @@ def filter_dump(
     sha256: bool = False,
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
+    on_doubt: str = "keep",
     progress: Progress | None = None,
 ) -> Statistics:
     """Filter a dump: write a new one with the pages that a dump level keeps.
@@ -60,6 +62,9 @@ def filter_dump(
         dry_run: do all the work, and write nothing.
         include_pmem_userdata: also write user data on persistent memory, which every level excludes. Only a
             vmcore that marks it (p_flags 0x10) contains any. The dump can become as large as the devices.
+        on_doubt: what to do if the kernel's own lists, counters and page tables contradict VMCOREINFO, by which pages
+            are classified: "keep" the classes that are in doubt, "fail" before anything is written, or "trust"
+            VMCOREINFO. Warnings say what contradicts it.
         progress: called periodically; while pages are written, between chunks.
 
     Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
@@ -78,6 +83,8 @@ def filter_dump(
     """
     if not is_whole(level, 0, MAX_LEVEL):
         raise UsageError(f"dump level {level!r} is not between 0 and {MAX_LEVEL}")
+    if on_doubt not in ON_DOUBT:
+        raise UsageError(f"on_doubt {on_doubt!r:.80} is none of {', '.join(ON_DOUBT)}")
     form = Form(
         format,
         compress,
@@ -95,4 +102,4 @@ def filter_dump(
     paths = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
         to = Destination(dump, paths, form)
-        return DumpRun(dump, level, True, include_pmem_userdata, progress).write(to)
+        return DumpRun(dump, level, True, include_pmem_userdata, progress, on_doubt=on_doubt).write(to)

@@ -54,6 +54,7 @@ class PageLayout(NamedTuple):
         swap: whether struct page is in the opposite byte order.
         flags, mapcount, mapping, private_: members.
         tail, tail_mask: member that identifies a tail page, and the mask to test it with.
+        next, prev: links of the list entry in lru.
         lru, private_data, swapcache, slab, hwpoison, head, reserved: masks for flags; 0 if this kernel does not have
             the flag. A page is in the swap cache only if all bits of swapcache are set.
         buddy, hugetlb, offline, unaccepted, slab_type, table: page types.
@@ -72,6 +73,8 @@ class PageLayout(NamedTuple):
     private_: Field
     tail: Field
     tail_mask: int
+    next: Field
+    prev: Field
     lru: int
     private_data: int
     swapcache: int
@@ -92,13 +95,51 @@ class PageLayout(NamedTuple):
     free_orders: int
 
 
+class Areas(NamedTuple):
+    """Virtual addresses of kernel memory that struct pages point to: struct vmf_areas.
+
+    Attributes:
+        mask: address bits that the page tables translate.
+        ranges: addresses [start, end) of each area, without other bits; at most MAX_AREAS. Empty if they are not known.
+
+    """
+
+    mask: int
+    ranges: Sequence[tuple[int, int]]
+
+
+MAX_AREAS: int = lib.VMF_AREAS
+
+
+def _fill(areas: Any, known: Areas) -> None:
+    """Fill a struct vmf_areas."""
+    _require(MAX_AREAS, len(known.ranges))
+    areas.mask, areas.count = known.mask, len(known.ranges)
+    bounds = [address for area in known.ranges for address in area]
+    areas.bounds[0 : len(bounds)] = bounds
+
+
+RULES: int = lib.VMF_RULE_COMPOUND + 1
+"""Number of rules that Classifier.check() tests."""
+
+
 class Classifier:
     """Classifies page frames by their struct pages, in ascending order. One thread at a time."""
 
-    def __init__(self, layout: PageLayout) -> None:
+    def __init__(self, layout: PageLayout, areas: Areas | None = None) -> None:
+        """Prepare to classify.
+
+        Args:
+            layout: layout of struct page.
+            areas: memory that free blocks and mappings point into; None if it is not known.
+
+        """
         self._size = layout.size
         self._layout = ffi.new("struct vmf_page_layout *", layout._asdict())
         self._block = ffi.new("struct vmf_block *")
+        self._lists = ffi.new("struct vmf_free_lists *")
+        if areas:
+            _fill(self._lists.areas, areas)
 
     def restart(self) -> None:
         """Forget a block that continues past the last frame: the next call may begin at any frame."""
@@ -118,8 +159,36 @@ class Classifier:
         """
         pages, out = _read("uint8_t[]", structs), _write("uint8_t[]", classes)
         _require(len(pages), len(out) * self._size)
-        ok: int = lib.vmf_classify(self._layout, pages, pfn, len(out), self._block, out)
+        ok: int = lib.vmf_classify(self._layout, pages, pfn, len(out), self._block, self._lists, out)
         return ok == 0
+
+    @property
+    def free_blocks(self) -> list[int]:
+        """Number of free blocks of each order so far."""
+        return list(self._lists.blocks)
+
+    @property
+    def refused(self) -> int:
+        """Number of pages so far that have the type of free blocks, but an impossible order or link."""
+        n: int = self._lists.refused
+        return n
+
+    def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:
+        """Test struct pages of consecutive frames in one zone against rules that do not depend on their classes.
+
+        Args:
+            structs: struct pages, back to back.
+            classes: one byte per frame, as classify() made them.
+
+        Returns:
+            For each rule of enum vmf_rule the number of pages that it applies to, and of those that break it.
+
+        """
+        pages, found = _read("uint8_t[]", structs), _read("uint8_t[]", classes)
+        _require(len(pages), len(found) * self._size)
+        verdict = ffi.new("struct vmf_verdict *")
+        lib.vmf_check(self._layout, ffi.addressof(self._lists, "areas"), pages, len(found), found, verdict)
+        return list(zip(verdict.tested, verdict.broken, strict=True))[:RULES]
 
     def all_have(self, structs: ReadableBuffer, flags: int) -> bool:
         """Return whether at least one of the bits in flags is set in each struct page."""

@@ -12,14 +12,15 @@ from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
 from vmfilter.errors import InputError, KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.formats.codec import packer
 from vmfilter.formats.uts import Utsname
-from vmfilter.frames.classes import PageKind
+from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import LEVEL_ZERO, needs_kernel
 from vmfilter.frames.ranges import Range, append, clipped, frames_in, merged
 from vmfilter.kernel.search import crash_time, understand
 from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
-from vmfilter.pages.exclude import Selection
+from vmfilter.pages.doubts import Doubt, Witnesses, judge
+from vmfilter.pages.exclude import Selection, excluded_classes, level_of
 from vmfilter.pages.order import by_kind
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.statistics import MAX_RANGES, NamespaceCounter, Statistics
@@ -50,6 +51,7 @@ class DumpRun:
         include_pmem_userdata: bool,
         progress: Progress | None,
         faults: Sequence[str] = (),
+        on_doubt: str = "keep",
     ) -> None:
         """Read what the dump and its kernel say about memory.
 
@@ -60,14 +62,14 @@ class DumpRun:
             include_pmem_userdata: see filter_dump().
             progress: see Progress.
             faults: of the source, one line each; the new dump is marked incomplete if there are any.
+            on_doubt: see filter_dump().
 
         Raises:
-            KernelError: the level needs the kernel, and it cannot be understood.
+            KernelError: the level needs the kernel, and it cannot be understood; or what it says is in doubt.
 
         """
         self._dump = dump
         self._level = level
-        self._all_levels = level | dump.header.level  # what was excluded before stays excluded
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
         self._faults = faults
@@ -96,6 +98,20 @@ class DumpRun:
             self._classifier = Classifier(dump, self._page_size, None, self._pmem)
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._warnings += [*doubts, *self._pmem.warnings, *self._classifier.warnings]
+        self._on_doubt = on_doubt
+        self._doubted: frozenset[PageClass] = frozenset()
+        self._witnesses: Witnesses | None = None
+        if classify and error is None and self._kernel is not None:
+            self._witnesses = Witnesses(self._kernel, self._classifier)
+            self._doubted = self._judge(self._witnesses.doubts)
+        self._all_levels = level_of(level, self._doubted) | dump.header.level  # what was excluded before stays excluded
+
+    def _judge(self, doubts: Sequence[Doubt]) -> frozenset[PageClass]:
+        """Return the classes that must not be excluded, and warn."""
+        excluded = excluded_classes(self._level, self._include_pmem_userdata)
+        kept, warnings = judge(doubts, excluded, self._on_doubt, self._dump.path)
+        self._warnings += warnings
+        return kept
 
     def write(self, to: Destination) -> Statistics:
         """Classify page frames, and write the kept ones.
@@ -122,7 +138,7 @@ class DumpRun:
     def _write(self, to: Destination, transports: Sequence[Transport]) -> Statistics:
         started = time.monotonic()
         writer = self._writer(to, transports)
-        selection = Selection(self._level, self._include_pmem_userdata, writer.first_pfn)
+        selection = Selection(self._level, self._include_pmem_userdata, writer.first_pfn, self._doubted)
         with closing(selection.kept):
             result = self._classify(selection, writer)
             result.seconds["classify"] = time.monotonic() - started
@@ -329,6 +345,9 @@ class DumpRun:
                 f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
             )
         result.unknown = self._classifier.unknown
+        if self._witnesses and not result.classes[PageClass.EXCLUDED] and needs_kernel(self._level):
+            result.free, doubts = self._witnesses.free_pages(self._classifier)
+            self._judge(doubts)
         if result.unknown:
             self._warnings.append(
                 f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"

@@ -11,6 +11,7 @@ from vmfilter.frames.ranges import Range
 
 if TYPE_CHECKING:
     from vmfilter.pages.coverage import Gap
+    from vmfilter.pages.doubts import Checked
     from vmfilter.pages.pmem.info_block import Namespace
 
 
@@ -83,6 +84,7 @@ class Statistics:
         kinds: number of frames of each kind of KERNEL. They add up to the class.
         zero: frames of kept classes that are excluded because their pages are zero; 0 if the level keeps zero pages.
         unknown: kept frames whose struct page could not be read.
+        free: free pages that were found, and their number by the kernel's own count; None if the count is not known.
         pmem: persistent memory by namespace.
         gaps: memory that the kernel used but the input dump does not describe.
         shared: kept pages that share the data of another page, including zero pages if the level keeps them; None if
@@ -120,6 +122,7 @@ class Statistics:
         self.kinds = kinds
         self.zero = 0
         self.unknown = 0
+        self.free: Checked | None = None
         self.pmem: list[NamespacePages] = []
         self.gaps: list[Gap] = []
         self.shared: int | None = None

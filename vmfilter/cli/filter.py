@@ -31,6 +31,9 @@ data on persistent memory is dumped only with --include-pmem-userdata."""
 _PMEM_USERDATA = """also dump the user data on persistent memory that VMCORE contains: file contents, and everything
 outside namespaces. The dump can become as large as the devices"""
 
+_ON_DOUBT = """if the kernel's free lists, counters or page tables contradict VMCOREINFO: keep the pages whose class is
+in doubt, fail before anything is written, or trust VMCOREINFO (default: %(default)s)"""
+
 
 def _level(text: str) -> int:
     try:
@@ -75,6 +78,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
     add_vmcoreinfo_at(p)
+    p.add_argument("--on-doubt", choices=("keep", "fail", "trust"), default="keep", help=_ON_DOUBT)
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and print the report, but write no file")
     p.add_argument("--stats", action="store_true", help="also report all page classes, sizes and times")
@@ -123,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
             limit=options.limit,
             dry_run=options.dry_run,
             include_pmem_userdata=options.include_pmem_userdata,
+            on_doubt=options.on_doubt,
             progress=progress,
             **form_of(options),
         )

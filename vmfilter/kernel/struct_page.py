@@ -24,7 +24,16 @@ _UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
 """Versions with page.compound_head that do not export it, nor order and destructor, before their stable updates."""
 _MIN_SIZE, _MAX_SIZE = 32, 1024
 _MASKS = ("tail_mask", "swapcache", "destructor_value")  # computed, so they may not fit
-_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
+_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "next", "prev", "order", "destructor")
+_EXPORTED_SINCE = {
+    "PG_swapcache": (2, 6),
+    # d99e3140a4d3 ("mm: turn folio_test_hugetlb into a PageType"), v6.9, took the last two out of CONFIG_HUGETLB_PAGE;
+    # 46df8e73a4a3 ("mm: free up PG_slab"), v6.10, made the first.
+    "PAGE_SLAB_MAPCOUNT_VALUE": (6, 10),
+    "PAGE_HUGETLB_MAPCOUNT_VALUE": (6, 10),
+    "PAGE_OFFLINE_MAPCOUNT_VALUE": (6, 10),
+}
+"""Numbers that every kernel exports, whatever its configuration, and since when."""
 _DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of all kernels that do not export LENGTH(zone.free_area)
 
 
@@ -98,9 +107,14 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     head = _head_mask(info, source)
     tail, tail_mask = _tail(info, source, word, head)
     order, destructor, destructor_value, destructor_mask = _compound(info, source, arch, size)
+    links = info.offset("page.lru")
     warnings = []
     if not head:
         warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): tail pages of huge pages may be kept needlessly")
+    missing = [name for name, since in _EXPORTED_SINCE.items() if info.version() >= since and info.number(name) is None]
+    if missing:
+        names = ", ".join(f"NUMBER({name})" for name in missing)
+        warnings.append(f"VMCOREINFO lacks {names}, which all such kernels export: pages may be kept needlessly")
     free_orders = info.length("zone.free_area") or _DEFAULT_FREE_ORDERS
     if not 0 < free_orders <= 64:
         raise KernelError(f"VMCOREINFO has LENGTH(zone.free_area)={free_orders}, which is impossible")
@@ -113,6 +127,8 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         private_=(source.offset("private"), word),
         tail=tail,
         tail_mask=tail_mask,
+        next=NOTHING if links is None else (links, word),
+        prev=NOTHING if links is None else (links + word, word),
         lru=_required(source.bit("PG_lru") or None, "NUMBER(PG_lru)"),
         private_data=_required(source.bit("PG_private") or None, "NUMBER(PG_private)"),
         swapcache=_swapcache(source),

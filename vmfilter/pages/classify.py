@@ -64,6 +64,7 @@ class Classifier:
 
     Attributes:
         unknown: number of page frames whose struct page could not be read. They are kept.
+        kinds: kinds of kernel pages; only if the kernel is known.
         warnings: what VMCOREINFO lacks for a full classification, one line each.
 
     """
@@ -106,13 +107,13 @@ class Classifier:
         if kernel is not None:
             layout, warnings = kernel.struct_page()
             self.warnings = () if kinds_only else warnings
-            self._native = native.Classifier(layout)
-            if not self._native.classify(b"", 0, bytearray()):
+            if not native.Classifier(layout).classify(b"", 0, bytearray()):
                 raise KernelError(f"VMCOREINFO puts members of struct page outside its {layout.size} bytes")
             self._struct_page = layout.size
             self._model = kernel.memory_model
             self._memory = kernel.memory
-            self._kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
+            self._layout = layout
+            self.kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
             # Page-aligned, unlike a bytearray: reads into it copy faster.
             self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
             self._view = memoryview(self._structs)
@@ -126,17 +127,56 @@ class Classifier:
         """
         self.unknown = 0
         if self._kernel is not None:
-            self._native.restart()
+            self._native = native.Classifier(self._layout, self.kinds.areas)
         for pfn, count in windows_of(self._dump, self._page_size):
             classes = memoryview(self._classes)[:count]
             self._mark_memory(pfn, count, classes)
             if self._kernel is not None:
                 marked = bytes(classes) if self._kinds_only else b""
                 self._apply_struct_pages(pfn, count, classes)
-                self._kinds.paint(pfn, classes)
+                self.kinds.paint(pfn, classes)
                 if self._kinds_only:
                     self.unknown, classes[:] = 0, _with_kinds(marked, bytes(classes))
             yield Window(pfn, classes)
+
+    def sample(self, by: native.Classifier, pieces: int, pages: int) -> Iterator[tuple[int, bytes, bytearray]]:
+        """Yield struct pages from all over the dump's memory, and the classes that they give.
+
+        Args:
+            by: what classifies them.
+            pieces: number of pieces.
+            pages: page frames of each: a power of 2.
+
+        Yields:
+            The first page frame, the struct pages of consecutive frames, and one byte per frame: its class and kind by
+            its struct page alone.
+
+        """
+        windows = list(windows_of(self._dump, self._page_size))
+        total = sum(count for _, count in windows)
+        step, passed = max(total // pieces, pages), 0
+        for first, count in windows:
+            for at in range(-passed % step, count, step):
+                pfn = (first + at) & -pages
+                end, memmap = self._model.stretch(pfn, pfn + pages)
+                structs = None if memmap is None else self._memory.read(memmap, (end - pfn) * self._struct_page)
+                if structs is not None:
+                    classes = bytearray(end - pfn)
+                    self._mark_memory(pfn, end - pfn, memoryview(classes))
+                    by.restart()
+                    by.classify(structs, pfn, classes)
+                    yield pfn, structs, classes
+            passed += count
+
+    @property
+    def free_blocks(self) -> list[int]:
+        """Number of free blocks of each order that the last windows() found."""
+        return self._native.free_blocks
+
+    @property
+    def refused(self) -> int:
+        """Number of pages in these windows with the type of free blocks, but an impossible order or link."""
+        return self._native.refused
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
         """Set the classes that need no struct page: memory is KERNEL, or PMEM_USERDATA or PMEM_METADATA."""

@@ -30,7 +30,9 @@ _EXCLUDED_BY = {
 _ALWAYS_EXCLUDED = {PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED}
 
 
-def excluded_classes(level: int, include_pmem_userdata: bool = False) -> frozenset[PageClass]:
+def excluded_classes(
+    level: int, include_pmem_userdata: bool = False, doubted: frozenset[PageClass] = frozenset()
+) -> frozenset[PageClass]:
     """Return the classes that a dump level excludes.
 
     User data on persistent memory is excluded at every level unless requested, since it is the contents of files.
@@ -38,10 +40,16 @@ def excluded_classes(level: int, include_pmem_userdata: bool = False) -> frozens
     Args:
         level: dump level, a sum of bits.
         include_pmem_userdata: whether to keep user data on persistent memory.
+        doubted: classes that are kept since it is in doubt whether their pages are what they seem.
 
     """
     always = _ALWAYS_EXCLUDED if include_pmem_userdata else _ALWAYS_EXCLUDED | {PageClass.PMEM_USERDATA}
-    return frozenset(always).union(*(classes for bit, classes in _EXCLUDED_BY.items() if level & bit))
+    return frozenset(always).union(*(classes for bit, classes in _EXCLUDED_BY.items() if level & bit)) - doubted
+
+
+def level_of(level: int, doubted: frozenset[PageClass]) -> int:
+    """Return the bits of a level whose classes are all excluded if some classes are in doubt."""
+    return level & ~sum(bit for bit, classes in _EXCLUDED_BY.items() if classes & doubted)
 
 
 _PRESENT = by_class(set(PageClass) - {PageClass.HOLE})
@@ -57,16 +65,23 @@ class Selection:
 
     """
 
-    def __init__(self, level: int, include_pmem_userdata: bool = False, first_pfn: int = 0) -> None:
+    def __init__(
+        self,
+        level: int,
+        include_pmem_userdata: bool = False,
+        first_pfn: int = 0,
+        doubted: frozenset[PageClass] = frozenset(),
+    ) -> None:
         """Select page frames by their classes.
 
         Args:
             level: dump level.
             include_pmem_userdata: whether to keep user data on persistent memory.
             first_pfn: first page frame that the format of the new dump can count.
+            doubted: see excluded_classes().
 
         """
-        self.excluded = excluded_classes(level, include_pmem_userdata)
+        self.excluded = excluded_classes(level, include_pmem_userdata, doubted)
         self.kept = FrameSet()
         self.uncounted = 0
         self._first_pfn = first_pfn

@@ -37,41 +37,80 @@ _ADDRESSES = (1 << 64) - 1
 _VALUES = ("mem_section", "vmemmap")  # VMCOREINFO has the values of these, not their addresses
 
 
+_EXCLUDABLE = PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER, PageClass.FREE, PageClass.OFFLINE
+"""Classes that no page which is known to be the kernel's can have."""
+_NOT_EXCLUDABLE = bytes(set(range(256)) - set(_EXCLUDABLE))
+
 _IS_SLAB = bytes(byte == byte_of(PageKind.SLAB) for byte in range(256))
 
 
-def _paints(kind: PageKind, *over: PageKind) -> tuple[PageKind, bytes]:
-    """Return a kind, and a table that gives it to frames of certain kinds."""
-    before = set(map(byte_of, over))
+def _paints(kind: PageKind, *over: PageKind, known: bool = False) -> tuple[PageKind, bytes]:
+    """Return a kind, and a table that gives it to frames of certain kinds.
+
+    If pages of that kind are known to be the kernel's own, it replaces classes that levels exclude as well.
+    """
+    before = set(map(byte_of, over)) | set(_EXCLUDABLE if known else ())
     return kind, bytes(byte_of(kind) if byte in before else byte for byte in range(256))
 
 
 _PAINTS = (
-    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED, PageKind.SLAB),  # ppc64's upper tables are in slab
+    # ppc64's upper tables are in slab.
+    _paints(PageKind.TABLE, PageKind.OTHER, PageKind.RESERVED, PageKind.SLAB, known=True),
     _paints(PageKind.POINTED_SLAB, PageKind.SLAB),
-    _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED),
-    _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED),
+    _paints(PageKind.LOG, PageKind.OTHER, PageKind.RESERVED, known=True),
+    _paints(PageKind.MEMMAP, PageKind.OTHER, PageKind.RESERVED, known=True),
     _paints(PageKind.VMALLOC, PageKind.OTHER),  # it can map a part of the image too
-    _paints(PageKind.CALLED_TEXT, PageKind.RESERVED),
-    _paints(PageKind.TEXT, PageKind.RESERVED),
+    _paints(PageKind.CALLED_TEXT, PageKind.RESERVED, known=True),
+    _paints(PageKind.TEXT, PageKind.RESERVED, known=True),
     _paints(PageKind.IMAGE, PageKind.RESERVED),  # its mapping can be larger, and include what was freed after boot
 )
 """What each kind replaces, in order: the first kind found is kept."""
+_MAPPED = PageKind.TABLE, PageKind.LOG, PageKind.MEMMAP, PageKind.VMALLOC, PageKind.CALLED_TEXT, PageKind.TEXT
+"""Kinds whose pages are the kernel's own, as page tables say; little else is mapped in the vmalloc area."""
 
 
 class Kinds:
-    """Kinds of kernel pages, as ranges of page frames."""
+    """Kinds of kernel pages, as ranges of page frames.
 
-    def __init__(self, ranges: dict[PageKind, list[Range]]) -> None:
+    Attributes:
+        areas: virtual addresses of struct pages, linear map and image.
+
+    """
+
+    def __init__(self, ranges: dict[PageKind, list[Range]], areas: native.Areas) -> None:
         """Take the sorted ranges of each kind."""
+        self.areas = areas
         self._ranges = [(ranges[kind], table) for kind, table in _PAINTS if ranges.get(kind)]
+        self._mapped = [ranges[kind] for kind in _MAPPED if ranges.get(kind)]
 
     def paint(self, pfn: int, classes: memoryview) -> None:
-        """Give the KERNEL frames from pfn on their kinds; classes has one byte per frame, its class and kind."""
+        """Give the KERNEL frames from pfn on their kinds; classes has one byte per frame, its class and kind.
+
+        What is known to be the kernel's own becomes KERNEL, whatever its struct page says.
+        """
         for ranges, table in self._ranges:
             for first, end in clipped(ranges, pfn, pfn + len(classes)):
                 part = classes[first - pfn : end - pfn]
                 part[:] = bytes(part).translate(table)
+
+    def contradicted(self, pfn: int, classes: bytes) -> tuple[int, bytes]:
+        """Compare classes by struct pages with what page tables say is the kernel's own.
+
+        Args:
+            pfn: the first page frame.
+            classes: one byte per frame, before paint().
+
+        Returns:
+            Number of frames that are the kernel's own, and the classes of those whose class says otherwise.
+
+        """
+        parts = [
+            classes[first - pfn : end - pfn]
+            for ranges in self._mapped
+            for first, end in clipped(ranges, pfn, pfn + len(classes))
+        ]
+        own = b"".join(parts)
+        return len(own), own.translate(None, _NOT_EXCLUDABLE)
 
 
 def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -> Kinds:
@@ -89,7 +128,7 @@ def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -
             step()
         except (InputError, KernelError):
             continue
-    return Kinds({kind: merged(ranges) for kind, ranges in search.found.items()})
+    return Kinds({kind: merged(ranges) for kind, ranges in search.found.items()}, search.areas())
 
 
 class _Marks:
@@ -125,6 +164,7 @@ class _Search:
         self._zero: int | None = None  # virtual address of physical address 0
         self._image: int | None = None
         self._text: list[Translation] = []
+        self._image_area: list[Range] = []  # virtual addresses
 
     def _add(self, kind: PageKind, start: int, end: int) -> None:
         """Add a range of physical addresses."""
@@ -146,6 +186,20 @@ class _Search:
         if any(start <= vaddr < start + size for start, size, _ in self._memory.root.linear):
             return _NO_TABLES
         return None if zero is None else zero & self._reach
+
+    def areas(self) -> native.Areas:
+        """Return where pointers in struct pages lead; without a range if the linear map is not known."""
+        linear = [(start, start + size) for start, size, _ in self._memory.root.linear]
+        if self._zero is not None:
+            linear.append((self._zero, self._zero + (1 << self._dump.end.bit_length())))  # it may lack the last memory
+        memmap = [(self._memmap[0][0], self._memmap[-1][1])] if self._memmap else []
+        ranges = [*linear, *memmap, *self._image_area] if linear and memmap else []
+        end, parts = self._reach + 1, list[Range]()
+        for first, last in ((start & self._reach, (start & self._reach) + after - start) for start, after in ranges):
+            parts.append((first, min(last, end)))
+            if last > end:  # KASLR can move the linear map so that it wraps around
+                parts.append((0, last - end))
+        return native.Areas(self._reach, parts if len(parts) <= native.MAX_AREAS else [])
 
     def log(self) -> None:
         for area in KernelLog(self._kernel).areas():
@@ -187,6 +241,7 @@ class _Search:
             start, end = min(inside), max(inside) + 1
         mapped = VirtualMemory(self._dump, page_tables, finds_executable=True).translate(start, end - start)
         parts = [m for m in mapped if self._image in (_NO_TABLES, m.vaddr - m.paddr & self._reach)]
+        self._image_area = [(parts[0].vaddr, parts[-1].vaddr + parts[-1].length)] if parts else []
         text = [m for m in parts if m.executable]
         # Without hardware that can forbid execution, everything seems executable.
         split = len(text) < len(parts) and len(text) <= _MAX_TEXTS

@@ -88,6 +88,9 @@ def report(s: Statistics) -> Iterator[str]:
     yield line("Memory Hole", s.holes)
     yield "-" * 43
     yield line("Total pages", s.max_mapnr)
+    if s.free:
+        yield ""
+        yield f"checked against the kernel's own counts: free {s.free.found:,} of {s.free.counted:,}"
     if s.gaps:
         yield ""
         yield from coverage(s.gaps)
