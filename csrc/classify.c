@@ -5,32 +5,39 @@
 #include "page.h"
 
 #define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
+#define HUGE_ORDER 8	/* of the smallest huge page that PMDs map: 1 MiB on s390x */
 #define EACH 0x0101010101010101u
 
 /* The byte of a kernel page of some kind. */
 #define OF_KIND(kind) (VMF_KERNEL | (uint32_t)(kind) << 4)
 
 /*
- * A free block proves itself by its order and its place in a list. In doubt, keep it: the block may have been split or
- * merged at the moment of the crash, or the layout is wrong and it is no free block.
+ * Whether a page that seems to be free or hugetlb is in a list, as all such pages are. In doubt, keep it: a block may have
+ * been split or merged at the moment of the crash, or the layout is wrong and the page is something else.
  */
-static uint32_t free_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn,
-			   struct vmf_free_lists *lists, uint64_t *order)
+static int proves_itself(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_lists *lists, int possible)
+{
+	int proven = possible && is_listed(l, page, &lists->areas);
+
+	lists->refused += !proven;
+	return proven;
+}
+
+static uint32_t free_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, struct vmf_lists *lists,
+			   uint64_t *order)
 {
 	uint64_t free_order = field(l, page, l->private_);
 
-	if (free_order >= l->free_orders || !is_aligned(pfn, free_order) || !is_listed(l, page, &lists->areas)) {
-		lists->refused++;
+	if (!proves_itself(l, page, lists, free_order < l->free_orders && is_aligned(pfn, free_order)))
 		return VMF_KERNEL;
-	}
-	lists->blocks[free_order]++;
+	lists->free_blocks[free_order]++;
 	*order = free_order;
 	return VMF_FREE;
 }
 
 /* Class and kind of a page with a page type, which overlays _mapcount. Its mapping is meaningless. */
-static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page, uint32_t mapcount, uint64_t pfn,
-			    struct vmf_free_lists *lists, uint64_t *order)
+static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, uint32_t mapcount,
+			    uint64_t pfn, struct vmf_lists *lists, uint64_t *order)
 {
 	if (has_type(l->buddy, mapcount))
 		return free_class(l, page, pfn, lists, order);
@@ -41,14 +48,19 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 		 */
 		uint64_t highest = l->free_orders ? l->free_orders - 1 : 0;
 
+		if (!proves_itself(l, page, lists, 1))
+			return VMF_KERNEL;
 		*order = is_aligned(pfn, highest) ? highest : 0;
 		return VMF_FREE;
 	}
-	if (has_type(l->offline, mapcount))
+	if (has_type(l->offline, mapcount) && !(flags & l->head))	/* no balloon's pages are compound */
 		return VMF_OFFLINE;
 	if (has_type(l->slab_type, mapcount))
 		return OF_KIND(VMF_KIND_SLAB);
-	return has_type(l->table, mapcount) ? OF_KIND(VMF_KIND_TABLE) : VMF_KERNEL;
+	if (has_type(l->table, mapcount))
+		return OF_KIND(VMF_KIND_TABLE);
+	lists->unknown_huge += *order >= HUGE_ORDER && !has_type(l->kmalloc, mapcount);
+	return VMF_KERNEL;
 }
 
 INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, int native64)
@@ -64,7 +76,7 @@ INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 
 /* Returns the block that begins at page: a compound page, a free block, or a single page. */
 INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end,
-				 struct vmf_free_lists *lists, int native64)
+				 struct vmf_lists *lists, int native64)
 {
 	struct vmf_block b = {0, VMF_KERNEL, 0};
 	uint64_t flags = word(l, page, l->flags, native64), order = compound_order(l, page, flags, pfn, end);
@@ -73,7 +85,7 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	/* Test for slab before page types: up to v4.17, the counters of SLUB overlay _mapcount. */
 	if (flags & l->slab)
 		b.byte = OF_KIND(VMF_KIND_SLAB);
-	else if (is_hugetlb(l, page, mapcount, order)) {
+	else if (is_hugetlb(l, page, mapcount, order) && proves_itself(l, page, lists, 1)) {
 		/*
 		 * Of a hugetlb page, only the head has PG_hwpoison. A separate list records the bad pages since
 		 * 161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error pages"), v6.0.
@@ -85,8 +97,9 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		 */
 		b.byte = flags & l->hwpoison ? VMF_HWPOISON : VMF_USER;
 		b.ignore_tail_flags = 1;
+		lists->hugetlb++;
 	} else if ((int32_t)mapcount < -1) {
-		b.byte = typed_class(l, page, mapcount, pfn, lists, &order);
+		b.byte = typed_class(l, page, flags, mapcount, pfn, lists, &order);
 	} else {
 		b.byte = untyped_class(l, page, flags, native64);
 		/* Only hugetlb pages can be larger than the largest block of the buddy allocator. */
@@ -166,7 +179,7 @@ INLINE int is_plain(const struct vmf_page_layout *l, uint64_t flags, uint32_t ma
 }
 
 INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, uint64_t pfn, uint64_t count,
-		     struct vmf_block *block, struct vmf_free_lists *lists, uint8_t *restrict classes, int native64)
+		     struct vmf_block *block, struct vmf_lists *lists, uint8_t *restrict classes, int native64)
 {
 	const uint8_t *end = structs + count * l->size;
 	struct vmf_block b = *block;
@@ -200,7 +213,7 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 }
 
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
-		 struct vmf_block *block, struct vmf_free_lists *lists, uint8_t *classes)
+		 struct vmf_block *block, struct vmf_lists *lists, uint8_t *classes)
 {
 	const struct vmf_page_layout *l = layout;
 

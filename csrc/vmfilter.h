@@ -51,7 +51,7 @@ enum vmf_page_kind {
 	VMF_KIND_POINTED_SLAB = 10
 };
 
-/* Limits of struct vmf_free_lists and struct vmf_areas. */
+/* Limits of struct vmf_lists and struct vmf_areas. */
 enum vmf_limits {
 	VMF_ORDERS = 64,
 	VMF_AREAS = 8
@@ -80,7 +80,7 @@ struct vmf_field {
  * @tail: member that identifies a tail page: (tail & @tail_mask) != 0
  * @lru, @private_data, @swapcache, @slab, @hwpoison, @head, @reserved: masks for flags; 0 if this kernel does not have
  *	the flag. A page is in the swap cache only if all bits of @swapcache are set.
- * @buddy, @hugetlb, @offline, @unaccepted, @slab_type, @table: page types
+ * @buddy, @hugetlb, @offline, @unaccepted, @slab_type, @table, @kmalloc: page types
  * @next, @prev: links of the list entry in lru; width 0 if its offset is not known
  * @order: order of a compound page, in its first tail page
  * @destructor: destructor of a compound page, in its first tail page; the page is hugetlb if
@@ -93,7 +93,7 @@ struct vmf_page_layout {
 	struct vmf_field flags, mapcount, mapping, private_, tail, next, prev;
 	uint64_t lru, private_data, swapcache, slab, hwpoison, head, reserved;
 	uint64_t tail_mask;
-	struct vmf_page_type buddy, hugetlb, offline, unaccepted, slab_type, table;
+	struct vmf_page_type buddy, hugetlb, offline, unaccepted, slab_type, table, kmalloc;
 	struct vmf_field order;
 	struct vmf_field destructor;
 	uint64_t destructor_value, destructor_mask;
@@ -125,15 +125,19 @@ struct vmf_areas {
 };
 
 /*
- * struct vmf_free_lists - free blocks of the buddy allocator, as their struct pages tell
- * @areas: memory into which the links of a free block lead
- * @blocks: number of free blocks of each order
- * @refused: number of pages that have the type of free blocks and an impossible order or link; they are kept
+ * struct vmf_lists - pages that the kernel has in lists: free blocks and hugetlb pages
+ * @areas: memory into which the links of such a page lead
+ * @free_blocks: number of free blocks of each order
+ * @hugetlb: number of hugetlb pages
+ * @refused: number of pages that have the type of either, but an impossible order or link; they are kept
+ * @unknown_huge: number of huge compound pages with a page type that the layout does not know
  */
-struct vmf_free_lists {
+struct vmf_lists {
 	struct vmf_areas areas;
-	uint64_t blocks[64];	/* VMF_ORDERS */
+	uint64_t free_blocks[64];	/* VMF_ORDERS */
+	uint64_t hugetlb;
 	uint64_t refused;
+	uint64_t unknown_huge;
 };
 
 /*
@@ -143,13 +147,13 @@ struct vmf_free_lists {
  * @pfn: first page frame
  * @count: number of page frames
  * @block: in and out: state between calls; zero it before the first call. Calls must be in ascending order of @pfn.
- * @lists: in: areas; in and out: incremented by the free blocks that begin here
+ * @lists: in: areas; in and out: incremented by what begins here
  * @classes: in and out: @count bytes. Replaces only VMF_KERNEL, and VMF_PMEM_USERDATA by VMF_HWPOISON.
  *
  * Return: 0, or -1 if @layout contains a member outside struct page; @classes is then unchanged.
  */
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
-		 struct vmf_block *block, struct vmf_free_lists *lists, uint8_t *classes);
+		 struct vmf_block *block, struct vmf_lists *lists, uint8_t *classes);
 
 /* What vmf_check() tests, and of which pages; only their heads are tested. */
 enum vmf_rule {

@@ -57,7 +57,7 @@ class PageLayout(NamedTuple):
         next, prev: links of the list entry in lru.
         lru, private_data, swapcache, slab, hwpoison, head, reserved: masks for flags; 0 if this kernel does not have
             the flag. A page is in the swap cache only if all bits of swapcache are set.
-        buddy, hugetlb, offline, unaccepted, slab_type, table: page types.
+        buddy, hugetlb, offline, unaccepted, slab_type, table, kmalloc: page types.
         order: order of a compound page, in its first tail page.
         destructor, destructor_value, destructor_mask: destructor of a compound page, in its first tail page; the page
             is hugetlb if destructor & destructor_mask == destructor_value.
@@ -88,6 +88,7 @@ class PageLayout(NamedTuple):
     unaccepted: PageType
     slab_type: PageType
     table: PageType
+    kmalloc: PageType
     order: Field
     destructor: Field
     destructor_value: int
@@ -109,6 +110,23 @@ class Areas(NamedTuple):
 
 
 MAX_AREAS: int = lib.VMF_AREAS
+
+
+class Lists(NamedTuple):
+    """Pages that the kernel has in lists: struct vmf_lists.
+
+    Attributes:
+        free_blocks: number of free blocks of each order.
+        hugetlb: number of hugetlb pages.
+        refused: number of pages that have the type of either, but an impossible order or link; they are kept.
+        unknown_huge: number of huge compound pages with a page type that the layout does not know.
+
+    """
+
+    free_blocks: list[int]
+    hugetlb: int
+    refused: int
+    unknown_huge: int
 
 
 def _fill(areas: Any, known: Areas) -> None:
@@ -137,7 +155,7 @@ class Classifier:
         self._size = layout.size
         self._layout = ffi.new("struct vmf_page_layout *", layout._asdict())
         self._block = ffi.new("struct vmf_block *")
-        self._lists = ffi.new("struct vmf_free_lists *")
+        self._lists = ffi.new("struct vmf_lists *")
         if areas:
             _fill(self._lists.areas, areas)
 
@@ -163,15 +181,10 @@ class Classifier:
         return ok == 0
 
     @property
-    def free_blocks(self) -> list[int]:
-        """Number of free blocks of each order so far."""
-        return list(self._lists.blocks)
-
-    @property
-    def refused(self) -> int:
-        """Number of pages so far that have the type of free blocks, but an impossible order or link."""
-        n: int = self._lists.refused
-        return n
+    def lists(self) -> Lists:
+        """What was found so far."""
+        found = self._lists
+        return Lists(list(found.free_blocks), found.hugetlb, found.refused, found.unknown_huge)
 
     def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:
         """Test struct pages of consecutive frames in one zone against rules that do not depend on their classes.

@@ -135,7 +135,8 @@ class SparseMemory:
                 "VMCOREINFO lacks SYMBOL(mem_section), SIZE(mem_section), OFFSET(mem_section.section_mem_map) or "
                 "SIZE(page): the kernel's memory model is unknown"
             )
-        if not 0 <= offset <= size - word or size > page_size:
+        # It has a pointer besides section_mem_map, and sizes that are no power of 2 do not compile.
+        if not 0 <= offset <= size - word or not 2 * word <= size <= page_size or size & size - 1:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
         self._size, self.struct_page = size, struct_page
         member = "Q" if word == 8 else "I"

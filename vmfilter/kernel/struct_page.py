@@ -142,6 +142,7 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         unaccepted=source.page_type("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
         slab_type=source.page_type("PAGE_SLAB_MAPCOUNT_VALUE"),
         table=_table_type(info, source),
+        kmalloc=_kmalloc_type(info, source),
         order=order,
         destructor=destructor,
         destructor_value=destructor_value,
@@ -150,6 +151,8 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     )
     for name in _FIELDS:
         offset, width = getattr(layout, name)
+        if offset % max(width, 1):
+            raise KernelError(f"VMCOREINFO puts {name} at {offset} of struct page, where it is not aligned")
         if not 0 <= offset <= size - width:
             raise KernelError(f"VMCOREINFO puts {name} at {offset} of a struct page of {size} bytes")
     for name in _MASKS:
@@ -179,6 +182,14 @@ def _table_type(info: Vmcoreinfo, source: _Source) -> PageType:
         return NO_TYPE
     # PG_kmemcg was below it until 18b2db3b0385 ("mm: Convert page kmemcg type to a page memcg flag"), v5.11.
     return ~(bit << (2 if info.version() >= (5, 11) else 3)) & 0xFFFFFFFF, mask
+
+
+def _kmalloc_type(info: Vmcoreinfo, source: _Source) -> PageType:
+    """Page type of large allocations by kmalloc, which VMCOREINFO does not give; since v6.15."""
+    buddy, mask = source.page_type("PAGE_BUDDY_MAPCOUNT_VALUE")
+    if mask != 0xFF000000 or info.version() < (6, 15):
+        return NO_TYPE
+    return buddy + (8 << 24) & mask, mask
 
 
 def _swapcache(source: _Source) -> int:
@@ -217,6 +228,8 @@ def _tail(info: Vmcoreinfo, source: _Source, word: int, head: int) -> tuple[Fiel
             return (offset, word), 1
     if info.version() in _UNEXPORTED_COMPOUND:
         return (source.offset("lru"), word), 1
+    if info.version() >= (4, 6):
+        _required(None, "OFFSET(page.compound_head) and OFFSET(page.compound_info)")
     # Before, PG_tail marks a tail: the bit above PG_head.
     return (source.offset("flags"), word), head << 1
 

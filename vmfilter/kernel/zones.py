@@ -12,21 +12,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from vmfilter.frames.ranges import Range
     from vmfilter.kernel.kernel import Kernel
 
 _MAX_NODES = 1 << 10
 _MAX_ZONES = 8  # MAX_NR_ZONES is 6 at most
+_MAX_ZONE = 1 << 16  # bytes
 _MAX_ORDERS = 64
 _MAX_TYPES = 16  # MIGRATE_TYPES is 6 at most
 _PROVEN = 4  # lists whose links are tested before the zones are believed
-_NEEDED = (
-    "pglist_data.node_zones",
-    "pglist_data.nr_zones",
-    "zone.free_area",
-    "zone.vm_stat",
-    "free_area.free_list",
-    "page.lru",
-)
+_MAX_STEPS = 1 << 9  # along lists, to find a head
+_ALIGNED = 32  # bytes: the smallest cache line
 
 
 class _List(NamedTuple):
@@ -42,13 +38,13 @@ class FreeBlock(NamedTuple):
     """A block in a free list.
 
     Attributes:
-        vaddr: virtual address of its first struct page.
+        structs: its first struct page; empty if it cannot be read.
         order: order of the list.
-        linked: whether its links lead back to its neighbours in the list.
+        linked: whether it is linked to the entry before it.
 
     """
 
-    vaddr: int
+    structs: bytes
     order: int
     linked: bool
 
@@ -73,71 +69,171 @@ class Zones(NamedTuple):
         return sum(n << order for order, n in enumerate(self.blocks))
 
 
-def read_zones(kernel: Kernel) -> Zones | None:
+class Start(NamedTuple):
+    """Free blocks that were found by their struct pages: where to look for the zones if no symbol leads to them.
+
+    Attributes:
+        blocks: virtual addresses of their struct pages, and their orders, which may be wrong.
+        memmap: virtual addresses [start, end) of all struct pages.
+        end_pfn: page frame after all memory.
+
+    """
+
+    blocks: list[tuple[int, int]]
+    memmap: Range
+    end_pfn: int
+
+
+class _Layout(NamedTuple):
+    """Sizes, lengths and offsets, in bytes."""
+
+    word: int
+    zone: int
+    area: int
+    list_head: int
+    orders: int
+    types: int
+    free_pages: int
+    node_zones: int
+    nr_zones: int
+    free_area: int
+    vm_stat: int
+    lru: int
+
+    def lists(self) -> Iterator[tuple[int, int]]:
+        """Yield the offset in struct zone and the order of each list."""
+        for order in range(self.orders):
+            area = self.free_area + order * self.area
+            yield from ((offset, order) for offset in range(area, area + self.types * self.list_head, self.list_head))
+
+
+def _layout(kernel: Kernel) -> _Layout | None:
+    info = kernel.info
+    sizes = [info.size(name) for name in ("zone", "free_area", "list_head")]
+    lengths = [info.length("zone.free_area"), info.length("free_area.free_list"), info.number("NR_FREE_PAGES")]
+    members = "pglist_data.node_zones", "pglist_data.nr_zones", "zone.free_area", "zone.vm_stat", "page.lru"
+    values = [*sizes, *lengths, *map(info.offset, members)]
+    known = [value for value in values if value is not None]
+    lists_at = info.offset("free_area.free_list")
+    if len(known) < len(values) or lists_at is None:
+        return None
+    found = _Layout(kernel.abi.word, *known)
+    last = found.free_area + found.orders * found.area
+    fits = found.types * found.list_head + found.word <= found.area and 0 < last <= found.zone <= _MAX_ZONE
+    limits = 0 < found.orders <= _MAX_ORDERS and 0 < found.types <= _MAX_TYPES and 0 <= found.free_pages < _MAX_ORDERS
+    # free_list comes first in struct free_area, and nr_free follows it.
+    return found if fits and limits and lists_at == 0 and found.list_head >= 2 * found.word else None
+
+
+def read_zones(kernel: Kernel, start: Start) -> Zones | None:
     """Read all zones.
 
     Args:
         kernel: the crashed kernel.
+        start: free blocks.
 
     Returns:
-        What they say; None if VMCOREINFO does not lead to them, they are not in the dump, or they are not zones: the
-        head of a list must be the neighbour of its first and last entry.
+        What they say; None if nothing leads to them, they are not in the dump, or they are not zones: a list begins
+        where its first entry says.
 
     Raises:
         InputError: the dump is damaged.
         KernelError: VMCOREINFO has a number that is none.
 
     """
-    info, word = kernel.info, kernel.abi.word
-    offsets = {name: info.offset(name) for name in _NEEDED}
-    at = {name: offset for name, offset in offsets.items() if offset is not None}
-    zone_size, area_size, list_size = (info.size(name) for name in ("zone", "free_area", "list_head"))
-    orders, types = info.length("zone.free_area"), info.length("free_area.free_list")
-    free_pages = info.number("NR_FREE_PAGES")
-    if len(at) < len(_NEEDED) or not zone_size or not area_size or not list_size or not orders or not types:
+    layout = _layout(kernel)
+    if layout is None:
         return None
-    if free_pages is None or not 0 <= free_pages < 64 or orders > _MAX_ORDERS or types > _MAX_TYPES:
-        return None
-    counted, blocks, lists = 0, [0] * orders, list[_List]()
-    for zone in _zones(kernel, at, zone_size):
-        raw = kernel.memory.read(zone, zone_size)
-        if raw is None:
-            return None
-
-        def value(offset: int, raw: bytes = raw) -> int:
-            return int.from_bytes(raw[offset : offset + word], kernel.abi.byteorder)
-
-        counted += value(at["zone.vm_stat"] + free_pages * word)
-        for order in range(orders):
-            area = at["zone.free_area"] + order * area_size + at["free_area.free_list"]
-            blocks[order] += value(area + types * list_size)
-            for offset in range(area, area + types * list_size, list_size):
-                one = _List(zone + offset, order, value(offset), value(offset + word))
-                if one.next not in (one.head, 0):  # neither empty nor of a zone without memory
-                    lists.append(one)
-    found = Zones(counted, blocks, lists)
-    return found if lists and all(_is_list(kernel, one) for one in islice(lists, _PROVEN)) else None
+    nodes = list(_nodes(kernel)) or list(_node_of(kernel, layout, start))
+    counted, blocks, lists = 0, [0] * layout.orders, list[_List]()
+    for node in nodes:
+        for zone in _zones(kernel, layout, node):
+            raw = kernel.memory.read(zone, layout.zone)
+            if raw is None:
+                return None
+            words = _Words(raw, kernel)
+            counted += words.at(layout.vm_stat + layout.free_pages * layout.word)
+            for order in range(layout.orders):
+                area = layout.free_area + order * layout.area
+                blocks[order] += words.at(area + layout.types * layout.list_head)
+            lists += (one for one in _lists(layout, zone, words) if one.next not in (one.head, 0))
+    proven = lists and all(_is_list(kernel, one) for one in islice(lists, _PROVEN))
+    return Zones(counted, blocks, lists) if proven else None
 
 
-def _zones(kernel: Kernel, at: dict[str, int], size: int) -> Iterator[int]:
-    """Yield the virtual addresses of all zones."""
-    for node in _nodes(kernel):
-        zones = kernel.memory.read_int(node + at["pglist_data.nr_zones"], 4) or 0
-        for i in range(min(zones, _MAX_ZONES)):
-            yield node + at["pglist_data.node_zones"] + i * size
+class _Words:
+    """Words of a structure."""
+
+    def __init__(self, raw: bytes, kernel: Kernel) -> None:
+        self._raw, self._word, self._order = raw, kernel.abi.word, kernel.abi.byteorder
+
+    def at(self, offset: int) -> int:
+        return int.from_bytes(self._raw[offset : offset + self._word], self._order)
+
+
+def _lists(layout: _Layout, zone: int, words: _Words) -> Iterator[_List]:
+    for offset, order in layout.lists():
+        yield _List(zone + offset, order, words.at(offset), words.at(offset + layout.word))
+
+
+def _zones(kernel: Kernel, layout: _Layout, node: int) -> Iterator[int]:
+    """Yield the virtual addresses of the zones of a node."""
+    count = kernel.memory.read_int(node + layout.nr_zones, 4) or 0
+    yield from (node + layout.node_zones + i * layout.zone for i in range(min(count, _MAX_ZONES)))
 
 
 def _nodes(kernel: Kernel) -> Iterator[int]:
-    """Yield the virtual address of each struct pglist_data."""
+    """Yield the virtual address of each struct pglist_data that VMCOREINFO leads to."""
     info, word = kernel.info, kernel.abi.word
     array, single = info.symbol("node_data"), info.symbol("contig_page_data")
     if array is not None:
         count = min(info.length("node_data") or 1, _MAX_NODES)
         raw = kernel.memory.read(array, count * word) or b""
-        nodes = (int.from_bytes(raw[i : i + word], kernel.abi.byteorder) for i in range(0, len(raw), word))
-        yield from filter(None, nodes)
+        used = -(-len(raw.rstrip(b"\0")) // word)
+        words = _Words(raw, kernel)
+        yield from filter(None, (words.at(i * word) for i in range(used)))
     elif single is not None:
         yield single
+
+
+def _node_of(kernel: Kernel, layout: _Layout, start: Start) -> Iterator[int]:
+    """Yield the address of the only node: most machines' kernels do not export node_data.
+
+    The list that a free block is in leads to the head of the list, which is in a zone, which is in the node.
+    """
+    head, order = _head(kernel, layout, start)
+    for offset, _ in sorted(layout.lists(), key=lambda one: one[1] != order):
+        zone = head - offset
+        # Nodes and zones are aligned to cache lines.
+        for node in (zone - layout.node_zones - i * layout.zone for i in range(_MAX_ZONES if head else 0)):
+            if not zone % _ALIGNED and not node % _ALIGNED and _is_node(kernel, layout, node, zone, start.end_pfn):
+                yield node
+                return
+
+
+def _head(kernel: Kernel, layout: _Layout, start: Start) -> tuple[int, int]:
+    """Return the address of the first list head that is found along the lists, and the order of its list; 0: none."""
+    places = [(vaddr + layout.lru, order) for vaddr, order in start.blocks]
+    for step in range(_MAX_STEPS if places else 0):
+        i = step % len(places)
+        at, order = places[i]
+        following = kernel.memory.read_word(at) or at
+        if not start.memmap[0] <= following < start.memmap[1]:
+            return following, order
+        places[i] = following, order
+    return 0, 0
+
+
+def _is_node(kernel: Kernel, layout: _Layout, node: int, zone: int, end_pfn: int) -> bool:
+    """Return whether this is a node that has this zone, and all memory."""
+    if zone not in _zones(kernel, layout, node):
+        return False
+    fields = [kernel.info.offset(f"pglist_data.{name}") for name in ("node_start_pfn", "node_spanned_pages")]
+    first, spanned = (None if at is None else kernel.memory.read_word(node + at) for at in fields)
+    raw = kernel.memory.read(zone, layout.zone)
+    if raw is None or first is None or not spanned or first + spanned < end_pfn:
+        return False
+    return all(one.next == one.head or _is_list(kernel, one) for one in _lists(layout, zone, _Words(raw, kernel)))
 
 
 def _is_list(kernel: Kernel, one: _List) -> bool:
@@ -154,14 +250,16 @@ def free_blocks(kernel: Kernel, zones: Zones, most: int) -> Iterator[FreeBlock]:
         most: number of blocks after which to stop.
 
     """
-    word, lru = kernel.abi.word, kernel.info.offset("page.lru") or 0
-    places = {one.head: (one, one.head, one.next) for one in zones.lists}
-    while places and most > 0:
-        for one, before, at in list(places.values())[:most]:
-            following, prev = kernel.memory.read_word(at), kernel.memory.read_word(at + word)
-            yield FreeBlock(at - lru, one.order, prev == before)
-            most -= 1
-            if following is None or following == one.head or prev != before:
-                del places[one.head]
-            else:
-                places[one.head] = one, at, following
+    word, lru, size = kernel.abi.word, kernel.info.offset("page.lru") or 0, kernel.info.size("page") or 0
+    left = [(one, one.head, one.next) for one in zones.lists]
+    while left and most > 0:
+        following = []
+        for one, before, at in left[:most]:
+            structs = kernel.memory.read(at - lru, size)
+            links = _Words(structs or bytes(size), kernel)
+            linked = links.at(lru + word) == before
+            yield FreeBlock(structs or b"", one.order, linked)
+            if linked and links.at(lru) != one.head:
+                following.append((one, at, links.at(lru)))
+        most -= len(left)
+        left = following

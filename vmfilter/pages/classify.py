@@ -46,6 +46,23 @@ class Window(NamedTuple):
     classes: memoryview
 
 
+class Sample(NamedTuple):
+    """Struct pages of consecutive page frames.
+
+    Attributes:
+        pfn: the first page frame.
+        vaddr: virtual address of its struct page.
+        structs: the struct pages.
+        classes: one byte per frame: its class and kind by its struct page alone.
+
+    """
+
+    pfn: int
+    vaddr: int
+    structs: bytes
+    classes: bytes
+
+
 def max_pfn(dump: Dump, page_size: int) -> int:
     """Return the first page frame after all memory (max_mapnr)."""
     return -(-dump.end // page_size)
@@ -139,17 +156,13 @@ class Classifier:
                     self.unknown, classes[:] = 0, _with_kinds(marked, bytes(classes))
             yield Window(pfn, classes)
 
-    def sample(self, by: native.Classifier, pieces: int, pages: int) -> Iterator[tuple[int, bytes, bytearray]]:
-        """Yield struct pages from all over the dump's memory, and the classes that they give.
+    def sample(self, by: native.Classifier, pieces: int, pages: int) -> Iterator[Sample]:
+        """Yield struct pages from all over the dump's memory.
 
         Args:
             by: what classifies them.
             pieces: number of pieces.
             pages: page frames of each: a power of 2.
-
-        Yields:
-            The first page frame, the struct pages of consecutive frames, and one byte per frame: its class and kind by
-            its struct page alone.
 
         """
         windows = list(windows_of(self._dump, self._page_size))
@@ -165,18 +178,18 @@ class Classifier:
                     self._mark_memory(pfn, end - pfn, memoryview(classes))
                     by.restart()
                     by.classify(structs, pfn, classes)
-                    yield pfn, structs, classes
+                    yield Sample(pfn, memmap or 0, structs, bytes(classes))
             passed += count
 
     @property
-    def free_blocks(self) -> list[int]:
-        """Number of free blocks of each order that the last windows() found."""
-        return self._native.free_blocks
+    def end_pfn(self) -> int:
+        """Page frame after all memory."""
+        return max_pfn(self._dump, self._page_size)
 
     @property
-    def refused(self) -> int:
-        """Number of pages in these windows with the type of free blocks, but an impossible order or link."""
-        return self._native.refused
+    def lists(self) -> native.Lists:
+        """Pages in lists that the last windows() found."""
+        return self._native.lists
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
         """Set the classes that need no struct page: memory is KERNEL, or PMEM_USERDATA or PMEM_METADATA."""

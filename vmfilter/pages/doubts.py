@@ -1,9 +1,9 @@
 """Witnesses against the classification: what else the dump says about the pages that a level excludes.
 
-Classification believes VMCOREINFO. If one number of it is wrong, pages of the kernel are excluded, or all free pages are
-kept. Each witness here is independent of the number that it judges: struct pages whose contents are known, rules that
-members of a struct page keep among themselves, page tables, the kernel's free lists and its counters. A class that a
-witness convicts is not excluded.
+Classification believes VMCOREINFO. If one number of it is wrong, pages of the kernel are excluded, or all free pages
+are kept. Each witness here is independent of the number that it judges: struct pages whose contents are known, rules
+that members of a struct page keep among themselves, page tables, the kernel's free lists and its counters. A class that
+a witness convicts is not excluded.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfilter import native
 from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageClass, class_in
-from vmfilter.kernel.zones import Zones, free_blocks, read_zones
+from vmfilter.kernel.zones import Start, Zones, free_blocks, read_zones
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
-    from vmfilter.pages.classify import Classifier
+    from vmfilter.pages.classify import Classifier, Sample
 
 ON_DOUBT = "keep", "fail", "trust"
 """What to do with pages whose class is in doubt: keep them, end the run before it writes, or exclude them."""
@@ -38,8 +38,7 @@ _CACHE = frozenset({PageClass.CACHE, PageClass.CACHE_PRIVATE})
 _USER = frozenset({PageClass.USER})
 _FREE = frozenset({PageClass.FREE})
 _BY_FLAGS = _CACHE | _USER | {PageClass.HWPOISON}
-_BY_TYPE = _CACHE | _USER | {PageClass.OFFLINE}  # a page with a type is none of these; free blocks are proven one by one
-_ALL = _BY_FLAGS | _BY_TYPE | _FREE
+_BY_TYPE = _CACHE | _USER | {PageClass.OFFLINE}  # free blocks need no witness: each proves itself
 _NAMES = {
     PageClass.CACHE: "cache",
     PageClass.CACHE_PRIVATE: "cache",
@@ -91,6 +90,7 @@ _TYPES = {
     "unaccepted": ("NUMBER(PAGE_UNACCEPTED_MAPCOUNT_VALUE)", _FREE),
     "slab_type": ("NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)", frozenset[PageClass]()),
     "table": ("the type of page tables", frozenset[PageClass]()),
+    "kmalloc": ("the type of large kmalloc", frozenset[PageClass]()),
 }
 """Page types of PageLayout: where they come from, and the class that they make."""
 
@@ -130,10 +130,12 @@ class Witnesses:
         self._kernel = kernel
         self._layout = kernel.struct_page().layout
         self._judge = native.Classifier(self._layout, classifier.kinds.areas)
+        self._free: list[tuple[int, int]] = []
         self._zones: Zones | None = None
+        self.doubts = [*self._twins(), *self._text(), *self._sample(classifier)]
         with suppress(InputError, KernelError):
-            self._zones = read_zones(kernel)
-        self.doubts = [*self._twins(), *self._text(), *self._sample(classifier), *self._lists()]
+            self._zones = read_zones(kernel, Start(self._free, classifier.kinds.memmap, classifier.end_pfn))
+        self.doubts += self._lists()
 
     def _twins(self) -> Iterator[Doubt]:
         """Different page types have different values, and different flags different bits."""
@@ -175,13 +177,15 @@ class Witnesses:
         """Members of a struct page agree with each other, and classes with the page tables."""
         tested, broken = [0] * native.RULES, [0] * native.RULES
         own, wrong = 0, Counter[PageClass]()
-        for pfn, structs, classes in classifier.sample(self._judge, _PIECES, _PIECE_PAGES):
-            for i, (pages, against) in enumerate(self._judge.check(structs, classes)):
+        kinds = classifier.kinds
+        for piece in classifier.sample(self._judge, _PIECES, _PIECE_PAGES):
+            for i, (pages, against) in enumerate(self._judge.check(piece.structs, piece.classes)):
                 tested[i] += pages
                 broken[i] += against
-            pages, against_them = classifier.kinds.contradicted(pfn, bytes(classes))
+            pages, against_them = kinds.contradicted(piece.pfn, piece.classes)
             own += pages
             wrong.update(map(class_in, against_them))
+            self._add_free(piece)
         for rule, pages, against in zip(_RULES, tested, broken, strict=True):
             if _convicts(pages, against):
                 yield Doubt(rule.field, f"{against} of {pages} {rule.broken}", rule.classes)
@@ -190,6 +194,13 @@ class Witnesses:
                 evidence = f"{pages} of {own} pages that page tables show to be the kernel's are {_NAMES[page_class]}"
                 yield Doubt("VMCOREINFO", evidence, frozenset({page_class}))
 
+    def _add_free(self, piece: Sample) -> None:
+        """Remember the first free block: what follows it may be its tail."""
+        first, (offset, width), size = piece.classes.find(PageClass.FREE), self._layout.private_, self._layout.size
+        if first >= 0:
+            order = piece.structs[first * size + offset :][:width]
+            self._free.append((piece.vaddr + first * size, int.from_bytes(order, self._kernel.abi.byteorder)))
+
     def _lists(self) -> Iterator[Doubt]:
         """Blocks in the free lists are free, and of the order of their list."""
         if self._zones is None:
@@ -197,14 +208,13 @@ class Witnesses:
         blocks = list(free_blocks(self._kernel, self._zones, _WALKED))
         not_free, wrong_order = 0, 0
         for block in blocks:
-            raw = self._kernel.memory.read(block.vaddr, self._layout.size) if block.linked else None
-            classes = bytearray([PageClass.KERNEL])
-            before = self._judge.free_blocks
-            self._judge.restart()
-            if raw is not None:
-                self._judge.classify(raw, 0, classes)
-            not_free += classes[0] != PageClass.FREE
-            wrong_order += classes[0] == PageClass.FREE and self._judge.free_blocks[block.order] == before[block.order]
+            classes, before = bytearray([PageClass.KERNEL]), self._judge.lists.free_blocks
+            if block.linked and block.structs:
+                self._judge.restart()
+                self._judge.classify(block.structs, 0, classes)
+            is_free = classes[0] == PageClass.FREE
+            not_free += not is_free
+            wrong_order += is_free and self._judge.lists.free_blocks[block.order] == before[block.order]
         if _convicts(len(blocks), wrong_order):
             yield Doubt(
                 "OFFSET(page.private)", f"{wrong_order} of {len(blocks)} blocks have not the order of their list", _FREE
@@ -226,17 +236,15 @@ class Witnesses:
             Both numbers, or None if the zones are not in the dump; and what is to be said of them.
 
         """
-        blocks = classifier.free_blocks
-        found = sum(n << order for order, n in enumerate(blocks))
+        lists = classifier.lists
+        found = sum(n << order for order, n in enumerate(lists.free_blocks))
         doubts = []
-        if _convicts(sum(blocks) + classifier.refused, classifier.refused):
-            doubts.append(
-                Doubt(
-                    "OFFSET(page.private), OFFSET(page.lru) or LENGTH(zone.free_area)",
-                    f"{classifier.refused} free blocks have an impossible order or link",
-                    frozenset(),
-                )
-            )
+        if _convicts(sum(lists.free_blocks) + lists.refused, lists.refused):
+            fields = "OFFSET(page.private), OFFSET(page.lru) or LENGTH(zone.free_area)"
+            doubts.append(Doubt(fields, f"{lists.refused} free blocks have an impossible order or link", frozenset()))
+        if lists.unknown_huge and not lists.hugetlb:
+            evidence = f"{lists.unknown_huge} huge pages have an unknown page type, and none is hugetlb"
+            doubts.append(Doubt(_TYPES["hugetlb"][0], evidence, frozenset()))
         zones = self._zones
         if zones is None:
             if not found:

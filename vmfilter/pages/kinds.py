@@ -74,12 +74,13 @@ class Kinds:
 
     Attributes:
         areas: virtual addresses of struct pages, linear map and image.
+        memmap: virtual addresses [start, end) of struct pages, with what may lie between them; (0, 0): not known.
 
     """
 
-    def __init__(self, ranges: dict[PageKind, list[Range]], areas: native.Areas) -> None:
+    def __init__(self, ranges: dict[PageKind, list[Range]], areas: native.Areas, memmap: Range) -> None:
         """Take the sorted ranges of each kind."""
-        self.areas = areas
+        self.areas, self.memmap = areas, memmap
         self._ranges = [(ranges[kind], table) for kind, table in _PAINTS if ranges.get(kind)]
         self._mapped = [ranges[kind] for kind in _MAPPED if ranges.get(kind)]
 
@@ -128,7 +129,7 @@ def find_kinds(dump: Dump, kernel: Kernel, windows: Iterable[tuple[int, int]]) -
             step()
         except (InputError, KernelError):
             continue
-    return Kinds({kind: merged(ranges) for kind, ranges in search.found.items()}, search.areas())
+    return Kinds({kind: merged(ranges) for kind, ranges in search.found.items()}, search.areas(), search.memmap())
 
 
 class _Marks:
@@ -187,19 +188,22 @@ class _Search:
             return _NO_TABLES
         return None if zero is None else zero & self._reach
 
+    def memmap(self) -> Range:
+        return (self._memmap[0][0], self._memmap[-1][1]) if self._memmap else (0, 0)
+
     def areas(self) -> native.Areas:
         """Return where pointers in struct pages lead; without a range if the linear map is not known."""
         linear = [(start, start + size) for start, size, _ in self._memory.root.linear]
         if self._zero is not None:
             linear.append((self._zero, self._zero + (1 << self._dump.end.bit_length())))  # it may lack the last memory
-        memmap = [(self._memmap[0][0], self._memmap[-1][1])] if self._memmap else []
-        ranges = [*linear, *memmap, *self._image_area] if linear and memmap else []
+        ranges = [*linear, self.memmap(), *self._image_area] if linear and self._memmap else []
         end, parts = self._reach + 1, list[Range]()
         for first, last in ((start & self._reach, (start & self._reach) + after - start) for start, after in ranges):
             parts.append((first, min(last, end)))
             if last > end:  # KASLR can move the linear map so that it wraps around
                 parts.append((0, last - end))
-        return native.Areas(self._reach, parts if len(parts) <= native.MAX_AREAS else [])
+        areas = merged(parts)
+        return native.Areas(self._reach, areas if len(areas) <= native.MAX_AREAS else [])
 
     def log(self) -> None:
         for area in KernelLog(self._kernel).areas():
