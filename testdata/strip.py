@@ -4,7 +4,7 @@
     strip.py VMCORE OUT.zst [--every N]
 
 Headers and notes stay as they are. So does all memory that classification reads: page tables, mem_section, struct
-pages, the kernel's name, pmem's list and info blocks; if VMCOREINFO is not in a note, its text and the pointers to it.
+pages, zones, the kernel's name, pmem's list and info blocks; if VMCOREINFO is not in a note, its text and the pointers to it.
 Of the other pages (4 KiB each, whatever the machine's page size) one in N (default 64) keeps its content, the others
 become zeros. OUT is zstd-compressed; tests/support/unpack.py unpacks it.
 """
@@ -21,6 +21,7 @@ from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import search_kernel, vmcoreinfo_of
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import gaps
+from vmfilter.pages.doubts import Witnesses
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.reader import Dump, open_dump
 
@@ -47,7 +48,9 @@ def pages_read(dump: Dump) -> set[int]:
     kernel = Kernel(dump, info)
     size = kernel.page_size
     try:
-        for _ in Classifier(dump, size, kernel, find_pmem(dump, size, kernel)).windows():
+        classifier = Classifier(dump, size, kernel, find_pmem(dump, size, kernel))
+        Witnesses(kernel, classifier)
+        for _ in classifier.windows():
             pass
         gaps(dump, kernel)
     except KernelError as e:  # riscv64 without struct pages: keep what leads to this error

@@ -406,8 +406,12 @@ class Synthetic:
         self.section(pfn // self.section_pages)[at : at + self.flavour.size] = page
 
     def put(self, pfn: int, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0) -> None:
-        """Write a struct page."""
-        self.put_raw(pfn, self._page(*flags, mapcount=mapcount, mapping=mapping, private=private))
+        """Write a struct page. Its list entry links to the head of a list, which is in the linear map."""
+        page = bytearray(self._page(*flags, mapcount=mapcount, mapping=mapping, private=private))
+        lru = self.flavour.members["lru"]
+        for at in lru, lru + self.word:
+            self._store(page, at, self.linear(self.ram + self.kernel_at))
+        self.put_raw(pfn, bytes(page))
 
     def typed(self, pfn: int, name: str, low: int = 0, mapping: int = 0, private: int = 0) -> None:
         """Write a page with a type. low: the low bits of the type, which its owner uses (since 6.12)."""
