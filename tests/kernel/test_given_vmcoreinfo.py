@@ -94,6 +94,7 @@ def test_every_command_takes_a_file(run: Run, tmp_path: Path) -> None:
     ran = run("makedumpfile", "-d", 31, "-i", tmp_path / "info", path, tmp_path / "theirs")
     assert ran.status == 0
     assert FREE not in Kdump(tmp_path / "theirs").kept
+    assert run("makedumpfile", "--mem-usage", "-i", tmp_path / "info", path).status == 0
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def running(dump: Dump, kernels: Sequence[Kernel]) -> tuple[int, list[str]]:
 
 def is_doubtful(dump: Dump, kernel: Kernel) -> bool:
     """Return whether CPUs ran with page tables, but none with this kernel's."""
-    return any(_tables(dump)) and not _cpus(dump, kernel)
+    return any(_tables(dump)) and not cpus_of(dump, kernel)
 
 
 def _managed(dump: Dump, kernel: Kernel) -> int:
@@ -73,8 +73,8 @@ def _managed(dump: Dump, kernel: Kernel) -> int:
     return size * managed
 
 
-def _cpus(dump: Dump, kernel: Kernel) -> int:
-    """Return the number of CPUs that were running with its page tables."""
+def cpus_of(dump: Dump, kernel: Kernel) -> int:
+    """Return the number of CPUs that were running with a kernel's page tables, if the dump has their registers."""
     return sum(1 for readings in _tables(dump) if any(map(kernel.is_mapped_by, readings)))
 
 
@@ -99,7 +99,7 @@ def _log_end(_dump: Dump, kernel: Kernel) -> int:
 
 _WITNESSES: Sequence[tuple[Callable[[Dump, Kernel], int], float, Callable[[int], str]]] = (
     (_managed, _MUCH, lambda size: f"manages about {size >> 20} MiB" if size >= 0 else "struct pages not found"),
-    (_cpus, 1, lambda count: f"CPUs with its page tables: {count}"),
+    (cpus_of, 1, lambda count: f"CPUs with its page tables: {count}"),
     (_log_end, 1, lambda end: f"log until {end / 10**9:.6f} s after boot"),
 )
 """Each with the share of the most that is as good, and how it says what it measured."""
