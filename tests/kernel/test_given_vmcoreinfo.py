@@ -13,6 +13,7 @@ from kernelbuilder import FLAVOURS, KERNEL_AT, Synthetic
 from machines import MIB
 
 import vmfilter
+from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import understand
 
@@ -138,3 +139,24 @@ def test_a_file_and_an_address_contradict_each_other(run: Run, tmp_path: Path) -
         vmfilter.open_dump(path, vmcoreinfo=path, vmcoreinfo_at=0)
     with pytest.raises(vmfilter.UsageError, match="neither a file name"):
         vmfilter.open_dump(path, vmcoreinfo=5)  # type: ignore[arg-type]
+
+
+BOOTED = "OSRELEASE=6.1\nKERNELOFFSET=200000\nSYMBOL(init_uts_ns)=ffffffff81400000\nCRASHTIME=5\n"
+LINKED = "OSRELEASE=6.1\nSYMBOL(init_uts_ns)=ffffffff81200000\nSRCFILE(pud_t)=a\n"
+
+
+def test_symbols_of_vmlinux_are_moved_as_the_kernel_was() -> None:
+    own = BOOTED.replace("OSRELEASE=6.1\n", "").replace("SYMBOL(init_uts_ns)=ffffffff81400000\n", "")
+    assert Vmcoreinfo(LINKED).completed(Vmcoreinfo(BOOTED)).text == LINKED.replace("812", "814") + own
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINKED.replace("OSRELEASE=6.1", "OSRELEASE=6.2"),
+        LINKED.replace("ffffffff81200000", "ffffffff81300000"),  # another build of the same name
+        LINKED + "KERNELOFFSET=0\n",  # another boot, which says itself where its symbols are
+    ],
+)
+def test_a_text_of_another_kernel_is_not_completed(text: str) -> None:
+    assert Vmcoreinfo(text).completed(Vmcoreinfo(BOOTED)).text == text

@@ -12,13 +12,15 @@ from elfbuilder import note
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, KERNEL_AT, PAGE, Synthetic
 from logbuilder import Message, Ring
-from machines import MIB
+from machines import MACHINES, MIB
 
 import vmfilter
 from vmfilter.convert import convert_dump
 from vmfilter.formats.elf import ELF64
 from vmfilter.kernel.search import understand
+from vmfilter.kernel.witnesses import cpus_of
 from vmfilter.mem_usage import memory_usage
+from vmfilter.reader import Note
 
 OTHER_AT = KERNEL_AT + 32 * MIB
 TEXT_AT = 8 * MIB  # where the other kernel's text is: before the machine's own
@@ -338,7 +340,37 @@ def test_the_memory_of_an_incomplete_dump_is_not_searched(tmp_path: Path) -> Non
         assert "do not lead to its name" in str(understand(dump).error)
 
 
-def test_memory_is_not_searched_if_the_note_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Synthetic(FLAVOURS["6.12"]).write(tmp_path / "vmcore")
+@pytest.mark.parametrize("registers", ["none", "before paging", "its tables"])
+def test_memory_is_not_searched_if_the_note_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registers: str
+) -> None:
+    machine = Synthetic(FLAVOURS["6.12"], note=False)
+    path = machine.write(tmp_path / "vmcore")
+    cpus = {
+        "none": b"",
+        "before paging": qemu_note(0),
+        "its tables": qemu_note(0x1000) + qemu_note(machine.tables.root),
+    }
+    with_notes(path, note(b"VMCOREINFO", 0, machine.info.encode()) + cpus[registers])
     monkeypatch.setattr("vmfilter.native.find_text", None)
     assert found(path) == (RUNNING, [])
+
+
+def test_the_first_table_of_pae_begins_anywhere_in_a_page(tmp_path: Path) -> None:
+    machine = Synthetic(FLAVOURS["6.12"], MACHINES["i386, PAE, SPARSEMEM"])
+    table = machine.memory.take() + 0x2E0
+
+    def copy(_text: str) -> None:
+        root = machine.tables.root
+        machine.memory.write(table, bytes(machine.memory.frames[root // PAGE])[root % PAGE :][:32])
+
+    machine.on_vmcoreinfo = copy
+    path = machine.write(tmp_path / "vmcore")
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(struct.pack("<Q", table | 0x18).rjust(424, b"\0"))  # as in qemu_note()
+    with vmfilter.open_dump(path) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        dump.notes.append(Note(b"QEMU", 0, size, 424, size))
+        assert cpus_of(dump, kernel) == 1

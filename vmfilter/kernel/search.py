@@ -202,7 +202,8 @@ def _is_doubtful(dump: Dump, note: _Candidate) -> bool:
 
     The address that a guest gave to a vmcoreinfo device can be from an earlier boot.
     """
-    if note.kernel is None or not dump.arch.table_registers:
+    registers = {(r.name, r.kind) for r in dump.arch.table_registers}
+    if note.kernel is None or not any((n.name, n.kind) in registers for n in dump.notes):
         return False
     from vmfilter.kernel.witnesses import is_doubtful
 

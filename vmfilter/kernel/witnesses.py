@@ -48,7 +48,8 @@ def running(dump: Dump, kernels: Sequence[Kernel]) -> tuple[int, list[str]]:
 
 def is_doubtful(dump: Dump, kernel: Kernel) -> bool:
     """Return whether CPUs ran with page tables, but none with this kernel's."""
-    return any(_tables(dump)) and not cpus_of(dump, kernel)
+    tables = list(_tables(dump))
+    return bool(tables) and not any(_are_of(kernel, readings) for readings in tables)
 
 
 def _managed(dump: Dump, kernel: Kernel) -> int:
@@ -75,7 +76,11 @@ def _managed(dump: Dump, kernel: Kernel) -> int:
 
 def cpus_of(dump: Dump, kernel: Kernel) -> int:
     """Return the number of CPUs that were running with a kernel's page tables, if the dump has their registers."""
-    return sum(1 for readings in _tables(dump) if any(map(kernel.is_mapped_by, readings)))
+    return sum(_are_of(kernel, readings) for readings in _tables(dump))
+
+
+def _are_of(kernel: Kernel, readings: tuple[int, ...]) -> bool:
+    return any(map(kernel.is_mapped_by, readings))
 
 
 def _tables(dump: Dump) -> Iterator[tuple[int, ...]]:
