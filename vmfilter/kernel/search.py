@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel
-from vmfilter.kernel.texts import text_at, texts
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
@@ -211,6 +210,8 @@ def _is_doubtful(dump: Dump, note: _Candidate) -> bool:
 
 
 def _at(dump: Dump, address: int) -> _Candidate:
+    from vmfilter.kernel.texts import text_at
+
     text, _ = text_at(dump, address)
     if text is None:
         raise KernelError(
@@ -283,6 +284,8 @@ def _others(dump: Dump, known: _Candidate) -> list[_Candidate]:
 
 def _in_memory(dump: Dump) -> list[_Candidate]:
     """Return the texts in memory, but for copies of each other."""
+    from vmfilter.kernel.texts import texts
+
     found: dict[bytes, _Candidate] = {}
     for address, text in texts(dump):
         if text in found:
