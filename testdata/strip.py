@@ -4,7 +4,8 @@
     strip.py VMCORE OUT.zst [--every N]
 
 Headers and notes stay as they are. So does all memory that classification reads: page tables, mem_section, struct
-pages, zones, the kernel's name, pmem's list and info blocks; if VMCOREINFO is not in a note, its text and the pointers to it.
+pages, zones, the kernel's name, pmem's list and info blocks; if VMCOREINFO is not in a note, its text and the pointers
+to it; if there are several, what speaks for each, and the log of the crashed kernel.
 Of the other pages (4 KiB each, whatever the machine's page size) one in N (default 64) keeps its content, the others
 become zeros. OUT is zstd-compressed; tests/support/unpack.py unpacks it.
 """
@@ -18,7 +19,9 @@ import zstandard
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.kernel import Kernel
-from vmfilter.kernel.search import search_kernel, vmcoreinfo_of
+from vmfilter.kernel.log import KernelLog
+from vmfilter.kernel.search import survey, understand, vmcoreinfo_of
+from vmfilter.kernel.witnesses import is_doubtful, running
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.doubts import Witnesses
@@ -34,9 +37,12 @@ def pages_read(dump: Dump) -> set[int]:
     """Return the pages whose content classification depends on."""
     read_into, wanted = dump.read_into, set()
     info = vmcoreinfo_of(dump)
+    kernels: list[Kernel] = []
     if info is None:
-        info = search_kernel(dump).kernel.info
-        wanted |= pages_with(dump, info.text.encode())
+        kernels = kernels_in(dump)
+        info = kernels[0].info
+        for kernel in kernels:
+            wanted |= pages_with(dump, kernel.info.text.encode())
 
     def recording(address: int, view: memoryview) -> bool:
         wanted.update(range(address // PAGE, (address + len(view) - 1) // PAGE + 1))
@@ -45,6 +51,11 @@ def pages_read(dump: Dump) -> set[int]:
     dump.read_into = recording  # type: ignore[method-assign]
     for _ in dump.arch.vmcoreinfo_hints(dump.read):
         pass
+    if len(kernels) > 1:
+        running(dump, [Kernel(dump, kernel.info) for kernel in kernels])
+        is_doubtful(dump, kernel)
+        for _ in KernelLog(kernels[0]).records():
+            pass
     kernel = Kernel(dump, info)
     size = kernel.page_size
     try:
@@ -56,6 +67,16 @@ def pages_read(dump: Dump) -> set[int]:
     except KernelError as e:  # riscv64 without struct pages: keep what leads to this error
         print(e)
     return wanted
+
+
+def kernels_in(dump: Dump) -> list[Kernel]:
+    """Return the kernels that memory describes, the crashed one first."""
+    kernels = []
+    for text in sorted(survey(dump).texts, key=lambda text: not text.is_used):
+        dump.vmcoreinfo_at = int(text.place, 0)
+        if kernel := understand(dump).kernel:
+            kernels.append(kernel)
+    return kernels
 
 
 def pages_with(dump: Dump, text: bytes) -> set[int]:

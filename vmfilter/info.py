@@ -10,7 +10,7 @@ from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.frames.ranges import Range
-from vmfilter.kernel.search import crash_time, understand
+from vmfilter.kernel.search import Text, crash_time, survey
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
 from vmfilter.pages.pmem import find_pmem
@@ -64,6 +64,7 @@ class DumpInfo(NamedTuple):
         classes: page frames per class, as far as known without struct pages: KERNEL is every page in the file that is
             not on persistent memory.
         vmcoreinfo: text of VMCOREINFO, "" if there is none.
+        texts: all VMCOREINFO that was found, if not only that which describes the kernel.
         pmem: persistent memory by namespace.
         gaps: memory that the kernel used and the file does not describe.
         remains: kernel pages by kind in an incomplete dump; empty if the dump is whole, or its struct pages cannot be
@@ -90,18 +91,20 @@ class DumpInfo(NamedTuple):
     truncated: bool
     classes: dict[PageClass, int]
     vmcoreinfo: str
+    texts: list[Text]
     pmem: list[NamespacePages]
     gaps: list[Gap]
     remains: dict[PageKind, Remains]
     warnings: list[str]
 
 
-def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
+def dump_info(dump: Dump, count_codecs: bool = False, search: bool = False) -> DumpInfo:
     """Collect facts about a dump. If the kernel cannot be understood, that is a warning.
 
     Args:
         dump: the dump.
         count_codecs: whether to count the pages of each codec, which reads every page descriptor.
+        search: whether to search memory for VMCOREINFO even if the dump's note proves itself.
 
     Returns:
         The facts.
@@ -110,7 +113,7 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         InputError: the file is damaged.
 
     """
-    page_size, info, kernel, error, warnings = understand(dump)
+    (page_size, info, kernel, error, warnings), texts = survey(dump, search)
     missing: list[Gap] = []
     try:
         if error is not None:
@@ -156,6 +159,7 @@ def dump_info(dump: Dump, count_codecs: bool = False) -> DumpInfo:
         truncated=bool(dump.truncated),
         classes=classes,
         vmcoreinfo=info.text if info else "",
+        texts=[] if all(text.is_used for text in texts) and not search else texts,
         pmem=namespaces.result(classes),
         gaps=missing,
         remains=found,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import kpageflags
 import pytest
+from command import Run
 from judges import kdumpid
 from kdumpreader import Kdump
 
 import vmfilter
 from vmfilter.frames.classes import PageClass
+from vmfilter.kernel import witnesses
 from vmfilter.kernel.memory_model import SparseMemory
 from vmfilter.kernel.search import understand, vmcoreinfo_of
 
@@ -55,6 +58,7 @@ OTHER_MACHINES = [
     ("arm-6.12-lpae-qemu", 0x40000, 460, 30),
     ("x86_64-6.12-qemu", 0, 10, 25),
     ("x86_64-6.12-qemu-paging", 0, 240, 25),
+    ("x86_64-6.12-two-kernels", 0, 10, 50),
 ]
 
 
@@ -309,3 +313,81 @@ def test_memory_sections_are_found_if_a_part_of_their_array_is_missing(
 
         monkeypatch.setattr(kernel.memory, "read", holed)
         assert list(model.runs()) == whole
+
+
+# Of several kernels
+
+
+@pytest.mark.parametrize(
+    ("name", "cpus"),
+    [("x86_64-6.12-two-kernels", 1), ("i386-6.1-pae-qemu", 1), ("s390x-6.12-qemu", 2), ("arm64-6.12", 0)],
+)
+def test_cpus_that_run_the_kernel_are_known_by_their_page_tables(
+    real: Callable[[str], Path], name: str, cpus: int
+) -> None:
+    """A process has tables of its own, which strip.py removes. No dump of arm64 contains TTBR."""
+    with vmfilter.open_dump(real(name)) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        assert witnesses.cpus_of(dump, kernel) == cpus
+
+
+def test_a_capture_kernel_that_hung_is_not_taken_for_the_crashed_one(real: Callable[[str], Path], run: Run) -> None:
+    """QEMU's dump of the guest: each kernel has a CPU, and sections for all memory, as they are larger than it."""
+    path = real("x86_64-6.12-two-kernels")
+    crashed, capturing = "0x4ce018", "0x51a0000"
+    ran = run("dmesg", path)
+    assert ran.out.endswith("Kernel panic - not syncing: sysrq triggered crash\n")
+    assert f"the one at {crashed} (6.12.95: manages about 122 MiB) is used" in ran.err
+    assert f"{capturing} (6.12.95: manages about 60 MiB)" in ran.err
+    with vmfilter.open_dump(path) as dump, vmfilter.open_dump(path, vmcoreinfo_at=int(capturing, 0)) as other:
+        kernels = [kernel for d in (dump, other) if (kernel := understand(d).kernel)]
+        for witness, speaks in ((witnesses._managed, True), (witnesses.cpus_of, False), (witnesses._log_end, True)):
+            said = [witness(dump, kernel) for kernel in kernels]
+            assert (said[0] > said[1], said[0] < said[1]) == (speaks, False), said
+
+
+def as_of_vmlinux(text: bytes) -> bytes:
+    """Return VMCOREINFO as it would be without KASLR, and without its offset, as makedumpfile -g writes it."""
+    offset = int(re.search(rb"KERNELOFFSET=(\w+)", text)[1], 16)  # type: ignore[index]
+
+    def linked(m: re.Match[bytes]) -> bytes:
+        value = int(m[2], 16)
+        return m[1] + b"%x" % (value - offset if value >= 0xFFFFFFFF80000000 else value)
+
+    text = re.sub(rb"(SYMBOL\(\w+\)=)(\w+)", linked, text)
+    return re.sub(rb"KERNELOFFSET=\w+\n|NUMBER\(phys_base\)=\S+\n", b"", text)
+
+
+@pytest.mark.parametrize("fault", ["earlier boot", "unrelocated note", "short note", "no note, but a file of vmlinux"])
+def test_vmcoreinfo_that_is_not_the_kernels_changes_no_page(
+    real: Callable[[str], Path], tmp_path: Path, fault: str
+) -> None:
+    vmcore, vmcoreinfo = real("x86_64-6.12-small"), None
+    vmfilter.filter_dump(vmcore, tmp_path / "right")
+    data = bytearray(vmcore.read_bytes())
+    with vmfilter.open_dump(vmcore) as dump:
+        info, first = vmcoreinfo_of(dump), min(load.offset for load in dump.loads)
+    assert info is not None
+    place = slice(info.file_offset, info.file_offset + info.file_size)
+    text = bytes(data[place])
+    if fault == "earlier boot":  # its memory sections are gone: the address is one of zeros
+        own = re.search(rb"SYMBOL\(mem_section\)=\w+", text)[0]  # type: ignore[index]
+        at = next(i for i in range(first, len(data), 4096) if not any(data[i : i + 4096]))
+        data[at : at + len(text)] = text.replace(own, own[:-7] + b"%07x" % (int(own[-7:], 16) ^ 0x3000000))
+    else:
+        wrong = b"\n".join(text.split(b"\n")[:3]) if fault == "short note" else as_of_vmlinux(text)
+        data[place] = wrong.ljust(len(text), b"\0")
+    if fault in ("earlier boot", "no note, but a file of vmlinux"):
+        data[place.start - 12] = ord("X")  # the note's name
+    if fault == "no note, but a file of vmlinux":
+        vmcoreinfo = tmp_path / "info"
+        of_the_image = re.sub(rb"SYMBOL\(\w+\)=ffff(?!ffff)\w+\n", b"", as_of_vmlinux(text))
+        vmcoreinfo.write_bytes(of_the_image)
+    (tmp_path / "vmcore").write_bytes(data)
+    with vmfilter.open_dump(tmp_path / "vmcore", vmcoreinfo=vmcoreinfo) as dump:
+        vmfilter.filter_dump(dump, tmp_path / "new")
+    assert Kdump(tmp_path / "new").kept == Kdump(tmp_path / "right").kept
+    with vmfilter.open_dump(tmp_path / "new") as dump:
+        told = understand(dump)
+        assert sorted(told.info.text.splitlines()) == sorted(text.decode().splitlines())  # type: ignore[union-attr]

@@ -34,7 +34,7 @@ def found(machine: Synthetic, folder: Path) -> str:
     """Return the text that the search finds."""
     with open_dump(machine.write(folder / "vmcore")) as dump:
         assert dump.notes == []
-        return search_kernel(dump).kernel.info.text
+        return search_kernel(dump).info.text
 
 
 @pytest.mark.parametrize("at", [0, HEAD, 4, 4092, 4096 - 4 - HEAD, MIB - 4, MIB - HEAD])

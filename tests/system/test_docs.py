@@ -23,7 +23,12 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PUBLIC, ROOT / "bench" / "README.md", ROOT / "testdata" / "README.md"]
 COLUMNS = 100
-VMCORES = {"vmcore": "x86_64-6.12-small", "dimm": "x86_64-5.10-dimm", "pmem": "x86_64-6.12-pmem2"}
+VMCORES = {
+    "vmcore": "x86_64-6.12-small",
+    "dimm": "x86_64-5.10-dimm",
+    "pmem": "x86_64-6.12-pmem2",
+    "two": "x86_64-6.12-two-kernels",
+}
 """Names in the documents' commands of vmcores of testdata/."""
 WHERE = "/var/crash"
 """Folder where the commands run according to the documents."""

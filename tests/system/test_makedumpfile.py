@@ -154,6 +154,8 @@ def test_command_lines_are_parsed_as_by_getopt_long(arguments: str, attribute: s
         ("-R a b", ""),
         ("-R -d 31 a", ""),
         ("-R -c a", ""),
+        ("-R -i a b", ""),
+        ("--reassemble -i a b c", ""),
         ("--reassemble a", ""),
         ("--reassemble -E a b", ""),
         ("--reassemble --split a b c", ""),

@@ -81,6 +81,23 @@ def as_it_is(_info: Vmcoreinfo, _memory: KernelMemory, root: Root) -> Root:
     return root
 
 
+class TableRegister(NamedTuple):
+    """A register with the address of the page tables, in a note that each CPU has.
+
+    Attributes:
+        name, kind: of the note.
+        offset, size: of the register in the note, in bytes.
+        masks: bits that are address, in each reading.
+
+    """
+
+    name: bytes
+    kind: int
+    offset: int
+    size: int
+    masks: tuple[int, ...]
+
+
 class Arch(NamedTuple):
     """An architecture.
 
@@ -99,7 +116,7 @@ class Arch(NamedTuple):
             returns physical addresses that may contain the note or its text.
         largest_page: bytes of the largest page that a kernel can be built with.
         counts_from_ram: page frame 0 of a kdump-compressed dump is at phys_base of its header.
-        qemu_cr3: offset of CR3, 8 bytes, in the note that QEMU writes for each CPU; 0 if it is not there.
+        table_registers: registers with the address of a CPU's page tables, in notes that some dumps have.
 
     """
 
@@ -114,4 +131,4 @@ class Arch(NamedTuple):
     vmcoreinfo_hints: Callable[[Callable[[int, int], bytes | None]], Iterable[int]] = lambda read: ()
     largest_page: int = 4096
     counts_from_ram: bool = False
-    qemu_cr3: int = 0
+    table_registers: tuple[TableRegister, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableRegister
 from vmfilter.formats.abi import Abi
 from vmfilter.native import TableLevel
 
@@ -64,4 +64,6 @@ ARCH = Arch(
     section_size_bits=26,
     max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
     roots=_roots,
+    # As on x86_64. PAE's first table has 32 bytes.
+    table_registers=(TableRegister(b"QEMU", 0, 416, 8, (0xFFFFFFE0, 0xFFFFEFE0)),),
 )

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableRegister
 from vmfilter.formats.abi import BE64
 from vmfilter.native import TableLevel
 
@@ -87,4 +87,6 @@ ARCH = Arch(
     max_physmem_bits=lambda paging: 46,
     roots=_roots,
     vmcoreinfo_hints=_hints,
+    # NT_S390_CTRS: control registers 1 and 13, primary and home space. The kernel's are in 1 while it runs.
+    table_registers=(TableRegister(b"LINUX", 0x304, 8, 8, (_ALL & -(1 << 12),)),),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmfilter.arch.base import Arch, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, TableRegister
 from vmfilter.formats.abi import LE64
 from vmfilter.native import TableLevel
 
@@ -64,6 +64,11 @@ def _roots(info: Vmcoreinfo, loads: Sequence[Load]) -> list[Root]:
     return [Root(symbol - _START_KERNEL_MAP + base & _MASK, paging, base) for base in dict.fromkeys(bases)]
 
 
+# Bits 62:12 of cr[3] in QEMUCPUState, in QEMU's target/i386/arch_dump.c; the others are flags or a PCID. Since
+# 8a09317b895f ("x86/mm/pti: Prepare the x86/entry assembly code for entry/exit CR3 switching"), v4.15, user space runs
+# with tables of its own, which map little of the kernel; they follow the kernel's.
+_CR3 = (1 << 63) - (1 << 12)
+
 ARCH = Arch(
     name="x86_64",
     abi=LE64,
@@ -75,5 +80,5 @@ ARCH = Arch(
     # ("crash_core, vmcoreinfo: Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
     max_physmem_bits=lambda paging: 52 if len(paging.levels) == 5 else 46,
     roots=_roots,
-    qemu_cr3=416,  # cr[3] of QEMUCPUState, in QEMU's target/i386/arch_dump.c
+    table_registers=(TableRegister(b"QEMU", 0, 416, 8, (_CR3, _CR3 & ~0x1000)),),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo_at, form_of, progress_of, warn_of_codec
+from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo, form_of, progress_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
             name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         add_form(p, "that of DUMP, or zstd if DUMP has none")
-        add_vmcoreinfo_at(p)
+        add_vmcoreinfo(p)
         add_input(p)
         p.add_argument("new", metavar="NEW", help="output file, or - for standard output")
         p.set_defaults(run=run)
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
 
     warn_of_codec(options.compress)
-    opened = open_dump(options.input, vmcoreinfo_at=options.vmcoreinfo_at)
+    opened = open_dump(options.input, **vmcoreinfo_of(options))
     with opened as dump, progress_of(options, [options.new]) as progress:
         result = convert_dump(dump, options.new, progress=progress, **form_of(options))
     for warning in result.warnings:

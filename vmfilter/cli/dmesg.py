@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo_at
+from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -34,7 +34,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("--caller", action="store_true", help="show the task or CPU that logged each line, if recorded")
     p.add_argument("--since-clear", action="store_true", help="start after the last dmesg -C")
     p.add_argument("-j", "--json", action="store_true", help="print one JSON object per record, with all fields")
-    add_vmcoreinfo_at(p)
+    add_vmcoreinfo(p)
     add_input(p)
     p.set_defaults(run=run)
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.log import log_json, log_lines
 
-    with open_dump(options.input, vmcoreinfo_at=options.vmcoreinfo_at) as dump:
+    with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
         _, _, kernel, error, doubts = understand(dump)
         try:
             if kernel is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_form, add_vmcoreinfo_at, form_of, progress_of, size_of, warn_of_codec
+from vmfilter.cli.options import add_form, add_vmcoreinfo, form_of, progress_of, size_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
 from vmfilter.frames.levels import DEFAULT_LEVEL, parse_level
 
@@ -77,7 +77,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         metavar="SIZE",
         help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
-    add_vmcoreinfo_at(p)
+    add_vmcoreinfo(p)
     p.add_argument("--on-doubt", choices=("keep", "fail", "trust"), default="keep", help=_ON_DOUBT)
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and print the report, but write no file")
@@ -95,11 +95,11 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.set_defaults(run=run)
 
 
-def _opened(paths: list[str], vmcoreinfo_at: int | None) -> Dump:
+def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
     from vmfilter.reader import open_dump
 
     try:
-        return open_dump(paths, vmcoreinfo_at=vmcoreinfo_at)
+        return open_dump(paths, **vmcoreinfo_of(options))
     except InputError as e:
         hint = "; without --split, all names but the last are parts of the input set" if len(paths) > 1 else ""
         raise InputError(f"{e}{hint}") from e
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     inputs = options.parts or (1 if options.split else len(options.dump))
     outputs = names[inputs:]
     warn_of_codec(options.compress)
-    with _opened(names[:inputs], options.vmcoreinfo_at) as dump, progress_of(options, outputs) as progress:
+    with _opened(names[:inputs], options) as dump, progress_of(options, outputs) as progress:
         result = filter_dump(
             dump,
             outputs,

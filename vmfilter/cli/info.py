@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo_at
+from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -26,8 +26,11 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--vmcoreinfo", action="store_true", help="print only VMCOREINFO")
+    p.add_argument(
+        "--search", action="store_true", help="also search memory for VMCOREINFO, which is done anyway if need be"
+    )
     p.add_argument("--pages", action="store_true", help="also count pages by codec; reads every page descriptor")
-    add_vmcoreinfo_at(p)
+    add_vmcoreinfo(p, "--vmcoreinfo-file")
     add_input(p)
     p.set_defaults(run=run)
 
@@ -39,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.text import info_lines
 
-    with open_dump(options.input, missing_parts=True, vmcoreinfo_at=options.vmcoreinfo_at) as dump:
-        info = dump_info(dump, options.pages)
+    with open_dump(options.input, missing_parts=True, **vmcoreinfo_of(options)) as dump:
+        info = dump_info(dump, options.pages, options.search)
     for warning in info.warnings:
         say(f"warning: {warning}")
     hand_out([info.vmcoreinfo.rstrip("\n")] if options.vmcoreinfo else info_lines(info))

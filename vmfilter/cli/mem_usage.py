@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo_at
+from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -25,7 +25,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_vmcoreinfo_at(p)
+    add_vmcoreinfo(p)
     add_input(p, default=_RUNNING)
     p.set_defaults(run=run)
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.report.usage import usage_lines
 
-    with open_dump(options.input, vmcoreinfo_at=options.vmcoreinfo_at) as dump:
+    with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
         usage = memory_usage(dump)
     for warning in usage.warnings:
         say(f"warning: {warning}")

@@ -48,14 +48,26 @@ def address_of(text: str) -> int:
     return address
 
 
-def add_vmcoreinfo_at(p: argparse.ArgumentParser) -> None:
-    """Add the option for dumps with several kernels; options.vmcoreinfo_at is an address or None."""
-    p.add_argument(
+def add_vmcoreinfo(p: argparse.ArgumentParser, name: str = "--vmcoreinfo") -> None:
+    """Add the options that choose VMCOREINFO: open_dump(**vmcoreinfo_of(options)). name: of the one for a file."""
+    choice = p.add_mutually_exclusive_group()
+    choice.add_argument(
+        name,
+        dest="vmcoreinfo_file",
+        metavar="FILE",
+        help="use VMCOREINFO in FILE, as makedumpfile -g writes it; lines that it lacks come from the dump's own",
+    )
+    choice.add_argument(
         "--vmcoreinfo-at",
         type=address_of,
         metavar="ADDRESS",
         help="use VMCOREINFO at this physical address, which a warning lists if memory has that of several kernels",
     )
+
+
+def vmcoreinfo_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of add_vmcoreinfo() as keyword arguments of open_dump()."""
+    return {"vmcoreinfo": options.vmcoreinfo_file, "vmcoreinfo_at": options.vmcoreinfo_at}
 
 
 def _count_of(text: str) -> int:

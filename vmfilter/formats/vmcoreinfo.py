@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from vmfilter.errors import KernelError
 
+_NOT_FOUND = f"={(1 << 63) - 2}"  # FOUND_ARRAY_TYPE of makedumpfile.h
 _KINDS = ("SYMBOL", "SIZE", "OFFSET", "LENGTH", "NUMBER")
 
 
@@ -40,6 +41,32 @@ class Vmcoreinfo:
     def supply(self, name: str, value: int) -> None:
         """Set the value of a constant or variable, unless VMCOREINFO already contains it."""
         self._values.setdefault(("NUMBER", name), str(value))
+
+    def completed(self, other: Vmcoreinfo) -> Vmcoreinfo:
+        """Return this text with the lines that it lacks and another has. It stays as it is if they are two kernels'.
+
+        A text made from vmlinux lacks KERNELOFFSET, by which KASLR moved the kernel. Its symbols are moved then. It can
+        contain lengths that makedumpfile did not find: those are left out.
+
+        Args:
+            other: VMCOREINFO of the same kernel.
+
+        Raises:
+            KernelError: a symbol or KERNELOFFSET is no number.
+
+        """
+        if self.plain("OSRELEASE") != other.plain("OSRELEASE"):
+            return self
+        own, others = self.symbol("init_uts_ns"), other.symbol("init_uts_ns")
+        moved = 0 if own is None or others is None else others - own
+        if moved and (self.plain("KERNELOFFSET") or moved != other.plain_number("KERNELOFFSET", 16)):
+            return self
+        lines = [line for line in self.text.splitlines() if not line.endswith(_NOT_FOUND)]
+        if moved:
+            lines = [_moved(line, moved) for line in lines]
+        has = {line.partition("=")[0] for line in lines}
+        lines += [line for line in other.text.splitlines() if line.partition("=")[0] not in has]
+        return Vmcoreinfo("".join(f"{line}\n" for line in lines))
 
     def _number(self, kind: str, name: str, base: int) -> int | None:
         value = self._values.get((kind, name))
@@ -98,3 +125,11 @@ class Vmcoreinfo:
         """Return the kernel version, or (0, 0) if OSRELEASE does not contain it. Use it only as a last resort."""
         match = re.match(r"(\d{1,9})\.(\d{1,9})", self.plain("OSRELEASE") or "")
         return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _moved(line: str, offset: int) -> str:
+    """Return a line with its address moved, if it is one of a symbol."""
+    key, equals, value = line.partition("=")
+    if not (equals and key.startswith("SYMBOL(") and re.fullmatch("[0-9a-fA-F]{1,16}", value)):
+        return line
+    return f"{key}={int(value, 16) + offset & (1 << 64) - 1:x}"

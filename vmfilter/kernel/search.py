@@ -1,105 +1,25 @@
-"""Search for VMCOREINFO in dumps without its note, such as those a hypervisor makes, or with a wrong one.
+"""Whose VMCOREINFO describes the crashed kernel: a file's, the note's or a text's in memory. Each has to prove itself.
 
-From boot on, the kernel keeps two copies of the text in memory: vmcoreinfo_data, which begins a page, and
-vmcoreinfo_note, the note for a capture kernel. Both are in kernel/vmcore_info.c, and were in kernel/crash_core.c until
-443cbaf9e2fd ("crash: split vmcoreinfo exporting code out from crash_core.c"), v6.9.
-
-Memory can also contain the text of other kernels or earlier boots, and files of it. A candidate is proven if it leads
-through the page tables to the name of the kernel whose release it gives; witnesses.py chooses among several.
+A note is missing in dumps that a hypervisor makes, or is not the kernel's. Memory can also contain the text of other
+kernels or earlier boots, and files of it. VMCOREINFO is proven if it leads through the page tables to the name of the
+kernel whose release it gives; witnesses.py chooses among several.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from collections.abc import Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmfilter import native
 from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
+    from vmfilter.reader.dump import Given
 
-_BEGINNING = b"OSRELEASE="  # the first line in every kernel
-_NEEDED = (b"\nSYMBOL(init_uts_ns)=", b"\nSYMBOL(swapper_pg_dir)=")
-_NAME = b"VMCOREINFO\0\0"
-_NOTE_HEADER = 12 + len(_NAME)
-_CHUNK = 1 << 20  # bytes searched at a time, while they are in the CPU cache
-_MAX_TEXT = 1 << 16  # one page, of at most 64 KiB
-_MIN_TEXT = 256  # every kernel has more
-_USUAL_TEXT = 1 << 12
-_EARLY = 1 << 13  # bytes from the beginning that contain the needed lines
 _MAX_NOTE = 1 << 20  # bytes; the kernel needs one or two pages
-_ASCII = re.compile(rb"[\x01-\x7f]*")
 _MAX_CANDIDATES = 256
-
-
-def _read_text(dump: Dump, address: int) -> tuple[bytes, bytes]:
-    """Read the room for a note header before a physical address, and the text from that address on."""
-    start = max(address - _NOTE_HEADER, 0)
-    for most in (_USUAL_TEXT, _MAX_TEXT):
-        buffer = bytearray(address - start + most)
-        dump.read_around(start, memoryview(buffer), dump.arch.page_size)
-        if _ASCII.match(buffer, address - start).end() < len(buffer):  # type: ignore[union-attr]
-            break
-    return bytes(buffer[: address - start]), bytes(buffer[address - start :])
-
-
-def _text_at(dump: Dump, address: int) -> tuple[bytes | None, int]:
-    """Return the text at a physical address if it can be VMCOREINFO, and the next address at which one can begin.
-
-    Memory may contain many beginnings, so bytes that were read and lack the needed lines are not read again.
-    """
-    head, data = _read_text(dump, address)
-    run = _ASCII.match(data)[0]  # type: ignore[index]
-    size = len(run)
-    if head.endswith(_NAME) and len(head) == _NOTE_HEADER:
-        # The size only shortens the text: at a crash, the kernel rewrites the note, and updates its size last.
-        (said,) = struct.unpack_from(f"{dump.arch.abi.sign}I", head, 4)
-        size = said if 0 < said < size else size
-    text = run[:size]
-    is_whole = size < len(run) or len(run) == len(data) or data[len(run)] == 0
-    if is_whole and text.rfind(_BEGINNING) == 0 and all(line in text for line in _NEEDED):
-        return text, address + 4
-    if size < len(run):
-        return None, address + 4
-    # A later beginning in this run ends where this one does, and lacks the same lines, unless it is the last one.
-    last = run.rfind(_BEGINNING)
-    skip = last if last > 0 else len(run) - _EARLY if len(run) == len(data) else len(run)
-    return None, address + max(skip, 4)
-
-
-def _hinted(dump: Dump) -> Iterator[tuple[int, bytes]]:
-    """Yield texts to which the architecture's hints lead, each with its physical address."""
-    for address in dump.arch.vmcoreinfo_hints(dump.read_kernel):
-        for at in (address, address + _NOTE_HEADER):
-            text, _ = _text_at(dump, at)
-            if text:
-                yield at, text
-
-
-def _searched(dump: Dump) -> Iterator[tuple[int, bytes]]:
-    """Yield texts anywhere in memory, each with its physical address.
-
-    They begin at multiples of 4: at a page, or 24 bytes into an array of u32.
-    """
-    following = 0  # no text begins below this address
-    buffer = bytearray(_CHUNK)
-    for block in dump.blocks(_CHUNK):
-        for first, end in dump.covered(block, block + _CHUNK):
-            start, size = first & ~3, end - (first & ~3)
-            dump.read_around(start, memoryview(buffer)[:size], dump.arch.page_size)
-            at = 0
-            while (at := native.find_text(buffer, size, at, _BEGINNING)) < size:
-                if start + at >= following and buffer.find(0, at, min(at + _MIN_TEXT, size)) < 0:
-                    text, following = _text_at(dump, start + at)
-                    if text:
-                        yield start + at, text
-                at = max(at + 4, min(following - start, size) + 3 & ~3)
+_NOTE = "the note"
 
 
 def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
@@ -134,41 +54,201 @@ class Understood(NamedTuple):
     warnings: list[str]
 
 
+class Text(NamedTuple):
+    """VMCOREINFO that was found.
+
+    Attributes:
+        place: "the note", a physical address, or the path of the file that the caller gave.
+        release: of the kernel, as it says itself.
+        is_used: whether it describes the crashed kernel.
+        why: the reason, in words.
+
+    """
+
+    place: str
+    release: str
+    is_used: bool
+    why: str
+
+
+class Survey(NamedTuple):
+    """What a dump reveals about the crashed kernel, and all VMCOREINFO that was found on the way."""
+
+    understood: Understood
+    texts: list[Text]
+
+
 def understand(dump: Dump) -> Understood:
     """Find the crashed kernel in a dump. A failure is part of the result."""
+    return survey(dump).understood
+
+
+def survey(dump: Dump, everywhere: bool = False) -> Survey:
+    """Find the crashed kernel, and tell what was found on the way. A failure is part of the result.
+
+    Args:
+        dump: the dump.
+        everywhere: whether to search memory even if the note proves itself, or the caller chose. That changes the
+            list only, not the kernel.
+
+    """
     page_size, info = dump.page_size or dump.arch.page_size, None
-    warnings: list[str] = []
+    tried: list[_Candidate] = []
+    used: _Candidate | None = None
     try:
-        if dump.vmcoreinfo_at is not None:
-            kernel = kernel_at(dump, dump.vmcoreinfo_at)
-        elif info := vmcoreinfo_of(dump):
-            kernel, warnings = _by_note(dump, info)
-        else:
-            _, kernel, warnings = search_kernel(dump)
+        used, warnings = _choose(dump, tried)
+        kernel = used.kernel
+        assert kernel is not None
+        understood = Understood(kernel.page_size, kernel.info, kernel, None, warnings)
     except KernelError as e:
         if any(note.name == b"VMCOREINFO_XEN" for note in dump.notes):  # a PV guest's tables have Xen's addresses
             e = KernelError(f"{e}; the machine ran Xen, whose dumps vmfilter does not understand: crash opens them")
-        return Understood(page_size, info, None, e, [])
-    return Understood(kernel.page_size, kernel.info, kernel, None, warnings)
+        info = next((one.info for one in tried if one.place == _NOTE), None)
+        understood = Understood(page_size, info, None, e, [])
+    if everywhere and (dump.vmcoreinfo_at is not None or all(one.address is None for one in tried)):
+        tried += _others(dump, used) if used else _in_memory(dump)
+    return Survey(understood, [one.told(one is used) for one in tried])
 
 
-def _by_note(dump: Dump, info: Vmcoreinfo) -> tuple[Kernel, list[str]]:
-    """Return the kernel that a note describes; if it does not prove itself, one that memory describes, and warnings.
+class _Candidate(NamedTuple):
+    """VMCOREINFO that may be the crashed kernel's.
 
-    A note is not always the kernel's: converters of hypervisors' snapshots write one from System.map, without KASLR.
+    Attributes:
+        place: see Text.
+        info: VMCOREINFO.
+        kernel: the kernel to which it leads; None if it leads to none.
+        failure: the reason why it is not proven; "" if it is.
+        address: physical address of a text in memory; None elsewhere.
+        why: what speaks for or against it.
+
+    """
+
+    place: str
+    info: Vmcoreinfo
+    kernel: Kernel | None
+    failure: str
+    address: int | None = None
+    why: str = "leads to its kernel"
+
+    @property
+    def release(self) -> str:
+        return self.info.plain("OSRELEASE") or "unknown"
+
+    def told(self, is_used: bool) -> Text:
+        return Text(self.place, self.release, is_used, self.failure or self.why)
+
+
+def _candidate(dump: Dump, place: str, info: Vmcoreinfo, address: int | None = None) -> _Candidate:
+    """Follow VMCOREINFO to its kernel, as far as it leads."""
+    kernel, failure = None, ""
+    try:
+        kernel = Kernel(dump, info)
+    except KernelError as e:
+        failure = str(e)
+    else:
+        said, release = info.plain("OSRELEASE"), kernel.uts.release.decode("ascii", "replace")
+        if said is not None and said != release:
+            failure = f"VMCOREINFO is of kernel {said[:64]!r}, and leads to kernel {release!r}"
+    return _Candidate(place, info, kernel, failure, address)
+
+
+def _choose(dump: Dump, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]:
+    """Return what describes the crashed kernel, and warnings. Lists all that was tried.
+
+    Raises:
+        KernelError: nothing does.
+
+    """
+    if dump.given is not None:
+        tried.append(_by_file(dump, dump.given))
+        return tried[0], []
+    if dump.vmcoreinfo_at is not None:
+        tried.append(_at(dump, dump.vmcoreinfo_at))
+        return tried[0], []
+    info = vmcoreinfo_of(dump)
+    if info is None:
+        tried += _in_memory(dump)
+        return _best(dump, tried)
+    note = _candidate(dump, _NOTE, info)
+    tried.append(note)
+    if dump.header.incomplete and note.failure:  # the note may be right: what it leads to can be missing
+        raise KernelError(note.failure)
+    if dump.header.incomplete or not (note.failure or _is_doubtful(dump, note)):
+        return note, []
+    tried += _others(dump, note)
+    if not note.failure:
+        return _best(dump, tried)
+    return _instead_of(note, dump, tried)
+
+
+def _instead_of(note: _Candidate, dump: Dump, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]:
+    """Return what describes the kernel if a note does not prove itself.
+
+    Converters of hypervisors' snapshots write one from System.map, without KASLR.
     """
     try:
-        return Kernel(dump, info), []
-    except KernelError as e:
-        if dump.header.incomplete:  # the note may be right: what it leads to can be missing
-            raise
-        why = e
-    try:
-        found = search_kernel(dump, info.text)
+        best, warnings = _best(dump, tried)
     except KernelError:
-        raise why from None
-    passed = f"{dump.path}: the VMCOREINFO note is passed over: {why}; the text at {found.address:#x} of memory is used"
-    return found.kernel, [passed, *found.warnings]
+        if note.kernel is None:
+            raise KernelError(note.failure) from None
+        return note, [f"{dump.path}: {note.failure}; it is used, since memory has no other"]
+    instead = f"the text at {best.place} of memory is used"
+    return best, [f"{dump.path}: the VMCOREINFO note is passed over: {note.failure}; {instead}", *warnings]
+
+
+def _is_doubtful(dump: Dump, note: _Candidate) -> bool:
+    """Return whether CPUs ran, but none with the page tables to which a note leads.
+
+    The address that a guest gave to a vmcoreinfo device can be from an earlier boot.
+    """
+    registers = {(r.name, r.kind) for r in dump.arch.table_registers}
+    if note.kernel is None or not any((n.name, n.kind) in registers for n in dump.notes):
+        return False
+    from vmfilter.kernel.witnesses import is_doubtful
+
+    return is_doubtful(dump, note.kernel)
+
+
+def _at(dump: Dump, address: int) -> _Candidate:
+    from vmfilter.kernel.texts import text_at
+
+    text, _ = text_at(dump, address)
+    if text is None:
+        raise KernelError(
+            f"no VMCOREINFO begins at physical address {address:#x}: without --vmcoreinfo-at, memory is searched"
+        )
+    found = _candidate(dump, f"{address:#x}", Vmcoreinfo(text.decode("ascii")), address)
+    if found.failure:
+        raise KernelError(found.failure)
+    return found._replace(why="chosen by its address")
+
+
+def _by_file(dump: Dump, given: Given) -> _Candidate:
+    """Return the kernel of a file with VMCOREINFO.
+
+    makedumpfile -g writes such a file from vmlinux. It lacks what only the running kernel knows, above all where KASLR
+    put it, so the dump's own VMCOREINFO completes it.
+    """
+    note, why = vmcoreinfo_of(dump), "chosen"
+    own = note if note is not None and not _candidate(dump, _NOTE, note).failure else None
+    found = _completed(dump, given, own)
+    if found.failure and own is None:
+        tried = _in_memory(dump)
+        if any(not one.failure for one in tried):
+            best, _ = _best(dump, tried)
+            found = _completed(dump, given, best.info)
+            why = f"chosen, and completed by the text at {best.place}"
+    if found.failure:
+        raise KernelError(f"{given.path} is not VMCOREINFO of this kernel: {found.failure}; try without it")
+    return found._replace(why=why)
+
+
+def _completed(dump: Dump, given: Given, own: Vmcoreinfo | None) -> _Candidate:
+    info = Vmcoreinfo(given.text)
+    try:
+        return _candidate(dump, given.path, info.completed(own) if own else info)
+    except KernelError as e:
+        return _Candidate(given.path, info, None, str(e))
 
 
 def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
@@ -180,87 +260,67 @@ def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:
     return (said or dump.header.crash_time) & (1 << 63) - 1
 
 
-class Found(NamedTuple):
-    """A kernel that was found by a text in memory.
-
-    Attributes:
-        address: physical address of the text.
-        kernel: the kernel.
-        warnings: other texts that prove themselves, one line; or none.
-
-    """
-
-    address: int
-    kernel: Kernel
-    warnings: list[str]
-
-
-def kernel_at(dump: Dump, address: int) -> Kernel:
-    """Return the kernel that the text of VMCOREINFO at a physical address describes.
-
-    Raises:
-        KernelError: there is no such text, or it does not lead through page tables to its kernel.
-
-    """
-    text, _ = _text_at(dump, address)
-    if text is None:
-        raise KernelError(
-            f"no VMCOREINFO begins at physical address {address:#x}: without --vmcoreinfo-at, memory is searched"
-        )
-    return Kernel(dump, Vmcoreinfo(text.decode("ascii")))
-
-
-def search_kernel(dump: Dump, note: str = "") -> Found:
+def search_kernel(dump: Dump) -> Kernel:
     """Find the crashed kernel by a text in memory. All memory is read: there can be several.
-
-    Args:
-        dump: the dump.
-        note: text of a note that did not prove itself.
 
     Raises:
         KernelError: no VMCOREINFO in memory leads through page tables to its kernel.
 
     """
-    seen = {note.encode()}
-    proven: dict[bytes, Found] = {}  # by text
-    for address, text in chain(_hinted(dump), _searched(dump)):
-        if text in seen:
+    kernel = _best(dump, _in_memory(dump))[0].kernel
+    assert kernel is not None
+    return kernel
+
+
+def _others(dump: Dump, known: _Candidate) -> list[_Candidate]:
+    """Return the texts in memory that are no copies of another."""
+    text = known.info.text
+
+    def is_copy(one: str) -> bool:
+        return one == text or (not known.failure and (one.startswith(text) or text.startswith(one)))
+
+    return [one for one in _in_memory(dump) if not is_copy(one.info.text)]
+
+
+def _in_memory(dump: Dump) -> list[_Candidate]:
+    """Return the texts in memory, but for copies of each other."""
+    from vmfilter.kernel.texts import texts
+
+    found: dict[bytes, _Candidate] = {}
+    for address, text in texts(dump):
+        if text in found:
             continue
-        seen.add(text)
-        if kernel := _proven(dump, text):
-            proven[text] = Found(address, kernel, [])
-        if len(seen) > _MAX_CANDIDATES:
+        found[text] = _candidate(dump, f"{address:#x}", Vmcoreinfo(text.decode("ascii")), address)
+        if len(found) == _MAX_CANDIDATES:
             break
-    if not proven:
-        tried = len(seen) - 1
-        found = f"none of the candidates in memory ({tried}) leads to a kernel" if tried else "none in memory either"
-        raise KernelError(f"no VMCOREINFO note, and {found}")
     # A copy may be cut, or from before the crash, which appends its time.
-    whole = [one for text, one in proven.items() if not any(t.startswith(text) for t in proven if t != text)]
-    return _chosen(dump, whole)
+    proven = [text for text, one in found.items() if not one.failure]
+    cut = {text for text in proven if any(t.startswith(text) for t in proven if t != text)}
+    return [one for text, one in found.items() if text not in cut]
 
 
-def _proven(dump: Dump, text: bytes) -> Kernel | None:
-    """Return the kernel of a text if the text leads to it, and gives its release."""
-    info = Vmcoreinfo(text.decode("ascii"))
-    try:
-        kernel = Kernel(dump, info)
-    except KernelError:
-        return None
-    return kernel if kernel.uts.release.decode("ascii", "replace") == info.plain("OSRELEASE") else None
+def _best(dump: Dump, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]:
+    """Return the one that was running, with a warning if there are others. Writes into the list what speaks for each.
 
+    Raises:
+        KernelError: none is proven.
 
-def _chosen(dump: Dump, found: list[Found]) -> Found:
-    """Return the kernel that was running, with a warning if there are others."""
-    if len(found) == 1:
-        return found[0]
+    """
+    proven = [i for i, one in enumerate(tried) if not one.failure]
+    if not proven:
+        none = f"none of the candidates in memory ({len(tried)}) leads to a kernel"
+        raise KernelError(f"no VMCOREINFO note, and {none if tried else 'none in memory either'}")
+    if len(proven) == 1:
+        return tried[proven[0]], []
     from vmfilter.kernel.witnesses import running
 
-    kernel = running(dump, [one.kernel for one in found])
-    best = next(one for one in found if one.kernel is kernel)
-    others = ", ".join(f"{one.address:#x} ({one.kernel.info.plain('OSRELEASE')})" for one in found if one is not best)
+    best, said = running(dump, [kernel for i in proven if (kernel := tried[i].kernel)])
+    for i, why in zip(proven, said, strict=True):
+        tried[i] = tried[i]._replace(why=why)
+    used = tried[proven[best]]
+    others = ", ".join(f"{tried[i].place} ({tried[i].release}: {tried[i].why})" for i in proven if tried[i] is not used)
     warning = (
-        f"{dump.path}: memory has VMCOREINFO of {len(found)} kernels or boots; the one at {best.address:#x} "
-        f"({best.kernel.info.plain('OSRELEASE')}) is used; --vmcoreinfo-at chooses another: {others}"
+        f"{dump.path}: memory has VMCOREINFO of {len(proven)} kernels or boots; the one at {used.place} "
+        f"({used.release}: {used.why}) is used; --vmcoreinfo-at chooses another: {others}"
     )
-    return best._replace(warnings=[warning])
+    return used, [warning]

@@ -6,7 +6,7 @@ of an earlier boot, and sometimes enough page tables to prove it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,57 +17,81 @@ if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 
-_NO_ADDRESS = 1 << 63 | 0xFFF  # bits of CR3 that are flags or a PCID
-# Since 8a09317b895f ("x86/mm/pti: Prepare the x86/entry assembly code for entry/exit CR3 switching"), v4.15, user space
-# runs with tables of its own, which map little of the kernel; they follow the kernel's.
-_USER_TABLE = _NO_ADDRESS | 0x1000
-_BLOCK = 1 << 27  # bytes of memory that are tested at once if there are no sections
-_MAX_BLOCKS = 1 << 12  # that are tested: hundreds of GiB
+_BLOCK = 1 << 20  # bytes of memory for which one struct page speaks, at least
+_MAX_BLOCKS = 1 << 12
+_MUCH = 3 / 4  # of what another has: less than that is a difference
 
 
-def running(dump: Dump, kernels: Sequence[Kernel]) -> Kernel:
-    """Return the kernel for which the first witness speaks that tells them apart.
+def running(dump: Dump, kernels: Sequence[Kernel]) -> tuple[int, list[str]]:
+    """Find the kernel for which the first witness speaks that tells them apart.
 
     Args:
         dump: the dump that contains them.
         kernels: at least one; their page tables are proven.
 
+    Returns:
+        Its index, and what the deciding witness said of each, in words.
+
     """
-    left = list(kernels)
-    for witness in (_covered, _cpus, _log_end):
-        said = [witness(dump, kernel) for kernel in left]
-        left = [kernel for kernel, value in zip(left, said, strict=True) if value == max(said)]
+    left = dict(enumerate(kernels))
+    words = [""] * len(kernels)
+    for witness, share, form in _WITNESSES:
+        said = {i: witness(dump, kernel) for i, kernel in left.items()}
+        for i, value in said.items():
+            words[i] = form(value)
+        most = max(said.values())
+        left = {i: kernel for i, kernel in left.items() if said[i] == most or said[i] > most * share}
         if len(left) == 1:
             break
-    return left[0]
+    return next(iter(left)), words
 
 
-def _covered(dump: Dump, kernel: Kernel) -> int:
-    """Return how much memory has struct pages, in bytes; -1 if these are not found.
+def is_doubtful(dump: Dump, kernel: Kernel) -> bool:
+    """Return whether CPUs ran with page tables, but none with this kernel's."""
+    tables = list(_tables(dump))
+    return bool(tables) and not any(_are_of(kernel, readings) for readings in tables)
 
-    A capture kernel knows little but its own reservation.
+
+def _managed(dump: Dump, kernel: Kernel) -> int:
+    """Return about how much memory its page allocator has or had, in bytes; -1 if there are no struct pages.
+
+    A capture kernel knows little but its own reservation. It may have struct pages of what is around, but those are
+    reserved, or zeros.
     """
     try:
-        kernel.struct_page()
-        model = kernel.memory_model
-        size = min(model.section_pages * kernel.page_size, _BLOCK)
-        frames = (address // kernel.page_size for address in islice(dump.blocks(size), _MAX_BLOCKS))
-        return size * sum(1 for pfn in frames if model.stretch(pfn, pfn + 1)[1] is not None)
+        layout, model = kernel.struct_page().layout, kernel.memory_model
     except VmfilterError:
         return -1
+    offset, width = layout.flags
+    size = _BLOCK * -(-dump.end // (_BLOCK * _MAX_BLOCKS))
+    managed = 0
+    for address in islice(dump.blocks(size), _MAX_BLOCKS):
+        pfn = address // kernel.page_size
+        memmap = model.stretch(pfn, pfn + 1)[1]
+        page = None if memmap is None else kernel.memory.read(memmap, layout.size)
+        flags = int.from_bytes(page[offset : offset + width], kernel.abi.byteorder) if page and any(page) else None
+        managed += flags is not None and not flags & layout.reserved
+    return size * managed
 
 
-def _cpus(dump: Dump, kernel: Kernel) -> int:
-    """Return the number of CPUs that were running with its page tables."""
-    return sum(1 for cr3 in _cr3(dump) if any(kernel.is_mapped_by(cr3 & ~bits) for bits in (_NO_ADDRESS, _USER_TABLE)))
+def cpus_of(dump: Dump, kernel: Kernel) -> int:
+    """Return the number of CPUs that were running with a kernel's page tables, if the dump has their registers."""
+    return sum(_are_of(kernel, readings) for readings in _tables(dump))
 
 
-def _cr3(dump: Dump) -> Iterator[int]:
-    """Yield CR3 of each CPU, if QEMU wrote the dump."""
-    at = dump.arch.qemu_cr3
-    for note in dump.notes if at else ():
-        if note.name == b"QEMU" and note.size >= at + 8:
-            yield int.from_bytes(dump.read_file(note.offset + at, 8), dump.arch.abi.byteorder)
+def _are_of(kernel: Kernel, readings: tuple[int, ...]) -> bool:
+    return any(map(kernel.is_mapped_by, readings))
+
+
+def _tables(dump: Dump) -> Iterator[tuple[int, ...]]:
+    """Yield readings of the register of each CPU that holds the address of its page tables, if the dump has it."""
+    abi = dump.arch.abi
+    for note in dump.notes:
+        for r in dump.arch.table_registers:
+            if (note.name, note.kind) == (r.name, r.kind) and note.size >= r.offset + r.size:
+                raw = dump.read_file(note.offset + r.offset, r.size)
+                if value := int.from_bytes(raw, abi.byteorder):
+                    yield tuple(value & mask for mask in r.masks)
 
 
 def _log_end(_dump: Dump, kernel: Kernel) -> int:
@@ -76,3 +100,11 @@ def _log_end(_dump: Dump, kernel: Kernel) -> int:
         return max((record.ts_nsec or 0 for record in KernelLog(kernel).records()), default=0)
     except VmfilterError:
         return 0
+
+
+_WITNESSES: Sequence[tuple[Callable[[Dump, Kernel], int], float, Callable[[int], str]]] = (
+    (_managed, _MUCH, lambda size: f"manages about {size >> 20} MiB" if size >= 0 else "struct pages not found"),
+    (cpus_of, 1, lambda count: f"CPUs with its page tables: {count}"),
+    (_log_end, 1, lambda end: f"log until {end / 10**9:.6f} s after boot"),
+)
+"""Each with the share of the most that is as good, and how it says what it measured."""

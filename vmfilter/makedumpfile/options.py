@@ -33,6 +33,7 @@ class Command:
     message_level = DEFAULT_MESSAGES
     vtop: int | None = None
     work_dir = ""
+    vmcoreinfo: str | None = None
     elf = flatten = force = split = False
     rearrange = reassemble = dmesg = partial_dmesg = mem_usage = False
     check_params = dry_run = show_stats = debug = help = version = False
@@ -123,6 +124,7 @@ OPTIONS = (
     Option("--split", "write a split set: several dumps with about equal numbers of pages", "split"),
     Option("--reassemble", "make one dump from a split set", "reassemble"),
     Option("--num-threads", "threads that compress (default: one per CPU)", "threads", "N", _threads),
+    Option("-i", "read VMCOREINFO from a file, which -g of makedumpfile made", "vmcoreinfo", "VMCOREINFO"),
     Option("--work-dir", "directory for temporary files", "work_dir", "DIR"),
     Option("--vtop", "also print the physical address of a virtual address", "vtop", "ADDRESS", _address),
     Option("--dump-dmesg", "write the kernel's log instead of a dump", "dmesg"),
@@ -147,7 +149,6 @@ OPTIONS = (
     Option("--splitblock-size", "the parts of a set get equal numbers of pages", "unneeded", "SIZE"),
     Option("--non-mmap", "the vmcore is mapped only if that is safe", "unneeded"),
     Option("-x", _TYPES, "refused", "VMLINUX"),
-    Option("-i", _TYPES, "refused", "VMCOREINFO"),
     Option("-g", _TYPES, "refused", "VMCOREINFO"),
     Option("--config", _TYPES, "refused", "FILE"),
     Option("--eppic", _CODE, "refused", "MACRO"),
@@ -187,7 +188,7 @@ def parse(arguments: Sequence[str], command: Command) -> None:
 
 
 def _has_form(c: Command) -> bool:
-    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten)
+    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo)
 
 
 def _creates(c: Command) -> bool:

@@ -63,6 +63,10 @@ def _path(name: str) -> str:
     return f"./{name}" if name == "-" else name
 
 
+def _opened(command: Command) -> Dump:
+    return open_dump(_path(command.files[0]), vmcoreinfo=command.vmcoreinfo)
+
+
 def _check_free(command: Command, paths: Sequence[str]) -> None:
     for path in paths:
         if os.path.lexists(path) and not (command.force and os.access(path, os.W_OK)):
@@ -112,7 +116,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
     name = "STDOUT" if command.flatten else command.files[1]
     if not command.flatten:
         _check_free(command, [_path(name)])
-    with open_dump(_path(command.files[0])) as dump:
+    with _opened(command) as dump:
         _show_vmcoreinfo(dump, messages)
         _, _, kernel, error, doubts = understand(dump)
         if kernel is None:
@@ -135,7 +139,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
 def _mem_usage(command: Command, messages: Messages) -> str:
     from vmfilter.mem_usage import memory_usage
 
-    with open_dump(_path(command.files[0])) as dump:
+    with _opened(command) as dump:
         usage = memory_usage(dump)
     for warning in usage.warnings:
         messages.error(f"warning: {warning}")
@@ -148,7 +152,7 @@ def _create(command: Command, messages: Messages) -> str:
     outputs = ["-"] if command.flatten else [_path(name) for name in names]
     if not command.flatten:
         _check_free(command, outputs)
-    with open_dump(_path(command.files[0])) as dump:
+    with _opened(command) as dump:
         _show_vmcoreinfo(dump, messages)
         if command.vtop:
             _translate(dump, command.vtop, messages)

@@ -52,6 +52,13 @@ class Note(NamedTuple):
     start: int
 
 
+class Given(NamedTuple):
+    """VMCOREINFO that the caller gives: the path of a file, and its text."""
+
+    path: str
+    text: str
+
+
 class DumpHeader(NamedTuple):
     """The crash as the file's own header describes it. ELF headers do not; VMCOREINFO is read elsewhere.
 
@@ -116,6 +123,7 @@ class Dump:
         note_parts: file offset and size in bytes of each range of these notes.
         checksum_note: note with the checksums of the file, or of another from which it was copied; None without one.
         vmcoreinfo_at: physical address of the text of VMCOREINFO to use; None: find out.
+        given: VMCOREINFO to use, from a file; None: find out.
         erase_info: file offset and size in bytes of makedumpfile's report of erased data; None without one.
         passed_over: number of reads of notes and of the kernel's own data that failed and were passed over.
 
@@ -127,6 +135,7 @@ class Dump:
     page_size: int | None = None
     header = DumpHeader()
     vmcoreinfo_at: int | None = None
+    given: Given | None = None
 
     def __init__(self, source: Source) -> None:
         """Take ownership of the source; close() closes it."""

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 
-from vmfilter.errors import InputError, names_of
-from vmfilter.reader.dump import Dump
+from vmfilter.errors import InputError, UsageError, names_of
+from vmfilter.reader.dump import Dump, Given
 from vmfilter.reader.source import PreadSource, Source, bytes_at, open_source
 
 Path = str | os.PathLike[str]
 """Path of a file."""
 KCORE = "/proc/kcore"
+_MAX_VMCOREINFO = 1 << 20  # bytes; kernels have a few KiB
 
 
-def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False, vmcoreinfo_at: int | None = None) -> Dump:
+def open_dump(
+    path: Path | Sequence[Path],
+    *,
+    missing_parts: bool = False,
+    vmcoreinfo: Path | None = None,
+    vmcoreinfo_at: int | None = None,
+) -> Dump:
     """Open a dump of the crashed machine's memory.
 
     A truncated file is opened if its headers and bitmaps are complete. The missing pages count as lost, and
@@ -27,6 +35,8 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False, vmcor
             is standard input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any
             order, are the parts of one split set.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
+        vmcoreinfo: file with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it. What it lacks comes from
+            the dump's own. None: the dump's own alone.
         vmcoreinfo_at: physical address of the text of VMCOREINFO that describes the crashed kernel, if memory contains
             several; None: the note's, or what a search of memory finds.
 
@@ -37,21 +47,40 @@ def open_dump(path: Path | Sequence[Path], *, missing_parts: bool = False, vmcor
         InputError: the file cannot be read, is not a dump, is damaged, or is truncated before the end of its headers
             and bitmaps; or the files are not one split set.
         KernelError: the architecture is unknown.
-        UsageError: path is not a path or a sequence of paths.
+        UsageError: path is not a path or a sequence of paths; or both vmcoreinfo and vmcoreinfo_at are given.
 
     """
+    if vmcoreinfo is not None and vmcoreinfo_at is not None:
+        raise UsageError("VMCOREINFO comes from a file or from an address in memory: give one of them")
     names = names_of(path, "the dump to read")
+    given = None if vmcoreinfo is None else _given(names_of(vmcoreinfo, "the file with VMCOREINFO")[0])
     sources: list[Source] = []
     try:
         for name in names:
             sources.append(_opened(name))
         dump = read_from(sources, missing_parts)
-        dump.vmcoreinfo_at = vmcoreinfo_at
+        dump.vmcoreinfo_at, dump.given = vmcoreinfo_at, given
         return dump
     except BaseException:
         for source in sources:
             source.close()
         raise
+
+
+def _given(path: str) -> Given:
+    """Read a file with VMCOREINFO."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_VMCOREINFO + 1)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}") from e
+    text = raw.rstrip(b"\0").decode("ascii", "replace")
+    if len(raw) > _MAX_VMCOREINFO or not text.isascii() or not re.search("^OSRELEASE=", text, re.MULTILINE):
+        raise InputError(
+            f"{path}: not VMCOREINFO, which is text with a line OSRELEASE=...: makedumpfile -g makes such a file, "
+            "and vmfilter info --vmcoreinfo prints that of a dump"
+        )
+    return Given(path, text)
 
 
 def _opened(path: str) -> Source:

@@ -186,6 +186,12 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
             name = _harmless(note.name.decode("utf-8", "backslashreplace"))
             kind = _NOTE_KINDS.get((note.name, note.kind), f"{note.kind:#x}")
             yield f"{name + ' ' + kind:24} {note.notes:12} {note.size:10}"
+    if info.texts:
+        yield ""
+        yield f"{'VMCOREINFO in':24} kernel"
+        for text in info.texts:
+            use = "used" if text.is_used else "not used"
+            yield f"{_harmless(text.place):24} {_harmless(text.release)}: {use}: {_harmless(text.why)}"
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
