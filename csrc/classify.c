@@ -117,8 +117,21 @@ static inline void give(uint8_t *class, uint8_t c)
 		*class = c;
 }
 
-/* Gives each page frame class c, or that which its own flags demand if they are among the special ones. */
-INLINE void give_each(const struct vmf_page_layout *l, uint64_t special, uint8_t c, const uint8_t *structs,
+/* Number of users of a page. In a free block, no page has any. */
+INLINE uint32_t users_of(const struct vmf_page_layout *l, const uint8_t *page, int native64)
+{
+	return native64 ? vmf_load32(page + l->refcount.offset, 0) : (uint32_t)field(l, page, l->refcount);
+}
+
+/* Whether a page is no tail, and nobody uses it. */
+INLINE int is_unused(const struct vmf_page_layout *l, const uint8_t *page, int native64)
+{
+	return l->refcount.width && !users_of(l, page, native64) && !(word(l, page, l->tail, native64) & l->tail_mask) &&
+	       mapcount_of(l, page, native64) == UINT32_MAX;
+}
+
+/* Gives each page frame class c, unless its own struct page contradicts that. */
+INLINE void give_each(const struct vmf_page_layout *l, uint64_t special, int unused, uint8_t c, const uint8_t *structs,
 		      uint64_t count, uint8_t *classes, int native64)
 {
 	for (uint64_t i = 0; i < count; i++, structs += l->size) {
@@ -126,7 +139,7 @@ INLINE void give_each(const struct vmf_page_layout *l, uint64_t special, uint8_t
 
 		if (flags & l->hwpoison)
 			give(classes + i, VMF_HWPOISON);
-		else if (!flags)
+		else if (!flags && !(unused && users_of(l, structs, native64)))
 			give(classes + i, c);
 	}
 }
@@ -145,28 +158,32 @@ static inline void give_all(uint8_t c, uint8_t *classes)
 }
 
 /*
- * Gives count page frames the class of the block. Hwpoisoned ones become VMF_HWPOISON, and reserved ones stay the
- * kernel's: no page in a block is, so the block is not what its head says.
+ * Gives count page frames the class of the block. Hwpoisoned ones become VMF_HWPOISON. Reserved ones, and in a free block
+ * those in use, stay the kernel's: no page in a block is either, so the block is not what its head says.
  */
 INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, const uint8_t *structs, uint64_t count,
 		  uint8_t *classes, int native64)
 {
 	const uint64_t special = b->ignore_tail_flags ? 0 : l->hwpoison | l->reserved, size = l->size;
+	const int unused = b->byte == VMF_FREE && l->refcount.width;
 	const uint8_t c = (uint8_t)b->byte;
 
 	for (; count >= AT_ONCE; count -= AT_ONCE) {
 		uint64_t flags = 0;
+		uint32_t users = 0;
 
 		for (uint64_t i = 0; special && i < AT_ONCE; i++)
 			flags |= word(l, structs + i * size, l->flags, native64);
-		if (flags & special)
-			give_each(l, special, c, structs, AT_ONCE, classes, native64);
+		for (uint64_t i = 0; unused && i < AT_ONCE; i++)
+			users |= users_of(l, structs + i * size, native64);
+		if ((flags & special) || users)
+			give_each(l, special, unused, c, structs, AT_ONCE, classes, native64);
 		else
 			give_all(c, classes);
 		structs += AT_ONCE * size;
 		classes += AT_ONCE;
 	}
-	give_each(l, special, c, structs, count, classes, native64);
+	give_each(l, special, unused, c, structs, count, classes, native64);
 }
 
 /*
@@ -195,7 +212,10 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 			uint32_t mapcount = mapcount_of(l, page, native64);
 
 			if (is_plain(l, flags, mapcount)) {
-				give(classes + i++, untyped_class(l, page, flags, native64));
+				uint8_t c = (uint8_t)untyped_class(l, page, flags, native64);
+
+				lists->unused += c == VMF_KERNEL && is_unused(l, page, native64);
+				give(classes + i++, c);
 				continue;
 			}
 			if (is_plain(l, flags & ~l->reserved, mapcount)) {	/* never cache or anonymous */

@@ -36,7 +36,7 @@ static inline uint64_t field(const struct vmf_page_layout *l, const uint8_t *pag
 static inline int is_native64(const struct vmf_page_layout *l)
 {
 	return !l->swap && l->flags.width == 8 && l->mapping.width == 8 && l->private_.width == 8 &&
-	       l->tail.width == 8 && l->mapcount.width == 4;
+	       l->tail.width == 8 && l->mapcount.width == 4 && (l->refcount.width == 4 || !l->refcount.width);
 }
 
 INLINE uint64_t word(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_field f, int native64)
@@ -109,7 +109,7 @@ static inline int fits(const struct vmf_page_layout *l, struct vmf_field f)
 static inline int is_valid(const struct vmf_page_layout *l)
 {
 	return fits(l, l->flags) && fits(l, l->mapcount) && fits(l, l->mapping) && fits(l, l->private_) &&
-	       fits(l, l->tail) && fits(l, l->next) && fits(l, l->prev) && fits(l, l->order) &&
+	       fits(l, l->tail) && fits(l, l->refcount) && fits(l, l->next) && fits(l, l->prev) && fits(l, l->order) &&
 	       fits(l, l->destructor) && l->free_orders <= VMF_ORDERS;
 }
 

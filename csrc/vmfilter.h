@@ -81,6 +81,7 @@ struct vmf_field {
  * @lru, @private_data, @swapcache, @slab, @hwpoison, @head, @reserved: masks for flags; 0 if this kernel does not have
  *	the flag. A page is in the swap cache only if all bits of @swapcache are set.
  * @buddy, @hugetlb, @offline, @unaccepted, @slab_type, @table, @kmalloc: page types
+ * @refcount: member _refcount, or _count before v4.7; width 0 if its offset is not known
  * @next, @prev: links of the list entry in lru; width 0 if its offset is not known
  * @order: order of a compound page, in its first tail page
  * @destructor: destructor of a compound page, in its first tail page; the page is hugetlb if
@@ -90,7 +91,7 @@ struct vmf_field {
 struct vmf_page_layout {
 	uint32_t size;
 	uint32_t swap;
-	struct vmf_field flags, mapcount, mapping, private_, tail, next, prev;
+	struct vmf_field flags, mapcount, mapping, private_, tail, refcount, next, prev;
 	uint64_t lru, private_data, swapcache, slab, hwpoison, head, reserved;
 	uint64_t tail_mask;
 	struct vmf_page_type buddy, hugetlb, offline, unaccepted, slab_type, table, kmalloc;
@@ -130,6 +131,7 @@ struct vmf_areas {
  * @free_blocks: number of free blocks of each order
  * @hugetlb: number of hugetlb pages
  * @refused: number of pages that have the type of either, but an impossible order or link; they are kept
+ * @unused: number of pages that nobody uses and that are in no free block
  * @unknown_huge: number of huge compound pages with a page type that the layout does not know
  */
 struct vmf_lists {
@@ -137,6 +139,7 @@ struct vmf_lists {
 	uint64_t free_blocks[64];	/* VMF_ORDERS */
 	uint64_t hugetlb;
 	uint64_t refused;
+	uint64_t unused;
 	uint64_t unknown_huge;
 };
 

@@ -54,6 +54,7 @@ class PageLayout(NamedTuple):
         swap: whether struct page is in the opposite byte order.
         flags, mapcount, mapping, private_: members.
         tail, tail_mask: member that identifies a tail page, and the mask to test it with.
+        refcount: member _refcount.
         next, prev: links of the list entry in lru.
         lru, private_data, swapcache, slab, hwpoison, head, reserved: masks for flags; 0 if this kernel does not have
             the flag. A page is in the swap cache only if all bits of swapcache are set.
@@ -73,6 +74,7 @@ class PageLayout(NamedTuple):
     private_: Field
     tail: Field
     tail_mask: int
+    refcount: Field
     next: Field
     prev: Field
     lru: int
@@ -119,6 +121,7 @@ class Lists(NamedTuple):
         free_blocks: number of free blocks of each order.
         hugetlb: number of hugetlb pages.
         refused: number of pages that have the type of either, but an impossible order or link; they are kept.
+        unused: number of pages that nobody uses and that are in no free block.
         unknown_huge: number of huge compound pages with a page type that the layout does not know.
 
     """
@@ -126,6 +129,7 @@ class Lists(NamedTuple):
     free_blocks: list[int]
     hugetlb: int
     refused: int
+    unused: int
     unknown_huge: int
 
 
@@ -184,7 +188,7 @@ class Classifier:
     def lists(self) -> Lists:
         """What was found so far."""
         found = self._lists
-        return Lists(list(found.free_blocks), found.hugetlb, found.refused, found.unknown_huge)
+        return Lists(list(found.free_blocks), found.hugetlb, found.refused, found.unused, found.unknown_huge)
 
     def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:
         """Test struct pages of consecutive frames in one zone against rules that do not depend on their classes.

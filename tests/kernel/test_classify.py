@@ -195,7 +195,7 @@ def test_offline_pages(scene: Scene, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.has_type("unaccepted")])
 def test_unaccepted_memory_is_free_in_blocks_of_the_highest_order(scene: Scene, name: str, tmp_path: Path) -> None:
-    scene.machine.typed(scene.take("unaccepted", FREE, 10), "unaccepted")
+    scene.machine.free(scene.take("unaccepted", FREE, 10), 10, "unaccepted")
     scene.page("kernel after it", KERNEL)
     scene.check(tmp_path)
 
@@ -487,8 +487,8 @@ def test_a_dump_of_the_other_byte_order_is_classified_the_same() -> None:
     """64-bit struct pages in this machine's byte order have their own code path: both must agree."""
     chance = random.Random(5)
     layout = PageLayout(
-        size=64, swap=False, flags=(0, 8), tail=(8, 8), next=(8, 8), prev=(16, 8), mapping=(24, 8), private_=(40, 8),
-        mapcount=(48, 4), order=(17, 1), destructor=(16, 1), tail_mask=1, lru=1, private_data=2, swapcache=12, slab=16,
+        size=64, swap=False, flags=(0, 8), tail=(8, 8), refcount=(52, 4), next=(8, 8), prev=(16, 8), mapping=(24, 8),
+        private_=(40, 8), mapcount=(48, 4), order=(17, 1), destructor=(16, 1), tail_mask=1, lru=1, private_data=2, swapcache=12, slab=16,
         hwpoison=32, head=64, reserved=128, slab_type=(0xF5000000, 0xFF000000), table=(0xF6000000, 0xFF000000),
         kmalloc=(1, 0), buddy=(0xF0000000, 0xFF000000), hugetlb=(0xF4000000, 0xFF000000),
         offline=(0xF1000000, 0xFF000000), unaccepted=(0xF2000000, 0xFF000000),
@@ -501,7 +501,7 @@ def test_a_dump_of_the_other_byte_order_is_classified_the_same() -> None:
         for _ in range(chance.choice([1, 2, 7, 8, 64, 600])):
             poison = 32 if chance.random() < 0.005 else 0
             words = (flags & ~32 | poison, chance.choice([0, 0, 1]), order << 8 | 2, chance.choice([0, 1]), 0, order)
-            structs += struct.pack("<6QI12x", *words, kind)
+            structs += struct.pack("<6QIi8x", *words, kind, chance.choice([0] * 99 + [1]))
             kind, flags = (0xFFFFFFFF, flags & ~64) if kind != 0 else (kind, flags)
     pages = len(structs) // 64
     found = []

@@ -382,7 +382,9 @@ class Synthetic:
         """Return the virtual address of a struct page, as pointers to pages contain it."""
         return self.vmemmap_at + pfn * self.flavour.size & self.mask
 
-    def _page(self, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0, more_flags: int = 0) -> bytes:
+    def _page(
+        self, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0, more_flags: int = 0, users: int = 1
+    ) -> bytes:  # fmt: skip
         f = self.flavour
         page = bytearray(f.size)
         bits = more_flags | sum(1 << f.bit(name) for name in flags)
@@ -390,7 +392,7 @@ class Synthetic:
         zone = 0x17FFFF << 42 if self.word == 8 else 0x40000000
         self._store(page, "flags", bits | zone)
         self._store(page, "_mapcount", mapcount, 4)
-        self._store(page, "_refcount", 1, 4)
+        self._store(page, "_refcount", users, 4)
         self._store(page, "mapping", mapping)
         self._store(page, "private", private)
         return bytes(page)
@@ -405,9 +407,11 @@ class Synthetic:
         at = pfn % self.section_pages * self.flavour.size
         self.section(pfn // self.section_pages)[at : at + self.flavour.size] = page
 
-    def put(self, pfn: int, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0) -> None:
+    def put(
+        self, pfn: int, *flags: str, mapcount: int = -1, mapping: int = 0, private: int = 0, users: int = 1
+    ) -> None:
         """Write a struct page. Its list entry links to the head of a list, which is in the linear map."""
-        page = bytearray(self._page(*flags, mapcount=mapcount, mapping=mapping, private=private))
+        page = bytearray(self._page(*flags, mapcount=mapcount, mapping=mapping, private=private, users=users))
         lru = self.flavour.members["lru"]
         for at in lru, lru + self.word:
             self._store(page, at, self.linear(self.ram + self.kernel_at))
@@ -415,13 +419,14 @@ class Synthetic:
 
     def typed(self, pfn: int, name: str, low: int = 0, mapping: int = 0, private: int = 0) -> None:
         """Write a page with a type. low: the low bits of the type, which its owner uses (since 6.12)."""
-        self.put(pfn, mapcount=self.flavour.types[name] | low, mapping=mapping, private=private)
+        users = 0 if name in ("buddy", "unaccepted") else 1
+        self.put(pfn, mapcount=self.flavour.types[name] | low, mapping=mapping, private=private, users=users)
 
-    def free(self, pfn: int, order: int) -> None:
+    def free(self, pfn: int, order: int, name: str = "buddy") -> None:
         """Write a free block of the buddy allocator: its first page is marked."""
-        self.typed(pfn, "buddy", private=order)
+        self.typed(pfn, name, private=order if name == "buddy" else 0)
         for tail in range(pfn + 1, pfn + (1 << order)):
-            self.put(tail, private=0x5A)  # left over from earlier use
+            self.put(tail, private=0x5A, users=0)  # private is left over from earlier use
 
     def compound(
         self, pfn: int, order: int, *flags: str, mapping: int = 0, mapcount: int = -1, hugetlb: bool = False,

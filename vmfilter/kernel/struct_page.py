@@ -24,7 +24,7 @@ _UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
 """Versions with page.compound_head that do not export it, nor order and destructor, before their stable updates."""
 _MIN_SIZE, _MAX_SIZE = 32, 1024
 _MASKS = ("tail_mask", "swapcache", "destructor_value")  # computed, so they may not fit
-_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "next", "prev", "order", "destructor")
+_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "refcount", "next", "prev", "order", "destructor")
 _EXPORTED_SINCE = {
     "PG_swapcache": (2, 6),
     # d99e3140a4d3 ("mm: turn folio_test_hugetlb into a PageType"), v6.9, took the last two out of CONFIG_HUGETLB_PAGE;
@@ -108,6 +108,8 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     tail, tail_mask = _tail(info, source, word, head)
     order, destructor, destructor_value, destructor_mask = _compound(info, source, arch, size)
     links = info.offset("page.lru")
+    # Renamed by 0139aa7b7fa1 ("mm: rename _count, field of the struct page, to _refcount"), v4.7.
+    users = info.offset("page._refcount") or info.offset("page._count")
     warnings = []
     if not head:
         warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): tail pages of huge pages may be kept needlessly")
@@ -127,6 +129,7 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         private_=(source.offset("private"), word),
         tail=tail,
         tail_mask=tail_mask,
+        refcount=NOTHING if users is None else (users, 4),
         next=NOTHING if links is None else (links, word),
         prev=NOTHING if links is None else (links + word, word),
         lru=_required(source.bit("PG_lru") or None, "NUMBER(PG_lru)"),

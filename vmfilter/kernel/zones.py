@@ -157,8 +157,8 @@ def read_zones(kernel: Kernel, start: Start) -> Zones | None:
                 area = layout.free_area + order * layout.area
                 blocks[order] += words.at(area + layout.types * layout.list_head)
             lists += (one for one in _lists(layout, zone, words) if one.next not in (one.head, 0))
-    proven = lists and all(_is_list(kernel, one) for one in islice(lists, _PROVEN))
-    return Zones(counted, blocks, lists) if proven else None
+    proven = counted and all(_is_list(kernel, one) for one in islice(lists, _PROVEN))
+    return Zones(counted, blocks, lists) if lists and proven else None
 
 
 class _Words:

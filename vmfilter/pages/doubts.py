@@ -151,8 +151,9 @@ class Witnesses:
         layout, start = self._layout, self._kernel.info.symbol("_stext")
         structs = b"" if start is None else self._structs(start)
         pages = [structs[at : at + layout.size] for at in range(0, len(structs), layout.size)]
+        flags = layout.lru | layout.private_data | layout.slab | layout.hwpoison | layout.head | layout.reserved
         expected = (
-            (layout.flags, layout.reserved, layout.reserved, "OFFSET(page.flags) or NUMBER(PG_private)", _BY_FLAGS),
+            (layout.flags, flags, layout.reserved, "OFFSET(page.flags) or NUMBER(PG_private)", _BY_FLAGS),
             (layout.mapcount, _NO_MAPCOUNT, _NO_MAPCOUNT, "OFFSET(page._mapcount)", _BY_TYPE),
             (layout.mapping, -1, 0, "OFFSET(page.mapping)", _USER),
             (layout.private_, -1, 0, "OFFSET(page.private)", _FREE),
@@ -245,6 +246,9 @@ class Witnesses:
         if lists.unknown_huge and not lists.hugetlb:
             evidence = f"{lists.unknown_huge} huge pages have an unknown page type, and none is hugetlb"
             doubts.append(Doubt(_TYPES["hugetlb"][0], evidence, frozenset()))
+        if lists.unused > 4 * max(found, _IN_TRANSIT):  # CPUs keep some in lists of their own
+            evidence = f"{lists.unused} unused pages are in no free block"
+            doubts.append(Doubt("OFFSET(page.private)", evidence, frozenset()))
         zones = self._zones
         if zones is None:
             if not found:

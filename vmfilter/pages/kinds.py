@@ -239,13 +239,13 @@ class _Search:
         name = info.symbol("init_uts_ns") or 0  # proven: the kernel's name is read there
         self._image = self._offset(name, self._zero_of(name))
         start, end = max(name - _IMAGE, 0), name + _IMAGE
+        self._image_area = [(start, end)]
         if self._image in (_NO_TABLES, self._linear):
             symbols = [info.symbol(symbol) or 0 for symbol in info.symbols() if symbol not in _VALUES]
             inside = [at for at in symbols if start <= at < end]
             start, end = min(inside), max(inside) + 1
         mapped = VirtualMemory(self._dump, page_tables, finds_executable=True).translate(start, end - start)
         parts = [m for m in mapped if self._image in (_NO_TABLES, m.vaddr - m.paddr & self._reach)]
-        self._image_area = [(parts[0].vaddr, parts[-1].vaddr + parts[-1].length)] if parts else []
         text = [m for m in parts if m.executable]
         # Without hardware that can forbid execution, everything seems executable.
         split = len(text) < len(parts) and len(text) <= _MAX_TEXTS

@@ -1,0 +1,302 @@
+"""Witnesses notice a VMCOREINFO that is wrong, what is in doubt is kept, and good vmcores raise no doubt."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kpageflags
+import pytest
+from command import Run
+from files import TESTDATA
+from kdumpreader import Kdump
+from note import Note
+from scenes import FREE, KERNEL
+
+import vmfilter
+from vmfilter import native
+from vmfilter.arch import x86_64
+from vmfilter.errors import KernelError, UsageError
+from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+from vmfilter.frames.classes import PageClass
+from vmfilter.kernel.search import understand
+from vmfilter.kernel.struct_page import struct_page
+from vmfilter.kernel.zones import Start, read_zones
+from vmfilter.pages.classify import Classifier
+from vmfilter.pages.doubts import Witnesses
+from vmfilter.reader import open_dump
+
+VMCORES = ["x86_64-5.10", "x86_64-7.2", "arm64-6.12"]
+WITH_ZONES = ["x86_64-7.2", "arm64-6.12", "ppc64le-6.12"]
+MANY = 500  # pages
+
+
+@pytest.fixture
+def note(real: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Note]:
+    def get(name: str) -> Note:
+        copy = tmp_path / "vmcore"
+        with real(name).open("rb") as source, copy.open("wb") as to:
+            shutil.copyfileobj(source, to, 1 << 20)
+        return Note(copy)
+
+    return get
+
+
+def corruptions(note: Note) -> Iterator[dict[str, int | None]]:
+    """Yield one wrong field at a time: offsets off by a word, bits off by one, types changed, sizes, missing fields."""
+    members = {"flags": 8, "_mapcount": 4, "mapping": 8, "private": 8, "compound_head": 8, "compound_info": 8, "lru": 8}
+    for member, word in members.items():
+        key = f"OFFSET(page.{member})"
+        if (value := note.value(key)) is not None:
+            yield from ({key: value + delta} for delta in (word, -word, 2 * word) if value + delta >= 0)
+    for flag in "PG_lru", "PG_private", "PG_swapcache", "PG_swapbacked", "PG_hwpoison", "PG_slab":
+        if (value := note.value(f"NUMBER({flag})")) is not None:
+            yield from ({f"NUMBER({flag})": value + delta} for delta in (1, -1))
+    slab = note.value("NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)")
+    for kind in "BUDDY", "HUGETLB", "OFFLINE":
+        key = f"NUMBER(PAGE_{kind}_MAPCOUNT_VALUE)"
+        if (value := note.value(key)) is not None:
+            others = {-1, None, value + (1 << 24), value - (1 << 24), *([slab] if slab else [])}
+            yield from ({key: other} for other in others)
+    for key, others in (("SIZE(page)", (56, 72)), ("LENGTH(zone.free_area)", (9, 12)), ("SIZE(mem_section)", (8, 24))):
+        yield from ({key: other} for other in others)
+
+
+class Outcome:
+    """What a level 31 dump lost and kept, by kpageflags, and what was said about it."""
+
+    def __init__(self, vmcore: Path, flags: Path, dump: Path) -> None:
+        self.said: list[str] = vmfilter.filter_dump(vmcore, dump, compress="none", force=True).warnings
+        table = kpageflags.table(flags, (k := Kdump(dump)).present, k.kept)
+        self.lost = sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN)
+        self.kept = sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN)
+
+
+@pytest.mark.parametrize("name", VMCORES)
+def test_no_wrong_field_loses_a_page_of_the_kernel_or_keeps_many_others_in_silence(
+    real: Callable[[str], Path], note: Callable[[str], Note], tmp_path: Path, name: str
+) -> None:
+    wrong, dump, flags = note(name), tmp_path / "dump", real(name).with_name(f"{name}.kpageflags")
+    good = Outcome(wrong.write({}), flags, dump)
+    noticed = 0
+    for change in corruptions(wrong):
+        try:
+            found = Outcome(wrong.write(change), flags, dump)
+        except KernelError:
+            noticed += 1
+            continue
+        noticed += bool(found.said)
+        assert found.lost <= good.lost, (change, found.said)
+        assert found.said or found.kept < good.kept + MANY, change
+    assert noticed > 15
+
+
+@pytest.mark.parametrize("path", sorted(TESTDATA.glob("*.vmcore.zst")), ids=lambda path: path.name.split(".vmcore")[0])
+def test_a_good_vmcore_raises_no_doubt(real: Callable[[str], Path], path: Path) -> None:
+    with open_dump(real(path.name.removesuffix(".vmcore.zst"))) as dump:
+        page_size, _, kernel, _, _ = understand(dump)
+        assert kernel
+        try:
+            classifier = Classifier(dump, page_size, kernel)
+        except KernelError:
+            assert "reserved" in path.name  # a vmcore without struct pages
+            return
+        witnesses = Witnesses(kernel, classifier)
+        for _ in classifier.windows():
+            pass
+        assert [*witnesses.doubts, *witnesses.free_pages(classifier)[1]] == []
+
+
+@pytest.mark.parametrize("name", WITH_ZONES)
+def test_the_report_compares_free_pages_with_the_kernels_own_count(
+    real: Callable[[str], Path], run: Run, tmp_path: Path, name: str
+) -> None:
+    result = vmfilter.filter_dump(real(name), tmp_path / "dump")
+    assert result.free
+    assert result.free.found == result.free.counted > 5000
+    n = f"{result.free.found:,}"
+    assert (
+        f"checked against the kernel's own counts: free {n} of {n}\n" in run("filter", "--dry-run", real(name), "x").out
+    )
+
+
+def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Path]) -> None:
+    with open_dump(real("x86_64-7.2")) as dump:
+        page_size, info, kernel, _, _ = understand(dump)
+        assert info
+        assert kernel
+        classifier = Classifier(dump, page_size, kernel)
+        by_symbol = read_zones(kernel, Start([], (0, 0), 0))
+        kernel.info = Vmcoreinfo(info.text.replace("SYMBOL(node_data)", "SYMBOL(none)"))
+        witnesses = Witnesses(kernel, classifier)
+        by_lists = read_zones(kernel, Start(witnesses._free, classifier.kinds.memmap, classifier.end_pfn))
+        assert read_zones(kernel, Start([], (0, 0), 0)) is None
+    assert by_symbol == by_lists is not None
+
+
+# What to do with a doubt
+
+WRONG = {"OFFSET(page.mapping)": 32}
+
+
+def test_what_is_in_doubt_is_kept(note: Callable[[str], Note], tmp_path: Path) -> None:
+    wrong = note("x86_64-7.2")
+    result = vmfilter.filter_dump(wrong.write(WRONG), tmp_path / "dump")
+    assert result.excluded_classes.isdisjoint({PageClass.USER, PageClass.CACHE, PageClass.CACHE_PRIVATE})
+    assert PageClass.FREE in result.excluded_classes
+    assert "OFFSET(page.mapping) may be wrong" in "".join(result.warnings)
+    with open_dump(tmp_path / "dump") as dump:
+        assert dump.header.level == 1 | 16  # the level of what is excluded, so that it can be filtered again
+
+
+def test_a_doubt_ends_the_run_before_it_writes_if_asked(note: Callable[[str], Note], tmp_path: Path, run: Run) -> None:
+    vmcore = note("x86_64-7.2").write(WRONG)
+    done = run("filter", "-q", "--on-doubt", "fail", vmcore, tmp_path / "dump")
+    assert done.status == 5
+    assert "OFFSET(page.mapping) or NUMBER(PG_lru) may be wrong: " in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "dump").exists()
+
+
+def test_a_wrong_count_of_free_pages_ends_the_run_as_well(note: Callable[[str], Note], tmp_path: Path) -> None:
+    vmcore = note("x86_64-7.2").write({"LENGTH(zone.free_area)": 9})
+    with pytest.raises(KernelError, match=r"free blocks have an impossible order or link; --on-doubt keep"):
+        vmfilter.filter_dump(vmcore, tmp_path / "dump", on_doubt="fail")
+    assert [p.name for p in tmp_path.iterdir()] == ["vmcore"]
+
+
+def test_vmcoreinfo_is_trusted_if_asked(note: Callable[[str], Note], tmp_path: Path) -> None:
+    result = vmfilter.filter_dump(note("x86_64-7.2").write(WRONG), tmp_path / "dump", on_doubt="trust")
+    assert PageClass.USER in result.excluded_classes
+    assert "pages are excluded all the same" in "".join(result.warnings)
+
+
+def test_a_doubt_about_what_the_level_keeps_is_not_told(note: Callable[[str], Note], tmp_path: Path) -> None:
+    assert not vmfilter.filter_dump(note("x86_64-7.2").write(WRONG), tmp_path / "dump", level=17).warnings
+
+
+def test_other_words_than_keep_fail_and_trust_are_refused(real: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="on_doubt 'hope' is none of keep, fail, trust"):
+        vmfilter.filter_dump(real("x86_64-7.2"), tmp_path / "dump", on_doubt="hope")
+
+
+# What proves itself, page by page
+
+INFO = """\
+OSRELEASE=6.18.0
+SIZE(page)=64
+OFFSET(page.flags)=0
+OFFSET(page.lru)=8
+OFFSET(page.compound_head)=8
+OFFSET(page.mapping)=24
+OFFSET(page.private)=40
+OFFSET(page._mapcount)=48
+OFFSET(page._refcount)=52
+LENGTH(zone.free_area)=11
+NUMBER(PG_lru)=5
+NUMBER(PG_head_mask)=64
+NUMBER(PG_private)=14
+NUMBER(PG_swapcache)=10
+NUMBER(PG_swapbacked)=17
+NUMBER(PG_hwpoison)=21
+NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456
+NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-251658240
+NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-201326592
+NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)=-184549376
+NUMBER(PAGE_UNACCEPTED_MAPCOUNT_VALUE)=-150994944
+"""
+LAYOUT = struct_page(Vmcoreinfo(INFO), x86_64.ARCH).layout
+AREA = native.Areas((1 << 48) - 1, [(0x888000000000, 0x888100000000)])
+IN_A_LIST, POISON = 0xFFFF888000123450, 0xDEAD000000000100
+HEAD, RESERVED, NOTHING = 1 << 6, 1 << 13, 0xFFFFFFFF
+BUDDY, OFFLINE, HUGETLB, KMALLOC, UNACCEPTED = (top << 24 for top in (0xF0, 0xF1, 0xF4, 0xF8, 0xF7))
+
+
+def page(kind: int, link: int = IN_A_LIST, private: int = 0, flags: int = 0, mapping: int = 0, users: int = 0) -> bytes:
+    return struct.pack("<6Q2I8x", flags, link, link, mapping, 0, private, kind, users)
+
+
+def tail(flags: int = 0) -> bytes:
+    return struct.pack("<6QI12x", flags, IN_A_LIST | 1, 0, 0, 0, 0, NOTHING)
+
+
+def classes_of(*pages: bytes) -> list[int]:
+    classes = bytearray([KERNEL]) * len(pages)
+    assert native.Classifier(LAYOUT, AREA).classify(b"".join(pages), 0, classes)
+    return [c & 15 for c in classes]
+
+
+@pytest.mark.parametrize("kind", [BUDDY, UNACCEPTED])
+def test_a_free_block_is_in_a_list(kind: int) -> None:
+    assert classes_of(page(kind)) == [FREE]
+    assert classes_of(page(kind, link=POISON)) == [KERNEL]
+
+
+def test_a_hugetlb_page_is_in_a_list() -> None:
+    pair = page(HUGETLB, flags=HEAD), tail(flags=1)
+    assert classes_of(*pair) == [PageClass.USER] * 2
+    assert classes_of(page(HUGETLB, POISON, flags=HEAD), pair[1]) == [KERNEL] * 2
+
+
+def test_a_compound_page_is_not_offline() -> None:
+    assert classes_of(page(OFFLINE)) == [PageClass.OFFLINE]
+    assert classes_of(page(OFFLINE, flags=HEAD), tail()) == [KERNEL] * 2
+
+
+@pytest.mark.parametrize("inside", [page(NOTHING, flags=RESERVED), page(NOTHING, users=1)])
+def test_reserved_and_used_pages_in_a_free_block_stay_the_kernels(inside: bytes) -> None:
+    pages = [page(BUDDY, private=4), *[page(NOTHING)] * 15]
+    pages[5] = pages[12] = inside
+    assert classes_of(*pages) == [KERNEL if i in (5, 12) else FREE for i in range(16)]
+
+
+def test_free_blocks_are_counted_by_order_and_refused_ones_apart() -> None:
+    classifier = native.Classifier(LAYOUT, AREA)
+    pages = [page(BUDDY, private=1), page(NOTHING), page(BUDDY), page(BUDDY, private=3), page(BUDDY, POISON)]
+    classifier.classify(b"".join(pages), 0, bytearray([KERNEL]) * len(pages))
+    assert classifier.lists.free_blocks[:3] == [1, 1, 0]
+    assert classifier.lists.refused == 2
+
+
+@pytest.mark.parametrize(("kind", "unknown"), [(0xFA << 24, 1), (KMALLOC, 0), (BUDDY, 0)])
+def test_huge_pages_of_unknown_type_are_counted(kind: int, unknown: int) -> None:
+    classifier = native.Classifier(LAYOUT, AREA)
+    pages = [page(kind, flags=HEAD), tail(flags=9), *[tail()] * 510]
+    classifier.classify(b"".join(pages), 0, bytearray([KERNEL]) * len(pages))
+    assert classifier.lists.unknown_huge == unknown
+
+
+RULES = "zone", "cache", "anon", "lru", "hugetlb", "poison", "compound"
+LRU, HWPOISON, ZONE = 1 << 5, 1 << 21, 1 << 62
+CACHE, USER = PageClass.CACHE, PageClass.USER
+
+
+@pytest.mark.parametrize(
+    ("rule", "pages", "classes", "verdict"),
+    [
+        ("zone", [page(NOTHING), page(NOTHING, flags=ZONE), page(NOTHING)], [KERNEL] * 3, (3, 1)),
+        ("zone", [page(NOTHING, flags=ZONE), page(NOTHING)], [PageClass.HOLE, KERNEL], (1, 0)),
+        ("cache", [page(NOTHING, mapping=IN_A_LIST), page(NOTHING, mapping=7)], [CACHE] * 2, (2, 1)),
+        ("anon", [page(NOTHING, mapping=IN_A_LIST | 1), page(NOTHING, mapping=7)], [USER] * 2, (2, 1)),
+        ("lru", [page(NOTHING, flags=LRU), page(NOTHING)], [USER] * 2, (2, 1)),
+        ("hugetlb", [page(HUGETLB, flags=HEAD), tail(flags=1), page(HUGETLB)], [USER] * 3, (2, 1)),
+        (
+            "poison",
+            [page(NOTHING, flags=HWPOISON), page(NOTHING, flags=HWPOISON | LRU)],
+            [PageClass.HWPOISON] * 2,
+            (2, 1),
+        ),
+        (
+            "compound",
+            [page(NOTHING, flags=HEAD), tail(), page(NOTHING, flags=HEAD), page(NOTHING)],
+            [KERNEL] * 4,
+            (2, 1),
+        ),
+    ],
+)
+def test_each_rule(rule: str, pages: list[bytes], classes: list[int], verdict: tuple[int, int]) -> None:
+    found = native.Classifier(LAYOUT, AREA).check(b"".join(pages), bytes(classes))
+    assert found[RULES.index(rule)] == verdict
+    assert len(found) == native.RULES == len(RULES)
