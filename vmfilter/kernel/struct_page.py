@@ -201,8 +201,10 @@ def _tail(info: Vmcoreinfo, source: _Source, word: int, head: int) -> tuple[Fiel
             return (offset, word), 1
     if info.version() in _UNEXPORTED_COMPOUND:
         return (source.offset("lru"), word), 1
-    # Before, PG_tail marks a tail: the bit above PG_head.
-    return (source.offset("flags"), word), head << 1
+    # Before, PG_tail marks a tail: the bit above PG_head. 32-bit kernels with SPARSEMEM lack it: PG_compound marks
+    # heads and tails, PG_reclaim (three bits above it) tails as well, and PG_swapcache takes PG_tail's place.
+    is_shared = source.bit("PG_swapcache") == head << 1
+    return (source.offset("flags"), word), head | head << 3 if is_shared else head << 1
 
 
 def _compound(info: Vmcoreinfo, source: _Source, arch: Arch, size: int) -> tuple[Field, Field, int, int]:
