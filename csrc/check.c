@@ -13,7 +13,7 @@ static void test(struct vmf_verdict *v, enum vmf_rule rule, int holds)
 /* Whether the struct page after a head is that of its first tail. */
 static int has_tail(const struct vmf_page_layout *l, const uint8_t *page, const uint8_t *end)
 {
-	return page + 2ull * l->size <= end && (field(l, page + l->size, l->tail) & l->tail_mask);
+	return page + 2ull * l->size <= end && is_tail(l, field(l, page + l->size, l->tail));
 }
 
 static void check_user(const struct vmf_page_layout *l, const struct vmf_areas *areas, const uint8_t *page,
@@ -35,7 +35,7 @@ static void check_page(const struct vmf_page_layout *l, const struct vmf_areas *
 	uint64_t flags = field(l, page, l->flags), order;
 	uint32_t mapcount = mapcount_of(l, page, 0);
 
-	if (field(l, page, l->tail) & l->tail_mask)
+	if (is_tail(l, field(l, page, l->tail)))
 		return;
 	/* Every multi-page head of known order has tails. The last struct page of a piece has none to look at. */
 	order = compound_order(l, page, flags, 0, end);

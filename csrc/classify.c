@@ -65,7 +65,7 @@ static uint32_t typed_class(const struct vmf_page_layout *l, const uint8_t *page
 
 INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *page, uint64_t flags, int native64)
 {
-	if (word(l, page, l->tail, native64) & l->tail_mask)
+	if (is_tail(l, word(l, page, l->tail, native64)))
 		return VMF_KERNEL;	/* a tail without its head: its members belong to the compound page */
 	if (word(l, page, l->mapping, native64) & ANON_BIT)
 		return VMF_USER;
@@ -126,7 +126,7 @@ INLINE uint32_t users_of(const struct vmf_page_layout *l, const uint8_t *page, i
 /* Whether a page is no tail, and nobody uses it. */
 INLINE int is_unused(const struct vmf_page_layout *l, const uint8_t *page, int native64)
 {
-	return l->refcount.width && !users_of(l, page, native64) && !(word(l, page, l->tail, native64) & l->tail_mask) &&
+	return l->refcount.width && !users_of(l, page, native64) && !is_tail(l, word(l, page, l->tail, native64)) &&
 	       mapcount_of(l, page, native64) == UINT32_MAX;
 }
 

@@ -54,6 +54,12 @@ static inline int has_type(struct vmf_page_type t, uint32_t mapcount)
 	return (mapcount & t.mask) == t.value;
 }
 
+/* Whether a page is a tail, given its member that says so: it has all bits of the mask. */
+static inline int is_tail(const struct vmf_page_layout *l, uint64_t member)
+{
+	return l->tail_mask && (member & l->tail_mask) == l->tail_mask;
+}
+
 static inline int is_aligned(uint64_t pfn, uint64_t order)
 {
 	return (pfn & ((1ull << order) - 1)) == 0;
@@ -65,7 +71,7 @@ static inline uint64_t compound_order(const struct vmf_page_layout *l, const uin
 {
 	uint64_t order;
 
-	if (!(flags & l->head) || (field(l, page, l->tail) & l->tail_mask) || page + 2ull * l->size > end)
+	if (!(flags & l->head) || is_tail(l, field(l, page, l->tail)) || page + 2ull * l->size > end)
 		return 0;
 	order = field(l, page + l->size, l->order);
 	return order <= MAX_COMPOUND_ORDER && is_aligned(pfn, order) ? order : 0;

@@ -77,7 +77,7 @@ struct vmf_field {
  * @size: sizeof(struct page)
  * @swap: 1 if struct page is in the opposite byte order
  * @flags, @mapcount, @mapping, @private_: members
- * @tail: member that identifies a tail page: (tail & @tail_mask) != 0
+ * @tail: member that identifies a tail page: it has all bits of @tail_mask, if that is not 0
  * @lru, @private_data, @swapcache, @slab, @hwpoison, @head, @reserved: masks for flags; 0 if this kernel does not have
  *	the flag. A page is in the swap cache only if all bits of @swapcache are set.
  * @buddy, @hugetlb, @offline, @unaccepted, @slab_type, @table, @kmalloc: page types

@@ -155,6 +155,11 @@ class SparseMemory:
         # A static array has an entry for every section. 64-bit kernels of all distributions use EXTREME.
         is_static = self._sections <= _MAX_STATIC and info.length("mem_section") == self._sections
         self._per_root = 1 if is_static else per_root
+        if info.number("MAX_PHYSMEM_BITS") is None:
+            # Exported since 1d50e5d0c505 ("crash_core, vmcoreinfo: Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
+            # Before, the architecture's default may exceed the kernel's (ppc64: 51, after 46 and 47), and other data
+            # follows the last root.
+            self._sections = min(self._sections, (info.length("mem_section") or self._sections) * self._per_root)
         readings = [symbol]
         if self._per_root > 1:
             # mem_section was an array of pointers. It is a pointer to that array since 83e3c48729d9 ("mm/sparsemem:

@@ -233,8 +233,10 @@ def _tail(info: Vmcoreinfo, source: _Source, word: int, head: int) -> tuple[Fiel
         return (source.offset("lru"), word), 1
     if info.version() >= (4, 6):
         _required(None, "OFFSET(page.compound_head) and OFFSET(page.compound_info)")
-    # Before, PG_tail marks a tail: the bit above PG_head.
-    return (source.offset("flags"), word), head << 1
+    # Before, PG_tail marks a tail: the bit above PG_head. 32-bit kernels with SPARSEMEM lack it: PG_compound marks
+    # heads and tails, PG_reclaim (three bits above it) tails as well, and PG_swapcache takes PG_tail's place.
+    is_shared = source.bit("PG_swapcache") == head << 1
+    return (source.offset("flags"), word), head | head << 3 if is_shared else head << 1
 
 
 def _compound(info: Vmcoreinfo, source: _Source, arch: Arch, size: int) -> tuple[Field, Field, int, int]:
@@ -255,9 +257,9 @@ def _compound(info: Vmcoreinfo, source: _Source, arch: Arch, size: int) -> tuple
             return (order, width), NOTHING, 0, 0
         return (order, width), (dtor, width), hugetlb_id & (1 << 8 * width) - 1, (1 << 8 * width) - 1
     if info.version() in _UNEXPORTED_COMPOUND and info.offset("page.compound_head") is None:
-        # The tail has compound_head, destructor and order (unsigned long, two unsigned int) where the head has lru.
-        lru = source.offset("lru")
-        return (lru + word + 4, 4), (lru + word, 4), hugetlb_id or 2, (1 << 32) - 1
+        # The tail has compound_head (a word), destructor and order (together a word) where the head has lru.
+        lru, half = source.offset("lru"), word // 2
+        return (lru + word + half, half), (lru + word, half), hugetlb_id or 2, (1 << 8 * half) - 1
     if info.offset("page.compound_head") is None and info.offset("page.compound_info") is None:
         # Before 1d798ca3f164 ("mm: make compound_head() robust"), v4.4: the two pointers of the tail's lru are the
         # destructor's address and the order. The symbol is exported since 3.16.
