@@ -53,7 +53,7 @@ def convert_dump(
         format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256=sha256
     )
     paths = check(output, form, progress)
-    with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
+    with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
         to = Destination(dump, paths, form, dump.codec())
         # Damage that still decompresses would look like a good page of the new dump.
         return DumpRun(dump, dump.header.level, False, False, progress, compare(dump).faults).write(to)

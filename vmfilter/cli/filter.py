@@ -91,11 +91,11 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.set_defaults(run=run)
 
 
-def _opened(paths: list[str], vmcoreinfo_at: int | None) -> Dump:
+def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
     from vmfilter.reader import open_dump
 
     try:
-        return open_dump(paths, vmcoreinfo_at=vmcoreinfo_at)
+        return open_dump(paths, vmcoreinfo_at=options.vmcoreinfo_at, max_memory=options.max_memory)
     except InputError as e:
         hint = "; without --split, all names but the last are parts of the input set" if len(paths) > 1 else ""
         raise InputError(f"{e}{hint}") from e
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     inputs = options.parts or (1 if options.split else len(options.dump))
     outputs = names[inputs:]
     warn_of_codec(options.compress)
-    with _opened(names[:inputs], options.vmcoreinfo_at) as dump, progress_of(options, outputs) as progress:
+    with _opened(names[:inputs], options) as dump, progress_of(options, outputs) as progress:
         result = filter_dump(
             dump,
             outputs,
