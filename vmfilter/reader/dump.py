@@ -202,6 +202,10 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
+    def stored(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges [start, end) of physical addresses that the file contains, in order, but for its holes."""
+        return self.covered(0, self.end)
+
     def lost(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges [start, end) of physical addresses that an incomplete dump has lost, if its format says."""
         return iter(())

@@ -103,6 +103,9 @@ class FlattenedSource:
                 return at + skipped
         return max(offset, self._size)
 
+    def holds(self, size: int) -> bool:
+        return self._source.holds(size)
+
     def close(self) -> None:
         self._source.close()
 

@@ -17,6 +17,10 @@ from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
+# Bytes of memory per byte of the file. All memory is walked, so it must be bounded. The struct pages alone, which no
+# dump level excludes, are a byte for each 64 bytes of memory, or 1024 if pages have 64 KiB.
+_MAX_MEMORY_PER_BYTE = 1 << 16
+_STEP = 1 << 20  # bytes of a segment between looks for a hole
 
 
 class Loads(Sequence[Load]):
@@ -112,7 +116,7 @@ class SegmentDump(Dump):
                 equal addresses, so that join() joins contiguous ranges.
 
         Raises:
-            InputError: it is more memory than any machine has.
+            InputError: it is more memory than any machine has, or than a file with so few data can be about.
 
         """
         self.loads = loads
@@ -121,6 +125,10 @@ class SegmentDump(Dump):
         size = sum(self._memory.ends) - sum(self._memory.starts)
         if size > _MAX_MEMORY:  # all of it is walked, so it must be bounded
             raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
+        size += sum(self.segments.ends) - sum(self.segments.starts)
+        if not self._source.holds(size // _MAX_MEMORY_PER_BYTE):
+            what = self.truncated or f"{size} bytes of memory"
+            raise InputError(f"{self.path}: damaged: {what}: too many for a file with so few data")
         self.end = max([self.segments.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
@@ -179,6 +187,12 @@ class SegmentDump(Dump):
             stop = min(after, end)
         if stop > at:
             yield at, stop
+
+    def stored(self) -> Iterator[tuple[int, int]]:
+        for start, end, offset in self._segments_in(self.segments, 0, self.end):
+            at = start
+            while (at := self._source.next_data(offset + at - start) - offset + start) < end:
+                yield at, (at := min(at // _STEP * _STEP + _STEP, end))
 
     def read_into(self, address: int, view: memoryview) -> bool:
         end = address + len(view)
