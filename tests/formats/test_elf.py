@@ -13,9 +13,12 @@ import pytest
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note, vmcoreinfo_note
 from files import skip_unless_holes_are_known
 
-from vmfilter import Dump, InputError, PageClass, filter_dump, open_dump
+from vmfilter import Dump, InputError, OutputError, PageClass, filter_dump, open_dump
+from vmfilter.reader import elf as reader_elf
+from vmfilter.reader import notes as reader_notes
 from vmfilter.reader.segments import Loads, SegmentDump, without_overlaps
 from vmfilter.reader.source import PreadSource
+from vmfilter.writer import elf as writer_elf
 
 EM_386, EM_S390 = 3, 22
 
@@ -279,6 +282,39 @@ def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
         assert [(n.name, n.kind) for n in dump.notes] == [(b"CORE", 1)] * 3 + [(b"VMCOREINFO", 0)]
         info = dump.notes[-1]
         assert dump.read_file(info.offset, info.size) == b"OSRELEASE=6.1\n"
+
+
+def many_pt_notes(path: Path, count: int) -> Path:
+    """Write a dump with a note in each of count PT_NOTEs."""
+    elf = Elf([Load(0, b"a" * PAGE)], prstatus_note() * count)
+    at = struct.unpack_from("<Q", elf.build(), 64 + 8)[0]  # p_offset of the first
+    size = len(prstatus_note())
+    elf.extra_headers = [elf.header(PT_NOTE, at + i * size, 0, size) for i in range(count)]
+    data = bytearray(elf.build())
+    struct.pack_into("<Q", data, 64 + 56 * count + 32, 0)  # the one of all notes is empty
+    path.write_bytes(data)
+    return path
+
+
+def test_pt_notes_and_notes_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_elf, "_MAX_PT_NOTES", 5)
+    monkeypatch.setattr(reader_notes, "_MAX_NOTES", 4)
+    with open_dump(many_pt_notes(tmp_path / "v", 4)) as dump:
+        assert dump.cpus == 4
+    with open_dump(many_pt_notes(tmp_path / "v", 5)) as dump:
+        assert dump.cpus == 4
+    with pytest.raises(InputError, match="damaged: no vmcore has more than 5 PT_NOTEs"):
+        open_dump(many_pt_notes(tmp_path / "v", 6))
+
+
+def test_a_dump_with_too_many_runs_for_elf_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Elf([Load(2 * i * PAGE, b"a" * PAGE) for i in range(9)]).write(tmp_path / "v")
+    monkeypatch.setattr(writer_elf, "MAX_PROGRAM_HEADERS", 10)
+    filter_dump(source, tmp_path / "fits", level=0, format="elf", threads=1)
+    monkeypatch.setattr(writer_elf, "MAX_PROGRAM_HEADERS", 9)
+    with pytest.raises(OutputError, match="9 runs of pages do not fit into an ELF dump: use format kdump"):
+        filter_dump(source, tmp_path / "out", level=0, format="elf", threads=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_resolving_overlaps_agrees_with_looking_at_each_address() -> None:
