@@ -21,10 +21,11 @@ from command import wait_until
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, prstatus_note
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, Synthetic
-from tinyvmcore import INFO, _notes, vmcore
+from tinyvmcore import INFO, MAP, _notes, vmcore
 
 import vmfilter
 from vmfilter.cli import main
+from vmfilter.kernel.search import understand
 
 INPUT, OUTPUT, KERNEL, INCOMPLETE = 3, 4, 5, 6
 EM_SPARC, EM_MIPS = 2, 8
@@ -414,6 +415,25 @@ def test_vmcoreinfo_that_is_not_this_kernels_is_refused(run: Run, folder: Path, 
 def test_vmcoreinfo_with_a_wrong_line_is_refused(run: Run, line: bytes, wrong: bytes) -> None:
     assert line in INFO
     run(vmcore(INFO.replace(line, wrong)).build(), "-d", "31").fails(KERNEL, None)
+
+
+def test_sections_in_a_loop_of_tables_end(run: Run, source: Path) -> None:
+    """Each entry leads to the next table or to the same page of pointers: 2^19 sections, and 512 mappings for each."""
+    elf = vmcore()
+    memory = bytearray(elf.loads[0].data)
+    for table, first, entry in ((0x1000, 0x2003, 0x2003), (0x2000, 0x3003, 0x3003), (0x3000, 0x83, 0xB003)):
+        memory[table : table + PAGE] = struct.pack("<512Q", first, *[entry] * 511)
+    (section,) = struct.unpack_from("<Q", memory, 0x6000)
+    for page, value in ((0xB000, 0x5003), (0x5000, MAP + 0x6000), (0x6000, section)):
+        memory[page : page + PAGE] = struct.pack("<512Q", *[value] * 512)
+    elf.loads[0].data = bytes(memory)
+    elf.write(source)
+    with vmfilter.open_dump(source) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        sections = sum(len(numbers) for numbers, _ in kernel.memory_model.runs())
+        assert sections == dump.most_memory >> 27 == (len(elf.build()) << 16) >> 27
+    run(source, "-d", "31").works()
 
 
 @pytest.mark.parametrize("level", ["0", "31"])

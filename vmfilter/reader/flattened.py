@@ -103,8 +103,8 @@ class FlattenedSource:
                 return at + skipped
         return max(offset, self._size)
 
-    def holds(self, size: int) -> bool:
-        return self._source.holds(size)
+    def data(self, most: int) -> int:
+        return self._source.data(most)
 
     def close(self) -> None:
         self._source.close()

@@ -17,9 +17,6 @@ from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
-# Bytes of memory per byte of the file. All memory is walked, so it must be bounded. The struct pages alone, which no
-# dump level excludes, are a byte for each 64 bytes of memory, or 1024 if pages have 64 KiB.
-_MAX_MEMORY_PER_BYTE = 1 << 16
 _STEP = 1 << 20  # bytes of a segment between looks for a hole
 
 
@@ -126,7 +123,7 @@ class SegmentDump(Dump):
         if size > _MAX_MEMORY:  # all of it is walked, so it must be bounded
             raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
         size += sum(self.segments.ends) - sum(self.segments.starts)
-        if not self._source.holds(size // _MAX_MEMORY_PER_BYTE):
+        if size > self.most_memory:
             what = self.truncated or f"{size} bytes of memory"
             raise InputError(f"{self.path}: damaged: {what}: too many for a file with so few data")
         self.end = max([self.segments.ends[-1], *self._memory.ends[-1:]])

@@ -46,8 +46,8 @@ class Source(Protocol):
 
         """
 
-    def holds(self, size: int) -> bool:
-        """Return whether the file contains at least size bytes that are in no hole."""
+    def data(self, most: int) -> int:
+        """Return how many bytes of the file are in no hole; most if there are more."""
 
     def close(self) -> None:
         """Close the file. Later calls do nothing."""
@@ -124,15 +124,15 @@ class PreadSource:
         except OverflowError:  # no file is that long
             return offset
 
-    def holds(self, size: int) -> bool:
+    def data(self, most: int) -> int:
         end, at, found = self.size or 0, 0, 0
-        while found < size and (at := self.next_data(at)) < end:
+        while found < most and (at := self.next_data(at)) < end:
             try:
                 hole = os.lseek(self._fd, at, os.SEEK_HOLE)
             except OSError:  # holes are unknown
                 hole = end
             at, found = hole, found + hole - at
-        return found >= size
+        return min(found, most)
 
 
 class ProcSource(PreadSource):
@@ -166,8 +166,8 @@ class ProcSource(PreadSource):
     def next_data(self, offset: int) -> int:
         return offset
 
-    def holds(self, size: int) -> bool:
-        return True
+    def data(self, most: int) -> int:
+        return most
 
     def read_into(self, offset: int, view: memoryview) -> None:
         start = offset & -mmap.ALLOCATIONGRANULARITY
