@@ -284,6 +284,26 @@ def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
         assert dump.read_file(info.offset, info.size) == b"OSRELEASE=6.1\n"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_stored_is_a_range_for_each_mebibyte(tmp_path: Path, seed: int) -> None:
+    chance, loads = random.Random(seed), Loads()
+    for _ in range(chance.randrange(1, 30)):
+        at = chance.randrange(6 << 20)
+        loads.add(at, at + chance.choice([1, 100, PAGE, 300_000, 2 << 20]), 0)
+    dump = SegmentDump(PreadSource("none", os.open(__file__, os.O_RDONLY)))
+    dump._source.next_data = lambda offset: offset  # type: ignore[method-assign]
+    dump.set_memory(loads, Loads())
+    stored = list(dump.stored())
+    assert all(start >> 20 == end - 1 >> 20 for start, end in stored)
+    assert all(a < b <= c for (a, b), (c, _) in pairwise([*stored, (1 << 40, 0)]))
+    for start, end in dump.covered(0, dump.end):
+        at = start
+        for first, stop in stored:
+            at = min(stop, end) if first <= at < stop else at
+        assert at == end
+    dump.close()
+
+
 def many_pt_notes(path: Path, count: int) -> Path:
     """Write a dump with a note in each of count PT_NOTEs."""
     elf = Elf([Load(0, b"a" * PAGE)], prstatus_note() * count)

@@ -206,7 +206,7 @@ class Dump:
         raise NotImplementedError
 
     def stored(self) -> Iterator[tuple[int, int]]:
-        """Yield the ranges [start, end) of physical addresses that the file contains, in order, but for its holes."""
+        """Yield ranges [start, end) of physical addresses, in order, that contain all but the holes of the file."""
         return self.covered(0, self.end)
 
     def lost(self) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
-_STEP = 1 << 20  # bytes of a segment between looks for a hole
+_STEP = 1 << 20  # bytes of memory between looks for a hole
 
 
 class Loads(Sequence[Load]):
@@ -186,10 +186,17 @@ class SegmentDump(Dump):
             yield at, stop
 
     def stored(self) -> Iterator[tuple[int, int]]:
+        first = stop = 0  # there can be a million segments: those of a step are one range
         for start, end, offset in self._segments_in(self.segments, 0, self.end):
             at = start
             while (at := self._source.next_data(offset + at - start) - offset + start) < end:
-                yield at, (at := min(at // _STEP * _STEP + _STEP, end))
+                if at // _STEP * _STEP >= stop:
+                    if first < stop:
+                        yield first, stop
+                    first = at
+                stop = at = min(at // _STEP * _STEP + _STEP, end)
+        if first < stop:
+            yield first, stop
 
     def read_into(self, address: int, view: memoryview) -> bool:
         end = address + len(view)
