@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from vmfilter.errors import InputError
 from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.reader.checksums import compare
 from vmfilter.run import DumpRun, Progress
@@ -53,7 +54,19 @@ def convert_dump(
         format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256=sha256
     )
     paths = check(output, form, progress)
-    with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
+    with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
         to = Destination(dump, paths, form, dump.codec())
-        # Damage that still decompresses would look like a good page of the new dump.
-        return DumpRun(dump, dump.header.level, False, False, progress, compare(dump).faults).write(to)
+        return DumpRun(dump, dump.header.level, False, False, progress, _faults(dump)).write(to)
+
+
+def _faults(dump: Dump) -> list[str]:
+    """Return the faults of a dump that its pages alone do not show.
+
+    Damage that still decompresses would look like a good page of the new dump, and a bit of bitmap 2 that is wrong
+    shifts all pages after it by one.
+    """
+    try:
+        faults = list(dump.faults())
+    except InputError:  # a descriptor or a part of a bitmap: its pages are lost when they are read
+        faults = []
+    return [*faults, *compare(dump).faults]

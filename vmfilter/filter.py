@@ -51,7 +51,7 @@ def filter_dump(
             missing, and the dump is marked incomplete.
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
-            least one thread and one chunk. The same happens if memory is short.
+            least one thread and one chunk. The same happens if memory is short. For source, see open_dump().
         force: replace an existing file.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
@@ -100,6 +100,6 @@ def filter_dump(
         sha256,
     )
     paths = check(output, form, progress)
-    with nullcontext(source) if isinstance(source, Dump) else open_dump(source) as dump:
+    with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
         to = Destination(dump, paths, form)
         return DumpRun(dump, level, True, include_pmem_userdata, progress, on_doubt=on_doubt).write(to)

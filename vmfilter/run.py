@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vmfilter.arch import machine_of
 from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
 from vmfilter.errors import InputError, KernelError, NoSpaceError, OutputError, VmfilterError
 from vmfilter.formats.codec import packer
@@ -310,7 +311,7 @@ class DumpRun:
             # makedumpfile ends there too. It cannot filter a dump again that has more blocks of bitmap than it expects.
             end = min(end, self._pmem.unused_from)
         return HeaderFields(
-            uts=kernel.uts if kernel else self._uts_without_kernel(),
+            uts=self._uts(),
             crash_time=crash_time(self._dump, info),
             phys_base=base,
             level=self._all_levels,
@@ -320,9 +321,11 @@ class DumpRun:
             first_pfn=base // self._page_size if counts_from_base else 0,
         )
 
-    def _uts_without_kernel(self) -> Utsname:
+    def _uts(self) -> Utsname:
+        """Return the kernel's name for the header, which identifies the machine: the source's, whatever memory says."""
         said = self._dump.header.uts
-        return said if said.machine else Utsname(machine=self._dump.arch.name.encode())
+        uts = self._kernel.uts if self._kernel else said
+        return uts._replace(machine=machine_of(self._dump.arch, said.machine, uts.machine))
 
     def _classify(self, selection: Selection, writer: Writer) -> Statistics:
         """Select the page frames that are kept, and write the bitmaps."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from elfbuilder import PAGE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kdumpbuilder import FLAGS, INCOMPLETE, KdumpFile, some_page
 from kdumpreader import Kdump, content, descriptors
 from pages import some_pages, vmcore
@@ -26,7 +28,7 @@ from vmfilter.verify import verify_dump
 
 ffi, lib = native.ffi, native.lib
 SMALL = "x86_64-6.12-small"
-INPUT = 3
+INPUT, INCOMPLETE_STATUS = 3, 6
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +207,46 @@ def test_an_impossible_descriptor_costs_its_page(
     assert main(["convert", "-q", str(source), str(out)]) == 6
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert [frame for frame, where in descriptors(out).items() if where == (0, 0, 0)] == [pfn]
+
+
+@pytest.mark.parametrize("bitmap", [1, 2])
+def test_a_wrong_bit_of_a_bitmap_makes_the_new_dump_incomplete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bitmap: int
+) -> None:
+    """In bitmap 2, it gives each page after it the contents of the one before or after it."""
+    file = some_file(lambda pfn: "zlib", main=header_for("zlib"))
+    data = bytearray(file.build())
+    pfn = sorted(file.pages)[20]
+    data[(file.bitmap1 if bitmap == 1 else file.bitmap2) + pfn // 8] ^= 1 << pfn % 8
+    (tmp_path / "in").write_bytes(data)
+    assert main(["verify", "-q", str(tmp_path / "in")]) == INPUT
+    assert main(["convert", "-q", str(tmp_path / "in"), str(tmp_path / "out")]) == INCOMPLETE_STATUS
+    assert "the new dump may contain damaged pages, and is marked incomplete" in capsys.readouterr().err
+    assert main(["verify", "-q", str(tmp_path / "out")]) == INCOMPLETE_STATUS
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_convert_agrees_with_verify_about_any_damage(tmp_path: Path, data: st.DataObject) -> None:
+    """A damaged dump gives an error or a dump that is whole, and marked incomplete if anything is wrong with it."""
+    codec = data.draw(st.sampled_from(list(FLAGS)))
+    file = some_file(lambda pfn: codec, data.draw(st.integers(0, 3)), main=header_for(codec))
+    damaged = bytearray(file.build())
+    begin = data.draw(st.sampled_from([0, file.bitmap1, file.descriptors, file.data]))
+    for at in data.draw(st.lists(st.integers(begin, len(damaged) - 1), min_size=1, max_size=4)):
+        damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(damaged)
+    form = data.draw(st.sampled_from([{}, {"compress": "zstd"}, {"format": "elf"}, {"dedup": True}]))
+    try:
+        result = convert_dump(source, out, force=True, threads=1, **form)
+    except vmfilter.VmfilterError:
+        return
+    with vmfilter.open_dump(source) as dump, vmfilter.open_dump(out) as new:
+        before, after = verify_dump(dump, threads=1), verify_dump(new, threads=1)
+    assert after.whole
+    assert after.incomplete == result.incomplete
+    assert result.incomplete or before.whole
 
 
 def test_a_set_is_joined_with_its_pages_as_they_are(real: Callable[[str], Path], tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note, vmcoreinfo_note
+from files import skip_unless_holes_are_known
 
-from vmfilter import Dump, InputError, PageClass, filter_dump, open_dump
+from vmfilter import Dump, InputError, OutputError, PageClass, filter_dump, open_dump
+from vmfilter.reader import elf as reader_elf
+from vmfilter.reader import notes as reader_notes
 from vmfilter.reader.segments import Loads, SegmentDump, without_overlaps
 from vmfilter.reader.source import PreadSource
+from vmfilter.writer import elf as writer_elf
 
 EM_386, EM_S390 = 3, 22
 
@@ -131,7 +135,7 @@ def test_one_pt_load_can_contain_what_another_excludes() -> None:
                 left_out.add(middle * PAGE, end * PAGE, middle * PAGE)
             for pfn in range(start, end):
                 want[pfn] = K if pfn < middle or want[pfn] == K else X
-        dump = SegmentDump(PreadSource("none", os.open(os.devnull, os.O_RDONLY)))
+        dump = SegmentDump(PreadSource("none", os.open(__file__, os.O_RDONLY)))
         dump.set_memory(loads, left_out)
         assert marked(dump, 100) == want
         assert dump.end == max(i for i, c in enumerate(want) if c) * PAGE + PAGE
@@ -174,10 +178,32 @@ def test_impossible_amounts_of_memory_are_refused(tmp_path: Path, paddr: int, le
 
 
 def test_much_excluded_memory_described_many_times_costs_little(tmp_path: Path) -> None:
-    loads = [Load(i * PAGE, b"", left_out=1 << 44) for i in range(1000)]
+    loads = [Load(i * PAGE, b"", left_out=1 << 31) for i in range(1000)]
     with open_dump(Elf([Load(0, b"a" * PAGE), *loads]).write(tmp_path / "v")) as dump:
-        assert dump.end == 999 * PAGE + (1 << 44)
-        assert sum(1 for _ in dump.blocks(1 << 27)) == (1 << 17) + 1
+        assert dump.end == 999 * PAGE + (1 << 31)
+        assert sum(1 for _ in dump.blocks(1 << 21)) == (1 << 10) + 2
+
+
+def test_a_byte_of_the_file_can_stand_for_64_kib_of_memory(tmp_path: Path) -> None:
+    elf = Elf([Load(0, b"a" * PAGE)])
+    elf.loads[0].left_out = (len(elf.build()) << 16) - PAGE
+    with open_dump(elf.write(tmp_path / "v")) as dump:
+        assert dump.end == len(elf.build()) << 16
+    elf.loads[0].left_out += 1 << 16
+    with pytest.raises(InputError, match="damaged: 536936448 bytes of memory: too many for a file with so few data"):
+        open_dump(elf.write(tmp_path / "v"))
+
+
+def test_holes_of_the_file_are_no_data(tmp_path: Path) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    data = bytearray(Elf([Load(0, b"a" * PAGE), Load(PAGE, b"a" * PAGE)]).build())
+    header = 64 + 2 * 56  # of the second PT_LOAD
+    (offset,) = struct.unpack_from("<Q", data, header + 8)
+    struct.pack_into("<QQ", data, header + 32, 1 << 40, 1 << 40)
+    (tmp_path / "v").write_bytes(data)
+    os.truncate(tmp_path / "v", offset + (1 << 40))
+    with pytest.raises(InputError, match="damaged: 1099511631872 bytes of memory: too many for a file with so few"):
+        open_dump(tmp_path / "v")
 
 
 def memory_note(elf: Elf, level: int, *words: int) -> bytes:
@@ -256,6 +282,59 @@ def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
         assert [(n.name, n.kind) for n in dump.notes] == [(b"CORE", 1)] * 3 + [(b"VMCOREINFO", 0)]
         info = dump.notes[-1]
         assert dump.read_file(info.offset, info.size) == b"OSRELEASE=6.1\n"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_stored_is_a_range_for_each_mebibyte(tmp_path: Path, seed: int) -> None:
+    chance, loads = random.Random(seed), Loads()
+    for _ in range(chance.randrange(1, 30)):
+        at = chance.randrange(6 << 20)
+        loads.add(at, at + chance.choice([1, 100, PAGE, 300_000, 2 << 20]), 0)
+    dump = SegmentDump(PreadSource("none", os.open(__file__, os.O_RDONLY)))
+    dump._source.next_data = lambda offset: offset  # type: ignore[method-assign]
+    dump.set_memory(loads, Loads())
+    stored = list(dump.stored())
+    assert all(start >> 20 == end - 1 >> 20 for start, end in stored)
+    assert all(a < b <= c for (a, b), (c, _) in pairwise([*stored, (1 << 40, 0)]))
+    for start, end in dump.covered(0, dump.end):
+        at = start
+        for first, stop in stored:
+            at = min(stop, end) if first <= at < stop else at
+        assert at == end
+    dump.close()
+
+
+def many_pt_notes(path: Path, count: int) -> Path:
+    """Write a dump with a note in each of count PT_NOTEs."""
+    elf = Elf([Load(0, b"a" * PAGE)], prstatus_note() * count)
+    at = struct.unpack_from("<Q", elf.build(), 64 + 8)[0]  # p_offset of the first
+    size = len(prstatus_note())
+    elf.extra_headers = [elf.header(PT_NOTE, at + i * size, 0, size) for i in range(count)]
+    data = bytearray(elf.build())
+    struct.pack_into("<Q", data, 64 + 56 * count + 32, 0)  # the one of all notes is empty
+    path.write_bytes(data)
+    return path
+
+
+def test_pt_notes_and_notes_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_elf, "_MAX_PT_NOTES", 5)
+    monkeypatch.setattr(reader_notes, "_MAX_NOTES", 4)
+    with open_dump(many_pt_notes(tmp_path / "v", 4)) as dump:
+        assert dump.cpus == 4
+    with open_dump(many_pt_notes(tmp_path / "v", 5)) as dump:
+        assert dump.cpus == 4
+    with pytest.raises(InputError, match="damaged: no vmcore has more than 5 PT_NOTEs"):
+        open_dump(many_pt_notes(tmp_path / "v", 6))
+
+
+def test_a_dump_with_too_many_runs_for_elf_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Elf([Load(2 * i * PAGE, b"a" * PAGE) for i in range(9)]).write(tmp_path / "v")
+    monkeypatch.setattr(writer_elf, "MAX_PROGRAM_HEADERS", 10)
+    filter_dump(source, tmp_path / "fits", level=0, format="elf", threads=1)
+    monkeypatch.setattr(writer_elf, "MAX_PROGRAM_HEADERS", 9)
+    with pytest.raises(OutputError, match="9 runs of pages do not fit into an ELF dump: use format kdump"):
+        filter_dump(source, tmp_path / "out", level=0, format="elf", threads=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_resolving_overlaps_agrees_with_looking_at_each_address() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import pytest
 from elfbuilder import note
+from files import skip_unless_holes_are_known
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, KERNEL_AT, Memory, Synthetic
 from machines import MACHINES, MIB
+from tinyvmcore import vmcore
 
 import vmfilter
 from vmfilter import native, open_dump
 from vmfilter.errors import KernelError
-from vmfilter.kernel.search import search_kernel
+from vmfilter.kernel.search import search_kernel, understand
+from vmfilter.reader.source import PreadSource
 
 HEAD = 24  # bytes of a VMCOREINFO note before its text
 PLACE = KERNEL_AT + MIB  # in the builder's own section, beyond what it uses itself
@@ -204,3 +208,19 @@ def test_texts_are_found_as_by_a_simple_search(text: bytes) -> None:
         at = chance.randrange(0, 600, 4)
         matches = (i for i in range(at, len(data) - 3, 4) if data[i : i + len(text)] == text[: len(data) - i])
         assert native.find_text(data, len(data), at, text) == next(matches, len(data))
+
+
+def test_holes_of_the_file_are_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    elf = vmcore(None)
+    elf.loads[1].data = bytes(1 << 24)
+    unpacked = elf.write(tmp_path / "v").read_bytes()
+    end = len(unpacked) - (1 << 24)
+    (tmp_path / "v").write_bytes(unpacked[:end])
+    os.truncate(tmp_path / "v", len(unpacked))
+    read, real = [], PreadSource.read_into
+    monkeypatch.setattr(PreadSource, "read_into", lambda s, at, view: (read.append(len(view)), real(s, at, view))[1])
+    with open_dump(tmp_path / "v") as dump:
+        assert next(dump.stored())[0] == 0
+        assert understand(dump).kernel is None
+    assert sum(read) < 1 << 20

@@ -27,7 +27,7 @@ class Kdump:
             self.m = m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
         self.order = order = "<" if m[8] else ">"  # header_version is a small number
         self.signature, self.header_version = struct.unpack_from(order + "8si", m, 0)
-        self.utsname = [m[12 + 65 * i : 12 + 65 * (i + 1)].split(b"\0")[0].decode() for i in range(6)]
+        self.utsname = [m[12 + 65 * i : 12 + 65 * (i + 1)].split(b"\0")[0].decode(errors="replace") for i in range(6)]
         main, sub, at = _FORMS["32" if self.utsname[4].startswith(("i", "arm")) else "64"]
         if self.utsname[4].startswith("arm"):
             sub = _ARM_SUB

@@ -125,6 +125,21 @@ def test_holes_are_skipped(tmp_path: Path) -> None:
     source.close()
 
 
+def test_data_are_what_is_in_no_hole(tmp_path: Path) -> None:
+    skip_unless_holes_are_known(tmp_path)
+    with open(tmp_path / "file", "wb") as f:
+        f.write(b"x" * BLOCK)
+        f.seek(50 * BLOCK)
+        f.write(b"x" * 3 * BLOCK)
+        f.truncate(90 * BLOCK)
+    source = open_file(tmp_path / "file")
+    assert [source.data(n) for n in (0, 1, 2 * BLOCK, 1 << 50)] == [0, 1, 2 * BLOCK, 4 * BLOCK]
+    source.close()
+    source = open_source(PROC, os.open(PROC, os.O_RDONLY))
+    assert source.data(1 << 50) == 1 << 50
+    source.close()
+
+
 def test_holes_in_a_record_are_skipped(tmp_path: Path) -> None:
     skip_unless_holes_are_known(tmp_path)
     with open(tmp_path / "file", "wb") as f:
@@ -134,6 +149,7 @@ def test_holes_in_a_record_are_skipped(tmp_path: Path) -> None:
         f.write(b"data" + struct.pack(">qq", -1, -1))
     source = FlattenedSource(open_file(tmp_path / "file"))
     assert 18 * BLOCK < source.next_data(BLOCK) <= 20 * BLOCK
+    assert source.data(1 << 50) <= 2 * BLOCK
     source.close()
 
 
@@ -148,6 +164,7 @@ def test_if_holes_are_unknown_all_is_data(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "lseek", lseek)
     assert source.next_data(7) == 7
+    assert source.data(1 << 50) == 10 * BLOCK
     source.close()
 
 

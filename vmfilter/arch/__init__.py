@@ -38,7 +38,7 @@ _UTS = {
     "x86_64": "x86_64",
 }
 
-__all__ = ["Arch", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine", "every_arch"]
+__all__ = ["Arch", "Paging", "Root", "arch_of", "arch_of_uts", "elf_machine", "every_arch", "machine_of"]
 
 
 def arch_of(path: str, machine: int, little_endian: bool) -> Arch:
@@ -94,3 +94,15 @@ def _load(module: str) -> Arch:
 def elf_machine(arch: Arch) -> int:
     """Return e_machine of an architecture's ELF header."""
     return next(machine for (machine, _), module in _MODULES.items() if _load(module) is arch)
+
+
+def machine_of(arch: Arch, *said: bytes) -> bytes:
+    """Return the machine name for utsname of a new dump: by it, arch_of_uts() finds the architecture again.
+
+    Args:
+        arch: architecture of the crashed machine.
+        said: names in other dumps or in memory, which may be damaged; the first that is the architecture's is taken.
+
+    """
+    known = (name for name in said if _UTS.get(name.decode("ascii", "replace")) == _UTS[arch.name])
+    return next(known, arch.name.encode())

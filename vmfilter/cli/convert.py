@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
 
     warn_of_codec(options.compress)
-    opened = open_dump(options.input, **vmcoreinfo_of(options))
+    opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
     with opened as dump, progress_of(options, [options.new]) as progress:
         result = convert_dump(dump, options.new, progress=progress, **form_of(options))
     for warning in result.warnings:

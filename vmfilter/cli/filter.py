@@ -99,7 +99,7 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
     from vmfilter.reader import open_dump
 
     try:
-        return open_dump(paths, **vmcoreinfo_of(options))
+        return open_dump(paths, **vmcoreinfo_of(options), max_memory=options.max_memory)
     except InputError as e:
         hint = "; without --split, all names but the last are parts of the input set" if len(paths) > 1 else ""
         raise InputError(f"{e}{hint}") from e

@@ -105,7 +105,8 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
         "--max-memory",
         type=size_of,
         metavar="SIZE",
-        help="use only as many threads and buffers as fit in SIZE bytes of memory (K, M, G, T)",
+        help="use only as many threads and buffers as fit in SIZE bytes of memory (K, M, G, T); to decompress an input "
+        "that was compressed as a whole, use at most as many (default: 128M)",
     )
     p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)

@@ -12,6 +12,9 @@ IDENT_SIZE = 16
 """Size of e_ident, the beginning of the ELF header, in bytes."""
 PN_XNUM = 0xFFFF
 """e_phnum if there are 0xffff program headers or more; sh_info of section 0 then contains the number."""
+MAX_PROGRAM_HEADERS = 1 << 20
+"""More are not written, and not read: each takes time and 40 bytes or more of memory in every program that reads them,
+and crash looks at all of them for each page."""
 DUMP_ELF_INCOMPLETE = 1
 """Bit of e_flags: the dump is incomplete (makedumpfile's)."""
 PF_PMEM = 0x10

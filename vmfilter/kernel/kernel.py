@@ -129,4 +129,4 @@ class Kernel:
         if root.section_size_bits:
             arch = arch._replace(section_size_bits=root.section_size_bits)
         known = list(islice(self._dump.blocks(_SMALLEST_SECTION), _KNOWN))
-        return SparseMemory(self.memory, info, arch, root.paging, self.page_size, known)
+        return SparseMemory(self.memory, info, arch, root.paging, self.page_size, known, self._dump.most_memory)

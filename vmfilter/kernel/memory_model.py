@@ -11,7 +11,7 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress, groupby
+from itertools import compress, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_NODES = 1 << 16
 _MAX_SECTION_BITS = 34  # no architecture exceeds 30 (1 GiB)
+_MAX_SECTION = 256  # bytes of struct mem_section; it has 32 at most
 _MAX_STATIC = 1 << 18  # sections of a static array: only machines with few possible sections use one
 _NO_END = 1 << 52  # above every page frame number
 _MARKED_PRESENT = 1 << 0
@@ -109,6 +110,7 @@ class SparseMemory:
         paging: Paging,
         page_size: int,
         known: Sequence[int],
+        most: int = 1 << 64,
     ) -> None:
         """Read VMCOREINFO, and find out what SYMBOL(mem_section) points to.
 
@@ -119,6 +121,7 @@ class SparseMemory:
             paging: the paging form in use.
             page_size: bytes of a page.
             known: some physical addresses of memory, with which to test each interpretation.
+            most: bytes of memory that all sections can have. Tables that contain a loop have sections without end.
 
         Raises:
             KernelError: VMCOREINFO is incomplete, or leads to no section.
@@ -136,7 +139,7 @@ class SparseMemory:
                 "SIZE(page): the kernel's memory model is unknown"
             )
         # It has a pointer besides section_mem_map, and sizes that are no power of 2 do not compile.
-        if not 0 <= offset <= size - word or not 2 * word <= size <= page_size or size & size - 1:
+        if not 0 <= offset <= size - word or not 2 * word <= size <= _MAX_SECTION or size & size - 1:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
         self._size, self.struct_page = size, struct_page
         member = "Q" if word == 8 else "I"
@@ -151,6 +154,7 @@ class SparseMemory:
             )
         self.section_pages = 1 << section_bits - page_bits
         self._sections = 1 << physical_bits - section_bits
+        self._most = max(most >> section_bits, 1)
         per_root = page_size // size
         # A static array has an entry for every section. 64-bit kernels of all distributions use EXTREME.
         is_static = self._sections <= _MAX_STATIC and info.length("mem_section") == self._sections
@@ -229,13 +233,16 @@ class SparseMemory:
         return section.memmap if section else None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
-        for root in self._roots():
+        found = 0
+        roots = self._roots()
+        for root in roots if self._per_root == 1 else islice(roots, self._most):
             first = root * self._per_root
             states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
             for state, alike in groupby(states):
                 numbers = range(first, first + sum(1 for _ in alike))
-                if state & _MARKED_PRESENT:
-                    yield numbers, state & _IS_ONLINE != 0
+                if state & _MARKED_PRESENT and found < self._most:
+                    yield numbers[: self._most - found], state & _IS_ONLINE != 0
+                    found += len(numbers)
                 first = numbers.stop
 
     def _roots(self) -> Iterator[int]:

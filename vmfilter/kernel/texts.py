@@ -81,9 +81,10 @@ def _searched(dump: Dump) -> Iterator[tuple[int, bytes]]:
     """
     following = 0  # no text begins below this address
     buffer = bytearray(_CHUNK)
-    for block in dump.blocks(_CHUNK):
-        for first, end in dump.covered(block, block + _CHUNK):
-            start, size = first & ~3, end - (first & ~3)
+    for first, end in dump.stored():
+        for piece in range(first // _CHUNK * _CHUNK, end, _CHUNK):
+            start = max(first & ~3, piece)
+            size = min(end, piece + _CHUNK) - start
             dump.read_around(start, memoryview(buffer)[:size], dump.arch.page_size)
             at = 0
             while (at := native.find_text(buffer, size, at, _BEGINNING)) < size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec
 
 _MAX_READ = 1 << 30
-
-
+# Bytes of memory per byte of data. All memory and all memory sections are walked, so they must be bounded. The struct
+# pages alone, which no dump level excludes, are a byte for each 64 bytes of memory, or 1024 if pages have 64 KiB.
+_MEMORY_PER_BYTE = 1 << 16
+_ENOUGH_DATA = 1 << 32  # for any machine
 _MAX_LISTED = 8
 
 
@@ -211,6 +214,10 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
+    def stored(self) -> Iterator[tuple[int, int]]:
+        """Yield ranges [start, end) of physical addresses, in order, that contain all but the holes of the file."""
+        return self.covered(0, self.end)
+
     def lost(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges [start, end) of physical addresses that an incomplete dump has lost, if its format says."""
         return iter(())
@@ -300,6 +307,12 @@ class Dump:
     def codecs(self) -> dict[str, int]:
         """Return the number of pages by codec name; empty if the format has no codecs. This reads all descriptors."""
         return {}
+
+    @cached_property
+    def most_memory(self) -> int:
+        """Bytes of memory that a dump with so few data can be about."""
+        data = sum(source.data(_ENOUGH_DATA) for source in self.sources)
+        return data * _MEMORY_PER_BYTE if data < _ENOUGH_DATA else 1 << 64
 
     @property
     def sources(self) -> Sequence[Source]:

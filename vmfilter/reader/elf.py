@@ -14,6 +14,7 @@ from vmfilter.formats.elf import (
     DUMP_ELF_INCOMPLETE,
     ET_CORE,
     IDENT_SIZE,
+    MAX_PROGRAM_HEADERS,
     NT_AUXV,
     NT_FILE,
     PN_XNUM,
@@ -31,11 +32,10 @@ from vmfilter.reader.segments import Loads, SegmentDump
 from vmfilter.reader.source import Source
 
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
-_MAX_PROGRAM_HEADERS = 1 << 22  # with one memory block each, 256 TiB or more
 _NO_END = 1 << 64  # end of a file of unknown size
 _MAX_FILE = 1 << 63  # loff_t is signed
-_MAX_LOST = 1 << 20  # missing bytes per byte of the file. All missing memory is walked, so it must be bounded.
 _AT_ONCE = 1 << 10  # program headers per read
+_MAX_PT_NOTES = 1 << 16  # kexec describes one for each CPU
 
 
 class ElfDump(SegmentDump):
@@ -69,7 +69,7 @@ class ElfDump(SegmentDump):
         offset, count = header.phoff, header.phnum
         if count == PN_XNUM:
             count = self._struct(form.section, header.shoff, "the section header that replaces PN_XNUM")[SH_INFO]
-        if count > _MAX_PROGRAM_HEADERS:
+        if count > MAX_PROGRAM_HEADERS:
             raise InputError(f"{self.path}: damaged: no vmcore has {count} program headers (at offset {offset:#x})")
         if header.phentsize != struct.calcsize("=" + form.program):
             raise InputError(
@@ -114,7 +114,7 @@ class ElfDump(SegmentDump):
         """
         loads, memory, lost = Loads(), Loads(), Loads()
         no_address = (1 << form.word_bits) - 1  # p_paddr of /proc/kcore's virtual ranges
-        notes_size = 0
+        notes_size = pt_notes = 0
         for i, (kind, flags, start, vaddr, paddr, size, in_memory) in enumerate(
             map(form.program_members, self._segments(form, offset, count))
         ):
@@ -123,9 +123,11 @@ class ElfDump(SegmentDump):
             end = paddr + max(size, in_memory)
             if kind == PT_NOTE and size:
                 self._within(start, size, f"program header {i} (PT_NOTE)")
-                notes_size += size
+                notes_size, pt_notes = notes_size + size, pt_notes + 1
                 if notes_size > self._file_end:  # a parsed note takes more memory than its bytes in the file
                     raise InputError(f"{self.path}: damaged: the PT_NOTEs up to program header {i} overlap")
+                if pt_notes > _MAX_PT_NOTES:
+                    raise InputError(f"{self.path}: damaged: no vmcore has more than {_MAX_PT_NOTES} PT_NOTEs")
                 self._take_notes(start, size, memory)
             elif kind == PT_LOAD and paddr not in (no_address, end):
                 if end > _MAX_ADDRESS:
@@ -150,8 +152,6 @@ class ElfDump(SegmentDump):
                 f"truncated at offset {self._file_end:#x}: {size} bytes of memory are missing, "
                 f"between physical addresses {min(lost.starts):#x} and {max(lost.ends) - 1:#x}"
             )
-            if size > self._file_end * _MAX_LOST:
-                raise InputError(f"{self.path}: damaged: {self.truncated}: too many for a file of this size")
         if self.truncated:
             self.header = self.header._replace(incomplete=True)
         return loads, memory

@@ -103,6 +103,9 @@ class FlattenedSource:
                 return at + skipped
         return max(offset, self._size)
 
+    def data(self, most: int) -> int:
+        return self._source.data(most)
+
     def close(self) -> None:
         self._source.close()
 

@@ -9,7 +9,7 @@ from vmfilter.formats import checksum_note
 from vmfilter.formats.elf import OUR_NAME, note_header, padded
 from vmfilter.reader.dump import Dump, Note
 
-_MAX_NOTES = 1 << 16  # s390x has a dozen for each of its 512 CPUs
+_MAX_NOTES = 1 << 16  # of a dump: s390x has a dozen for each of its 512 CPUs
 _MAX_NAME = 4096  # bytes
 _READ_NAME = 64  # bytes of a name that are read: no known name is longer
 
@@ -42,7 +42,7 @@ def parse_notes(dump: Dump, start: int, size: int) -> list[Note]:
 def _parse(dump: Dump, start: int, size: int, notes: list[Note]) -> None:
     header = note_header(dump.arch.abi.sign)
     at, end = start, start + size
-    while at + header.size <= end and len(notes) < _MAX_NOTES:
+    while at + header.size <= end and len(dump.notes) + len(notes) < _MAX_NOTES:
         name_size, desc_size, kind = header.unpack(dump.read_file(at, header.size))
         if not name_size and not desc_size:
             break  # the kernel reserves more space for notes than it uses; the rest is zeros

@@ -23,6 +23,7 @@ def open_dump(
     missing_parts: bool = False,
     vmcoreinfo: Path | None = None,
     vmcoreinfo_at: int | None = None,
+    max_memory: int | None = None,
 ) -> Dump:
     """Open a dump of the crashed machine's memory.
 
@@ -39,6 +40,7 @@ def open_dump(
             the dump's own. None: the dump's own alone.
         vmcoreinfo_at: physical address of the text of VMCOREINFO that describes the crashed kernel, if memory contains
             several; None: the note's, or what a search of memory finds.
+        max_memory: bytes of memory that may be allocated to decompress a file; None: 128 MiB, as zstd does.
 
     Returns:
         The dump. Close it, or use it as a context manager.
@@ -57,7 +59,7 @@ def open_dump(
     sources: list[Source] = []
     try:
         for name in names:
-            sources.append(_opened(name))
+            sources.append(_opened(name, max_memory))
         dump = read_from(sources, missing_parts)
         dump.vmcoreinfo_at, dump.given = vmcoreinfo_at, given
         return dump
@@ -83,7 +85,7 @@ def _given(path: str) -> Given:
     return Given(path, text)
 
 
-def _opened(path: str) -> Source:
+def _opened(path: str, max_memory: int | None) -> Source:
     """Open a file, and unpack it if the dump in it cannot be read at any offset."""
     try:
         # O_NONBLOCK: do not wait for a writer to open a named pipe.
@@ -95,13 +97,13 @@ def _opened(path: str) -> Source:
         os.close(fd)
         raise InputError(f"{name}: is a terminal, not a dump")
     if not _can_seek(fd):
-        return _spooled(name, fd)
+        return _spooled(name, fd, max_memory)
     source = open_source(name, fd)
     try:
         in_place = _in_place(source)
         if in_place is not None:
             return in_place
-        unpacked = _spooled(name, os.dup(fd))
+        unpacked = _spooled(name, os.dup(fd), max_memory)
     except BaseException:
         source.close()
         raise
@@ -134,13 +136,13 @@ def _can_seek(fd: int) -> bool:
     return True
 
 
-def _spooled(name: str, fd: int) -> Source:
+def _spooled(name: str, fd: int, max_memory: int | None) -> Source:
     from vmfilter.reader.stream import spooled
 
     with open(fd, "rb", buffering=0) as stream:
         _can_seek(fd)
         original = os.fstat(fd)
-        unpacked, wrappings, cut = spooled(name, stream)
+        unpacked, wrappings, cut = spooled(name, stream, max_memory)
     return PreadSource(name, unpacked, wrappings, cut, original)
 
 

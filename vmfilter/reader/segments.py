@@ -17,6 +17,7 @@ from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
+_STEP = 1 << 20  # bytes of memory between looks for a hole
 
 
 class Loads(Sequence[Load]):
@@ -112,7 +113,7 @@ class SegmentDump(Dump):
                 equal addresses, so that join() joins contiguous ranges.
 
         Raises:
-            InputError: it is more memory than any machine has.
+            InputError: it is more memory than any machine has, or than a file with so few data can be about.
 
         """
         self.loads = loads
@@ -121,6 +122,10 @@ class SegmentDump(Dump):
         size = sum(self._memory.ends) - sum(self._memory.starts)
         if size > _MAX_MEMORY:  # all of it is walked, so it must be bounded
             raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
+        size += sum(self.segments.ends) - sum(self.segments.starts)
+        if size > self.most_memory:
+            what = self.truncated or f"{size} bytes of memory"
+            raise InputError(f"{self.path}: damaged: {what}: too many for a file with so few data")
         self.end = max([self.segments.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 
@@ -179,6 +184,19 @@ class SegmentDump(Dump):
             stop = min(after, end)
         if stop > at:
             yield at, stop
+
+    def stored(self) -> Iterator[tuple[int, int]]:
+        first = stop = 0  # there can be a million segments: those of a step are one range
+        for start, end, offset in self._segments_in(self.segments, 0, self.end):
+            at = start
+            while (at := self._source.next_data(offset + at - start) - offset + start) < end:
+                if at // _STEP * _STEP >= stop:
+                    if first < stop:
+                        yield first, stop
+                    first = at
+                stop = at = min(at // _STEP * _STEP + _STEP, end)
+        if first < stop:
+            yield first, stop
 
     def read_into(self, address: int, view: memoryview) -> bool:
         end = address + len(view)

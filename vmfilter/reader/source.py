@@ -46,6 +46,9 @@ class Source(Protocol):
 
         """
 
+    def data(self, most: int) -> int:
+        """Return how many bytes of the file are in no hole; most if there are more."""
+
     def close(self) -> None:
         """Close the file. Later calls do nothing."""
 
@@ -121,6 +124,16 @@ class PreadSource:
         except OverflowError:  # no file is that long
             return offset
 
+    def data(self, most: int) -> int:
+        end, at, found = self.size or 0, 0, 0
+        while found < most and (at := self.next_data(at)) < end:
+            try:
+                hole = os.lseek(self._fd, at, os.SEEK_HOLE)
+            except OSError:  # holes are unknown
+                hole = end
+            at, found = hole, found + hole - at
+        return min(found, most)
+
 
 class ProcSource(PreadSource):
     """A file of procfs, which the kernel never shrinks: /proc/vmcore, /proc/kcore.
@@ -149,6 +162,12 @@ class ProcSource(PreadSource):
         super().__init__(path, fd)
         self.size = self.size or None
         self._reading = Lock()
+
+    def next_data(self, offset: int) -> int:
+        return offset
+
+    def data(self, most: int) -> int:
+        return most
 
     def read_into(self, offset: int, view: memoryview) -> None:
         start = offset & -mmap.ALLOCATIONGRANULARITY

@@ -16,7 +16,10 @@ from vmfilter.reader.flattened import FLATTENED
 _BLOCK = 24 << 14  # a multiple of a page descriptor: if a record with descriptors is cut, only whole ones are kept
 _ZEROS = bytes(_BLOCK)
 _MAGIC = len(SIGNATURE)  # bytes that identify a stream
-_MAX_WINDOW = 1 << 31  # zstd --long=31
+_MEMORY = 1 << 27  # bytes that a decompressor may allocate unless the user says more or less; zstd's own default
+_LEAST_MEMORY, _MOST_MEMORY = 1 << 20, 1 << 31  # what zstd takes as a limit, and the largest window (--long=31)
+_MAX_LAYERS = 3
+_MAX_RATIO = 1 << 16  # unpacked bytes per byte of the file. Struct pages alone are more than that.
 
 
 class Stream(Protocol):
@@ -33,16 +36,38 @@ class Compression(NamedTuple):
         name: as reports call it.
         magic: bytes with which such a file begins.
         module: Python module that decompresses it, imported only when needed.
-        read: given the module and a stream of compressed bytes, returns a function that reads as Stream.read() does. At
-            the end of a truncated stream it first returns all that can be decompressed, which read1() does and read()
-            does not.
+        read: given the module, a stream of compressed bytes and the bytes of memory to allocate at most, returns a
+            function that reads as Stream.read() does. At the end of a truncated stream it first returns all that can be
+            decompressed, which read1() does and read() does not.
 
     """
 
     name: str
     magic: bytes
     module: str
-    read: Callable[[Any, Any], Callable[[int], bytes]]
+    read: Callable[[Any, Any, int], Callable[[int], bytes]]
+
+
+def _xz(module: Any, stream: Any, most: int) -> Callable[[int], bytes]:
+    """Return a function that reads as LZMAFile.read1() does, which has no limit of memory."""
+    decoder = module.LZMADecompressor(memlimit=most)
+
+    def read(size: int) -> bytes:
+        nonlocal decoder
+        data = b""
+        while not data:
+            more = b""
+            if decoder.eof:  # another stream may follow, after zeros
+                more = (decoder.unused_data or stream.read(_BLOCK)).lstrip(b"\0")
+                if not more:
+                    break
+                decoder = module.LZMADecompressor(memlimit=most)
+            elif decoder.needs_input and not (more := stream.read(_BLOCK)):
+                raise EOFError
+            data = decoder.decompress(more, size)
+        return data
+
+    return read
 
 
 _COMPRESSIONS = (
@@ -50,14 +75,15 @@ _COMPRESSIONS = (
         "zstd",
         b"\x28\xb5\x2f\xfd",
         "zstandard",
-        lambda m, stream: (
-            m.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(stream, read_across_frames=True).read
+        lambda m, stream, most: (
+            m.ZstdDecompressor(max_window_size=most).stream_reader(stream, read_across_frames=True).read
         ),
     ),
-    Compression("gzip", b"\x1f\x8b", "gzip", lambda m, stream: m.GzipFile(fileobj=stream, mode="rb").read1),
-    Compression("xz", b"\xfd7zXZ\0", "lzma", lambda m, stream: m.LZMAFile(stream).read1),
-    Compression("bzip2", b"BZh", "bz2", lambda m, stream: m.BZ2File(stream).read1),
-    Compression("lz4", b"\x04\x22\x4d\x18", "lz4.frame", lambda m, stream: m.LZ4FrameFile(stream).read1),
+    # The memory of these three is small and fixed.
+    Compression("gzip", b"\x1f\x8b", "gzip", lambda m, stream, most: m.GzipFile(fileobj=stream, mode="rb").read1),
+    Compression("bzip2", b"BZh", "bz2", lambda m, stream, most: m.BZ2File(stream).read1),
+    Compression("lz4", b"\x04\x22\x4d\x18", "lz4.frame", lambda m, stream, most: m.LZ4FrameFile(stream).read1),
+    Compression("xz", b"\xfd7zXZ\0", "lzma", _xz),
 )
 
 
@@ -69,13 +95,14 @@ def compression_of(begin: bytes) -> Compression | None:
 class Decompressed:
     """The decompressed bytes of a stream."""
 
-    def __init__(self, path: str, stream: Stream, compression: Compression) -> None:
+    def __init__(self, path: str, stream: Stream, compression: Compression, most: int) -> None:
         """Start to decompress.
 
         Args:
             path: path of the stream, for messages.
             stream: compressed bytes.
             compression: of the stream.
+            most: bytes of memory to allocate at most.
 
         Raises:
             InputError: this Python lacks the module that decompresses it.
@@ -88,7 +115,22 @@ class Decompressed:
                 f"{path}: compressed as a whole by {compression.name}, which needs Python's module "
                 f"{compression.module}: install it, or decompress the file first: {e}"
             ) from e
-        self.read = compression.read(module, stream)
+        self._path = path
+        self._most = most
+        self._read = compression.read(module, stream, most)
+
+    def read(self, size: int, /) -> bytes:
+        """See Stream. Raises InputError if that takes too much memory."""
+        try:
+            return self._read(size)
+        except Exception as e:
+            # Neither library has an exception of its own for this.
+            if isinstance(e, InputError) or not (isinstance(e, MemoryError) or "memory" in str(e).lower()):
+                raise
+            raise InputError(
+                f"{self._path}: takes more than {self._most} bytes of memory to decompress: decompress it first "
+                "(zstd -d --long=31, xz -d), or let filter and convert use more (--max-memory)"
+            ) from e
 
 
 class Reader:
@@ -100,9 +142,11 @@ class Reader:
 
     """
 
-    def __init__(self, path: str, stream: Stream) -> None:
+    def __init__(self, path: str, stream: Stream, file: Reader | None = None) -> None:
+        """Read a stream; file: the reader of the file that it is unpacked from."""
         self.path = path
         self._stream = stream
+        self._file = file
         self._peeked = b""
         self.at = 0
 
@@ -118,6 +162,8 @@ class Reader:
         part, self._peeked = self._peeked[:size], self._peeked[size:]
         part = part or self._next(size)
         self.at += len(part)
+        if self._file and self.at > self._file.at * _MAX_RATIO:
+            raise InputError(f"{self.path}: damaged: unpacks to more than {_MAX_RATIO} times its size")
         return part
 
     def exactly(self, size: int) -> bytes:
@@ -145,12 +191,13 @@ class Reader:
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
 
 
-def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str], str]:
+def spooled(path: str, stream: IO[bytes], most: int | None = None) -> tuple[int, list[str], str]:
     """Decompress and rearrange a stream into a temporary file without a name. A truncated stream is kept up to its end.
 
     Args:
         path: path of the stream, for messages.
         stream: stream to read to its end.
+        most: bytes of memory that decompression may allocate; None: what zstd would.
 
     Returns:
         The descriptor of the temporary file, Source.wrappings and Source.cut.
@@ -163,7 +210,7 @@ def spooled(path: str, stream: IO[bytes]) -> tuple[int, list[str], str]:
     try:
         folder = tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=folder) as file:
-            reader, wrappings = unwrapped(path, stream)
+            reader, wrappings = unwrapped(path, stream, most)
             cut = ""
             try:
                 for offset, data in _pieces(reader):
@@ -198,11 +245,15 @@ def pieces(path: str, stream: Stream) -> Iterator[tuple[int, bytes]]:
     yield from _pieces(unwrapped(path, stream)[0])
 
 
-def unwrapped(path: str, stream: Stream) -> tuple[Reader, list[str]]:
+def unwrapped(path: str, stream: Stream, most: int | None = None) -> tuple[Reader, list[str]]:
     """Remove whole-file compression from a stream; return a reader and Source.wrappings, with FLATTENED if it is."""
-    reader, found = Reader(path, stream), []
+    found: list[str] = []
+    most = min(max(most or _MEMORY, _LEAST_MEMORY), _MOST_MEMORY)
+    reader = file = Reader(path, stream)
     while compression := compression_of(reader.peek(_MAGIC)):
-        reader = Reader(path, Decompressed(path, reader, compression))
+        if len(found) == _MAX_LAYERS:
+            raise InputError(f"{path}: is compressed more than {_MAX_LAYERS} times: decompress it first")
+        reader = Reader(path, Decompressed(path, reader, compression, most), file)
         found.append(compression.name)
     if reader.peek(_MAGIC) == SIGNATURE:
         found.append(FLATTENED)

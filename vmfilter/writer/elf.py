@@ -31,6 +31,7 @@ from vmfilter.formats.elf import (
     ELF64,
     ET_CORE,
     IDENT_SIZE,
+    MAX_PROGRAM_HEADERS,
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
@@ -154,8 +155,10 @@ class ElfWriter:
     def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
         """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
-        self._spare = min(count, _SPARE)
         self._count = 1 + sum(1 for _ in self._segments())
+        if self._count > MAX_PROGRAM_HEADERS:
+            raise OutputError(f"{self._count - 1} runs of pages do not fit into an ELF dump: use format kdump")
+        self._spare = min(count, _SPARE, MAX_PROGRAM_HEADERS - self._count)
         small = self._source.arch.abi.word == 4 and self._max_mapnr * self._page_size <= 1 << 32
         if not small or not self._lay_out(ELF32, self._count + self._spare, count * self._page_size):
             self._lay_out(ELF64, self._count + self._spare, count * self._page_size)
