@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,7 +123,7 @@ class Understood(NamedTuple):
         page_size: bytes of a page.
         info: its VMCOREINFO; None if the dump has none.
         kernel: the kernel; None if it was not found.
-        error: the reason if it was not found.
+        error: the reason if it was not found; "" otherwise.
         warnings: why its VMCOREINFO may be another's, one line each.
 
     """
@@ -130,7 +131,7 @@ class Understood(NamedTuple):
     page_size: int
     info: Vmcoreinfo | None
     kernel: Kernel | None
-    error: KernelError | None
+    error: str
     warnings: list[str]
 
 
@@ -146,10 +147,11 @@ def understand(dump: Dump) -> Understood:
         else:
             _, kernel, warnings = search_kernel(dump)
     except KernelError as e:
+        error = str(e)
         if any(note.name == b"VMCOREINFO_XEN" for note in dump.notes):  # a PV guest's tables have Xen's addresses
-            e = KernelError(f"{e}; the machine ran Xen, whose dumps vmfilter does not understand: crash opens them")
-        return Understood(page_size, info, None, e, [])
-    return Understood(kernel.page_size, kernel.info, kernel, None, warnings)
+            error += "; the machine ran Xen, whose dumps vmfilter does not understand: crash opens them"
+        return Understood(page_size, info, None, error, [])
+    return Understood(kernel.page_size, kernel.info, kernel, "", warnings)
 
 
 def _by_note(dump: Dump, info: Vmcoreinfo) -> tuple[Kernel, list[str]]:
@@ -162,13 +164,13 @@ def _by_note(dump: Dump, info: Vmcoreinfo) -> tuple[Kernel, list[str]]:
     except KernelError as e:
         if dump.header.incomplete:  # the note may be right: what it leads to can be missing
             raise
-        why = e
-    try:
-        found = search_kernel(dump, info.text)
-    except KernelError:
-        raise why from None
-    passed = f"{dump.path}: the VMCOREINFO note is passed over: {why}; the text at {found.address:#x} of memory is used"
-    return found.kernel, [passed, *found.warnings]
+        found = None
+        with suppress(KernelError):
+            found = search_kernel(dump, info.text)
+        if found is None:
+            raise
+        used = f"the text at {found.address:#x} of memory is used"
+        return found.kernel, [f"{dump.path}: the VMCOREINFO note is passed over: {e}; {used}", *found.warnings]
 
 
 def crash_time(dump: Dump, info: Vmcoreinfo | None) -> int:

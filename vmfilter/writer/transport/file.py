@@ -132,15 +132,13 @@ class _File:
     def settle(self) -> None:
         if self._writer is None:
             return
-        failure: OSError | None = None
         try:
             self._writer.finish()
         except OSError as e:
-            failure = e
+            self._landed, self._writer = self._writer.landed, None
+            raise self._failed(e) from e
         # Not earlier: if a signal interrupts finish(), abort() must join the thread before it closes the file.
         self._landed, self._writer = self._writer.landed, None
-        if failure is not None:
-            raise self._failed(failure) from failure
 
     @property
     def landed(self) -> int:
