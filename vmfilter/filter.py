@@ -50,7 +50,7 @@ def filter_dump(
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short.
-        force: replace an existing file.
+        force: replace an existing file; if output is a link, the file that it leads to.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
         max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,

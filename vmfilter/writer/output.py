@@ -130,10 +130,8 @@ class Destination:
     @contextmanager
     def transports(self) -> Iterator[list[Transport]]:
         """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
-        made: list[Transport] = []
+        made = [self._transport(path) for path in self.paths]
         with published(made):
-            for path in self.paths:
-                made.append(self._transport(path))
             yield made
 
     def _transport(self, path: str) -> Transport:
@@ -141,12 +139,7 @@ class Destination:
             return self._file(path)
         from vmfilter.writer.transport.flattened import FlattenedTransport
 
-        below = self._file(path) if path != "-" or self.form.dry_run else _standard_output()
-        try:
-            return FlattenedTransport(below)
-        except BaseException:
-            below.abort()
-            raise
+        return FlattenedTransport(self._file(path) if path != "-" or self.form.dry_run else _standard_output())
 
     def _file(self, path: str) -> Transport:
         if not self.form.dry_run:
@@ -178,7 +171,7 @@ def _standard_output() -> Sink:
     if appends or not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
         return StreamSink(fd, name)
     if stat.S_ISREG(info.st_mode) and not info.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
-        return OpenFile(fd, f"/proc/self/fd/{fd}", name)
+        return OpenFile(fd, name)
     return DiskSink(fd, name)
 
 

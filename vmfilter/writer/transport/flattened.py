@@ -55,7 +55,7 @@ class FlattenedTransport:
     is_stream = True
 
     def __init__(self, below: Sink) -> None:
-        """Write the header.
+        """Begin with the header.
 
         Args:
             below: the stream.
@@ -76,6 +76,9 @@ class FlattenedTransport:
         self._landed = 0
         self._failure: OutputError | None = None
         self._append(flattened_header())
+
+    def create(self) -> None:
+        self._below.create()
 
     def _append(self, *parts: bytes | bytearray | memoryview) -> None:
         """Add a record, or the header, which may come in parts, to the stream."""
@@ -250,6 +253,9 @@ class FlattenedTransport:
 
     def publish(self) -> None:
         self._below.publish()
+
+    def close(self) -> None:
+        self._below.close()
 
     def abort(self) -> str | None:
         """See Sink. A stream without its last record is not a dump."""

@@ -33,6 +33,9 @@ class StreamSink:
             if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_BYTES:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
+    def create(self) -> None:
+        pass
+
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Sink. Offsets have no gaps. After a failure all calls fail: part of the data may be out."""
         if self._failure:
@@ -67,6 +70,9 @@ class StreamSink:
                 raise OutputError(f"{self._name}: cannot be written: {e.strerror}") from e
 
     def publish(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def abort(self) -> str | None:
