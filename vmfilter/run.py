@@ -143,6 +143,11 @@ class DumpRun:
         """Write the pages of frames, and finish the dump."""
         started = time.monotonic()
         kept = len(frames)
+        if not kept:
+            raise InputError(
+                f"{self._dump.path}: no page would be in the new dump: the input contains none, or all are excluded; "
+                "vmfilter info says what it has"
+            )
         share_zero = bool(self._level & LEVEL_ZERO)
         copies = to.copies and self._dump.page_size == self._page_size
         skip_zero = share_zero or to.form.dedup or copies
