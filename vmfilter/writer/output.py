@@ -164,6 +164,14 @@ def _standard_output() -> Sink:
     fd, name = sys.stdout.fileno(), "standard output"
     if os.isatty(fd):
         raise UsageError(f"{name} is a terminal: redirect the dump to a file or a pipe")
+    try:
+        return _sink(fd, name)
+    except OSError as e:
+        raise OutputError(f"{name}: cannot be written: {e.strerror}") from e
+
+
+def _sink(fd: int, name: str) -> Sink:
+    """Return the sink for an open file. Raises OSError if it cannot say what it is, or where it is written."""
     from vmfilter.writer.transport.stream import DiskSink, StreamSink
 
     info = os.fstat(fd)
