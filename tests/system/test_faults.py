@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+from pathlib import Path
+
 import pytest
 from badpages import needs_compiler
 from faults import FORMS, KINDS, Fault, Laboratory, WrongError, build
 from files import Shared
+from tinyvmcore import vmcore
+
+import vmfilter
+from vmfilter.errors import OutputError
 
 pytestmark = needs_compiler
 
@@ -33,8 +41,6 @@ SAMPLE = [
     (Fault("pipe", "write", 3, "EIO"), {"no dump", "incomplete, and marked so"}),
     (Fault("pipe", "write", 1, "short", stays=True), {"whole"}),
     (Fault("disk", "write", 2, "ENOSPC"), {"no dump", "incomplete, and marked so"}),
-    (Fault("disk", "lseek", 3, "EIO"), {"no dump", "whole"}),
-    (Fault("disk", "lseek", 6, "EIO"), {"no dump"}),
 ]
 
 
@@ -61,6 +67,19 @@ def test_a_wrong_outcome_is_noticed(laboratory: Laboratory, monkeypatch: pytest.
     monkeypatch.setitem(laboratory._right, "kdump", [b"another dump"])
     with pytest.raises(WrongError):
         laboratory.run(Fault("kdump", "pwrite", 1, "EINTR"))
+
+
+def test_standard_output_that_cannot_seek_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = vmcore().write(tmp_path / "vmcore")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open(tmp_path / "disk", "w") as out, vmfilter.open_dump(source) as dump, monkeypatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        m.setattr("vmfilter.writer.output.os.lseek", fail)
+        with pytest.raises(OutputError, match="standard output: cannot be written: "):
+            vmfilter.filter_dump(dump, "-")
 
 
 def test_every_form_has_a_sample() -> None:
