@@ -15,7 +15,8 @@ from pathlib import Path
 from argparse_manpage.manpage import Manpage
 
 from vmfilter import __version__
-from vmfilter.cli import _parser, verify
+from vmfilter.cli import verify
+from vmfilter.cli.command import _parser
 from vmfilter.makedumpfile.messages import help_lines
 from vmfilter.makedumpfile.options import OPTIONS
 

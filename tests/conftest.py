@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command import Ran, Run
@@ -16,18 +16,18 @@ from judges import VMCORES
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest calls them
 from unpack import unpack_sparse
 
-from vmfilter.cli import main
+from vmfilter.cli import command, main
 
 
 @pytest.fixture(autouse=True)
-def _own_process() -> Iterator[None]:
-    """Restore what the command's main() sets for its process."""
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore what the command's main() sets for its process, and keep the garbage collector on, as in a program."""
+    monkeypatch.setattr(command, "gc", SimpleNamespace(disable=lambda: None, freeze=lambda: None))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(n) for n in numbers]
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
-    gc.enable()
 
 
 @pytest.fixture(scope="session")

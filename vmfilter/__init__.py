@@ -9,9 +9,10 @@ Each name is imported on first use, so that a command loads only what it needs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's, without its import: a signal during imports before main() is a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.errors import CodecError, InputError, KernelError, OutputError, UsageError, VmfilterError
     from vmfilter.filter import filter_dump
     from vmfilter.frames.classes import PageClass

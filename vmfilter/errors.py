@@ -1,11 +1,16 @@
 """The exceptions of vmfilter and their exit statuses.
 
 Every message is one line: what is wrong, where (file, offset, address), and what to do next if that is known.
+
+An exception refers to the frames that it passed, and they to their callers. If a local of one of these leads to it, it
+is in a cycle with buffers in use, and CPython before 3.12.7 can crash when it collects such a cycle (its issue 77894).
+So what is caught does not outlive its handler, or is kept without frames, and no local has it while it is raised.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 EXIT_STATUSES = {
     "0": "done",
@@ -63,6 +68,23 @@ class OutputError(VmfilterError):
 
 class NoSpaceError(OutputError):
     """The new dump does not fit on the disk or within the limit."""
+
+
+def without_frames(failure: VmfilterError) -> VmfilterError:
+    """Strip a failure, and what caused it, of the frames that they passed, so that it can be kept; return it."""
+    error: BaseException | None = failure
+    while error is not None:
+        error.__traceback__, error.__context__, error = None, None, error.__cause__
+    return failure
+
+
+def failure_of(write: Callable[[], object]) -> OutputError | None:
+    """Call a function; return the OutputError that it raised, or None."""
+    try:
+        write()
+    except OutputError as e:
+        return e
+    return None
 
 
 class KernelError(VmfilterError):

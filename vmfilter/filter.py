@@ -52,7 +52,7 @@ def filter_dump(
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short. For source, see open_dump().
-        force: replace an existing file.
+        force: replace an existing file; if output is a link, the file that it leads to.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
         max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,
@@ -68,7 +68,8 @@ def filter_dump(
         progress: called periodically; while pages are written, between chunks.
 
     Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
-    incomplete. If they contain the kernel's own data, what depends on them is unknown, and kept.
+    incomplete. If they contain the kernel's own data, what depends on them is unknown, and kept. If no page is kept, or
+    all are lost, there is no dump.
 
     Returns:
         What was found and written. With keep_incomplete, its failure is what ended the run early. If the source is

@@ -116,8 +116,8 @@ def dump_info(dump: Dump, count_codecs: bool = False, search: bool = False) -> D
     (page_size, info, kernel, error, warnings), texts = survey(dump, search)
     missing: list[Gap] = []
     try:
-        if error is not None:
-            raise error
+        if error:
+            raise KernelError(error)
         if kernel is not None:
             missing = gaps(dump, kernel)
     except KernelError as e:

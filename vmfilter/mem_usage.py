@@ -54,8 +54,8 @@ def memory_usage(dump: Dump) -> Usage:
     page_size, _, kernel, error, doubts = understand(dump)
     pmem = find_pmem(dump, page_size, kernel)
     try:
-        if error is not None:
-            raise error
+        if error:
+            raise KernelError(error)
         classifier = Classifier(dump, page_size, kernel, pmem)
     except KernelError as e:
         raise KernelError(f"{dump.path}: {e}") from e

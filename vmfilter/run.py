@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from vmfilter.arch import machine_of
 from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
-from vmfilter.errors import InputError, KernelError, NoSpaceError, OutputError, VmfilterError
+from vmfilter.errors import (
+    InputError,
+    KernelError,
+    NoSpaceError,
+    VmfilterError,
+    failure_of,
+    without_frames,
+)
 from vmfilter.formats.codec import packer
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import PageClass, PageKind
@@ -80,14 +87,16 @@ class DumpRun:
         self._deduplicator: Deduplicator | None = None
         self._lost: list[Range] = []  # page frames
         self._why_lost = ""  # the first of them
+        self._stopped = False  # by progress
         self._page_size, self._info, self._kernel, error, doubts = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         try:
-            if error is not None:
-                raise error
+            if error:
+                raise KernelError(error)
             self._classifier = Classifier(
                 dump, self._page_size, self._kernel, self._pmem, include_pmem_userdata, kinds_only=not classify
             )
+            judged = self._kernel if classify else None
         except KernelError as e:
             if classify and needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 excludes only zero pages, and needs no kernel data") from e
@@ -96,14 +105,14 @@ class DumpRun:
                     f"{dump.path}: {e}; hwpoisoned and offline pages cannot be identified and are kept; "
                     "persistent memory is known only if the file marks it"
                 )
-            self._classifier = Classifier(dump, self._page_size, None, self._pmem)
+            self._classifier, judged = Classifier(dump, self._page_size, None, self._pmem), None
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._warnings += [*doubts, *self._pmem.warnings, *self._classifier.warnings]
         self._on_doubt = on_doubt
         self._doubted: frozenset[PageClass] = frozenset()
         self._witnesses: Witnesses | None = None
-        if classify and error is None and self._kernel is not None:
-            self._witnesses = Witnesses(self._kernel, self._classifier)
+        if judged is not None:
+            self._witnesses = Witnesses(judged, self._classifier)
             self._doubted = self._judge(self._witnesses.doubts)
         self._all_levels = level_of(level, self._doubted) | dump.header.level  # what was excluded before stays excluded
 
@@ -130,11 +139,14 @@ class DumpRun:
         """
         with to.transports() as transports:
             result = self._write(to, transports)
-        if result.failure is not None and not isinstance(result.failure, VmfilterError):
-            lost = f"{result.lost} pages are missing"
-            result.failure.add_note(f"{' '.join(to.paths)}: incomplete, and marked so; {lost}")
-            raise result.failure
-        return result
+        if result.failure is None or isinstance(result.failure, VmfilterError):
+            return result
+        failure, result.failure = result.failure, None
+        failure.add_note(f"{' '.join(to.paths)}: incomplete, and marked so; {result.lost} pages are missing")
+        try:
+            raise failure
+        finally:
+            del failure  # see vmfilter.errors
 
     def _write(self, to: Destination, transports: Sequence[Transport]) -> Statistics:
         started = time.monotonic()
@@ -149,6 +161,11 @@ class DumpRun:
         """Write the pages of frames, and finish the dump."""
         started = time.monotonic()
         kept = len(frames)
+        if not kept:
+            raise InputError(
+                f"{self._dump.path}: no page would be in the new dump: the input contains none, or all are excluded; "
+                "vmfilter info says what it has"
+            )
         share_zero = bool(self._level & LEVEL_ZERO)
         copies = to.copies and self._dump.page_size == self._page_size
         skip_zero = share_zero or to.form.dedup or copies
@@ -157,20 +174,16 @@ class DumpRun:
             raise NoSpaceError(
                 f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit"
             )
-        ended = self._write_pages(writer, to, frames, skip_zero, copies)
-        written = writer.written
-        if ended is not None and not (to.form.keep_incomplete and written.pages > written.lost):
-            raise ended
-        ends_early = written.pages < kept
-        is_short = ends_early or written.lost or result.uncounted or self._faults
-        result.incomplete = bool(is_short or self._dump.passed_over or self._dump.header.incomplete)
         try:
-            result.output_size = writer.finish(result.incomplete)
-        except OutputError:
-            if ended is None:
-                raise
-            raise ended from None  # the first failure: finish() only repeats it
-        result.failure = ended if ends_early else None
+            self._write_pages(writer, to, frames, skip_zero, copies)
+        except BaseException as e:
+            if not self._can_be_kept(e, writer, to) or failure_of(lambda: self._finish(writer, kept, result)):
+                raise  # this, not what finish() raised: it only repeats the failure
+            if writer.written.pages < kept:
+                result.failure = without_frames(e) if isinstance(e, VmfilterError) else e
+        else:
+            self._finish(writer, kept, result)
+        written = writer.written
         result.unreadable = written.lost
         unreadable = merged(self._lost)
         result.unreadable_at = [(a * self._page_size, b * self._page_size) for a, b in unreadable]
@@ -190,6 +203,18 @@ class DumpRun:
             )
         return result
 
+    def _can_be_kept(self, ended: BaseException, writer: Writer, to: Destination) -> bool:
+        """Return whether the pages written so far become a dump, although something ended the run."""
+        regular = isinstance(ended, Exception) or self._stopped
+        return regular and to.form.keep_incomplete and writer.written.pages > writer.written.lost
+
+    def _finish(self, writer: Writer, kept: int, result: Statistics) -> None:
+        """Finish the dump, and mark it if it is incomplete."""
+        written = writer.written
+        is_short = written.pages < kept or written.lost or result.uncounted or self._faults
+        result.incomplete = bool(is_short or self._dump.passed_over or self._dump.header.incomplete)
+        result.output_size = writer.finish(result.incomplete)
+
     def _lost_kinds(
         self, frames: FrameSet, writer: Writer, lost: Sequence[Range], total: int
     ) -> dict[PageKind | None, int]:
@@ -201,21 +226,17 @@ class DumpRun:
         kinds[None] += total - sum(kinds.values())
         return kinds
 
-    def _write_pages(
-        self, writer: Writer, to: Destination, frames: FrameSet, skip_zero: bool, copies: bool
-    ) -> BaseException | None:
+    def _write_pages(self, writer: Writer, to: Destination, frames: FrameSet, skip_zero: bool, copies: bool) -> None:
         """Write the pages, or as many as the limit allows.
 
-        Returns:
-            What ended this early, if the dump can still be finished; None if nothing did.
-
         Raises:
-            BaseException: an interruption (KeyboardInterrupt) that progress did not raise; no dump is kept then.
+            BaseException: what ended this early. What is written is settled, unless something interrupted this
+                (KeyboardInterrupt) that progress did not raise.
 
         """
         kept = len(frames)
-        ended = self._stopped(0, kept)
         try:
+            self._tell(0, kept)
             with closing(
                 packed(
                     self._dump,
@@ -228,25 +249,23 @@ class DumpRun:
                     self._passthrough(to.codec) if copies else CompressingWorker,
                 )
             ) as chunks:
-                while ended is None and (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
-                    ended = self._stopped(writer.written.pages, kept) or self._too_bad(writer, to.form.max_bad_pages)
-        except Exception as e:
-            ended = e
-        if isinstance(ended, MemoryError):
-            ended = VmfilterError("out of memory; fewer threads (-j 1) need less")
-        try:
-            writer.settle()
-        except OutputError as e:
-            ended = ended or e
-        if ended is None and 0 < writer.written.pages == writer.written.lost:
-            ended = InputError(f"{self._why_lost}; so it is with every page that the new dump would contain")
-        return ended
+                while (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
+                    self._tell(writer.written.pages, kept)
+                    self._check_lost(writer, to.form.max_bad_pages)
+        except BaseException as e:
+            if isinstance(e, Exception) or self._stopped:
+                failure_of(writer.settle)
+            if isinstance(e, MemoryError):
+                raise VmfilterError("out of memory; fewer threads (-j 1) need less") from None
+            raise
+        writer.settle()
+        if 0 < writer.written.pages == writer.written.lost:
+            raise InputError(f"{self._why_lost}; so it is with every page that the new dump would contain")
 
-    def _too_bad(self, writer: Writer, most: int | None) -> InputError | None:
-        """Return an error if more pages are lost than the user accepts."""
-        if most is None or writer.written.lost <= most:
-            return None
-        return InputError(f"{self._why_lost}; so many pages are lost that the run ends: more than {most}")
+    def _check_lost(self, writer: Writer, most: int | None) -> None:
+        """Raise InputError if more pages are lost than the user accepts."""
+        if most is not None and writer.written.lost > most:
+            raise InputError(f"{self._why_lost}; so many pages are lost that the run ends: more than {most}")
 
     @staticmethod
     def _passthrough(codec: Codec) -> NewWorker:
@@ -254,13 +273,13 @@ class DumpRun:
 
         return partial(Passthrough, codec)
 
-    def _stopped(self, done: int, kept: int) -> BaseException | None:
-        """Report the pages written; return what progress raised."""
+    def _tell(self, done: int, kept: int) -> None:
+        """Report the pages written. Raises what progress raises, after noting that this was not just a signal."""
         try:
             self._progress("write", done, kept)
-        except BaseException as e:
-            return e
-        return None
+        except BaseException:
+            self._stopped = True
+            raise
 
     def _put(self, writer: Writer, pages: Pages, limit: int | None) -> bool:
         """Write pages up to a limit; return whether all of them fit."""

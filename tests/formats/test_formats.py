@@ -599,6 +599,7 @@ def test_zero_pages_are_holes_in_the_file_and_read_as_zeros(tmp_path: Path) -> N
 
 def test_a_flattened_file_has_the_length_that_its_end_declares(tmp_path: Path) -> None:
     flat = FlattenedTransport(FileTransport(str(tmp_path / "flat")))
+    flat.create()
     flat.write(0, b"beginning")
     flat.sync(1000)
     flat.publish()
@@ -653,6 +654,7 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
     with open_dump(folder / "vmcore") as dump:
         dump.loads = [PtLoad(0, frames * PAGE, 0, 6)]
         transport = FileTransport(str(folder / "elf"))
+        transport.create()
         writer = ElfWriter(transport, dump, None, frames, PAGE, level=1)
         selected = FrameSet()
         selected.add(0, memoryview(bytes(kept[i // 8] >> i % 8 & 1 for i in range(frames))), RANK_OF_KEPT)

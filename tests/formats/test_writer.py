@@ -314,6 +314,7 @@ def _finish(transport: Transport, size: int) -> None:
 def test_a_file_appears_whole_when_it_is_published(tmp_path: Path) -> None:
     target = tmp_path / "dump"
     transport = FileTransport(str(target))
+    transport.create()
     transport.write(10, b"later")
     transport.write(0, memoryview(b"first"))
     assert not target.exists()
@@ -326,6 +327,7 @@ def test_a_file_appears_whole_when_it_is_published(tmp_path: Path) -> None:
 
 def test_an_aborted_file_leaves_nothing(tmp_path: Path) -> None:
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     transport.write(0, b"half")
     transport.abort()
     assert os.listdir(tmp_path) == []
@@ -336,6 +338,7 @@ def test_an_aborted_file_leaves_the_one_that_it_should_replace(tmp_path: Path) -
     target = tmp_path / "dump"
     target.write_bytes(b"old")
     transport = FileTransport(str(target), force=True)
+    transport.create()
     transport.write(0, b"new")
     assert target.read_bytes() == b"old"
     transport.abort()
@@ -351,6 +354,7 @@ def test_a_file_made_in_the_meantime_is_not_replaced(
         monkeypatch.setattr(os, "link", _fails(errno.EPERM))
     target = tmp_path / "dump"
     transport = FileTransport(str(target))
+    transport.create()
     transport.write(0, b"mine")
     target.write_bytes(b"theirs")
     with pytest.raises(OutputError, match="dump: "):
@@ -363,6 +367,7 @@ def test_a_file_made_in_the_meantime_is_not_replaced(
 def test_with_force_a_file_made_in_the_meantime_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "dump"
     transport = FileTransport(str(target), force=True)
+    transport.create()
     transport.write(0, b"mine")
     target.write_bytes(b"theirs")
     _finish(transport, 4)
@@ -371,7 +376,7 @@ def test_with_force_a_file_made_in_the_meantime_is_replaced(tmp_path: Path) -> N
 
 
 def _fails(number: int) -> Callable[..., None]:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
@@ -380,6 +385,7 @@ def _fails(number: int) -> Callable[..., None]:
 def test_a_file_system_without_links_gets_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", _fails(errno.EPERM))
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     transport.write(0, b"mine")
     _finish(transport, 4)
     assert os.listdir(tmp_path) == ["dump"]
@@ -399,6 +405,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, memoryview(data)[:7], at))
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     transport.write(3, bytes(range(100)))
     _finish(transport, 103)
     assert (tmp_path / "dump").read_bytes() == bytes(3) + bytes(range(100))
@@ -406,6 +413,8 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_two_runs_to_one_name_do_not_mix(tmp_path: Path) -> None:
     one, two = (FileTransport(str(tmp_path / "dump")) for _ in range(2))
+    one.create()
+    two.create()
     one.write(0, b"one")
     two.write(0, b"two")
     _finish(two, 3)

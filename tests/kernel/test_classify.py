@@ -489,9 +489,9 @@ def test_a_dump_of_the_other_byte_order_is_classified_the_same() -> None:
     layout = PageLayout(
         size=64, swap=False, flags=(0, 8), tail=(8, 8), refcount=(52, 4), next=(8, 8), prev=(16, 8), mapping=(24, 8),
         private_=(40, 8), mapcount=(48, 4), order=(17, 1), destructor=(16, 1), tail_mask=1, lru=1, private_data=2,
-        swapcache=12, slab=16, hwpoison=32, head=64, reserved=128, slab_type=(0xF5000000, 0xFF000000), table=(0xF6000000, 0xFF000000),
-        kmalloc=(1, 0), buddy=(0xF0000000, 0xFF000000), hugetlb=(0xF4000000, 0xFF000000),
-        offline=(0xF1000000, 0xFF000000), unaccepted=(0xF2000000, 0xFF000000),
+        swapcache=12, slab=16, hwpoison=32, head=64, reserved=128, slab_type=(0xF5000000, 0xFF000000),
+        table=(0xF6000000, 0xFF000000), kmalloc=(1, 0), buddy=(0xF0000000, 0xFF000000),
+        hugetlb=(0xF4000000, 0xFF000000), offline=(0xF1000000, 0xFF000000), unaccepted=(0xF2000000, 0xFF000000),
         destructor_value=2, destructor_mask=0xFF, free_orders=11,
     )  # fmt: skip
     structs = bytearray()

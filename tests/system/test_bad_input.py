@@ -17,7 +17,7 @@ from pathlib import Path
 
 import logbuilder
 import pytest
-from command import wait_until
+from command import standard_input, wait_until
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, prstatus_note
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, Synthetic
@@ -498,13 +498,30 @@ def test_a_named_pipe_is_not_replaced_by_a_file(run: Run, source: Path, options:
     ran.fails(OUTPUT, f"/dev/fd/{write}: exists and is not a regular file")
 
 
-@pytest.mark.parametrize("options", [(), ("--force",)])
-def test_a_symlink_stays_and_its_target_is_made(run: Run, source: Path, tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize("target", ["nothing", "/proc/self/fd/9999"])
+def test_a_link_is_not_followed(run: Run, source: Path, tmp_path: Path, target: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    run(source, output=link).fails(OUTPUT, f"{link}: is a link to a file that does not exist; --force makes that file")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_with_force_a_link_stays_and_its_target_is_made(run: Run, source: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")
-    assert run(source, *options, output=link).status == 0
+    assert run(source, "--force", output=link).status == 0
     assert link.is_symlink()
     assert (tmp_path / "target").read_bytes().startswith(b"KDUMP   ")
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+@pytest.mark.parametrize("device", ["null", "full", "stdin", "fd/0"])
+def test_a_device_is_refused(run: Run, source: Path, tmp_path: Path, device: str, options: list[str]) -> None:
+    (tmp_path / "link").symlink_to(f"/dev/{device}")
+    for output in Path(f"/dev/{device}"), tmp_path / "link":
+        with standard_input(b""):
+            ran = run(source, *options, output=output)
+        ran.fails(OUTPUT, f"{output}: exists and is not a regular file; choose another name")
 
 
 def test_with_force_the_target_of_a_symlink_is_replaced(run: Run, source: Path, tmp_path: Path) -> None:

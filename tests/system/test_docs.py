@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import vmfilter.errors
-from vmfilter.cli import _parser
+from vmfilter.cli.command import _parser
 from vmfilter.makedumpfile.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]

@@ -462,6 +462,7 @@ def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
 
 def test_erasing_the_descriptors_of_many_zero_pages_costs_no_memory(tmp_path: Path) -> None:
     transport, size = FileTransport(str(tmp_path / "dump")), (16 << 20) + 5
+    transport.create()
     transport.write(0, b"\xff" * (size + 2))
     tracemalloc.start()
     transport.forget(1, size + 1)
@@ -604,6 +605,7 @@ def test_a_flattened_file_continues_where_a_record_would_have_begun(
     monkeypatch.setattr("vmfilter.writer.transport.flattened._COLLECTED", size)
     data = random.Random(1).randbytes(6 * size)
     transport = FlattenedTransport(FileTransport(str(tmp_path / "dump")))
+    transport.create()
     _bad_spot(monkeypatch, 1 + 2 * 8, heals=True)
     _write_only_at_the_end(monkeypatch)
     for at in range(0, len(data), size):
@@ -835,7 +837,7 @@ def test_if_one_file_of_a_set_cannot_be_named_none_remains(
 ) -> None:
     if not links:
 
-        def refuse(*_: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
         monkeypatch.setattr(os, "link", refuse)

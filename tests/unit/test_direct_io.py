@@ -28,10 +28,10 @@ def is_direct(fd: int) -> bool:
 def refuse_at_open(m: pytest.MonkeyPatch) -> None:
     real = os.open
 
-    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+    def refusing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return real(path, flags, mode)
+        return real(path, flags, mode, dir_fd=dir_fd)
 
     m.setattr(os, "open", refusing)
 
@@ -105,6 +105,7 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
 ) -> None:
     chance = random.Random(seed)
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     model = bytearray()
     at = chance.choice((0, 1, 24, BLOCK, BLOCK + 7, 100_000))
     start = at
@@ -144,6 +145,7 @@ def test_whole_blocks_are_written_past_the_page_cache(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "pwrite", watching)
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     for i in range(100):
         transport.stream(1000 + i * 10_000, bytes(10_000))
     transport.settle()
@@ -165,6 +167,7 @@ def test_an_error_is_reported_by_a_later_call_with_how_far_it_got(
 
     monkeypatch.setattr(os, "pwrite", failing)
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
 
     def write_on() -> None:
         for i in range(200):
@@ -184,6 +187,7 @@ def test_an_error_is_reported_by_a_later_call_with_how_far_it_got(
 def test_aborting_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> None:
     with all_closed_again():
         transport = FileTransport(str(tmp_path / "dump"))
+        transport.create()
         for i in range(200):
             transport.stream(i * BLOCK, bytes(BLOCK))
         transport.abort()
@@ -212,6 +216,7 @@ def test_a_signal_during_the_last_write_does_not_close_the_file_under_the_thread
     monkeypatch.setattr(os, "pwrite", slow)
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     transport.stream(1, bytes(10))  # less than a block, or it would have a descriptor of its own
     with pytest.raises(KeyboardInterrupt):
         transport.settle()
@@ -225,8 +230,8 @@ def test_a_signal_during_the_last_write_does_not_close_the_file_under_the_thread
 def before_the_thread_is_started(m: pytest.MonkeyPatch) -> None:
     made = direct_io.DirectWriter.__init__
 
-    def interrupted(self: direct_io.DirectWriter, fd: int, path: str, write: Pwrite) -> None:
-        made(self, fd, path, write)
+    def interrupted(self: direct_io.DirectWriter, fd: int, write: Pwrite) -> None:
+        made(self, fd, write)
         raise KeyboardInterrupt
 
     m.setattr(direct_io.DirectWriter, "__init__", interrupted)
@@ -235,10 +240,10 @@ def before_the_thread_is_started(m: pytest.MonkeyPatch) -> None:
 def while_the_file_is_opened(m: pytest.MonkeyPatch) -> None:
     real = os.open
 
-    def interrupted(path: str, flags: int, mode: int = 0o777) -> int:
+    def interrupted(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if flags & os.O_DIRECT:
             raise KeyboardInterrupt
-        return real(path, flags, mode)
+        return real(path, flags, mode, dir_fd=dir_fd)
 
     m.setattr(os, "open", interrupted)
 
@@ -260,6 +265,7 @@ def test_a_signal_during_startup_leaves_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_comes: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
     with monkeypatch.context() as m:
         signal_comes(m)
         with pytest.raises(KeyboardInterrupt):

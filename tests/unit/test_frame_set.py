@@ -144,3 +144,14 @@ def test_a_temporary_file_that_cannot_be_read_is_one_line(monkeypatch: pytest.Mo
     with pytest.raises(OutputError, match="temporary file: cannot be read at offset 0x0: Input/output error"):
         list(frames.runs())
     frames.close()
+
+
+def test_short_reads_of_the_temporary_file_are_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_set, "_IN_MEMORY", 0)
+    frames, pread = FrameSet(), os.pread
+    for i in range(3):
+        add(frames, i * WINDOW, some_bits(random.Random(2), WINDOW), WINDOW)
+    wanted = list(frames.runs())
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, min(size, 7), at))
+    assert list(frames.runs()) == wanted
+    frames.close()

@@ -2,70 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import gc
-import os
+import errno
 import sys
-from collections.abc import Callable
-from functools import partial
-from importlib import import_module
-
-from vmfilter.console.output import flush, prepare, say, show, trouble
-from vmfilter.console.signals import EndedError, end_at_once
-from vmfilter.errors import EXIT_STATUSES, VmfilterError
-
-_EPILOG = "\n".join(["exit status:", *(f"  {status}  {text}" for status, text in EXIT_STATUSES.items()), ""])
-
-_COMMANDS = {
-    "filter": "filter",
-    "convert": "convert",
-    "reassemble": "convert",
-    "rearrange": "rearrange",
-    "info": "info",
-    "verify": "verify",
-    "dmesg": "dmesg",
-    "mem-usage": "mem_usage",
-    "kdump": "kdump",
-}
-"""Module of each subcommand."""
-_MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
-
-
-class _Version(argparse.Action):
-    """Prints the version and the codecs of this build."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from vmfilter import __version__
-        from vmfilter.formats.codec import availability
-
-        show(f"vmfilter {__version__}", *(f"  {codec:7} {by}" for codec, by in availability().items()))
-        flush()
-        parser.exit()
-
-
-def _parser(asked: str) -> argparse.ArgumentParser:
-    """Parser of one command, to import no other; of all commands if the name is unknown, so that help lists them."""
-    parser = argparse.ArgumentParser(
-        prog="vmfilter",
-        description="Make small dumps of crashed Linux kernels: exclude pages that nobody needs, compress the rest.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in [_COMMANDS[asked]] if asked in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
-        import_module(f"vmfilter.cli.{module}").add_to(commands, _EPILOG)
-    commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="accept makedumpfile's command line (-h lists it)")
-    return parser
-
-
-def _job(arguments: list[str]) -> Callable[[], int]:
-    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # argparse cannot parse its options
-        from vmfilter.makedumpfile.run import run
-
-        return partial(run, arguments[1:])
-    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
-    return partial(options.run, options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,35 +13,38 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: command line without the program name; None: sys.argv, as makedumpfile if the program is so named.
 
     Returns:
-        Exit status: a key of EXIT_STATUSES.
+        Exit status: a key of vmfilter.errors.EXIT_STATUSES.
 
     """
-    if arguments is None:
-        arguments = sys.argv[1:]
-        if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
-            arguments = [_MAKEDUMPFILE[0], *arguments]
-    prepare()
-    gc.disable()  # a run creates no cycles, and collections slow down imports
     try:
-        job = _job(arguments)
-        end_at_once()
-        return job()
-    except VmfilterError as e:
-        say(trouble(e))
-        return e.exit_status
-    except MemoryError:
-        say("out of memory; use fewer threads (-j 1)")
-        return 1
-    except ImportError as e:
+        from vmfilter.cli.command import run  # here: a signal may come, or memory run out, while it is imported
+
+        return run(arguments)
+    except KeyboardInterrupt:  # until run() has its own handlers, Python's raises this
+        return _failed("ended by SIGINT; no partial file remains", 130)
+    except Exception as e:
+        if (why := _explained(e)) is None:
+            raise
+        return _failed(why, 1)
+
+
+def _explained(error: Exception) -> str | None:
+    """Return a line about an error that comes from the machine, as imports without enough memory do; else None."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "out of memory; use fewer threads (-j 1)"
+    if isinstance(error, SystemError | SyntaxError):  # CPython raises either if it compiles without enough memory
+        return f"Python failed, perhaps because it is out of memory: {error}"
+    if isinstance(error, ImportError):
         from vmfilter.cli.core import not_loaded
 
-        if (why := not_loaded(e)) is None:
-            raise
-        say(why)
-        return 1
-    except EndedError as e:
-        say(str(e))
-        return 128 + e.number
-    finally:
-        flush()
-        gc.freeze()  # spare the interpreter a final collection
+        return not_loaded(error)
+    return None
+
+
+def _failed(why: str, status: int) -> int:
+    try:
+        if sys.stderr is not None:  # None: the parent process closed it
+            sys.stderr.write(f"vmfilter: {why}\n")
+    except OSError:
+        pass
+    return status

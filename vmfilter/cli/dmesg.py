@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         _, _, kernel, error, doubts = understand(dump)
         try:
             if kernel is None:
-                raise error or KernelError("its kernel is unknown")
+                raise KernelError(error or "its kernel is unknown")
             log = KernelLog(kernel)
             records = log.records(since_clear=options.since_clear)
             hand_out(

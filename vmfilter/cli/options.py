@@ -108,7 +108,7 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
         help="use only as many threads and buffers as fit in SIZE bytes of memory (K, M, G, T); to decompress an input "
         "that was compressed as a whole, use at most as many (default: 128M)",
     )
-    p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    p.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
     p.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
     add_sha256(p)

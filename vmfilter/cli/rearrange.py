@@ -28,7 +28,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--force", action="store_true", help="replace DUMP if it exists")
+    p.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
     add_sha256(p)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
     p.add_argument("dump", metavar="DUMP", help="output file")

@@ -254,3 +254,5 @@ def packed(
             yield pending.popleft().pages()
     finally:
         pool.end()
+        for chunk in pending:
+            chunk.drop()

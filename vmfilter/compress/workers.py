@@ -46,7 +46,11 @@ class Task(Generic[W]):
             if error is not None:
                 raise error
         finally:
-            del error  # breaks a cycle: the traceback refers to this frame, and would keep its locals alive
+            del error  # see vmfilter.errors
+
+    def drop(self) -> None:
+        """Forget what do() raised; called once the pool has ended, for a task that nobody waits for."""
+        self._error = None
 
     def begin(self) -> None:
         """Mark the task as pending; called by the pool."""

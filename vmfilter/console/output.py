@@ -13,7 +13,8 @@ from typing import TextIO
 def prepare() -> None:
     """Escape what standard output cannot encode, as Python does on standard error: file names are arbitrary bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # this flushes, and asks where a file ends
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def one_line(text: str) -> str:

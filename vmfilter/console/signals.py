@@ -57,6 +57,12 @@ def end_at_once() -> None:
     _handle(end)
 
 
+def end_by_default() -> None:
+    """From now on, a signal ends the process at once: nothing is left to clean up."""
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class EndsBetweenPages:
     """A Progress for --keep-incomplete: a signal ends the run where the pages written so far make a valid dump.
 

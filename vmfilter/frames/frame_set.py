@@ -173,12 +173,17 @@ class FrameSet:
         yield from _complete(memoryview(bytes(self._records)))
 
     def _pread(self, offset: int, size: int) -> bytes:
-        try:
-            data = os.pread(self._fd, size, offset)
-        except OSError as e:
-            raise OutputError(f"temporary file: cannot be read at offset {offset:#x}: {e.strerror}") from e
-        if len(data) < size:
-            raise OutputError(f"temporary file: truncated by another program: ends at offset {offset + len(data):#x}")
+        """Read size bytes of the temporary file, in as many calls as it takes."""
+        data = b""
+        while len(data) < size:
+            at = offset + len(data)
+            try:
+                part = os.pread(self._fd, size - len(data), at)
+            except OSError as e:
+                raise OutputError(f"temporary file: cannot be read at offset {at:#x}: {e.strerror}") from e
+            if not part:
+                raise OutputError(f"temporary file: truncated by another program: ends at offset {at:#x}")
+            data += part
         return data
 
     def _spill(self) -> None:

@@ -7,6 +7,7 @@ kernel whose release it gives; witnesses.py chooses among several.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError, UnreadableError
@@ -42,7 +43,7 @@ class Understood(NamedTuple):
         page_size: bytes of a page.
         info: its VMCOREINFO; None if the dump has none.
         kernel: the kernel; None if it was not found.
-        error: the reason if it was not found.
+        error: the reason if it was not found; "" otherwise.
         warnings: why its VMCOREINFO may be another's, one line each.
 
     """
@@ -50,7 +51,7 @@ class Understood(NamedTuple):
     page_size: int
     info: Vmcoreinfo | None
     kernel: Kernel | None
-    error: KernelError | None
+    error: str
     warnings: list[str]
 
 
@@ -99,12 +100,13 @@ def survey(dump: Dump, everywhere: bool = False) -> Survey:
         used, warnings = _choose(dump, tried)
         kernel = used.kernel
         assert kernel is not None
-        understood = Understood(kernel.page_size, kernel.info, kernel, None, warnings)
+        understood = Understood(kernel.page_size, kernel.info, kernel, "", warnings)
     except KernelError as e:
+        error = str(e)
         if any(note.name == b"VMCOREINFO_XEN" for note in dump.notes):  # a PV guest's tables have Xen's addresses
-            e = KernelError(f"{e}; the machine ran Xen, whose dumps vmfilter does not understand: crash opens them")
+            error += "; the machine ran Xen, whose dumps vmfilter does not understand: crash opens them"
         info = next((one.info for one in tried if one.place == _NOTE), None)
-        understood = Understood(page_size, info, None, e, [])
+        understood = Understood(page_size, info, None, error, [])
     if everywhere and (dump.vmcoreinfo_at is not None or all(one.address is None for one in tried)):
         tried += _others(dump, used) if used else _in_memory(dump)
     return Survey(understood, [one.told(one is used) for one in tried])
@@ -186,11 +188,12 @@ def _instead_of(note: _Candidate, dump: Dump, tried: list[_Candidate]) -> tuple[
 
     Converters of hypervisors' snapshots write one from System.map, without KASLR.
     """
-    try:
+    best = None
+    with suppress(KernelError):
         best, warnings = _best(dump, tried)
-    except KernelError:
+    if best is None:
         if note.kernel is None:
-            raise KernelError(note.failure) from None
+            raise KernelError(note.failure)
         return note, [f"{dump.path}: {note.failure}; it is used, since memory has no other"]
     instead = f"the text at {best.place} of memory is used"
     return best, [f"{dump.path}: the VMCOREINFO note is passed over: {note.failure}; {instead}", *warnings]

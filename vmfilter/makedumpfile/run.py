@@ -120,7 +120,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
         _show_vmcoreinfo(dump, messages)
         _, _, kernel, error, doubts = understand(dump)
         if kernel is None:
-            raise error or KernelError(f"{dump.path}: its kernel is unknown")
+            raise KernelError(error or f"{dump.path}: its kernel is unknown")
         log = KernelLog(kernel)
         lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
     for warning in (*doubts, *(f"{command.files[0]}: {warning}" for warning in log.warnings())):
@@ -181,8 +181,8 @@ def _translate(dump: Dump, vaddr: int, messages: Messages) -> None:
     from vmfilter.kernel.search import understand
 
     _, _, kernel, error, _ = understand(dump)
-    if error is not None:
-        messages.error(str(error))
+    if error:
+        messages.error(error)
     mappings = kernel.memory.translate(vaddr, 1) if kernel else iter(())
     paddr = next((m.paddr for m in mappings), _NOT_MAPPED)
     messages.common("", f"Translating virtual address {vaddr:x} to physical address.")
@@ -229,8 +229,10 @@ class _Creation:
         if result is not None and result.incomplete:
             self._messages.common("This is an incomplete dumpfile, but might analyzable.")
         if result is None or result.cut_off:
-            failure = result and self._failed(result)
-            raise failure or OutputError(f"{self._names}: the new dump does not fit")
+            try:
+                raise (result and self._failed(result)) or OutputError(f"{self._names}: the new dump does not fit")
+            finally:
+                del result  # see vmfilter.errors
         return result
 
     @staticmethod
@@ -247,7 +249,7 @@ class _Creation:
             level |= before
             source = command.files[0]
             messages.common(f"dump_level is changed to {level}, because {source} was created by dump_level({before}).")
-        result = None
+        result, failed = None, ""
         try:
             result = filter_dump(
                 self._dump,
@@ -262,22 +264,26 @@ class _Creation:
                 dry_run=command.dry_run,
                 progress=self._progress,
             )
-            failure = result.failure
+            if result.failure is not None:
+                failed = _reason(result.failure)
+            elif result.cut_off:
+                failed = f"Size limit({command.limit}) reached."
         except NoSpaceError as e:
-            failure = e
+            failed = _reason(e)
         finally:
             messages.end_progress()
-        if failure is not None or (result is not None and result.cut_off):
-            reason = f"Size limit({command.limit}) reached."
-            if failure is not None:
-                reason = str(failure.__cause__.strerror) if isinstance(failure.__cause__, OSError) else str(failure)
-            messages.common("", f"Can't write the dump file({self._names}). {reason}")
+        if failed:
+            messages.common("", f"Can't write the dump file({self._names}). {failed}")
         return result
 
     def _delete(self, result: Statistics | None) -> None:
         if result is not None and not self._command.dry_run:
             for path in self._outputs:
                 os.unlink(path)
+
+
+def _reason(failure: BaseException) -> str:
+    return str(failure.__cause__.strerror) if isinstance(failure.__cause__, OSError) else str(failure)
 
 
 _JOBS: dict[str, Callable[[Command, Messages], str]] = {

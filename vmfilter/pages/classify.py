@@ -132,7 +132,10 @@ class Classifier:
             self._layout = layout
             self.kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
             # Page-aligned, unlike a bytearray: reads into it copy faster.
-            self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
+            try:
+                self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
+            except OSError as e:
+                raise MemoryError from e
             self._view = memoryview(self._structs)
 
     def windows(self) -> Iterator[Window]:

@@ -130,10 +130,8 @@ class Destination:
     @contextmanager
     def transports(self) -> Iterator[list[Transport]]:
         """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
-        made: list[Transport] = []
+        made = [self._transport(path) for path in self.paths]
         with published(made):
-            for path in self.paths:
-                made.append(self._transport(path))
             yield made
 
     def _transport(self, path: str) -> Transport:
@@ -141,12 +139,7 @@ class Destination:
             return self._file(path)
         from vmfilter.writer.transport.flattened import FlattenedTransport
 
-        below = self._file(path) if path != "-" or self.form.dry_run else _standard_output()
-        try:
-            return FlattenedTransport(below)
-        except BaseException:
-            below.abort()
-            raise
+        return FlattenedTransport(self._file(path) if path != "-" or self.form.dry_run else _standard_output())
 
     def _file(self, path: str) -> Transport:
         if not self.form.dry_run:
@@ -171,6 +164,14 @@ def _standard_output() -> Sink:
     fd, name = sys.stdout.fileno(), "standard output"
     if os.isatty(fd):
         raise UsageError(f"{name} is a terminal: redirect the dump to a file or a pipe")
+    try:
+        return _sink(fd, name)
+    except OSError as e:
+        raise OutputError(f"{name}: cannot be written: {e.strerror}") from e
+
+
+def _sink(fd: int, name: str) -> Sink:
+    """Return the sink for an open file. Raises OSError if it cannot say what it is, or where it is written."""
     from vmfilter.writer.transport.stream import DiskSink, StreamSink
 
     info = os.fstat(fd)
@@ -178,7 +179,7 @@ def _standard_output() -> Sink:
     if appends or not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
         return StreamSink(fd, name)
     if stat.S_ISREG(info.st_mode) and not info.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
-        return OpenFile(fd, f"/proc/self/fd/{fd}", name)
+        return OpenFile(fd, name)
     return DiskSink(fd, name)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import failure_of
 from vmfilter.writer.base import Written
 from vmfilter.writer.kdump import KdumpWriter, PartRange
 
@@ -123,14 +123,12 @@ class SplitWriter:
 
     def settle(self) -> None:
         """See Writer. If one file has lost pages, the set is incomplete."""
-        failures = []
-        for writer in self._writers:
-            try:
-                writer.settle()
-            except OutputError as e:
-                failures.append(e)
-        if failures:
-            raise failures[0]
+        failures = [failure for writer in self._writers if (failure := failure_of(writer.settle))]
+        try:
+            if failures:
+                raise failures[0]
+        finally:
+            failures.clear()  # see vmfilter.errors
 
     def finish(self, incomplete: bool = False) -> int:
         return sum(writer.finish(incomplete) for writer in self._writers)

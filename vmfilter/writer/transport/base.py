@@ -13,7 +13,15 @@ Write = Callable[[int, memoryview, int], int]
 
 
 class Sink(Protocol):
-    """A sequence of bytes. It ends with publish() after sync(), or with abort()."""
+    """A sequence of bytes. create() begins it; publish() after sync() and close(), or abort(), end it."""
+
+    def create(self) -> None:
+        """Open what takes the bytes. A signal may interrupt this, so abort() must follow if it does not return.
+
+        Raises:
+            OutputError: it exists, or cannot be created.
+
+        """
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write bulk data, at ascending offsets. They may be written later, until settle().
@@ -47,6 +55,9 @@ class Sink(Protocol):
 
     def publish(self) -> None:
         """Give the dump its name. Raises OutputError if that fails."""
+
+    def close(self) -> None:
+        """Let go of a dump that was published: it stays."""
 
     def abort(self) -> str | None:
         """Remove the dump, even one that publish() has named, unless it replaced another file.
@@ -112,8 +123,10 @@ class Transport(Sink, Protocol):
 
 @contextmanager
 def published(sinks: Sequence[Sink]) -> Iterator[None]:
-    """Publish the sinks that the block writes and syncs, and sinks that it adds. On failure, remove all of them."""
+    """Create sinks, and publish them once the block has written and synced them. On failure, remove all of them."""
     try:
+        for sink in sinks:
+            sink.create()
         yield
         for sink in sinks:
             sink.publish()
@@ -123,6 +136,13 @@ def published(sinks: Sequence[Sink]) -> Iterator[None]:
             if left is not None:
                 e.add_note(left)
         raise
+    for sink in sinks:
+        sink.close()
+
+
+def path_of(fd: int) -> str:
+    """Return a path that leads to an open file whatever has its name by now: others may write to its folder."""
+    return f"/proc/self/fd/{fd}"
 
 
 def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

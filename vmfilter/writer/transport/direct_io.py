@@ -14,7 +14,7 @@ import os
 import threading
 from queue import SimpleQueue
 
-from vmfilter.writer.transport.base import Write
+from vmfilter.writer.transport.base import Write, path_of
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
 _BUFFER_BYTES = 2 << 20
@@ -32,12 +32,11 @@ class DirectWriter:
 
     """
 
-    def __init__(self, fd: int, path: str, write: Write) -> None:
+    def __init__(self, fd: int, write: Write) -> None:
         """Allocate the buffers; begin() comes next.
 
         Args:
             fd: of the file.
-            path: of the file, to open it again with O_DIRECT.
             write: used for every write.
 
         Raises:
@@ -45,7 +44,7 @@ class DirectWriter:
 
         """
         self._write = write
-        self._path, self._fd, self._direct = path, fd, -1
+        self._fd, self._direct = fd, -1
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
         self._full: SimpleQueue[_Piece | None] = SimpleQueue()
         self._buffer: mmap.mmap | None = None  # the one being filled
@@ -65,7 +64,7 @@ class DirectWriter:
 
         """
         with contextlib.suppress(OSError):  # the file system has no O_DIRECT
-            self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            self._direct = os.open(path_of(self._fd), os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._thread.start()
 
     def put(self, offset: int, view: memoryview) -> None:

@@ -10,6 +10,9 @@ class Discard:
 
     is_stream = False
 
+    def create(self) -> None:
+        pass
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         pass
 
@@ -42,6 +45,9 @@ class Discard:
         pass
 
     def publish(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def abort(self) -> str | None:

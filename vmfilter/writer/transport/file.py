@@ -9,7 +9,7 @@ import stat
 
 from vmfilter.compress.budget import has_room
 from vmfilter.errors import NoSpaceError, OutputError
-from vmfilter.writer.transport.base import write_all, zeros_in
+from vmfilter.writer.transport.base import path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,16 +22,15 @@ class _File:
 
     is_stream = False
 
-    def __init__(self, fd: int, path: str, name: str) -> None:
-        """Create nothing: the file is open.
+    def __init__(self, fd: int, name: str) -> None:
+        """Create nothing.
 
         Args:
-            fd: to write to.
-            path: opens the same file again.
+            fd: to write to; -1 until the file is created.
             name: for messages.
 
         """
-        self._fd, self._opened, self._path = fd, path, name
+        self._fd, self._path = fd, name
         self._unsynced = 0
         self._writer: DirectWriter | None = None
         self._landed = 0
@@ -117,7 +116,7 @@ class _File:
         if not self._scarce and has_room():
             try:
                 # Assigned before it begins: a signal may arrive at any time, and abort() must find the thread.
-                self._writer = DirectWriter(self._fd, self._opened, self._pwrite)
+                self._writer = DirectWriter(self._fd, self._pwrite)
                 self._writer.begin()
             except (OSError, MemoryError, RuntimeError):
                 self._abandon()
@@ -132,15 +131,13 @@ class _File:
     def settle(self) -> None:
         if self._writer is None:
             return
-        failure: OSError | None = None
         try:
             self._writer.finish()
         except OSError as e:
-            failure = e
+            self._landed, self._writer = self._writer.landed, None
+            raise self._failed(e) from e
         # Not earlier: if a signal interrupts finish(), abort() must join the thread before it closes the file.
         self._landed, self._writer = self._writer.landed, None
-        if failure is not None:
-            raise self._failed(failure) from failure
 
     @property
     def landed(self) -> int:
@@ -158,6 +155,12 @@ class _File:
 class OpenFile(_File):
     """A file that the caller opened, and closes. It is emptied again if it does not become a dump."""
 
+    def create(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def publish(self) -> None:
         """Move to the end of the dump, so that later output to the file follows it."""
         with contextlib.suppress(OSError):
@@ -172,10 +175,17 @@ class OpenFile(_File):
         return None
 
 
-def real_path(path: str) -> str:
-    """Return a path as an absolute one without links. Raises OutputError if the working directory is gone."""
+def real_path(path: str, follow: bool = True) -> str:
+    """Return a path as an absolute one without links. Raises OutputError if the working directory is gone.
+
+    Args:
+        path: any path.
+        follow: whether its last part is followed too, if that is a link.
+
+    """
+    folder, name = os.path.split(path)
     try:
-        return os.path.realpath(path)
+        return os.path.realpath(path) if follow else os.path.join(os.path.realpath(folder), name)
     except OSError as e:
         raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
 
@@ -183,47 +193,56 @@ def real_path(path: str) -> str:
 class FileTransport(_File):
     """A file with a temporary name, which gets its own once it is synced.
 
-    Its mode is 0600: a dump contains secrets of every user.
+    Its mode is 0600: a dump contains secrets of every user. Others may write to its folder, and replace names there by
+    links. So the folder and the file are opened once, and all that follows is about these two descriptors.
     """
 
     def __init__(self, path: str, force: bool = False) -> None:
-        """Create the file.
+        """Create nothing yet.
 
         Args:
             path: its final name.
-            force: whether to replace a regular file of that name.
+            force: whether to replace a regular file of that name. If it is a link, its target is replaced.
 
         Raises:
-            OutputError: it exists, or cannot be created.
+            OutputError: it is not the name of a file.
 
         """
         if not os.path.basename(path):
             raise OutputError(f"{path!r}: is not the name of a file")
-        self._path = real_path(path)  # with force, the target of a link is replaced, not the link
+        self._given = path
+        super().__init__(-1, real_path(path, follow=force))
+        self._name = os.path.basename(self._path)
         self._force = force
-        self._named = False
-        self._check_free(path)  # the path as given: /dev/stdout, say, may lead to something without a path
-        folder, name = os.path.split(self._path)
-        short = os.fsdecode(os.fsencode(name)[:200])
-        # Not hidden: after SIGKILL the file remains, and its owner must see it.
-        temporary = os.path.join(folder, f"{short}.{os.getpid()}.{id(self):x}.incomplete")
+        self._folder = -1
+        self._temporary = ""  # name of the file, while it has one that abort() must remove
+        self._named = False  # whether abort() must remove the final name too
+
+    def create(self) -> None:
         try:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._check_free(self._given)  # as given: /dev/stdout, say, may lead to something without a path
+            self._folder = _open_folder(os.path.dirname(self._path))
+            # Not hidden: after SIGKILL the file remains, and its owner must see it.
+            short = os.fsdecode(os.fsencode(self._name)[:200])
+            self._temporary = f"{short}.{os.getpid()}.{id(self):x}.incomplete"
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
         except OSError as e:
-            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
-        super().__init__(fd, temporary, self._path)
+            self._temporary = ""
+            raise OutputError(f"{self._given}: cannot be written: {e.strerror}") from e
 
     def descriptor(self) -> int:
         """Return a new descriptor of the file, to read what was written."""
         return os.dup(self._fd)
 
     def _check_free(self, path: str) -> None:
+        """Check that a name is free, or may be replaced. Raises OutputError if not, OSError if that is unknown."""
         try:
             info = os.stat(path)
         except FileNotFoundError:
+            if os.path.islink(path) and not self._force:
+                raise OutputError(f"{path}: is a link to a file that does not exist; --force makes that file") from None
             return
-        except OSError as e:
-            raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
         if not stat.S_ISREG(info.st_mode):
             raise OutputError(f"{path}: exists and is not a regular file; choose another name")
         if not self._force:
@@ -232,51 +251,80 @@ class FileTransport(_File):
     def publish(self) -> None:
         try:
             if self._force:
-                os.replace(self._opened, self._path)
+                self._rename()
             else:
                 self._link()
-                self._named = True
-            self._sync_folder()
+            with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is synced
+                os.fsync(self._folder)
         except FileExistsError:
             raise OutputError(f"{self._path}: was created by another process meanwhile; it is not replaced") from None
         except OSError as e:
             raise self._failed(e) from e
-        self._close()
 
     def _link(self) -> None:
         """Give the file its name, unless another process has taken it."""
+        self._named = True
         try:
-            os.link(self._opened, self._path)
+            os.link(path_of(self._fd), self._name, dst_dir_fd=self._folder)
         except FileExistsError:
             raise
         except OSError:  # a file system without hard links
             self._check_free(self._path)
-            os.rename(self._opened, self._path)
+            self._rename()
         else:
-            with contextlib.suppress(OSError):  # the dump already has its name
-                os.unlink(self._opened)
+            self._remove_temporary()  # if that fails, the dump has its name all the same
 
-    def _sync_folder(self) -> None:
-        with contextlib.suppress(OSError):  # some file systems cannot sync a directory; the file itself is synced
-            folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    def _rename(self) -> None:
+        self._check_is(self._temporary)
+        os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._check_is(self._name)
+        self._temporary = ""
 
-    def _close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
-        self._fd = -1
+    def _check_is(self, name: str) -> None:
+        """Check that a name in the folder is this file's."""
+        if not self._is(name):
+            raise OutputError(f"{self._path}: another process has replaced the file before it got this name")
+
+    def _is(self, name: str) -> bool:
+        try:
+            info = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(info, os.fstat(self._fd))
+
+    def close(self) -> None:
+        for fd in self._fd, self._folder:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self._fd = self._folder = -1
 
     def abort(self) -> str | None:
         self._abandon()
-        if self._fd >= 0:
-            self._close()
+        left = self._remove_temporary() if self._temporary else None
+        if self._named and self._fd >= 0 and self._is(self._name):
             with contextlib.suppress(OSError):
-                os.unlink(self._opened)
-        if self._named:
-            self._named = False
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+                os.unlink(self._name, dir_fd=self._folder)
+        self._named = False
+        self.close()
+        return left
+
+    def _remove_temporary(self) -> str | None:
+        """Remove the temporary name; return what remains if that fails."""
+        name, self._temporary = self._temporary, ""
+        try:
+            os.unlink(name, dir_fd=self._folder)
+        except FileNotFoundError:  # a signal came before it was made, or another process removed it
+            pass
+        except OSError as e:
+            path = os.path.join(os.path.dirname(self._path), name)
+            return f"{path}: is not a dump, and cannot be removed: {e.strerror}"
         return None
+
+
+def _open_folder(path: str) -> int:
+    """Open a folder. One that may be written to but not read cannot be synced."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from vmfilter.errors import NoSpaceError, OutputError
+from vmfilter.errors import NoSpaceError, OutputError, failure_of, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
 from vmfilter.writer.transport.base import Sink, zeros_in
 
@@ -55,7 +55,7 @@ class FlattenedTransport:
     is_stream = True
 
     def __init__(self, below: Sink) -> None:
-        """Write the header.
+        """Begin with the header.
 
         Args:
             below: the stream.
@@ -76,6 +76,9 @@ class FlattenedTransport:
         self._landed = 0
         self._failure: OutputError | None = None
         self._append(flattened_header())
+
+    def create(self) -> None:
+        self._below.create()
 
     def _append(self, *parts: bytes | bytearray | memoryview) -> None:
         """Add a record, or the header, which may come in parts, to the stream."""
@@ -101,7 +104,9 @@ class FlattenedTransport:
                     self._below.stream(at, part)
                     at += len(part)
         except (OutputError, MemoryError) as e:  # part of it may be in the stream
-            self._failure = e if isinstance(e, OutputError) else OutputError("out of memory")
+            self._failure = type(e)(*e.args) if isinstance(e, OutputError) else OutputError("out of memory")
+            self._failure.__cause__ = e.__cause__
+            without_frames(self._failure)
             raise
 
     def _have_room(self, size: int) -> None:
@@ -174,20 +179,18 @@ class FlattenedTransport:
         self._record(offset, data)
 
     def settle(self) -> None:
-        try:
-            if self._failure is None:
-                self._flush()
-                self._send()
-        except OutputError as e:
-            self._failure = e
-        failure, self._failure = self._failure, None
-        try:
-            self._below.settle()
-        except OutputError as e:
-            failure = e
+        failure = self._failure or failure_of(self._send_all)
+        failure, self._failure = failure_of(self._below.settle) or failure, None
         if failure is not None:
             self._go_back()
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # see vmfilter.errors
+
+    def _send_all(self) -> None:
+        self._flush()
+        self._send()
 
     def _go_back(self) -> None:
         """Go back to what has landed, and note what to repeat."""
@@ -250,6 +253,9 @@ class FlattenedTransport:
 
     def publish(self) -> None:
         self._below.publish()
+
+    def close(self) -> None:
+        self._below.close()
 
     def abort(self) -> str | None:
         """See Sink. A stream without its last record is not a dump."""

@@ -20,28 +20,24 @@ class HashedFileTransport(FileTransport):
     """
 
     def __init__(self, path: str, force: bool = False) -> None:
-        """Create both files.
+        """Create neither file yet.
 
         Args:
             path: final name of the dump.
             force: whether to replace regular files of these names.
 
         Raises:
-            OutputError: one exists, or cannot be created.
+            OutputError: it is not the name of a file.
 
         """
         super().__init__(path, force)
-        self._name = os.fsencode(os.path.basename(path))
-        try:
-            self._hash = FileTransport(path + SUFFIX, force)
-        except BaseException:
-            super().abort()
-            raise
-        try:
-            self._hash.reserve(0, _RESERVED)  # a full disk must not cost the dump
-        except BaseException:
-            self.abort()
-            raise
+        self._listed = os.fsencode(os.path.basename(path))
+        self._hash = FileTransport(path + SUFFIX, force)
+
+    def create(self) -> None:
+        super().create()
+        self._hash.create()
+        self._hash.reserve(0, _RESERVED)  # a full disk must not cost the dump
 
     def publish(self) -> None:
         try:
@@ -50,13 +46,17 @@ class HashedFileTransport(FileTransport):
                 digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be read again for its SHA-256: {e.strerror}") from e
-        name = self._name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-        line = b"\\" * (name != self._name) + digest + b"  " + name + b"\n"
+        name = self._listed.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+        line = b"\\" * (name != self._listed) + digest + b"  " + name + b"\n"
         self._hash.write(0, line)
         self._hash.sync(len(line))
         super().publish()
         self._hash.publish()
 
+    def close(self) -> None:
+        super().close()
+        self._hash.close()
+
     def abort(self) -> str | None:
-        self._hash.abort()
-        return super().abort()
+        left = [self._hash.abort(), super().abort()]
+        return "; ".join(filter(None, left)) or None

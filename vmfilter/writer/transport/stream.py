@@ -28,15 +28,18 @@ class StreamSink:
         self._fd = fd
         self._name = name
         self._at = 0
-        self._failure: OutputError | None = None
+        self._failure = ""
         with contextlib.suppress(OSError):  # not a pipe, or this user may not have a larger one
             if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_BYTES:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
+    def create(self) -> None:
+        pass
+
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Sink. Offsets have no gaps. After a failure all calls fail: part of the data may be out."""
         if self._failure:
-            raise self._failure
+            raise OutputError(self._failure)
         assert offset == self._at
         view = memoryview(data)
         try:
@@ -45,8 +48,8 @@ class StreamSink:
                 view, self._at = view[n:], self._at + n
         except (OSError, MemoryError) as e:
             reason = e.strerror if isinstance(e, OSError) else "out of memory"
-            self._failure = OutputError(f"{self._name}: cannot be written after {self._at} bytes: {reason}")
-            raise self._failure from e
+            self._failure = f"{self._name}: cannot be written after {self._at} bytes: {reason}"
+            raise OutputError(self._failure) from e
 
     def settle(self) -> None:
         pass
@@ -67,6 +70,9 @@ class StreamSink:
                 raise OutputError(f"{self._name}: cannot be written: {e.strerror}") from e
 
     def publish(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def abort(self) -> str | None:
