@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from spans import Span, spans
 
@@ -81,7 +82,7 @@ def _other_number(before: int, bits: int, others: list[int], chance: random.Rand
 
 
 def _change_number(out: bytearray, span: Span, known: list[Span], chance: random.Random) -> None:
-    order = "little" if span.kind == "<" else "big"
+    order: Literal["little", "big"] = "little" if span.kind == "<" else "big"
     others = [len(out)]
     for other in chance.sample(known, min(4, len(known))):
         others += [other.start, other.end - other.start]

@@ -1,7 +1,7 @@
 """Fuzzes targets, as many at once as there are CPUs: run.py SECONDS [TARGET...]. Exit status 1: something was found.
 
-Python targets run under atheris, those of core.c under libFuzzer, each in a process of its own, which starts again after
-a finding. build/fuzz/ keeps the corpus, logs and findings.
+Python targets run under atheris, those of core.c under libFuzzer, each in a process of its own, and in another one
+after a finding. build/fuzz/ keeps the corpus, logs and findings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ FOLDER = Path("build/fuzz")
 CORE = FOLDER / "core"
 _CORE_TARGETS = re.compile(r'\{"(\w+)", \1\}')
 _LARGEST = 1 << 20  # bytes of an input
+_SLOWER = 3  # times that instrumentation makes the code slower
 _MOST = 10  # findings of a target in one run
-_FOUND = re.compile(r"^(?:\w+(?:\.\w+)*(?:Error|Exception|Interrupt)\b.*|.*(?:ERROR: \w+: .*|runtime error: .*|not true: .*))$", re.M)
+_FOUND = re.compile(
+    r"^(?:\w+(?:\.\w+)*(?:Error|Exception|Interrupt)\b.*|.*(?:ERROR: \w+: .*|runtime error: .*|not true: .*))$", re.M
+)
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Campaign:
         for seed in self.seeds():
             (corpus / sha256(seed).hexdigest()[:16]).write_bytes(seed)
         options = {"max_total_time": max(int(self.seconds), 1), "max_len": _LARGEST, "len_control": 0}
-        options |= {"timeout": 60, "rss_limit_mb": 4096, "print_final_stats": 1}
+        options |= {"timeout": 300, "rss_limit_mb": 4096, "print_final_stats": 1}
         findings = FOLDER / "findings" / f"{self.name}-"
         self.start([f"-{k}={v}" for k, v in options.items()] + [f"-artifact_prefix={findings}", str(corpus)])
 
@@ -94,7 +97,10 @@ def _python_campaigns() -> list[Campaign]:
         for module in walk_packages(vmfilter.__path__, "vmfilter."):  # some are imported only where they are needed
             if module.name.split(".")[1] not in ("integration", "__main__"):
                 import_module(module.name)
+    import limits
     from targets import TARGETS, Target, attempt
+
+    limits.SECONDS *= _SLOWER
 
     def starter(target: Target) -> Callable[[list[str]], NoReturn]:
         def start(options: list[str]) -> NoReturn:
@@ -145,7 +151,9 @@ def main(seconds: int, names: list[str]) -> int:
             waiting.insert(0, campaign)
             continue
         found += len(campaign.findings)
-        print(f"{campaign.name:17} {campaign.executions:>11,} executions  {len(campaign.findings)} findings", flush=True)
+        print(
+            f"{campaign.name:17} {campaign.executions:>11,} executions  {len(campaign.findings)} findings", flush=True
+        )
         for finding in campaign.findings:
             print(f"    {finding}", flush=True)
     return 1 if found else 0

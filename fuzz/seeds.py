@@ -31,7 +31,10 @@ TESTDATA = Path(__file__).parents[1] / "testdata"
 PAGE = 4096
 PMEM = 0x100000000
 _KERNEL_PAGES = 12  # of the tiny vmcore: page tables, name, sections, struct pages
-_PLACE = (b"SYMBOL", b"PAGESIZE", b"OFFSET(uts", b"NUMBER(phys", b"NUMBER(sme", b"NUMBER(pgt", b"NUMBER(SEC", b"NUMBER(MAX")
+_PLACE = (
+    *(b"SYMBOL", b"PAGESIZE", b"OFFSET(uts", b"NUMBER(phys", b"NUMBER(sme", b"NUMBER(pgt"),
+    *(b"NUMBER(SEC", b"NUMBER(MAX", b"SIZE(mem", b"OFFSET(mem", b"LENGTH(mem"),
+)
 """Lines of VMCOREINFO that tell where things are in the tiny vmcore; later lines count."""
 _LARGEST = 1 << 18  # bytes of a seed: larger ones make every run slow
 _CODECS = ("none", "zlib", "lzo", "snappy", "zstd", "lz4")
@@ -89,8 +92,8 @@ def kdump() -> Iterator[bytes]:
     """kdump-compressed dumps of each version, byte order, header form and codec, and vmfilter's."""
     whole = whole_file(frames=24)
     for version in range(1, 7):
-        options = {"version": version, "notes": tiny().notes if version > 3 else b""}
-        yield replace(whole, codec=lambda pfn: _CODECS[pfn % 6], **options).build()
+        notes = tiny().notes if version > 3 else b""
+        yield replace(whole, codec=lambda pfn: _CODECS[pfn % 6], version=version, notes=notes).build()
     for header, endian, machine in zip(["64", *SUB], "><<<", (b"s390x", b"x86_64", b"i686", b"armv7l"), strict=True):
         yield replace(whole, header=header, endian=endian, machine=machine).build()
     for _, _, endian, header, size in PRSTATUS:  # by QEMU
@@ -182,9 +185,9 @@ def kernel() -> Iterator[bytes]:
         yield from _synthetic(machine)
     for sparse, levels in (("static", 4), ("array", 5), ("pointer", 4)):
         yield from _synthetic(Synthetic(sparse=sparse, levels=levels, text_vaddr=True, physical_bits=29))
-    for machine in MACHINES.values():
-        if machine.page <= 4 * PAGE and machine.section_bits < 27:
-            yield from _synthetic(Synthetic(FLAVOURS["6.12"], machine))
+    for other in MACHINES.values():
+        if other.page <= 4 * PAGE and other.section_bits < 27:
+            yield from _synthetic(Synthetic(FLAVOURS["6.12"], other))
 
 
 def log() -> Iterator[bytes]:
@@ -239,5 +242,3 @@ def vmcores() -> Iterator[bytes]:
     yield from _dumps()
     yield from itertools.islice(kernel(), 0, None, 4)
     yield from pmem()
-
-
