@@ -11,9 +11,11 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from pkgutil import walk_packages
 from random import Random
@@ -70,7 +72,8 @@ class Campaign:
         corpus.mkdir(parents=True, exist_ok=True)
         for seed in self.seeds():
             (corpus / sha256(seed).hexdigest()[:16]).write_bytes(seed)
-        options = {"max_total_time": max(int(self.seconds), 1), "max_len": _LARGEST, "len_control": 0}
+        left = self.seconds - (time.monotonic() - self._began)
+        options = {"max_total_time": max(int(left), 1), "max_len": _LARGEST, "len_control": 0}
         options |= {"timeout": 300, "rss_limit_mb": 4096, "print_final_stats": 1}
         findings = FOLDER / "findings" / f"{self.name}-"
         self.start([f"-{k}={v}" for k, v in options.items()] + [f"-artifact_prefix={findings}", str(corpus)])
@@ -91,7 +94,7 @@ class Campaign:
 def _python_campaigns() -> list[Campaign]:
     if atheris is None:
         return []
-    with atheris.instrument_imports(include=["vmfilter"]):
+    with redirect_stderr(StringIO()), atheris.instrument_imports(include=["vmfilter"]):  # it names each module
         import vmfilter
 
         for module in walk_packages(vmfilter.__path__, "vmfilter."):  # some are imported only where they are needed

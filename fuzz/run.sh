@@ -29,16 +29,12 @@ clang_here() {
 }
 if ! clang_here && [ "$(id -u)" = 0 ]; then
     apt-get update -q
-    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends clang libclang-rt-dev ||
-        DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends clang libclang-rt-14-dev || :
+    release=$(apt-cache depends clang | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p')
+    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends clang "libclang-rt-$release-dev" || :
 fi
 if clang_here; then
-    libraries=$($python - <<'END'
-import re
-print(*re.findall(r'\("(HAVE_\w+)", "([^"]+)", "(\w+)"', open("setup.py").read()), sep="\n")
-END
-    )
-    echo "$libraries" | tr -d "(),'" | while read -r macro header library; do
+    sed -n 's/^    ("\(HAVE_[A-Z0-9]*\)", "\([^"]*\)", "\([a-z0-9]*\)".*/\1 \2 \3/p' setup.py |
+    while read -r macro header library; do
         printf '#include <stddef.h>\n#include <%s>\n' "$header" | clang -E -x c - >/dev/null 2>&1 || continue
         echo "-D$macro=1 -l$library"
     done >build/fuzz/flags
