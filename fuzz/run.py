@@ -128,7 +128,13 @@ def _core_campaigns() -> list[Campaign]:
         return lambda options: os.execve(CORE, [str(CORE), *options], {**os.environ, "FUZZ_TARGET": name})
 
     names = _CORE_TARGETS.findall(Path(__file__).with_name("core.c").read_text())
-    return [Campaign(f"core-{n}", starter(n), lambda: [Random(1).randbytes(2000)], 0) for n in names]
+    return [Campaign(f"core-{n}", starter(n), _noise, 0) for n in names]
+
+
+def _noise() -> list[bytes]:
+    """Return inputs for any target of the core: small numbers, which choose what it does, and noise."""
+    chance = Random(1)
+    return [bytes(chance.randrange(8) for _ in range(12)) + chance.randbytes(2000) for _ in range(32)]
 
 
 def main(seconds: int, names: list[str]) -> int:
