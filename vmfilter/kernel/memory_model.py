@@ -11,10 +11,11 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress, groupby
+from itertools import compress, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
+from vmfilter.kernel.struct_page import size_of
 
 if TYPE_CHECKING:
     from vmfilter.arch import Arch, Paging
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_NODES = 1 << 16
 _MAX_SECTION_BITS = 34  # no architecture exceeds 30 (1 GiB)
+_MAX_PRESENT = 1 << 22  # sections: 64 TiB on ppc64, more elsewhere; only damaged page tables make more
 _MAX_STATIC = 1 << 18  # sections of a static array: only machines with few possible sections use one
 _NO_END = 1 << 52  # above every page frame number
 _MARKED_PRESENT = 1 << 0
@@ -137,7 +139,7 @@ class SparseMemory:
             )
         if not 0 <= offset <= size - word or size > page_size:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
-        self._size, self.struct_page = size, struct_page
+        self._size, self.struct_page = size, size_of(info)
         member = "Q" if word == 8 else "I"
         self._section_form = struct.Struct(f"{arch.abi.sign}{offset}x{member}{size - offset - word}x")
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
@@ -223,7 +225,7 @@ class SparseMemory:
         return section.memmap if section else None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
-        for root in self._roots():
+        for root in islice(self._roots(), max(_MAX_PRESENT // self._per_root, 1)):
             first = root * self._per_root
             states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
             for state, alike in groupby(states):
@@ -379,7 +381,6 @@ class FlatMemory(_Arrays):
 
 
 def _struct_page(info: Vmcoreinfo) -> int:
-    size = info.size("page")
-    if not size:
+    if not info.size("page"):
         raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is unknown")
-    return size
+    return size_of(info)
