@@ -89,8 +89,11 @@ def _change_number(out: bytearray, span: Span, known: list[Span], chance: random
         if other.kind == span.kind:
             others.append(int.from_bytes(out[other.start : other.end], order))
     before = int.from_bytes(out[span.start : span.end], order)
-    size = span.end - span.start
-    out[span.start : span.end] = _other_number(before, 8 * size, others, chance).to_bytes(size, order)
+    after = _other_number(before, 8 * (span.end - span.start), others, chance)
+    alike = [s for s in known if s.kind == span.kind and int.from_bytes(out[s.start : s.end], order) == before]
+    for other in alike if before and chance.random() < 0.3 else [span]:  # some numbers are there twice, and compared
+        size = other.end - other.start
+        out[other.start : other.end] = (after & (1 << 8 * size) - 1).to_bytes(size, order)
 
 
 def _change_text(out: bytearray, span: Span, chance: random.Random) -> None:
