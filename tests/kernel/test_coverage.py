@@ -137,7 +137,7 @@ def test_page_tables_that_map_endless_sections_cause_no_endless_search() -> None
     assert len(looked) < 1 << 20
 
 
-# Damaged page tables can lead back to themselves, so that sections and mappings have no end
+# Damaged page tables can lead back to themselves, so that mappings have no end
 
 
 def test_the_struct_pages_that_are_examined_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +153,6 @@ def test_the_struct_pages_that_are_examined_are_bounded(tmp_path: Path, monkeypa
     monkeypatch.undo()
     monkeypatch.setattr("vmfilter.pages.coverage._MAX_READS", 1)
     assert len(gaps_of(path)) == 1
-
-
-def test_present_sections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = without_memory(number=ALONE + 256)  # of another root
-    path = machine.write(tmp_path / "v")
-    assert len(gaps_of(path)) == 1
-    monkeypatch.setattr("vmfilter.kernel.memory_model._MAX_PRESENT", 256)
-    assert gaps_of(path) == []
 
 
 def test_the_mappings_of_device_sections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress, groupby, islice
+from itertools import compress, groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _MAX_NODES = 1 << 16
 _MAX_SECTION_BITS = 34  # no architecture exceeds 30 (1 GiB)
-_MAX_PRESENT = 1 << 22  # sections: 64 TiB on ppc64, more elsewhere; only damaged page tables make more
 _MAX_STATIC = 1 << 18  # sections of a static array: only machines with few possible sections use one
 _NO_END = 1 << 52  # above every page frame number
 _MARKED_PRESENT = 1 << 0
@@ -225,7 +224,7 @@ class SparseMemory:
         return section.memmap if section else None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
-        for root in islice(self._roots(), max(_MAX_PRESENT // self._per_root, 1)):
+        for root in self._roots():
             first = root * self._per_root
             states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
             for state, alike in groupby(states):
