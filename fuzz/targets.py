@@ -136,7 +136,8 @@ def _understand(dump: Dump) -> None:
     page_size, _, kernel, error, _ = understand(dump)
     pmem = find_pmem(dump, page_size, kernel)
     if kernel is None:
-        raise error or AssertionError("neither a kernel nor an error")
+        assert error is not None
+        return
     gaps(dump, kernel)
     for _ in Classifier(dump, page_size, kernel, pmem).windows():
         pass

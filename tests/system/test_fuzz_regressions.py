@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from vmfilter import open_dump
 from vmfilter.errors import KernelError, VmfilterError
+from vmfilter.kernel.search import understand
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 sys.path.append(str(FUZZ))
@@ -34,6 +36,14 @@ def test_what_a_fuzzer_found_is_mended(path: Path) -> None:
 def test_a_good_input_is_no_error(target: Target) -> None:
     for seed in islice(target.seeds(), 0, None, 5):
         target.run(seed)
+
+
+@pytest.mark.parametrize("name", ["kernel", "log", "pmem"])
+def test_a_good_input_leads_to_a_kernel(name: str, tmp_path: Path) -> None:
+    for seed in islice(BY_NAME[name].seeds(), 0, None, 3):
+        (tmp_path / "vmcore").write_bytes(seed)
+        with open_dump(tmp_path / "vmcore") as dump:
+            assert understand(dump).kernel is not None
 
 
 @each_target
