@@ -18,6 +18,7 @@ from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.memory_model import Section
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.pages.coverage import Gap, Loss, gaps
+from vmfilter.pages.pmem.vmemmap import Sections
 
 SECTION = 1 << 21  # bytes of a synthetic machine's memory section
 ALONE = 200  # a section far from all others
@@ -134,3 +135,35 @@ def test_page_tables_that_map_endless_sections_cause_no_endless_search() -> None
     nothing = SimpleNamespace(next_memory=lambda address: None)
     assert gaps(nothing, SimpleNamespace(memory_model=model, page_size=4096)) == []  # type: ignore[arg-type]
     assert len(looked) < 1 << 20
+
+
+# Damaged page tables can lead back to themselves, so that mappings have no end
+
+
+def test_the_struct_pages_that_are_examined_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (ALONE, ALONE + 2, ALONE + 4)
+    machine = Synthetic(absent={f for n in numbers for f in frames(n)})
+    for number in numbers:
+        machine.section(number)
+    path = machine.write(tmp_path / "v")
+    assert len(gaps_of(path)) == 3
+    each = SECTION // 4096 * 64 // 4096  # mappings of a section's struct pages
+    monkeypatch.setattr("vmfilter.pages.coverage._MAX_MAPPINGS", each + 1)
+    assert len(gaps_of(path)) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr("vmfilter.pages.coverage._MAX_READS", 1)
+    assert len(gaps_of(path)) == 1
+
+
+def test_the_mappings_of_device_sections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Synthetic(section_flags={ALONE: DEVICE}, memmap_at={ALONE: 300 * SECTION})
+    machine.section(ALONE)
+    with machine.opened(tmp_path) as (_, kernel):
+        assert Sections(kernel).struct_pages == [(300 * SECTION // 4096, 300 * SECTION // 4096 + 8)]
+        monkeypatch.setattr("vmfilter.pages.pmem.vmemmap._MAX_MAPPINGS", 3)
+        assert sum(end - first for first, end in Sections(kernel).struct_pages) == 3
+
+
+def test_an_impossible_struct_page_is_no_memory_model(tmp_path: Path) -> None:
+    machine = without_memory(without=("SIZE(page)",), extra=["SIZE(page)=274877906944"])
+    assert gaps_of(machine.write(tmp_path / "v")) == []

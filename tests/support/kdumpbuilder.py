@@ -210,7 +210,7 @@ class KdumpFile:
             "max_mapnr_64": self.end,
         }  # fmt: skip
         filler = 0x5A5A5A5A  # fields that a version does not have may contain anything
-        sub = {k: v if SINCE.get(k, 0) <= self.version else filler for k, v in sub.items()} | self.sub
+        sub = {**{k: v if SINCE.get(k, 0) <= self.version else filler for k, v in sub.items()}, **self.sub}
         word = 8 if self.header == "64" else 4
         return [(0, self._pack(MAIN[word], main | self.main)), (self.block, self._pack(SUB[self.header], sub))]
 

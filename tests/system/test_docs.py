@@ -73,7 +73,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @each_document
 def test_the_paths_in_a_document_exist(document: Path) -> None:
-    pattern = r"(?<![\w/.])(?:docs|tests|bench|testdata|csrc)/[\w./-]*\w"
+    pattern = r"(?<![\w/.])(?:docs|tests|bench|testdata|csrc|fuzz)/[\w./-]*\w"
     named = set(re.findall(pattern, document.read_text()))
     assert [path for path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
 

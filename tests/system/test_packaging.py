@@ -68,7 +68,7 @@ def test_a_source_distribution_contains_all_that_building_and_testing_need(
     info.ensure_finalized()
     info.run()
     packed = {name for name in info.filelist.files if not name.startswith(str(tmp_path))}
-    folders = ("bench", "csrc", "docs", "testdata", "tests", "vmfilter")
+    folders = ("bench", "csrc", "docs", "fuzz", "testdata", "tests", "vmfilter")
     files = {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
     made = {name for name in files if "__pycache__" in name or name.endswith(".so")}
     others = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}

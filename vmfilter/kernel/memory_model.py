@@ -15,6 +15,7 @@ from itertools import compress, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
+from vmfilter.kernel.struct_page import size_of
 
 if TYPE_CHECKING:
     from vmfilter.arch import Arch, Paging
@@ -141,7 +142,7 @@ class SparseMemory:
         # It has a pointer besides section_mem_map, and sizes that are no power of 2 do not compile.
         if not 0 <= offset <= size - word or not 2 * word <= size <= _MAX_SECTION or size & size - 1:
             raise KernelError(f"VMCOREINFO puts section_mem_map at {offset} of a struct mem_section of {size} bytes")
-        self._size, self.struct_page = size, struct_page
+        self._size, self.struct_page = size, size_of(info)
         member = "Q" if word == 8 else "I"
         self._section_form = struct.Struct(f"{arch.abi.sign}{offset}x{member}{size - offset - word}x")
         section_bits = info.number("SECTION_SIZE_BITS") or arch.section_size_bits
@@ -392,7 +393,6 @@ class FlatMemory(_Arrays):
 
 
 def _struct_page(info: Vmcoreinfo) -> int:
-    size = info.size("page")
-    if not size:
+    if not info.size("page"):
         raise KernelError("VMCOREINFO lacks SIZE(page): the kernel's memory model is unknown")
-    return size
+    return size_of(info)

@@ -88,6 +88,14 @@ class _Source:
         return value, mask
 
 
+def size_of(info: Vmcoreinfo) -> int:
+    """Return the size of struct page in bytes. Raises KernelError if VMCOREINFO lacks it, or it is impossible."""
+    size = _required(info.size("page"), "SIZE(page)")
+    if not _MIN_SIZE <= size <= _MAX_SIZE:
+        raise KernelError(f"VMCOREINFO has SIZE(page)={size}, which is impossible")
+    return size
+
+
 def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     """Return the layout of one kernel's struct page.
 
@@ -99,10 +107,7 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         KernelError: VMCOREINFO contradicts itself, or lacks something that classification needs.
 
     """
-    source = _Source(info)
-    size = _required(info.size("page"), "SIZE(page)")
-    if not _MIN_SIZE <= size <= _MAX_SIZE:
-        raise KernelError(f"VMCOREINFO has SIZE(page)={size}, which is impossible")
+    source, size = _Source(info), size_of(info)
     word = arch.abi.word
     head = _head_mask(info, source)
     tail, tail_mask = _tail(info, source, word, head)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _AT_ONCE = 1 << 11  # struct pages per read: they fit in the CPU's cache
+_MAX_READS = 1 << 15  # of struct pages of missing sections: they describe 256 GiB
+_MAX_MAPPINGS = 1 << 20  # of their struct pages: damaged page tables lead back to themselves, and have any number
 _MAX_MISSING = 1 << 17  # missing sections that are examined: 16 TiB on x86_64; only damaged page tables make more
 
 
@@ -76,9 +78,10 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
         return []
     size = model.section_pages * kernel.page_size
     found: list[Gap] = []
+    survey = _Survey(dump, kernel, model)
     for section in islice(_missing(dump, model, size), _MAX_MISSING):
         start, end = section.number * size, (section.number + 1) * size
-        loss = _loss(dump, kernel, model, section)
+        loss = survey.loss(section)
         if loss is None:
             continue
         if found and found[-1].end == start and found[-1].loss is loss:
@@ -101,27 +104,41 @@ def _missing(dump: Dump, model: MemoryModel, size: int) -> Iterator[Section]:
             at = covered + 1
 
 
-def _loss(dump: Dump, kernel: Kernel, model: MemoryModel, section: Section) -> Loss | None:
-    if section.memmap is None:
-        return None
-    mapped = list(kernel.memory.translate(section.memmap, model.section_pages * model.struct_page))
-    offline = model.knows_online and not section.online
-    if any(not dump.has_memory(at, at + 1) for m in mapped for at in (m.paddr, m.paddr + m.length - 1)):
-        return Loss.DEVICE_MEMMAP if offline else Loss.PLUGGED
-    if offline or _all_reserved(kernel, section.memmap, mapped):
-        return None
-    return Loss.PLUGGED
+class _Survey:
+    """Looks at the struct pages of missing sections. Having seen as much as can be true, it finds no more losses."""
 
+    def __init__(self, dump: Dump, kernel: Kernel, model: MemoryModel) -> None:
+        self._dump, self._kernel, self._model = dump, kernel, model
+        self._mappings, self._reads = _MAX_MAPPINGS, _MAX_READS
 
-def _all_reserved(kernel: Kernel, memmap: int, mapped: list[Translation]) -> bool:
-    """Return whether PG_reserved is set in all mapped struct pages: the kernel reserved the memory at boot."""
-    layout = kernel.struct_page().layout
-    classifier = native.Classifier(layout)
-    for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
-        last = end // layout.size
-        for first in range(-(-start // layout.size), last, _AT_ONCE):
-            count = min(_AT_ONCE, last - first)
-            raw = kernel.memory.read(memmap + first * layout.size, count * layout.size)
-            if raw is None or not classifier.all_have(raw, layout.reserved):
-                return False
-    return True
+    def loss(self, section: Section) -> Loss | None:
+        """Return why a section is missing; None if it need not be in the dump."""
+        if section.memmap is None:
+            return None
+        size = self._model.section_pages * self._model.struct_page
+        mapped = list(islice(self._kernel.memory.translate(section.memmap, size), self._mappings))
+        self._mappings -= len(mapped)
+        if not self._mappings:
+            return None
+        offline = self._model.knows_online and not section.online
+        if any(not self._dump.has_memory(at, at + 1) for m in mapped for at in (m.paddr, m.paddr + m.length - 1)):
+            return Loss.DEVICE_MEMMAP if offline else Loss.PLUGGED
+        if offline or self._all_reserved(section.memmap, mapped):
+            return None
+        return Loss.PLUGGED
+
+    def _all_reserved(self, memmap: int, mapped: list[Translation]) -> bool:
+        """Return whether PG_reserved is set in all mapped struct pages: the kernel reserved the memory at boot."""
+        layout = self._kernel.struct_page().layout
+        classifier = native.Classifier(layout)
+        for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
+            last = end // layout.size
+            for first in range(-(-start // layout.size), last, _AT_ONCE):
+                if not self._reads:
+                    return True
+                self._reads -= 1
+                count = min(_AT_ONCE, last - first)
+                raw = self._kernel.memory.read(memmap + first * layout.size, count * layout.size)
+                if raw is None or not classifier.all_have(raw, layout.reserved):
+                    return False
+        return True

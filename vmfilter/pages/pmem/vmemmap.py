@@ -8,6 +8,7 @@ fully populated to have holes"), v4.13.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
@@ -15,7 +16,11 @@ from vmfilter.frames.ranges import Range, append, frames_in, intersection, merge
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
+    from vmfilter.kernel.memory_model import MemoryModel
+    from vmfilter.kernel.page_tables import Translation
     from vmfilter.reader import Dump
+
+_MAX_MAPPINGS = 1 << 20  # of device sections' struct pages: damaged page tables lead back to themselves, and have more
 
 
 class Sections:
@@ -45,15 +50,21 @@ class Sections:
         if not self.known:
             return
         self._pages = model.section_pages
-        mapped: list[Range] = []
-        page_size, memmap_size = kernel.page_size, model.section_pages * model.struct_page
         for numbers, online in model.runs():
             append(self.online if online else self.device, numbers.start * self._pages, numbers.stop * self._pages)
-            for section in () if online else map(model.section, numbers):
-                if section is not None and section.memmap is not None:
-                    for m in kernel.memory.translate(section.memmap, memmap_size):
-                        append(mapped, m.paddr // page_size, -(-(m.paddr + m.length) // page_size))
+        mapped: list[Range] = []
+        for m in islice(self._memmaps(kernel, model), _MAX_MAPPINGS):
+            append(mapped, m.paddr // kernel.page_size, -(-(m.paddr + m.length) // kernel.page_size))
         self.struct_pages = without(merged(mapped), self.online)
+
+    def _memmaps(self, kernel: Kernel, model: MemoryModel) -> Iterator[Translation]:
+        """Yield what maps the struct pages of device sections."""
+        size = model.section_pages * model.struct_page
+        for first, end in self.device:
+            for number in range(first // self._pages, end // self._pages):
+                section = model.section(number)
+                if section is not None and section.memmap is not None:
+                    yield from kernel.memory.translate(section.memmap, size)
 
     def _frames(self, number: int) -> Range:
         return number * self._pages, (number + 1) * self._pages
