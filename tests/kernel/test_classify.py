@@ -117,6 +117,19 @@ def test_hugetlb_pages_belong_to_the_user(scene: Scene, name: str, tmp_path: Pat
     scene.check(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "without", [("OFFSET(page.compound_dtor)", "OFFSET(folio._folio_dtor)"), ("NUMBER(HUGETLB_PAGE_DTOR)",)]
+)
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb == "dtor" and f.exports_compound])
+def test_compound_pages_need_no_destructor(name: str, without: tuple[str, ...], tmp_path: Path) -> None:
+    scene = Scene(Synthetic(FLAVOURS[name], without=without))
+    scene.compound("anonymous THP", USER, 9, "lru", "swapbacked", mapping=ANON)
+    scene.compound("anonymous hugetlb", USER, 9, mapping=ANON, hugetlb=True)
+    scene.compound("hugetlb of a file, which nothing tells", KERNEL, 9, mapping=FILE, hugetlb=True)
+    scene.compound("kernel", KERNEL, 2)
+    scene.check(tmp_path)
+
+
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hvo])
 def test_hugetlb_pages_with_aliased_tails_get_their_heads_class(scene: Scene, name: str, tmp_path: Path) -> None:
     for mapping, bad in ((FILE, ()), (ANON, ()), (FILE, (0,))):
@@ -197,6 +210,16 @@ def test_offline_pages(scene: Scene, name: str, tmp_path: Path) -> None:
 def test_unaccepted_memory_is_free_in_blocks_of_the_highest_order(scene: Scene, name: str, tmp_path: Path) -> None:
     scene.machine.typed(scene.take("unaccepted", FREE, 10), "unaccepted")
     scene.page("kernel after it", KERNEL)
+    scene.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.has_type("unaccepted")])
+def test_an_unaccepted_page_that_is_not_at_its_blocks_start_is_a_single_page(
+    scene: Scene, name: str, tmp_path: Path
+) -> None:
+    scene.page("kernel", KERNEL)
+    scene.typed("unaccepted", FREE, "unaccepted")
+    scene.page("cache after it", CACHE, "lru", mapping=FILE)
     scene.check(tmp_path)
 
 
