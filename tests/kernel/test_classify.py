@@ -186,6 +186,12 @@ def test_hwpoison_comes_before_every_other_class(scene: Scene, name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb])
+def test_flags_of_a_hugetlb_pages_tails_do_not_count(scene: Scene, name: str, tmp_path: Path) -> None:
+    scene.compound("hugetlb", USER, 9, mapping=FILE, hugetlb=True, bad=(1, 77))
+    scene.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb])
 def test_a_hwpoisoned_hugetlb_page_is_bad_as_a_whole(scene: Scene, name: str, tmp_path: Path) -> None:
     # A list attached to the head says which of its pages are bad, so none can be trusted.
     scene.compound("hugetlb", HWPOISON, 9, mapping=FILE, hugetlb=True, bad=(0,))
