@@ -30,7 +30,7 @@ from scenes import (
 
 from vmfilter import native
 from vmfilter.arch import x86_64
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass, PageKind, byte_of
 from vmfilter.kernel.struct_page import struct_page
@@ -339,6 +339,27 @@ def test_compound_pages_and_free_blocks_continue_in_the_next_section(scene: Scen
     scene.compound("hugetlb, four sections", USER, 11, mapping=ANON, hugetlb=True)
     scene.page("kernel after it", KERNEL)
     scene.check(tmp_path)
+
+
+def test_an_unreadable_page_of_struct_pages_costs_what_it_describes_and_nothing_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(Synthetic(vmemmap=False))  # a section's struct pages are read at once
+    for _ in range(512):
+        scene.page("cache", CACHE, "lru", mapping=FILE)
+    with scene.machine.opened(tmp_path) as (dump, kernel):
+        bad, read = scene.machine.memmap_frame(FIRST + 128) * kernel.page_size, dump.read_into
+
+        def read_into(address: int, view: memoryview) -> bool:
+            if address <= bad < address + len(view):
+                raise UnreadableError("a bad sector")
+            return read(address, view)
+
+        monkeypatch.setattr(dump, "read_into", read_into)
+        classifier = Classifier(dump, kernel.page_size, kernel)
+        found = b"".join(bytes(w.classes) for w in classifier.windows())[FIRST : FIRST + 512]
+    assert found == bytes([CACHE] * 128 + [KERNEL] * 64 + [CACHE] * 320)
+    assert classifier.unknown == 64
 
 
 def test_a_huge_page_continues_in_the_next_window(tmp_path: Path) -> None:
