@@ -511,6 +511,14 @@ def test_a_pt_load_is_metadata_if_most_of_it_is_struct_pages(tmp_path: Path, cou
         assert list(find_pmem(dump, PAGE, kernel).metadata) == [(load.start, metadata)]
 
 
+@pytest.mark.parametrize("sparse", ["static", "array", "pointer", "value"])
+def test_devices_are_found_in_every_layout_of_sections(tmp_path: Path, sparse: str) -> None:
+    machine = Synthetic(sparse=sparse, section_bits=22, section_flags={100: DEVICE})
+    machine.section(100)
+    with machine.opened(tmp_path) as (dump, kernel):
+        assert list(find_pmem(dump, PAGE, kernel).areas) == [(100 * 1024, 101 * 1024)]
+
+
 def test_struct_pages_in_ram_are_not_metadata(tmp_path: Path) -> None:
     machine = Synthetic(section_flags={200: DEVICE})
     machine.section(200)
