@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kdumpbuilder import FLAGS, INCOMPLETE, KdumpFile, some_page
 from kdumpreader import Kdump, content, descriptors
+from kernelbuilder import Synthetic
 from pages import some_pages, vmcore
+from scenes import ANON, CACHE, FILE, HWPOISON, OFFLINE, USER, Scene
 
 import vmfilter
 from vmfilter import native
@@ -23,6 +25,7 @@ from vmfilter.cli import main
 from vmfilter.compress import pipeline
 from vmfilter.convert import convert_dump
 from vmfilter.formats.codec import CODECS
+from vmfilter.frames.classes import PageClass
 from vmfilter.reader.kdump import dump as kdump
 from vmfilter.verify import verify_dump
 
@@ -69,6 +72,22 @@ def flags(path: Path) -> set[int]:
 
 def pages_of(path: Path) -> dict[int, bytes]:
     return dict(Kdump(path).pages())
+
+
+@pytest.mark.parametrize("level", [0, 31])
+def test_no_page_is_excluded_for_its_class(tmp_path: Path, level: int) -> None:
+    scene = Scene(Synthetic())
+    scene.page("cache", CACHE, "lru", mapping=FILE)
+    scene.page("anonymous", USER, "lru", mapping=ANON)
+    scene.page("poisoned", HWPOISON, "hwpoison")
+    scene.typed("offline", OFFLINE, "offline")
+    scene.free(3)
+    vmcore = scene.machine.write(tmp_path / "vmcore")
+    with vmfilter.open_dump(vmcore) as dump:
+        dump.header = dump.header._replace(level=level)  # as in a dump from which such pages were excluded before
+        found = convert_dump(dump, tmp_path / "out")
+    assert set(scene.wanted) <= set(Kdump(tmp_path / "out").kept)
+    assert {c for c, n in found.classes.items() if n} == {PageClass.HOLE, PageClass.KERNEL}
 
 
 @pytest.mark.parametrize("share", [False, True])

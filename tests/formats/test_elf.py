@@ -371,3 +371,11 @@ def test_pt_loads_take_little_memory_each(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < count * 150
+
+
+def test_a_program_header_table_that_the_file_does_not_contain_is_named(tmp_path: Path) -> None:
+    data = bytearray(Elf([Load(0x1000, b"m" * PAGE)]).build())
+    struct.pack_into("<H", data, 56, 2000)  # e_phnum: 112,000 bytes of a file of 12 KiB
+    (tmp_path / "v").write_bytes(data)
+    with pytest.raises(InputError, match=f"the program header table ends at offset {64 + 2000 * 56:#x}"):
+        open_dump(tmp_path / "v")

@@ -921,3 +921,22 @@ def test_info_of_a_dump_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     for line in "format       kdump-compressed", "dump level   1", "CPUs         2", "host         crashed":
         assert line in said
+
+
+def test_the_contents_of_each_area_of_a_file_are_named(tmp_path: Path) -> None:
+    source = KdumpFile({pfn: bytes([pfn]) * PAGE for pfn in (3, 7, 8)}, codec=lambda pfn: "zlib", excluded={1, 130})
+    path = source.write(tmp_path / "in")
+    k = Kdump(path)
+    bitmap2 = k.descriptors - PAGE
+    data, size = struct.unpack_from("<QI", k.m, k.descriptors + 24)
+    starts = [0, PAGE, bitmap2 - PAGE, bitmap2 + 2, k.descriptors + 24]
+    with vmfilter.open_dump(path) as dump:
+        said = dump.contents_of(0, [*((at, at + 1) for at in starts), (data + size - 1, data + size + 1)])
+    assert said == [
+        "main header",
+        "sub header and notes",
+        "bitmap 1 of frames 0x0-0x7",
+        "bitmap 2 of frames 0x10-0x17",
+        "descriptors of frame 0x7",
+        "frames 0x7-0x8",
+    ]

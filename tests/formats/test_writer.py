@@ -160,6 +160,16 @@ def test_notes_of_any_size_are_copied(tmp_path: Path, size: int) -> None:
     assert list(k.pages()) == [(1, b"m" * PAGE)]
 
 
+def test_only_notes_with_registers_count_as_cpus(tmp_path: Path) -> None:
+    # Each CPU of s390x has a dozen notes named CORE and LINUX; /proc/kcore has NT_PRPSINFO and NT_TASKSTRUCT.
+    notes = (
+        prstatus_note() + note(b"CORE", 2, bytes(512)) + note(b"CORE", 3, bytes(136)) + note(b"LINUX", 1, bytes(336))
+    )
+    vmcore = Elf([Load(0x1000, b"m" * PAGE)], notes + prstatus_note()).write(tmp_path / "vmcore")
+    vmfilter.filter_dump(vmcore, tmp_path / "dump", level=0)
+    assert Kdump(tmp_path / "dump").nr_cpus == 2
+
+
 def test_without_notes_there_is_a_header_too(tmp_path: Path) -> None:
     vmcore = Elf([Load(0x1000, b"m" * PAGE)]).write(tmp_path / "vmcore")
     vmfilter.filter_dump(vmcore, tmp_path / "dump", level=0)

@@ -30,7 +30,7 @@ from scenes import (
 
 from vmfilter import native
 from vmfilter.arch import x86_64
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass, PageKind, byte_of
 from vmfilter.kernel.struct_page import struct_page
@@ -117,6 +117,19 @@ def test_hugetlb_pages_belong_to_the_user(scene: Scene, name: str, tmp_path: Pat
     scene.check(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "without", [("OFFSET(page.compound_dtor)", "OFFSET(folio._folio_dtor)"), ("NUMBER(HUGETLB_PAGE_DTOR)",)]
+)
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb == "dtor" and f.exports_compound])
+def test_compound_pages_need_no_destructor(name: str, without: tuple[str, ...], tmp_path: Path) -> None:
+    scene = Scene(Synthetic(FLAVOURS[name], without=without))
+    scene.compound("anonymous THP", USER, 9, "lru", "swapbacked", mapping=ANON)
+    scene.compound("anonymous hugetlb", USER, 9, mapping=ANON, hugetlb=True)
+    scene.compound("hugetlb of a file, which nothing tells", KERNEL, 9, mapping=FILE, hugetlb=True)
+    scene.compound("kernel", KERNEL, 2)
+    scene.check(tmp_path)
+
+
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hvo])
 def test_hugetlb_pages_with_aliased_tails_get_their_heads_class(scene: Scene, name: str, tmp_path: Path) -> None:
     for mapping, bad in ((FILE, ()), (ANON, ()), (FILE, (0,))):
@@ -173,6 +186,12 @@ def test_hwpoison_comes_before_every_other_class(scene: Scene, name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb])
+def test_flags_of_a_hugetlb_pages_tails_do_not_count(scene: Scene, name: str, tmp_path: Path) -> None:
+    scene.compound("hugetlb", USER, 9, mapping=FILE, hugetlb=True, bad=(1, 77))
+    scene.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb])
 def test_a_hwpoisoned_hugetlb_page_is_bad_as_a_whole(scene: Scene, name: str, tmp_path: Path) -> None:
     # A list attached to the head says which of its pages are bad, so none can be trusted.
     scene.compound("hugetlb", HWPOISON, 9, mapping=FILE, hugetlb=True, bad=(0,))
@@ -197,6 +216,16 @@ def test_offline_pages(scene: Scene, name: str, tmp_path: Path) -> None:
 def test_unaccepted_memory_is_free_in_blocks_of_the_highest_order(scene: Scene, name: str, tmp_path: Path) -> None:
     scene.machine.free(scene.take("unaccepted", FREE, 10), 10, "unaccepted")
     scene.page("kernel after it", KERNEL)
+    scene.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.has_type("unaccepted")])
+def test_an_unaccepted_page_that_is_not_at_its_blocks_start_is_a_single_page(
+    scene: Scene, name: str, tmp_path: Path
+) -> None:
+    scene.page("kernel", KERNEL)
+    scene.typed("unaccepted", FREE, "unaccepted")
+    scene.page("cache after it", CACHE, "lru", mapping=FILE)
     scene.check(tmp_path)
 
 
@@ -310,6 +339,27 @@ def test_compound_pages_and_free_blocks_continue_in_the_next_section(scene: Scen
     scene.compound("hugetlb, four sections", USER, 11, mapping=ANON, hugetlb=True)
     scene.page("kernel after it", KERNEL)
     scene.check(tmp_path)
+
+
+def test_an_unreadable_page_of_struct_pages_costs_what_it_describes_and_nothing_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(Synthetic(vmemmap=False))  # a section's struct pages are read at once
+    for _ in range(512):
+        scene.page("cache", CACHE, "lru", mapping=FILE)
+    with scene.machine.opened(tmp_path) as (dump, kernel):
+        bad, read = scene.machine.memmap_frame(FIRST + 128) * kernel.page_size, dump.read_into
+
+        def read_into(address: int, view: memoryview) -> bool:
+            if address <= bad < address + len(view):
+                raise UnreadableError("a bad sector")
+            return read(address, view)
+
+        monkeypatch.setattr(dump, "read_into", read_into)
+        classifier = Classifier(dump, kernel.page_size, kernel)
+        found = b"".join(bytes(w.classes) for w in classifier.windows())[FIRST : FIRST + 512]
+    assert found == bytes([CACHE] * 128 + [KERNEL] * 64 + [CACHE] * 320)
+    assert classifier.unknown == 64
 
 
 def test_a_huge_page_continues_in_the_next_window(tmp_path: Path) -> None:

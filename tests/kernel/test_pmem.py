@@ -511,6 +511,14 @@ def test_a_pt_load_is_metadata_if_most_of_it_is_struct_pages(tmp_path: Path, cou
         assert list(find_pmem(dump, PAGE, kernel).metadata) == [(load.start, metadata)]
 
 
+@pytest.mark.parametrize("sparse", ["static", "array", "pointer", "value"])
+def test_devices_are_found_in_every_layout_of_sections(tmp_path: Path, sparse: str) -> None:
+    machine = Synthetic(sparse=sparse, section_bits=22, section_flags={100: DEVICE})
+    machine.section(100)
+    with machine.opened(tmp_path) as (dump, kernel):
+        assert list(find_pmem(dump, PAGE, kernel).areas) == [(100 * 1024, 101 * 1024)]
+
+
 def test_struct_pages_in_ram_are_not_metadata(tmp_path: Path) -> None:
     machine = Synthetic(section_flags={200: DEVICE})
     machine.section(200)
@@ -607,6 +615,45 @@ def test_consecutive_namespaces_are_found_wherever_they_begin(tmp_path: Path) ->
     load = Load(PMEM, space + space + bytes(PAGE), flags=0x17)
     with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
         assert [n.start - PMEM for n in find_pmem(dump, PAGE, None).namespaces] == [0, len(space)]
+
+
+def test_a_namespace_behind_a_hole_is_found(tmp_path: Path) -> None:
+    # The first claims more than its device has; the second begins where its device does, at no multiple of 2 MiB; the
+    # others are behind namespaces that were deleted.
+    mib = 1 << 20
+    small = (bytes(PAGE) + info_block(offset=mib, npfns=256)).ljust(2 * mib, b"\0")
+    greedy = (bytes(PAGE) + info_block(npfns=64000)).ljust(8 * mib, b"\0")
+    behind = small + bytes(mib) + small + bytes(4 * mib) + small
+    second = PMEM + 9 * mib
+    loads = [Load(PMEM, greedy, flags=0x17), Load(second, behind, flags=0x17)]
+    with vmfilter.open_dump(Elf(loads).write(tmp_path / "v")) as dump:
+        found = [n.start - PMEM for n in find_pmem(dump, PAGE, None).namespaces]
+    assert found == [9 * mib, 12 * mib, 18 * mib]
+
+
+def test_a_namespace_in_a_section_of_ram_is_known_by_the_list(tmp_path: Path) -> None:
+    # Section 200 is RAM up to its middle, where the namespace starts, so it is online; only section 201 is a device.
+    first, end, metadata = 200 * 512 + 256, 202 * 512, 200 * 512 + 256 + 16
+    machine = Synthetic(section_flags={201: DEVICE})
+    for number in (200, 201):
+        machine.section(number)
+    block = info_block(offset=16 * PAGE, npfns=end - metadata)
+    machine.memory.write(first * PAGE + PAGE, block)
+    head, entry = (machine.memory.take() for _ in range(2))
+    for at, words in (head, (entry, entry)), (entry, (head, head)):
+        for i, to in enumerate(words):
+            machine.memory.write_word(at + 8 * i, machine.linear(to))
+    for i, frame in enumerate((first, metadata)):
+        machine.memory.write_word(entry + 16 + 8 * i, frame)
+    machine.extra += [f"SYMBOL(devm_memmap_vmcore_head)={machine.linear(head):x}"]
+    machine.extra += [
+        f"OFFSET(devm_memmap_vmcore.{name})={at}" for name, at in (("entry", 0), ("start", 16), ("end", 24))
+    ]
+    with machine.opened(tmp_path) as (dump, kernel):
+        found = find_pmem(dump, PAGE, kernel)
+        assert found.warnings == []
+        assert found.namespaces == [Namespace(first * PAGE, end * PAGE, "fsdax", metadata * PAGE)]
+        assert (found.metadata, found.areas) == ([(first, metadata)], [(first, end)])
 
 
 def test_a_namespace_that_ends_outside_its_pt_load_is_ignored(tmp_path: Path) -> None:

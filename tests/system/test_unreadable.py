@@ -232,9 +232,13 @@ def test_an_unreadable_page_table_costs_what_it_maps(small: Path, whole: Path, l
 def test_unreadable_notes_cost_the_notes(small: Path, whole: Path, library: Path, tmp_path: Path) -> None:
     with vmfilter.open_dump(small) as dump:
         start, size = dump.note_parts[0]
-    ran = BadFile(library, small, [(start, start + size)]).run("filter", "-q", small, tmp_path / "out")
+    bad = BadFile(library, small, [(start, start + size)])
+    ran = bad.run("info", small)
+    assert f"{small}: cannot be read at offset " in ran.out + ran.err
+    ran = bad.run("filter", "-q", small, tmp_path / "out")
     assert ran.status == INCOMPLETE, ran.err
     assert "reads of notes or kernel data failed and were passed over" in ran.err
+    assert f"{small}: cannot be read at offset " in ran.err
     assert memory_of(tmp_path / "out") == memory_of(whole)
     with vmfilter.open_dump(tmp_path / "out") as dump:
         assert [note.name for note in dump.notes] == [b"VMCOREINFO"]

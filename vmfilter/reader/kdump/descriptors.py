@@ -20,13 +20,11 @@ class Tally(NamedTuple):
 
     Attributes:
         flags: number of pages by the flags of their descriptor, which name a codec.
-        lost: number of pages that an incomplete dump has lost.
         lowest: lowest file offset of page data in each part; the size of the file if it contains none.
 
     """
 
     flags: Counter[int]
-    lost: int
     lowest: list[int]
 
 
@@ -51,22 +49,18 @@ def rows(part: Part) -> Iterator[tuple[int, int]]:
 def tally(index: PageIndex) -> Tally:
     """Read and count all descriptors of a dump. Raises InputError if they cannot be read."""
     flags: Counter[int] = Counter()
-    lost = 0
     lowest: list[int] = []
     for part in index.parts:
         least, present = part.file.size, _present(part)
-        lost += (part.data - part.descriptors) // DESCRIPTOR - present
         for first in range(0, present, _AT_ONCE):
             raw = _read(part, first, min(_AT_ONCE, present - first))
             words, halves = raw.cast("Q"), raw.cast("I")
             offsets = Counter(words[0::3])
-            empty = offsets.pop(0, 0)
-            lost += empty
             flags.update(halves[3::6])
-            flags[0] -= empty  # the descriptor of a lost page is all zeros
+            flags[0] -= offsets.pop(0, 0)  # the descriptor of a lost page is all zeros
             least = min([least, *offsets])
         lowest.append(least)
-    return Tally(+flags, lost, lowest)
+    return Tally(+flags, lowest)
 
 
 def codec_of(file: KdumpFile, index: PageIndex) -> Codec:

@@ -1,0 +1,361 @@
+"""Mutation tests of classification, kernel, reader and writer: see run.sh.
+
+universalmutator makes mutants of C and Python alike: it replaces operators and numbers, inverts conditions, removes
+parts of lists, and whole lines. A mutant is one changed line. Lines are drawn with a fixed seed, and one mutant of each
+that somebody could have written: it compiles without a warning, to other object code or bytecode, and all its names are
+defined. Work is done on a copy of the tree, so nothing is left behind if it is interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import builtins
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from types import CodeType
+from typing import NamedTuple
+
+from universalmutator.mutator import mutants_regexp
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv/bin/python"
+SEED = 15
+MEMORY = 8 << 30  # bytes of address space of a test run: some mutants never stop to allocate
+SECONDS = 30  # of a CPU, for a file of tests: three times what the longest takes
+
+TESTS = {
+    "csrc/classify.c": ["kernel/test_classify.py"],
+    "vmfilter/pages/classify.py": ["kernel/test_classify.py"],
+    "vmfilter/pages/exclude.py": ["formats/test_first_frame.py"],
+    "vmfilter/kernel/struct_page.py": ["kernel/test_classify.py"],
+    "vmfilter/kernel/memory_model.py": ["kernel/test_coverage.py"],
+    "vmfilter/kernel/page_tables.py": ["kernel/test_page_tables.py"],
+    "vmfilter/kernel/search.py": ["kernel/test_search.py", "kernel/test_two_kernels.py"],
+    "vmfilter/kernel/kernel.py": ["kernel/test_search.py"],
+    "vmfilter/kernel/witnesses.py": ["kernel/test_two_kernels.py"],
+    "vmfilter/reader/checksums.py": ["formats/test_checksums.py"],
+    "vmfilter/reader/dump.py": ["formats/test_elf.py", "formats/test_holes.py"],
+    "vmfilter/reader/elf.py": ["formats/test_elf.py"],
+    "vmfilter/reader/flattened.py": ["unit/test_source.py"],
+    "vmfilter/reader/foreign.py": ["formats/test_foreign.py"],
+    "vmfilter/reader/kcore.py": ["system/test_kcore.py"],
+    "vmfilter/reader/notes.py": ["formats/test_writer.py"],
+    "vmfilter/reader/open.py": ["formats/test_foreign.py", "formats/test_wrapped.py"],
+    "vmfilter/reader/segments.py": ["formats/test_elf.py", "formats/test_holes.py"],
+    "vmfilter/reader/source.py": ["unit/test_source.py", "formats/test_holes.py"],
+    "vmfilter/reader/stream.py": ["formats/test_wrapped.py"],
+    "vmfilter/reader/kdump/check.py": ["system/test_verify.py"],
+    "vmfilter/reader/kdump/contents.py": ["system/test_verify.py"],
+    "vmfilter/reader/kdump/descriptors.py": ["formats/test_first_frame.py", "formats/test_truncated.py"],
+    "vmfilter/reader/kdump/dump.py": ["formats/test_first_frame.py", "formats/test_kdump.py"],
+    "vmfilter/reader/kdump/file.py": ["formats/test_first_frame.py", "formats/test_kdump.py"],
+    "vmfilter/reader/kdump/headers.py": ["formats/test_first_frame.py", "formats/test_kdump.py"],
+    "vmfilter/reader/kdump/page_index.py": ["formats/test_first_frame.py", "formats/test_kdump.py"],
+    "vmfilter/reader/kdump/split_set.py": ["formats/test_split.py"],
+    "vmfilter/writer/base.py": ["formats/test_writer.py"],
+    "vmfilter/writer/descriptors.py": ["formats/test_writer.py"],
+    "vmfilter/writer/elf.py": ["formats/test_elf.py", "formats/test_formats.py"],
+    "vmfilter/writer/kdump.py": ["formats/test_writer.py"],
+    "vmfilter/writer/notes.py": ["formats/test_writer.py"],
+    "vmfilter/writer/output.py": ["formats/test_writer.py"],
+    "vmfilter/writer/split.py": ["formats/test_split.py"],
+    "vmfilter/writer/transport/base.py": ["formats/test_writer.py"],
+    "vmfilter/writer/transport/direct_io.py": ["unit/test_direct_io.py"],
+    "vmfilter/writer/transport/discard.py": ["formats/test_formats.py"],
+    "vmfilter/writer/transport/file.py": ["formats/test_writer.py"],
+    "vmfilter/writer/transport/flattened.py": ["formats/test_formats.py"],
+    "vmfilter/writer/transport/hashed.py": ["system/test_sha256.py"],
+    "vmfilter/writer/transport/stream.py": ["formats/test_formats.py"],
+    "vmfilter/writer/transport/summed.py": ["formats/test_checksums.py"],
+}
+"""The modules, and few fast tests that notice most."""
+OF_KERNEL = ["kernel/test_search.py", "kernel/test_real.py", "kernel/test_kinds.py", "kernel/test_machines.py"]
+OF_FILES = ["formats/test_kdump.py", "formats/test_writer.py", "formats/test_formats.py", "formats/test_elf.py"]
+OF_FILES += ["formats/test_holes.py", "formats/test_truncated.py", "formats/test_split.py", "formats/test_checksums.py"]
+OF_FILES += ["system/test_bad_input.py", "system/test_incomplete.py", "system/test_unreadable.py", "system/test_cli.py"]
+ALL_TESTS = {
+    "csrc": OF_KERNEL,
+    "pages": [*OF_KERNEL, "kernel/test_pmem.py", "formats/test_writer.py", "system/test_unreadable.py"],
+    "kernel": ["kernel/test_classify.py", *OF_KERNEL, "system/test_info.py", "system/test_bad_input.py"],
+    "reader": [*OF_FILES, "system/test_verify.py", "kernel/test_pmem.py", "kernel/test_kinds.py"],
+    "writer": [*OF_FILES, "system/test_verify.py", "system/test_makedumpfile.py"],
+}
+"""The tests that a mutant must pass as well to have lived, by room."""
+
+
+class Copy:
+    """A copy of the tree in which mutants are built and tested.
+
+    Attributes:
+        root: the copy.
+        failure: the test that failed in the last call of passes(); empty if none is known.
+        good: tests that pass without a mutant.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "tree"
+        skipped = shutil.ignore_patterns(".*", "build", "testdata", "__pycache__", "*.egg-info", "*.so")
+        shutil.copytree(ROOT, self.root, ignore=skipped)
+        (self.root / "testdata").symlink_to(ROOT / "testdata")
+        self._scratch = folder / "scratch"
+        self.failure, self.good = "", set[str]()
+        self._environment = {**os.environ, "PYTHONPATH": str(self.root), "VMFILTER_CFLAGS": "-Werror -g0"}
+        # A mutant may have the size and the time of the file before it, whose bytecode it must not have.
+        self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        built, output = self.run([PYTHON, "setup.py", "build_ext", "--inplace", "--force"], 600)
+        if not built:
+            raise SystemExit(output)
+        self._commands = [line for line in output.splitlines() if " -c " in line or " -shared " in line]
+        self.run([PYTHON, "-m", "compileall", "-q", "vmfilter", "tests/support"], 600)
+        self._extension = next(self.root.glob("vmfilter/_core*.so"))
+
+    def run(self, command: Sequence[str | Path], seconds: int) -> tuple[bool, str]:
+        """Run a command in the copy; return whether it succeeds in these seconds of a CPU, and its output."""
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+        with subprocess.Popen(
+            [str(c) for c in command],
+            cwd=self.root,
+            env=self._environment,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=limit,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=60 + 10 * seconds)  # on a busy machine
+                return process.returncode == 0, output
+            except subprocess.TimeoutExpired:
+                return False, "too slow"
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what the tests started
+
+    def passes(self, tests: Sequence[str]) -> bool:
+        """Return whether tests pass in bounded time."""
+        self.failure = ""
+        options = ["-q", "-x", "--tb=line", "-m", "not crash and not lab", "-p", "no:cacheprovider"]
+        command = [PYTHON, "-m", "pytest", *options, f"--basetemp={self._scratch}", *tests]
+        passed, output = self.run(command, SECONDS * len(tests))
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if named := re.search(r"^FAILED (.+?)(?: - .*)?$", output, re.MULTILINE):
+            self.failure = named[1]
+        return passed
+
+    def compile(self, module: str) -> bytes:
+        """Compile a C file as CI does; return the object code, or nothing if that fails."""
+        (command,) = (c for c in self._commands if f" -c {module} " in c)
+        compiled, _ = self.run(shlex.split(command), 60)
+        return (self.root / command.split(" -o ")[1].split()[0]).read_bytes() if compiled else b""
+
+    @contextmanager
+    def linked(self) -> Iterator[None]:
+        """Make the extension of the object code; afterwards it is the one without mutants."""
+        (command,) = (c for c in self._commands if " -shared " in c)
+        kept = self._extension.rename(f"{self._extension}.kept")
+        words = shlex.split(command)
+        words[words.index("-o") + 1] = str(self._extension)
+        self.run(words, 60)
+        yield
+        kept.rename(self._extension)
+
+
+class Meaning(NamedTuple):
+    """What a Python file does.
+
+    Attributes:
+        code: bytecode, without annotations, docstrings and imports.
+        names: all names in it.
+        undefined: names that it uses and does not define.
+
+    """
+
+    code: object
+    names: set[str]
+    undefined: set[str]
+
+
+def meaning(text: str) -> Meaning:
+    """Return what the text of a Python file means; raise SyntaxError if it is none."""
+    tree = ast.parse(text)
+    used: set[str] = set()
+    defined = set(dir(builtins))
+    attributes: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.ClassDef(name=name):
+                defined.add(name)
+            case ast.alias():
+                defined.add(node.asname or node.name)
+            case ast.arg():
+                node.annotation = None
+                defined.add(node.arg)
+            case ast.FunctionDef():
+                node.returns = None
+                defined.add(node.name)
+            case ast.AnnAssign():
+                node.annotation = ast.Constant(0)
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                attributes.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                defined.add(name)
+        for field in "body", "orelse", "finalbody":
+            if isinstance(statements := getattr(node, field, None), list):
+                does = [s for s in statements if not _does_nothing(s)]
+                setattr(node, field, does or [ast.Pass()] * (field == "body"))
+    code = _shape(compile(ast.fix_missing_locations(tree), "", "exec"))
+    return Meaning(code, used | defined | attributes, used - defined)
+
+
+def _does_nothing(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Pass() | ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom():
+            return True
+    return False
+
+
+def _shape(code: CodeType) -> tuple[object, ...]:
+    constants = [_shape(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code, code.co_exceptiontable, code.co_names, code.co_varnames, constants
+
+
+class Mutant(NamedTuple):
+    """A line that is changed, from 1 on, and what it becomes."""
+
+    number: int
+    line: str
+
+
+class Module:
+    """One file, and its mutants.
+
+    Attributes:
+        name: its path.
+        size: lines.
+
+    """
+
+    def __init__(self, name: str, copy: Copy) -> None:
+        self.name, self._copy = name, copy
+        self._path = copy.root / name
+        self._text = self._path.read_text()
+        self._lines = self._text.splitlines(keepends=True)
+        self.size = len(self._lines)
+        self._is_c = name.endswith(".c")
+        self._same = Meaning(copy.compile(name), set(), set()) if self._is_c else meaning(self._text)
+
+    def survivors(self, count: int) -> list[Mutant]:
+        """Test as many mutants by the tests of the module; return those that lived."""
+        return [m for m in islice(self._drawn(), count) if not self._is_killed(m, TESTS[self.name])]
+
+    def is_killed(self, mutant: Mutant) -> bool:
+        """Return whether the other tests of the room notice a mutant."""
+        others = ALL_TESTS[self.name.split("/")[-2 if self._is_c else 1]]
+        return self._is_killed(mutant, [test for test in others if test not in TESTS[self.name]])
+
+    def _drawn(self) -> Iterator[Mutant]:
+        """Draw lines, and one plausible mutant of each."""
+        rules = ["universal.rules", *(["c_like.rules", "c.rules"] if self._is_c else ["python.rules"])]
+        of_line: dict[int, list[str]] = {}
+        with redirect_stdout(StringIO()):
+            for number, line, *_ in mutants_regexp(self._lines, rules, ignorePatterns=[], ignoreStringOnly=True):
+                of_line.setdefault(number, []).append(line)
+        chance = random.Random(f"{SEED} {self.name}")
+        for number in chance.sample(sorted(of_line), len(of_line)):
+            lines = of_line[number]
+            for line in chance.sample(lines, len(lines)):
+                mutant = Mutant(number, line)
+                with self._changed(mutant) as text:
+                    plausible = self._is_plausible(text)
+                if plausible:
+                    yield mutant
+                    break
+
+    @contextmanager
+    def _changed(self, mutant: Mutant) -> Iterator[str]:
+        """Change the line; the file is as it was afterwards, and its bytecode valid."""
+        before = os.stat(self._path)
+        text = "".join([*self._lines[: mutant.number - 1], mutant.line, *self._lines[mutant.number :]])
+        self._path.write_text(text)
+        yield text
+        self._path.write_text(self._text)
+        os.utime(self._path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def _is_plausible(self, text: str) -> bool:
+        """Return whether this can be built, and does something else."""
+        if self._is_c:
+            return self._copy.compile(self.name) not in (b"", self._same.code)
+        try:
+            new = meaning(text)
+        except SyntaxError:
+            return False
+        return new.code != self._same.code and new.names <= self._same.names and new.undefined <= self._same.undefined
+
+    def _is_killed(self, mutant: Mutant, tests: Sequence[str]) -> bool:
+        """Return whether a test fails that passes without the mutant."""
+        tests = [f"tests/{test}" for test in tests]
+        with self._changed(mutant):
+            if self._is_c:
+                self._copy.compile(self.name)
+                with self._copy.linked():
+                    killed = not self._copy.passes(tests)
+            else:
+                killed = not self._copy.passes(tests)
+        failure = self._copy.failure
+        if failure and failure not in self._copy.good:
+            if not self._copy.passes([failure]):
+                raise SystemExit(f"{failure} fails without any mutant")
+            self._copy.good.add(failure)
+        return killed
+
+    def show(self, mutant: Mutant) -> str:
+        return f"{self.name}:{mutant.number}\n-{self._lines[mutant.number - 1]}+{mutant.line}"
+
+
+def main() -> None:
+    """Test mutants; print those that the tests of their module do not notice, then a table, and those that lived."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("count", type=int, nargs="?", default=300)
+    parser.add_argument("modules", nargs="*", metavar="module")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder))
+        modules = [Module(name, copy) for name in TESTS]
+        per_line = arguments.count / sum(m.size for m in modules)
+        counts = {m: max(2, round(per_line * m.size)) for m in modules if m.name in (arguments.modules or TESTS)}
+        lived: dict[Module, list[Mutant]] = {}
+        for module, count in counts.items():
+            lived[module] = module.survivors(count)
+            print(f"{module.name}: {count - len(lived[module])} of {count} killed", flush=True)
+            print(*(module.show(m) for m in lived[module]), sep="\n", flush=True)
+        print("| module | mutants | killed |\n|---|---:|---:|", flush=True)
+        for module, count in counts.items():
+            lived[module] = [m for m in lived[module] if not module.is_killed(m)]
+            print(f"| `{module.name}` | {count} | {count - len(lived[module])} |", flush=True)
+    total, alive = sum(counts.values()), sum(map(len, lived.values()))
+    print(f"| all | {total} | {total - alive} ({1 - alive / total:.1%}) |")
+    print(*(module.show(m) for module, mutants in lived.items() for m in mutants), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
