@@ -32,6 +32,7 @@ NUMBER(PG_private)=14
 NUMBER(PG_swapcache)=10
 NUMBER(PG_swapbacked)=17
 NUMBER(PG_head_mask)=64
+NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)=-184549376
 NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456
 NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-201326592
 NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-251658240
@@ -54,8 +55,8 @@ def _struct_page(pfn: int) -> bytes:
     return struct.pack("<QQQQQQII8x", flags, 0, 0, mapping, 0, order, mapcount, 1)
 
 
-def _kernel_memory() -> bytes:
-    """Return 32 of the machine's 64 frames: a kernel with everything that level 31 needs."""
+def _kernel_memory(frames: int) -> bytes:
+    """Return the first 32 frames of the machine: a kernel with everything that level 31 needs."""
     memory = bytearray(random.Random(5).randbytes(32 * PAGE))
     for table, index, entry in ((0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0x83)):
         memory[table : table + PAGE] = bytes(PAGE)
@@ -64,8 +65,9 @@ def _kernel_memory() -> bytes:
     memory[0x4000 : 0x4000 + 6 * 65] = b"".join(field.ljust(65, b"\0") for field in uts)
     memory[0x5000:0x7000] = bytes(0x2000)
     struct.pack_into("<Q", memory, 0x5000, MAP + 0x6000)
-    struct.pack_into("<Q", memory, 0x6000, MAP + 0x8000 | 3)
-    memory[0x8000 : 0x8000 + 64 * 64] = b"".join(map(_struct_page, range(64)))
+    struct.pack_into("<Q", memory, 0x6000, MAP + 0x10000 | 3)
+    struct_pages = b"".join(map(_struct_page, range(frames)))
+    memory[0x10000 : 0x10000 + len(struct_pages)] = struct_pages
     memory[0xA000:0xB000] = bytes(PAGE)  # a zero page
     return bytes(memory)
 
@@ -74,7 +76,7 @@ def _notes(info: bytes | None = INFO) -> bytes:
     return prstatus_note() * 2 + (note(b"VMCOREINFO", 0, info) if info is not None else b"")
 
 
-def vmcore(info: bytes | None = INFO) -> Elf:
-    """Make a small vmcore that every level can filter."""
-    second = Load(0x30000, random.Random(6).randbytes(16 * PAGE))
-    return Elf([Load(0, _kernel_memory(), vaddr=MAP), second], _notes(info))
+def vmcore(info: bytes | None = INFO, pages: int = 16) -> Elf:
+    """Make a small vmcore that every level can filter, with this many pages in its second segment."""
+    second = Load(0x30000, random.Random(6).randbytes(pages * PAGE))
+    return Elf([Load(0, _kernel_memory(48 + pages), vaddr=MAP), second], _notes(info))
