@@ -81,7 +81,8 @@ static inline int is_hugetlb(const struct vmf_page_layout *l, const uint8_t *pag
 {
 	if (has_type(l->hugetlb, mapcount))
 		return 1;
-	return order && l->destructor.width &&
+	/* Without hugetlb in the kernel, huge pages on LRU lists can have this destructor. */
+	return order && l->destructor.width && !(field(l, page, l->flags) & l->lru) &&
 	       (field(l, page + l->size, l->destructor) & l->destructor_mask) == l->destructor_value;
 }
 

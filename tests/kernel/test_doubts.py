@@ -213,8 +213,8 @@ def test_huge_pages_of_unknown_type_are_counted(kind: int, unknown: int) -> None
     assert classifier.lists.unknown_huge == unknown
 
 
-RULES = "zone", "cache", "anon", "lru", "hugetlb", "poison", "compound"
-LRU, HWPOISON, ZONE = 1 << 5, 1 << 21, 1 << 62
+RULES = "zone", "cache", "anon", "lru", "hugetlb", "poison", "compound", "slab"
+LRU, SLAB, HWPOISON, ZONE = 1 << 5, 1 << 9, 1 << 21, 1 << 62
 CACHE, USER = PageClass.CACHE, PageClass.USER
 
 
@@ -239,9 +239,15 @@ CACHE, USER = PageClass.CACHE, PageClass.USER
             [KERNEL] * 4,
             (2, 1),
         ),
+        (
+            "slab",
+            [page(NOTHING, flags=SLAB), page(NOTHING, flags=SLAB | LRU), page(NOTHING, flags=LRU)],
+            [KERNEL] * 3,
+            (2, 1),
+        ),
     ],
 )
 def test_each_rule(rule: str, pages: list[bytes], classes: list[int], verdict: tuple[int, int]) -> None:
-    found = native.Classifier(LAYOUT, AREA).check(b"".join(pages), bytes(classes))
+    found = native.Classifier(LAYOUT._replace(slab=SLAB), AREA).check(b"".join(pages), bytes(classes))
     assert found[RULES.index(rule)] == verdict
     assert len(found) == native.RULES == len(RULES)

@@ -34,6 +34,7 @@ def doubts(vmcore: Path) -> list[Doubt]:
 def _corruptions(note: Note) -> Iterator[dict[str, int | None]]:
     """Yield one wrong field at a time: offsets off by a word, bits off by one, types changed, sizes, missing fields."""
     members = {"flags": 8, "_mapcount": 4, "mapping": 8, "private": 8, "compound_head": 8, "compound_info": 8, "lru": 8}
+    members |= {"_refcount": 4, "compound_order": 1, "compound_dtor": 1}
     for member, word in members.items():
         key = f"OFFSET(page.{member})"
         if (value := note.value(key)) is not None:
@@ -47,6 +48,9 @@ def _corruptions(note: Note) -> Iterator[dict[str, int | None]]:
         if (value := note.value(key)) is not None:
             others = {-1, None, value + (1 << 24), value - (1 << 24), *([slab] if slab else [])}
             yield from ({key: other} for other in others)
+    key = "NUMBER(HUGETLB_PAGE_DTOR)"
+    if (value := note.value(key)) is not None:
+        yield from ({key: other} for other in (value - 1, value + 1, None))
     for key, others in (("SIZE(page)", (56, 72)), ("LENGTH(zone.free_area)", (9, 12)), ("SIZE(mem_section)", (8, 24))):
         yield from ({key: other} for other in others)
 
