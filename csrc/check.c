@@ -52,7 +52,7 @@ static void check_page(const struct vmf_page_layout *l, const struct vmf_areas *
 		check_user(l, areas, page, flags, end, order, v);
 		break;
 	case VMF_HWPOISON:
-		test(v, VMF_RULE_POISON, !(flags & (l->lru | l->slab)) && (int32_t)mapcount >= -1);
+		test(v, VMF_RULE_POISON, !(flags & l->slab) && (int32_t)mapcount >= -1);
 		break;
 	default:
 		break;

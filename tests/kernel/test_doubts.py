@@ -229,7 +229,7 @@ CACHE, USER = PageClass.CACHE, PageClass.USER
         ("hugetlb", [page(HUGETLB, flags=HEAD), tail(flags=1), page(HUGETLB)], [USER] * 3, (2, 1)),
         (
             "poison",
-            [page(NOTHING, flags=HWPOISON), page(NOTHING, flags=HWPOISON | LRU)],
+            [page(NOTHING, flags=HWPOISON), page(KMALLOC, flags=HWPOISON)],
             [PageClass.HWPOISON] * 2,
             (2, 1),
         ),

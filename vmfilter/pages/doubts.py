@@ -79,7 +79,7 @@ _RULES = (
     _Rule("OFFSET(page.mapping)", "anonymous pages belong to no anon_vma", _USER),
     _Rule("NUMBER(PG_lru)", "anonymous pages are on no LRU list", _CACHE),
     _Rule("NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE) or the destructor", "hugetlb pages are no compound pages", _USER),
-    _Rule("NUMBER(PG_hwpoison)", "hwpoisoned pages are in use", frozenset({PageClass.HWPOISON})),
+    _Rule("NUMBER(PG_hwpoison)", "hwpoisoned pages are slab or of another type", frozenset({PageClass.HWPOISON})),
     _Rule("OFFSET(page.compound_head) or NUMBER(PG_head_mask)", "compound pages have no tail", _CACHE | _USER),
     _Rule("NUMBER(PG_slab)", "slab pages are on LRU lists", frozenset()),
 )
