@@ -41,6 +41,8 @@ static void check_page(const struct vmf_page_layout *l, const struct vmf_areas *
 	order = compound_order(l, page, flags, 0, end);
 	if (l->head && (flags & l->head) && page + 2ull * l->size <= end)
 		test(v, VMF_RULE_COMPOUND, has_tail(l, page, end));
+	if (flags & l->slab)
+		test(v, VMF_RULE_SLAB, !(flags & l->lru));
 	switch (class & 15) {
 	case VMF_CACHE:
 	case VMF_CACHE_PRIVATE:

@@ -166,7 +166,8 @@ enum vmf_rule {
 	VMF_RULE_LRU = 3,	/* anonymous memory: it is on an LRU list */
 	VMF_RULE_HUGETLB = 4,	/* hugetlb: the page is compound */
 	VMF_RULE_POISON = 5,	/* hwpoisoned: neither slab nor of a page type */
-	VMF_RULE_COMPOUND = 6	/* compound pages: the first tail points to the head */
+	VMF_RULE_COMPOUND = 6,	/* compound pages: the first tail points to the head */
+	VMF_RULE_SLAB = 7	/* pages with the flag of slab: they are on no LRU list */
 };
 
 /*

@@ -141,7 +141,7 @@ def _fill(areas: Any, known: Areas) -> None:
     areas.bounds[0 : len(bounds)] = bounds
 
 
-RULES: int = lib.VMF_RULE_COMPOUND + 1
+RULES: int = lib.VMF_RULE_SLAB + 1
 """Number of rules that Classifier.check() tests."""
 
 

@@ -33,7 +33,7 @@ from vmfilter.arch import x86_64
 from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass, PageKind, byte_of
-from vmfilter.kernel.struct_page import struct_page
+from vmfilter.kernel.struct_page import NOTHING, struct_page
 from vmfilter.native import PageLayout
 from vmfilter.pages.classify import WINDOW_PAGES, Classifier
 
@@ -117,12 +117,9 @@ def test_hugetlb_pages_belong_to_the_user(scene: Scene, name: str, tmp_path: Pat
     scene.check(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "without", [("OFFSET(page.compound_dtor)", "OFFSET(folio._folio_dtor)"), ("NUMBER(HUGETLB_PAGE_DTOR)",)]
-)
 @pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb == "dtor" and f.exports_compound])
-def test_compound_pages_need_no_destructor(name: str, without: tuple[str, ...], tmp_path: Path) -> None:
-    scene = Scene(Synthetic(FLAVOURS[name], without=without))
+def test_compound_pages_need_no_destructor(name: str, tmp_path: Path) -> None:
+    scene = Scene(Synthetic(FLAVOURS[name], without=("OFFSET(page.compound_dtor)", "OFFSET(folio._folio_dtor)")))
     scene.compound("anonymous THP", USER, 9, "lru", "swapbacked", mapping=ANON)
     scene.compound("anonymous hugetlb", USER, 9, mapping=ANON, hugetlb=True)
     scene.compound("hugetlb of a file, which nothing tells", KERNEL, 9, mapping=FILE, hugetlb=True)
@@ -472,17 +469,39 @@ def test_impossible_numbers_are_an_error(tmp_path: Path, line: str) -> None:
         classify(Synthetic(extra=[line]), tmp_path)
 
 
+_ORDER, _DTOR, _FOLIO = "OFFSET(page.compound_order)", "OFFSET(page.compound_dtor)", "OFFSET(folio._folio_order)"
+
+
 @pytest.mark.parametrize("name", ["5.10", "6.3"])
-@pytest.mark.parametrize("at", [0, 63, 64, 128, 1 << 20])
-def test_an_order_outside_the_first_tail_is_an_error(tmp_path: Path, name: str, at: int) -> None:
-    member = "folio._folio_order" if name == "6.3" else "page.compound_order"
-    base = 64 if name == "6.3" else 0
-    line = f"OFFSET({member})={at}"
-    if base <= at < base + 64:
-        classify(Synthetic(FLAVOURS[name], extra=[line]), tmp_path)
-        return
-    with pytest.raises(KernelError):
-        classify(Synthetic(FLAVOURS[name], extra=[line]), tmp_path)
+@pytest.mark.parametrize("at", [0, 63, 64, 79, 80, 82, 84, 128, 1 << 20])
+def test_an_order_that_does_not_follow_the_destructor_is_not_used(tmp_path: Path, name: str, at: int) -> None:
+    scene = Scene(Synthetic(FLAVOURS[name], extra=[f"{_FOLIO if name == '6.3' else _ORDER}={at}"]))
+    scene.compound("huge pages of the kernel are its own", KERNEL, 9)
+    with scene.machine.opened(tmp_path) as (_, kernel):
+        layout, warnings = kernel.struct_page()
+    assert (layout.order, layout.destructor) == (NOTHING, NOTHING)
+    assert len(warnings) == 1
+    scene.check(tmp_path)
+
+
+@pytest.mark.parametrize("line", [f"{_DTOR}=20", f"{_DTOR}=15", f"{_ORDER}=18", "NUMBER(HUGETLB_PAGE_DTOR)=1"])
+def test_a_destructor_as_no_kernel_has_it_is_not_used(tmp_path: Path, line: str) -> None:
+    scene = Scene(Synthetic(FLAVOURS["5.10"], extra=[line]))
+    scene.compound("kernel", KERNEL, 2)
+    scene.compound("hugetlb of a file, which nothing tells", KERNEL, 9, mapping=FILE, hugetlb=True)
+    with scene.machine.opened(tmp_path) as (_, kernel):
+        layout, warnings = kernel.struct_page()
+    assert layout.destructor == NOTHING
+    assert "as no kernel has them" in "".join(warnings)
+    scene.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FLAVOURS.items() if f.hugetlb == "dtor" and f.exports_compound])
+def test_a_huge_page_on_a_list_of_lru_is_not_hugetlb_whatever_its_destructor(name: str, tmp_path: Path) -> None:
+    """It has this one if the kernel has no hugetlb, as Android's."""
+    scene = Scene(Synthetic(FLAVOURS[name], without=("NUMBER(HUGETLB_PAGE_DTOR)",)))
+    scene.compound("huge page of a file", CACHE, 9, "lru", mapping=FILE, hugetlb=True)
+    scene.check(tmp_path)
 
 
 @every_flavour

@@ -110,7 +110,6 @@ class Expected(NamedTuple):
         log: "log" or "printk_log" (records, by the name of their structure), "ring" or "ring+8" (printk_ringbuffer,
             without and with last_finalized_id).
         without: a flag that the configuration leaves out.
-        hugetlb: False: no CONFIG_HUGETLB_PAGE, so no destructor is exported.
 
     """
 
@@ -119,7 +118,6 @@ class Expected(NamedTuple):
     memory: str
     log: str
     without: str = ""
-    hugetlb: bool = True
 
 
 KERNELS = {
@@ -127,8 +125,8 @@ KERNELS = {
     "aarch64-4.19.90-24.4.v2101.ky10": Expected("4.18", 64, "sections 30", "printk_log"),
     "aarch64-4.19.90-52.22.v2207.ky10": Expected("4.18", 64, "sections 30", "printk_log"),
     "aarch64-4.9.0-13-arm64": Expected("4.4", 64, "sections 30", "printk_log", "hwpoison"),
-    "aarch64-5.10-android12": Expected("5.0", 64, "sections 27", "ring+8", "hwpoison", hugetlb=False),
-    "aarch64-5.10-android13": Expected("5.0", 64, "sections 27", "ring", "hwpoison", hugetlb=False),
+    "aarch64-5.10-android12": Expected("5.0", 64, "sections 27", "ring+8", "hwpoison"),
+    "aarch64-5.10-android13": Expected("5.0", 64, "sections 27", "ring", "hwpoison"),
     "armv7l-4.9.0-13-armmp-lpae": Expected("4.4", 36, "flat", "printk_log", "hwpoison"),
     "i686-3.11.6-4-desktop": Expected("3.10", 36, "nodes", "printk_log", "hwpoison"),
     "i686-3.13.0-24-generic": Expected("3.10", 32, "flat", "printk_log"),
@@ -305,7 +303,7 @@ def test_struct_page_is_that_of_the_sources(name: str) -> None:
         assert (layout.tail, layout.tail_mask) == ((0, word), bits["tail"])
     width = form.order_width or word
     assert layout.order == (form.order, width)
-    if form.hugetlb is None or not expected.hugetlb:
+    if form.hugetlb is None:
         assert layout.destructor == NOTHING
     elif form.hugetlb == "hugetlb":
         flag = bits["hugetlb"]

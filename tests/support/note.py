@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -43,3 +44,10 @@ class Note:
             file.seek(self._at)
             file.write(data.ljust(self._size, b"\0"))
         return self.path
+
+
+def copy_of(vmcore: Path, to: Path) -> Note:
+    """Copy a vmcore; return its note, to be changed."""
+    with vmcore.open("rb") as source, to.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    return Note(to)

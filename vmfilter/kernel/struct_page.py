@@ -34,6 +34,8 @@ _EXPORTED_SINCE = {
     "PAGE_OFFLINE_MAPCOUNT_VALUE": (6, 10),
 }
 """Numbers that every kernel exports, whatever its configuration, and since when."""
+_HUGETLB_DTOR = 2
+"""Of enum compound_dtor_id, in every kernel that has it."""
 _DEFAULT_FREE_ORDERS = 11  # MAX_ORDER of all kernels that do not export LENGTH(zone.free_area)
 
 
@@ -122,6 +124,11 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     if missing:
         names = ", ".join(f"NUMBER({name})" for name in missing)
         warnings.append(f"VMCOREINFO lacks {names}, which all such kernels export: pages may be kept needlessly")
+    if destructor == NOTHING and _exports_compound(info):
+        warnings.append(
+            "VMCOREINFO has compound_order, compound_dtor or HUGETLB_PAGE_DTOR as no kernel has them: "
+            "huge pages may be kept needlessly"
+        )
     free_orders = info.length("zone.free_area") or _DEFAULT_FREE_ORDERS
     if not 0 < free_orders <= 64:
         raise KernelError(f"VMCOREINFO has LENGTH(zone.free_area)={free_orders}, which is impossible")
@@ -244,27 +251,42 @@ def _tail(info: Vmcoreinfo, source: _Source, word: int, head: int) -> tuple[Fiel
     return (source.offset("flags"), word), head | head << 3 if is_shared else head << 1
 
 
+def _exports_compound(info: Vmcoreinfo) -> bool:
+    """Return whether VMCOREINFO says anything of order or destructor."""
+    members = "page.compound_order", "page.compound_dtor", "folio._folio_order", "folio._folio_dtor"
+    return info.number("HUGETLB_PAGE_DTOR") is not None or any(info.offset(name) is not None for name in members)
+
+
+def _exported_compound(info: Vmcoreinfo, size: int) -> tuple[Field, Field, int, int]:
+    """What _compound() returns, if VMCOREINFO says it; NOTHING for what contradicts itself."""
+    order, dtor = info.offset("page.compound_order"), info.offset("page.compound_dtor")
+    if order is None and dtor is None:
+        # Relative to the head page since 1c5509be58f6 ("mm: remove 'First tail page' members from struct page"), v6.3.
+        order, dtor = (info.offset(f"folio._folio_{name}") for name in ("order", "dtor"))
+        order = None if order is None else order - size
+        dtor = None if dtor is None else dtor - size
+    if order is None:
+        return NOTHING, NOTHING, 0, 0
+    if dtor is None:
+        return (order, 1), NOTHING, 0, 0
+    # The destructor's number directly precedes the order and has the same width: unsigned int or u16 until
+    # 036e7aa49fb2 ("mm: store compound_dtor / compound_order as bytes"), v4.16.
+    width = order - dtor
+    if width not in ((1, 2, 4) if info.version() < (4, 16) else (1,)):
+        return NOTHING, NOTHING, 0, 0
+    if info.number("HUGETLB_PAGE_DTOR") not in (_HUGETLB_DTOR, None):
+        return (order, width), NOTHING, 0, 0
+    return (order, width), (dtor, width), _HUGETLB_DTOR, (1 << 8 * width) - 1
+
+
 def _compound(info: Vmcoreinfo, source: _Source, arch: Arch, size: int) -> tuple[Field, Field, int, int]:
     """Order and destructor of a compound page, in its first tail page; value and mask of hugetlb's destructor."""
     word = arch.abi.word
     hugetlb_id = info.number("HUGETLB_PAGE_DTOR")
-    order, dtor = info.offset("page.compound_order"), info.offset("page.compound_dtor")
-    if order is None:
-        # Relative to the head page since 1c5509be58f6 ("mm: remove 'First tail page' members from struct page"), v6.3.
-        order, dtor = info.offset("folio._folio_order"), info.offset("folio._folio_dtor")
-        order = None if order is None else order - size
-        dtor = None if dtor is None else dtor - size
-    if order is not None:
-        # The destructor's number directly precedes the order and has the same width: unsigned int or u16 until
-        # 036e7aa49fb2 ("mm: store compound_dtor / compound_order as bytes"), v4.16.
-        width = order - dtor if dtor is not None and order - dtor in (1, 2, 4) else 1
-        if dtor is None or hugetlb_id is None:
-            return (order, width), NOTHING, 0, 0
-        return (order, width), (dtor, width), hugetlb_id & (1 << 8 * width) - 1, (1 << 8 * width) - 1
     if info.version() in _UNEXPORTED_COMPOUND and info.offset("page.compound_head") is None:
         # The tail has compound_head (a word), destructor and order (together a word) where the head has lru.
         lru, half = source.offset("lru"), word // 2
-        return (lru + word + half, half), (lru + word, half), hugetlb_id or 2, (1 << 8 * half) - 1
+        return (lru + word + half, half), (lru + word, half), hugetlb_id or _HUGETLB_DTOR, (1 << 8 * half) - 1
     if info.offset("page.compound_head") is None and info.offset("page.compound_info") is None:
         # Before 1d798ca3f164 ("mm: make compound_head() robust"), v4.4: the two pointers of the tail's lru are the
         # destructor's address and the order. The symbol is exported since 3.16.
@@ -272,6 +294,8 @@ def _compound(info: Vmcoreinfo, source: _Source, arch: Arch, size: int) -> tuple
         function = info.symbol("free_huge_page")
         field = NOTHING if function is None else (lru, word)
         return (lru + word, word), field, function or 0, (1 << 64) - 1
+    if _exports_compound(info):
+        return _exported_compound(info, size)
     # The order is the low byte of the first tail's flags since ebc1baf5c9b4 ("mm: free up a word in the first tail
     # page"), v6.6. PG_hugetlb in these flags marks hugetlb since 9c5ccf2db04b ("mm: remove HUGETLB_PAGE_DTOR"), v6.6,
     # until d99e3140a4d3 ("mm: turn folio_test_hugetlb into a PageType"), v6.9.

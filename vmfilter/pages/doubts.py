@@ -39,6 +39,7 @@ _USER = frozenset({PageClass.USER})
 _FREE = frozenset({PageClass.FREE})
 _BY_FLAGS = _CACHE | _USER | {PageClass.HWPOISON}
 _BY_TYPE = _CACHE | _USER | {PageClass.OFFLINE}  # free blocks need no witness: each proves itself
+_ALL = _BY_FLAGS | _BY_TYPE | _FREE
 _NAMES = {
     PageClass.CACHE: "cache",
     PageClass.CACHE_PRIVATE: "cache",
@@ -73,13 +74,14 @@ class _Rule(NamedTuple):
 
 
 _RULES = (
-    _Rule("OFFSET(page.flags) or SIZE(page)", "struct pages differ from their neighbours in node and zone", _BY_FLAGS),
+    _Rule("OFFSET(page.flags) or SIZE(page)", "struct pages differ from their neighbours in node and zone", _ALL),
     _Rule("OFFSET(page.mapping) or NUMBER(PG_lru)", "cache pages belong to no file", _CACHE),
     _Rule("OFFSET(page.mapping)", "anonymous pages belong to no anon_vma", _USER),
     _Rule("NUMBER(PG_lru)", "anonymous pages are on no LRU list", _CACHE),
     _Rule("NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE) or the destructor", "hugetlb pages are no compound pages", _USER),
     _Rule("NUMBER(PG_hwpoison)", "hwpoisoned pages are slab or of another type", frozenset({PageClass.HWPOISON})),
     _Rule("OFFSET(page.compound_head) or NUMBER(PG_head_mask)", "compound pages have no tail", _CACHE | _USER),
+    _Rule("NUMBER(PG_slab)", "slab pages are on LRU lists", frozenset()),
 )
 """In the order of enum vmf_rule."""
 
@@ -102,6 +104,17 @@ _FLAGS = {
     "head": ("NUMBER(PG_head_mask)", _CACHE | _USER),
 }
 """Flags of PageLayout: where they come from, and the classes that depend on them."""
+
+
+_MEMBERS = {
+    "flags": ("OFFSET(page.flags)", _BY_FLAGS),
+    "mapcount": ("OFFSET(page._mapcount)", _BY_TYPE),
+    "mapping": ("OFFSET(page.mapping)", _CACHE | _USER),
+    "private_": ("OFFSET(page.private)", _FREE),
+    "refcount": ("OFFSET(page._refcount)", frozenset[PageClass]()),
+    "tail": ("OFFSET(page.compound_head)", _CACHE | _USER),
+}
+"""Members of PageLayout that overlay none of the others: where they come from, and the classes that depend on them."""
 
 
 class Checked(NamedTuple):
@@ -133,7 +146,13 @@ class Witnesses:
         self._free: list[tuple[int, int]] = []
         self._zones: Zones | None = None
         self.doubts: list[Doubt] = []
-        for witness in self._twins, self._text, lambda: self._sample(classifier), lambda: self._lists(classifier):
+        for witness in (
+            self._twins,
+            self._overlaps,
+            self._text,
+            lambda: self._sample(classifier),
+            lambda: self._lists(classifier),
+        ):
             with suppress(InputError, KernelError):  # a witness that cannot be heard says nothing
                 self.doubts += witness()
 
@@ -145,6 +164,17 @@ class Witnesses:
                 if known[a] == known[b]:
                     fields = f"{table[a][0]} or {table[b][0]}"
                     yield Doubt(fields, "both have the same value", table[a][1] | table[b][1])
+
+    def _overlaps(self) -> Iterator[Doubt]:
+        """Members of struct page have different places."""
+        known = {name: field for name in _MEMBERS if (field := getattr(self._layout, name))[1]}
+        if known["flags"] == known.get("tail"):
+            del known["tail"]  # PG_tail is a flag
+        for a, b in combinations(known, 2):
+            (at, width), (other, other_width) = known[a], known[b]
+            if at < other + other_width and other < at + width:
+                fields = f"{_MEMBERS[a][0]} or {_MEMBERS[b][0]}"
+                yield Doubt(fields, "both have the same place", _MEMBERS[a][1] | _MEMBERS[b][1])
 
     def _text(self) -> Iterator[Doubt]:
         """Struct pages of kernel text are reserved since boot, and have nothing else in them."""
