@@ -85,7 +85,7 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 	/* Test for slab before page types: up to v4.17, the counters of SLUB overlay _mapcount. */
 	if (flags & l->slab)
 		b.byte = OF_KIND(VMF_KIND_SLAB);
-	else if (is_hugetlb(l, page, mapcount, order) && proves_itself(l, page, lists, 1)) {
+	else if (is_hugetlb(l, page, mapcount, order) && (by_function(l) || proves_itself(l, page, lists, 1))) {
 		/*
 		 * Of a hugetlb page, only the head has PG_hwpoison. A separate list records the bad pages since
 		 * 161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error pages"), v6.0.

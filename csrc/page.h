@@ -77,6 +77,15 @@ static inline uint64_t compound_order(const struct vmf_page_layout *l, const uin
 	return order <= MAX_COMPOUND_ORDER && is_aligned(pfn, order) ? order : 0;
 }
 
+/*
+ * Whether the destructor of hugetlb is the address of a function, until 1d798ca3f164 ("mm: make compound_head() robust"),
+ * v4.4. It proves a page: until v3.5, hugetlb pages in use were in no list.
+ */
+static inline int by_function(const struct vmf_page_layout *l)
+{
+	return l->destructor_value > UINT16_MAX;
+}
+
 static inline int is_hugetlb(const struct vmf_page_layout *l, const uint8_t *page, uint32_t mapcount, uint64_t order)
 {
 	if (has_type(l->hugetlb, mapcount))

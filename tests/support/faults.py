@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from elfbuilder import PAGE, Load
 from tinyvmcore import vmcore
 
 import vmfilter
@@ -88,9 +87,7 @@ class Laboratory:
 
     def __init__(self, library: Path, folder: Path) -> None:
         self._library, self._folder = library, folder
-        source = vmcore()
-        source.loads = [source.loads[0], Load(0x30000, random.Random(6).randbytes(300 * PAGE))]
-        self._source = source.write(folder / "vmcore")
+        self._source = vmcore(pages=300).write(folder / "vmcore")
         self._out = folder / "out"
         self._right: dict[str, list[bytes]] = {}
 

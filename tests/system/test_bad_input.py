@@ -418,7 +418,7 @@ def test_vmcoreinfo_with_a_wrong_line_is_refused(run: Run, line: bytes, wrong: b
 
 
 def test_sections_in_a_loop_of_tables_end(run: Run, source: Path) -> None:
-    """Each entry leads to the next table or to the same page of pointers: 2^19 sections, and 512 mappings for each."""
+    """Each entry leads to the next table or to the same page of pointers: 2^17 sections, and 512 mappings for each."""
     elf = vmcore()
     memory = bytearray(elf.loads[0].data)
     for table, first, entry in ((0x1000, 0x2003, 0x2003), (0x2000, 0x3003, 0x3003), (0x3000, 0x83, 0xB003)):

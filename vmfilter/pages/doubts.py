@@ -145,10 +145,16 @@ class Witnesses:
         self._judge = native.Classifier(self._layout, classifier.kinds.areas)
         self._free: list[tuple[int, int]] = []
         self._zones: Zones | None = None
-        self.doubts = [*self._twins(), *self._overlaps(), *self._text(), *self._sample(classifier)]
-        with suppress(InputError, KernelError):
-            self._zones = read_zones(kernel, Start(self._free, classifier.kinds.memmap, classifier.end_pfn))
-        self.doubts += self._lists()
+        self.doubts: list[Doubt] = []
+        for witness in (
+            self._twins,
+            self._overlaps,
+            self._text,
+            lambda: self._sample(classifier),
+            lambda: self._lists(classifier),
+        ):
+            with suppress(InputError, KernelError):  # a witness that cannot be heard says nothing
+                self.doubts += witness()
 
     def _twins(self) -> Iterator[Doubt]:
         """Different page types have different values, and different flags different bits."""
@@ -226,8 +232,10 @@ class Witnesses:
             order = piece.structs[first * size + offset :][:width]
             self._free.append((piece.vaddr + first * size, int.from_bytes(order, self._kernel.abi.byteorder)))
 
-    def _lists(self) -> Iterator[Doubt]:
+    def _lists(self, classifier: Classifier) -> Iterator[Doubt]:
         """Blocks in the free lists are free, and of the order of their list."""
+        start = Start(self._free, classifier.kinds.memmap, classifier.end_pfn)
+        self._zones = read_zones(self._kernel, start)
         if self._zones is None:
             return
         blocks = list(free_blocks(self._kernel, self._zones, _WALKED))
