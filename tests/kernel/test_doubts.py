@@ -20,7 +20,7 @@ from vmfilter.errors import KernelError, UsageError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import understand
-from vmfilter.kernel.struct_page import struct_page
+from vmfilter.kernel.struct_page import NO_TYPE, struct_page
 from vmfilter.kernel.zones import Start, read_zones
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.doubts import Witnesses
@@ -85,7 +85,7 @@ def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Pa
 def test_nothing_is_excluded_by_struct_pages_of_another_size(note: Callable[[str], Note], tmp_path: Path) -> None:
     result = vmfilter.filter_dump(note("arm64-6.12").write({"SIZE(page)": 56}), tmp_path / "dump")
     assert "OFFSET(page.flags) or SIZE(page) may be wrong: " in "".join(result.warnings)
-    assert result.excluded_classes == {PageClass.PMEM_USERDATA}
+    assert result.excluded_classes == {PageClass.PMEM_USERDATA, PageClass.EXCLUDED}
 
 
 # What to do with a doubt
@@ -190,6 +190,16 @@ def test_a_hugetlb_page_is_in_a_list() -> None:
     pair = page(HUGETLB, flags=HEAD), tail(flags=1)
     assert classes_of(*pair) == [PageClass.USER] * 2
     assert classes_of(page(HUGETLB, POISON, flags=HEAD), pair[1]) == [KERNEL] * 2
+
+
+@pytest.mark.parametrize(("link", "wanted"), [(IN_A_LIST, PageClass.USER), (POISON, KERNEL)])
+def test_a_hugetlb_page_by_its_destructor_is_in_a_list_too(link: int, wanted: int) -> None:
+    by_destructor = {"order": (17, 1), "destructor": (16, 1), "destructor_value": 2, "destructor_mask": 0xFF}
+    first_tail = struct.pack("<3Q24xI12x", 0, IN_A_LIST | 1, 2 | 1 << 8, NOTHING)
+    classes = bytearray([KERNEL]) * 2
+    layout = LAYOUT._replace(hugetlb=NO_TYPE, **by_destructor)
+    native.Classifier(layout, AREA).classify(page(NOTHING, link, flags=HEAD) + first_tail, 0, classes)
+    assert [c & 15 for c in classes] == [wanted] * 2
 
 
 def test_a_compound_page_is_not_offline() -> None:
