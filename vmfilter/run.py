@@ -369,7 +369,7 @@ class DumpRun:
         result.unknown = self._classifier.unknown
         is_all = not (result.gaps or result.unknown or result.classes[PageClass.EXCLUDED] or self._dump.truncated)
         if self._witnesses and is_all and needs_kernel(self._level):
-            result.free, doubts = self._witnesses.free_pages(self._classifier)
+            result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)
             self._judge(doubts, "fail" if self._on_doubt == "fail" else "trust")  # it is too late to keep more
         if result.unknown:
             self._warnings.append(

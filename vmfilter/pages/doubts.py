@@ -28,6 +28,7 @@ _TEXT_PAGES = 64
 _WALKED = 64  # blocks in free lists
 _FEWEST = 16  # pages that a verdict needs
 _FEWEST_SAMPLED, _FEWEST_PIECES = 64, 3  # of a sample: neighbours can wait for the same list of one CPU
+_NEVER_FULL = 1 << 14  # pages of memory: a kernel keeps a reserve of free ones
 _IN_TRANSIT = 1 << 10  # pages: one block of the highest order
 _EIGHTH = 8  # a witness convicts if more than one page in this many is against it: some always change hands
 _NO_MAPCOUNT = (1 << 32) - 1  # -1
@@ -273,11 +274,12 @@ class Witnesses:
             fields = "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE), OFFSET(page._refcount) or OFFSET(page.lru)"
             yield Doubt(fields, evidence, _FREE, loses=False)
 
-    def free_pages(self, classifier: Classifier) -> tuple[Checked | None, list[Doubt]]:
+    def free_pages(self, classifier: Classifier, pages: int) -> tuple[Checked | None, list[Doubt]]:
         """Compare the free blocks that were found with the kernel's counters.
 
         Args:
             classifier: what has classified all pages.
+            pages: number of page frames that are memory.
 
         Returns:
             Both numbers, or None if the zones are not in the dump; and what is to be said of them.
@@ -303,7 +305,7 @@ class Witnesses:
                 evidence = f"{found} free pages are found, and the kernel counts {zones.counted}"
                 doubts.append(Doubt(fields, evidence, _FREE, loses=found > max(counts)))
             return Checked(found, zones.free), doubts
-        if not found:
+        if not found and pages > _NEVER_FULL:
             doubts.append(Doubt(_TYPES["buddy"][0], "no free page is found", _FREE, loses=False))
         elif lists.unused > 4 * max(found, _IN_TRANSIT):  # CPUs keep some in lists of their own
             evidence = f"{lists.unused} unused pages are in no free block"
