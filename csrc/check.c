@@ -2,7 +2,7 @@
 /* What struct pages say besides their class: rules by which a layout that is wrong gives itself away. */
 #include "page.h"
 
-#define ZONE_BITS 2	/* at least these uppermost bits of flags name the section, node and zone of a page */
+#define ZONE_BITS 1	/* at least these uppermost bits of flags name the section, node or zone of a page */
 
 static void test(struct vmf_verdict *v, enum vmf_rule rule, int holds)
 {
@@ -26,7 +26,8 @@ static void check_user(const struct vmf_page_layout *l, const struct vmf_areas *
 		return;
 	}
 	test(v, VMF_RULE_ANON, !areas->count || is_in(areas, mapping & ~(uint64_t)3));
-	test(v, VMF_RULE_LRU, (flags & l->lru) != 0);
+	if (!(flags & l->head))	/* before 3.16, hugetlb looks like any anonymous memory */
+		test(v, VMF_RULE_LRU, (flags & l->lru) != 0);
 }
 
 static void check_page(const struct vmf_page_layout *l, const struct vmf_areas *areas, const uint8_t *page,
@@ -46,7 +47,9 @@ static void check_page(const struct vmf_page_layout *l, const struct vmf_areas *
 	switch (class & 15) {
 	case VMF_CACHE:
 	case VMF_CACHE_PRIVATE:
-		test(v, VMF_RULE_CACHE, !areas->count || is_in(areas, field(l, page, l->mapping)));
+		/* In the swap cache, pages of tmpfs and pages that nobody has mapped yet have no mapping. */
+		if (!l->swapcache || (flags & l->swapcache) != l->swapcache)
+			test(v, VMF_RULE_CACHE, !areas->count || is_in(areas, field(l, page, l->mapping)));
 		break;
 	case VMF_USER:
 		check_user(l, areas, page, flags, end, order, v);

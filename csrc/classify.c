@@ -5,7 +5,7 @@
 #include "page.h"
 
 #define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
-#define HUGE_ORDER 8	/* of the smallest huge page that PMDs map: 1 MiB on s390x */
+#define HUGE_ORDER 8	/* of the smallest hugetlb page on most machines: 1 MiB on s390x */
 #define EACH 0x0101010101010101u
 
 /* The byte of a kernel page of some kind. */
@@ -28,8 +28,14 @@ static uint32_t free_class(const struct vmf_page_layout *l, const uint8_t *page,
 {
 	uint64_t free_order = field(l, page, l->private_);
 
-	if (!proves_itself(l, page, lists, free_order < l->free_orders && is_aligned(pfn, free_order)))
+	int is_block = free_order < VMF_ORDERS && is_aligned(pfn, free_order);
+
+	if (!proves_itself(l, page, lists, is_block))
 		return VMF_KERNEL;
+	if (free_order >= l->free_orders) {
+		lists->too_large++;
+		return VMF_KERNEL;
+	}
 	lists->free_blocks[free_order]++;
 	*order = free_order;
 	return VMF_FREE;
@@ -231,6 +237,9 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 	}
 	*block = b;
 }
+
+_Static_assert(sizeof(((struct vmf_lists *)0)->free_blocks) == 8 * VMF_ORDERS, "one number per order");
+_Static_assert(sizeof(((struct vmf_areas *)0)->bounds) == 16 * VMF_AREAS, "two addresses per area");
 
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, struct vmf_lists *lists, uint8_t *classes)

@@ -95,7 +95,7 @@ static inline int is_hugetlb(const struct vmf_page_layout *l, const uint8_t *pag
 	       (field(l, page + l->size, l->destructor) & l->destructor_mask) == l->destructor_value;
 }
 
-/* Whether an address, without the bits that page tables do not translate, is aligned and in one of the areas. */
+/* Whether an address is aligned and in one of the areas. */
 static inline int is_in(const struct vmf_areas *areas, uint64_t address)
 {
 	const uint64_t *at = areas->bounds;

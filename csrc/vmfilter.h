@@ -115,7 +115,7 @@ struct vmf_block {
 
 /*
  * struct vmf_areas - virtual addresses of kernel memory that struct pages point to
- * @mask: address bits that the page tables translate; the others are ignored
+ * @mask: address bits that count: not those of tags
  * @count: number of areas; 0 if they are not known
  * @bounds: first address of each area, and the address after its last, both without the ignored bits
  */
@@ -131,6 +131,7 @@ struct vmf_areas {
  * @free_blocks: number of free blocks of each order
  * @hugetlb: number of hugetlb pages
  * @refused: number of pages that have the type of either, but an impossible order or link; they are kept
+ * @too_large: number of free blocks of an order above all that the layout knows; they are kept
  * @unused: number of pages that nobody uses and that are in no free block
  * @unknown_huge: number of huge compound pages with a page type that the layout does not know
  */
@@ -139,6 +140,7 @@ struct vmf_lists {
 	uint64_t free_blocks[64];	/* VMF_ORDERS */
 	uint64_t hugetlb;
 	uint64_t refused;
+	uint64_t too_large;
 	uint64_t unused;
 	uint64_t unknown_huge;
 };

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from vmfilter.errors import UsageError, is_whole
-from vmfilter.frames.levels import DEFAULT_LEVEL, MAX_LEVEL
-from vmfilter.pages.doubts import ON_DOUBT
+from vmfilter.frames.levels import DEFAULT_LEVEL, MAX_LEVEL, ON_DOUBT
 from vmfilter.reader import Dump, Path, open_dump
 from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
@@ -63,7 +62,7 @@ def filter_dump(
         include_pmem_userdata: also write user data on persistent memory, which every level excludes. Only a
             vmcore that marks it (p_flags 0x10) contains any. The dump can become as large as the devices.
         on_doubt: what to do if the kernel's own lists, counters and page tables contradict VMCOREINFO, by which pages
-            are classified: "keep" the classes that are in doubt, "fail" before anything is written, or "trust"
+            are classified: "keep" the classes that are in doubt, "fail" before any page is written, or "trust"
             VMCOREINFO. Warnings say what contradicts it.
         progress: called periodically; while pages are written, between chunks.
 

@@ -102,7 +102,7 @@ class Areas(NamedTuple):
     """Virtual addresses of kernel memory that struct pages point to: struct vmf_areas.
 
     Attributes:
-        mask: address bits that the page tables translate.
+        mask: address bits that count: not those of tags.
         ranges: addresses [start, end) of each area, without other bits; at most MAX_AREAS. Empty if they are not known.
 
     """
@@ -121,6 +121,7 @@ class Lists(NamedTuple):
         free_blocks: number of free blocks of each order.
         hugetlb: number of hugetlb pages.
         refused: number of pages that have the type of either, but an impossible order or link; they are kept.
+        too_large: number of free blocks of an order above all that the layout knows; they are kept.
         unused: number of pages that nobody uses and that are in no free block.
         unknown_huge: number of huge compound pages with a page type that the layout does not know.
 
@@ -129,6 +130,7 @@ class Lists(NamedTuple):
     free_blocks: list[int]
     hugetlb: int
     refused: int
+    too_large: int
     unused: int
     unknown_huge: int
 
@@ -188,7 +190,9 @@ class Classifier:
     def lists(self) -> Lists:
         """What was found so far."""
         found = self._lists
-        return Lists(list(found.free_blocks), found.hugetlb, found.refused, found.unused, found.unknown_huge)
+        return Lists(
+            list(found.free_blocks), found.hugetlb, found.refused, found.too_large, found.unused, found.unknown_huge
+        )
 
     def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:
         """Test struct pages of consecutive frames in one zone against rules that do not depend on their classes.

@@ -113,13 +113,13 @@ class DumpRun:
         self._witnesses: Witnesses | None = None
         if judged is not None:
             self._witnesses = Witnesses(judged, self._classifier)
-            self._doubted = self._judge(self._witnesses.doubts)
+            self._doubted = self._judge(self._witnesses.doubts, on_doubt)
         self._all_levels = level_of(level, self._doubted) | dump.header.level  # what was excluded before stays excluded
 
-    def _judge(self, doubts: Sequence[Doubt]) -> frozenset[PageClass]:
+    def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
         """Return the classes that must not be excluded, and warn."""
         excluded = excluded_classes(self._level, self._include_pmem_userdata)
-        kept, warnings = judge(doubts, excluded, self._on_doubt, self._dump.path)
+        kept, warnings = judge(doubts, excluded, on_doubt, self._dump.path)
         self._warnings += warnings
         return kept
 
@@ -367,9 +367,10 @@ class DumpRun:
                 f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
             )
         result.unknown = self._classifier.unknown
-        if self._witnesses and not result.classes[PageClass.EXCLUDED] and needs_kernel(self._level):
-            result.free, doubts = self._witnesses.free_pages(self._classifier)
-            self._judge(doubts)
+        is_all = not (result.gaps or result.unknown or result.classes[PageClass.EXCLUDED] or self._dump.truncated)
+        if self._witnesses and is_all and needs_kernel(self._level):
+            result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)
+            self._judge(doubts, "fail" if self._on_doubt == "fail" else "trust")  # it is too late to keep more
         if result.unknown:
             self._warnings.append(
                 f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"

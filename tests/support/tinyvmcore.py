@@ -58,9 +58,11 @@ def _struct_page(pfn: int) -> bytes:
 def _kernel_memory(frames: int) -> bytes:
     """Return the first 32 frames of the machine: a kernel with everything that level 31 needs."""
     memory = bytearray(random.Random(5).randbytes(32 * PAGE))
-    for table, index, entry in ((0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0x83)):
+    for table, index, entry in ((0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0xC003)):
         memory[table : table + PAGE] = bytes(PAGE)
         struct.pack_into("<Q", memory, table + 8 * index, entry)
+    # Other frames are not mapped: the struct pages of a whole section would be in them.
+    memory[0xC000:0xD000] = struct.pack("<512Q", *(pfn * PAGE | 3 if pfn < 32 else 0 for pfn in range(512)))
     uts = (b"Linux", b"crashed", b"6.12.0", b"#1 SMP", b"x86_64", b"(none)")
     memory[0x4000 : 0x4000 + 6 * 65] = b"".join(field.ljust(65, b"\0") for field in uts)
     memory[0x5000:0x7000] = bytes(2 * PAGE)  # 512 pointers, and the sections of the first

@@ -11,6 +11,7 @@ from note import Note
 
 import vmfilter
 from vmfilter.errors import KernelError
+from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.doubts import Doubt, Witnesses
@@ -26,9 +27,10 @@ def doubts(vmcore: Path) -> list[Doubt]:
         assert kernel
         classifier = Classifier(dump, page_size, kernel)
         witnesses = Witnesses(kernel, classifier)
-        for _ in classifier.windows():
-            pass
-        return [*witnesses.doubts, *witnesses.free_pages(classifier)[1]]
+        pages = sum(
+            len(window.classes) - bytes(window.classes).count(PageClass.HOLE) for window in classifier.windows()
+        )
+        return [*witnesses.doubts, *witnesses.free_pages(classifier, pages)[1]]
 
 
 def _corruptions(note: Note) -> Iterator[dict[str, int | None]]:

@@ -145,4 +145,5 @@ ARCH = Arch(
     # Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
     max_physmem_bits=lambda paging: 52 if paging.high_mask else 48,
     roots=_roots,
+    address_bits=56,
 )

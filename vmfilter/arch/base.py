@@ -117,6 +117,7 @@ class Arch(NamedTuple):
         largest_page: bytes of the largest page that a kernel can be built with.
         counts_from_ram: page frame 0 of a kdump-compressed dump is at phys_base of its header.
         table_registers: registers with the address of a CPU's page tables, in notes that some dumps have.
+        address_bits: bits of a pointer that are an address; KASAN uses others for tags.
 
     """
 
@@ -132,3 +133,4 @@ class Arch(NamedTuple):
     largest_page: int = 4096
     counts_from_ram: bool = False
     table_registers: tuple[TableRegister, ...] = ()
+    address_bits: int = 64

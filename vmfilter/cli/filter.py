@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_form, add_vmcoreinfo, form_of, progress_of, size_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
-from vmfilter.frames.levels import DEFAULT_LEVEL, parse_level
+from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT, parse_level
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -32,7 +32,7 @@ _PMEM_USERDATA = """also dump the user data on persistent memory that VMCORE con
 outside namespaces. The dump can become as large as the devices"""
 
 _ON_DOUBT = """if the kernel's free lists, counters or page tables contradict VMCOREINFO: keep the pages whose class is
-in doubt, fail before anything is written, or trust VMCOREINFO (default: %(default)s)"""
+in doubt, fail before any page is written, or trust VMCOREINFO (default: %(default)s)"""
 
 
 def _level(text: str) -> int:
@@ -78,7 +78,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
     add_vmcoreinfo(p)
-    p.add_argument("--on-doubt", choices=("keep", "fail", "trust"), default="keep", help=_ON_DOUBT)
+    p.add_argument("--on-doubt", choices=ON_DOUBT, default=ON_DOUBT[0], help=_ON_DOUBT)
     p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
     p.add_argument("--dry-run", action="store_true", help="do all the work and print the report, but write no file")
     p.add_argument("--stats", action="store_true", help="also report all page classes, sizes and times")

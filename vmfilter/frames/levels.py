@@ -13,6 +13,9 @@ LEVEL_PMEM_METADATA = 32
 MAX_LEVEL = 63
 DEFAULT_LEVEL = 31
 
+ON_DOUBT = "keep", "fail", "trust"
+"""What to do with pages whose class is in doubt: keep them, end the run before it writes a page, or exclude them."""
+
 NAMES = {"zero": 1, "cache-nonprivate": 2, "cache": 2 | 4, "user": 8, "free": 16, "pmem-metadata": 32}
 """Names of bits, for parse_level(). cache means all of the page cache, with and without private data."""
 

@@ -6,6 +6,7 @@ commit, subject and version that changed it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
@@ -24,7 +25,7 @@ _UNEXPORTED_COMPOUND = ((4, 4), (4, 5))
 """Versions with page.compound_head that do not export it, nor order and destructor, before their stable updates."""
 _MIN_SIZE, _MAX_SIZE = 32, 1024
 _MASKS = ("tail_mask", "swapcache", "destructor_value")  # computed, so they may not fit
-_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "refcount", "next", "prev", "order", "destructor")
+_FIELDS = ("flags", "mapcount", "mapping", "private_", "tail", "order", "destructor")
 _EXPORTED_SINCE = {
     "PG_swapcache": (2, 6),
     # d99e3140a4d3 ("mm: turn folio_test_hugetlb into a PageType"), v6.9, took the last two out of CONFIG_HUGETLB_PAGE;
@@ -66,6 +67,12 @@ class _Source:
 
     def offset(self, member: str) -> int:
         return _required(self.info.offset(f"page.{member}"), f"OFFSET(page.{member})")
+
+    def optional(self, member: str) -> int | None:
+        """Offset of a member that only proves others; None if it is unknown or no number."""
+        with suppress(KernelError):
+            return self.info.offset(f"page.{member}")
+        return None
 
     def bit(self, name: str) -> int:
         """Mask of a page flag; 0 if the kernel does not have it."""
@@ -114,9 +121,9 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     head = _head_mask(info, source)
     tail, tail_mask = _tail(info, source, word, head)
     order, destructor, destructor_value, destructor_mask = _compound(info, source, arch, size)
-    links = info.offset("page.lru")
+    links = source.optional("lru")
     # Renamed by 0139aa7b7fa1 ("mm: rename _count, field of the struct page, to _refcount"), v4.7.
-    users = info.offset("page._refcount") or info.offset("page._count")
+    users = source.optional("_refcount") or source.optional("_count")
     warnings = []
     if not head:
         warnings.append("VMCOREINFO lacks NUMBER(PG_head_mask): tail pages of huge pages may be kept needlessly")
@@ -141,9 +148,9 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         private_=(source.offset("private"), word),
         tail=tail,
         tail_mask=tail_mask,
-        refcount=NOTHING if users is None else (users, 4),
-        next=NOTHING if links is None else (links, word),
-        prev=NOTHING if links is None else (links + word, word),
+        refcount=_optional(users, 4, size),
+        next=_optional(links, word, size),
+        prev=_optional(None if links is None else links + word, word, size),
         lru=_required(source.bit("PG_lru") or None, "NUMBER(PG_lru)"),
         private_data=_required(source.bit("PG_private") or None, "NUMBER(PG_private)"),
         swapcache=_swapcache(source),
@@ -174,6 +181,13 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
         if not 0 <= getattr(layout, name) < 1 << 64:
             raise KernelError(f"VMCOREINFO puts {name} outside the 64 bits of a member of struct page")
     return StructPage(layout, tuple(warnings))
+
+
+def _optional(offset: int | None, width: int, size: int) -> Field:
+    """A member that only proves others; NOTHING unless it can be where VMCOREINFO puts it."""
+    if offset is None or offset % width or not 0 <= offset <= size - width:
+        return NOTHING
+    return offset, width
 
 
 def _required_type(value: PageType) -> PageType:

@@ -20,6 +20,7 @@ _MAX_ZONES = 8  # MAX_NR_ZONES is 6 at most
 _MAX_ZONE = 1 << 16  # bytes
 _MAX_ORDERS = 64
 _MAX_TYPES = 16  # MIGRATE_TYPES is 6 at most
+_MAX_LISTS = 1 << 16  # that are not empty
 _PROVEN = 4  # lists whose links are tested before the zones are believed
 _MAX_STEPS = 1 << 9  # along lists, to find a head
 _ALIGNED = 32  # bytes: the smallest cache line
@@ -53,20 +54,15 @@ class Zones(NamedTuple):
     """Free memory of all zones.
 
     Attributes:
-        counted: free pages by vm_stat. CPUs add to it in batches, so it can lag behind.
-        blocks: number of free blocks of each order, by nr_free.
+        counted: free pages by vm_stat. CPUs add to it in batches, so it can lag behind; unaccepted memory counts.
+        free: free pages by nr_free, which is exact.
         lists: lists that are not empty.
 
     """
 
     counted: int
-    blocks: list[int]
+    free: int
     lists: list[_List]
-
-    @property
-    def free(self) -> int:
-        """Free pages by nr_free, which is exact."""
-        return sum(n << order for order, n in enumerate(self.blocks))
 
 
 class Start(NamedTuple):
@@ -144,21 +140,21 @@ def read_zones(kernel: Kernel, start: Start) -> Zones | None:
     layout = _layout(kernel)
     if layout is None:
         return None
-    nodes = list(_nodes(kernel)) or list(_node_of(kernel, layout, start))
-    counted, blocks, lists = 0, [0] * layout.orders, list[_List]()
+    nodes = dict.fromkeys(_nodes(kernel)) or dict.fromkeys(_node_of(kernel, layout, start))
+    counted, free, lists = 0, 0, list[_List]()
     for node in nodes:
         for zone in _zones(kernel, layout, node):
             raw = kernel.memory.read(zone, layout.zone)
-            if raw is None:
+            if raw is None or len(lists) > _MAX_LISTS:
                 return None
             words = _Words(raw, kernel)
-            counted += words.at(layout.vm_stat + layout.free_pages * layout.word)
+            counted += words.signed(layout.vm_stat + layout.free_pages * layout.word)
             for order in range(layout.orders):
                 area = layout.free_area + order * layout.area
-                blocks[order] += words.at(area + layout.types * layout.list_head)
+                free += words.at(area + layout.types * layout.list_head) << order
             lists += (one for one in _lists(layout, zone, words) if one.next not in (one.head, 0))
-    proven = counted and all(_is_list(kernel, one) for one in islice(lists, _PROVEN))
-    return Zones(counted, blocks, lists) if lists and proven else None
+    proven = counted > 0 and all(_is_list(kernel, one) for one in islice(lists, _PROVEN))
+    return Zones(counted, free, lists) if lists and proven else None
 
 
 class _Words:
@@ -169,6 +165,9 @@ class _Words:
 
     def at(self, offset: int) -> int:
         return int.from_bytes(self._raw[offset : offset + self._word], self._order)
+
+    def signed(self, offset: int) -> int:
+        return int.from_bytes(self._raw[offset : offset + self._word], self._order, signed=True)
 
 
 def _lists(layout: _Layout, zone: int, words: _Words) -> Iterator[_List]:

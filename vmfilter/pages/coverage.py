@@ -65,15 +65,15 @@ def gaps(dump: Dump, kernel: Kernel) -> list[Gap]:
         kernel: the crashed kernel.
 
     Returns:
-        The gaps, in order of addresses; empty if the memory model is not known.
+        The gaps, in order of addresses; empty if the memory model or struct page is not known.
 
     Raises:
         InputError: the dump cannot be read, or is damaged.
-        KernelError: VMCOREINFO does not describe struct page.
 
     """
     try:
         model = kernel.memory_model
+        kernel.struct_page()
     except KernelError:
         return []
     size = model.section_pages * kernel.page_size

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import combinations
+from itertools import combinations, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.pages.classify import Classifier, Sample
 
-ON_DOUBT = "keep", "fail", "trust"
-"""What to do with pages whose class is in doubt: keep them, end the run before it writes, or exclude them."""
-
 _PIECES, _PIECE_PAGES = 32, 512  # struct pages of a sample
 _TEXT_PAGES = 64
 _WALKED = 64  # blocks in free lists
 _FEWEST = 16  # pages that a verdict needs
+_FEWEST_SAMPLED, _FEWEST_PIECES = 64, 3  # of a sample: neighbours can wait for the same list of one CPU
+_NEVER_FULL = 1 << 14  # pages of memory: a kernel keeps a reserve of free ones
 _IN_TRANSIT = 1 << 10  # pages: one block of the highest order
 _EIGHTH = 8  # a witness convicts if more than one page in this many is against it: some always change hands
 _NO_MAPCOUNT = (1 << 32) - 1  # -1
+_ALL_BITS = (1 << 64) - 1
 
 _CACHE = frozenset({PageClass.CACHE, PageClass.CACHE_PRIVATE})
 _USER = frozenset({PageClass.USER})
@@ -56,13 +56,15 @@ class Doubt(NamedTuple):
     Attributes:
         field: the fields of VMCOREINFO that may be wrong.
         evidence: what the witness saw, with numbers.
-        classes: classes that must not be excluded; none if the fault only keeps more than it should.
+        classes: classes that it is about.
+        loses: whether pages of the kernel may be among them. If not, pages of these classes may be kept needlessly.
 
     """
 
     field: str
     evidence: str
     classes: frozenset[PageClass]
+    loses: bool = True
 
 
 class _Rule(NamedTuple):
@@ -75,13 +77,13 @@ class _Rule(NamedTuple):
 
 _RULES = (
     _Rule("OFFSET(page.flags) or SIZE(page)", "struct pages differ from their neighbours in node and zone", _ALL),
-    _Rule("OFFSET(page.mapping) or NUMBER(PG_lru)", "cache pages belong to no file", _CACHE),
-    _Rule("OFFSET(page.mapping)", "anonymous pages belong to no anon_vma", _USER),
+    _Rule("OFFSET(page.mapping) or NUMBER(PG_lru)", "cache pages belong to no file", _CACHE | _USER),
+    _Rule("OFFSET(page.mapping)", "anonymous pages belong to no anon_vma", _CACHE | _USER),
     _Rule("NUMBER(PG_lru)", "anonymous pages are on no LRU list", _CACHE),
     _Rule("NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE) or the destructor", "hugetlb pages are no compound pages", _USER),
     _Rule("NUMBER(PG_hwpoison)", "hwpoisoned pages are slab or of another type", frozenset({PageClass.HWPOISON})),
     _Rule("OFFSET(page.compound_head) or NUMBER(PG_head_mask)", "compound pages have no tail", _CACHE | _USER),
-    _Rule("NUMBER(PG_slab)", "slab pages are on LRU lists", frozenset()),
+    _Rule("NUMBER(PG_slab)", "slab pages are on LRU lists", _CACHE | _USER),
 )
 """In the order of enum vmf_rule."""
 
@@ -168,8 +170,13 @@ class Witnesses:
 
     def _overlaps(self) -> Iterator[Doubt]:
         """Members of struct page have different places."""
-        known = {name: field for name in _MEMBERS if (field := getattr(self._layout, name))[1]}
-        if known["flags"] == known.get("tail"):
+        layout = self._layout
+        known = {name: field for name in _MEMBERS if (field := getattr(layout, name))[1]}
+        # compound_head and compound_info overlay lru: 1d798ca3f164 ("mm: make compound_head() robust"), v4.4.
+        if layout.tail not in (layout.flags, layout.next) and layout.next[1]:
+            fields = "OFFSET(page.compound_head) or OFFSET(page.lru)"
+            yield Doubt(fields, "they have different places", _CACHE | _USER)
+        if layout.tail == layout.flags:
             del known["tail"]  # PG_tail is a flag
         for a, b in combinations(known, 2):
             (at, width), (other, other_width) = known[a], known[b]
@@ -178,48 +185,54 @@ class Witnesses:
                 yield Doubt(fields, "both have the same place", _MEMBERS[a][1] | _MEMBERS[b][1])
 
     def _text(self) -> Iterator[Doubt]:
-        """Struct pages of kernel text are reserved since boot, and have nothing else in them."""
-        layout, start = self._layout, self._kernel.info.symbol("_stext")
-        structs = b"" if start is None else self._structs(start)
+        """Struct pages of kernel text are reserved since boot, are in no list, and have nothing else in them."""
+        layout, word = self._layout, self._kernel.abi.word
+        vaddr, structs = self._text_pages()
         pages = [structs[at : at + layout.size] for at in range(0, len(structs), layout.size)]
         flags = layout.lru | layout.private_data | layout.slab | layout.hwpoison | layout.head | layout.reserved
-        expected = (
-            (layout.flags, flags, layout.reserved, "OFFSET(page.flags) or NUMBER(PG_private)", _BY_FLAGS),
-            (layout.mapcount, _NO_MAPCOUNT, _NO_MAPCOUNT, "OFFSET(page._mapcount)", _BY_TYPE),
-            (layout.mapping, -1, 0, "OFFSET(page.mapping)", _USER),
-            (layout.private_, -1, 0, "OFFSET(page.private)", _FREE),
-        )
-        for (offset, width), mask, value, field, classes in expected:
+        lru = [(vaddr + i * layout.size + layout.next[0]) & (1 << 8 * word) - 1 for i in range(len(pages))]
+        expected: list[tuple[native.Field, int, Iterable[int], str, frozenset[PageClass]]] = [
+            (layout.flags, flags, repeat(layout.reserved), "OFFSET(page.flags) or NUMBER(PG_private)", _BY_FLAGS),
+            (layout.mapcount, _ALL_BITS, repeat(_NO_MAPCOUNT), "OFFSET(page._mapcount)", _BY_TYPE),
+            (layout.mapping, _ALL_BITS, repeat(0), "OFFSET(page.mapping)", _CACHE | _USER),
+            (layout.private_, _ALL_BITS, repeat(0), "OFFSET(page.private)", _FREE),
+            (layout.next, _ALL_BITS, lru, "SIZE(page), OFFSET(page.lru) or what leads to struct pages", _ALL),
+        ]
+        for (offset, width), mask, values, field, classes in expected:
             members = (int.from_bytes(page[offset : offset + width], self._kernel.abi.byteorder) for page in pages)
-            wrong = sum(1 for member in members if member & mask != value)
-            if _convicts(len(pages), wrong):
+            wrong = sum(1 for member, value in zip(members, values, strict=False) if member & mask != value)
+            if width and _convicts(len(pages), wrong):
                 yield Doubt(field, f"{wrong} of {len(pages)} struct pages of kernel text contradict it", classes)
 
-    def _structs(self, vaddr: int) -> bytes:
-        """Return the struct pages of the first pages from vaddr on; none if they cannot be read."""
+    def _text_pages(self) -> tuple[int, bytes]:
+        """Return the virtual address of the struct pages of the first pages of text, and their contents."""
         kernel, size = self._kernel, self._kernel.page_size
-        m = next(kernel.memory.translate(vaddr, _TEXT_PAGES * size), None)
+        start = kernel.info.symbol("_stext")
+        m = None if start is None else next(kernel.memory.translate(start, _TEXT_PAGES * size), None)
         if m is None:
-            return b""
+            return 0, b""
         first = -(-m.paddr // size)
         end, memmap = kernel.memory_model.stretch(first, max((m.paddr + m.length) // size, first + 1))
-        return b"" if memmap is None else kernel.memory.read(memmap, (end - first) * self._layout.size) or b""
+        structs = None if memmap is None else kernel.memory.read(memmap, (end - first) * self._layout.size)
+        return memmap or 0, structs or b""
 
     def _sample(self, classifier: Classifier) -> Iterator[Doubt]:
         """Members of a struct page agree with each other, and classes with the page tables."""
-        tested, broken = [0] * native.RULES, [0] * native.RULES
+        tested, broken, pieces = [0] * native.RULES, [0] * native.RULES, [0] * native.RULES
         own, wrong = 0, Counter[PageClass]()
         kinds = classifier.kinds
         for piece in classifier.sample(self._judge, _PIECES, _PIECE_PAGES):
             for i, (pages, against) in enumerate(self._judge.check(piece.structs, piece.classes)):
                 tested[i] += pages
                 broken[i] += against
+                pieces[i] += against > 0
             pages, against_them = kinds.contradicted(piece.pfn, piece.classes)
             own += pages
             wrong.update(map(class_in, against_them))
             self._add_free(piece)
-        for rule, pages, against in zip(_RULES, tested, broken, strict=True):
-            if _convicts(pages, against):
+        for rule, pages, against, count in zip(_RULES, tested, broken, pieces, strict=True):
+            is_wide = count >= _FEWEST_PIECES or against * 2 > pages
+            if is_wide and _convicts(pages, against, _FEWEST_SAMPLED):
                 yield Doubt(rule.field, f"{against} of {pages} {rule.broken}", rule.classes)
         for page_class, pages in wrong.items():
             if _convicts(own, pages):
@@ -228,10 +241,15 @@ class Witnesses:
 
     def _add_free(self, piece: Sample) -> None:
         """Remember the first free block: what follows it may be its tail."""
-        first, (offset, width), size = piece.classes.find(PageClass.FREE), self._layout.private_, self._layout.size
+        first = piece.classes.find(PageClass.FREE)
         if first >= 0:
-            order = piece.structs[first * size + offset :][:width]
-            self._free.append((piece.vaddr + first * size, int.from_bytes(order, self._kernel.abi.byteorder)))
+            at = first * self._layout.size
+            self._free.append((piece.vaddr + at, self._order(piece.structs[at:])))
+
+    def _order(self, page: bytes) -> int:
+        """Order of a free block, by its first struct page."""
+        offset, width = self._layout.private_
+        return int.from_bytes(page[offset : offset + width], self._kernel.abi.byteorder)
 
     def _lists(self, classifier: Classifier) -> Iterator[Doubt]:
         """Blocks in the free lists are free, and of the order of their list."""
@@ -242,29 +260,27 @@ class Witnesses:
         blocks = list(free_blocks(self._kernel, self._zones, _WALKED))
         not_free, wrong_order = 0, 0
         for block in blocks:
-            classes, before = bytearray([PageClass.KERNEL]), self._judge.lists.free_blocks
+            classes = bytearray([PageClass.KERNEL])
             if block.linked and block.structs:
                 self._judge.restart()
                 self._judge.classify(block.structs, 0, classes)
             is_free = classes[0] == PageClass.FREE
             not_free += not is_free
-            wrong_order += is_free and self._judge.lists.free_blocks[block.order] == before[block.order]
+            wrong_order += is_free and self._order(block.structs) != block.order
         if _convicts(len(blocks), wrong_order):
-            yield Doubt(
-                "OFFSET(page.private)", f"{wrong_order} of {len(blocks)} blocks have not the order of their list", _FREE
-            )
+            evidence = f"{wrong_order} of {len(blocks)} blocks have not the order of their list"
+            yield Doubt("OFFSET(page.private)", evidence, _FREE)
         if _convicts(len(blocks), not_free):
-            yield Doubt(
-                "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)",
-                f"{not_free} of {len(blocks)} blocks in the free lists are not found to be free",
-                frozenset(),
-            )
+            evidence = f"{not_free} of {len(blocks)} blocks in the free lists are not found to be free"
+            fields = "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE), OFFSET(page._refcount) or OFFSET(page.lru)"
+            yield Doubt(fields, evidence, _FREE, loses=False)
 
-    def free_pages(self, classifier: Classifier) -> tuple[Checked | None, list[Doubt]]:
+    def free_pages(self, classifier: Classifier, pages: int) -> tuple[Checked | None, list[Doubt]]:
         """Compare the free blocks that were found with the kernel's counters.
 
         Args:
             classifier: what has classified all pages.
+            pages: number of page frames that are memory.
 
         Returns:
             Both numbers, or None if the zones are not in the dump; and what is to be said of them.
@@ -274,25 +290,28 @@ class Witnesses:
         found = sum(n << order for order, n in enumerate(lists.free_blocks))
         doubts = []
         if _convicts(sum(lists.free_blocks) + lists.refused, lists.refused):
-            fields = "OFFSET(page.private), OFFSET(page.lru) or LENGTH(zone.free_area)"
-            doubts.append(Doubt(fields, f"{lists.refused} free blocks have an impossible order or link", frozenset()))
-        if lists.unknown_huge and not lists.hugetlb:
+            evidence = f"{lists.refused} free blocks have an impossible order or link"
+            doubts.append(Doubt("OFFSET(page.private) or OFFSET(page.lru)", evidence, _FREE, loses=False))
+        if lists.too_large > 1:
+            evidence = f"{lists.too_large} free blocks are larger than it says that blocks can be"
+            doubts.append(Doubt("LENGTH(zone.free_area)", evidence, _FREE, loses=False))
+        if lists.unknown_huge > 1 and not lists.hugetlb and self._layout.hugetlb[1] != 0:
             evidence = f"{lists.unknown_huge} huge pages have an unknown page type, and none is hugetlb"
-            doubts.append(Doubt(_TYPES["hugetlb"][0], evidence, frozenset()))
-        if lists.unused > 4 * max(found, _IN_TRANSIT):  # CPUs keep some in lists of their own
-            evidence = f"{lists.unused} unused pages are in no free block"
-            doubts.append(Doubt("OFFSET(page.private)", evidence, frozenset()))
+            doubts.append(Doubt(_TYPES["hugetlb"][0], evidence, _USER, loses=False))
         zones = self._zones
-        if zones is None:
-            if not found:
-                doubts.append(Doubt(_TYPES["buddy"][0], "no free page is found", frozenset()))
-            return None, doubts
-        # The counter lags behind by what CPUs have not yet added, and a block can be in transit on each CPU.
-        low, high = sorted((found, zones.counted))
-        if (high - low) * _EIGHTH > high and high - low > _IN_TRANSIT:
-            evidence = f"{found} free pages are found, and the kernel counts {zones.counted}"
-            doubts.append(Doubt("LENGTH(zone.free_area) or the type of free pages", evidence, frozenset()))
-        return Checked(found, zones.free), doubts
+        if zones is not None:
+            counts = zones.counted, zones.free
+            if all(_differ(found, count) for count in counts):
+                fields = "LENGTH(zone.free_area) or the type of free pages"
+                evidence = f"{found} free pages are found, and the kernel counts {zones.counted}"
+                doubts.append(Doubt(fields, evidence, _FREE, loses=found > max(counts)))
+            return Checked(found, zones.free), doubts
+        if not found and pages > _NEVER_FULL:
+            doubts.append(Doubt(_TYPES["buddy"][0], "no free page is found", _FREE, loses=False))
+        elif lists.unused > 4 * max(found, _IN_TRANSIT):  # CPUs keep some in lists of their own
+            evidence = f"{lists.unused} unused pages are in no free block"
+            doubts.append(Doubt("OFFSET(page.private)", evidence, _FREE, loses=False))
+        return None, doubts
 
 
 def judge(
@@ -316,14 +335,14 @@ def judge(
     kept, warnings = set[PageClass](), []
     for doubt in doubts:
         classes = doubt.classes & excluded
-        if doubt.classes and not classes:
+        if not classes:
             continue
         said = f"{path}: {doubt.field} may be wrong: {doubt.evidence}"
         if on_doubt == "fail":
             raise KernelError(f"{said}; --on-doubt keep writes a dump that keeps what is in doubt")
         names = " and ".join(dict.fromkeys(_NAMES[c] for c in sorted(classes)))
-        if not classes:
-            warnings.append(f"{said}; pages may be kept needlessly")
+        if not doubt.loses:
+            warnings.append(f"{said}; {names} pages may be kept needlessly")
         elif on_doubt == "keep":
             kept |= classes
             warnings.append(f"{said}; all {names} pages are kept")
@@ -332,5 +351,11 @@ def judge(
     return frozenset(kept), warnings
 
 
-def _convicts(pages: int, against: int) -> bool:
-    return pages >= _FEWEST and against * _EIGHTH > pages
+def _convicts(pages: int, against: int, fewest: int = _FEWEST) -> bool:
+    return pages >= fewest and against * _EIGHTH > pages
+
+
+def _differ(found: int, counted: int) -> bool:
+    """Return whether two numbers of free pages contradict each other."""
+    difference = abs(found - counted)
+    return difference * _EIGHTH > max(found, counted) and difference > _IN_TRANSIT

@@ -65,8 +65,8 @@ _PAINTS = (
     _paints(PageKind.IMAGE, PageKind.RESERVED),  # its mapping can be larger, and include what was freed after boot
 )
 """What each kind replaces, in order: the first kind found is kept."""
-_MAPPED = PageKind.TABLE, PageKind.LOG, PageKind.MEMMAP, PageKind.VMALLOC, PageKind.CALLED_TEXT, PageKind.TEXT
-"""Kinds whose pages are the kernel's own, as page tables say; little else is mapped in the vmalloc area."""
+_OWN = PageKind.TABLE, PageKind.LOG, PageKind.MEMMAP, PageKind.CALLED_TEXT, PageKind.TEXT
+"""Kinds whose pages are the kernel's own. vmap() maps pages of the cache and of users in the vmalloc area."""
 
 
 class Kinds:
@@ -82,7 +82,7 @@ class Kinds:
         """Take the sorted ranges of each kind."""
         self.areas, self.memmap = areas, memmap
         self._ranges = [(ranges[kind], table) for kind, table in _PAINTS if ranges.get(kind)]
-        self._mapped = [ranges[kind] for kind in _MAPPED if ranges.get(kind)]
+        self._own = [ranges[kind] for kind in _OWN if ranges.get(kind)]
 
     def paint(self, pfn: int, classes: memoryview) -> None:
         """Give the KERNEL frames from pfn on their kinds; classes has one byte per frame, its class and kind.
@@ -107,7 +107,7 @@ class Kinds:
         """
         parts = [
             classes[first - pfn : end - pfn]
-            for ranges in self._mapped
+            for ranges in self._own
             for first, end in clipped(ranges, pfn, pfn + len(classes))
         ]
         own = b"".join(parts)
@@ -193,17 +193,20 @@ class _Search:
 
     def areas(self) -> native.Areas:
         """Return where pointers in struct pages lead; without a range if the linear map is not known."""
-        linear = [(start, start + size) for start, size, _ in self._memory.root.linear]
+        size = 1 << self._dump.end.bit_length()  # the dump may lack the last memory
+        linear = [(start, start + min(length, size)) for start, length, _ in self._memory.root.linear]
         if self._zero is not None:
-            linear.append((self._zero, self._zero + (1 << self._dump.end.bit_length())))  # it may lack the last memory
+            linear.append((self._zero, self._zero + size))
         ranges = [*linear, self.memmap(), *self._image_area] if linear and self._memmap else []
-        end, parts = self._reach + 1, list[Range]()
-        for first, last in ((start & self._reach, (start & self._reach) + after - start) for start, after in ranges):
-            parts.append((first, min(last, end)))
-            if last > end:  # KASLR can move the linear map so that it wraps around
-                parts.append((0, last - end))
+        word = self._kernel.abi.word
+        mask = (1 << min(self._dump.arch.address_bits, 8 * word)) - 1
+        parts = list[Range]()
+        for first, last in ((start & mask, (start & mask) + end - start) for start, end in ranges):
+            parts.append((first, min(last, mask + 1)))
+            if last > mask + 1:  # KASLR can move the linear map so that it wraps around
+                parts.append((0, last - mask - 1))
         areas = merged(parts)
-        return native.Areas(self._reach, areas if len(areas) <= native.MAX_AREAS else [])
+        return native.Areas(mask, areas if len(areas) <= native.MAX_AREAS else [])
 
     def log(self) -> None:
         for area in KernelLog(self._kernel).areas():
