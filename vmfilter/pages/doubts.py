@@ -103,6 +103,7 @@ _FLAGS = {
     "private_data": ("NUMBER(PG_private)", _CACHE),
     "slab": ("NUMBER(PG_slab)", _CACHE | _USER),
     "hwpoison": ("NUMBER(PG_hwpoison)", frozenset({PageClass.HWPOISON})),
+    "reserved": ("NUMBER(PG_private)", _CACHE),
     "head": ("NUMBER(PG_head_mask)", _CACHE | _USER),
 }
 """Flags of PageLayout: where they come from, and the classes that depend on them."""
