@@ -30,7 +30,7 @@ from vmfilter.pages.pmem.info_block import fletcher64
 TESTDATA = Path(__file__).parents[1] / "testdata"
 PAGE = 4096
 PMEM = 0x100000000
-_KERNEL_PAGES = 12  # of the tiny vmcore: page tables, name, sections, struct pages
+_KERNEL_PAGES = 17  # of the tiny vmcore: page tables, name, sections, struct pages
 _PLACE = (
     *(b"SYMBOL", b"PAGESIZE", b"OFFSET(uts", b"NUMBER(phys", b"NUMBER(sme", b"NUMBER(pgt"),
     *(b"NUMBER(SEC", b"NUMBER(MAX", b"SIZE(mem", b"OFFSET(mem", b"LENGTH(mem"),

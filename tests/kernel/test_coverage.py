@@ -133,7 +133,8 @@ def test_page_tables_that_map_endless_sections_cause_no_endless_search() -> None
 
     model = SimpleNamespace(section_pages=1, runs=runs, section=lambda number: Section(number, None, True))
     nothing = SimpleNamespace(next_memory=lambda address: None)
-    assert gaps(nothing, SimpleNamespace(memory_model=model, page_size=4096)) == []  # type: ignore[arg-type]
+    kernel = SimpleNamespace(memory_model=model, page_size=4096, struct_page=lambda: None)
+    assert gaps(nothing, kernel) == []  # type: ignore[arg-type]
     assert len(looked) < 1 << 20
 
 

@@ -249,7 +249,7 @@ class Machine:
             info=self.info,
             page_size=self.page,
             memory=self,
-            _dump=SimpleNamespace(arch=self.arch, blocks=lambda size: iter([known])),
+            _dump=SimpleNamespace(arch=self.arch, blocks=lambda size: iter([known]), most_memory=1 << 64),
         )
         return kernel
 

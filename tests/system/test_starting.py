@@ -39,6 +39,7 @@ class Finder:
             os.kill(os.getpid(), signal.SIGINT)
         self.left -= 1
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 sys.meta_path.insert(0, Finder())
 sys.exit(main(sys.argv[1:]))
 """

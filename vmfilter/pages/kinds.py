@@ -202,7 +202,7 @@ class _Search:
         mask = (1 << min(self._dump.arch.address_bits, 8 * word)) - 1
         parts = list[Range]()
         for first, last in ((start & mask, (start & mask) + end - start) for start, end in ranges):
-            parts.append((first, min(last, mask + 1)))
+            parts.append((first, min(last, mask)))  # 64 bits hold no end beyond the last address
             if last > mask + 1:  # KASLR can move the linear map so that it wraps around
                 parts.append((0, last - mask - 1))
         areas = merged(parts)

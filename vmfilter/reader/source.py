@@ -125,7 +125,9 @@ class PreadSource:
             return offset
 
     def data(self, most: int) -> int:
-        end, at, found = self.size or 0, 0, 0
+        if self.size is None:
+            return most
+        end, at, found = self.size, 0, 0
         while found < most and (at := self.next_data(at)) < end:
             try:
                 hole = os.lseek(self._fd, at, os.SEEK_HOLE)
