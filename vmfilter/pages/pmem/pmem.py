@@ -90,6 +90,11 @@ class _Search:
 
     def result(self) -> Pmem:
         by_list, warnings = self._by_list()
+        if self._sections.contradicted:
+            warnings.append(
+                f"{self._dump.path}: NUMBER(SECTION_SIZE_BITS) may be wrong: by it, mem_section is not in RAM; no "
+                "memory is taken for persistent memory unless the file marks it"
+            )
         spaces = list(self._namespaces())
         by_tables = self._sections.struct_pages
         metadata = [*by_list, *self._by_blocks(spaces), *intersection(by_tables, self._pmem)]

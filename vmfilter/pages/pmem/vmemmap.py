@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
-from vmfilter.frames.ranges import Range, append, frames_in, intersection, merged, without
+from vmfilter.frames.ranges import Range, append, clipped, frames_in, intersection, merged, without
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.page_tables import Translation
     from vmfilter.reader import Dump
 
+_MAX_PLACES = 1 << 10  # of mem_section that are examined
 _MAX_MAPPINGS = 1 << 20  # of device sections' struct pages: damaged page tables lead back to themselves, and have more
 
 
@@ -31,12 +32,14 @@ class Sections:
         online: sections that are RAM in use.
         device: sections that are present but not online.
         struct_pages: page frames outside RAM to which the page tables map the struct pages of device sections.
+        contradicted: whether the kernel's own mem_section seems to be outside RAM: the sections are wrong.
 
     """
 
     def __init__(self, kernel: Kernel | None) -> None:
         """Read all sections of the crashed kernel; kernel is None if it is not known."""
-        self.known = False
+        self.known = self.contradicted = False
+        self._kernel = kernel
         self.online: list[Range] = []
         self.device: list[Range] = []
         self.struct_pages: list[Range] = []
@@ -86,13 +89,30 @@ class Sections:
             dump: dump to search for memory.
             page_size: page size of the crashed kernel, in bytes.
 
+        Returns:
+            The page frames; none if the sections are contradicted.
+
         """
         if not self.device:
             return []
         blocks: list[Range] = []
         for address in dump.blocks(self._pages * page_size):
             append(blocks, *self._frames(address // page_size // self._pages))
-        return merged([*self.device, *without(blocks, self.present)])
+        outside = merged([*self.device, *without(blocks, self.present)])
+        self.contradicted = self._is_contradicted(dump, outside)
+        return [] if self.contradicted else outside
+
+    def _is_contradicted(self, dump: Dump, outside: Sequence[Range]) -> bool:
+        """Return whether what leads to the sections is in page frames outside RAM. No kernel has it there."""
+        kernel = self._kernel
+        if kernel is None:
+            return False
+        places = (
+            m for at, end in kernel.memory_model.tables(dump.blocks) for m in kernel.memory.translate(at, end - at)
+        )
+        return any(
+            clipped(outside, frame := m.paddr // kernel.page_size, frame + 1) for m in islice(places, _MAX_PLACES)
+        )
 
 
 def mostly(ranges: Sequence[Range], others: Sequence[Range]) -> Iterator[Range]:
