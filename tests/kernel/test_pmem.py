@@ -660,3 +660,17 @@ def test_a_namespace_that_ends_outside_its_pt_load_is_ignored(tmp_path: Path) ->
     load = Load(PMEM, (bytes(PAGE) + info_block()).ljust(8 << 20, b"\0"), flags=0x17)
     with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
         assert find_pmem(dump, PAGE, None).namespaces == []
+
+
+def test_sections_that_put_mem_section_outside_ram_are_not_believed(tmp_path: Path) -> None:
+    machine = Synthetic(section_flags={24: RAM, 30: DEVICE})
+    for number in 24, 30:
+        machine.section(number)
+    with machine.opened(tmp_path) as (dump, kernel):
+        assert find_pmem(dump, 4096, kernel).areas
+    wrong = Synthetic(section_flags={24: RAM, machine.kernel_at >> machine.section_bits: DEVICE})
+    wrong.section(24)
+    with wrong.opened(tmp_path) as (dump, kernel):
+        found = find_pmem(dump, 4096, kernel)
+    assert not found.areas
+    assert "NUMBER(SECTION_SIZE_BITS) may be wrong" in "".join(found.warnings)
