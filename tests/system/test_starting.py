@@ -51,6 +51,7 @@ def run_apart(code: str, *arguments: object, memory: int | None = None) -> subpr
     def limit() -> None:
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
+            resource.setrlimit(resource.RLIMIT_CPU, (20, 20))  # with too little, Python 3.11.2 tries for ever
 
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
