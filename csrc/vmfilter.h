@@ -115,7 +115,7 @@ struct vmf_block {
 
 /*
  * struct vmf_areas - virtual addresses of kernel memory that struct pages point to
- * @mask: address bits that count: not those of tags
+ * @mask: address bits, without the bits that KASAN uses for tags
  * @count: number of areas; 0 if they are not known
  * @bounds: first address of each area, and the address after its last, both without the ignored bits
  */
@@ -152,7 +152,7 @@ struct vmf_lists {
  * @pfn: first page frame
  * @count: number of page frames
  * @block: in and out: state between calls; zero it before the first call. Calls must be in ascending order of @pfn.
- * @lists: in: areas; in and out: incremented by what begins here
+ * @lists: in: areas; in and out: counters of the blocks that begin at these page frames
  * @classes: in and out: @count bytes. Replaces only VMF_KERNEL, and VMF_PMEM_USERDATA by VMF_HWPOISON.
  *
  * Return: 0, or -1 if @layout contains a member outside struct page; @classes is then unchanged.
@@ -162,7 +162,7 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 
 /* What vmf_check() tests, and of which pages; only their heads are tested. */
 enum vmf_rule {
-	VMF_RULE_ZONE = 0,	/* all: the uppermost bits of flags, node and zone, are those of the first page */
+	VMF_RULE_ZONE = 0,	/* all: the same node and zone in the uppermost bits of flags as the first page */
 	VMF_RULE_CACHE = 1,	/* cache: mapping points to an address space */
 	VMF_RULE_ANON = 2,	/* anonymous memory: mapping points to an anon_vma */
 	VMF_RULE_LRU = 3,	/* anonymous memory: it is on an LRU list */
@@ -175,7 +175,7 @@ enum vmf_rule {
 /*
  * struct vmf_verdict - pages that were tested by each rule
  * @tested: number of pages
- * @broken: number of those that break the rule
+ * @broken: number of tested pages that break the rule
  */
 struct vmf_verdict {
 	uint64_t tested[8];

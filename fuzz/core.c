@@ -4,7 +4,7 @@
  *
  * A target reads the arguments of one function, or of a few that belong together, from the input. It keeps what callers
  * promise, such as the sizes of buffers; everything that a dump contains is hostile. Each buffer has its exact size, so
- * that ASan notices every byte beyond it. Results are compared with those of plainer code where there is some.
+ * that ASan notices every byte beyond it. If there is plainer code, it must give the same results.
  */
 #define _GNU_SOURCE
 #include <stdint.h>

@@ -102,7 +102,7 @@ class Areas(NamedTuple):
     """Virtual addresses of kernel memory that struct pages point to: struct vmf_areas.
 
     Attributes:
-        mask: address bits that count: not those of tags.
+        mask: address bits, without the bits that KASAN uses for tags.
         ranges: addresses [start, end) of each area, without other bits; at most MAX_AREAS. Empty if they are not known.
 
     """
