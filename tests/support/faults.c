@@ -120,14 +120,20 @@ static int fails(const char *name, int ours, size_t *size)
 #define BOTH(type, name, parameters, arguments) \
 	type name##64 parameters { return name arguments; }
 
+/* The optional last argument of open(). */
+#define GET_MODE(mode, flags) \
+	do { \
+		va_list list; \
+		va_start(list, flags); \
+		(mode) = (flags) & (O_CREAT | O_TMPFILE) ? va_arg(list, int) : 0; \
+		va_end(list); \
+	} while (0)
+
 int openat(int dir, const char *path, int flags, ...)
 {
-	va_list list;
 	int mode;
 
-	va_start(list, flags);
-	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, int) : 0;
-	va_end(list);
+	GET_MODE(mode, flags);
 	if (fails("open", is_ours_at(dir, path) || !strncmp(path, "/proc/self/fd/", 14), NULL))
 		return -1;
 	return syscall(SYS_openat, dir, path, flags, mode);
@@ -135,23 +141,17 @@ int openat(int dir, const char *path, int flags, ...)
 
 int openat64(int dir, const char *path, int flags, ...)
 {
-	va_list list;
 	int mode;
 
-	va_start(list, flags);
-	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, int) : 0;
-	va_end(list);
+	GET_MODE(mode, flags);
 	return openat(dir, path, flags, mode);
 }
 
 int open64(const char *path, int flags, ...)
 {
-	va_list list;
 	int mode;
 
-	va_start(list, flags);
-	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, int) : 0;
-	va_end(list);
+	GET_MODE(mode, flags);
 	return openat(AT_FDCWD, path, flags, mode);
 }
 

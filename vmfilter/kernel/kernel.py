@@ -113,6 +113,10 @@ class Kernel:
 
     def struct_page(self) -> StructPage:
         """Return the layout of struct page. Raises KernelError if VMCOREINFO is incomplete."""
+        return self._struct_page
+
+    @cached_property
+    def _struct_page(self) -> StructPage:
         return struct_page(self.info, self._dump.arch)
 
     @cached_property

@@ -27,12 +27,11 @@ _ALIGNED = 32  # bytes: the smallest cache line
 
 
 class _List(NamedTuple):
-    """A list of free blocks: virtual address of its head, order of its blocks, and first and last entry."""
+    """A list of free blocks: virtual address of its head, order of its blocks, and first entry."""
 
     head: int
     order: int
     next: int
-    prev: int
 
 
 class FreeBlock(NamedTuple):
@@ -172,7 +171,7 @@ class _Words:
 
 def _lists(layout: _Layout, zone: int, words: _Words) -> Iterator[_List]:
     for offset, order in layout.lists():
-        yield _List(zone + offset, order, words.at(offset), words.at(offset + layout.word))
+        yield _List(zone + offset, order, words.at(offset))
 
 
 def _zones(kernel: Kernel, layout: _Layout, node: int) -> Iterator[int]:

@@ -126,7 +126,6 @@ class Classifier:
             self.warnings = () if kinds_only else warnings
             if not native.Classifier(layout).classify(b"", 0, bytearray()):
                 raise KernelError(f"VMCOREINFO puts members of struct page outside its {layout.size} bytes")
-            self._struct_page = layout.size
             self._model = kernel.memory_model
             self._memory = kernel.memory
             self._layout = layout
@@ -175,7 +174,7 @@ class Classifier:
             for at in range(-passed % step, count, step):
                 pfn = (first + at) & -pages
                 end, memmap = self._model.stretch(pfn, pfn + pages)
-                structs = None if memmap is None else self._memory.read(memmap, (end - pfn) * self._struct_page)
+                structs = None if memmap is None else self._memory.read(memmap, (end - pfn) * self._layout.size)
                 if structs is not None:
                     classes = bytearray(end - pfn)
                     self._mark_memory(pfn, end - pfn, memoryview(classes))
@@ -218,7 +217,7 @@ class Classifier:
 
     def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
         """Classify page frames from pfn on, by the struct pages at vaddr. Count frames without one in the dump."""
-        size = self._struct_page
+        size = self._layout.size
         done = 0
         # Pieces are aligned to their size, so a compound page's first two struct pages are in the same piece: the
         # order is in the second.

@@ -108,7 +108,6 @@ _FLAGS = {
 }
 """Flags of PageLayout: where they come from, and the classes that depend on them."""
 
-
 _MEMBERS = {
     "flags": ("OFFSET(page.flags)", _BY_FLAGS),
     "mapcount": ("OFFSET(page._mapcount)", _BY_TYPE),
