@@ -1,7 +1,7 @@
 """Fuzzes targets, as many at once as there are CPUs: run.py SECONDS [TARGET...]. Exit status 1: something was found.
 
-Python targets run under atheris, those of core.c under libFuzzer, each in a process of its own, and in another one
-after a finding. build/fuzz/ keeps the corpus, logs and findings.
+Python targets run under atheris, those of core.c under libFuzzer. Each has its own process, and gets a new one after a
+finding. build/fuzz/ keeps the corpus, logs and findings.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 
 def spans(data: bytes) -> list[Span]:
-    """Return what is known of a file, of whatever format."""
+    """Return the spans of a file in any format."""
     return [span for span in _of(data, 0) if span.start < span.end <= len(data)]
 
 

@@ -67,8 +67,8 @@ def filter_dump(
         progress: called periodically; while pages are written, between chunks.
 
     Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
-    incomplete. If they contain the kernel's own data, what depends on them is unknown, and kept. If no page is kept, or
-    all are lost, there is no dump.
+    incomplete. If they contain the kernel's own data, what depends on them is unknown, and kept. No dump is
+    made if no page would be in it.
 
     Returns:
         What was found and written. With keep_incomplete, its failure is what ended the run early. If the source is

@@ -265,7 +265,7 @@ class Module:
         self._same = Meaning(copy.compile(name), set(), set()) if self._is_c else meaning(self._text)
 
     def survivors(self, count: int) -> list[Mutant]:
-        """Test as many mutants by the tests of the module; return those that lived."""
+        """Run the module's tests on this many mutants; return the survivors."""
         return [m for m in islice(self._drawn(), count) if not self._is_killed(m, TESTS[self.name])]
 
     def is_killed(self, mutant: Mutant) -> bool:
@@ -333,7 +333,7 @@ class Module:
 
 
 def main() -> None:
-    """Test mutants; print those that the tests of their module do not notice, then a table, and those that lived."""
+    """Test mutants; print those that survive the tests of their module, then a table, and those that survive all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("count", type=int, nargs="?", default=300)
     parser.add_argument("modules", nargs="*", metavar="module")

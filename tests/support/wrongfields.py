@@ -1,4 +1,4 @@
-"""One field of VMCOREINFO wrong at a time: what a level 31 dump loses and keeps then, and what is said about it."""
+"""Make one field of VMCOREINFO wrong at a time; tell what a level 31 dump loses and keeps, and the warnings."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Vmcoreinfo:
             other: VMCOREINFO of the same kernel.
 
         Raises:
-            KernelError: a symbol or KERNELOFFSET is no number.
+            KernelError: a symbol or KERNELOFFSET is not a number.
 
         """
         if self.plain("OSRELEASE") != other.plain("OSRELEASE"):

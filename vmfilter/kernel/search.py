@@ -141,7 +141,7 @@ class _Candidate(NamedTuple):
 
 
 def _candidate(dump: Dump, place: str, info: Vmcoreinfo, address: int | None = None) -> _Candidate:
-    """Follow VMCOREINFO to its kernel, as far as it leads."""
+    """Find the kernel that VMCOREINFO describes, or the reason why it is not found."""
     kernel, failure = None, ""
     try:
         kernel = Kernel(dump, info)

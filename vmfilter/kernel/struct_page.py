@@ -174,7 +174,7 @@ def struct_page(info: Vmcoreinfo, arch: Arch) -> StructPage:
     for name in _FIELDS:
         offset, width = getattr(layout, name)
         if offset % max(width, 1):
-            raise KernelError(f"VMCOREINFO puts {name} at {offset} of struct page, where it is not aligned")
+            raise KernelError(f"VMCOREINFO puts {name} at {offset} of struct page, which is not aligned")
         if not 0 <= offset <= size - width:
             raise KernelError(f"VMCOREINFO puts {name} at {offset} of a struct page of {size} bytes")
     for name in _MASKS:
