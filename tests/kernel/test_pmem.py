@@ -632,7 +632,7 @@ def test_a_namespace_behind_a_hole_is_found(tmp_path: Path) -> None:
 
 
 def test_a_namespace_in_a_section_of_ram_is_known_by_the_list(tmp_path: Path) -> None:
-    # The namespace starts in the middle of section 200, which begins with RAM, so it is online. Section 201 is a device.
+    # The namespace starts in the middle of section 200, which begins with RAM and is online; section 201 is a device.
     first, end, metadata = 200 * 512 + 256, 202 * 512, 200 * 512 + 256 + 16
     machine = Synthetic(section_flags={201: DEVICE})
     for number in (200, 201):
