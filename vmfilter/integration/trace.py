@@ -2,7 +2,8 @@
 
 No list is maintained by hand. This script imports every module of vmfilter and executes every import statement in
 their functions. It prints help and an error message, because argparse imports modules only for those. It excludes
-packages that only replace a codec of the C core, OpenSSL, and vmfilter.integration, which no initramfs needs.
+packages of extras and those that only replace a codec of the C core, OpenSSL, and vmfilter.integration, which no
+initramfs needs.
 
 Arguments: directories to search for modules, after the interpreter's own.
 Output: a JSON object that maps the name of each module loaded from a file to that file.
@@ -40,20 +41,22 @@ import codecs
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 
-def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the import statements below a node, except those under TYPE_CHECKING."""
+def _imports(node: ast.AST, packages: Set[str]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the import statements below a node that import some packages, except those under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child
+            name = str(child.module) if isinstance(child, ast.ImportFrom) else child.names[0].name
+            if name.partition(".")[0] in packages:
+                yield child
         elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield from _imports(child)
+            yield from _imports(child, packages)
 
 
 def _encodings(tree: ast.AST) -> Iterator[str]:
@@ -74,8 +77,9 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
     here = Path(__file__).parent
     modules["vmfilter.integration"] = None  # makes its import fail
     modules["_hashlib"] = None  # keeps OpenSSL out, which is large: hashlib has its own SHA-256
-    stand_ins = {CODECS[c].package for c in native_libraries()} - sys.stdlib_module_names
-    modules.update({p: None for p in stand_ins if p})
+    codecs_of = {c: codec.package for c, codec in CODECS.items() if codec.package}
+    needed = {"vmfilter", *sys.stdlib_module_names, *codecs_of.values()}
+    needed -= {codecs_of[c] for c in native_libraries() if c in codecs_of} - sys.stdlib_module_names
     for source in here.parent.rglob("*.py"):
         if source.parent == here or source.stem == "__main__":
             continue
@@ -84,7 +88,7 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
         tree = ast.parse(source.read_bytes())
         for encoding in _encodings(tree):
             codecs.lookup(encoding)
-        for statement in _imports(tree):
+        for statement in _imports(tree, needed):
             with contextlib.suppress(ImportError):  # an optional package
                 exec(compile(ast.Module([statement], []), str(source), "exec"), {})
     main = import_module("vmfilter.cli").main
