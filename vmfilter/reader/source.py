@@ -6,11 +6,16 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Protocol
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
+
+_WINDOW_BYTES = 32 << 20
+_WINDOWS = 8
+"""Parts of a file that are mapped at a time. The kernel needs 64 KiB of page tables for each."""
 
 
 class Source(Protocol):
@@ -140,9 +145,10 @@ class PreadSource:
 class ProcSource(PreadSource):
     """A file of procfs, which the kernel never shrinks: /proc/vmcore, /proc/kcore.
 
-    Each read uses mmap if the file supports it (/proc/vmcore): the kernel then maps the whole range at once, and page
-    by page for read(). A page of the mapping that cannot be read is an error, not SIGBUS: see csrc/mapped.c. A kernel
-    without CONFIG_CROSS_MEMORY_ATTACH lacks what that needs, so its files are read by pread.
+    It is mapped if it can be (/proc/vmcore), since read() makes the kernel map and unmap every page of the old memory.
+    Even so a mapping costs more than reading it, mostly for the TLB. So windows of the file stay mapped, and reads of
+    a few pages here and there share them. A page of a mapping that cannot be read is an error, not SIGBUS: see
+    csrc/mapped.c. A kernel without CONFIG_CROSS_MEMORY_ATTACH lacks what that needs, so its files are read by pread.
 
     One thread reads or copies at a time. The kernel copies each page through a bounce buffer that concurrent reads
     share without a lock, so two threads would get each other's bytes:
@@ -164,6 +170,11 @@ class ProcSource(PreadSource):
         super().__init__(path, fd)
         self.size = self.size or None
         self._reading = Lock()
+        self._mapped: dict[int, memoryview] = {}  # windows by number, the least recently used first
+
+    def close(self) -> None:
+        self._unmap(0)
+        super().close()
 
     def next_data(self, offset: int) -> int:
         return offset
@@ -172,19 +183,39 @@ class ProcSource(PreadSource):
         return most
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        start = offset & -mmap.ALLOCATIONGRANULARITY
-        try:
-            mapping = mmap.mmap(self._fd, offset - start + len(view), mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start)
-            with mapping, memoryview(mapping) as mapped, mapped[offset - start :] as part, self._reading:
-                copied = native.copy_mapped(part, view)
-        except (OSError, ValueError, OverflowError):
-            with self._reading:
-                super().read_into(offset, view)
-            return
-        if copied < len(view):
-            raise UnreadableError(
-                f"{self.path}: cannot be read at offset {offset + copied:#x}: {os.strerror(errno.EFAULT)}"
-            )
+        with self._reading:
+            while view and (part := self._mapping(offset)[: len(view)]):
+                try:
+                    copied = native.copy_mapped(part, view[: len(part)])
+                except OSError:  # this kernel does not support it
+                    break
+                offset, view = offset + copied, view[copied:]
+                if copied < len(part):
+                    reason = os.strerror(errno.EFAULT)
+                    raise UnreadableError(f"{self.path}: cannot be read at offset {offset:#x}: {reason}")
+            super().read_into(offset, view)
+
+    def _mapping(self, offset: int) -> memoryview:
+        """Return the file from an offset to the end of a window; empty if that cannot be mapped."""
+        number, at = divmod(offset, _WINDOW_BYTES)
+        window = self._mapped.pop(number, None)
+        if window is None:
+            self._unmap(_WINDOWS - 1)
+            window = self._map(offset - at)
+        self._mapped[number] = window
+        return window[at:]
+
+    def _map(self, start: int) -> memoryview:
+        size = min((self.size or 0) - start, _WINDOW_BYTES)
+        if size > 0:  # mmap would take 0 for all of the file
+            with suppress(OSError, ValueError, OverflowError):
+                return memoryview(mmap.mmap(self._fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start))
+        return memoryview(b"")
+
+    def _unmap(self, most: int) -> None:
+        """Unmap the windows that were not used lately, until so many are left."""
+        while len(self._mapped) > most:
+            del self._mapped[next(iter(self._mapped))]
 
 
 def _on_procfs(fd: int) -> bool:
