@@ -16,13 +16,13 @@ from judges import VMCORES
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest calls them
 from unpack import unpack_sparse
 
-from vmfilter.cli import command, main
+from vmfilter.cli import main, start
 
 
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore what the command's main() sets for its process, and keep the garbage collector on, as in a program."""
-    monkeypatch.setattr(command, "gc", SimpleNamespace(disable=lambda: None, freeze=lambda: None))
+    monkeypatch.setattr(start, "gc", SimpleNamespace(disable=lambda: None, freeze=lambda: None))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(n) for n in numbers]
     yield

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.frames.ranges import Range
 from vmfilter.kernel.search import Text, crash_time, survey
+from vmfilter.lean import NamedTuple
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
 from vmfilter.pages.pmem import find_pmem

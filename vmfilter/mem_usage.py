@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from vmfilter.errors import KernelError
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.kernel.search import understand
+from vmfilter.lean import NamedTuple
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem

@@ -11,11 +11,13 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from operator import add
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmfilter._core import ffi, lib
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 DESCRIPTOR: int = ffi.sizeof("struct vmf_descriptor")

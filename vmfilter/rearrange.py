@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from typing import NamedTuple
 
 from vmfilter.errors import EndsEarlyError, InputError, UsageError
 from vmfilter.formats.flattened import SIGNATURE
+from vmfilter.lean import NamedTuple
 from vmfilter.reader.flattened import FLATTENED
 from vmfilter.reader.open import read_from
 from vmfilter.reader.source import PreadSource

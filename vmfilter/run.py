@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vmfilter.arch import machine_of
 from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
@@ -24,6 +23,7 @@ from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import LEVEL_ZERO, needs_kernel
 from vmfilter.frames.ranges import Range, append, clipped, frames_in, merged
 from vmfilter.kernel.search import crash_time, understand
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from vmfilter.compress.budget import Budget, budget
 from vmfilter.compress.pipeline import chunks_of
@@ -15,6 +14,7 @@ from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageKind
 from vmfilter.frames.frame_set import Stretch
 from vmfilter.kernel.search import understand
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.remains import Remains, remains
 from vmfilter.reader import Dump

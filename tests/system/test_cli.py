@@ -647,3 +647,21 @@ def test_a_plain_filter_imports_no_module_that_it_does_not_use(real: Callable[[s
     arguments = ["filter", "-q", "-d", "31", real(SMALL), tmp_path / "dump"]
     done = subprocess.run([sys.executable, "-c", IDLE, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+IMPORTED = """
+import sys
+from vmfilter.cli import main
+assert main(sys.argv[1:]) == 0
+print(*sys.modules)
+"""
+
+
+def test_the_makedumpfile_of_a_capture_kernel_imports_no_slow_module_that_it_can_do_without(
+    real: Callable[[str], Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-IS", "-c", f"import sys; sys.path += {sys.path}\n{IMPORTED}", "makedumpfile"]
+    arguments = ["--message-level", "0", "-d", "31", real(SMALL), tmp_path / "dump"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    slow = {"typing", "dataclasses", "pathlib", "shutil", "tempfile", "inspect", "argparse"}
+    assert not slow & set(done.stdout.split())

@@ -106,7 +106,7 @@ def test_what_imports_raise_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("vmfilter.cli.command._job", fail)
+    monkeypatch.setattr("vmfilter.cli.start._job", fail)
     assert main(["info"]) == (130 if isinstance(error, KeyboardInterrupt) else 1)
     err = capsys.readouterr().err
     assert err.startswith(f"vmfilter: {said}")
@@ -114,7 +114,7 @@ def test_what_imports_raise_is_one_line(
 
 
 def test_an_error_of_vmfilter_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmfilter.cli.command._job", lambda arguments: 1 / 0)
+    monkeypatch.setattr("vmfilter.cli.start._job", lambda arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["info"])
 
@@ -140,7 +140,7 @@ def test_a_signal_during_the_last_output_is_one_line(run: Run, tmp_path: Path, m
     def flush() -> None:
         raise EndedError(signal.SIGTERM)
 
-    monkeypatch.setattr("vmfilter.cli.command.flush", flush)
+    monkeypatch.setattr("vmfilter.cli.start.flush", flush)
     ran = run("info", vmcore().write(tmp_path / "vmcore"))
     assert (ran.status, ran.err) == (143, "vmfilter: ended by SIGTERM; no partial file remains\n")
 

@@ -7,10 +7,10 @@ arch/arm/include/asm/pgtable-2level.h, pgtable-3level.h and arch/arm/kernel/head
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.formats.abi import LE32
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ include/asm/pgtable-hwdef.h, include/asm/sparsemem.h and kernel/vmcore_info.c.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.formats.abi import LE64
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ hash-4k.h, hash-64k.h, pgtable.h), arch/powerpc/mm/init_64.c (vmemmap_list) and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, KernelMemory, Paging, Root
 from vmfilter.errors import KernelError
 from vmfilter.formats.abi import BE64, Abi
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ Documentation/arch/riscv/vm-layout.rst, and under arch/riscv mm/init.c and kerne
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.formats.abi import LE64
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ arch/x86/kernel/vmcore_info_64.c.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.arch.base import Arch, Paging, Root, TableRegister
 from vmfilter.formats.abi import LE64
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:

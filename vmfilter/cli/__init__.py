@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     """
     try:
-        from vmfilter.cli.command import run  # here: a signal may come, or memory run out, while it is imported
+        from vmfilter.cli.start import run  # here: a signal may come, or memory run out, while it is imported
 
         return run(arguments)
     except KeyboardInterrupt:  # until run() has its own handlers, Python's raises this

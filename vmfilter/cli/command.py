@@ -1,18 +1,14 @@
-"""From the command line to an exit status: parses it, runs the subcommand, and reports failures in one line."""
+"""The parser of every subcommand, each in a module of its own."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from vmfilter.console.output import flush, prepare, say, show, trouble
-from vmfilter.console.signals import EndedError, end_at_once, end_by_default
-from vmfilter.errors import EXIT_STATUSES, VmfilterError
+from vmfilter.console.output import flush, show
+from vmfilter.errors import EXIT_STATUSES
 
 _EPILOG = "\n".join(["exit status:", *(f"  {status}  {text}" for status, text in EXIT_STATUSES.items()), ""])
 
@@ -28,7 +24,6 @@ _COMMANDS = {
     "kdump": "kdump",
 }
 """Module of each subcommand."""
-_MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 
 
 class _Version(argparse.Action):
@@ -55,48 +50,11 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in [_COMMANDS[asked]] if asked in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
         import_module(f"vmfilter.cli.{module}").add_to(commands, _EPILOG)
-    commands.add_parser(_MAKEDUMPFILE[0], add_help=False, help="accept makedumpfile's command line (-h lists it)")
+    commands.add_parser("makedumpfile", add_help=False, help="accept makedumpfile's command line (-h lists it)")
     return parser
 
 
-def _job(arguments: list[str]) -> Callable[[], int]:
-    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # argparse cannot parse its options
-        from vmfilter.makedumpfile.run import run
-
-        return partial(run, arguments[1:])
+def parsed(arguments: list[str]) -> Callable[[], int]:
+    """Parse the command line; return a function that runs the subcommand, and returns the exit status."""
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     return partial(options.run, options)
-
-
-def run(arguments: list[str] | None) -> int:
-    """Run the command: see main()."""
-    try:
-        try:
-            return _run(arguments)
-        finally:
-            end_by_default()
-    except EndedError as e:  # during the cleanup after another failure, or the last output
-        say(str(e))
-        return 128 + e.number
-
-
-def _run(arguments: list[str] | None) -> int:
-    if arguments is None:
-        arguments = sys.argv[1:]
-        if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
-            arguments = [_MAKEDUMPFILE[0], *arguments]
-    prepare()
-    gc.disable()  # a run creates no cycles, and collections slow down imports
-    try:
-        job = _job(arguments)
-        end_at_once()
-        return job()
-    except VmfilterError as e:
-        say(trouble(e))
-        return e.exit_status
-    except EndedError as e:
-        say(str(e))
-        return 128 + e.number
-    finally:
-        flush()
-        gc.freeze()  # spare the interpreter a final collection

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo, form_of, progress_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_form, add_vmcoreinfo, form_of, progress_of, size_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
 from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT, parse_level
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.run import Progress
 
 

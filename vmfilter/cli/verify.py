@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_input, threads_of
 from vmfilter.errors import INCOMPLETE, InputError
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import NamedTuple
 
 from vmfilter.errors import UsageError, is_whole
+from vmfilter.lean import NamedTuple
 
 MAX_THREADS = 1024
 CHUNK_BYTES = 1 << 19

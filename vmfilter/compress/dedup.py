@@ -10,10 +10,10 @@ it may be a stream.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
 
 from vmfilter import native
 from vmfilter.errors import UnreadableError
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import ALONE, SHARES
 
 if TYPE_CHECKING:

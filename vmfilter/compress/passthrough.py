@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmfilter import native
 from vmfilter.compress.pipeline import Lost, Packed
 from vmfilter.errors import UnreadableError
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import LOST
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.native import LOST, data_sizes
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Generic, TypeVar
 
 from vmfilter.compress.budget import has_room
+from vmfilter.lean import Generic, TypeVar
 
 W = TypeVar("W")
 

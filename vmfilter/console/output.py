@@ -7,7 +7,11 @@ import io
 import os
 import sys
 from collections.abc import Iterable
-from typing import TextIO
+
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 def prepare() -> None:

@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from vmfilter.run import Progress
 
 _PATIENCE = 10.0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal, NamedTuple
+
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Literal
 
 
 class Abi(NamedTuple):

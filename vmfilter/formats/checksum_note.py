@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import NamedTuple
 from zlib import crc32
 
 from vmfilter.formats.abi import Abi
 from vmfilter.formats.elf import OUR_NAME, note_head
+from vmfilter.lean import NamedTuple
 
 KIND = 0x53554D53
 """n_type: "SUMS"."""

@@ -7,10 +7,10 @@ does, the codec is missing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
 
 from vmfilter import native
 from vmfilter.errors import CodecError, MemoryShortError, VmfilterError
+from vmfilter.lean import NamedTuple, Protocol
 
 
 class Codec(NamedTuple):

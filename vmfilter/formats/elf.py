@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from operator import itemgetter
-from typing import NamedTuple
+
+from vmfilter.lean import NamedTuple
 
 PT_LOAD, PT_NOTE = 1, 4
 ET_CORE = 4

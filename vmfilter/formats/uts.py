@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vmfilter.lean import NamedTuple
 
 UTS_FIELD = 65
 """Size of each field in bytes: __NEW_UTS_LEN + 1."""

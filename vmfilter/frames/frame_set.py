@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import OutputError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import without
+from vmfilter.lean import NamedTuple
 
 _RECORD = struct.Struct(f"=QQII{native.RANKS}I")
 _MAX_RUNS = 1 << 11  # of a window

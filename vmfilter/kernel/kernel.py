@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import UTS_SIZE, Utsname
 from vmfilter.kernel.memory_model import FlatMemory, MemoryModel, NodeMemory, SparseMemory
 from vmfilter.kernel.page_tables import VirtualMemory
 from vmfilter.kernel.struct_page import StructPage, struct_page
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi

@@ -12,10 +12,10 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress, groupby, islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.struct_page import size_of
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from vmfilter.arch import Arch, Paging

@@ -7,9 +7,9 @@ commit, subject and version that changed it.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import Field, PageLayout, PageType
 
 if TYPE_CHECKING:

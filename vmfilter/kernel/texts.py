@@ -11,9 +11,9 @@ import re
 import struct
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from vmfilter import native
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump

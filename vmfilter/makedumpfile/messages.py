@@ -6,11 +6,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from vmfilter import __version__
 from vmfilter.console.output import one_line, show
 from vmfilter.frames.classes import PageClass
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.makedumpfile import VERSION
 from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
 from vmfilter.report.text import EXCLUDED_NAMES

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from getopt import GetoptError, gnu_getopt
-from typing import Any, NamedTuple
 
 from vmfilter.errors import UsageError
 from vmfilter.frames.levels import MAX_LEVEL
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 DEFAULT_MESSAGES = 7
 _MAX_MESSAGES = 31

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.kinds import find_kinds
 from vmfilter.pages.pmem import NO_PMEM, Pmem
 

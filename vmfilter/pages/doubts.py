@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import combinations, repeat
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.kernel.zones import Start, Zones, free_blocks, read_zones
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

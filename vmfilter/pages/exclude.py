@@ -6,12 +6,11 @@ bit 1, a kept page that turns out to be zero is excluded when it is read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmfilter import native
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import NO_RANK
 from vmfilter.pages.order import RANK_OF
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 from vmfilter import native
 from vmfilter.errors import InputError, KernelError
@@ -19,6 +18,7 @@ from vmfilter.frames.classes import PageClass, PageKind, byte_of
 from vmfilter.frames.ranges import Range, append, clipped, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
@@ -41,7 +41,8 @@ _EXCLUDABLE = PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER, PageClas
 """Classes that no page which is known to be the kernel's can have."""
 _NOT_EXCLUDABLE = bytes(set(range(256)) - set(_EXCLUDABLE))
 
-_IS_SLAB = bytes(byte == byte_of(PageKind.SLAB) for byte in range(256))
+_SLAB = byte_of(PageKind.SLAB)
+_IS_SLAB = bytes(byte == _SLAB for byte in range(256))
 
 
 def _paints(kind: PageKind, *over: PageKind, known: bool = False) -> tuple[PageKind, bytes]:
@@ -49,8 +50,8 @@ def _paints(kind: PageKind, *over: PageKind, known: bool = False) -> tuple[PageK
 
     If pages of that kind are known to be the kernel's own, it replaces classes that levels exclude as well.
     """
-    before = set(map(byte_of, over)) | set(_EXCLUDABLE if known else ())
-    return kind, bytes(byte_of(kind) if byte in before else byte for byte in range(256))
+    before = bytes((*map(byte_of, over), *(_EXCLUDABLE if known else ())))
+    return kind, bytes.maketrans(before, bytes([byte_of(kind)]) * len(before))
 
 
 _PAINTS = (

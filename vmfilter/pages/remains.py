@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.classify import Classifier, Window
 
 if TYPE_CHECKING:

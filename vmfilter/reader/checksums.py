@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import InputError
 from vmfilter.formats import checksum_note
 from vmfilter.formats.checksum_note import MAGIC, MAGIC_AT, MAX_BLOCKS, Checksums, DamagedNoteError
+from vmfilter.lean import NamedTuple
 from vmfilter.reader.dump import Dump
 from vmfilter.reader.source import Source, bytes_at
 

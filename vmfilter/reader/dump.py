@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError, KernelError, UnreadableError
 from vmfilter.formats.elf import NT_PRSTATUS, Load
 from vmfilter.formats.uts import Utsname
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.source import Source, bytes_at
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from vmfilter.formats.codec import Codec
 
 _MAX_READ = 1 << 30

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
@@ -26,10 +25,15 @@ from vmfilter.formats.elf import (
     ElfClass,
     ElfHeader,
 )
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.notes import take_notes
 from vmfilter.reader.segments import Loads, SegmentDump
 from vmfilter.reader.source import Source
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address
 _NO_END = 1 << 64  # end of a file of unknown size

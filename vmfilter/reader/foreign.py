@@ -5,7 +5,7 @@ Sources: the magic numbers in QEMU, libvirt, Xen, crash, s390-tools, LiME and AV
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vmfilter.lean import NamedTuple
 
 BEGINNING = 1 << 16
 """Bytes of a file in which its format can be recognised."""

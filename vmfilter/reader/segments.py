@@ -8,11 +8,11 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import gt, lt
-from typing import overload
 
 from vmfilter.errors import InputError
 from vmfilter.formats.elf import PF_PMEM, Load
 from vmfilter.frames.classes import PageClass
+from vmfilter.lean import overload
 from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses

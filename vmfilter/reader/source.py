@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock
-from typing import Protocol
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
+from vmfilter.lean import Protocol
 
 _WINDOW_BYTES = 32 << 20
 _WINDOWS = 8

@@ -7,11 +7,15 @@ import select
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import IO, Any, NamedTuple, Protocol
 
 from vmfilter.errors import EndsEarlyError, InputError
 from vmfilter.formats.flattened import HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.reader.flattened import FLATTENED
+
+if TYPE_CHECKING:
+    from typing import IO, Any
+
 
 _BLOCK = 24 << 14  # a multiple of a page descriptor: if a record with descriptors is cut, only whole ones are kept
 _ZEROS = bytes(_BLOCK)

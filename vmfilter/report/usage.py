@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.native import LOST
 
 if TYPE_CHECKING:

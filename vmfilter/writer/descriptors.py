@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import OutputError
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR
 
 if TYPE_CHECKING:

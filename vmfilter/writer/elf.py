@@ -20,7 +20,6 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.arch import elf_machine
 from vmfilter.errors import OutputError
@@ -43,6 +42,7 @@ from vmfilter.formats.elf import (
 from vmfilter.formats.memory_note import MAX_RANGES
 from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.ranges import Range, append, without
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import LOST
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import Notes

@@ -25,11 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import OutputError
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.descriptors import DescriptorTable

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import UnreadableError
 from vmfilter.formats.elf import note_head, padded
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.notes import without
 
 if TYPE_CHECKING:

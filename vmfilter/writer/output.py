@@ -8,11 +8,11 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
 from vmfilter.errors import CodecError, OutputError, UsageError, is_whole, names_of
 from vmfilter.formats.codec import DEFAULT, parse_codec
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import Dump, Path
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import failure_of
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.writer.base import Written
 from vmfilter.writer.kdump import KdumpWriter, PartRange
 

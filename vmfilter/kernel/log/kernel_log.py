@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.log.record import (
@@ -28,6 +27,7 @@ from vmfilter.kernel.log.record import (
     caller_of,
     level_of,
 )
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
@@ -38,7 +38,7 @@ __all__ = ["KernelLog", "Record"]
 _STEP = 4  # alignment of records: 4 on i386, 8 elsewhere
 _PIECE = 4096  # bytes of the smallest log: CONFIG_LOG_BUF_SHIFT is at least 12
 _MAX_LINE = 1 << 16
-_BEGINNING = re.compile(rb"(?:<(\d{1,4})>)?(?:\[ *(\d{1,10})\.(\d{6})\] )?")
+_BEGINNING = rb"(?:<(\d{1,4})>)?(?:\[ *(\d{1,10})\.(\d{6})\] )?"
 
 
 class KernelLog:
@@ -224,7 +224,7 @@ class KernelLog:
 
 def _line(line: bytes, cleared: bool | None) -> Record:
     level = facility = ts_nsec = None
-    match = _BEGINNING.match(line)
+    match = re.match(_BEGINNING, line)
     if match:
         line = line[match.end() :]
         priority, seconds, micros = match.groups()

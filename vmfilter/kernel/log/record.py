@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import ClassVar
+
     from vmfilter.kernel.kernel import Kernel
 
 MAX_LOG_SIZE = 1 << 31  # LOG_BUF_LEN_MAX of kernel/printk/printk.c

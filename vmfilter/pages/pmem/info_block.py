@@ -6,7 +6,8 @@ Source: struct nd_pfn_sb in the kernel's drivers/nvdimm/pfn.h, and nd_pfn_valida
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+from vmfilter.lean import NamedTuple
 
 BLOCK = 4096
 """Bytes of an info block, and its offset in the namespace, whatever the kernel's page size."""

@@ -9,11 +9,11 @@ they must agree with the kernel's memory sections. docs/pmem.md has drawings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import PF_PMEM
 from vmfilter.frames.ranges import Range, clipped, frames_in, intersection, merged, without
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.pmem.vmemmap import Sections, mostly
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
 from vmfilter.frames.ranges import Range, append, clipped, frames_in, intersection, merged, without
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

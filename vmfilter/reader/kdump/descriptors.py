@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from vmfilter.formats.codec import CODECS, Codec
+from vmfilter.lean import NamedTuple
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.file import KdumpFile
 from vmfilter.reader.kdump.page_index import PageIndex

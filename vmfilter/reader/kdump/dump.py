@@ -10,7 +10,6 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter import native
 from vmfilter.errors import InputError, MemoryShortError, UnreadableError
@@ -18,6 +17,7 @@ from vmfilter.formats.codec import CODECS
 from vmfilter.formats.elf import Load
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, main_layout
 from vmfilter.frames.classes import PageClass
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR, EXTENT
 from vmfilter.reader.dump import Dump, DumpPart, Fetched, Note
 from vmfilter.reader.kdump.file import KdumpFile

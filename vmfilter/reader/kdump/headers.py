@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from vmfilter.arch import Arch, arch_of_uts, every_arch
 from vmfilter.errors import InputError, KernelError
@@ -19,6 +18,7 @@ from vmfilter.formats.kdump import (
     sub_layout,
 )
 from vmfilter.formats.uts import Utsname
+from vmfilter.lean import NamedTuple
 
 _NO_MACHINE = (b"Unknown", b"", b"S390X")  # QEMU's utsname.machine; the last two are from older versions
 _NOTES_SINCE = 4  # header version that added offset_note and size_note

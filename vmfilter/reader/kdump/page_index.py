@@ -11,12 +11,12 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import Range, without
+from vmfilter.lean import NamedTuple
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.file import KdumpFile, pieces
 from vmfilter.reader.kdump.split_set import Part, check_bitmap, describe

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from vmfilter.errors import InputError
 from vmfilter.frames.ranges import Range
+from vmfilter.lean import NamedTuple
 from vmfilter.reader.kdump.file import KdumpFile, pieces
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+
+from vmfilter.lean import Protocol
 
 _ZEROS = memoryview(bytes(1 << 16))
 

@@ -7,10 +7,10 @@ turns out to be incomplete.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
 
 from vmfilter.errors import NoSpaceError, OutputError, failure_of, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
+from vmfilter.lean import NamedTuple
 from vmfilter.writer.transport.base import Sink, zeros_in
 
 _LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy

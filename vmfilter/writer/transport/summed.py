@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
 
 from vmfilter import native
 from vmfilter.formats import checksum_note
 from vmfilter.formats.checksum_note import MAX_BLOCKS, MIN_SHIFT
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump

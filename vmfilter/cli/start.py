@@ -1,0 +1,60 @@
+"""From the command line to an exit status: runs the subcommand, and reports failures in one line."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from vmfilter.console.output import flush, prepare, say, trouble
+from vmfilter.console.signals import EndedError, end_at_once, end_by_default
+from vmfilter.errors import VmfilterError
+
+_MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
+
+
+def _job(arguments: list[str]) -> Callable[[], int]:
+    """Return a function that runs the subcommand, and returns the exit status."""
+    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # argparse cannot parse its options, and takes long to import
+        from vmfilter.makedumpfile.run import run
+
+        return partial(run, arguments[1:])
+    from vmfilter.cli.command import parsed
+
+    return parsed(arguments)
+
+
+def run(arguments: list[str] | None) -> int:
+    """Run the command: see main()."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            end_by_default()
+    except EndedError as e:  # during the cleanup after another failure, or the last output
+        say(str(e))
+        return 128 + e.number
+
+
+def _run(arguments: list[str] | None) -> int:
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
+            arguments = [_MAKEDUMPFILE[0], *arguments]
+    prepare()
+    gc.disable()  # a run creates no cycles, and collections slow down imports
+    try:
+        job = _job(arguments)
+        end_at_once()
+        return job()
+    except VmfilterError as e:
+        say(trouble(e))
+        return e.exit_status
+    except EndedError as e:
+        say(str(e))
+        return 128 + e.number
+    finally:
+        flush()
+        gc.freeze()  # spare the interpreter a final collection
