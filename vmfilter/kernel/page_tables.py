@@ -30,6 +30,10 @@ class Translation(NamedTuple):
     paddr: int
     executable: bool = False
 
+    def part(self, start: int, end: int) -> Translation:
+        """Return the mapping of the virtual addresses [start, end) alone."""
+        return Translation(start, end - start, self.paddr + start - self.vaddr, self.executable)
+
 
 def _decoder(paging: Paging, finds_executable: bool) -> native.TableDecoder:
     return native.TableDecoder(
@@ -68,6 +72,7 @@ class VirtualMemory:
         self._linear = sorted(root.linear)
         self._levels = root.paging.levels
         self._tables: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
+        self._last = Translation(0, 0, 0)  # found in the tables
         self._entry = root.paging.entry_size
         self._decoder = _decoder(root.paging, finds_executable)
 
@@ -91,6 +96,9 @@ class VirtualMemory:
             i += 1
 
     def _by_tables(self, vaddr: int, end: int) -> Iterator[Translation]:
+        last = self._last
+        if last.vaddr <= vaddr and end <= last.vaddr + last.length:  # the next struct pages, mostly
+            return iter([last.part(vaddr, end)])
         top = self._levels[-1]
         span = 1 << top.shift + top.bits
         base = vaddr & ~(span - 1)  # the upper address bits, which the tables do not translate
@@ -109,7 +117,8 @@ class VirtualMemory:
             if is_table:
                 yield from self._walk(level - 1, paddr, at, begin, stop)
             else:
-                yield Translation(begin, stop - begin, paddr + begin - at, bool(executable))
+                self._last = Translation(at, length, paddr, bool(executable))
+                yield self._last.part(begin, stop)
 
     def walk(self, is_known: Callable[[int], bool], tables: list[Range]) -> Iterator[Translation]:
         """Walk all page tables, and yield what they map, without what root.linear maps. Each table is walked once.
