@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import random
 import struct
@@ -17,8 +18,9 @@ from files import skip_unless_holes_are_known
 from namespaces import needs_namespace
 
 from vmfilter.errors import InputError
+from vmfilter.reader import source
 from vmfilter.reader.flattened import FlattenedSource
-from vmfilter.reader.source import PreadSource, ProcSource, open_source
+from vmfilter.reader.source import PreadSource, ProcSource, bytes_at, open_source
 
 PROC = "/proc/version"  # cannot be mapped, like /proc/kcore
 
@@ -213,3 +215,59 @@ def test_bytes_in_no_record_of_a_flattened_file_are_a_hole(tmp_path: Path, seed:
         assert (found == i) if covered[i] == 1 else (found > i or covered[i])
     assert [source.next_data(i) for i in (at, at + 7)] == [at, at + 7]
     source.close()
+
+
+# Windows
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Make windows small and few; return the mappings as they are made: offset and bytes of each."""
+    made: list[tuple[int, int]] = []
+
+    class Counted(mmap.mmap):
+        def __new__(cls, fd: int, size: int, *arguments: int, offset: int) -> Counted:
+            made.append((offset, size))
+            return super().__new__(cls, fd, size, *arguments, offset=offset)
+
+    monkeypatch.setattr(source, "_WINDOW_BYTES", 4 * PAGE)
+    monkeypatch.setattr(source, "_WINDOWS", 2)
+    monkeypatch.setattr(mmap, "mmap", Counted)
+    return made
+
+
+def test_a_file_is_mapped_in_windows(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
+    content = random.Random(1).randbytes(10 * PAGE + 100)
+    (tmp_path / "vmcore").write_bytes(content)
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    chance = random.Random(2)
+    for _ in range(300):
+        at = chance.randrange(len(content))
+        size = chance.randrange(1, len(content) - at + 1)
+        assert bytes_at(file, at, size) == content[at : at + size]
+        assert len(file._mapped) <= 2
+    assert set(windows) == {(0, 4 * PAGE), (4 * PAGE, 4 * PAGE), (8 * PAGE, 2 * PAGE + 100)}
+    with pytest.raises(InputError, match=f"ends at offset {len(content):#x}, 1 bytes too early"):
+        bytes_at(file, len(content) - 5, 6)
+    file.close()
+
+
+def test_a_window_stays_mapped_while_it_is_used(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
+    (tmp_path / "vmcore").write_bytes(bytes(16 * PAGE))
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    for number in (0, 1, 0, 2, 0, 3, 0):  # two fit: number 0 is never the least recently used one
+        bytes_at(file, 4 * number * PAGE, 1)
+    assert [offset // (4 * PAGE) for offset, _ in windows] == [0, 1, 2, 3]
+    file.close()
+
+
+def test_what_cannot_be_mapped_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vmcore").write_bytes(b"content")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, "as for /proc/kcore")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    assert bytes_at(file, 1, 5) == b"onten"
+    file.close()
