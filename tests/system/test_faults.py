@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,12 +43,19 @@ SAMPLE = [
     (Fault("pipe", "write", 3, "EIO"), {"no dump", "incomplete, and marked so"}),
     (Fault("pipe", "write", 1, "short", stays=True), {"whole"}),
     (Fault("disk", "write", 2, "ENOSPC"), {"no dump", "incomplete, and marked so"}),
+    (Fault("convert", "preadv", 9, "EIO"), {"absent", "whole", "incomplete, and marked so"}),
+    (Fault("convert, kept", "pwrite", 3, "term"), {"absent", "whole", "incomplete, and marked so"}),
+    (Fault("convert, pipe", "write", 2, "EIO"), {"no dump", "incomplete, and marked so"}),
+    (Fault("copied", "pwrite", 3, "ENOSPC", stays=True), {"absent", "incomplete, and marked so"}),
+    (Fault("rearrange", "read", 3, "EIO"), {"absent", "incomplete, and marked so"}),
+    (Fault("rearrange, sha256", "pwrite", 2, "ENOSPC", stays=True), {"absent"}),
 ]
 
 
 @pytest.fixture(scope="module")
-def laboratory(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    return Laboratory(shared("faults.so", build), tmp_path_factory.mktemp("laboratory"))
+def laboratory(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    with closing(Laboratory(shared("faults.so", build), tmp_path_factory.mktemp("laboratory"))) as laboratory:
+        yield laboratory
 
 
 @pytest.mark.parametrize(("fault", "outcomes"), SAMPLE, ids=["-".join(map(str, fault)) for fault, _ in SAMPLE])
