@@ -248,7 +248,8 @@ class Laboratory:
         assert not apart or killed or fault.call == "unlink", apart
         assert all(".incomplete" in name for name in apart)
         if status == 0:
-            assert left == self._right[fault.form]
+            # Pages that cannot be read again and compared are stored twice.
+            assert left == self._right[fault.form] or (fault.form == "dedup" and self._has_all_pages(fault))
             return "whole"
         if fault.form == "forced" and left == [b"old"]:
             return "absent"
@@ -262,6 +263,14 @@ class Laboratory:
             return "some of its files"
         assert status in (6, 128 + signal.SIGTERM)
         return self._judge_incomplete(fault)
+
+    def _has_all_pages(self, fault: Fault) -> bool:
+        with (
+            vmfilter.open_dump(self._sources[FORMS[fault.form][0]]) as source,
+            vmfilter.open_dump(self._out / "one") as dump,
+        ):
+            found = verify_dump(dump, source)
+        return found.whole and not (found.differing or dump.header.incomplete)
 
     def _judge_incomplete(self, fault: Fault) -> str:
         source_path = self._sources[FORMS[fault.form][0]]

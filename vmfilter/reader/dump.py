@@ -217,7 +217,10 @@ class Dump:
         raise NotImplementedError
 
     def stored(self) -> Iterator[tuple[int, int]]:
-        """Yield ranges [start, end) of physical addresses, in order, that contain all but the holes of the file."""
+        """Yield ranges [start, end) of physical addresses that contain all data of the file, in its order.
+
+        Holes of the file are left out, and data that it gives several addresses have one of them.
+        """
         return self.covered(0, self.end)
 
     def lost(self) -> Iterator[tuple[int, int]]:
