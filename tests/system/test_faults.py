@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import faults
 import pytest
 from badpages import needs_compiler
 from faults import FORMS, KINDS, Fault, Laboratory, WrongError, build
@@ -76,6 +77,14 @@ def test_a_wrong_outcome_is_noticed(laboratory: Laboratory, monkeypatch: pytest.
     monkeypatch.setitem(laboratory._right, "kdump", [b"another dump"])
     with pytest.raises(WrongError):
         laboratory.run(Fault("kdump", "pwrite", 1, "EINTR"))
+
+
+def test_a_run_that_waits_for_ever_is_noticed(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_PATIENCE", 0)
+    with pytest.raises(WrongError, match="waits for ever: filter -q"):
+        laboratory.run(Fault("kdump", "pwrite", 1, "EINTR"))
+    monkeypatch.undo()
+    assert laboratory.run(Fault("kdump", "pwrite", 1, "EINTR")) == "whole"
 
 
 def test_standard_output_that_cannot_seek_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
