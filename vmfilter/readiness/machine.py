@@ -10,11 +10,10 @@ from typing import NamedTuple
 from vmfilter.errors import UsageError
 from vmfilter.readiness.crash_rules import GIB, NEWEST, Version
 from vmfilter.readiness.crashkernel import arch_of, version_of
+from vmfilter.readiness.files import text_of
 from vmfilter.readiness.memory_map import Range, regions, system_ram, typical
 
 _USUAL = 16 * GIB
-_MOST = 1 << 24
-"""Bytes read of a file: more than any /proc/iomem has."""
 
 
 class Machine(NamedTuple):
@@ -70,18 +69,9 @@ def _known(machine: str) -> str:
         return ""
 
 
-def _text(path: Path) -> str:
-    """Return what a file contains, or "" if it cannot be read."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as f:
-            return f.read(_MOST)
-    except OSError:
-        return ""
-
-
 def this_machine(root: Path, arch: str, kernel: Version) -> Machine:
     """Return the machine whose /proc is below a root."""
-    if ram := system_ram(regions(_text(root / "proc/iomem"))):
+    if ram := system_ram(regions(text_of(root / "proc/iomem") or "")):
         return Machine(arch, kernel, ram, True)
-    total = re.search(r"MemTotal: +(\d{1,15}) kB", _text(root / "proc/meminfo"))
+    total = re.search(r"MemTotal: +(\d{1,15}) kB", text_of(root / "proc/meminfo") or "")
     return Machine(arch, kernel, typical(arch, int(total[1]) << 10 if total else _USUAL), False)

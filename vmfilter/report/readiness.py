@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vmfilter.readiness.crashkernel import Reservation, size_text, words
 
 if TYPE_CHECKING:
+    from vmfilter.readiness.estimate import Between, Estimate, Row
     from vmfilter.readiness.machine import Machine
+    from vmfilter.readiness.target import Room, Target
 
 _VERSION = 1
 """Version of the JSON documents."""
@@ -61,3 +63,64 @@ def crashkernel_lines(line: str, machine: Machine, made: Reservation) -> Iterato
 
 def _memory(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
+
+
+def estimate_data(
+    found: Estimate, judged: Row, target: Target | None, room: Room | None, *, fits: bool | None
+) -> dict[str, Any]:
+    """Return what dumps would be: see schema.json.
+
+    Args:
+        found: the estimate.
+        judged: the dump that has to fit.
+        target: where dumps go.
+        room: the room there.
+        fits: whether the dump fits; None if that is unknown.
+
+    """
+
+    def between(estimate: Between, digits: int | None = None) -> dict[str, float]:
+        return {name: round(value, digits) for name, value in estimate._asdict().items()}
+
+    return {
+        "page_size": found.page_size,
+        "sampled": found.sampled,
+        "of": found.kept,
+        "unreadable": found.unreadable,
+        "dumps": [
+            {
+                "level": row.level,
+                "codec": row.codec,
+                "pages": between(row.pages),
+                "size": between(row.size),
+                "seconds": between(row.seconds, 3),
+            }
+            for row in found.rows
+        ],
+        "target": {"where": target.where, "said_by": target.said_by} if target else None,
+        "free": room.free if room else None,
+        "judged": {"level": judged.level, "codec": judged.codec},
+        "fits": fits,
+    }
+
+
+def estimate_lines(
+    found: Estimate, judged: Row, target: Target | None, room: Room | None, *, fits: bool | None
+) -> Iterator[str]:
+    """Yield a table of what dumps would be, and whether one fits. Arguments: see estimate_data()."""
+    yield f"{'level':>5} {'codec':7} {'pages':>12} {'bytes':>18} {'at least':>18} {'at most':>18} {'seconds':>14}"
+    for row in found.rows:
+        seconds = f"{row.seconds.low:.1f}-{row.seconds.high:.1f}"
+        sizes = " ".join(f"{round(size):18}" for size in row.size)
+        yield f"{row.level:5} {row.codec:7} {round(row.pages.value):12} {sizes} {seconds:>14}"
+    yield f"from {found.sampled} pages of {found.kept}, drawn at random"
+    if found.unreadable:
+        yield f"{found.unreadable} of the pages drawn cannot be read"
+    if target is None:
+        yield "target     unknown: name it by --target"
+    else:
+        free = "free space unknown from here" if room is None else f"{room.free} bytes free"
+        yield f"target     {target.where} ({target.said_by}): {free}"
+    if fits is not None:
+        verdict = "fits" if fits else "may not fit" if room and judged.size.low <= room.free else "does not fit"
+        yield f"           level {judged.level} with {judged.codec} {verdict}"
