@@ -36,11 +36,11 @@ LEVELS = (0, 1, 17, 31)
 """Levels that are estimated by default; with pmem metadata, also 63."""
 _MOST = 1 << 14
 """Pages that are sampled at most."""
-_LEAST = 64
+_LEAST = 128
 """Pages of a stratum that are sampled at least, if it has as many."""
 _ROUNDS = 16
-_SPREAD = 2.576
-"""Standard errors on either side of an estimate: 99 of 100 intervals contain the truth if errors are normal."""
+_SPREAD = 3
+"""Standard errors on either side of an estimate: 99 of 100 intervals contain the truth, skewed as sizes are."""
 
 
 class Between(NamedTuple):
@@ -308,7 +308,8 @@ class _Sampler:
         self._dump = dump
         self._page_size = page_size
         self._packers = [packer(codec, effort, page_size) for codec, effort in codecs]
-        self._buffer, self._out = (memoryview(bytearray(page_size * (_MOST // _ROUNDS + 1))) for _ in range(2))
+        most = max(_LEAST, _MOST // _ROUNDS + 1)  # pages of a slice
+        self._buffer, self._out = (memoryview(bytearray(page_size * most)) for _ in range(2))
         self.unreadable = 0
         self.zero_sizes = []
         for one in self._packers:
