@@ -21,7 +21,7 @@ from vmfilter.readiness import estimate as module
 from vmfilter.readiness.estimate import Between, Estimate, estimate
 
 ROOT = Path(__file__).parents[2]
-SOME = ["x86_64-6.12-small", "arm64-7.2", "ppc64le-6.12-64k"]
+SOME = ["x86_64-6.12-small", "arm64-7.2", "arm-6.12-qemu"]
 NAMES = sorted(path.name.removesuffix(".vmcore.zst") for path in (ROOT / "testdata").glob("*.vmcore.zst"))
 UNKNOWN = "riscv64-6.12-reserved"
 """Its struct pages are not in it: no level above 1 can be made of it."""

@@ -30,6 +30,18 @@ Explain LINE, a kernel command line or its crashkernel= words: how much memory
 the kernel reserves, above and below the limit of low memory, and by which
 rules. Without --arch and --memory, this machine is meant; if only one is
 given, a typical machine."""
+_STATUS = """\
+Check everything that must hold for the next crash to leave a dump: a line of
+ok, warn or fail each, with what to do. As root, since /proc/iomem and
+/proc/kcore are hidden from others."""
+_STATUS_STATUS = """
+exit status of status:
+  0  no check failed; warnings are no failure
+  1  a check failed: the next crash may leave no dump
+"""
+_ADVISE = """\
+Print the crashkernel= to boot with, and why: what the capture kernel, its
+initramfs and vmfilter need on this system, and some more."""
 _CRASHKERNEL_STATUS = """
 exit status of crashkernel:
   0  the kernel reserves memory
@@ -60,6 +72,13 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     a = add(actions, "collect", "add vmfilter to an initramfs", _COLLECT)
     a.add_argument("initramfs", type=_directory, metavar="DIR", help="root of the initramfs under construction")
     a.set_defaults(run=_install)
+    for a, run in (
+        (add(actions, "status", "check that the next crash leaves a dump", _STATUS, _STATUS_STATUS), _status),
+        (add(actions, "advise", "print the crashkernel= to use", _ADVISE), _advise),
+    ):
+        a.add_argument("--root", type=_directory, default="/", metavar="DIR", help="look below DIR (default: /)")
+        add_json(a)
+        a.set_defaults(run=run)
     a = add(actions, "crashkernel", "explain crashkernel=", _CRASHKERNEL, _CRASHKERNEL_STATUS)
     a.add_argument("line", metavar="LINE", help="such as 'crashkernel=1G,high crashkernel=256M,low'")
     a.add_argument("--arch", metavar="NAME", help="x86_64, arm64, riscv64, loongarch64, s390x, ppc64 or arm")
@@ -113,3 +132,31 @@ def _crashkernel(options: argparse.Namespace) -> int:
         [as_json(crashkernel_data(line, machine, made))] if options.json else crashkernel_lines(line, machine, made)
     )
     return 0 if made.valid else 1
+
+
+def _status(options: argparse.Namespace) -> int:
+    """Check the system, return the exit status."""
+    from pathlib import Path
+
+    from vmfilter.console.output import hand_out
+    from vmfilter.readiness.checks import FAIL, check, worst
+    from vmfilter.readiness.system import System
+    from vmfilter.report.readiness import as_json, status_data, status_lines
+
+    results = check(System(Path(options.root)))
+    hand_out([as_json(status_data(results))] if options.json else status_lines(results))
+    return 1 if worst(results) == FAIL else 0
+
+
+def _advise(options: argparse.Namespace) -> int:
+    """Print advice, return the exit status."""
+    from pathlib import Path
+
+    from vmfilter.console.output import hand_out
+    from vmfilter.readiness.advice import advise
+    from vmfilter.readiness.system import System
+    from vmfilter.report.readiness import as_json
+
+    advice = advise(System(Path(options.root)))
+    hand_out([as_json(advice._asdict())] if options.json else [advice.line, advice.reason])
+    return 0

@@ -231,7 +231,12 @@ def estimate(
         excluded[level] = excluded_classes(level, doubted=doubted)
         warnings += [line for line in said if line not in warnings]
     with ExitStack() as stack:
-        strata = _strata(classifier, frozenset(PageClass) - frozenset.intersection(*excluded.values()), len(codecs))
+        base = (kernel.phys_base if kernel else dump.header.phys_base or 0) if dump.arch.counts_from_ram else 0
+        first, end = max(base, 0) // page_size, max_pfn(dump, page_size)  # what the format can count: see run.py
+        if pmem.unused_from is not None:
+            end = min(end, pmem.unused_from)
+        kept_by_any = frozenset(PageClass) - frozenset.intersection(*excluded.values())
+        strata = _strata(classifier, kept_by_any, first, len(codecs))
         for stratum in strata:
             stack.callback(stratum.frames.close)
         classified = time.monotonic() - began
@@ -245,7 +250,7 @@ def estimate(
             rounds += 1
         rows = []
         for level in asked:
-            header = HeaderFields(dump.header.uts, 0, 0, level, max_pfn(dump, page_size), page_size, info)
+            header = HeaderFields(dump.header.uts, 0, 0, level, end, page_size, info, first)
             kept = [s for s in strata if s.page_class not in excluded[level]]
             for i, (codec, _) in enumerate(codecs):
                 frames = sum(len(s) for s in kept)
@@ -268,15 +273,17 @@ def estimate(
         )
 
 
-def _strata(classifier: Classifier, classes: frozenset[PageClass], codecs: int) -> list[_Stratum]:
-    """Return the strata of some classes: one per class and kind that memory has."""
+def _strata(classifier: Classifier, classes: frozenset[PageClass], first: int, codecs: int) -> list[_Stratum]:
+    """Return the strata of some classes: one per class and kind that memory has, from a page frame on."""
     wanted = by_class(classes - {PageClass.HOLE})
     ranks = {byte: bytes(0 if b == byte else NO_RANK for b in range(256)) for byte in range(256) if wanted[byte]}
     sets: dict[int, FrameSet] = {}
     for window in classifier.windows():
-        for byte in sorted(set(bytes(window.classes)) & ranks.keys()):
-            sets.setdefault(byte, FrameSet()).add(window.pfn, window.classes, ranks[byte])
-    return [_Stratum(byte, frames, codecs) for byte, frames in sorted(sets.items())]
+        before = min(max(first - window.pfn, 0), len(window.classes))
+        frames = window.classes[before:]
+        for byte in sorted(set(bytes(frames)) & ranks.keys()):
+            sets.setdefault(byte, FrameSet()).add(window.pfn + before, frames, ranks[byte])
+    return [_Stratum(byte, made, codecs) for byte, made in sorted(sets.items())]
 
 
 def _shares(strata: Sequence[_Stratum]) -> Iterator[int]:

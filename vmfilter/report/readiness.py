@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vmfilter.readiness.checks import Result, worst
 from vmfilter.readiness.crashkernel import Reservation, size_text, words
 
 if TYPE_CHECKING:
@@ -124,3 +125,16 @@ def estimate_lines(
     if fits is not None:
         verdict = "fits" if fits else "may not fit" if room and judged.size.low <= room.free else "does not fit"
         yield f"           level {judged.level} with {judged.codec} {verdict}"
+
+
+def status_data(results: list[Result]) -> dict[str, Any]:
+    """Return what checks found: see schema.json."""
+    return {"status": worst(results), "checks": [result._asdict() for result in results]}
+
+
+def status_lines(results: list[Result]) -> Iterator[str]:
+    """Yield a line per check, and one of what to do."""
+    for result in results:
+        yield f"{result.status:4} {result.name:12} {result.text}"
+        if result.todo:
+            yield f"{'':17} -> {result.todo}"
