@@ -23,7 +23,7 @@ from vmfilter.readiness.crash_rules import (
 from vmfilter.readiness.memory_map import Range
 
 _NAME = "crashkernel="
-_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)([kKmMgGtTpPeE]?)")
+_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|0[0-7]{0,32}|[1-9][0-9]{0,32})([kKmMgGtTpPeE]?)")
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _ALL = (1 << 64) - 1
 _ALIASES = {
@@ -265,7 +265,7 @@ def _reserve(made: Reservation, era: Era, ram: list[Range], asked: Asked, *, hig
     if at < limit:
         made.valid, made.low = True, size
         where = f" below {size_text(limit)}" if era.limit else ""
-        exact = f" at {asked.base:#x}" if asked.base else ""
+        exact = f" at {asked.base:#x}, if nothing else uses that memory at boot" if asked.base else ""
         return f"{size_text(size)} are reserved{exact or where}"
     if low and not _highest(ram, low, era.align, 0, limit):
         raise _WrongError(f"fails: no {size_text(low)} below {size_text(limit)} are free, and then nothing is reserved")

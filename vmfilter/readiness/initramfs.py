@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import shutil
 import subprocess
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from vmfilter.errors import InputError
+from vmfilter.reader.stream import Decompressed, compression_of
 
 _PIECE = 1 << 20
 _MOST = 2 << 30
 """Bytes that are unpacked at most."""
+_MOST_MEMORY = 1 << 28
 _ARCHIVE = b"070701"
 _PROGRAMS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4", b"\x04\x22\x4d\x18": "lz4", b"\x89LZO": "lzop"}
-_MODULES: dict[bytes, Callable[[], object]] = {
-    b"\x1f\x8b": lambda: zlib.decompressobj(31),
-    b"\xfd7zX": lzma.LZMADecompressor,
-    b"BZh": bz2.BZ2Decompressor,
-}
-"""What begins each compressed archive, and what unpacks it."""
+"""Programs for what Python may have no module for, by the first bytes of what they unpack."""
 
 
 def contains(path: Path, name: str) -> bool | None:
@@ -35,13 +31,13 @@ def contains(path: Path, name: str) -> bool | None:
     wanted = name.encode() + b"\0"
     try:
         with open(path, "rb", buffering=0) as f:  # a program may go on reading where this ends
-            found, begins = _found(_plain(f), wanted), f.read(4)
+            found, begins = _found(_plain(f), wanted), f.read(6)
             if found or not begins:
                 return found
             f.seek(-len(begins), 1)
             pieces = _unpacked(f, begins)
             return None if pieces is None else _found(pieces, wanted)
-    except (OSError, zlib.error, lzma.LZMAError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, InputError):
         return None
 
 
@@ -63,8 +59,7 @@ def _plain(f: IO[bytes]) -> Iterator[bytes]:
 
     A name is yielded with the 0 that ends it. Microcode is in such an archive, before the compressed one.
     """
-    while True:
-        at = f.tell()
+    while (at := f.tell()) < _MOST:
         head = f.read(110)
         if not head.startswith(_ARCHIVE):
             zeros = len(head) - len(head.lstrip(b"\0"))
@@ -81,18 +76,16 @@ def _plain(f: IO[bytes]) -> Iterator[bytes]:
 
 def _unpacked(f: IO[bytes], begins: bytes) -> Iterator[bytes] | None:
     """Return the unpacked rest of a file; None if nothing here unpacks it."""
-    for magic, make in _MODULES.items():
-        if begins.startswith(magic):
-            return _by_module(f, make())
-    program = shutil.which(_PROGRAMS.get(begins, ""))
-    return _by_program(f, program) if program else None
+    program = shutil.which(_PROGRAMS.get(begins[:4], ""))
+    if program:
+        return _by_program(f, program)
+    known = compression_of(begins)
+    return _by_module(Decompressed(f.name, f, known, _MOST_MEMORY)) if known else None
 
 
-def _by_module(f: IO[bytes], expander: object) -> Iterator[bytes]:
-    while data := f.read(_PIECE):
-        yield expander.decompress(data)  # type: ignore[attr-defined]
-        if expander.eof:  # type: ignore[attr-defined]
-            return
+def _by_module(stream: Decompressed) -> Iterator[bytes]:
+    while data := stream.read(_PIECE):
+        yield data
 
 
 def _by_program(f: IO[bytes], program: str) -> Iterator[bytes]:
