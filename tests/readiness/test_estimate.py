@@ -72,7 +72,7 @@ def vmcore(real: Callable[[str], Path]) -> Path:
     return real("x86_64-6.12-small")
 
 
-@pytest.mark.parametrize("level", [0, 1, 2, 17, 24, 31])
+@pytest.mark.parametrize("level", [0, 17, 24])
 def test_a_sample_of_all_pages_is_the_truth(vmcore: Path, level: int) -> None:
     for row in found(vmcore, [level], most=1 << 16).rows:
         assert row.size == Between(*[size_of(vmcore, level, row.codec)] * 3)
