@@ -11,6 +11,10 @@ from vmfilter.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+_KDUMP = """\
+Make vmfilter part of a system's kdump, explain crashkernel=, and check that
+the next crash leaves a dump."""
+
 _DESCRIPTION = """\
 Make vmfilter part of a system's kdump. This installs a hook for
 initramfs-tools, a module for dracut, udev rules that reload kdump when the
@@ -58,7 +62,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter = argparse.RawDescriptionHelpFormatter
         return to.add_parser(name, help=help, description=text, epilog=epilog + statuses, formatter_class=formatter)
 
-    p = add(commands, "kdump", "install vmfilter into kdump, and check that kdump is ready", _DESCRIPTION)
+    p = add(commands, "kdump", "install vmfilter into kdump, and check that kdump is ready", _KDUMP)
     actions = p.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
     for a in (
         add(actions, "install", "install vmfilter into kdump", _DESCRIPTION),
