@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_input, add_json, add_vmcoreinfo, threads_of, vmcoreinfo_of
 from vmfilter.errors import NoSpaceError
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

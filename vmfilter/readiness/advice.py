@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import MIB
 from vmfilter.readiness.crashkernel import explain, size_text
 from vmfilter.readiness.system import System

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from vmfilter.frames.ranges import merged, without
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.advice import advise, needed
 from vmfilter.readiness.crash_rules import ERAS, GIB, MIB
 from vmfilter.readiness.crashkernel import explain, size_text, words

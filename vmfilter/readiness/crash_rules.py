@@ -6,7 +6,7 @@ kernel/crash_reserve.c of the versions named. Before 5.2, rules differ in ways t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vmfilter.lean import NamedTuple
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 

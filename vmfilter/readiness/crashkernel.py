@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from vmfilter.errors import UsageError
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import (
     CMA,
     ERAS,

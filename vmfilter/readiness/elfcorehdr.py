@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from vmfilter.frames.ranges import clipped, merged
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.memory_map import Range
 
 _HEADER = 64  # sizeof(Elf64_Ehdr)

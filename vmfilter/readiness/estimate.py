@@ -11,7 +11,6 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError, UnreadableError, UsageError
 from vmfilter.formats.codec import Codec, packer
@@ -19,6 +18,7 @@ from vmfilter.frames.classes import PageClass, by_class, class_in
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA, LEVEL_ZERO, needs_kernel
 from vmfilter.kernel.search import understand
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import NO_RANK
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.doubts import Witnesses, judge

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from vmfilter.errors import InputError
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.stream import Decompressed, compression_of
+
+if TYPE_CHECKING:
+    from typing import IO
 
 _PIECE = 1 << 20
 _MOST = 2 << 30

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from vmfilter.errors import UsageError
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import GIB, NEWEST, Version
 from vmfilter.readiness.crashkernel import arch_of, version_of
 from vmfilter.readiness.files import text_of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import LAYOUTS
 
 _LINE = re.compile(r"( *)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.+)")

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+from vmfilter.lean import NamedTuple
 from vmfilter.readiness.files import text_of
 
 _DEFAULT = "/var/crash"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.readiness.checks import Result, worst
 from vmfilter.readiness.crashkernel import Reservation, size_text, words
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.readiness.estimate import Between, Estimate, Row
     from vmfilter.readiness.machine import Machine
     from vmfilter.readiness.target import Room, Target
