@@ -11,7 +11,7 @@ from command import Run
 
 from vmfilter.errors import UsageError
 from vmfilter.readiness.crash_rules import CMA, CMA_OPTION, ERAS, GIB, LAYOUTS, MIB, NEWEST, ROUNDED, TIB
-from vmfilter.readiness.crashkernel import Reservation, arch_of, explain, size_text, version_of
+from vmfilter.readiness.crashkernel import Reservation, arch_of, explain, history, size_text, version_of
 from vmfilter.readiness.memory_map import Range, regions, system_ram, typical
 
 QEMU: dict[str, list[Range]] = {
@@ -220,6 +220,18 @@ def test_a_line_without_crashkernel_reserves_nothing() -> None:
     made = explain("root=/dev/vda quiet", "x86_64", QEMU["x86_64"])
     assert not made.valid
     assert "there is no crashkernel=" in made.reason
+
+
+def test_the_history_tells_what_changed_and_when() -> None:
+    ram = typical("arm64", 16 * GIB)
+    assert [(version, parts(made)) for version, made in history(line_of("4G"), "arm64", ram)] == [
+        ((5, 2), "-"),
+        ((5, 19), "4G 256M"),
+        ((6, 0), "-"),
+        ((6, 2), "4G 128M"),
+    ]
+    assert [version for version, _ in history(line_of("128M"), "arm64", ram)] == [(5, 2)]
+    assert [made.cma for _, made in history(line_of("1G,cma 128M"), "x86_64", QEMU["x86_64"])] == [0, GIB]
 
 
 def test_memory_is_rounded_up_before_ranges_since_6_0() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vmfilter.errors import UsageError
 from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import (
     CMA,
+    CMA_OPTION,
     ERAS,
     GIB,
     MIB,
@@ -81,6 +82,11 @@ class Reservation:
     reason: str = ""
     commits: list[Commit] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes that are reserved above the limit, below it, and for ,cma."""
+        return self.high, self.low, self.cma
 
     def use(self, commit: Commit, text: str) -> None:
         """Note a rule that was used."""
@@ -157,6 +163,18 @@ def explain(line: str, arch: str, ram: Iterable[Range], kernel: Version = NEWEST
         made.valid, made.high, made.low, made.cma = False, 0, 0, 0
         made.reason = str(e)
     return made
+
+
+def history(line: str, arch: str, ram: Sequence[Range]) -> list[tuple[Version, Reservation]]:
+    """Return what kernels reserved and reserve, with the version since which they do. Arguments: see explain()."""
+    changes = {era.commit.version for era in ERAS[arch]} | {ROUNDED.version, CMA_OPTION.version}
+    changes |= {CMA[arch].version} if arch in CMA else set()
+    found: list[tuple[Version, Reservation]] = []
+    for version in sorted({max(change, OLDEST) for change in changes}):
+        made = explain(line, arch, ram, version)
+        if not found or made.sizes != found[-1][1].sizes:
+            found.append((version, made))
+    return found
 
 
 def _asked(line: str, era: Era, memory: int, kernel: Version, made: Reservation) -> tuple[Asked, bool, int, list[str]]:

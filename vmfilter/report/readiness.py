@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.readiness.checks import Result, worst
-from vmfilter.readiness.crashkernel import Reservation, size_text, words
+from vmfilter.readiness.crashkernel import Reservation, history, size_text, words
 
 if TYPE_CHECKING:
     from typing import Any
@@ -46,6 +46,10 @@ def crashkernel_data(line: str, machine: Machine, made: Reservation) -> dict[str
             {"text": text, "commit": commit.id, "subject": commit.subject, "since": _dotted(commit.version)}
             for commit, text in zip(made.commits, made.texts, strict=True)
         ],
+        "history": [
+            {"since": _dotted(version), "high": then.high, "low": then.low, "cma": then.cma}
+            for version, then in history(line, machine.arch, machine.ram)
+        ],
     }
 
 
@@ -62,6 +66,14 @@ def crashkernel_lines(line: str, machine: Machine, made: Reservation) -> Iterato
     for rule in data["rules"]:
         commit = f"{rule['commit']} " if rule["commit"] else ""
         yield f'{"rule":10} {rule["text"]}: {commit}("{rule["subject"]}"), since {rule["since"]}'
+    if len(data["history"]) > 1:
+        yield f"{'history':10} {'; '.join(_then(entry) for entry in data['history'])}"
+
+
+def _then(entry: dict[str, Any]) -> str:
+    """Return what kernels reserve since a version: high, low and ,cma."""
+    sizes = [f"{size_text(entry[name])} {name}" for name in ("high", "low", "cma") if entry[name]]
+    return f"since {entry['since']} {', '.join(sizes) or 'nothing'}"
 
 
 def _memory(size: int) -> str:
