@@ -107,12 +107,10 @@ def _reserved(system: System) -> Finding:
 def _enough(system: System) -> Finding:
     """The reserved memory is enough for this capture kernel, its initramfs and vmfilter."""
     total = max(sum(b - a for a, b in system.reserved), system.number("sys/kernel/kexec_crash_size") or 0)
-    if system.fadump or not total:
-        return (
-            Finding(OK, "fadump: not limited by a reservation")
-            if system.fadump
-            else Finding(FAIL, "nothing is reserved")
-        )
+    if system.fadump:
+        return Finding(OK, "fadump: not limited by a reservation")
+    if not total:
+        return Finding(FAIL, "nothing is reserved")
     need = needed(system)
     said = f"{total // MIB}M are reserved, and about {need.size // MIB}M are needed: {need.reason}"
     if total >= need.size:
@@ -146,10 +144,10 @@ def _header(system: System) -> Finding:
         if system.arch == "riscv64":
             return Finding(
                 WARN,
-                "the loaded header cannot be read; kexec-tools leaves struct pages out on riscv64",
+                "no header can be read in the reserved memory; kexec-tools leaves struct pages out on riscv64",
                 "load by kexec_file_load: kexec -s -p",
             )
-        return Finding(OK, "the loaded header cannot be read here; the kernel or udev have to keep it right")
+        return Finding(OK, "no header can be read in the reserved memory; the kernel or udev have to keep it right")
     ram = merged((r.start, r.end) for r in system.iomem if not r.depth and r.name == "System RAM")
     missing = [(a, b) for a, b in without(without(ram, ranges), system.reserved) if b - a >= _SLACK]
     if not missing:
