@@ -24,7 +24,7 @@ ROOMS = [
         "writer",
     ),
     *("run", "filter", "convert", "info", "verify", "mem_usage", "rearrange"),
-    *("report", "console", "makedumpfile", "integration", "cli"),
+    *("readiness", "report", "console", "makedumpfile", "integration", "cli"),
 ]
 """The rooms in order: each imports only earlier ones. docs/architecture.md draws them."""
 

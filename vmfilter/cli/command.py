@@ -21,6 +21,7 @@ _COMMANDS = {
     "verify": "verify",
     "dmesg": "dmesg",
     "mem-usage": "mem_usage",
+    "estimate": "estimate",
     "kdump": "kdump",
 }
 """Module of each subcommand."""

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from vmfilter.run import Progress
 
 
+def add_json(p: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
 def threads_of(text: str) -> int:
     """Parse a number of threads. Raises ArgumentTypeError if it is out of range."""
     from vmfilter.compress.budget import MAX_THREADS
