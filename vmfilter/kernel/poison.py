@@ -1,16 +1,17 @@
-"""How many hwpoisoned pages the kernel counts: if none, no struct page has to be read to find one.
+"""The kernel's counter of hwpoisoned pages: if it is 0, no struct page has to be read to find one.
 
-A page is poisoned by a flag in its own struct page, whatever block it is in:
+A page is poisoned by a flag in its own struct page, whatever block it is in, and no head tells of its tails:
 
 - Free blocks: until 06be6ff3d2ec ("mm,hwpoison: rework soft offline for free pages"), v5.10, poisoned pages stayed in
-  them. Since then, take_page_off_buddy() takes free pages out; but a poisoned page of a larger allocation that was in
-  use (slab, a huge page that could not be split) is freed with the rest of it, and only single pages are then refused.
-- Compound pages of cache and processes: memory_failure() splits huge pages, and fails at some. PG_has_hwpoisoned, in
-  the first tail since eac96c3efdb5 ("mm: filemap: check if THP has hwpoisoned subpage for PMD page fault"), v5.15, is
-  not in VMCOREINFO, and not set on all that fail.
-- hugetlb pages: their head has the flag, see csrc/classify.c.
+  them. take_page_off_buddy() takes free ones out since. But those that are poisoned in use, and cannot be isolated (slab,
+  a huge page that cannot be split), are freed with the rest of their block: since 79f5f8fab482 ("mm,hwpoison: rework soft
+  offline for in-use pages"), v5.10, free_pages_prepare() refuses poisoned pages, but only single ones.
+- Compound pages of cache and processes: memory_failure() splits them, and fails at some. PG_has_hwpoisoned is in the
+  first tail of huge ones since eac96c3efdb5 ("mm: filemap: check if THP has hwpoisoned subpage for PMD page fault"),
+  v5.15, but VMCOREINFO lacks it.
+- hugetlb pages are the exception: csrc/classify.c says why.
 
-So no head of the first two tells, in any version; the counter does. It counts all hwpoisoned pages of RAM.
+memory_failure() counts all hwpoisoned pages of RAM in num_poisoned_pages, which no VMCOREINFO has, but kallsyms.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from vmfilter.kernel.kernel import Kernel
 
-_COUNTER, _PROOF = b"num_poisoned_pages", b"_stext"
+_COUNTER, _PROOF = b"num_poisoned_pages", b"init_uts_ns"  # VMCOREINFO has the address of the latter
 _MAX_SYMBOLS = 1 << 21  # the largest kernels have 2^18
 _MAX_NAMES = 1 << 25  # bytes of their names, compressed
 _TOKENS, _MAX_TOKENS = 256, 1 << 14  # tokens, and bytes of them
@@ -37,8 +38,7 @@ def poisoned_pages(kernel: Kernel) -> int | None:
         kernel: the kernel.
 
     """
-    # Exported if the kernel has CONFIG_MEMORY_FAILURE, since 0d0bf6674792 ("kexec: export PG_hwpoison flag into
-    # vmcoreinfo"), v3.10. Without it, the flag of a poisoned page cannot be known either.
+    # Every kernel with CONFIG_MEMORY_FAILURE exports it since v3.10. Without it, no page is known to be poisoned.
     if kernel.info.number("PG_hwpoison") is None:
         return 0
     address = _find_counter(kernel)
@@ -72,7 +72,8 @@ def _indices(kernel: Kernel) -> dict[bytes, int]:
     tokens = _tokens(_table(kernel, "token_table", _MAX_TOKENS), _table(kernel, "token_index", 2 * _TOKENS), sign)
     count = int.from_bytes(_table(kernel, "num_syms", 4), kernel.abi.byteorder)
     # The tokens follow the names in every version, with tables between them.
-    names = _table(kernel, "names", min(max((info.symbol("kallsyms_token_table") or 0) - (info.symbol("kallsyms_names") or 0), 0), _MAX_NAMES))
+    size = (info.symbol("kallsyms_token_table") or 0) - (info.symbol("kallsyms_names") or 0)
+    names = _table(kernel, "names", size) if 0 < size <= _MAX_NAMES else b""
     return _search(names, tokens, min(count, _MAX_SYMBOLS)) if tokens else {}
 
 
@@ -91,7 +92,7 @@ def _search(names: bytes, tokens: Sequence[bytes], count: int) -> dict[bytes, in
     v6.1, the length may have two bytes.
     """
     # Few names begin with a token that one of these could begin with.
-    begins = [len(t) > 0 and (_COUNTER.startswith(t[1:]) or _PROOF.startswith(t[1:])) for t in tokens]
+    begins = [_COUNTER.startswith(text[1:]) or _PROOF.startswith(text[1:]) for text in tokens]
     found: dict[bytes, int] = {}
     at, end = 0, len(names) - 2
     for i in range(count):

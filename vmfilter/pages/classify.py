@@ -9,6 +9,7 @@ from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
+from vmfilter.kernel.poison import poisoned_pages
 from vmfilter.pages.kinds import find_kinds
 from vmfilter.pages.memmap import MemmapReader, Part, locate
 from vmfilter.pages.pmem import NO_PMEM, Pmem
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
 
 WINDOW_PAGES = 1 << 17
 """Maximum page frames of a window: enough to make the work per window negligible."""
-_MANY = 1 << 20
-"""Page frames of a dump whose classification takes longer than it takes to start threads."""
-_VERY_MANY = 1 << 24
-"""Page frames of a dump whose classification takes longer than it takes to find out what tails can say."""
-_SAMPLED, _SAMPLE_PAGES = 64, 512
+_MANY = 1 << 25
+"""Page frames of a dump whose classification takes longer than it takes to find out that tails say nothing."""
+_SAMPLED, _SAMPLE_PAGES = 64, 1024
 """Pieces of a sample that shows whether heads can be believed, and the page frames of each."""
 
 
@@ -173,7 +172,22 @@ class Classifier:
         """Begin to classify all page frames, in order: plan(), MemmapReader.apply() and finish() of each window."""
         self.unknown = 0
         if self._kernel is not None:
+            if self.end_pfn >= _MANY:
+                self._layout = self._layout._replace(silent_tails=self._tails_are_silent(self._kernel))
             self._reader = self.new_reader()
+
+    def _tails_are_silent(self, kernel: Kernel) -> bool:
+        """Return whether tails of free blocks and of compound pages need not be read: see native.PageLayout.
+
+        A head that lies would exclude its tails. What would make heads lie, a wrong member or flag, does so all over
+        the dump, so a sample shows it.
+        """
+        if poisoned_pages(kernel) != 0:
+            return False
+        by = native.Classifier(self._layout, self.kinds.areas)
+        for _ in self.sample(by, _SAMPLED, _SAMPLE_PAGES):
+            pass
+        return by.lists.contradicting == 0
 
     def all_windows(self) -> Iterator[tuple[int, int]]:
         """Yield the first page frame and the number of page frames of each window that contains memory, in order."""
