@@ -3,11 +3,12 @@
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 #include <string.h>
-#include <sys/uio.h>
+#include <unistd.h>
 
 #include "page.h"
 
 #define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
+#define WIDE 64		/* the same without struct pages */
 #define HUGE_ORDER 8	/* of the smallest hugetlb page on most machines: 1 MiB on s390x */
 #define EACH 0x0101010101010101u
 
@@ -268,8 +269,17 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 /* Gives count page frames the class of the block that they are in, without their struct pages. */
 static void give_run(const struct vmf_block *b, uint64_t count, uint8_t *classes)
 {
-	for (; count >= AT_ONCE; count -= AT_ONCE, classes += AT_ONCE)
-		give_all((uint8_t)b->byte, classes);
+	for (; count >= WIDE; count -= WIDE, classes += WIDE) {
+		uint64_t differ = 0;
+
+		for (int i = 0; i < WIDE; i += AT_ONCE)
+			differ |= vmf_load64(classes + i, 0) ^ EACH * VMF_KERNEL;
+		if (!differ)
+			memset(classes, (int)b->byte, WIDE);
+		else
+			for (int i = 0; i < WIDE; i += AT_ONCE)
+				give_all((uint8_t)b->byte, classes + i);
+	}
 	for (; count; count--, classes++)
 		give(classes, (uint8_t)b->byte);
 }
@@ -302,7 +312,7 @@ static int read_array(int fd, struct place *place, uint64_t at, uint64_t size, u
 {
 	while (size) {
 		const struct vmf_extent *e = place->extent;
-		struct iovec to = {out, size};
+		uint64_t part = size;
 		ssize_t n;
 
 		if (e == place->end || e->at > at)
@@ -311,9 +321,9 @@ static int read_array(int fd, struct place *place, uint64_t at, uint64_t size, u
 			place->extent++;
 			continue;
 		}
-		if (to.iov_len > e->size - (at - e->at))
-			to.iov_len = e->size - (at - e->at);
-		n = preadv(fd, &to, 1, (off_t)(e->offset + (at - e->at)));
+		if (part > e->size - (at - e->at))
+			part = e->size - (at - e->at);
+		n = pread(fd, out, part, (off_t)(e->offset + (at - e->at)));
 		if (n <= 0)
 			return -1;
 		at += (uint64_t)n;

@@ -174,7 +174,7 @@ struct vmf_extent {
 /*
  * vmf_classify_file() - classify page frames by struct pages that a file contains as they are
  * @layout, @pfn, @count, @block, @lists, @classes: as for vmf_classify()
- * @fd: the file, which supports preadv()
+ * @fd: the file, which supports pread()
  * @extents: in: where the struct pages are, in order of their place in the array; together @count * layout->size bytes
  * @extent_count: number of extents
  * @ahead: 1 if @block is not known: what precedes @pfn has not been classified

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 WINDOW_PAGES = 1 << 17
 """Maximum page frames of a window: enough to make the work per window negligible."""
-_MANY = 1 << 25
-"""Page frames of a dump whose classification takes longer than it takes to find out that tails say nothing."""
+_MANY, _VERY_MANY = 1 << 20, 1 << 25
+"""Page frames that take longer to classify than it takes to start threads, and to find out that tails say nothing."""
 _SAMPLED, _SAMPLE_PAGES = 64, 1024
 """Pieces of a sample that shows whether heads can be believed, and the page frames of each."""
 
@@ -40,6 +40,9 @@ def _with_kinds(marked: bytes, found: bytes) -> bytes:
     """Return classes as they were marked, with the kinds that were found; only KERNEL frames have one."""
     both = int.from_bytes(marked, "little") | int.from_bytes(found.translate(WITHOUT_CLASS), "little")
     return both.to_bytes(len(marked), "little")
+
+
+_HOLES = memoryview(bytes(WINDOW_PAGES))  # made once: an object as large comes from the kernel
 
 
 class Window(NamedTuple):
@@ -102,6 +105,7 @@ class Classifier:
     Attributes:
         unknown: number of page frames whose struct page could not be read. They are kept.
         kinds: kinds of kernel pages; only if the kernel is known.
+        reader: classifies page frames in order; only if the kernel is known.
         warnings: what VMCOREINFO lacks for a full classification, one line each.
 
     """
@@ -150,9 +154,9 @@ class Classifier:
             self._memory = kernel.memory
             self._layout = layout
             self.kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
-            self._reader = self.new_reader()
+            self.reader = self.new_reader()
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Generator[Window, None, None]:
         """Yield the classes of all page frames, in order. Windows without memory are skipped.
 
         Raises:
@@ -165,16 +169,16 @@ class Classifier:
             if self._kernel is None:
                 yield Window(pfn, plan.classes)
             else:
-                self._reader.apply(plan.pfn, plan.classes, plan.parts)
-                yield self.finish(plan, self._reader)
+                self.reader.apply(plan.pfn, plan.classes, plan.parts)
+                yield self.finish(plan, self.reader)
 
     def begin(self) -> None:
         """Begin to classify all page frames, in order: plan(), MemmapReader.apply() and finish() of each window."""
         self.unknown = 0
         if self._kernel is not None:
-            if self.end_pfn >= _MANY:
+            if self.end_pfn >= _VERY_MANY:
                 self._layout = self._layout._replace(silent_tails=self._tails_are_silent(self._kernel))
-            self._reader = self.new_reader()
+            self.reader = self.new_reader()
 
     def _tails_are_silent(self, kernel: Kernel) -> bool:
         """Return whether tails of free blocks and of compound pages need not be read: see native.PageLayout.
@@ -210,7 +214,7 @@ class Classifier:
         self._mark_memory(pfn, count, classes)
         parts: list[Part] = []
         if self._kernel is not None:
-            parts = locate(self._dump, self._kernel, self._layout.size, pfn, classes, self._asked)
+            parts = locate(self._dump, self._kernel, self._layout.size, pfn, count, buffer, self._asked)
         return Plan(pfn, classes, parts, bytes(classes) if self._kinds_only else b"")
 
     def finish(self, plan: Plan, reader: MemmapReader) -> Window:
@@ -257,6 +261,11 @@ class Classifier:
             passed += count
 
     @property
+    def takes_long(self) -> bool:
+        """Whether threads shorten the classification."""
+        return self._kernel is not None and self.end_pfn >= _MANY
+
+    @property
     def end_pfn(self) -> int:
         """Page frame after all memory."""
         return max_pfn(self._dump, self._page_size)
@@ -264,11 +273,11 @@ class Classifier:
     @property
     def lists(self) -> native.Lists:
         """Pages in lists that the last windows() found."""
-        return self._reader.classifier.lists
+        return self.reader.classifier.lists
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
         """Set the classes that need no struct page: memory is KERNEL, or PMEM_USERDATA or PMEM_METADATA."""
-        classes[:] = bytes(count)
+        classes[:] = _HOLES[:count]
         self._dump.mark(pfn, self._page_size, classes)
         for ranges, table in self._pmem:
             for first, end in clipped(ranges, pfn, pfn + count):

@@ -53,7 +53,9 @@ class Part(NamedTuple):
     places: Sequence[Place]
 
 
-def locate(dump: Dump, kernel: Kernel, size: int, pfn: int, classes: memoryview, asked: Iterable[int]) -> list[Part]:
+def locate(
+    dump: Dump, kernel: Kernel, size: int, pfn: int, count: int, classes: bytearray, asked: Iterable[int]
+) -> list[Part]:
     """Find the struct pages of a window. This walks page tables, so one thread at a time can do it.
 
     Args:
@@ -61,16 +63,16 @@ def locate(dump: Dump, kernel: Kernel, size: int, pfn: int, classes: memoryview,
         kernel: its kernel.
         size: bytes of a struct page.
         pfn: first page frame of the window.
-        classes: its classes, one byte per page frame, by what the dump alone determines.
+        count: number of its page frames.
+        classes: their classes, one byte per page frame, by what the dump alone determines.
         asked: classes of which struct pages say more. Page frames around which there are no others need none.
 
     """
     parts = []
-    held = bytes(classes)
-    at, after = pfn, pfn + len(held)
+    at, after = pfn, pfn + count
     while at < after:
         end, memmap = kernel.memory_model.stretch(at, after)
-        if any(held.find(c, at - pfn, end - pfn) >= 0 for c in asked):
+        if any(classes.find(c, at - pfn, end - pfn) >= 0 for c in asked):
             places = () if memmap is None else tuple(_places(dump, kernel, memmap, (end - at) * size))
             parts.append(Part(at - pfn, end - pfn, places))
         at = end

@@ -216,7 +216,7 @@ class Dump:
 
     @property
     def fd(self) -> int:
-        """Descriptor of a file that contains memory as it is, for preadv() on any thread; -1: read_into() reads it."""
+        """Descriptor of a file that contains memory as it is, for pread() on any thread; -1: read_into() reads it."""
         return -1
 
     def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:

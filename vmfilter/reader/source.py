@@ -21,7 +21,7 @@ class Source(Protocol):
         size: bytes; None if unknown, as for some files of procfs.
         wrappings: layers around the dump that were removed, outermost first: "zstd", "flattened".
         cut: description of how such a layer is truncated; "" if none is.
-        fd: descriptor for preadv() on any thread, with the same offsets; -1 if only read_into() can read.
+        fd: descriptor for pread() on any thread, with the same offsets; -1 if only read_into() can read.
 
     """
 
