@@ -3,9 +3,9 @@
 x86_64 with four levels of page tables, sections of 128 MiB, and struct pages mapped by 2 MiB pages. The kernel's own
 data (page tables, mem_section, VMCOREINFO) is complete and grows as on a real machine. Struct pages are shared: the
 first sections map struct pages of kernel pages; all others map the same 2 MiB of struct pages, which level 31 excludes.
-In a sparse vmcore, memory above the first GiB is one hole of the file. As no reader believes a file that is about 64 KiB
-of memory per byte, the first GiB gets as many zeros as it takes: 256 MiB for 16 TiB. A full vmcore repeats the pages of a
-real one.
+In a sparse vmcore, memory above the first GiB is one hole of the file. The reader refuses a file that is about more than
+64 KiB of memory per byte, so zeros in the first GiB are no hole: 256 MiB of them for 16 TiB. A full vmcore repeats the
+pages of a real one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _MEMORY_PER_BYTE = 1 << 16
 Block = tuple[str, int, int]
 """What a section contains: a kind of block (see Machine._put), its order, and how many of them."""
 BUSY: tuple[Block, ...] = (
-    ("free", 10, 12), ("hugetlb", 9, 4), ("anonymous", 9, 8), ("file", 4, 256), ("file", 0, 4096), ("anonymous", 0, 6144),
+    ("free", 10, 12), ("hugetlb", 9, 4), ("anonymous", 9, 8), ("file", 4, 256), ("file", 0, 4096),
+    ("anonymous", 0, 6144),
 )  # fmt: skip
 """A busy machine: 38 % of its memory are free, 31 % are in huge pages and large folios."""
 HUGE: tuple[Block, ...] = (

@@ -226,9 +226,10 @@ class Classifier:
             block that begins before it, and ahead.
 
         """
-        where, out, scratch = _read("struct vmf_extent[]", extents), _write("uint8_t[]", classes), _write("uint8_t[]", buffer)
+        where, out = _read("struct vmf_extent[]", extents), _write("uint8_t[]", classes)
+        scratch, state = _write("uint8_t[]", buffer), (self._block, self._lists)
         n: int = lib.vmf_classify_file(
-            self._layout, fd, where, len(where), pfn, len(out), ahead, self._block, self._lists, scratch, len(scratch), out
+            self._layout, fd, where, len(where), pfn, len(out), ahead, *state, scratch, len(scratch), out
         )
         if n == -1:
             raise ValueError("struct vmf_page_layout is invalid, or the buffer is too small")

@@ -13,7 +13,9 @@ def _compressed(name: bytes) -> bytes:
     """Return a name in tokens, after their number: two bytes of it if there are many."""
     out = bytearray()
     while name:
-        token = max((t for t, text in _TOKENS.items() if name.startswith(text)), key=lambda t: len(_TOKENS[t]), default=name[0])
+        token = max(
+            (t for t, text in _TOKENS.items() if name.startswith(text)), key=lambda t: len(_TOKENS[t]), default=name[0]
+        )
         out.append(token)
         name = name[len(_TOKENS.get(token, b"?")) :]
     length = len(out)
@@ -54,7 +56,9 @@ def put_kallsyms(machine: Synthetic, symbols: Mapping[str, int], form: str = "re
         "relative_base": (3 * page, base.to_bytes(word, order)),
         "addresses": (2 * page, b"".join(address.to_bytes(word, order) for address in symbols.values())),
     }
-    absent = {"absolute": {"offsets", "relative_base"}, "place": {"addresses", "relative_base"}}.get(form, {"addresses"})
+    absent = {"absolute": {"offsets", "relative_base"}, "place": {"addresses", "relative_base"}}.get(
+        form, {"addresses"}
+    )
     for name, (offset, data) in tables.items():
         if name not in absent:
             machine.memory.write(at + offset, data)

@@ -3,9 +3,9 @@
 A page is poisoned by a flag in its own struct page, whatever block it is in, and no head tells of its tails:
 
 - Free blocks: until 06be6ff3d2ec ("mm,hwpoison: rework soft offline for free pages"), v5.10, poisoned pages stayed in
-  them. take_page_off_buddy() takes free ones out since. But those that are poisoned in use, and cannot be isolated (slab,
-  a huge page that cannot be split), are freed with the rest of their block: since 79f5f8fab482 ("mm,hwpoison: rework soft
-  offline for in-use pages"), v5.10, free_pages_prepare() refuses poisoned pages, but only single ones.
+  them. take_page_off_buddy() takes free ones out since. But those that are poisoned in use, and cannot be isolated
+  (slab, a huge page that cannot be split), are freed with the rest of their block: free_pages_prepare() refuses only
+  single ones, since 79f5f8fab482 ("mm,hwpoison: rework soft offline for in-use pages"), v5.10.
 - Compound pages of cache and processes: memory_failure() splits them, and fails at some. PG_has_hwpoisoned is in the
   first tail of huge ones since eac96c3efdb5 ("mm: filemap: check if THP has hwpoisoned subpage for PMD page fault"),
   v5.15, but VMCOREINFO lacks it.

@@ -283,4 +283,3 @@ class Classifier:
             for first, end in clipped(ranges, pfn, pfn + count):
                 held = bytes(classes[first - pfn : end - pfn])
                 classes[first - pfn : end - pfn] = held.translate(table)
-
