@@ -3,8 +3,8 @@
 x86_64 with four levels of page tables, sections of 128 MiB, and struct pages mapped by 2 MiB pages. The kernel's own
 data (page tables, mem_section, VMCOREINFO) is complete and grows as on a real machine. Struct pages are shared: the
 first sections map struct pages of kernel pages; all others map the same 2 MiB of struct pages, which level 31 excludes.
-In a sparse vmcore, memory above the first GiB is one hole of the file. The reader refuses a file that is about more than
-64 KiB of memory per byte, so zeros in the first GiB are no hole: 256 MiB of them for 16 TiB. A full vmcore repeats the
+In a sparse vmcore, memory above the first GiB is one hole of the file. Readers refuse a file that is about more than 64
+KiB of memory per byte, so zeros in the first GiB are no hole: 256 MiB of them for 16 TiB. A full vmcore repeats the
 pages of a real one.
 """
 

@@ -88,9 +88,13 @@ def test_the_same_dump_whatever_the_number_of_threads(
 ) -> None:
     path = machine((18,)).write(tmp_path / "vmcore")
     filter_dump(path, tmp_path / "in order", level=31, threads=1)
-    used = []
-    real = native.Classifier.resume
-    monkeypatch.setattr(native.Classifier, "resume", lambda a, b: (used.append(1), real(a, b))[1])
+    used, real = list[native.Classifier](), native.Classifier.resume
+
+    def resume(by: native.Classifier, other: native.Classifier) -> None:
+        used.append(other)
+        real(by, other)
+
+    monkeypatch.setattr(native.Classifier, "resume", resume)
     monkeypatch.setattr(classification, "_MANY", 0)
     filter_dump(path, tmp_path / "ahead", level=31, threads=threads)
     assert (tmp_path / "ahead").read_bytes() == (tmp_path / "in order").read_bytes()
