@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
-from vmfilter.kernel.poison import poisoned_pages
 from vmfilter.pages.kinds import find_kinds
 from vmfilter.pages.memmap import MemmapReader, Part, locate
 from vmfilter.pages.pmem import NO_PMEM, Pmem
@@ -105,7 +105,7 @@ class Classifier:
     Attributes:
         unknown: number of page frames whose struct page could not be read. They are kept.
         kinds: kinds of kernel pages; only if the kernel is known.
-        reader: classifies page frames in order; only if the kernel is known.
+        reader: classifies page frames in order; only if the kernel is known, and once begin() is called.
         warnings: what VMCOREINFO lacks for a full classification, one line each.
 
     """
@@ -154,7 +154,6 @@ class Classifier:
             self._memory = kernel.memory
             self._layout = layout
             self.kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
-            self.reader = self.new_reader()
 
     def windows(self) -> Generator[Window, None, None]:
         """Yield the classes of all page frames, in order. Windows without memory are skipped.
@@ -176,7 +175,7 @@ class Classifier:
         """Begin to classify all page frames, in order: plan(), MemmapReader.apply() and finish() of each window."""
         self.unknown = 0
         if self._kernel is not None:
-            if self.end_pfn >= _VERY_MANY:
+            if self._has(_VERY_MANY):
                 self._layout = self._layout._replace(silent_tails=self._tails_are_silent(self._kernel))
             self.reader = self.new_reader()
 
@@ -186,6 +185,8 @@ class Classifier:
         A head that lies would exclude its tails. What would make heads lie, a wrong member or flag, does so all over
         the dump, so a sample shows it.
         """
+        from vmfilter.kernel.poison import poisoned_pages
+
         if poisoned_pages(kernel) != 0:
             return False
         by = native.Classifier(self._layout, self.kinds.areas)
@@ -263,7 +264,12 @@ class Classifier:
     @property
     def takes_long(self) -> bool:
         """Whether threads shorten the classification."""
-        return self._kernel is not None and self.end_pfn >= _MANY
+        return self._kernel is not None and self._has(_MANY)
+
+    def _has(self, frames: int) -> bool:
+        """Return whether the windows that contain memory have so many page frames."""
+        most = frames // WINDOW_PAGES
+        return sum(1 for _ in islice(self.all_windows(), most)) == most
 
     @property
     def end_pfn(self) -> int:
