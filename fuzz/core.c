@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "vmfilter.h"
 
@@ -158,6 +159,47 @@ static void classify_any(struct input *in)
 	free(classes);
 }
 
+/* Struct pages in a file get the same classes, wherever it has them, if no tail is silent. */
+static void classify_in_file(struct input *in)
+{
+	struct vmf_page_layout l;
+	struct vmf_lists lists = any_lists(in), lists_in_file = lists;
+	struct vmf_block block = {0}, block_in_file = {0};
+	uint64_t pfn = below(in, 1 << 20), count, cut, size;
+	struct vmf_extent extents[2];
+	uint8_t *structs, *classes, *found, *buffer;
+	int fd = memfd_create("structs", 0);
+
+	any_layout(in, &l);
+	l.hugetlb = (struct vmf_page_type){1, 0};	/* its tails are silent */
+	l.destructor.width = 0;
+	l.silent_tails = below(in, 4) == 0;
+	count = in->left / l.size;
+	size = count * l.size;
+	cut = size ? below(in, size) : 0;
+	structs = bytes(in, size);
+	extents[0] = (struct vmf_extent){size - cut, cut, 0};
+	extents[1] = (struct vmf_extent){0, size - cut, cut};
+	EXPECT(fd >= 0 && pwrite(fd, structs, cut, (off_t)(size - cut)) == (ssize_t)cut);
+	EXPECT(pwrite(fd, structs + cut, size - cut, 0) == (ssize_t)(size - cut));
+	classes = allocate(count);
+	found = allocate(count);
+	buffer = allocate(16 * l.size);
+	memset(classes, VMF_KERNEL, count);
+	memset(found, VMF_KERNEL, count);
+	if (!vmf_classify(&l, structs, pfn, count, &block, &lists, classes)) {
+		EXPECT(vmf_classify_file(&l, fd, extents, 2, pfn, count, 0, &block_in_file, &lists_in_file, buffer,
+					 16 * l.size, found) == (int64_t)count);
+		EXPECT(l.silent_tails || !memcmp(classes, found, count));
+		EXPECT(l.silent_tails || !memcmp(&lists, &lists_in_file, sizeof(lists)));
+	}
+	close(fd);
+	free(structs);
+	free(classes);
+	free(found);
+	free(buffer);
+}
+
 static void swap_words(uint8_t *structs, uint64_t count)
 {
 	for (uint64_t i = 0; i < count; i++, structs += 64) {
@@ -220,7 +262,9 @@ static void classify_swapped(struct input *in)
 
 static void classify(struct input *in)
 {
-	(below(in, 2) ? classify_any : classify_swapped)(in);
+	static void (*const parts[])(struct input *) = {classify_any, classify_swapped, classify_in_file};
+
+	parts[below(in, 3)](in);
 }
 
 /* tables.c */

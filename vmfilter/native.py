@@ -65,6 +65,8 @@ class PageLayout(NamedTuple):
         destructor, destructor_value, destructor_mask: destructor of a compound page, in its first tail page; the page
             is hugetlb if destructor & destructor_mask == destructor_value.
         free_orders: number of orders of the buddy allocator.
+        silent_tails: whether the tails of free blocks, and of compound pages of cache and processes, say nothing that
+            their head does not: none is hwpoisoned, and heads can be believed.
 
     """
 
@@ -98,6 +100,7 @@ class PageLayout(NamedTuple):
     destructor_value: int
     destructor_mask: int
     free_orders: int
+    silent_tails: bool = False
 
 
 class Areas(NamedTuple):
@@ -126,6 +129,7 @@ class Lists(NamedTuple):
         too_large: number of free blocks of an order above all that the layout knows; they are kept.
         unused: number of pages that nobody uses and that are in no free block.
         unknown_huge: number of huge compound pages with a page type that the layout does not know.
+        contradicting: number of tails that contradict the head of their block; they are kept.
 
     """
 
@@ -135,6 +139,7 @@ class Lists(NamedTuple):
     too_large: int
     unused: int
     unknown_huge: int
+    contradicting: int
 
 
 def _fill(areas: Any, known: Areas) -> None:
@@ -171,6 +176,17 @@ class Classifier:
         """Forget a block that continues past the last frame: the next call may begin at any frame."""
         self._block = ffi.new("struct vmf_block *")
 
+    def resume(self, other: Classifier) -> None:
+        """Go on where another one ends: take over its block and its counters, which become zero."""
+        self._block[0] = other._block[0]
+        lib.vmf_lists_add(other._lists, self._lists)
+
+    @property
+    def block_end(self) -> int:
+        """Page frame after the last block."""
+        end: int = self._block.end_pfn
+        return end
+
     def classify(self, structs: ReadableBuffer, pfn: int, classes: WriteableBuffer) -> bool:
         """Classify consecutive page frames.
 
@@ -188,12 +204,51 @@ class Classifier:
         ok: int = lib.vmf_classify(self._layout, pages, pfn, len(out), self._block, self._lists, out)
         return ok == 0
 
+    def classify_file(
+        self,
+        fd: int,
+        extents: ReadableBuffer,
+        pfn: int,
+        classes: WriteableBuffer,
+        buffer: WriteableBuffer,
+        *,
+        ahead: bool = False,
+    ) -> int:
+        """Classify consecutive page frames by struct pages in a file. Those that cannot say anything are not read.
+
+        Args:
+            fd: the file.
+            extents: where it contains the struct pages, EXTENT bytes each, in order of their position in the array.
+            pfn, classes: as for classify().
+            buffer: scratch, at least 8 struct pages.
+            ahead: whether the frames before pfn have not been classified.
+
+        Returns:
+            Number of frames that are classified: fewer if the struct page of the next cannot be read; -1 if pfn is in a
+            block that begins before it, and ahead.
+
+        """
+        where, out = _read("struct vmf_extent[]", extents), _write("uint8_t[]", classes)
+        scratch, state = _write("uint8_t[]", buffer), (self._block, self._lists)
+        n: int = lib.vmf_classify_file(
+            self._layout, fd, where, len(where), pfn, len(out), ahead, *state, scratch, len(scratch), out
+        )
+        if n == -1:
+            raise ValueError("struct vmf_page_layout is invalid, or the buffer is too small")
+        return max(n, -1)
+
     @property
     def lists(self) -> Lists:
         """What was found so far."""
         found = self._lists
         return Lists(
-            list(found.free_blocks), found.hugetlb, found.refused, found.too_large, found.unused, found.unknown_huge
+            list(found.free_blocks),
+            found.hugetlb,
+            found.refused,
+            found.too_large,
+            found.unused,
+            found.unknown_huge,
+            found.contradicting,
         )
 
     def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:

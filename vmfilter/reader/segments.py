@@ -191,6 +191,15 @@ class SegmentDump(Dump):
         if stop > at:
             yield at, stop
 
+    @property
+    def fd(self) -> int:
+        return self._source.fd
+
+    def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        for first, after, offset in self._segments_in(self.segments, start, end):
+            low = max(first, start)
+            yield low, min(after, end), offset + low - first
+
     def stored(self) -> Iterator[tuple[int, int]]:
         memory = self.segments
         first = stop = 0  # there can be a million segments: those of a step are one range
