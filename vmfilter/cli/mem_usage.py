@@ -33,7 +33,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Print the counts, return the exit status."""
     from vmfilter.console.output import hand_out, say
-    from vmfilter.mem_usage import memory_usage
+    from vmfilter.measure.mem_usage import memory_usage
     from vmfilter.reader import open_dump
     from vmfilter.report.usage import usage_lines
 

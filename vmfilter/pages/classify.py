@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from vmfilter import native
@@ -63,6 +63,10 @@ class Sample(NamedTuple):
     classes: bytes
 
 
+Watch = Callable[[int, memoryview, memoryview], None]
+"""Called during windows() with the struct pages of all memory: first frame, struct pages, and one byte per frame."""
+
+
 def max_pfn(dump: Dump, page_size: int) -> int:
     """Return the first page frame after all memory (max_mapnr)."""
     return -(-dump.end // page_size)
@@ -94,6 +98,7 @@ class Classifier:
         pmem: Pmem = NO_PMEM,
         include_pmem_userdata: bool = False,
         kinds_only: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         """Read the layout of struct page.
 
@@ -106,6 +111,7 @@ class Classifier:
                 must be found.
             kinds_only: whether struct pages decide only of which kind a kernel page is: all memory is KERNEL, or on
                 persistent memory.
+            watch: see Watch.
 
         Raises:
             KernelError: VMCOREINFO or the kernel's memory does not describe struct pages and where they are.
@@ -118,6 +124,7 @@ class Classifier:
         self._pmem = [(ranges, table) for ranges, table in becomes if ranges]
         self._asked = (PageClass.KERNEL, *([PageClass.PMEM_USERDATA] if include_pmem_userdata else []))
         self._kinds_only = kinds_only
+        self._watch = watch
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
@@ -208,15 +215,19 @@ class Classifier:
             end, memmap = self._model.stretch(at, pfn + count)
             part = classes[at - pfn : end - pfn]
             held = bytes(part)
-            if any(c in held for c in self._asked):
+            asked = any(c in held for c in self._asked)
+            if asked or (self._watch and any(held)):
                 if memmap is None:
                     self._count_unknown(part)
                 else:
-                    self._apply_memmap(memmap, at, part)
+                    self._apply_memmap(memmap, at, part, asked)
             at = end
 
-    def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
-        """Classify page frames from pfn on, by the struct pages at vaddr. Count frames without one in the dump."""
+    def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview, asked: bool) -> None:
+        """Show the struct pages at vaddr, and classify page frames from pfn on by them if asked.
+
+        Counts frames without a struct page in the dump.
+        """
         size = self._layout.size
         done = 0
         # Pieces are aligned to their size, so a compound page's first two struct pages are in the same piece: the
@@ -229,7 +240,10 @@ class Classifier:
             self._count_unknown(classes[done:first])
             at = (skip + first * size) % len(self._structs)
             structs = self._view[at : at + (last - first) * size]
-            self._native.classify(structs, pfn + first, classes[first:last])
+            if asked:
+                self._native.classify(structs, pfn + first, classes[first:last])
+            if self._watch:
+                self._watch(pfn + first, structs, classes[first:last])
             done = last
         self._count_unknown(classes[done:])
 

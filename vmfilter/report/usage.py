@@ -10,7 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
-    from vmfilter.mem_usage import Usage
+    from vmfilter.measure.mem_usage import Usage
 
 _LEVELS = {
     1: "zero",
