@@ -244,7 +244,7 @@ class Classifier:
 
 
 def _pairs(count: int, find: Callable[[Any, Any, int], int]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of u64 that a C function finds among count frames, given where to continue, room, and its size."""
+    """Yield the pairs that a C function finds among count frames, given where to continue, room for pairs, its size."""
     room = min(count, _AT_ONCE)
     following, runs = ffi.new("uint64_t *"), ffi.new("uint64_t[]", 2 * room)
     while following[0] < count:

@@ -76,7 +76,7 @@ def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Pa
         by_symbol = read_zones(kernel, Start([], (0, 0), 0))
         kernel.info = Vmcoreinfo(info.text.replace("SYMBOL(node_data)", "SYMBOL(none)"))
         witnesses = Witnesses(kernel, classifier)
-        by_lists = read_zones(kernel, Start(witnesses._free, classifier.kinds.memmap, classifier.end_pfn))
+        by_lists = read_zones(kernel, witnesses.start)
         assert read_zones(kernel, Start([], (0, 0), 0)) is None
     assert by_symbol == by_lists
     assert by_lists

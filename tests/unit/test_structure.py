@@ -23,7 +23,7 @@ ROOMS = [
         "statistics",
         "writer",
     ),
-    *("run", "filter", "convert", "info", "verify", "mem_usage", "rearrange"),
+    *("run", "filter", "convert", "info", "verify", "measure", "rearrange"),
     *("report", "console", "makedumpfile", "integration", "cli"),
 ]
 """The rooms in order: each imports only earlier ones. docs/architecture.md draws them."""

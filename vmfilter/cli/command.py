@@ -21,6 +21,7 @@ _COMMANDS = {
     "verify": "verify",
     "dmesg": "dmesg",
     "mem-usage": "mem_usage",
+    "stats": "stats",
     "kdump": "kdump",
 }
 """Module of each subcommand."""

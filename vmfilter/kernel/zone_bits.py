@@ -69,11 +69,10 @@ def zone_bits(kernel: Kernel, at: int | None) -> ZoneBits:
         raise KernelError("VMCOREINFO does not tell which bits of struct page's flags are node and zone")
     zones, nodes_shift = possible[0]
     bits = (zones - 1).bit_length()
-    section = 0
-    if word == 4 and info.symbol("mem_section") is not None:  # 64-bit kernels have SPARSEMEM_VMEMMAP, and no such bits
-        section = (info.number("MAX_PHYSMEM_BITS") or 0) - (info.number("SECTION_SIZE_BITS") or 0)
+    has_section = word == 4 and info.symbol("mem_section") is not None  # 64-bit kernels have SPARSEMEM_VMEMMAP
+    section = (info.number("MAX_PHYSMEM_BITS") or 0) - (info.number("SECTION_SIZE_BITS") or 0) if has_section else 0
     shift = 8 * word - section - nodes_shift - bits
-    if section < 0 or shift <= 0:
+    if section < has_section or shift <= 0:
         raise KernelError("VMCOREINFO has MAX_PHYSMEM_BITS and SECTION_SIZE_BITS that leave no bits for node and zone")
     return ZoneBits(shift, (1 << nodes_shift + bits) - 1, bits, names or tuple(map(str, range(zones))))
 
@@ -111,8 +110,8 @@ def _possible(kernel: Kernel) -> list[tuple[int, int]]:
     found = []
     for zones in _ZONES:
         for shift in range(_MAX_NODES_SHIFT + 1):
-            # A struct zoneref is a pointer and an int. Until f77cf4e4cc9d ("mm, page_alloc: delete the zonelist_cache"),
-            # v4.4, there was more in a list. There is a second list with NUMA.
+            # A struct zoneref is a pointer and an int. With NUMA, there is a second list. Lists had more members until
+            # f77cf4e4cc9d ("mm, page_alloc: delete the zonelist_cache"), v4.4.
             lists = (2 if shift else 1) * ((zones << shift) + 1) * 2 * word
             if zones * size + lists == end - first:
                 found.append((zones, shift))

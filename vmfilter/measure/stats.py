@@ -1,9 +1,8 @@
-"""Statistics of memory: classes and kinds by node and zone, what dump levels keep, blocks by order, the longest runs."""
+"""Statistics of memory: classes and kinds by node and zone, what dump levels keep, blocks by order, longest runs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +12,7 @@ from vmfilter.frames.ranges import Range
 from vmfilter.kernel.zone_bits import Zone
 from vmfilter.measure.mem_usage import Usage, usage_of
 from vmfilter.measure.runs import LongestRuns
-from vmfilter.measure.walk import Stretch, Walk
+from vmfilter.measure.walk import Walk
 from vmfilter.measure.zero import Zero, ZeroCounter
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.statistics import NamespaceCounter, NamespacePages, Statistics
@@ -87,15 +86,12 @@ class Stats(NamedTuple):
         return result
 
 
-def measure(
-    dump: Dump, *, threads: int | None = None, also: Callable[[Stretch], None] | None = None
-) -> Stats:
+def measure(dump: Dump, threads: int | None = None) -> Stats:
     """Classify all page frames, and read all pages that level 0 keeps.
 
     Args:
         dump: to read.
         threads: number of threads that read; None: one per CPU.
-        also: called with each stretch of frames.
 
     Returns:
         The statistics.
@@ -117,8 +113,6 @@ def measure(
                 each.add(stretch.classes)
             for one in (namespaces, free, kept, zero):
                 one.add(stretch.pfn, stretch.classes)
-            if also:
-                also(stretch)
         zeros = zero.result()
     usage = usage_of(walk, counter)
     warnings = list(usage.warnings)
