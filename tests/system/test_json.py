@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 from command import Run
+from schema import SCHEMA, valid
 
-import vmfilter
 from vmfilter.frames.classes import PageClass
 from vmfilter.report.data import VERSION
 from vmfilter.report.text import CLASS_NAMES
-
-SCHEMA = json.loads((Path(vmfilter.__file__).parent / "report" / "schema.json").read_bytes())
-
-
-def valid(text: str, name: str) -> Any:
-    """Return a document after validating it."""
-    data = json.loads(text)
-    jsonschema.Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{name}"}).validate(data)
-    return data
 
 
 def test_the_schema_is_one() -> None:

@@ -22,6 +22,7 @@ _COMMANDS = {
     "dmesg": "dmesg",
     "mem-usage": "mem_usage",
     "stats": "stats",
+    "diff": "diff",
     "kdump": "kdump",
 }
 """Module of each subcommand."""

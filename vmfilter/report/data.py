@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmfilter.frames.classes import PageClass, PageKind
+from vmfilter.frames.classes import PageClass, PageKind, class_in, kind_in
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, verdict
 
 if TYPE_CHECKING:
     from vmfilter.kernel.zone_bits import Zone
+    from vmfilter.measure.diff import Diff
     from vmfilter.measure.mem_usage import Usage
     from vmfilter.measure.runs import Run
     from vmfilter.measure.stats import Blocks, Stats
@@ -162,6 +163,35 @@ def verify_data(v: Verification, path: str) -> Document:
         "kinds": {KIND_NAMES[kind]: {"held": r.held, "all": r.all} for kind, r in v.remains.items()},
         "faults": v.faults,
         "told": v.told,
+    }
+
+
+def diff_data(diff: Diff, a: str, b: str) -> Document:
+    """Return what diff --json prints; a, b: names of the dumps."""
+
+    def use(byte: int | None) -> Document | None:
+        if byte is None:
+            return None
+        page_class = class_in(byte)
+        kind = KIND_NAMES[kind_in(byte)] if page_class is PageClass.KERNEL else None
+        return {"class": CLASS_NAMES[page_class], "kind": kind}
+
+    return {
+        "a": a,
+        "b": b,
+        "same": diff.same,
+        "page_size": diff.page_size,
+        "compared": diff.compared,
+        "counts": [
+            {"pages": pages, "a": use(x), "b": use(y), "contents": contents}
+            for (x, y, contents), pages in diff.counts.items()
+        ],
+        "runs": [
+            {"start": run.start, "end": run.end, "a": use(run.a), "b": use(run.b), "contents": run.contents}
+            for run in diff.runs
+        ],
+        "more_runs": diff.more,
+        "warnings": diff.warnings,
     }
 
 
