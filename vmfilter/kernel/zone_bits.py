@@ -7,9 +7,8 @@ all zones of all nodes (include/linux/mmzone.h, include/linux/page-flags-layout.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

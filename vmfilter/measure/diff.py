@@ -6,13 +6,13 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.compress.budget import budget
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError
 from vmfilter.frames.classes import PageClass, class_in
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.measure.walk import Walk
 
 if TYPE_CHECKING:

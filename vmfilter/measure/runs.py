@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.classes import PageClass, PageKind, class_in, kind_in
 from vmfilter.frames.ranges import Range
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.zone_bits import Zone

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
 from vmfilter.frames.levels import DEFAULT_LEVEL
 from vmfilter.frames.ranges import Range
 from vmfilter.kernel.zone_bits import Zone
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.measure.mem_usage import Usage, usage_of
 from vmfilter.measure.runs import LongestRuns
 from vmfilter.measure.walk import Walk

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.errors import KernelError
@@ -13,6 +12,7 @@ from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.zone_bits import Zone, ZoneBits, zone_bits
 from vmfilter.kernel.zones import zones_of_a_node
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.doubts import Doubt, Witnesses, judge

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, budget
@@ -11,6 +10,7 @@ from vmfilter.compress.pipeline import chunks_of
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.classes import ClassCounter, PageClass, by_class
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.frames.frame_set import Stretch

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from vmfilter.frames.classes import PageClass, PageKind, class_in, kind_in
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, verdict
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.kernel.zone_bits import Zone
     from vmfilter.measure.diff import Diff
     from vmfilter.measure.mem_usage import Usage
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
     from vmfilter.statistics import NamespacePages, Statistics
     from vmfilter.verify import Verification
 
+    Document = dict[str, Any]
+
 VERSION = 1
 """Version of the schema. Members may be added without a new one."""
-
-Document = dict[str, Any]
 
 
 def document(members: Document) -> str:

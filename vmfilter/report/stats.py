@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.stats import LEVELS
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, pmem_table
 
