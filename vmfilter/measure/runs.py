@@ -46,7 +46,7 @@ def runs_of(stretches: Iterable[Stretch]) -> Iterator[Run]:
     """Yield all runs but holes, in order. No two that touch are alike."""
     last = Run(0, 0, PageClass.HOLE, None)
     for stretch in stretches:
-        for run in _runs_in(stretch):
+        for run in runs_in_stretch(stretch):
             if (run.start, *run[2:]) == last[1:]:
                 last = last._replace(end=run.end)
                 continue
@@ -57,7 +57,8 @@ def runs_of(stretches: Iterable[Stretch]) -> Iterator[Run]:
         yield last
 
 
-def _runs_in(stretch: Stretch) -> Iterator[Run]:
+def runs_in_stretch(stretch: Stretch) -> Iterator[Run]:
+    """Yield the runs of a stretch, holes included, in order."""
     start, before = stretch.pfn, -1
     for i, byte in native.class_runs(stretch.classes):
         if before >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import closing
 
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
@@ -12,7 +13,7 @@ from vmfilter.kernel.zone_bits import Zone
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.measure.mem_usage import Usage, usage_of
 from vmfilter.measure.runs import LongestRuns
-from vmfilter.measure.walk import Walk
+from vmfilter.measure.walk import Stretch, Walk
 from vmfilter.measure.zero import Zero, ZeroCounter
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.statistics import NamespaceCounter, NamespacePages, Statistics
@@ -86,12 +87,13 @@ class Stats(NamedTuple):
         return result
 
 
-def measure(dump: Dump, threads: int | None = None) -> Stats:
+def measure(dump: Dump, threads: int | None = None, also: Callable[[Stretch], None] = lambda stretch: None) -> Stats:
     """Classify all page frames, and read all pages that level 0 keeps.
 
     Args:
         dump: to read.
         threads: number of threads that read; None: one per CPU.
+        also: called with each stretch of frames.
 
     Returns:
         The statistics.
@@ -113,6 +115,7 @@ def measure(dump: Dump, threads: int | None = None) -> Stats:
                 each.add(stretch.classes)
             for one in (namespaces, free, kept, zero):
                 one.add(stretch.pfn, stretch.classes)
+            also(stretch)
         zeros = zero.result()
     usage = usage_of(walk, counter)
     warnings = list(usage.warnings)
