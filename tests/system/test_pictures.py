@@ -16,13 +16,15 @@ import pytest
 from browser import PROGRAM, Browser
 from command import Run
 
+import vmfilter.report
 from vmfilter.info import dump_info
 from vmfilter.measure.memory_map import MAX_RUNS, MemoryMap
 from vmfilter.measure.runs import Run as MemoryRun
 from vmfilter.measure.stats import measure
 from vmfilter.reader import open_dump
 from vmfilter.report.html import page
-from vmfilter.report.picture import Picture, picture_of
+from vmfilter.report.picture import COLORS, Picture, picture_of
+from vmfilter.report.text import CLASS_NAMES
 from vmfilter.report.treemap import Box, treemap
 
 NAMES = ["x86_64-6.12-small", "x86_64-6.12-pmem2", "arm64-6.12-16k", "i386-6.1-qemu"]
@@ -189,6 +191,15 @@ def test_a_file_is_replaced_only_if_asked(real: Callable[[str], Path], tmp_path:
 def test_csv_and_pictures_exclude_each_other(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
     done = run("stats", "--csv", "--html", tmp_path / "page", real("x86_64-6.12-small"))
     assert (done.status, done.err.count("\n")) == (2, 1)
+
+
+def test_each_class_has_a_colour() -> None:
+    css = (Path(vmfilter.report.__file__).parent / "assets" / "page.css").read_text()
+    light = css.partition("@media")[0]
+    assert COLORS.keys() == CLASS_NAMES.keys()
+    for name, color in COLORS.values():
+        assert f"--{name}: {color};" in light
+    assert len(set(COLORS.values())) == len(CLASS_NAMES)
 
 
 @pytest.mark.parametrize("numbers", [[1], [6, 6, 4, 3, 2, 2, 1], [10**12, 1, 1], [5] * 40])
