@@ -162,3 +162,14 @@ def test_nodes_and_zones_that_are_not_known_are_said(real: Callable[[str], Path]
 def test_every_class_and_kind_has_a_name() -> None:
     assert CLASS_NAMES.keys() == set(PageClass) - {PageClass.HOLE}
     assert KIND_NAMES.keys() == set(PageKind)
+
+
+def test_zones_that_change_without_end_are_given_up(
+    real: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmfilter.measure.walk._MAX_CHANGES", 0)
+    done = run("stats", "--json", real("x86_64-6.1"))
+    data = json.loads(done.out)
+    assert None in [zone["node"] for zone in data["zones"]]
+    assert sum(sum(zone["classes"].values()) for zone in data["zones"]) == data["present"]
+    assert "nodes and zones differ from page to page; not all of them are known" in done.err

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from vmfilter.cli.options import add_input, add_json, add_threads, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+    from collections.abc import Callable
 
+    from vmfilter.measure.stats import Stats
     from vmfilter.reader import Dump
     from vmfilter.report.picture import Picture
 
@@ -57,57 +60,73 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.errors import UsageError
     from vmfilter.reader import open_dump
 
-    wanted = {name: path for name in _PICTURES if (path := getattr(options, name)) is not None}
+    wanted = [(name, path) for name in _PICTURES if (path := getattr(options, name)) is not None]
     if options.csv and wanted:
-        raise UsageError(f"--csv reads no page, and --{next(iter(wanted))} needs all: use one of them")
+        raise UsageError(f"--csv reads no page, and --{wanted[0][0]} needs all: use one of them")
     with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
-        warnings = _print_runs(dump) if options.csv else _print_stats(dump, options, wanted)
+        if options.csv:
+            warnings = _print_runs(dump)
+        else:
+            stats = _drawn(dump, options, wanted) if wanted else _measured(dump, options)
+            warnings = stats.warnings
+            _print(stats, options)
     for warning in warnings:
         say(f"warning: {warning}")
     return 0
 
 
-def _print_stats(dump: Dump, options: argparse.Namespace, wanted: dict[str, str]) -> list[str]:
-    """Print the statistics, and write pictures; return warnings."""
-    from vmfilter.console.output import hand_out
+def _measured(dump: Dump, options: argparse.Namespace) -> Stats:
     from vmfilter.measure.stats import measure
-    from vmfilter.report.data import document, stats_data
-    from vmfilter.report.stats import stats_lines
 
-    if wanted:
-        from vmfilter.info import dump_info
-        from vmfilter.measure.memory_map import MemoryMap
-        from vmfilter.report.picture import picture_of
-
-        memory_map = MemoryMap()
-        stats = measure(dump, options.threads, also=memory_map.add)
-        _write(picture_of(dump, dump_info(dump), stats, memory_map), wanted, options.force)
-    else:
-        stats = measure(dump, options.threads)
-    hand_out([document(stats_data(stats))] if options.json else stats_lines(stats, options.all))
-    return stats.warnings
+    return measure(dump, options.threads)
 
 
-def _write(picture: Picture, wanted: dict[str, str], force: bool) -> None:
-    """Write pictures: all of them, or none."""
+def _drawn(dump: Dump, options: argparse.Namespace, wanted: list[tuple[str, str]]) -> Stats:
+    """Measure, and write pictures: all of them, or none. What prevents that fails before pages are read."""
+    from vmfilter.info import dump_info
+    from vmfilter.measure.memory_map import MemoryMap
+    from vmfilter.measure.stats import measure
+    from vmfilter.report.picture import picture_of
     from vmfilter.writer.transport.base import published
     from vmfilter.writer.transport.file import FileTransport
 
-    made = dict[str, bytes]()
-    for name, path in wanted.items():
-        if name == "html":
-            from vmfilter.report.html import page
+    draw = [_drawer(form) for form, _ in wanted]
+    transports = [FileTransport(path, options.force) for _, path in wanted]
+    with published(transports):
+        memory_map = MemoryMap()
+        stats = measure(dump, options.threads, also=memory_map.add)
+        picture = picture_of(dump, dump_info(dump), stats, memory_map)
+        for drawn, transport in zip(draw, transports, strict=True):
+            made = drawn(picture)
+            transport.write(0, made)
+            transport.sync(len(made))
+    return stats
 
-            made[path] = page(picture).encode("utf-8", "backslashreplace")
-        else:
-            from vmfilter.report.chart import chart
 
-            made[path] = chart(picture, name)
-    transports = {path: FileTransport(path, force) for path in made}
-    with published(list(transports.values())):
-        for path, transport in transports.items():
-            transport.write(0, made[path])
-            transport.sync(len(made[path]))
+def _drawer(form: str) -> Callable[[Picture], bytes]:
+    """Return what draws a picture. Raises UsageError if its library is not installed."""
+    from importlib.util import find_spec
+
+    from vmfilter.errors import UsageError
+
+    library = "jinja2" if form == "html" else "matplotlib"
+    if find_spec(library) is None:
+        raise UsageError(f"--{form} needs {library}, which is not installed: pip install 'vmfilter[report]'")
+    if form == "html":
+        from vmfilter.report.html import page
+
+        return page
+    from vmfilter.report.chart import chart
+
+    return partial(chart, form=form)
+
+
+def _print(stats: Stats, options: argparse.Namespace) -> None:
+    from vmfilter.console.output import hand_out
+    from vmfilter.report.data import document, stats_data
+    from vmfilter.report.stats import stats_lines
+
+    hand_out([document(stats_data(stats))] if options.json else stats_lines(stats, options.all))
 
 
 def _print_runs(dump: Dump) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-from vmfilter.errors import UsageError
 from vmfilter.frames.classes import PageClass
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.stats import LEVELS
@@ -28,18 +27,13 @@ def chart(picture: Picture, form: str) -> bytes:
         picture: what to draw.
         form: "png" or "svg".
 
-    Raises:
-        UsageError: matplotlib is not installed.
-
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as e:
-        raise UsageError(f"--{form} needs matplotlib, which is not installed: pip install 'vmfilter[report]'") from e
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     stats = picture.stats
     usage = stats.usage
     shown = [c for c in CLASS_NAMES if usage.classes[c]]

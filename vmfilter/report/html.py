@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.resources import files
 
-from vmfilter.errors import UsageError
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
 from vmfilter.lean import TYPE_CHECKING
@@ -33,24 +32,17 @@ _ROWS = 64  # of the map in words
 _LARGEST = 3
 
 
-def page(picture: Picture) -> str:
-    """Return the file.
+def page(picture: Picture) -> bytes:
+    """Return the file."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
-    Raises:
-        UsageError: jinja2 is not installed.
-
-    """
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as e:
-        raise UsageError("--html needs jinja2, which is not installed: pip install 'vmfilter[report]'") from e
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable)
     assets = files("vmfilter.report") / "assets"
     texts = {name: (assets / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "map.js")}
     stats = picture.stats
     present = stats.at_level(0).present
-    return environment.from_string(texts["page.html"]).render(
+    text = environment.from_string(texts["page.html"]).render(
         css=Markup(texts["page.css"]),
         script=Markup(texts["map.js"]),
         name=picture.name,
@@ -65,6 +57,7 @@ def page(picture: Picture) -> str:
         treemap={"width": _WIDTH, "height": _HEIGHT, "boxes": list(_boxes(picture))},
         map={"unit": picture.map.unit, "data": _map(picture)},
     )
+    return text.encode()
 
 
 def _printable(value: object) -> object:

@@ -79,8 +79,10 @@ def picture_of(dump: Dump, info: DumpInfo, stats: Stats, memory_map: MemoryMap) 
 
 
 def _loads(dump: Dump, page_size: int) -> list[Range]:
-    """Return page frames of PT_LOADs: the plain ones, then those marked as persistent memory."""
+    """Return page frames of the PT_LOADs of an ELF file; those marked as persistent memory are joined by themselves."""
     found = list[Range]()
+    if dump.page_size is not None:
+        return found
     for is_pmem in False, True:
         frames = [
             (p.start // page_size, -(-p.end // page_size)) for p in dump.loads if bool(p.flags & PF_PMEM) is is_pmem
