@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
+from vmfilter.errors import KernelError
 from vmfilter.formats.elf import PF_PMEM
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.ranges import Range, merged
+from vmfilter.kernel.log import KernelLog
+from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _MAX_LOADS = 1 << 10
+_PANIC = b"Kernel panic - not syncing: "
 
 COLORS = {
     PageClass.KERNEL: ("kernel", "#0072b2"),
@@ -63,6 +68,7 @@ def picture_of(dump: Dump, info: DumpInfo, stats: Stats, memory_map: MemoryMap) 
         ("host", uts[1]),
         ("kernel", " ".join((uts[0], uts[2], uts[3])).strip()),
         ("crash time", time),
+        ("panic", _panic(dump)),
         ("CPUs", str(info.cpus or "")),
         ("page size", f"{info.page_size} bytes"),
         ("dump level", str(info.level)),
@@ -76,6 +82,16 @@ def picture_of(dump: Dump, info: DumpInfo, stats: Stats, memory_map: MemoryMap) 
         loads=_loads(dump, info.page_size),
         warnings=[*dict.fromkeys([*stats.warnings, *info.warnings]), *missing],
     )
+
+
+def _panic(dump: Dump) -> str:
+    """Return why the kernel panicked, as its log says; "" if it does not."""
+    kernel, said = understand(dump).kernel, b""
+    with suppress(KernelError):
+        for record in KernelLog(kernel).records() if kernel else ():
+            if record.text.startswith(_PANIC):
+                said = record.text.removeprefix(_PANIC)
+    return said.decode("utf-8", "backslashreplace")
 
 
 def _loads(dump: Dump, page_size: int) -> list[Range]:

@@ -60,7 +60,6 @@
   const last = (pfn) => "0x" + (BigInt(Math.floor(pfn)) * BigInt(data.page_size) - 1n).toString(16);
 
   let low = 0, high = size, selected = -1, width = 0, rows = 1, gutter = 0;
-  const shades = ["#8c6bb1", "#41ab5d", "#d95f0e", "#6a8caf"];
 
   function draw() {
     const ratio = window.devicePixelRatio || 1, box = canvas.getBoundingClientRect();
@@ -104,13 +103,13 @@
       fill(at[i], at[i] + end[i] - start[i], 0, band, colors[data.runs[4 * i + 2]]);
       const index = data.runs[4 * i + 3];
       if (index !== zoneIndex) {
-        if (zoneIndex >= 0) fill(zoneFrom, zoneTo, band + 1, strip, shades[zoneIndex % shades.length]);
+        if (zoneIndex >= 0) fill(zoneFrom, zoneTo, band + 1, strip, color("zone-" + (zoneIndex % 4)));
         zoneFrom = at[i];
         zoneIndex = index;
       }
       zoneTo = at[i] + end[i] - start[i];
     }
-    if (zoneIndex >= 0) fill(zoneFrom, zoneTo, band + 1, strip, shades[zoneIndex % shades.length]);
+    if (zoneIndex >= 0) fill(zoneFrom, zoneTo, band + 1, strip, color("zone-" + (zoneIndex % 4)));
     loads.forEach((one, i) => fill(one[0], one[1], band + 1 + strip, strip, color(i % 2 ? "ink" : "zero")));
     spaces.forEach((one) => fill(one[0], one[1], band + 1 + 2 * strip, strip, color("pmem-metadata")));
     for (const where of cuts) fill(where - each / width, where + each / width, 0, band, color("ink"));
