@@ -16,6 +16,7 @@ from schema import valid
 
 import vmfilter
 from vmfilter.frames.classes import PageClass
+from vmfilter.measure.mem_usage import memory_usage
 from vmfilter.report.text import CLASS_NAMES
 
 SMALL = "x86_64-6.12-small"
@@ -117,3 +118,30 @@ def test_dumps_of_two_page_sizes_are_not_compared(real: Callable[[str], Path], r
     done = run("diff", real("arm64-6.12"), real("arm64-6.12-16k"))
     assert done.status == 3
     assert "its pages have 16384 bytes, but those of" in done.err
+
+
+def test_hwpoisoned_pages_are_not_read(real: Callable[[str], Path], run: Run) -> None:
+    vmcore = real("x86_64-6.12-hvo")
+    with vmfilter.open_dump(vmcore) as dump:
+        classes = memory_usage(dump).classes
+    data = json.loads(run("diff", "--json", vmcore, vmcore).out)
+    assert data["same"]
+    assert classes[PageClass.HWPOISON] > 0
+    assert data["compared"] == sum(n for c, n in classes.items() if c not in (PageClass.HOLE, PageClass.HWPOISON))
+
+
+def test_a_page_that_cannot_be_read_differs_from_itself(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
+    vmfilter.filter_dump(real(SMALL), tmp_path / "a", compress="none")
+    data = bytearray((tmp_path / "a").read_bytes())
+    with vmfilter.open_dump(tmp_path / "a") as dump:
+        frames = (pfn for a, b in dump.covered(0, dump.end) for pfn in range(a >> 12, b >> 12))
+        descriptors = ((pfn, bytes(dump.fetch(pfn << 12, 1).descriptors[:16])) for pfn in frames)
+        pfn, descriptor = next(one for one in descriptors if data.count(one[1]) == 1)  # not that of all zero pages
+    at = data.index(descriptor) + 12
+    data[at : at + 4] = (1 << 5).to_bytes(4, "little")  # zstd, which the raw page is not
+    (tmp_path / "b").write_bytes(data)
+    for one, other in (("a", "b"), ("b", "a"), ("b", "b")):
+        done = run("diff", "--json", tmp_path / one, tmp_path / other)
+        assert done.status == 1
+        (found,) = json.loads(done.out)["runs"]
+        assert (found["start"], found["end"], found["contents"]) == (pfn, pfn + 1, True)
