@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Counts and bitmaps of page classes; runs of set bits in bitmaps, and of page frames by rank. */
+/* Counts and bitmaps of page classes; runs of set bits in bitmaps, and of page frames by class and by rank. */
 #include <string.h>
 
 #include "bytes.h"
@@ -121,6 +121,19 @@ static uint64_t class_end(const uint8_t *classes, uint64_t i, uint64_t count)
 	while (i < count && classes[i] == class)
 		i++;
 	return i;
+}
+
+uint64_t vmf_class_runs(const uint8_t *classes, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs)
+{
+	uint64_t n = 0, i = *next;
+
+	for (; n < max_runs && i < count; n++) {
+		runs[2 * n] = i;
+		runs[2 * n + 1] = classes[i];
+		i = class_end(classes, i, count);
+	}
+	*next = i;
+	return n;
 }
 
 /* Sorts runs by rank; runs of one rank keep their order. */

@@ -89,6 +89,18 @@ INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 	return flags & l->private_data ? VMF_CACHE_PRIVATE : VMF_CACHE;
 }
 
+static inline void count_compound(struct vmf_lists *lists, const struct vmf_block *b, uint64_t order)
+{
+	if (!order)
+		return;
+	if (b->ignore_tail_flags)
+		lists->hugetlb_blocks[order]++;
+	else if (b->byte == VMF_USER)
+		lists->user_blocks[order]++;
+	else if (b->byte == VMF_CACHE || b->byte == VMF_CACHE_PRIVATE)
+		lists->cache_blocks[order]++;
+}
+
 /* Returns the block that begins at page: a compound page, a free block, or a single page. */
 INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end,
 				 struct vmf_lists *lists, int native64)
@@ -121,6 +133,7 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
 			order = 0;
 	}
+	count_compound(lists, &b, order);
 	b.end_pfn = pfn + (1ull << order);
 	return b;
 }
@@ -250,6 +263,7 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 }
 
 _Static_assert(sizeof(((struct vmf_lists *)0)->free_blocks) == 8 * VMF_ORDERS, "one number per order");
+_Static_assert(sizeof(((struct vmf_lists *)0)->cache_blocks) > 8 * MAX_COMPOUND_ORDER, "and of all compound pages");
 _Static_assert(sizeof(((struct vmf_areas *)0)->bounds) == 16 * VMF_AREAS, "two addresses per area");
 
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
@@ -376,14 +390,44 @@ static void move(uint64_t *from, uint64_t *to)
 
 void vmf_lists_add(struct vmf_lists *from, struct vmf_lists *to)
 {
-	for (unsigned order = 0; order < VMF_ORDERS; order++)
+	for (unsigned order = 0; order < VMF_ORDERS; order++) {
 		move(from->free_blocks + order, to->free_blocks + order);
+		move(from->hugetlb_blocks + order, to->hugetlb_blocks + order);
+		move(from->user_blocks + order, to->user_blocks + order);
+		move(from->cache_blocks + order, to->cache_blocks + order);
+	}
 	move(&from->hugetlb, &to->hugetlb);
 	move(&from->refused, &to->refused);
 	move(&from->too_large, &to->too_large);
 	move(&from->unused, &to->unused);
 	move(&from->unknown_huge, &to->unknown_huge);
 	move(&from->contradicting, &to->contradicting);
+}
+
+uint64_t vmf_zone_runs(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count,
+		       const uint8_t *classes, uint32_t shift, uint64_t mask, uint64_t *next, uint64_t *runs,
+		       uint64_t max_runs)
+{
+	uint64_t n = 0, last = UINT64_MAX, i = *next;
+
+	if (!fits(layout, layout->flags) || shift > 63)
+		return 0;
+	for (; i < count; i++) {
+		uint64_t zone;
+
+		if (classes[i] == VMF_HOLE)
+			continue;
+		zone = field(layout, structs + i * layout->size, layout->flags) >> shift & mask;
+		if (zone == last)
+			continue;
+		if (n == max_runs)
+			break;
+		runs[2 * n] = i;
+		runs[2 * n + 1] = last = zone;
+		n++;
+	}
+	*next = i;
+	return n;
 }
 
 int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count, uint64_t flags)

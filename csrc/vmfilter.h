@@ -139,6 +139,8 @@ struct vmf_areas {
  * @unused: number of pages that nobody uses and that are in no free block
  * @unknown_huge: number of huge compound pages with a page type that the layout does not know
  * @contradicting: number of tails that contradict the head of their block; they are kept
+ * @hugetlb_blocks, @user_blocks, @cache_blocks: number of compound pages of each order: of hugetlb, and of the others
+ *	those of processes and of the page cache
  */
 struct vmf_lists {
 	struct vmf_areas areas;
@@ -149,6 +151,7 @@ struct vmf_lists {
 	uint64_t unused;
 	uint64_t unknown_huge;
 	uint64_t contradicting;
+	uint64_t hugetlb_blocks[64], user_blocks[64], cache_blocks[64];
 };
 
 /*
@@ -197,6 +200,23 @@ int64_t vmf_classify_file(const struct vmf_page_layout *layout, int fd, const st
  * @to: in and out: to what they are added
  */
 void vmf_lists_add(struct vmf_lists *from, struct vmf_lists *to);
+
+/*
+ * vmf_zone_runs() - find the page frames whose node or zone differs from that of the frame before
+ * @layout: layout of struct page
+ * @structs: in: struct pages of consecutive page frames, @count * layout->size bytes
+ * @count: number of struct pages
+ * @classes: in: @count bytes; frames of VMF_HOLE are passed over
+ * @shift, @mask: node and zone in flags, as (flags >> @shift) & @mask
+ * @next: in and out: struct page at which to start; updated to the one at which to continue, or to @count at the end
+ * @runs: out: pairs (first struct page, its node and zone)
+ * @max_runs: capacity of @runs, in pairs
+ *
+ * Return: number of pairs; 0 as well if @layout has flags outside struct page.
+ */
+uint64_t vmf_zone_runs(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count,
+		       const uint8_t *classes, uint32_t shift, uint64_t mask, uint64_t *next, uint64_t *runs,
+		       uint64_t max_runs);
 
 /* What vmf_check() tests, and of which pages; only their heads are tested. */
 enum vmf_rule {
@@ -282,6 +302,18 @@ uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
  * Return: number of pairs.
  */
 uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
+
+/*
+ * vmf_class_runs() - find runs of page frames that have the same class and kind
+ * @classes: in: @count bytes
+ * @count: number of page frames
+ * @next: in and out: frame at which to start; updated to the one at which to continue, or to @count at the end
+ * @runs: out: pairs (first frame, its byte)
+ * @max_runs: capacity of @runs, in pairs
+ *
+ * Return: number of pairs.
+ */
+uint64_t vmf_class_runs(const uint8_t *classes, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
 
 /*
  * struct vmf_ranked_run - consecutive page frames of the same rank
@@ -472,6 +504,17 @@ int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, 
 
 /* vmf_is_zero() - Return: 1 if all @size bytes are zero, else 0. */
 int vmf_is_zero(const uint8_t *page, uint64_t size);
+
+/*
+ * vmf_count_zero() - count the zero pages of each class and kind
+ * @pages: in: @count * @page_size bytes
+ * @count: number of pages
+ * @page_size: bytes
+ * @classes: in: @count bytes
+ * @counts: in and out: indexed by a frame's byte; incremented by the number of zero pages that have it
+ */
+void vmf_count_zero(const uint8_t *pages, uint64_t count, uint64_t page_size, const uint8_t *classes,
+		    uint64_t counts[256]);
 
 /*
  * struct vmf_descriptor - a page descriptor of the kdump-compressed format: struct page_desc of crash's diskdump.h

@@ -139,6 +139,19 @@ static struct vmf_lists any_lists(struct input *in)
 	return lists;
 }
 
+static void check_zones(const struct vmf_page_layout *l, const uint8_t *structs, uint64_t count, const uint8_t *classes,
+			uint32_t shift, uint64_t mask)
+{
+	uint64_t runs[2 * 7], next = 0, at = 0, n;
+
+	while ((n = vmf_zone_runs(l, structs, count, classes, shift, mask, &next, runs, 7)))
+		for (uint64_t i = 0; i < n; i++) {
+			EXPECT(runs[2 * i] >= at && runs[2 * i] < count && classes[runs[2 * i]] != VMF_HOLE);
+			EXPECT((runs[2 * i + 1] & ~mask) == 0);
+			at = runs[2 * i] + 1;
+		}
+}
+
 static void classify_any(struct input *in)
 {
 	struct vmf_page_layout l;
@@ -155,6 +168,7 @@ static void classify_any(struct input *in)
 	vmf_classify(&l, structs, pfn, count, &block, &lists, classes);
 	vmf_check(&l, &lists.areas, structs, count, classes, &verdict);
 	vmf_all_have(&l, structs, count, flags);
+	check_zones(&l, structs, count, classes, (uint32_t)(flags & 127), pfn);
 	free(structs);
 	free(classes);
 }
@@ -335,6 +349,24 @@ static void check_ranked(const uint8_t *classes, uint64_t count, const uint8_t *
 	free(scratch);
 }
 
+static void check_class_runs(const uint8_t *classes, uint64_t count, uint64_t max)
+{
+	uint64_t *runs = allocate(16 * max), next = 0, at = 0, n, byte = 256;
+
+	while ((n = vmf_class_runs(classes, count, &next, runs, max)))
+		for (uint64_t i = 0; i < n; i++) {
+			for (; at < runs[2 * i]; at++)
+				EXPECT(classes[at] == byte);
+			EXPECT(runs[2 * i + 1] != byte);
+			byte = runs[2 * i + 1];
+			EXPECT(classes[at] == byte);
+		}
+	EXPECT(next == count);
+	for (; at < count; at++)
+		EXPECT(classes[at] == byte);
+	free(runs);
+}
+
 static void bitmap(struct input *in)
 {
 	uint8_t kept[256], ranks[256], *classes, *bits;
@@ -358,6 +390,7 @@ static void bitmap(struct input *in)
 	EXPECT(!memcmp(counts, plain, sizeof(plain)));
 	EXPECT(vmf_rank(bits, count) == set);
 	check_runs(bits, count, max);
+	check_class_runs(classes, count, max);
 	check_ranked(classes, count, ranks, (uint32_t)limit, max);
 	free(bits);
 	free(classes);
@@ -550,7 +583,14 @@ static void codec(struct input *in)
 	struct vmf_descriptor *d = allocate(count * sizeof(*d));
 	struct vmf_extent *extents = allocate(count * sizeof(*extents));
 	int64_t used = vmf_pack(c, pages, count, page_size, skip_zero, out, room, sizes);
+	uint64_t zero[256] = {0}, skipped = 0;
 
+	vmf_count_zero(pages, count, page_size, pages, zero);
+	for (uint64_t i = 0; i < count; i++)
+		skipped += !sizes[i];
+	for (int i = 0; i < 256; i++)
+		skipped -= skip_zero ? zero[i] : 0;
+	EXPECT(!skip_zero || !skipped);
 	EXPECT(used >= 0 && (uint64_t)used <= count * page_size);
 	/* All zero pages share a page of zeros, after the data here. */
 	vmf_descriptors(sizes, NULL, count, page_size, 0, (uint64_t)used, flag_of(vmf_codec_name(index)), 0, d);

@@ -22,6 +22,8 @@ _COMMANDS = {
     "dmesg": "dmesg",
     "mem-usage": "mem_usage",
     "estimate": "estimate",
+    "stats": "stats",
+    "diff": "diff",
     "kdump": "kdump",
 }
 """Module of each subcommand."""

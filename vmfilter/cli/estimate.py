@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.reader import open_dump
     from vmfilter.readiness.estimate import estimate
     from vmfilter.readiness.target import find_target, given, room_at
-    from vmfilter.report.readiness import as_json, estimate_data, estimate_lines
+    from vmfilter.report.data import document
+    from vmfilter.report.readiness import estimate_data, estimate_lines
 
     levels = None if options.level is None else [parse_level(options.level)]
     names = [options.compress] if options.compress else [n for n, by in availability().items() if by != MISSING]
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     fits = None if room is None else judged.size.high <= room.free
     report = estimate_data if options.json else estimate_lines
     made = report(found, judged, target, room, fits=fits)
-    hand_out([as_json(made)] if isinstance(made, dict) else made)
+    hand_out([document(made)] if isinstance(made, dict) else made)
     return NoSpaceError.exit_status if fits is False else 0
 
 

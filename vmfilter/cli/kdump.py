@@ -123,7 +123,8 @@ def _crashkernel(options: argparse.Namespace) -> int:
     from vmfilter.console.output import hand_out
     from vmfilter.readiness.crashkernel import explain
     from vmfilter.readiness.machine import machine_of
-    from vmfilter.report.readiness import as_json, crashkernel_data, crashkernel_lines
+    from vmfilter.report.data import document
+    from vmfilter.report.readiness import crashkernel_data, crashkernel_lines
 
     machine = machine_of(options.arch, options.memory, options.kernel)
     line = (
@@ -133,7 +134,7 @@ def _crashkernel(options: argparse.Namespace) -> int:
     )
     made = explain(line, machine.arch, machine.ram, machine.kernel)
     hand_out(
-        [as_json(crashkernel_data(line, machine, made))] if options.json else crashkernel_lines(line, machine, made)
+        [document(crashkernel_data(line, machine, made))] if options.json else crashkernel_lines(line, machine, made)
     )
     return 0 if made.valid else 1
 
@@ -145,10 +146,11 @@ def _status(options: argparse.Namespace) -> int:
     from vmfilter.console.output import hand_out
     from vmfilter.readiness.checks import FAIL, check, worst
     from vmfilter.readiness.system import System
-    from vmfilter.report.readiness import as_json, status_data, status_lines
+    from vmfilter.report.data import document
+    from vmfilter.report.readiness import status_data, status_lines
 
     results = check(System(Path(options.root)))
-    hand_out([as_json(status_data(results))] if options.json else status_lines(results))
+    hand_out([document(status_data(results))] if options.json else status_lines(results))
     return 1 if worst(results) == FAIL else 0
 
 
@@ -159,8 +161,8 @@ def _advise(options: argparse.Namespace) -> int:
     from vmfilter.console.output import hand_out
     from vmfilter.readiness.advice import advise
     from vmfilter.readiness.system import System
-    from vmfilter.report.readiness import as_json
+    from vmfilter.report.data import document
 
     advice = advise(System(Path(options.root)))
-    hand_out([as_json(advice._asdict())] if options.json else [advice.line, advice.reason])
+    hand_out([document(advice._asdict())] if options.json else [advice.line, advice.reason])
     return 0

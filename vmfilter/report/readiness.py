@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from vmfilter.lean import TYPE_CHECKING
@@ -15,14 +14,6 @@ if TYPE_CHECKING:
     from vmfilter.readiness.estimate import Between, Estimate, Row
     from vmfilter.readiness.machine import Machine
     from vmfilter.readiness.target import Room, Target
-
-_VERSION = 1
-"""Version of the JSON documents."""
-
-
-def as_json(data: dict[str, Any]) -> str:
-    """Return one JSON document: the data, after its version."""
-    return json.dumps({"version": _VERSION, **data}, indent=2)
 
 
 def _dotted(version: tuple[int, int]) -> str:
