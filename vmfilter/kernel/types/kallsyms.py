@@ -1,0 +1,142 @@
+"""kallsyms: the kernel's own symbol table, in its memory.
+
+VMCOREINFO locates its parts since 5fd8fea935a1 ("vmcoreinfo: include kallsyms symbols") and f09bddbd8661 ("vmcoreinfo:
+add kallsyms_num_syms symbol"), both v6.0. Their order in memory does not matter here. scripts/kallsyms.c writes it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vmfilter.errors import KernelError
+from vmfilter.kernel.types.area import read_table
+from vmfilter.kernel.types.symbols import Symbols, SymbolTable
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.kernel import Kernel
+
+_MAX_SYMBOLS = 1 << 22  # the largest kernels have 2^18
+_MAX_NAMES = 1 << 26  # bytes of all names, expanded; the largest kernels have 2^23
+_MAX_TOKENS = 1 << 16  # a token's place is 16 bits wide
+_TOKENS = 256
+_LONG = 0x80  # in the length of a name: the next byte has its upper bits
+_WITNESS = "_stext"  # VMCOREINFO has the address of this symbol on every machine
+_ALL = (1 << 64) - 1
+
+
+def kallsyms(kernel: Kernel) -> Symbols:
+    """Read the symbols of the kernel image.
+
+    Args:
+        kernel: the kernel.
+
+    Returns:
+        Its symbols, without those of modules.
+
+    Raises:
+        KernelError: VMCOREINFO does not locate them, the dump lacks them, or they are damaged.
+
+    """
+    tables = {name: kernel.info.symbol(f"kallsyms_{name}") for name in ("names", "token_table", "token_index")}
+    at = {name: address for name, address in tables.items() if address is not None}
+    number = kernel.info.symbol("kallsyms_num_syms")
+    if len(at) < len(tables) or number is None:
+        raise KernelError(
+            "VMCOREINFO does not locate the kernel's symbols (kallsyms_names and others): kernels before 6.0 do not "
+            "export them"
+        )
+    count = int.from_bytes(read_table(kernel, "kallsyms_num_syms", number, 4), kernel.abi.byteorder)
+    if not 0 < count <= _MAX_SYMBOLS:
+        raise KernelError(f"kallsyms_num_syms at {number:#x} is {count}: the kernel's memory is damaged")
+    tokens = _tokens(kernel, at["token_table"], at["token_index"])
+    # Every layout has the tokens after the names, and markers between them.
+    names = read_table(kernel, "kallsyms_names", at["names"], at["token_table"] - at["names"])
+    symbols = expand(names, tokens, count)
+    addresses = _addresses(kernel, symbols)
+    return Symbols(SymbolTable("", [s[1:] for s in symbols], "".join([s[:1] or "?" for s in symbols]), addresses))
+
+
+def _tokens(kernel: Kernel, table: int, index: int) -> list[bytes]:
+    """Return the text of each token."""
+    places = struct.unpack(
+        f"{kernel.abi.sign}{_TOKENS}H", read_table(kernel, "kallsyms_token_index", index, 2 * _TOKENS)
+    )
+    texts = read_table(kernel, "kallsyms_token_table", table, min(index - table, _MAX_TOKENS))
+    return [texts[place : texts.find(b"\0", place)] for place in places]
+
+
+def expand(names: bytes, tokens: Sequence[bytes], count: int) -> list[str]:
+    """Expand compressed names.
+
+    Args:
+        names: for each name its length in tokens, and their numbers. Since 73bbb94466fd ("kallsyms: support "big"
+            kernel symbols"), v6.1, the length may have two bytes, lower bits first.
+        tokens: text of each token.
+        count: number of names.
+
+    Returns:
+        The names, each after the letter of its type.
+
+    Raises:
+        KernelError: the names end early, or are absurdly long.
+
+    """
+    found = []
+    at = total = 0
+    text = tokens.__getitem__
+    for i in range(count):
+        if at + 1 >= len(names):
+            raise KernelError(f"kallsyms_names ends after {i} of {count} symbols: the kernel's memory is damaged")
+        length = names[at]
+        at += 1
+        if length & _LONG:
+            length = length & ~_LONG | names[at] << 7
+            at += 1
+        name = b"".join(map(text, names[at : at + length]))
+        at += length
+        total += len(name)
+        if total > _MAX_NAMES:
+            raise KernelError("kallsyms_names expands to more than 64 MiB: the kernel's memory is damaged")
+        found.append(name)
+    return b"\0".join(found).decode("latin-1").split("\0")  # no token contains a zero: it ends there
+
+
+def _addresses(kernel: Kernel, symbols: Sequence[str]) -> list[int]:
+    """Return the address of each symbol."""
+    info, sign, count = kernel.info, kernel.abi.sign, len(symbols)
+    expected = info.symbol(_WITNESS)
+    witness = next((i for i, name in enumerate(symbols) if name[1:] == _WITNESS), None)
+    if expected is None or witness is None:
+        raise KernelError(f"kallsyms or VMCOREINFO lacks {_WITNESS}, so the symbols cannot be proven")
+    offsets_at, base_at = info.symbol("kallsyms_offsets"), info.symbol("kallsyms_relative_base")
+    if offsets_at is None:
+        # Without CONFIG_KALLSYMS_BASE_RELATIVE, until 64e166099b69 ("kallsyms: get rid of code for absolute
+        # kallsyms"), v6.11.
+        word, start = kernel.abi.word, info.symbol("kallsyms_addresses") or 0
+        raw = read_table(kernel, "kallsyms_addresses", start, word * count)
+        forms = [list(struct.unpack(f"{sign}{count}{'Q' if word == 8 else 'I'}", raw))]
+    else:
+        raw = read_table(kernel, "kallsyms_offsets", offsets_at, 4 * count)
+        signed = struct.unpack(f"{sign}{count}i", raw)
+        all_ones = (1 << 8 * kernel.abi.word) - 1
+        if base_at is None:
+            forms = [[offsets_at + 4 * i + o & all_ones for i, o in enumerate(signed)]]
+        else:
+            base = int.from_bytes(
+                read_table(kernel, "kallsyms_relative_base", base_at, kernel.abi.word), kernel.abi.byteorder
+            )
+            forms = [
+                [base + (o & 0xFFFFFFFF) & all_ones for o in signed],
+                # With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 01157ddc58dc ("kallsyms: Remove
+                # KALLSYMS_ABSOLUTE_PERCPU"), v6.15: per-CPU symbols are absolute.
+                [base - 1 - o & all_ones if o < 0 else o for o in signed],
+            ]
+    for addresses in forms:
+        if addresses[witness] == expected:
+            return addresses
+    raise KernelError(
+        f"kallsyms has {_WITNESS} at {forms[-1][witness]:#x}, VMCOREINFO at {expected:#x}: the symbols are of another "
+        "kernel, or damaged"
+    )
