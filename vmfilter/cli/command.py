@@ -20,6 +20,8 @@ _COMMANDS = {
     "info": "info",
     "verify": "verify",
     "dmesg": "dmesg",
+    "backtrace": "backtrace",
+    "tasks": "tasks",
     "symbols": "symbols",
     "struct": "struct",
     "mem-usage": "mem_usage",

@@ -229,6 +229,18 @@ class Btf:
                     return number if self._get(number)[0] in _COMPOSITES else None
         return None
 
+    def enumerators(self, name: str) -> dict[str, int]:
+        """Return the values of an enum by their names; empty if there is none of this name."""
+        place = self._names.find(b"\0" + name.encode() + b"\0") + 1 + self._first_name
+        for at in self._starts if place > self._first_name else ():
+            offset, info, _ = self._three.unpack_from(self._types, at)
+            if offset == place and info >> 24 & 0x7F == Kind.ENUM:
+                values = struct.iter_unpack(
+                    self._abi.sign + "Ii", self._types[at + 12 : at + 12 + 8 * (info & 0xFFFFFF)]
+                )
+                return {self._text(text): value for text, value in values}
+        return {}
+
     def resolved(self, number: int) -> int:
         """Return the number of a type without typedefs and qualifiers. Raises KernelError if they go round."""
         for _ in range(_MAX_DEPTH):

@@ -54,9 +54,9 @@ def debug_info(kernel: Kernel) -> DebugInfo:
         structures = Structures(kernel, types_of(kernel, symbols))
     except KernelError as e:
         missing = symbols.address("modules") is not None
-        return DebugInfo(kernel, symbols, None, str(e), [f"{e}; so the symbols of modules cannot be found"] * missing)
+        return DebugInfo(kernel, symbols, None, str(e), [f"{e}; so symbols of modules are missing"] * missing)
     try:
         warnings = add_modules(structures, symbols)
     except KernelError as e:
-        warnings = [f"the symbols of modules cannot be found: {e}"]
+        warnings = [f"symbols of modules are missing: {e}"]
     return DebugInfo(kernel, symbols, structures, "", warnings)

@@ -122,7 +122,7 @@ class Structures:
         return None if data is None else Object(self, name, address, data)
 
     def listed(self, head: int, name: str, member: str, most: int) -> Iterator[Object]:
-        """Yield the structures in a list, in order, until one is not in the dump or is there for the second time.
+        """Yield the structures in a list, in order, until the list is back at its head, or at one that it had.
 
         Args:
             head: virtual address of the struct list_head.
@@ -130,14 +130,18 @@ class Structures:
             member: the struct list_head in each.
             most: limit of their number.
 
+        Raises:
+            KernelError: one is not in the dump; the others were yielded.
+
         """
         offset = self.field(name, member).offset
         seen, at = {head}, self.kernel.memory.read_word(head)
-        while at and at not in seen and len(seen) <= most:
+        while at not in seen and len(seen) <= most:
+            one = None if at is None else self.read(name, at - offset)
+            if at is None or one is None:
+                where = head if at is None else at - offset
+                raise KernelError(f"the list of struct {name} breaks off at {where:#x}, which is not in the dump")
             seen.add(at)
-            one = self.read(name, at - offset)
-            if one is None:
-                return
             yield one
             at = int.from_bytes(one.raw(member)[: self.kernel.abi.word], self.kernel.abi.byteorder)
 

@@ -29,12 +29,25 @@ class Symbol(NamedTuple):
 
 
 class Place(NamedTuple):
-    """An address relative to the symbol before it: name+offset/size. size is up to the next symbol, 0 if none is."""
+    """An address relative to the symbol before it: name+offset/size.
+
+    Attributes:
+        name, kind, module: of the symbol.
+        offset: bytes from the symbol.
+        size: bytes to the next symbol; 0 if there is none.
+
+    """
 
     name: str
     offset: int
     size: int
+    kind: str
     module: str
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the symbol is of code."""
+        return self.kind in "tTwW"
 
     def __str__(self) -> str:
         return f"{self.name}+{self.offset:#x}/{self.size:#x}" + (f" [{self.module}]" if self.module else "")
@@ -89,7 +102,7 @@ class SymbolTable:
             return None
         start, index = ordered[i]
         after = ordered[i + 1][0] if i + 1 < len(ordered) else start
-        return Place(self._names[-index], address - start, after - start, self.module)
+        return Place(self._names[-index], address - start, after - start, self._kinds[-index], self.module)
 
 
 class Symbols:
