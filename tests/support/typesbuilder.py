@@ -102,6 +102,7 @@ class Types:
         self.numbers: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
         self.offsets: dict[str, dict[str, int]] = {}
+        self._widths: dict[str, dict[str, int]] = {}
         if base is None:
             for name, size, signed in (("char", 1, 0), ("short", 2, SIGNED), ("int", 4, SIGNED), ("u32", 4, 0)):
                 self._keep(name, self.add(INT, name, size, rest=self.pack_numbers(8 * size | signed)), size)
@@ -155,6 +156,7 @@ class Types:
         number = self.add(kind, name, size, len(members), rest=packed)
         self._keep(name, number, size)
         self.offsets[name] = places
+        self._widths[name] = {member: self.sizes[kind_name] for member, kind_name in members.items()}
         return number
 
     def build(self) -> bytes:
@@ -167,12 +169,9 @@ class Types:
         """Return the bytes of a structure with values for some members; others are zeros."""
         order = "little" if self.sign == "<" else "big"
         out = bytearray(self.sizes[name])
-        widths = [*sorted(self.offsets[name].values()), len(out)]
         for member, value in values.items():
-            at = self.offsets[name][member]
-            width = next((w for w in widths if w > at), len(out)) - at
+            at, width = self.offsets[name][member], self._widths[name][member]
             if isinstance(value, int):
-                width = min(width, 8)
                 value = (value & (1 << 8 * width) - 1).to_bytes(width, order)  # type: ignore[arg-type]
             raw = value.encode() if isinstance(value, str) else value
             out[at : at + len(raw)] = raw

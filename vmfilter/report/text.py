@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
@@ -56,6 +56,7 @@ KIND_NAMES = {
     PageKind.OTHER: "other",
 }
 
+_UNKNOWN = "unknown"
 _NOTE_KINDS = {
     (b"CORE", 1): "NT_PRSTATUS",
     (b"CORE", 2): "NT_PRFPREG",
@@ -150,16 +151,26 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
 
     uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
     crash_time = datetime.fromtimestamp(info.crash_time, UTC).isoformat(" ") if 0 < info.crash_time < 1 << 37 else ""
+    crash = info.crash
     rows = {
+        "panic": crash.panic,
+        "cause": crash.cause,
+        "task": f"{crash.task.comm}, PID {crash.task.pid}, on CPU {crash.task.cpu}" if crash.task else "",
+        "kernel": " ".join((uts[0], uts[2], uts[3])).strip() or _UNKNOWN,
+        "hardware": crash.hardware,
+        "uptime": "" if crash.uptime is None else _duration(crash.uptime),
+        "tainted": crash.tainted,
+        "CPUs": str(info.cpus) if info.cpus else _UNKNOWN,
+        "load": " ".join(f"{load:.2f}" for load in crash.load or ()),
+        "RAM": _usage(crash.memory, info.page_size) if crash.memory else "",
         "format": _format(info),
         "machine": info.machine,
-        "host": uts[1],
-        "kernel": " ".join((uts[0], uts[2], uts[3])).strip(),
-        "crash time": crash_time,
-        "CPUs": str(info.cpus) if info.cpus else "",
+        "host": uts[1] or _UNKNOWN,
+        "crash time": crash_time or _UNKNOWN,
     }
     for name, value in rows.items():
-        yield f"{name:12} {_harmless(value) or 'unknown'}"
+        if value:
+            yield f"{name:12} {_harmless(value)}"
     yield f"{'page size':12} {info.page_size}"
     names = f" ({', '.join(level_names(info.level))})" if info.level else ""
     yield f"{'dump level':12} {info.level}{names}"
@@ -204,6 +215,18 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     elif not info.incomplete:
         yield ""
         yield "no memory of the crashed machine is known to be missing"
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return f"{days} {'day' if days == 1 else 'days'}, {clock}" if days else clock
+
+
+def _usage(pages: Mapping[str, int], page_size: int) -> str:
+    """RAM and what it was used for, in MiB."""
+    mib = {use: count * page_size >> 20 for use, count in pages.items()}
+    return ", ".join([f"{mib.pop('all')} MiB", *(f"{use} {size}" for use, size in mib.items())])
 
 
 def _in_words(wrappings: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ _VERSION = 1
 _HEADER = "HBBIIIII"
 _MAX_DEPTH = 32  # of types in types: modifiers, arrays, members without a name
 _MAX_NAME = 512
+_MAX_TYPES = 0xFFFFF  # BTF_MAX_TYPE
 _MAX_PATH = 16
 _MAX_INNER = 256  # structures without a name in one
 
@@ -154,6 +155,8 @@ class Btf:
             kind = info >> 24 & 0x7F
             if not 0 < kind < kinds:
                 raise self._damaged(f"has a type of unknown kind {kind}")
+            if len(self._starts) == _MAX_TYPES:
+                raise self._damaged(f"has more than {_MAX_TYPES} types")
             add(at)
             at += fixed[kind] + each[kind] * (info & 0xFFFFFF)
         if at != size:

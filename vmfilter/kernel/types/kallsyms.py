@@ -17,7 +17,7 @@ from vmfilter.kernel.types.symbols import Symbols, SymbolTable
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
 
-_MAX_SYMBOLS = 1 << 22  # the largest kernels have 2^18
+_MAX_SYMBOLS = 1 << 20  # distributions' kernels have less than 2^18
 _MAX_NAMES = 1 << 26  # bytes of all names, expanded; the largest kernels have 2^23
 _MAX_TOKENS = 1 << 16  # a token's place is 16 bits wide
 _TOKENS = 256
