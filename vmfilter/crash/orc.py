@@ -6,10 +6,10 @@ import struct
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
-from vmfilter.kernel.types.area import read_table
 from vmfilter.kernel.types.modules import modules
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _ENTRY = struct.Struct("<hhH")  # sp_offset, bp_offset; sp_reg:4, bp_reg:4, type:2 or 3
 _MAX_ENTRIES = 1 << 22
+_OF_MODULE = ("orc_unwind_ip", "orc_unwind", "num_orcs")  # members of struct mod_arch_specific
 CALL, REGS, REGS_PARTIAL, END = "call", "regs", "regs partial", "end"
 _TYPES = (CALL, REGS, REGS_PARTIAL, "")
 # Since fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two"), v6.4.
@@ -46,12 +47,9 @@ class Rule(NamedTuple):
 class _Table:
     """The rules of the kernel image or a module: addresses in order, relative to the entries that have them."""
 
-    def __init__(self, kernel: Kernel, addresses: int, rules: int, count: int) -> None:
-        if not 0 < count <= _MAX_ENTRIES:
-            raise KernelError(f"an ORC table at {addresses:#x} would have {count} entries")
-        self._at = addresses
-        self._offsets = struct.unpack(f"<{count}i", read_table(kernel, "ORC's addresses", addresses, 4 * count))
-        self._rules = read_table(kernel, "ORC's rules", rules, _ENTRY.size * count)
+    def __init__(self, at: int, addresses: bytes, rules: bytes) -> None:
+        self._at, self._rules = at, rules
+        self._offsets = struct.unpack(f"<{len(addresses) // 4}i", addresses)
 
     def numbering(self) -> tuple[Sequence[str], Sequence[str]]:
         """Return the names of types and registers by number, which changed. Most entries are calls, found from SP."""
@@ -75,42 +73,42 @@ class _Table:
         return Rule(sp_reg, sp_offset, bp_reg, bp_offset, kind)
 
 
+def _table(kernel: Kernel, addresses: int, rules: int, count: int) -> _Table | None:
+    """Read a table; None if the dump does not have it."""
+    if not 0 < count <= _MAX_ENTRIES:
+        return None
+    raw = kernel.memory.read(addresses, 4 * count), kernel.memory.read(rules, _ENTRY.size * count)
+    return None if raw[0] is None or raw[1] is None else _Table(addresses, raw[0], raw[1])
+
+
 class Orc:
     """The rules of a kernel and its modules."""
 
     def __init__(self, info: DebugInfo) -> None:
-        """Read the rules. Raises KernelError if the kernel has none, or the dump lacks them."""
-        kernel, address = info.kernel, info.symbols.address
+        """Read the rules of the kernel image, and find those of its modules."""
+        address = info.symbols.address
         start, stop = address("__start_orc_unwind_ip"), address("__stop_orc_unwind_ip")
         rules = address("__start_orc_unwind")
-        if start is None or stop is None or rules is None:
-            raise KernelError("this kernel has no ORC tables")
-        self._image = _Table(kernel, start, rules, (stop - start) // 4)
-        self._numbering = self._image.numbering()
+        has = start is not None and stop is not None and rules is not None
+        self._image = _table(info.kernel, start or 0, rules or 0, ((stop or 0) - (start or 0)) // 4) if has else None
+        self._numbering = self._image.numbering() if self._image else (_TYPES, _REGISTERS)
         self._info = info
-        self._modules: list[tuple[int, int, int, int, int]] = []
-        if info.structures is not None:
-            try:
+        self._modules: list[tuple[int, int, tuple[int, int, int]]] = []
+        self._tables: dict[tuple[int, int, int], _Table | None] = {}
+        if self._image and info.structures:
+            with suppress(KernelError):  # debug_info() has said why modules are missing
                 for module in modules(info.structures, info.symbols):
-                    members = ("arch.orc_unwind_ip", "arch.orc_unwind", "arch.num_orcs")
-                    where = [module.record.number(member) for member in members]
-                    self._modules += [(start, end, where[0], where[1], where[2]) for start, end in module.ranges]
-            except KernelError:
-                pass  # debug_info() has said so
-        self._tables: dict[int, _Table | None] = {}
+                    ips, rules, count = (module.record.number(f"arch.{member}") for member in _OF_MODULE)
+                    self._modules += [(start, end, (ips, rules, count)) for start, end in module.ranges]
 
     def find(self, address: int) -> Rule | None:
         """Return the rule for an address; None if there is none."""
         if address == 0:  # a call of a null pointer
             return Rule("sp", 8, "", 0, CALL)
-        for start, end, ips, rules, count in self._modules:
+        table = self._image if self._info.symbols.place(address) else None
+        for start, end, where in self._modules:
             if start <= address < end:
-                if ips not in self._tables:
-                    self._tables[ips] = None
-                    try:
-                        self._tables[ips] = _Table(self._info.kernel, ips, rules, count)
-                    except KernelError:
-                        return None
-                table = self._tables[ips]
-                return table.find(address, self._numbering) if table else None
-        return self._image.find(address, self._numbering) if self._info.symbols.place(address) else None
+                if where not in self._tables:
+                    self._tables[where] = _table(self._info.kernel, *where)
+                table = self._tables[where]
+        return table.find(address, self._numbering) if table else None

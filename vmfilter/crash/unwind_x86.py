@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from vmfilter.crash import orc
 from vmfilter.crash.unwind import MAX_FRAMES, Frame, is_text
-from vmfilter.errors import KernelError
 
 if TYPE_CHECKING:
     from vmfilter.arch.base import Stack
@@ -56,10 +55,7 @@ class _Walk:
     def __init__(self, info: DebugInfo, registers: Sequence[int], is_exact: bool) -> None:
         self._info, self._memory = info, info.kernel.memory
         self._registers, self._is_exact, self._is_known = list(registers), is_exact, is_exact
-        try:
-            self._orc: orc.Orc | None = orc.Orc(info)
-        except KernelError:
-            self._orc = None
+        self._orc = orc.Orc(info)
 
     @property
     def pc(self) -> int:
@@ -71,7 +67,7 @@ class _Walk:
 
     def by_orc(self) -> Frame | None:
         """Go to the caller; None at the end of the stack. Raises _NoRuleError if ORC does not say where it is."""
-        rule = self._orc.find(self.pc if self._is_exact else self.pc - 1) if self._orc else None
+        rule = self._orc.find(self.pc if self._is_exact else self.pc - 1)
         if rule is None or not rule.kind:
             raise _NoRuleError
         if rule.kind == orc.END:

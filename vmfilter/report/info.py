@@ -6,13 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vmfilter.frames.levels import level_names
+from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
     from vmfilter.info import DumpInfo
 
 
 def info_json(info: DumpInfo) -> str:
-    """Return the description of a dump as JSON. What is unknown is null; numbers of pages have names of classes."""
+    """Return the description of a dump as JSON. What is unknown is null."""
     crash, task = info.crash, info.crash.task
     names = ("sysname", "nodename", "release", "version", "machine", "domainname")
     value: dict[str, Any] = {
@@ -46,7 +47,7 @@ def info_json(info: DumpInfo) -> str:
             {"path": part.path or None, "first": part.first, "end": part.end, "wrappings": list(part.wrappings)}
             for part in info.parts
         ],
-        "pages": {page_class.name.lower(): count for page_class, count in info.classes.items()},
+        "classes": {name: info.classes[page_class] for page_class, name in CLASS_NAMES.items()},
         "codecs": info.codecs,
         "notes": [
             {"name": n.name.decode("utf-8", "backslashreplace"), "type": n.kind, "count": n.notes, "size": n.size}
@@ -64,7 +65,7 @@ def info_json(info: DumpInfo) -> str:
             }
             for n in info.pmem
         ],
-        "remains": {kind.name.lower(): {"held": r.held, "all": r.all} for kind, r in info.remains.items()},
+        "remains": {KIND_NAMES[kind]: {"held": r.held, "all": r.all} for kind, r in info.remains.items()},
         "vmcoreinfo": [
             {"place": text.place, "release": text.release, "used": text.is_used, "why": text.why} for text in info.texts
         ],

@@ -42,7 +42,7 @@ class _Shown:
         """Return the number of the structure that a member contains, if it has no name: only here it is shown."""
         self._count += 1
         if depth > _MAX_DEPTH or self._count > _MAX_MEMBERS:
-            raise KernelError("structures contain each other: the kernel's types (BTF) are damaged")
+            raise KernelError("the types (BTF) of the kernel are damaged: structures contain each other")
         kind = btf.kind(member.type)
         return member.type if kind in _COMPOSITES and not btf.name_of(member.type) else None
 

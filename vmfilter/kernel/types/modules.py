@@ -95,7 +95,7 @@ def _symbols(structures: Structures, module: Module) -> SymbolTable:
         raise KernelError(f"struct mod_kallsyms at {at:#x} is not in the dump")
     count = tables.number("num_symtab")
     if count > _MAX_SYMBOLS:
-        raise KernelError(f"struct mod_kallsyms at {at:#x} has {count} symbols: it is damaged")
+        raise KernelError(f"num_symtab at {at:#x} is {count}: the kernel's memory is damaged")
     form = struct.Struct(kernel.abi.sign + _SYMBOL[kernel.abi.word])
     raw = read_table(kernel, "symtab", tables.number("symtab"), form.size * count)
     # Since 1c7651f43777 ("kallsyms: store type information in its own array"), v5.2; before, it was in st_info.
@@ -103,7 +103,7 @@ def _symbols(structures: Structures, module: Module) -> SymbolTable:
     start = tables.number("strtab")
     end = next((end for first, end in module.ranges if first <= start < end), None)
     if end is None:
-        raise KernelError(f"strtab at {start:#x} is outside the module")
+        raise KernelError(f"strtab at {start:#x} is outside the module: the kernel's memory is damaged")
     texts = read_table(kernel, "strtab", start, end - start)
     names, addresses, letters = [], [], []
     place = _VALUE[kernel.abi.word]

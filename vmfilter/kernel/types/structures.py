@@ -31,7 +31,7 @@ class Object:
     def _field(self, path: str) -> Field:
         field = self._structures.field(self._name, path)
         if field.offset + field.size > len(self._data):
-            raise KernelError(f"the types (BTF) put {path} at {field.offset} of {self._name}, beyond its end")
+            raise KernelError(f"the types (BTF) of the kernel are damaged: {path} is beyond the end of {self._name}")
         return field
 
     def number(self, path: str) -> int:
@@ -117,7 +117,7 @@ class Structures:
         """Read a structure; None if the dump lacks some of it. Raises KernelError if the kernel has none so named."""
         size = self.size(name)
         if size > _MAX_STRUCT:
-            raise KernelError(f"this kernel's types (BTF) say that {name} has {size} bytes: they are damaged")
+            raise KernelError(f"the types (BTF) of the kernel are damaged: {name} would have {size} bytes")
         data = self.kernel.memory.read(address, size)
         return None if data is None else Object(self, name, address, data)
 

@@ -1,0 +1,105 @@
+"""Symbols, types, tasks and stacks of real kernels, as drgn and crash see them with the kernel's debug information."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import drgn
+import pytest
+from command import Run
+from judges import LAB, VMCORES, peer_is_here
+from unpack import unpack_sparse
+
+pytestmark = pytest.mark.lab
+
+Lab = Callable[[str], Path]
+WITH_TYPES = ("x86-6.12", "x86-7.2", "arm64-6.12", "riscv64-6.12", "ppc64-6.12")
+SYMBOLS = 200
+
+
+@pytest.fixture(scope="session")
+def vmlinux(shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The vmlinux of x86-pmem2 and x86-pmem3."""
+    return shared("lab-vmlinux-pmem", lambda to: unpack_sparse(VMCORES / "vmlinux-pmem.zst", to))
+
+
+def listed(run: Run, command: str, *arguments: object) -> Any:
+    return json.loads(run(command, "--json", *arguments).out)
+
+
+@pytest.mark.parametrize("name", ["x86-pmem2", "x86-pmem3"])
+def test_symbols_are_drgns(lab: Lab, vmlinux: Path, run: Run, name: str) -> None:
+    found: dict[str, set[int]] = {}
+    for symbol in listed(run, "symbols", lab(name)):
+        found.setdefault(symbol["name"], set()).add(symbol["address"])
+    program = drgn.Program()
+    program.set_core_dump(lab(name))
+    program.load_debug_info([str(vmlinux)])
+    names = random.Random(1).sample(sorted(found), SYMBOLS)
+    theirs = {name: {symbol.address for symbol in program.symbols(name)} for name in names}
+    assert [name for name in names if not found[name] <= theirs[name]] == []
+
+
+@pytest.mark.parametrize("name", ["x86-pmem2"])
+def test_frames_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> None:
+    """crash begins with frames after the registers were saved, and names a function after a call that ends it."""
+    if not peer_is_here("crash", "--version"):
+        pytest.skip("crash is not available here")
+    command = [
+        sys.executable,
+        str(LAB / "lab" / "peer.py"),
+        "crash",
+        "-s",
+        "--no_kmem_cache",
+        str(vmlinux),
+        str(lab(name)),
+    ]
+    said = subprocess.run(
+        command, input="bt -a\nquit\n", capture_output=True, text=True, timeout=600, check=False
+    ).stdout
+    stacks = re.split(r"^PID: +", said, flags=re.M)[1:]
+    traces = listed(run, "backtrace", lab(name))["backtraces"]
+    assert len(traces) == len(stacks) == 2
+    for stack in stacks:
+        cpu = int(re.search(r"CPU: (\d+)", stack)[1])  # type: ignore[index]
+        theirs = [int(at, 16) for at in re.findall(r"^ *#\d+ \[\w+\] \S+ at (\w+)", stack, re.M)]
+        ours = [f["address"] for f in next(t for t in traces if t["cpu"] == cpu)["frames"]]
+        start = theirs.index(ours[1])
+        assert [at for at in theirs[start:] if at not in ours] == []
+
+
+@pytest.mark.parametrize("level", [None, 31])
+@pytest.mark.parametrize("name", WITH_TYPES)
+def test_every_machine_says_what_crashed(lab: Lab, tmp_path: Path, run: Run, name: str, level: int | None) -> None:
+    dump = lab(name)
+    if level is not None:
+        assert run("filter", "-q", "-d", level, lab(name), tmp_path / "dump").status == 0
+        dump = tmp_path / "dump"
+    crash = listed(run, "info", dump)["crash"]
+    assert crash["panic"] == "Kernel panic - not syncing: sysrq triggered crash"
+    assert (crash["task"]["pid"], crash["task"]["comm"]) == (1, "init")
+    assert crash["memory"]["all"] > crash["memory"]["free"] > 0
+    assert crash["hardware"]
+    traces = listed(run, "backtrace", dump)["backtraces"]
+    assert [trace["panicked"] for trace in traces] == [True, False]
+    names = [frame["name"] for frame in traces[0]["frames"]]
+    assert names.index("panic") < names.index("vfs_write") < names.index("ksys_write")
+    assert "do_idle" in [frame["name"] for frame in traces[1]["frames"]]
+    assert not any(frame["guess"] for trace in traces for frame in trace["frames"])
+    assert listed(run, "struct", dump, "list_head")["size"] == 16
+    if name != "riscv64-6.12":  # whose vmcore lacks what the kernel allocated early
+        tasks = listed(run, "tasks", dump)
+        assert {(0, "swapper/0"), (0, "swapper/1"), (1, "init")} <= {(t["pid"], t["comm"]) for t in tasks}
+        task = next(t for t in tasks if t["pid"] == 1)
+        assert (task["running"], task["cpu"]) == (True, crash["task"]["cpu"])
+        modules = {symbol["module"] for symbol in listed(run, "symbols", dump)}
+        assert {"virtio_blk", "virtio_mmio"} <= modules
+        trace = listed(run, "backtrace", "--pid", 2, dump)["backtraces"][0]
+        assert [frame["name"] for frame in trace["frames"]].count("kthreadd") == 1
