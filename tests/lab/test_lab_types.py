@@ -75,8 +75,10 @@ def test_frames_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> Non
         assert [at for at in theirs[start:] if at not in ours] == []
 
 
-@pytest.mark.parametrize("level", [None, 31])
-@pytest.mark.parametrize("name", WITH_TYPES)
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [(name, level) for name in WITH_TYPES for level in (None, 31) if (name, level) != ("riscv64-6.12", 31)],
+)
 def test_every_machine_says_what_crashed(lab: Lab, tmp_path: Path, run: Run, name: str, level: int | None) -> None:
     dump = lab(name)
     if level is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kernelbuilder import Synthetic
+from kernelbuilder import FLAVOURS, Synthetic
+from machines import MACHINES
 from typesbuilder import Kallsyms, Types
 
 STACK = 16384
@@ -43,6 +44,9 @@ FORMS = {
     "ppc64, radix, 64K": Form(32, 1, 31, 504, 0, 16, True, {"ksp": "long"}),
 }
 """By name in MACHINES; x86_64 is the machine of Synthetic itself."""
+
+CALLERS = ("panic", "sysrq_handle_crash", "vfs_write")
+FUNCTIONS = ("__crash_kexec", *CALLERS, "schedule", "kthread", "ret_from_fork", "default_idle", "do_idle")
 
 
 class Crash:
@@ -190,3 +194,25 @@ class Crash:
             self.word((caller if form.by_sp else this) + form.back, self.after_call(name))
         self.word(frames[-1] + form.link, 0)
         return frames[0], frames[0]
+
+
+def crash(name: str = "x86_64") -> Crash:
+    return Crash(Synthetic(machine=MACHINES.get(name), flavour=FLAVOURS["6.12"]), FORMS[name], FUNCTIONS)
+
+
+def scene(name: str, **options: int | None) -> Crash:
+    """CPU 0 panicked in task 7, CPU 1 was idle, task 9 slept."""
+    c = crash(name)
+    stacks = [c.stack() for _ in range(3)]
+    idle = c.task(0, "swapper/0")
+    busy = c.task(7, "init", sp=stacks[0] + 64)
+    c.task(9, "kworker/1:1", state=0x402, cpu=1, sp=stacks[2] + STACK - 512)
+    c.task(10, "zombie", exit_state=0x20)
+    sp, fp = c.frames(stacks[0], CALLERS)
+    c.prstatus(7, pc=c.functions["__crash_kexec"] + 8, sp=sp, fp=fp)
+    sp, fp = c.frames(stacks[1], ["do_idle"])
+    c.prstatus(0, pc=c.functions["default_idle"] + 4, sp=sp, fp=fp)
+    panicked = c.room()
+    c.put(panicked, bytes(4))
+    c.write([busy, idle], panic_cpu=panicked, **options)  # type: ignore[arg-type]
+    return c
