@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from vmfilter.cli.options import add_vmcoreinfo
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.crash import unwind, unwind_x86
 from vmfilter.crash.cpus import panic_cpu, saved_cpus, word_of
 from vmfilter.crash.tasks import Task, current, list_tasks, stack_of
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.arch.base import Stack

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.crash.cpus import per_cpu, possible_cpus
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.arch.base import Stack

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.crash import orc
 from vmfilter.crash.unwind import MAX_FRAMES, Frame, is_text
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.arch.base import Stack

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 from vmfilter.frames.levels import level_names
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.info import DumpInfo
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.btf import Kind
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.kernel.types.btf import Btf, Member
     from vmfilter.kernel.types.symbols import Symbol
 

@@ -10,9 +10,9 @@ from array import array
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.kallsyms import kallsyms
 from vmfilter.kernel.types.modules import add_modules
 from vmfilter.kernel.types.structures import Structures, types_of
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.area import read_table
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

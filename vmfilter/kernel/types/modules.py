@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.area import read_table
 from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmfilter.kernel.types.structures import Object, Structures

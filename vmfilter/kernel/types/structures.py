@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.area import read_table
+from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

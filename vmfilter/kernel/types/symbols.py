@@ -6,7 +6,8 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+
+from vmfilter.lean import NamedTuple
 
 _MARKS = ("$", ".L", "L0")  # assembler's own (is_mapping_symbol() in include/linux/module_symbol.h): they name no place
 
