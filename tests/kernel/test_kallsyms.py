@@ -97,8 +97,24 @@ def test_symbols_of_another_kernel_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_does_not_export_its_symbols_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match=r"kernels before 6\.0 do not export them"):
+    with pytest.raises(KernelError, match=r"as before 6\.0, and nothing in the kernel's image has their form"):
         read(machine(), tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [257, 700])
+def test_symbols_are_found_by_their_form(tmp_path: Path, name: str, layout: str, count: int) -> None:
+    """Of kernels whose VMCOREINFO does not locate them. Symbols of kernels have all digits in their names."""
+    s = machine(name)
+    mask = (1 << 8 * s.word) - 1
+    text = s.linear(s.ram + s.kernel_at) & mask
+    symbols = [("_stext", "T", text), ("x0123456789", "t", text), ("_end", "B", text + 8 * count)]
+    symbols[2:2] = [(f"function_{i}", "t", text + 8 * i) for i in range(3, count)]
+    decoy = s.memory.take()
+    s.memory.write(decoy + 100, b"".join(b"%d\0" % digit for digit in range(10)))
+    Kallsyms(symbols, layout).write(s, exported=False)
+    assert [(x.name, x.kind, x.address) for x in read(s, tmp_path)] == symbols
 
 
 def test_pages_that_the_dump_lacks_are_counted(tmp_path: Path) -> None:

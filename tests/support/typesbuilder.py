@@ -48,8 +48,15 @@ class Kallsyms:
             out += bytes([len(codes)] if len(codes) < 0x80 else [len(codes) & 0x7F | 0x80, len(codes) >> 7]) + codes
         return bytes(out)
 
-    def write(self, s: Synthetic, stext: int | None = None) -> None:
-        """Write the tables, and export their symbols. stext: what VMCOREINFO says instead of the right address."""
+    def write(self, s: Synthetic, stext: int | None = None, *, exported: bool = True) -> None:
+        """Write the tables.
+
+        Args:
+            s: the machine.
+            stext: what VMCOREINFO says of _stext instead of the right address.
+            exported: whether VMCOREINFO has the tables' addresses. They are in the order of kernels that do not.
+
+        """
         sign = "<" if s.order == "little" else ">"
         ones = (1 << 8 * s.word) - 1
         names = self.names()
@@ -60,20 +67,20 @@ class Kallsyms:
         for token in self.tokens:
             index.append(len(texts))
             texts += token + b"\0"
-        parts = {"num_syms": struct.pack(f"{sign}I", count), "names": names, "token_table": texts}
-        parts["token_index"] = struct.pack(f"{sign}256H", *index)
-        offsets = [b"" for _ in addresses]
+        parts: dict[str, bytes] = {}
         if self.layout == "absolute":
             parts["addresses"] = b"".join(a.to_bytes(s.word, s.order) for a in addresses)
         else:
             parts["offsets"] = bytes(4 * len(addresses))
             if self.layout != "place":
                 parts["relative_base"] = base.to_bytes(s.word, s.order)
-        at = s.memory.take(sum(len(part) + 8 for part in parts.values()))
+        parts |= {"num_syms": struct.pack(f"{sign}I", count), "names": names, "markers": self.markers(sign)}
+        parts |= {"token_table": texts, "token_index": struct.pack(f"{sign}256H", *index)}
+        at = s.memory.take(sum(len(part) + s.word for part in parts.values()))
         places = {}
         for name, part in parts.items():
             places[name] = at
-            at += len(part) + 7 & ~7
+            at += len(part) + s.word - 1 & -s.word
         if self.layout == "relative":
             offsets = [(a - base & 0xFFFFFFFF).to_bytes(4, s.order) for a in addresses]
         elif self.layout == "percpu":
@@ -85,9 +92,22 @@ class Kallsyms:
             parts["offsets"] = b"".join(offsets)
         for name, part in parts.items():
             s.memory.write(places[name], part)
-            s.extra.append(f"SYMBOL(kallsyms_{name})={s.linear(places[name]):x}")
+            if exported and name != "markers":
+                s.extra.append(f"SYMBOL(kallsyms_{name})={s.linear(places[name]):x}")
         known = next((a for (name, _, _), a in zip(self.symbols, addresses, strict=True) if name == "_stext"), 0)
         s.extra.append(f"SYMBOL(_stext)={known if stext is None else stext:x}")
+
+    def markers(self, sign: str) -> bytes:
+        """Return the place of every 256th name."""
+        places, at, names = [], 0, self.names()
+        for i in range(len(self.symbols)):
+            if i % 256 == 0:
+                places.append(at)
+            length, size = names[at], 1
+            if length & 0x80:
+                length, size = length & 0x7F | names[at + 1] << 7, 2
+            at += size + length
+        return struct.pack(f"{sign}{len(places)}I", *places)
 
 
 class Types:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Print the symbols of the crashed kernel and its modules as /proc/kallsyms does.
-They come from the dump itself (kallsyms), of kernels since 6.0."""
+They come from the dump itself (kallsyms)."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:

@@ -1,7 +1,6 @@
-"""kallsyms: the kernel's own symbol table, in its memory.
+"""kallsyms: the kernel's own symbol table, in its memory. scripts/kallsyms.c writes it.
 
-VMCOREINFO locates its parts since 5fd8fea935a1 ("vmcoreinfo: include kallsyms symbols") and f09bddbd8661 ("vmcoreinfo:
-add kallsyms_num_syms symbol"), both v6.0. Their order in memory does not matter here. scripts/kallsyms.c writes it.
+places.py finds its parts; the order of them in memory does not matter here.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.area import read_table
+from vmfilter.kernel.types.places import Places, places
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
 from vmfilter.lean import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ _MAX_TOKENS = 1 << 16  # a token's place is 16 bits wide
 _TOKENS = 256
 _LONG = 0x80  # in the length of a name: the next byte has its upper bits
 _WITNESS = "_stext"  # VMCOREINFO has the address of this symbol on every machine
-_ALL = (1 << 64) - 1
 
 
 def kallsyms(kernel: Kernel) -> Symbols:
@@ -39,22 +38,25 @@ def kallsyms(kernel: Kernel) -> Symbols:
         KernelError: VMCOREINFO does not locate them, the dump lacks them, or they are damaged.
 
     """
-    tables = {name: kernel.info.symbol(f"kallsyms_{name}") for name in ("names", "token_table", "token_index")}
-    at = {name: address for name, address in tables.items() if address is not None}
-    number = kernel.info.symbol("kallsyms_num_syms")
-    if len(at) < len(tables) or number is None:
-        raise KernelError(
-            "VMCOREINFO does not locate the kernel's symbols (kallsyms_names and others): kernels before 6.0 do not "
-            "export them"
-        )
+    failure = ""
+    for place in places(kernel):
+        try:
+            return _read(kernel, place)
+        except KernelError as e:
+            failure = str(e)
+    raise KernelError(failure)
+
+
+def _read(kernel: Kernel, place: Places) -> Symbols:
+    number = place.num_syms
     count = int.from_bytes(read_table(kernel, "kallsyms_num_syms", number, 4), kernel.abi.byteorder)
     if not 0 < count <= _MAX_SYMBOLS:
         raise KernelError(f"kallsyms_num_syms at {number:#x} is {count}: the kernel's memory is damaged")
-    tokens = _tokens(kernel, at["token_table"], at["token_index"])
+    tokens = _tokens(kernel, place.token_table, place.token_index)
     # Every layout has the tokens after the names, and markers between them.
-    names = read_table(kernel, "kallsyms_names", at["names"], at["token_table"] - at["names"])
+    names = read_table(kernel, "kallsyms_names", place.names, place.token_table - place.names)
     symbols = expand(names, tokens, count)
-    addresses = _addresses(kernel, symbols)
+    addresses = _addresses(kernel, place, symbols)
     return Symbols(SymbolTable("", [s[1:] for s in symbols], "".join([s[:1] or "?" for s in symbols]), addresses))
 
 
@@ -103,18 +105,18 @@ def expand(names: bytes, tokens: Sequence[bytes], count: int) -> list[str]:
     return b"\0".join(found).decode("latin-1").split("\0")  # no token contains a zero: it ends there
 
 
-def _addresses(kernel: Kernel, symbols: Sequence[str]) -> list[int]:
+def _addresses(kernel: Kernel, place: Places, symbols: Sequence[str]) -> list[int]:
     """Return the address of each symbol."""
     info, sign, count = kernel.info, kernel.abi.sign, len(symbols)
     expected = info.symbol(_WITNESS)
     witness = next((i for i, name in enumerate(symbols) if name[1:] == _WITNESS), None)
     if expected is None or witness is None:
         raise KernelError(f"kallsyms or VMCOREINFO lacks {_WITNESS}, so the symbols cannot be proven")
-    offsets_at, base_at = info.symbol("kallsyms_offsets"), info.symbol("kallsyms_relative_base")
+    offsets_at, base_at = place.offsets, place.relative_base
     if offsets_at is None:
         # Without CONFIG_KALLSYMS_BASE_RELATIVE, until 64e166099b69 ("kallsyms: get rid of code for absolute
         # kallsyms"), v6.11.
-        word, start = kernel.abi.word, info.symbol("kallsyms_addresses") or 0
+        word, start = kernel.abi.word, place.addresses or 0
         raw = read_table(kernel, "kallsyms_addresses", start, word * count)
         forms = [list(struct.unpack(f"{sign}{count}{'Q' if word == 8 else 'I'}", raw))]
     else:
