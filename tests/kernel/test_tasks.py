@@ -74,16 +74,22 @@ def test_data_on_the_stack_is_no_frame(run: Run, tmp_path: Path) -> None:
     assert len(printed) == 2
 
 
-def orc(c: Crash, numbers: tuple[int, int, int], call: int, end: int) -> None:
-    """Write ORC rules. numbers: of SP, of BP, of the caller's SP; call, end: bits 8 up of a call and of the end."""
+def orc(c: Crash, numbers: tuple[int, int, int], call: int, end: int, **more: tuple[int, int, int]) -> None:
+    """Write ORC rules.
+
+    Args:
+        c: the machine.
+        numbers: of SP, of BP, of the caller's SP.
+        call, end: bits 8 up of the rule of a call, and of the end of the stack.
+        more: rules of functions: sp_offset, sp_reg, bits 8 up.
+
+    """
     sp, _, caller = numbers
-    rules = {"__crash_kexec": (8, 0, 0), "ret_from_fork": (0, 0, 0)}  # name: sp_offset, sp_reg, kind
+    rules = {"__crash_kexec": (8, 0, 0), "ret_from_fork": (0, 0, end), **more}
     entries = [struct.pack("<hhH", 0, 0, 0)]
     addresses = [c.functions["__crash_kexec"] - 64]
     for name, at in c.functions.items():
         offset, register, kind = rules.get(name, (24, sp, call))
-        if name == "ret_from_fork":
-            register, kind = 0, end
         saved = caller << 4 if kind == call else 0
         entries.append(struct.pack("<hhH", offset, -16 if saved else 0, register | saved | kind << 8))
         addresses.append(at)
@@ -119,6 +125,58 @@ def test_orc_is_followed_in_every_numbering(
     found = json.loads(run("backtrace", "--json", "--pid", 9, c.s.write(tmp_path / "dump")).out)["backtraces"][0]
     assert (found["cpu"], found["pid"], found["comm"]) == (None, 9, "kworker")
     assert [f["name"] for f in found["frames"]] == ["schedule", "kthread", "ret_from_fork"]
+
+
+def test_orc_leads_through_an_exception(run: Run, tmp_path: Path) -> None:
+    """An interrupt saved all registers on another stack; the rule after it needs one of them."""
+    c = crash()
+    stack, irq = c.stack(), c.stack()
+    idle = c.task(0, "swapper/0")
+    sp, regs = stack + 2048, irq + 4096
+    words = [0] * 21
+    words[16], words[19], words[7] = c.functions["do_idle"] + 4, stack + 64, sp  # ip, sp, r10
+    c.put(regs, struct.pack("<21Q", *words))
+    c.word(sp - 8, c.after_call("ret_from_fork"))
+    signal = 8  # the bit after the type
+    orc(c, (5, 4, 1), 2, 1, kthread=(0, 5, 3 | signal), do_idle=(0, 6, 2))
+    c.prstatus(0, pc=c.functions["kthread"] + 4, sp=regs)
+    c.write([idle])
+    frames = json.loads(run("backtrace", "--json", c.s.write(tmp_path / "dump")).out)["backtraces"][0]["frames"]
+    assert [(f["name"], f["offset"], f["sp"]) for f in frames] == [
+        ("kthread", 4, regs),
+        ("do_idle", 4, stack + 64),
+        ("ret_from_fork", 0x15, sp),
+    ]
+
+
+def test_signed_return_addresses_of_arm64_are_read(run: Run, tmp_path: Path) -> None:
+    c = scene("arm64, 16K, LPA2")
+    c.s.extra.append("NUMBER(KERNELPACMASK)=0xfff0000000000000")
+    stack = c.stack()
+    sp, fp = c.frames(stack, ["do_idle"])
+    signed = c.after_call("do_idle") & ~(0xFF7 << 52) | 0x3A5 << 52  # all but bit 55 of those that are no address
+    c.word(fp + 8, signed)
+    c.s.prstatus.clear()
+    c.prstatus(0, pc=c.functions["default_idle"] + 4, sp=sp, fp=fp)
+    frames = json.loads(run("backtrace", "--json", c.s.write(tmp_path / "dump")).out)["backtraces"][0]["frames"]
+    assert [f["name"] for f in frames] == ["default_idle", "do_idle"]
+    assert frames[1]["address"] == c.after_call("do_idle")
+
+
+def test_notes_belong_to_the_cpus_that_wrote_theirs(run: Run, tmp_path: Path) -> None:
+    """The first CPU was offline: the notes are those of the others."""
+    c = crash()
+    idle, busy = c.task(0, "swapper"), c.task(7, "init")
+    pointer, notes = c.room(), c.room()
+    step = c.types.sizes["rq"]
+    c.word(pointer, notes)
+    for cpu, size in enumerate((0, 5, 5)):
+        c.put(notes + cpu * step, size.to_bytes(4, "little"))
+    for pid in (0, 7):
+        c.prstatus(pid, pc=c.functions["do_idle"], sp=c.stack())
+    c.write([idle, idle, busy], crash_notes=pointer)
+    found = json.loads(run("backtrace", "--json", c.s.write(tmp_path / "dump")).out)["backtraces"]
+    assert [(t["cpu"], t["comm"]) for t in found] == [(1, "swapper"), (2, "init")]
 
 
 def test_a_list_that_breaks_off_is_said_so(run: Run, tmp_path: Path) -> None:
