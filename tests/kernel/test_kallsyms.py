@@ -131,6 +131,13 @@ def test_names_that_would_fill_the_memory_are_refused() -> None:
         expand((b"\x7f" + bytes(0x7F)) * 100, [b"x" * 0xFFFF] * 256, 100)
 
 
+def test_control_characters_in_names_are_not_printed(run: Run, tmp_path: Path) -> None:
+    s = machine()
+    text = s.linear(0x1000)
+    Kallsyms([("_stext", "T", text), ("evil\x1b[2J\n", "t", text), ("_end", "B", text + 64)]).write(s)
+    assert run("symbols", s.write(tmp_path / "dump"), "evil*").out == f"{text:016x} t evil?[2J?\n"
+
+
 def test_the_command_prints_what_matches(run: Run, tmp_path: Path) -> None:
     s = machine()
     Kallsyms(table(s)).write(s)

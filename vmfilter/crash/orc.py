@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
 from vmfilter.errors import KernelError
+from vmfilter.formats.abi import LE64
 from vmfilter.kernel.types.modules import modules
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
@@ -49,7 +51,9 @@ class _Table:
 
     def __init__(self, at: int, addresses: bytes, rules: bytes) -> None:
         self._at, self._rules = at, rules
-        self._offsets = struct.unpack(f"<{len(addresses) // 4}i", addresses)
+        self._offsets = array("i", addresses)
+        if LE64.swapped:
+            self._offsets.byteswap()
 
     def numbering(self) -> tuple[Sequence[str], Sequence[str]]:
         """Return the names of types and registers by number, which changed. Most entries are calls, found from SP."""

@@ -6,15 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.report.text import harmless
 
 if TYPE_CHECKING:
     from vmfilter.crash.backtrace import Backtrace
     from vmfilter.crash.tasks import TaskList
-
-
-def printable(text: str) -> str:
-    """Replace control characters in text from a dump."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def task_lines(found: TaskList) -> Iterator[str]:
@@ -24,7 +20,7 @@ def task_lines(found: TaskList) -> Iterator[str]:
         used = found.used(task)
         stack = f"{'-' if used is None else used}/{found.stack_size or '-'}"
         mark = ">" if task.runs else " "
-        yield f"{mark} {task.pid:7} {task.cpu:4} {task.state:5} {stack:>12}  {printable(task.comm)}"
+        yield f"{mark} {task.pid:7} {task.cpu:4} {task.state:5} {stack:>12}  {harmless(task.comm)}"
 
 
 def tasks_json(found: TaskList) -> str:
@@ -50,11 +46,11 @@ def backtrace_lines(found: Sequence[Backtrace], word: int) -> Iterator[str]:
         if i:
             yield ""
         words = [f"CPU {trace.cpu}"] if trace.cpu is not None else []
-        words.append(f"PID {trace.pid}" + (f" ({printable(trace.comm)})" if trace.comm else ""))
+        words.append(f"PID {trace.pid}" + (f" ({harmless(trace.comm)})" if trace.comm else ""))
         yield ", ".join(words + ["panicked"] * trace.panicked)
         for number, line in enumerate(trace.lines):
             guess = "? " if line.is_guess else ""
-            yield f"{f'#{number}':>4} {line.address:0{2 * word}x} {guess}{line.place or ''}".rstrip()
+            yield f"{f'#{number}':>4} {line.address:0{2 * word}x} {guess}{harmless(str(line.place or ''))}".rstrip()
         if not trace.lines:
             yield "     in user space, or its stack is not in the dump"
 

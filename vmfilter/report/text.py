@@ -170,13 +170,13 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     }
     for name, value in rows.items():
         if value:
-            yield f"{name:12} {_harmless(value)}"
+            yield f"{name:12} {harmless(value)}"
     yield f"{'page size':12} {info.page_size}"
     names = f" ({', '.join(level_names(info.level))})" if info.level else ""
     yield f"{'dump level':12} {info.level}{names}"
     for part in info.parts:
         frames = f"page frames {part.first:#x}-{part.end - 1:#x}" if part.first < part.end else "no page frames"
-        yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {_harmless(part.path) or 'MISSING'}"
+        yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {harmless(part.path) or 'MISSING'}"
     yield ""
     yield from _memory(info)
     if info.remains:
@@ -194,7 +194,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield ""
         yield f"{'note':24} {'count':>12} {'bytes':>10}"
         for note in info.notes:
-            name = _harmless(note.name.decode("utf-8", "backslashreplace"))
+            name = harmless(note.name.decode("utf-8", "backslashreplace"))
             kind = _NOTE_KINDS.get((note.name, note.kind), f"{note.kind:#x}")
             yield f"{name + ' ' + kind:24} {note.notes:12} {note.size:10}"
     if info.texts:
@@ -202,7 +202,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield f"{'VMCOREINFO in':24} kernel"
         for text in info.texts:
             use = "used" if text.is_used else "not used"
-            yield f"{_harmless(text.place):24} {_harmless(text.release)}: {use}: {_harmless(text.why)}"
+            yield f"{harmless(text.place):24} {harmless(text.release)}: {use}: {harmless(text.why)}"
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
@@ -294,7 +294,7 @@ def _share(r: Remains) -> str:
     return f"{100 * r.held // r.all} %" if r.all else ""
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Replace control characters in text from a dump."""
     return "".join(c if c.isprintable() else "?" for c in text)
 

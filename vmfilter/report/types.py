@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.btf import Kind
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.report.text import harmless
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +23,8 @@ _COMPOSITES = {Kind.STRUCT: "struct", Kind.UNION: "union"}
 def symbol_lines(symbols: Iterable[Symbol], word: int) -> Iterator[str]:
     """Yield a line for each symbol. word: bytes of an address."""
     for s in symbols:
-        yield f"{s.address:0{2 * word}x} {s.kind} {s.name}" + (f"\t[{s.module}]" if s.module else "")
+        module = f"\t[{harmless(s.module)}]" if s.module else ""
+        yield f"{s.address:0{2 * word}x} {harmless(s.kind)} {harmless(s.name)}{module}"
 
 
 def symbols_json(symbols: Iterable[Symbol]) -> Iterator[str]:
@@ -51,7 +53,7 @@ class _Shown:
 
 def struct_lines(btf: Btf, number: int) -> Iterator[str]:
     """Yield a structure or union in C, with a comment behind each member: its offset and size in bytes."""
-    yield f"{btf.type_name(number)} {{"
+    yield f"{harmless(btf.type_name(number))} {{"
     yield from _members(btf, number, 0, 1, _Shown())
     yield ""
     yield f"\t/* size: {btf.size(number)}, members: {sum(1 for _ in btf.members(number))} */"
@@ -66,9 +68,9 @@ def _members(btf: Btf, number: int, base: int, depth: int, shown: _Shown) -> Ite
         if inner is not None:
             yield f"{tabs}{_COMPOSITES[btf.kind(inner)]} {{"
             yield from _members(btf, inner, bit, depth + 1, shown)
-            declared = f"}} {member.name};".replace(" ;", ";")
+            declared = f"}} {harmless(member.name)};".replace(" ;", ";")
         else:
-            declared = btf.type_name(member.type, member.name) + (f":{member.bits}" if member.bits else "") + ";"
+            declared = harmless(btf.type_name(member.type, member.name)) + f":{member.bits}" * bool(member.bits) + ";"
         at = f"{bit // 8:5} {member.size:5}"
         if member.bits:
             unit = 8 * (member.size or 1)

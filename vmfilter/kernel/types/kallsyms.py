@@ -55,9 +55,11 @@ def _read(kernel: Kernel, place: Places) -> Symbols:
     tokens = _tokens(kernel, place.token_table, place.token_index)
     # Every layout has the tokens after the names, and markers between them.
     names = read_table(kernel, "kallsyms_names", place.names, place.token_table - place.names)
-    symbols = expand(names, tokens, count)
-    addresses = _addresses(kernel, place, symbols)
-    return Symbols(SymbolTable("", [s[1:] for s in symbols], "".join([s[:1] or "?" for s in symbols]), addresses))
+    expanded, kinds = expand(names, tokens, count)
+    at = expanded.find(f"\0{_WITNESS}\0".encode())
+    return Symbols(
+        SymbolTable("", expanded, kinds, _addresses(kernel, place, count, expanded.count(b"\0", 0, at + 1) - 1))
+    )
 
 
 def _tokens(kernel: Kernel, table: int, index: int) -> list[bytes]:
@@ -69,7 +71,7 @@ def _tokens(kernel: Kernel, table: int, index: int) -> list[bytes]:
     return [texts[place : texts.find(b"\0", place)] for place in places]
 
 
-def expand(names: bytes, tokens: Sequence[bytes], count: int) -> list[str]:
+def expand(names: bytes, tokens: Sequence[bytes], count: int) -> tuple[bytes, bytes]:
     """Expand compressed names.
 
     Args:
@@ -79,14 +81,14 @@ def expand(names: bytes, tokens: Sequence[bytes], count: int) -> list[str]:
         count: number of names.
 
     Returns:
-        The names, each after the letter of its type.
+        The names, each with a zero before and after it; and the letter of the type of each.
 
     Raises:
         KernelError: the names end early, or are absurdly long.
 
     """
-    found = []
-    at = total = 0
+    found, kinds = bytearray(1), bytearray()
+    at = 0
     text = tokens.__getitem__
     for i in range(count):
         if at + 1 >= len(names):
@@ -98,19 +100,18 @@ def expand(names: bytes, tokens: Sequence[bytes], count: int) -> list[str]:
             at += 1
         name = b"".join(map(text, names[at : at + length]))
         at += length
-        total += len(name)
-        if total > _MAX_NAMES:
+        kinds += name[:1] or b"?"
+        found += name[1:] + b"\0"  # no token contains a zero: it ends there
+        if len(found) > _MAX_NAMES:
             raise KernelError("kallsyms_names expands to more than 64 MiB: the kernel's memory is damaged")
-        found.append(name)
-    return b"\0".join(found).decode("latin-1").split("\0")  # no token contains a zero: it ends there
+    return bytes(found), bytes(kinds)
 
 
-def _addresses(kernel: Kernel, place: Places, symbols: Sequence[str]) -> list[int]:
-    """Return the address of each symbol."""
-    info, sign, count = kernel.info, kernel.abi.sign, len(symbols)
+def _addresses(kernel: Kernel, place: Places, count: int, witness: int) -> Sequence[int]:
+    """Return the address of each symbol. witness: number of the symbol whose address is known, -1 if it is missing."""
+    info, sign = kernel.info, kernel.abi.sign
     expected = info.symbol(_WITNESS)
-    witness = next((i for i, name in enumerate(symbols) if name[1:] == _WITNESS), None)
-    if expected is None or witness is None:
+    if expected is None or witness < 0:
         raise KernelError(f"kallsyms or VMCOREINFO lacks {_WITNESS}, so the symbols cannot be proven")
     offsets_at, base_at = place.offsets, place.relative_base
     if offsets_at is None:

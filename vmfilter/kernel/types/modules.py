@@ -82,7 +82,7 @@ def add_modules(structures: Structures, symbols: Symbols) -> list[str]:
             table = _symbols(structures, module)
         except KernelError as e:
             lost.append(f"the symbols of module {module.name} are missing: {e}")
-            table = SymbolTable(module.name, [], "", [])
+            table = SymbolTable(module.name, b"\0", b"", [])
         symbols.add(table, module.ranges)
     return lost
 
@@ -99,21 +99,21 @@ def _symbols(structures: Structures, module: Module) -> SymbolTable:
     form = struct.Struct(kernel.abi.sign + _SYMBOL[kernel.abi.word])
     raw = read_table(kernel, "symtab", tables.number("symtab"), form.size * count)
     # Since 1c7651f43777 ("kallsyms: store type information in its own array"), v5.2; before, it was in st_info.
-    kinds = read_table(kernel, "typetab", tables.number("typetab"), count).decode("latin-1")
+    kinds = read_table(kernel, "typetab", tables.number("typetab"), count)
     start = tables.number("strtab")
     end = next((end for first, end in module.ranges if first <= start < end), None)
     if end is None:
         raise KernelError(f"strtab at {start:#x} is outside the module: the kernel's memory is damaged")
     texts = read_table(kernel, "strtab", start, end - start)
-    names, addresses, letters = [], [], []
+    names, addresses, letters = [b""], [], []
     place = _VALUE[kernel.abi.word]
     for i, entry in enumerate(form.iter_unpack(raw)):
-        name = texts[entry[0] : max(texts.find(b"\0", entry[0]), 0)].decode("latin-1")
+        name = texts[entry[0] : max(texts.find(b"\0", entry[0]), 0)]
         if name:
             names.append(name)
             addresses.append(entry[place])
             letters.append(kinds[i])
-    return SymbolTable(module.name, names, "".join(letters), addresses)
+    return SymbolTable(module.name, b"\0".join([*names, b""]), bytes(letters), addresses)
 
 
 def _module_types(structures: Structures, symbols: Symbols) -> Iterator[Btf]:

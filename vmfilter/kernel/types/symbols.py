@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from vmfilter.lean import NamedTuple
 
-_MARKS = ("$", ".L", "L0")  # assembler's own (is_mapping_symbol() in include/linux/module_symbol.h): they name no place
+_MARKS = (
+    b"$",
+    b".L",
+    b"L0",
+)  # assembler's own (is_mapping_symbol() in include/linux/module_symbol.h): they name no place
 
 
 class Symbol(NamedTuple):
@@ -55,55 +59,63 @@ class Place(NamedTuple):
 
 
 class SymbolTable:
-    """The symbols of one object: the kernel image or a module.
+    """The symbols of one object: the kernel image or a module. Kernels have 200,000, so they stay packed.
 
     Attributes:
         module: its name, "" for the kernel image.
 
     """
 
-    def __init__(self, module: str, names: Sequence[str], kinds: str, addresses: Iterable[int]) -> None:
+    def __init__(self, module: str, names: bytes, kinds: bytes, addresses: Iterable[int]) -> None:
         """Keep symbols.
 
         Args:
             module: name of the module, "" for the kernel image.
-            names: of the symbols.
+            names: of the symbols, each with a zero before and after it.
             kinds: letter of the type of each.
             addresses: of each, in the same order.
 
         """
         self.module = module
         self._names, self._kinds, self._addresses = names, kinds, array("Q", addresses)
+        self._starts = array("I")
+        at = 1
+        for _ in kinds:
+            self._starts.append(at)
+            at = names.find(b"\0", at) + 1
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._kinds)
+
+    def _name(self, i: int) -> str:
+        start = self._starts[i]
+        return self._names[start : self._names.find(b"\0", start)].decode("latin-1")
 
     def __iter__(self) -> Iterator[Symbol]:
-        for name, kind, address in zip(self._names, self._kinds, self._addresses, strict=True):
-            yield Symbol(name, address, kind, self.module)
+        for i, address in enumerate(self._addresses):
+            yield Symbol(self._name(i), address, chr(self._kinds[i]), self.module)
 
     @cached_property
-    def _by_name(self) -> dict[str, int]:
-        return dict(zip(reversed(self._names), reversed(self._addresses), strict=True))
-
-    @cached_property
-    def _by_address(self) -> list[tuple[int, int]]:
-        named = zip(self._addresses, self._names, strict=True)
-        return sorted((address, -i) for i, (address, name) in enumerate(named) if not name.startswith(_MARKS))
+    def _ordered(self) -> array[int]:
+        """Numbers of the symbols that name places, by address."""
+        named = (i for i, at in enumerate(self._starts) if not self._names.startswith(_MARKS, at))
+        return array("I", sorted(named, key=self._addresses.__getitem__))
 
     def address(self, name: str) -> int | None:
         """Return the address of the first symbol of this name; None if there is none."""
-        return self._by_name.get(name)
+        at = self._names.find(b"\0" + name.encode("latin-1", "replace") + b"\0") + 1
+        return self._addresses[bisect_left(self._starts, at)] if at else None
 
     def place(self, address: int) -> Place | None:
         """Return an address relative to the symbol before it, the first of several; None if there is none."""
-        ordered = self._by_address
-        i = bisect_right(ordered, (address, 1)) - 1
-        if i < 0:
+        order, address_of = self._ordered, self._addresses.__getitem__
+        after = bisect_right(order, address, key=address_of)
+        if not after:
             return None
-        start, index = ordered[i]
-        after = ordered[i + 1][0] if i + 1 < len(ordered) else start
-        return Place(self._names[-index], address - start, after - start, self._kinds[-index], self.module)
+        start = address_of(order[after - 1])
+        first = order[bisect_left(order, start, key=address_of)]
+        end = address_of(order[after]) if after < len(order) else start
+        return Place(self._name(first), address - start, end - start, chr(self._kinds[first]), self.module)
 
 
 class Symbols:
