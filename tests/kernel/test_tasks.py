@@ -149,6 +149,53 @@ def test_orc_leads_through_an_exception(run: Run, tmp_path: Path) -> None:
     ]
 
 
+def interrupted(c: Crash, name: str, stack: int, sp: int, fp: int) -> tuple[int, int]:
+    """Write the stack of an interrupt's handler, down to the registers that the entry code saved as it came.
+
+    Returns stack pointer and frame pointer of the handler.
+    """
+    frame, caller, regs, word = stack + 1024, stack + 2048, stack + 4096, c.s.word
+    kept = {"arm64, 16K, LPA2": 0, "riscv64, Sv48": 0, "s390x, 3 levels": 8, "ppc64, radix, 64K": 0}[name]
+    for place, value in ((c.form.pc, c.functions["do_idle"] + 4), (c.form.sp, sp), (c.form.fp, fp)):
+        c.word(regs + kept + word * place, value)
+    if name == "arm64, 16K, LPA2":  # a record of zeros with a type, in struct pt_regs
+        record = regs + c.types.offsets["pt_regs"]["stackframe"]
+        for place, value in ((frame, record), (frame + 8, c.after_call("panic")), (record + 16, 2)):
+            c.word(place, value)
+        return frame, frame
+    if name == "riscv64, Sv48":  # the entry code has no frame, and calls with its stack pointer at the registers
+        c.word(regs - 16, fp)
+        c.word(regs - 8, c.functions["handle_exception"] + 0x20)
+        return regs - 64, regs
+    if name == "s390x, 3 levels":  # a frame without back chain, then the registers
+        c.word(frame + 152, regs - 160)
+        c.word(regs - 160 + 136, c.after_call("panic"))
+        return frame, 0
+    c.word(frame, caller)
+    c.word(caller + 16, c.after_call("panic"))
+    c.word(caller, sp)
+    c.word(sp + 16, c.after_call("vfs_write"))  # left over
+    c.word(caller + 96, 0x7265677368657265)
+    for place, value in ((c.form.pc, c.functions["do_idle"] + 4), (c.form.sp, sp)):
+        c.word(caller + 112 + word * place, value)
+    return frame, 0
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "x86_64"])
+def test_what_an_interrupt_interrupted_follows(run: Run, tmp_path: Path, name: str) -> None:
+    c = crash(name)
+    c.types.struct("frame_record_meta", {"fp": "long", "lr": "long", "type": "u64"})
+    c.types.struct("pt_regs", {"regs": "long[34]", "stackframe": "frame_record_meta"})
+    stack, irq = c.stack(), c.stack()
+    sp, fp = interrupted(c, name, irq, *c.frames(stack, ["ret_from_fork"]))
+    c.prstatus(0, pc=c.functions["__crash_kexec"] + 4, sp=sp, fp=fp)
+    c.write([c.task(0, "swapper/0")])
+    frames = json.loads(run("backtrace", "--json", c.s.write(tmp_path / "dump")).out)["backtraces"][0]["frames"]
+    entry = "handle_exception" if name.startswith("riscv64") else "panic"
+    assert [f["name"] for f in frames] == ["__crash_kexec", entry, "do_idle", "ret_from_fork"]
+    assert frames[2]["offset"] == 4
+
+
 def test_signed_return_addresses_of_arm64_are_read(run: Run, tmp_path: Path) -> None:
     c = scene("arm64, 16K, LPA2")
     c.s.extra.append("NUMBER(KERNELPACMASK)=0xfff0000000000000")

@@ -40,13 +40,22 @@ FORMS = {
     "x86_64": Form(16, 19, 4, 336, 0, 8, False, {"sp": "long"}),
     "arm64, 16K, LPA2": Form(32, 31, 29, 392, 0, 8, False, {"cpu_context": "cpu_context"}),
     "riscv64, Sv48": Form(0, 2, 8, 376, -16, -8, False, {"ra": "long", "sp": "long", "s": "long[12]"}),
-    "s390x, 3 levels": Form(1, 17, 13, 336, 0, 112, True, {"ksp": "long"}),
+    "s390x, 3 levels": Form(1, 17, 13, 336, 152, 136, True, {"ksp": "long"}),
     "ppc64, radix, 64K": Form(32, 1, 31, 504, 0, 16, True, {"ksp": "long"}),
 }
 """By name in MACHINES; x86_64 is the machine of Synthetic itself."""
 
 CALLERS = ("panic", "sysrq_handle_crash", "vfs_write")
-FUNCTIONS = ("__crash_kexec", *CALLERS, "schedule", "kthread", "ret_from_fork", "default_idle", "do_idle")
+FUNCTIONS = (
+    "__crash_kexec",
+    *CALLERS,
+    "schedule",
+    "kthread",
+    "ret_from_fork",
+    "default_idle",
+    "do_idle",
+    "handle_exception",
+)
 
 
 class Crash:

@@ -136,7 +136,7 @@ def _saved(info: DebugInfo, stack: Stack, task: Task) -> list[int]:
 
 def _lines(dump: Dump, info: DebugInfo, registers: Sequence[int], is_exact: bool) -> Iterator[Line]:
     way = unwind_x86.frames if dump.arch.name == "x86_64" else unwind.frames
-    for frame in way(info, stack_of(dump), registers, is_exact):
+    for frame in way(info, dump.arch, registers, is_exact):
         # A return address can be after the end of a function that never returns: the call is in it.
         place = info.symbols.place(frame.pc - (not frame.is_exact))
         place = place._replace(offset=place.offset + (not frame.is_exact)) if place else None

@@ -14,7 +14,7 @@ from vmfilter.crash.unwind import MAX_FRAMES, Frame, is_text
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmfilter.arch.base import Stack
+    from vmfilter.arch import Arch
     from vmfilter.kernel.types.debug_info import DebugInfo
 
 _STACK = 1 << 14  # bytes of a stack (THREAD_SIZE without KASAN), to which it is aligned
@@ -32,9 +32,8 @@ class _NoRuleError(Exception):
     """There is no rule for an address."""
 
 
-def frames(info: DebugInfo, stack: Stack, registers: Sequence[int], is_exact: bool) -> Iterator[Frame]:
+def frames(info: DebugInfo, _arch: Arch, registers: Sequence[int], is_exact: bool) -> Iterator[Frame]:
     """Yield the frames of a stack, the newest first. Arguments as for unwind.frames()."""
-    del stack
     walk = _Walk(info, registers, is_exact)
     if not is_text(info, walk.pc):
         return  # user space
