@@ -14,14 +14,20 @@ from typing import Any
 import drgn
 import pytest
 from command import Run
-from judges import LAB, VMCORES, peer_is_here
+from judges import LAB, VMCORES, debug_vmlinux, peer_is_here
 from unpack import unpack_sparse
+
+import vmfilter
+from vmfilter.kernel.search import understand
+from vmfilter.kernel.types.btf import Kind
+from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.report.types import struct_json
 
 pytestmark = pytest.mark.lab
 
 Lab = Callable[[str], Path]
 WITH_TYPES = ("x86-6.12", "x86-7.2", "arm64-6.12", "riscv64-6.12", "ppc64-6.12")
-SYMBOLS = 200
+SYMBOLS, STRUCTURES = 200, 50
 
 
 @pytest.fixture(scope="session")
@@ -47,23 +53,75 @@ def test_symbols_are_drgns(lab: Lab, vmlinux: Path, run: Run, name: str) -> None
     assert [name for name in names if not found[name] <= theirs[name]] == []
 
 
-@pytest.mark.parametrize("name", ["x86-pmem2"])
-def test_frames_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> None:
-    """crash begins with frames after the registers were saved, and names a function after a call that ends it."""
+def test_structures_are_drgns(lab: Lab, run: Run) -> None:
+    vmlinux = debug_vmlinux("linux-image-6.12.95+deb12-cloud-amd64")
+    program = drgn.Program()
+    program.set_core_dump(lab("x86-6.12"))
+    program.load_debug_info([str(vmlinux)])
+    with vmfilter.open_dump(lab("x86-6.12")) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        btf = debug_info(kernel).need_structures().btf
+        names = [name for i in range(1, btf.count) if btf.kind(i) == Kind.STRUCT and (name := btf.name_of(i))]
+        for name in random.Random(1).sample(sorted(set(names)), STRUCTURES):
+            theirs = program.type(f"struct {name}")
+            ours = json.loads(struct_json(btf, btf.find(f"struct {name}") or 0))
+            assert ours["size"] == theirs.size, name
+            assert same(ours["members"], theirs), name
+
+
+def same(ours: list[dict[str, Any]], theirs: drgn.Type) -> bool:
+    """Return whether members are the same, and those of members without a name."""
+    while theirs.kind == drgn.TypeKind.TYPEDEF:
+        theirs = theirs.type
+    return len(ours) == len(theirs.members) and all(
+        (m["name"], m.get("bit_offset", 8 * m["offset"]), m.get("bit_size")) == (t.name, t.bit_offset, t.bit_field_size)
+        and m["size"] == (drgn.sizeof(t.type) if is_complete(t.type) else 0)
+        and ("members" not in m or same(m["members"], t.type))
+        for m, t in zip(ours, theirs.members, strict=True)
+    )
+
+
+def is_complete(kind: drgn.Type) -> bool:
+    while kind.kind == drgn.TypeKind.TYPEDEF:
+        kind = kind.type
+    return kind.kind != drgn.TypeKind.ARRAY or kind.length is not None
+
+
+def test_tasks_are_crashes(lab: Lab, run: Run) -> None:
     if not peer_is_here("crash", "--version"):
         pytest.skip("crash is not available here")
-    command = [
+    vmlinux = debug_vmlinux("linux-image-6.12.95+deb12-cloud-amd64")
+    said = crash(vmlinux, lab("x86-6.12"), "ps")
+    rows = re.findall(r"^(>?) +(\d+) +\d+ +(\d+) +[0-9a-f]{16} +(\w\w) +\S+ +\S+ +\S+ +(.*)$", said, re.M)
+    letters = {"RU": "R", "IN": "S", "UN": "D", "ID": "I", "ZO": "Z"}
+    theirs = {(int(pid), int(cpu), letters[st], comm.strip("[]"), bool(r)) for r, pid, cpu, st, comm in rows}
+    ours = [(t["pid"], t["cpu"], t["state"], t["comm"], t["running"]) for t in listed(run, "tasks", lab("x86-6.12"))]
+    assert len(theirs) == len(ours) > 50
+    assert set(ours) == theirs
+
+
+def crash(vmlinux: Path, vmcore: Path, command: str) -> str:
+    """Return what crash prints for a command."""
+    program = [
         sys.executable,
         str(LAB / "lab" / "peer.py"),
         "crash",
         "-s",
         "--no_kmem_cache",
         str(vmlinux),
-        str(lab(name)),
+        str(vmcore),
     ]
-    said = subprocess.run(
-        command, input="bt -a\nquit\n", capture_output=True, text=True, timeout=600, check=False
-    ).stdout
+    said = subprocess.run(program, input=f"{command}\nquit\n", capture_output=True, text=True, timeout=600, check=False)
+    return said.stdout
+
+
+@pytest.mark.parametrize("name", ["x86-pmem2"])
+def test_frames_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> None:
+    """crash begins with frames after the registers were saved, and names a function after a call that ends it."""
+    if not peer_is_here("crash", "--version"):
+        pytest.skip("crash is not available here")
+    said = crash(vmlinux, lab(name), "bt -a")
     stacks = re.split(r"^PID: +", said, flags=re.M)[1:]
     traces = listed(run, "backtrace", lab(name))["backtraces"]
     assert len(traces) == len(stacks) == 2
