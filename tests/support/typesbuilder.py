@@ -185,7 +185,7 @@ class Types:
         header = struct.pack(f"{self.sign}HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(self.names))
         return header + types + self.names
 
-    def pack(self, name: str, **values: int | bytes | str) -> bytes:
+    def pack(self, name: str, /, **values: int | bytes | str) -> bytes:
         """Return the bytes of a structure with values for some members; others are zeros."""
         order = "little" if self.sign == "<" else "big"
         out = bytearray(self.sizes[name])
