@@ -271,7 +271,9 @@ def test_machines_whose_stacks_are_unknown_are_said_so(run: Run, tmp_path: Path)
 PANIC = [
     Message(b"DMI: ACME Rocket 9000/X1, BIOS 1.2 01/01/2026", 10**9),
     Message(b"CPU: 3 UID: 0 PID: 55 Comm: old one Not tainted 6.12.95 #1", 10 * 10**9),
+    Message(b"BUG: soft lockup - CPU#3 stuck for 22s!", 50_000 * 10**9),
     Message(b"BUG: kernel NULL pointer dereference, address: 0000000000000010", 93_784 * 10**9),
+    Message(b"Oops: Oops: 0000 [#1] PREEMPT SMP", 93_784 * 10**9),
     Message(b"CPU: 1 UID: 0 PID: 4242 Comm: a b Kdump: loaded Tainted: G        W          6.12.95 #1", 93_784 * 10**9),
     Message(b"Kernel panic - not syncing: Fatal exception", 93_784 * 10**9),
     Message(b"CPU: 2 UID: 0 PID: 1 Comm: late Not tainted 6.12.95 #1", 93_785 * 10**9),
@@ -281,7 +283,7 @@ PANIC = [
 def test_info_says_what_crashed_by_the_log_alone(run: Run, tmp_path: Path) -> None:
     s = Synthetic(flavour=FLAVOURS["6.12"])
     ring = Ring(s)
-    for message in PANIC[:5]:
+    for message in PANIC[:-1]:
         ring.put(message)
     ring.write()
     lines = run("info", s.write(tmp_path / "dump")).out.splitlines()
@@ -304,6 +306,16 @@ def test_the_task_of_a_panic_is_that_of_the_cause(run: Run, tmp_path: Path) -> N
     ring.write()
     crash = json.loads(run("info", "--json", s.write(tmp_path / "dump")).out)["crash"]
     assert (crash["task"], crash["uptime"]) == ({"pid": 4242, "comm": "a b", "cpu": 1}, 93_784.0)
+
+
+def test_a_fault_long_before_a_panic_is_not_its_cause(run: Run, tmp_path: Path) -> None:
+    s = Synthetic(flavour=FLAVOURS["6.12"])
+    ring = Ring(s)
+    for message in (PANIC[2], PANIC[1], PANIC[-2], PANIC[-1]):
+        ring.put(message)
+    ring.write()
+    crash = json.loads(run("info", "--json", s.write(tmp_path / "dump")).out)["crash"]
+    assert (crash["cause"], crash["task"]) == (None, {"pid": 1, "comm": "late", "cpu": 2})
 
 
 def test_info_adds_what_types_tell(run: Run, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmfilter.crash import unwind, unwind_x86
-from vmfilter.crash.cpus import panic_cpu, saved_cpus, word_of
+from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import Task, current, list_tasks, stack_of
 from vmfilter.errors import KernelError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -119,11 +119,14 @@ def of_task(dump: Dump, info: DebugInfo, pid: int) -> Backtrace:
 
 def _saved(info: DebugInfo, stack: Stack, task: Task) -> list[int]:
     """Return the registers that a task saved when it gave up its CPU."""
+    record = info.need_structures().read("task_struct", task.address)
+    if record is None:
+        raise KernelError(f"the registers of task {task.pid} at {task.address:#x} are not in the dump")
     registers = [0] * stack.words
     registers[stack.sp] = task.sp
     for place, path in ((stack.pc, stack.task_pc), (stack.fp, stack.task_fp)):
         if path:
-            registers[place] = word_of(info.kernel, task.record.raw(path))
+            registers[place] = record.word(path)
     if not stack.task_pc and not stack.by_sp:
         # x86_64: 0100301bfdf5 ("sched/x86: Rewrite the switch_to() code"), v4.9.
         frame = info.need_structures().read("inactive_task_frame", task.sp)

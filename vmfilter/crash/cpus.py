@@ -8,7 +8,6 @@ from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.kernel import Kernel
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.reader import Dump
 
@@ -106,8 +105,3 @@ def panic_cpu(info: DebugInfo) -> int | None:
         if number is not None and number < _MAX_CPUS:
             return number
     return None
-
-
-def word_of(kernel: Kernel, raw: bytes) -> int:
-    """Return the first word of some bytes as a number."""
-    return int.from_bytes(raw[: kernel.abi.word], kernel.abi.byteorder)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 
+from vmfilter.crash.cpus import panic_cpu
+from vmfilter.crash.tasks import current
 from vmfilter.errors import VmfilterError
 from vmfilter.kernel.log import KernelLog
+from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ _TASK = re.compile(
 )
 _LONGEST = 512  # characters of a line that is looked at
 _PER_SECOND = 10**9
+_SAME = _PER_SECOND  # nanoseconds after a message about a fault in which others are about the same one
+_RELATED = 60 * _PER_SECOND  # before a panic, in which a fault can be its cause
 _FIXED = 1 << 11  # FIXED_1 of include/linux/sched/loadavg.h
 _COUNTERS = {
     "free": ("vm_zone_stat", "zone_stat_item", ("NR_FREE_PAGES",)),
@@ -52,7 +57,7 @@ class Summary(NamedTuple):
 
     Attributes:
         panic: the message with which the kernel panicked.
-        cause: the last message before it about a fault of the kernel.
+        cause: the first message about the last fault of the kernel, if that was in the minute before it.
         task: the task that was running on the CPU that panicked.
         uptime: seconds from boot to the panic, or to the last message of the log.
         hardware: name of the machine, by its firmware.
@@ -83,8 +88,6 @@ def summary(dump: Dump, kernel: Kernel) -> Summary:
     said = Summary()
     with suppress(VmfilterError):
         said = _from_log(kernel)
-    from vmfilter.kernel.types.debug_info import debug_info
-
     try:
         info = debug_info(kernel)
     except VmfilterError:
@@ -98,10 +101,11 @@ def summary(dump: Dump, kernel: Kernel) -> Summary:
 
 def _from_log(kernel: Kernel) -> Summary:
     panic = cause = hardware = tainted = ""
-    task, time, last = None, None, None
+    task, time, caused, last = None, None, 0, None
     for record in KernelLog(kernel).records():
         line = record.text[:_LONGEST].decode("utf-8", "backslashreplace").partition("\n")[0]
         last = record.ts_nsec if record.ts_nsec is not None else last
+        now = last or 0
         if found := _HARDWARE.match(line):
             hardware = found[1]
         elif found := _TASK.match(line):
@@ -109,18 +113,16 @@ def _from_log(kernel: Kernel) -> Summary:
             tainted = found[4].strip()
         elif (found := _PANIC.match(line)) and not panic:
             panic, time = found[0], record.ts_nsec
+            cause = cause if now - caused < _RELATED else ""
             task = task if cause else None
-        elif (found := _CAUSE.match(line)) and not panic:
-            cause, task = found[0], None  # the next line of this form is about it
+        elif (found := _CAUSE.match(line)) and not panic and not (cause and now - caused < _SAME):
+            cause, caused, task = found[0], now, None  # the next line of this form is about it
     nanoseconds = time if time is not None else last
     uptime = None if nanoseconds is None else nanoseconds / _PER_SECOND
     return Summary(panic, cause, task, uptime, hardware, tainted)
 
 
 def _task(dump: Dump, info: DebugInfo) -> CrashedTask | None:
-    from vmfilter.crash.cpus import panic_cpu
-    from vmfilter.crash.tasks import current
-
     cpu = panic_cpu(info)
     if cpu is None or dump.arch.stack is None or info.structures is None:
         return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.structures import Object, Structures
     from vmfilter.reader import Dump
 
-_MAX_TASKS = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
+_MAX_TASKS = 1 << 20  # a quarter of PID_MAX_LIMIT (include/linux/threads.h)
 _STATES = "RSDTtXZP"  # task_state_array of fs/proc/array.c; the place of the highest bit of the state, from 0 for none
 _IDLE = 0x402  # TASK_IDLE: TASK_UNINTERRUPTIBLE and TASK_NOLOAD
 _REPORTED = 0x7F
@@ -25,7 +25,7 @@ class Task(NamedTuple):
     """A task.
 
     Attributes:
-        record: its struct task_struct.
+        address: virtual address of its struct task_struct.
         pid: its number; 0: the idle task of a CPU.
         comm: its name.
         state: letter, as ps prints it.
@@ -36,7 +36,7 @@ class Task(NamedTuple):
 
     """
 
-    record: Object
+    address: int
     pid: int
     comm: str
     state: str
@@ -130,7 +130,7 @@ def tasks(info: DebugInfo, stack: Stack) -> Iterator[Task]:
     for record in _records(structures, first, idle):
         if record.address not in seen and len(seen) < _MAX_TASKS:
             seen.add(record.address)
-            yield _task(structures, record, running, stack)
+            yield _task(record, running, stack)
 
 
 def current(info: DebugInfo, stack: Stack, cpu: int) -> Task | None:
@@ -138,7 +138,7 @@ def current(info: DebugInfo, stack: Stack, cpu: int) -> Task | None:
     structures = info.need_structures()
     queue = _queue(info, structures, cpu)
     record = structures.read("task_struct", queue.number("curr")) if queue else None
-    return _task(structures, record, {record.address}, stack) if record else None
+    return _task(record, {record.address}, stack) if record else None
 
 
 def _queue(info: DebugInfo, structures: Structures, cpu: int) -> Object | None:
@@ -161,20 +161,20 @@ def _records(structures: Structures, first: int, idle: list[int]) -> Iterator[Ob
             yield from structures.listed(signal + threads, "task_struct", "thread_node", _MAX_TASKS)
 
 
-def _task(structures: Structures, record: Object, running: set[int], stack: Stack) -> Task:
+def _task(record: Object, running: set[int], stack: Stack) -> Task:
     # Since 2f064a59a11f ("sched: Change task_struct::state"), v5.14, state is __state.
     state = record.number("__state" if record.has("__state") else "state") & 0xFFFFFFFF
     # The CPU is in thread_info, which is in task_struct on most machines, or in task_struct.
     cpu = next((record.number(path) for path in ("thread_info.cpu", "cpu") if record.has(path)), 0)
     return Task(
-        record,
+        record.address,
         record.number("pid"),
         record.text("comm"),
         _letter(state, record.number("exit_state")),
         cpu,
         record.address in running,
         record.number("stack"),
-        int.from_bytes(record.raw(stack.task_sp)[: structures.kernel.abi.word], structures.kernel.abi.byteorder),
+        record.word(stack.task_sp),
     )
 
 

@@ -54,9 +54,7 @@ class Kind(IntEnum):
 
 _FIXED = {Kind.INT: 4, Kind.ARRAY: 12, Kind.VAR: 4, Kind.DECL_TAG: 4}
 """Bytes after a type."""
-_EACH = {
-    **{Kind.STRUCT: 12, Kind.UNION: 12, Kind.ENUM: 8, Kind.FUNC_PROTO: 8, Kind.DATASEC: 12, Kind.ENUM64: 12},
-}
+_EACH = {Kind.STRUCT: 12, Kind.UNION: 12, Kind.ENUM: 8, Kind.FUNC_PROTO: 8, Kind.DATASEC: 12, Kind.ENUM64: 12}
 """Bytes after a type for each of its members, values or parameters."""
 _TRANSPARENT = (Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG)
 _SIZED = (Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.FLOAT)
@@ -138,7 +136,7 @@ class Btf:
         self._first: int = base.count if base else 1  # 0 is void
         self._first_name: int = base._end_of_names if base else 0
         self._end_of_names: int = self._first_name + str_len
-        self._three, self._member = struct.Struct(abi.sign + "III"), struct.Struct(abi.sign + "III")
+        self._three = struct.Struct(abi.sign + "III")
         self._starts = array("I")
         self.count: int = self._first + self._find_starts()
 
@@ -198,9 +196,9 @@ class Btf:
         for i, at in enumerate(self._starts):
             name, info, _ = unpack(types, at)
             kind = info >> 24 & 0x7F
-            if name >= first and kind in (4, 5):
+            if name >= first and kind in _COMPOSITES:
                 start = name - first
-                found.setdefault((kind == 4, names[start : names.find(b"\0", start)]), self._first + i)
+                found.setdefault((kind == Kind.STRUCT, names[start : names.find(b"\0", start)]), self._first + i)
         return found
 
     def find(self, name: str) -> int | None:
@@ -286,7 +284,7 @@ class Btf:
         owner = self._owner(number)
         _, _, info, _, rest = owner._type(number)
         for i in range(info & 0xFFFFFF):
-            name, kind, offset = owner._member.unpack_from(owner._types, rest + 12 * i)
+            name, kind, offset = owner._three.unpack_from(owner._types, rest + 12 * i)
             bits = offset >> 24 if info >> 31 else 0
             bit = offset & 0xFFFFFF if info >> 31 else offset
             yield Member(owner._text(name), kind, bit, bits, owner.size(kind))

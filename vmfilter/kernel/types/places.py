@@ -24,6 +24,7 @@ _PIECE, _PAGE = 1 << 16, 1 << 12
 _TOKENS = 256
 _MAX_TOKENS = 1 << 14  # bytes of all tokens; kernels have about 2^10
 _MAX_MARKERS = 1 << 12
+_MAX_NAMES = 1 << 24  # bytes of all compressed names; kernels have 2^21
 _MAX_TRIED = 16  # rows of digits; kernels have one
 _EACH = 256  # symbols for each marker
 _MAX_LENGTH = 128  # bytes of a compressed name
@@ -97,6 +98,8 @@ def _around(kernel: Kernel, zero: int) -> Iterator[Places]:
     if tokens is None or marked is None:
         return
     markers, values = marked
+    if values[-1] > _MAX_NAMES:
+        return
     word = kernel.abi.word
     room = values[-1] + _EACH * _MAX_LENGTH + 2 * word
     data = _before(kernel, markers, room)

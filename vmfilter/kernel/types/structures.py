@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.btf import Btf, Field
     from vmfilter.kernel.types.symbols import Symbols
 
-_MAX_STRUCT = 1 << 20  # bytes
+_MAX_STRUCT = 1 << 16  # bytes of one that is read; struct task_struct has 2^13
 
 
 class Object:
@@ -48,13 +48,13 @@ class Object:
         field = self._field(path)
         return self._data[field.offset : field.offset + field.size]
 
+    def word(self, path: str) -> int:
+        """Return the first word of a member, as of an array or a struct list_head."""
+        return int.from_bytes(self.raw(path)[: self._structures.kernel.abi.word], self._structures.kernel.abi.byteorder)
+
     def text(self, path: str) -> str:
         """Return a member that is an array of characters, up to its first zero."""
         return self.raw(path).partition(b"\0")[0].decode("utf-8", "backslashreplace")
-
-    def at(self, path: str) -> int:
-        """Return the virtual address of a member. Raises KernelError if this kernel's structure lacks it."""
-        return self.address + self._field(path).offset
 
     def has(self, path: str) -> bool:
         """Return whether this kernel's structure has a member."""
@@ -105,14 +105,6 @@ class Structures:
             return False
         return True
 
-    def elements(self, name: str, path: str) -> int:
-        """Return the number of elements of a member that is an array. Raises KernelError if there is none."""
-        number = self.btf.resolved(self._number(name))
-        found = next((m.type for m in self.btf.members(number) if m.name == path), None)
-        if found is None:
-            raise KernelError(f"this kernel's {name} lacks {path}: it changed in a version that vmfilter does not know")
-        return self.btf.array(self.btf.resolved(found))[1]
-
     def read(self, name: str, address: int) -> Object | None:
         """Read a structure; None if the dump lacks some of it. Raises KernelError if the kernel has none so named."""
         size = self.size(name)
@@ -143,7 +135,7 @@ class Structures:
                 raise KernelError(f"the list of struct {name} breaks off at {where:#x}, which is not in the dump")
             seen.add(at)
             yield one
-            at = int.from_bytes(one.raw(member)[: self.kernel.abi.word], self.kernel.abi.byteorder)
+            at = one.word(member)
 
 
 def types_of(kernel: Kernel, symbols: Symbols) -> Btf:
