@@ -12,6 +12,7 @@ from crashbuilder import CALLERS, FORMS, FUNCTIONS, STACK, Crash, crash, scene
 from kernelbuilder import FLAVOURS, Synthetic
 from logbuilder import Message, Ring
 from machines import MACHINES
+from typesbuilder import Kallsyms
 
 NAMES = pytest.mark.parametrize("name", FORMS)
 
@@ -338,6 +339,17 @@ def test_info_adds_what_types_tell(run: Run, tmp_path: Path) -> None:
     assert lines[0] == "task         oops, PID 77, on CPU 1"
     assert "load         1.00 1.50 0.50" in lines
     assert "RAM          16 MiB, free 4, file 2, anonymous 0" in lines
+
+
+def test_info_without_types_knows_the_pid_of_a_panic(run: Run, tmp_path: Path) -> None:
+    s = Synthetic()
+    panicked = s.memory.take()
+    s.memory.write(panicked, (1).to_bytes(4, "little"))
+    text = s.linear(0x1000)
+    symbols = [("_stext", "T", text), ("panic_cpu", "D", s.linear(panicked)), ("_end", "B", s.linear(1 << 24))]
+    Kallsyms(symbols).write(s)
+    s.prstatus += [bytes(336), bytes(32) + (42).to_bytes(4, "little") + bytes(300)]
+    assert run("info", s.write(tmp_path / "dump")).out.splitlines()[0] == "task         PID 42, on CPU 1"
 
 
 def test_info_of_a_dump_without_log_and_symbols_prints_what_it_knows(run: Run, tmp_path: Path) -> None:

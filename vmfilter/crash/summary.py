@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 
-from vmfilter.crash.cpus import panic_cpu
+from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import current
 from vmfilter.errors import VmfilterError
 from vmfilter.kernel.log import KernelLog
@@ -45,7 +45,7 @@ bytes"), v5.9."""
 
 
 class CrashedTask(NamedTuple):
-    """A task. cpu: on which it ran."""
+    """A task. comm: its name, "" if it is unknown; cpu: on which it ran."""
 
     pid: int
     comm: str
@@ -93,7 +93,8 @@ def summary(dump: Dump, kernel: Kernel) -> Summary:
     except VmfilterError:
         return said
     with suppress(VmfilterError):
-        said = said._replace(task=_task(dump, info) or said.task)
+        task = _task(dump, info)
+        said = said._replace(task=task if task and task.comm else said.task or task)
     with suppress(VmfilterError):
         said = said._replace(load=_load(info), memory=_memory(info))
     return said
@@ -124,8 +125,10 @@ def _from_log(kernel: Kernel) -> Summary:
 
 def _task(dump: Dump, info: DebugInfo) -> CrashedTask | None:
     cpu = panic_cpu(info)
-    if cpu is None or dump.arch.stack is None or info.structures is None:
+    if cpu is None or dump.arch.stack is None:
         return None
+    if info.structures is None:
+        return next((CrashedTask(saved.pid, "", cpu) for saved in saved_cpus(dump, info) if saved.number == cpu), None)
     task = current(info, dump.arch.stack, cpu)
     return None if task is None else CrashedTask(task.pid, task.comm, cpu)
 

@@ -24,7 +24,7 @@ def info_json(info: DumpInfo) -> str:
         "crash": {
             "panic": crash.panic or None,
             "cause": crash.cause or None,
-            "task": {"pid": task.pid, "comm": task.comm, "cpu": task.cpu} if task else None,
+            "task": {"pid": task.pid, "comm": task.comm or None, "cpu": task.cpu} if task else None,
             "hardware": crash.hardware or None,
             "uptime": crash.uptime,
             "tainted": crash.tainted or None,

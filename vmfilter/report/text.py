@@ -10,6 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
+    from vmfilter.crash.summary import CrashedTask
     from vmfilter.frames.ranges import Range
     from vmfilter.info import DumpInfo
     from vmfilter.pages.coverage import Gap
@@ -155,7 +156,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     rows = {
         "panic": crash.panic,
         "cause": crash.cause,
-        "task": f"{crash.task.comm}, PID {crash.task.pid}, on CPU {crash.task.cpu}" if crash.task else "",
+        "task": _task(crash.task) if crash.task else "",
         "kernel": " ".join((uts[0], uts[2], uts[3])).strip() or _UNKNOWN,
         "hardware": crash.hardware,
         "uptime": "" if crash.uptime is None else _duration(crash.uptime),
@@ -215,6 +216,10 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     elif not info.incomplete:
         yield ""
         yield "no memory of the crashed machine is known to be missing"
+
+
+def _task(task: CrashedTask) -> str:
+    return ", ".join([*([task.comm] if task.comm else []), f"PID {task.pid}", f"on CPU {task.cpu}"])
 
 
 def _duration(seconds: float) -> str:
