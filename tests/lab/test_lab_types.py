@@ -18,6 +18,7 @@ from judges import LAB, VMCORES, debug_vmlinux, peer_is_here
 from unpack import unpack_sparse
 
 import vmfilter
+from vmfilter.crash.unwind_x86 import frames
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.btf import Kind
 from vmfilter.kernel.types.debug_info import debug_info
@@ -131,6 +132,21 @@ def test_frames_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> Non
         ours = [f["address"] for f in next(t for t in traces if t["cpu"] == cpu)["frames"]]
         start = theirs.index(ours[1])
         assert [at for at in theirs[start:] if at not in ours] == []
+
+
+def test_orc_leads_through_an_nmi(lab: Lab) -> None:
+    """The other CPU of x86-6.12 was stopped by an NMI. crash finds exc_nmi here on its stack."""
+    with vmfilter.open_dump(lab("x86-6.12")) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        info = debug_info(kernel)
+        registers = [0] * 27
+        registers[16], registers[19] = 0xFFFFFFFF99481505, 0xFFFFFE46C206AED8
+        found = list(frames(info, dump.arch, registers, False))
+        names = [place.name for frame in found if (place := info.symbols.place(frame.pc))]
+    assert names[:5] == ["exc_nmi", "end_repeat_nmi", "pv_native_safe_halt", "default_idle", "default_idle_call"]
+    assert names[-1] == "common_startup_64"
+    assert not any(frame.is_guess for frame in found)
 
 
 @pytest.mark.parametrize(
