@@ -40,6 +40,7 @@ FORMS = {
     "x86_64": Form(16, 19, 4, 336, 0, 8, False, {"sp": "long"}),
     "arm64, 16K, LPA2": Form(32, 31, 29, 392, 0, 8, False, {"cpu_context": "cpu_context"}),
     "riscv64, Sv48": Form(0, 2, 8, 376, -16, -8, False, {"ra": "long", "sp": "long", "s": "long[12]"}),
+    "loongarch64, 16K": Form(33, 3, 22, 480, -16, -8, False, {f"reg{n:02}": "long" for n in (1, 3, 22)}),
     "s390x, 3 levels": Form(1, 17, 13, 336, 152, 136, True, {"ksp": "long"}),
     "ppc64, radix, 64K": Form(32, 1, 31, 504, 0, 16, True, {"ksp": "long"}),
 }
@@ -122,7 +123,9 @@ class Crash:
     def task(self, pid: int, comm: str, *, state: int = 0, exit_state: int = 0, cpu: int = 0, sp: int = 0) -> int:
         """Add a task; return its address. sp: what it saved."""
         at = self.room()
-        thread = self.types.pack("thread_struct", **{name: sp for name in self.form.thread if name in ("sp", "ksp")})
+        thread = self.types.pack(
+            "thread_struct", **{name: sp for name in self.form.thread if name in ("sp", "ksp", "reg03")}
+        )
         if "cpu_context" in self.form.thread:
             thread = self.types.pack("cpu_context", sp=sp)
         stack = (sp or at) & -STACK

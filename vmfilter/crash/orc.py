@@ -26,7 +26,7 @@ _TYPES = (CALL, REGS, REGS_PARTIAL, "")
 # Since fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two"), v6.4.
 _TYPES_6_4 = ("", END, CALL, REGS, REGS_PARTIAL, "", "", "")
 _REGISTERS = ("", "caller's sp", "dx", "di", "bp", "sp", "r10", "r13", "*bp", "*sp", *6 * [""])
-_REGISTERS_7 = ("", "ax", "dx", "sp", "bp", "di", "r10", "r13", "caller's sp", "*sp", "*bp", *5 * [""])
+_REGISTERS_7_2 = ("", "ax", "dx", "sp", "bp", "di", "r10", "r13", "caller's sp", "*sp", "*bp", *5 * [""])
 
 
 class Rule(NamedTuple):
@@ -60,8 +60,8 @@ class _Table:
         types = Counter(kind & 3 for kind in self._rules[5 :: _ENTRY.size])
         registers = Counter(pair & 15 for pair in self._rules[4 :: _ENTRY.size])
         is_6_4 = types[_TYPES_6_4.index(CALL)] > types[_TYPES.index(CALL)]
-        is_7 = registers[_REGISTERS_7.index("sp")] > registers[_REGISTERS.index("sp")]
-        return _TYPES_6_4 if is_6_4 else _TYPES, _REGISTERS_7 if is_7 else _REGISTERS
+        is_7 = registers[_REGISTERS_7_2.index("sp")] > registers[_REGISTERS.index("sp")]
+        return _TYPES_6_4 if is_6_4 else _TYPES, _REGISTERS_7_2 if is_7 else _REGISTERS
 
     def find(self, address: int, numbering: tuple[Sequence[str], Sequence[str]]) -> Rule:
         """Return the rule for an address."""
