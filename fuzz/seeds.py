@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import crashbuilder
 import lz4.frame
 import zstandard
 from elfbuilder import PT_NOTE, Elf, Load, note
@@ -23,6 +24,7 @@ from machines import MACHINES
 from spans import join_parts
 from splitbuilder import parts_of, whole_file
 from tinyvmcore import INFO, MAP, vmcore
+from typesbuilder import Kallsyms, Types
 
 from vmfilter import filter_dump
 from vmfilter.pages.pmem.info_block import fletcher64
@@ -205,6 +207,27 @@ def log() -> Iterator[bytes]:
         ring.write()
         cleared_at(ring.machine, 5, latch=1)
         yield from itertools.chain.from_iterable(map(_synthetic, (text, variable, ring.machine)))
+
+
+def crash() -> Iterator[bytes]:
+    """Crashed machines with symbols, types, tasks and stacks."""
+    for name in ("x86_64", "s390x, 3 levels"):
+        yield from _synthetic(crashbuilder.scene(name).s)
+
+
+def btf() -> Iterator[bytes]:
+    """Types of either byte order."""
+    for word, sign in ((8, "<"), (8, ">"), (4, "<")):
+        types = Types(word, sign)
+        types.struct("task_struct", {"pid": "int", "comm": "char[16]", "tasks": "list_head"})
+        yield types.build()
+
+
+def kallsyms() -> Iterator[bytes]:
+    """Compressed names of symbols, after their tokens."""
+    table = Kallsyms([("_stext", "T", 0), ("start_kernel", "t", 64), ("x" * 200, "d", 128)])
+    names = table.names()
+    yield b"\0".join([*table.tokens, names])
 
 
 def _info_block(minor: int = 4) -> bytes:

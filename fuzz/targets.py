@@ -24,9 +24,12 @@ from spans import split_parts
 
 from vmfilter.cli import main
 from vmfilter.errors import INCOMPLETE, InputError, KernelError, UnreadableError, VmfilterError
+from vmfilter.formats.abi import BE64, LE32, LE64
 from vmfilter.info import dump_info
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.search import understand
+from vmfilter.kernel.types.btf import Btf, Kind
+from vmfilter.kernel.types.kallsyms import expand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.pmem import find_pmem
@@ -35,6 +38,7 @@ from vmfilter.reader import Dump, open_dump
 from vmfilter.reader.checksums import compare
 from vmfilter.rearrange import rearrange
 from vmfilter.report.log import log_json, log_lines
+from vmfilter.report.types import struct_json, struct_lines
 from vmfilter.verify import verify_dump
 
 _SHM = "/dev/shm"
@@ -173,6 +177,32 @@ def _log(data: bytes) -> None:
         KernelLog(kernel).areas()
 
 
+def _btf(data: bytes) -> None:
+    for abi in (LE64, BE64, LE32):
+        with suppress(KernelError):
+            _ask(Btf(data, abi))
+
+
+def _ask(btf: Btf) -> None:
+    """Ask types everything."""
+    for number in range(min(btf.count, _SEVERAL)):
+        with suppress(KernelError):
+            btf.type_name(number)
+            if btf.kind(number) in (Kind.STRUCT, Kind.UNION):
+                list(struct_lines(btf, number))
+                struct_json(btf, number)
+                btf.field(number, "tasks.next")
+    btf.find("task_struct")
+    btf.enumerators("comm")
+
+
+def _kallsyms(data: bytes) -> None:
+    *tokens, names = data.split(b"\0", 256)
+    for count in (3, 1 << 20):
+        with suppress(KernelError):
+            expand(names, [*tokens, *[b""] * 256][:256], count)
+
+
 def _pmem(data: bytes) -> None:
     parse_info_block(data[-BLOCK:], seeds.PMEM)
     _kernel(data)
@@ -237,6 +267,15 @@ _CONVERT = (
     "convert -q -j1 --dedup --compress zstd:3 IN OUT",
 )
 
+_CRASH = (
+    "info IN",
+    "info --json IN",
+    "symbols --json IN",
+    "tasks IN",
+    "backtrace IN",
+    "backtrace --json --pid 9 IN",
+)
+
 _MAKEDUMPFILE = (
     "makedumpfile --message-level 4 -c -d 31 IN OUT",
     "makedumpfile --message-level 4 -E -d 17 IN OUT",
@@ -256,6 +295,8 @@ TARGETS = [
     Target("kernel", _kernel, seeds.kernel),
     Target("log", _log, seeds.log),
     Target("pmem", _pmem, seeds.pmem),
+    Target("btf", _btf, seeds.btf),
+    Target("kallsyms", _kallsyms, seeds.kallsyms),
     Target("filter", _command(*_FILTER), seeds.vmcores),
     Target("convert", _command(*_CONVERT), seeds.vmcores),
     Target("info", _command("info IN", "info --pages IN", "info --vmcoreinfo IN"), seeds.vmcores),
@@ -264,5 +305,6 @@ TARGETS = [
     Target("stats", _command("stats --json -j1 IN", "stats --all -j1 IN", "stats --csv IN"), seeds.vmcores),
     Target("diff", _command("diff -j1 IN IN", "diff --json -j1 IN IN"), seeds.vmcores),
     Target("dmesg", _command("dmesg IN", "dmesg --json IN", "dmesg --level --caller --since-clear IN"), seeds.log),
+    Target("crash", _command(*_CRASH), seeds.crash),
     Target("makedumpfile", _command(*_MAKEDUMPFILE), seeds.vmcores),
 ]

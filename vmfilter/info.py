@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
+from vmfilter.crash.summary import Summary, summary
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
@@ -52,6 +53,7 @@ class DumpInfo(NamedTuple):
         notes: ELF notes by name and type, in the order of the file.
         machine: architecture of the crashed machine.
         uts: identity of its kernel; fields are empty if unknown.
+        crash: what crashed, as far as it is known.
         crash_time: seconds since 1970, 0 if unknown.
         cpus: CPUs of the crashed machine whose registers were saved (NT_PRSTATUS), or else the number in the header.
         page_size: bytes.
@@ -81,6 +83,7 @@ class DumpInfo(NamedTuple):
     notes: list[NoteInfo]
     machine: str
     uts: Utsname
+    crash: Summary
     crash_time: int
     cpus: int
     page_size: int
@@ -149,6 +152,7 @@ def dump_info(dump: Dump, count_codecs: bool = False, search: bool = False) -> D
         notes=_notes(dump),
         machine=dump.arch.name,
         uts=kernel.uts if kernel else dump.header.uts,
+        crash=summary(dump, kernel) if kernel else Summary(),
         crash_time=crash_time(dump, info),
         cpus=dump.cpus,
         page_size=page_size,

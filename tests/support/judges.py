@@ -37,3 +37,12 @@ def kdumpid(dump: Path) -> str:
     if not peer_is_here("kdumpid", "--version"):
         pytest.skip("kdumpid is not available here")
     return judge("peer.py", "kdumpid", dump)
+
+
+def debug_vmlinux(package: str) -> Path:
+    """Return the vmlinux in one of Debian's -dbg packages; skip the test if the lab has not fetched it."""
+    cache = Path(os.environ.get("VMLAB_CACHE", Path.home() / ".cache" / "vmlab")) / "debs"
+    found = sorted(cache.glob(f"{package}-dbg_*/usr/lib/debug/boot/vmlinux-*"))
+    if not found:
+        pytest.skip(f"{package}-dbg is not in {cache}: debs.py fetches it")
+    return found[-1]

@@ -286,6 +286,7 @@ class Synthetic:
         memmap_at: physical address of a section's struct pages, by section; default: allocated by the builder.
         free_orders: LENGTH(zone.free_area).
         note: the vmcore has a VMCOREINFO note.
+        prstatus: contents of its NT_PRSTATUS notes.
         on_vmcoreinfo: called with the text of VMCOREINFO before the file is written.
         extra, without: lines to add to VMCOREINFO; prefixes of lines to remove.
         absent: frames that are not in the dump.
@@ -310,6 +311,7 @@ class Synthetic:
     memmap_at: dict[int, int] = field(default_factory=dict)
     free_orders: int = 11
     note: bool = True
+    prstatus: list[bytes] = field(default_factory=list)
     on_vmcoreinfo: Callable[[str], None] | None = None
     extra: list[str] = field(default_factory=list)
     without: tuple[str, ...] = ()
@@ -646,7 +648,8 @@ class Synthetic:
         elf = Elf(loads, extra_headers=[b""] * len(empty))
         if m:
             elf.machine, elf.elf_class, elf.data = m.em, m.elf_class, 2 if m.big_endian else 1
-        elf.notes = elf.note(b"VMCOREINFO", 0, text.encode()) if self.note else b""
+        elf.notes = b"".join(elf.note(b"CORE", 1, status) for status in self.prstatus)
+        elf.notes += elf.note(b"VMCOREINFO", 0, text.encode()) if self.note else b""
         end = -(-len(elf.build()) // PAGE) * PAGE
         elf.extra_headers = []
         for first, count in empty:

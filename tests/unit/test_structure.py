@@ -18,6 +18,7 @@ ROOMS = [
         "arch",
         "reader",
         "kernel",
+        "crash",
         "pages",
         "compress",
         "statistics",

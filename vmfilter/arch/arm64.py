@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, Stack
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -146,4 +146,17 @@ ARCH = Arch(
     max_physmem_bits=lambda paging: 52 if paging.high_mask else 48,
     roots=_roots,
     address_bits=56,
+    # struct user_pt_regs; AAPCS64 frame records.
+    stack=Stack(
+        112,
+        34,
+        pc=32,
+        sp=31,
+        fp=29,
+        link=0,
+        returns=8,
+        task_sp="thread.cpu_context.sp",
+        task_pc="thread.cpu_context.pc",
+        task_fp="thread.cpu_context.fp",
+    ),
 )

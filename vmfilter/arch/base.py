@@ -99,6 +99,33 @@ class TableRegister(NamedTuple):
     masks: tuple[int, ...]
 
 
+class Stack(NamedTuple):
+    """Where a backtrace begins, and how it goes from a frame to its caller's.
+
+    Attributes:
+        registers: offset of the registers (pr_reg) in an NT_PRSTATUS note, in bytes.
+        words: number of registers there.
+        pc, sp, fp: places of program counter, stack pointer and frame pointer among them.
+        by_sp: frames are linked by the stack pointer, and the return address is in the caller's frame; otherwise by the
+            frame pointer, and it is beside the link.
+        link, returns: offsets in bytes, from the pointer, of the link to the caller's frame and of the return address.
+        task_pc, task_sp, task_fp: members of struct task_struct that keep them while a task does not run; "" if none.
+
+    """
+
+    registers: int
+    words: int
+    pc: int
+    sp: int
+    fp: int
+    link: int
+    returns: int
+    task_sp: str
+    task_pc: str = ""
+    task_fp: str = ""
+    by_sp: bool = False
+
+
 class Arch(NamedTuple):
     """An architecture.
 
@@ -119,6 +146,7 @@ class Arch(NamedTuple):
         counts_from_ram: page frame 0 of a kdump-compressed dump is at phys_base of its header.
         table_registers: registers with the address of a CPU's page tables, in notes that some dumps have.
         address_bits: bits of a pointer that are an address; KASAN uses others for tags.
+        stack: of backtraces; None: they are not known.
 
     """
 
@@ -135,3 +163,4 @@ class Arch(NamedTuple):
     counts_from_ram: bool = False
     table_registers: tuple[TableRegister, ...] = ()
     address_bits: int = 64
+    stack: Stack | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from vmfilter.arch.base import Arch, KernelMemory, Paging, Root
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -91,4 +91,17 @@ ARCH = Arch(
     max_physmem_bits=lambda paging: _PHYSICAL_BITS,
     roots=_roots,
     settle=_with_levels,
+    # struct user_pt_regs; the frame pointer is above the link.
+    stack=Stack(
+        112,
+        45,
+        pc=33,
+        sp=3,
+        fp=22,
+        link=-16,
+        returns=-8,
+        task_sp="thread.reg03",
+        task_pc="thread.reg01",
+        task_fp="thread.reg22",
+    ),
 )

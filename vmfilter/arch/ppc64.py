@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, KernelMemory, Paging, Root
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack
 from vmfilter.errors import KernelError
 from vmfilter.formats.abi import BE64, Abi
 from vmfilter.lean import TYPE_CHECKING
@@ -145,6 +145,8 @@ def arch(name: str, abi: Abi) -> Arch:
         max_physmem_bits=lambda paging: 51,
         roots=_roots,
         settle=_with_vmemmap,
+        # struct user_pt_regs; in both ELF ABIs, the caller's frame has the link register at 16.
+        stack=Stack(112, 48, pc=32, sp=1, fp=31, link=0, returns=16, task_sp="thread.ksp", by_sp=True),
     )
 
 

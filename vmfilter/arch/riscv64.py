@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, Stack
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -110,4 +110,17 @@ ARCH = Arch(
     section_size_bits=27,
     max_physmem_bits=lambda paging: 56,
     roots=_roots,
+    # struct user_regs_struct; the frame pointer is above the link.
+    stack=Stack(
+        112,
+        32,
+        pc=0,
+        sp=2,
+        fp=8,
+        link=-16,
+        returns=-8,
+        task_sp="thread.sp",
+        task_pc="thread.ra",
+        task_fp="thread.s",
+    ),
 )

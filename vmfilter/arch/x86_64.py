@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, TableRegister
+from vmfilter.arch.base import Arch, Paging, Root, Stack, TableRegister
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -81,4 +81,6 @@ ARCH = Arch(
     max_physmem_bits=lambda paging: 52 if len(paging.levels) == 5 else 46,
     roots=_roots,
     table_registers=(TableRegister(b"QEMU", 0, 416, 8, (_CR3, _CR3 & ~0x1000)),),
+    # struct user_regs_struct has the order of struct pt_regs.
+    stack=Stack(112, 27, pc=16, sp=19, fp=4, link=0, returns=8, task_sp="thread.sp"),
 )

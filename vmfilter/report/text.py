@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
@@ -10,6 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
+    from vmfilter.crash.summary import CrashedTask
     from vmfilter.frames.ranges import Range
     from vmfilter.info import DumpInfo
     from vmfilter.pages.coverage import Gap
@@ -56,6 +57,7 @@ KIND_NAMES = {
     PageKind.OTHER: "other",
 }
 
+_UNKNOWN = "unknown"
 _NOTE_KINDS = {
     (b"CORE", 1): "NT_PRSTATUS",
     (b"CORE", 2): "NT_PRFPREG",
@@ -150,22 +152,32 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
 
     uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
     crash_time = datetime.fromtimestamp(info.crash_time, UTC).isoformat(" ") if 0 < info.crash_time < 1 << 37 else ""
+    crash = info.crash
     rows = {
+        "panic": crash.panic,
+        "cause": crash.cause,
+        "task": _task(crash.task) if crash.task else "",
+        "kernel": " ".join((uts[0], uts[2], uts[3])).strip() or _UNKNOWN,
+        "hardware": crash.hardware,
+        "uptime": "" if crash.uptime is None else _duration(crash.uptime),
+        "tainted": crash.tainted,
+        "CPUs": str(info.cpus) if info.cpus else _UNKNOWN,
+        "load": " ".join(f"{load:.2f}" for load in crash.load or ()),
+        "RAM": _usage(crash.memory, info.page_size) if crash.memory else "",
         "format": _format(info),
         "machine": info.machine,
-        "host": uts[1],
-        "kernel": " ".join((uts[0], uts[2], uts[3])).strip(),
-        "crash time": crash_time,
-        "CPUs": str(info.cpus) if info.cpus else "",
+        "host": uts[1] or _UNKNOWN,
+        "crash time": crash_time or _UNKNOWN,
     }
     for name, value in rows.items():
-        yield f"{name:12} {_harmless(value) or 'unknown'}"
+        if value:
+            yield f"{name:12} {harmless(value)}"
     yield f"{'page size':12} {info.page_size}"
     names = f" ({', '.join(level_names(info.level))})" if info.level else ""
     yield f"{'dump level':12} {info.level}{names}"
     for part in info.parts:
         frames = f"page frames {part.first:#x}-{part.end - 1:#x}" if part.first < part.end else "no page frames"
-        yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {_harmless(part.path) or 'MISSING'}"
+        yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {harmless(part.path) or 'MISSING'}"
     yield ""
     yield from _memory(info)
     if info.remains:
@@ -183,7 +195,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield ""
         yield f"{'note':24} {'count':>12} {'bytes':>10}"
         for note in info.notes:
-            name = _harmless(note.name.decode("utf-8", "backslashreplace"))
+            name = harmless(note.name.decode("utf-8", "backslashreplace"))
             kind = _NOTE_KINDS.get((note.name, note.kind), f"{note.kind:#x}")
             yield f"{name + ' ' + kind:24} {note.notes:12} {note.size:10}"
     if info.texts:
@@ -191,7 +203,7 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield f"{'VMCOREINFO in':24} kernel"
         for text in info.texts:
             use = "used" if text.is_used else "not used"
-            yield f"{_harmless(text.place):24} {_harmless(text.release)}: {use}: {_harmless(text.why)}"
+            yield f"{harmless(text.place):24} {harmless(text.release)}: {use}: {harmless(text.why)}"
     if info.pmem:
         yield ""
         yield from pmem_table(info.pmem)
@@ -204,6 +216,22 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
     elif not info.incomplete:
         yield ""
         yield "no memory of the crashed machine is known to be missing"
+
+
+def _task(task: CrashedTask) -> str:
+    return ", ".join([*([task.comm] if task.comm else []), f"PID {task.pid}", f"on CPU {task.cpu}"])
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return f"{days} {'day' if days == 1 else 'days'}, {clock}" if days else clock
+
+
+def _usage(pages: Mapping[str, int], page_size: int) -> str:
+    """RAM and what it was used for, in MiB."""
+    mib = {use: count * page_size >> 20 for use, count in pages.items()}
+    return ", ".join([f"{mib.pop('all')} MiB", *(f"{use} {size}" for use, size in mib.items())])
 
 
 def _in_words(wrappings: Sequence[str]) -> list[str]:
@@ -275,7 +303,7 @@ def _share(r: Remains) -> str:
     return f"{100 * r.held // r.all} %" if r.all else ""
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Replace control characters in text from a dump."""
     return "".join(c if c.isprintable() else "?" for c in text)
 

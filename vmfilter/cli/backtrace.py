@@ -1,0 +1,54 @@
+"""vmfilter backtrace: what CPUs and tasks of the crashed machine were doing."""
+
+from __future__ import annotations
+
+import argparse
+
+from vmfilter.cli.options import add_input, add_vmcoreinfo
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """\
+Print the kernel stack of each CPU whose registers DUMP has, that of the CPU that
+panicked first, or of one CPU or task. ? marks what may be left over from an
+earlier call. x86_64 is unwound by ORC if the kernel has it. Tasks need the
+kernel's types (BTF)."""
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 11):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number")
+    return int(text)
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "backtrace",
+        help="print the kernel stacks of the crashed machine's CPUs, or of a task",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    choice = p.add_mutually_exclusive_group()
+    choice.add_argument("--cpu", type=_number, metavar="N", help="only this CPU")
+    choice.add_argument("--pid", type=_number, metavar="PID", help="only this task")
+    p.add_argument("--json", action="store_true", help="print an object: each backtrace with its frames")
+    add_vmcoreinfo(p)
+    add_input(p)
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the backtraces, return the exit status."""
+    from vmfilter.cli.debug import debugged
+    from vmfilter.console.output import hand_out
+    from vmfilter.crash.backtrace import of_cpus, of_task
+    from vmfilter.report.crash import backtrace_lines, backtraces_json
+
+    with debugged(options) as (dump, info):
+        found = of_cpus(dump, info, options.cpu) if options.pid is None else [of_task(dump, info, options.pid)]
+        hand_out([backtraces_json(found)] if options.json else backtrace_lines(found, info.kernel.abi.word))
+    return 0

@@ -1,0 +1,45 @@
+"""What the commands share that read the crashed kernel's symbols and types."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vmfilter.cli.options import vmcoreinfo_of
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.types.debug_info import DebugInfo
+    from vmfilter.reader import Dump
+
+
+@contextmanager
+def debugged(options: argparse.Namespace) -> Iterator[tuple[Dump, DebugInfo]]:
+    """Yield the dump and what its kernel says of itself; print warnings afterwards.
+
+    Args:
+        options: with those of add_input() and add_vmcoreinfo().
+
+    Raises:
+        InputError: the dump cannot be read.
+        KernelError: its kernel or that one's symbols cannot be found.
+
+    """
+    from vmfilter.console.output import say
+    from vmfilter.errors import KernelError
+    from vmfilter.kernel.search import understand
+    from vmfilter.kernel.types.debug_info import debug_info
+    from vmfilter.reader import open_dump
+
+    with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
+        try:
+            _, _, kernel, error, doubts = understand(dump)
+            if kernel is None:
+                raise KernelError(error or "its kernel is unknown")
+            info = debug_info(kernel)
+            yield dump, info
+        except KernelError as e:
+            raise KernelError(f"{dump.path}: {e}") from e
+    for warning in (*dump.warnings, *doubts, *(f"{dump.path}: {warning}" for warning in info.warnings)):
+        say(f"warning: {warning}")

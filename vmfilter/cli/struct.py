@@ -1,0 +1,46 @@
+"""vmfilter struct: a structure of the crashed kernel."""
+
+from __future__ import annotations
+
+import argparse
+
+from vmfilter.cli.options import add_vmcoreinfo
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """\
+Print a structure or union of the crashed kernel or one of its modules as pahole
+does: offset and size in bytes behind each member. The types come from the dump
+itself (BTF), of kernels with CONFIG_DEBUG_INFO_BTF."""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "struct",
+        help="print a structure of the crashed kernel",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--json", action="store_true", help="print an object: name, size, members")
+    add_vmcoreinfo(p)
+    p.add_argument("input", nargs=1, metavar="DUMP", help="input, or - for standard input")
+    p.add_argument("name", metavar="NAME", help='its name: task_struct, or "union thread_union"')
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the structure, return the exit status."""
+    from vmfilter.cli.debug import debugged
+    from vmfilter.console.output import hand_out
+    from vmfilter.kernel.types.modules import find_type
+    from vmfilter.report.types import struct_json, struct_lines
+
+    with debugged(options) as (_, info):
+        btf, number = find_type(info.need_structures(), info.symbols, options.name)
+        lines = [struct_json(btf, number)] if options.json else list(struct_lines(btf, number))
+    hand_out(lines)
+    return 0

@@ -1,0 +1,46 @@
+"""vmfilter tasks: the crashed machine's tasks."""
+
+from __future__ import annotations
+
+import argparse
+
+from vmfilter.cli.options import add_input, add_vmcoreinfo
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """\
+List the tasks of the crashed machine: the idle task of each CPU, then every
+process and its threads. > marks those that were running. STATE is as ps(1)
+prints it; STACK is the number of bytes of the kernel stack in use and its size.
+This needs the kernel's types (BTF), which the dump itself contains if the kernel
+was built with CONFIG_DEBUG_INFO_BTF."""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "tasks",
+        help="list the crashed machine's tasks",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--json", action="store_true", help="print a list of objects: pid, comm, state, cpu and more")
+    add_vmcoreinfo(p)
+    add_input(p)
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the tasks, return the exit status."""
+    from vmfilter.cli.debug import debugged
+    from vmfilter.console.output import hand_out
+    from vmfilter.crash.tasks import list_tasks
+    from vmfilter.report.crash import task_lines, tasks_json
+
+    with debugged(options) as (dump, info):
+        found = list_tasks(dump, info)
+        hand_out([tasks_json(found)] if options.json else task_lines(found))
+    return 0

@@ -1,0 +1,156 @@
+"""Modules of the crashed kernel: where they are, their symbols, and their types.
+
+struct module has module_memory since ac3b43283923 ("module: replace module_layout with module_memory"), v6.4.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from vmfilter.errors import KernelError
+from vmfilter.kernel.types.area import read_table
+from vmfilter.kernel.types.btf import Btf
+from vmfilter.kernel.types.symbols import Symbols, SymbolTable
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vmfilter.kernel.types.structures import Object, Structures
+
+_MAX_MODULES = 1 << 12
+_MAX_SYMBOLS = 1 << 18  # of a module
+_UNFORMED = 3  # MODULE_STATE_UNFORMED: its memory is being filled
+_SYMBOL = {8: "IBBHQQ", 4: "IIIBBH"}  # Elf64_Sym, Elf32_Sym
+_VALUE = {8: 4, 4: 1}  # place of st_value in it
+
+
+class Module(NamedTuple):
+    """A module.
+
+    Attributes:
+        name: of the module.
+        ranges: virtual addresses [start, end) that it occupies.
+        record: its struct module.
+
+    """
+
+    name: str
+    ranges: list[tuple[int, int]]
+    record: Object
+
+
+def modules(structures: Structures, symbols: Symbols) -> Iterator[Module]:
+    """Yield the modules, the one loaded last first. Raises KernelError if the types do not fit."""
+    head = symbols.address("modules")
+    if head is None:  # built without modules
+        return
+    for record in structures.listed(head, "module", "list", _MAX_MODULES):
+        if record.number("state") != _UNFORMED:
+            yield Module(record.text("name"), list(_ranges(structures, record)), record)
+
+
+def _ranges(structures: Structures, record: Object) -> Iterator[tuple[int, int]]:
+    word, order = structures.kernel.abi.word, structures.kernel.abi.byteorder
+    if record.has("mem"):
+        name, raw = "module_memory", record.raw("mem")
+        step = structures.size(name)
+        parts = [raw[i : i + step] for i in range(0, len(raw), step)] if step else []
+    else:
+        name, parts = "module_layout", [record.raw("core_layout"), record.raw("init_layout")]
+    base, size = structures.field(name, "base").offset, structures.field(name, "size").offset
+    for part in parts:
+        start = int.from_bytes(part[base : base + word], order)
+        length = int.from_bytes(part[size : size + 4], order)
+        if start and length:
+            yield start, start + length
+
+
+def add_modules(structures: Structures, symbols: Symbols) -> list[str]:
+    """Add the symbols of all modules.
+
+    Args:
+        structures: of the kernel.
+        symbols: of the kernel image.
+
+    Returns:
+        Which modules have none, one line each.
+
+    """
+    lost = []
+    for module in modules(structures, symbols):
+        try:
+            table = _symbols(structures, module)
+        except KernelError as e:
+            lost.append(f"the symbols of module {module.name} are missing: {e}")
+            table = SymbolTable(module.name, b"\0", b"", [])
+        symbols.add(table, module.ranges)
+    return lost
+
+
+def _symbols(structures: Structures, module: Module) -> SymbolTable:
+    kernel = structures.kernel
+    at = module.record.number("kallsyms")
+    tables = structures.read("mod_kallsyms", at)
+    if tables is None:
+        raise KernelError(f"struct mod_kallsyms at {at:#x} is not in the dump")
+    count = tables.number("num_symtab")
+    if count > _MAX_SYMBOLS:
+        raise KernelError(f"num_symtab at {at:#x} is {count}: the kernel's memory is damaged")
+    form = struct.Struct(kernel.abi.sign + _SYMBOL[kernel.abi.word])
+    raw = read_table(kernel, "symtab", tables.number("symtab"), form.size * count)
+    # Since 1c7651f43777 ("kallsyms: store type information in its own array"), v5.2; before, it was in st_info.
+    kinds = read_table(kernel, "typetab", tables.number("typetab"), count)
+    start = tables.number("strtab")
+    end = next((end for first, end in module.ranges if first <= start < end), None)
+    if end is None:
+        raise KernelError(f"strtab at {start:#x} is outside the module: the kernel's memory is damaged")
+    texts = read_table(kernel, "strtab", start, end - start)
+    names, addresses, letters = [b""], [], []
+    place = _VALUE[kernel.abi.word]
+    for i, entry in enumerate(form.iter_unpack(raw)):
+        name = texts[entry[0] : max(texts.find(b"\0", entry[0]), 0)]
+        if name:
+            names.append(name)
+            addresses.append(entry[place])
+            letters.append(kinds[i])
+    return SymbolTable(module.name, b"\0".join([*names, b""]), bytes(letters), addresses)
+
+
+def _module_types(structures: Structures, symbols: Symbols) -> Iterator[Btf]:
+    """Yield the types of each module that has some in memory.
+
+    Since 36e68442d1af ("bpf: Load and verify kernel module BTFs"), v5.11, the list btf_modules has them.
+    """
+    head = symbols.address("btf_modules")
+    for entry in structures.listed(head, "btf_module", "list", _MAX_MODULES) if head is not None else ():
+        module = structures.read("module", entry.number("module"))
+        own = structures.read("btf", entry.number("btf"))
+        if module is not None and own is not None:
+            name = module.text("name")
+            data = read_table(structures.kernel, f"types (BTF) of {name}", own.number("data"), own.number("data_size"))
+            yield Btf(data, structures.kernel.abi, name, structures.btf)
+
+
+def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Btf, int]:
+    """Find a structure or union of the kernel, or else of a module.
+
+    Args:
+        structures: of the kernel.
+        symbols: of the kernel image.
+        name: as Btf.find() takes it.
+
+    Returns:
+        The types among which it is, and its number.
+
+    Raises:
+        KernelError: there is none of this name, or types are missing or damaged.
+
+    """
+    number = structures.btf.find(name)
+    if number is not None:
+        return structures.btf, number
+    for btf in _module_types(structures, symbols):
+        number = btf.find(name)
+        if number is not None:
+            return btf, number
+    raise KernelError(f"the kernel's types (BTF) and its modules' have no structure or union {name!r:.80}")
