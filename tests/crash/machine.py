@@ -121,8 +121,24 @@ def crash(folder: Path, initrd: Path, cpus: int) -> Saved:
         AssertionError: it failed, or took too long; the message contains the end of the console.
 
     """
+    disks = _disks(folder, initrd, cpus)
+    _boot(folder / "console", initrd, disks, f"crashkernel={CRASH_MEMORY}", "vmfilter: the dump is on")
+    files = _files(folder, disks)
+    run("truncate", "-s", (files / "vmcore.size").read_text().strip(), disks["vmcore"])
+    return Saved(files, disks["vmcore"], disks["kpageflags"], disks["disk"])
+
+
+def boot_without_crash_memory(folder: Path, initrd: Path) -> Path:
+    """Boot a machine that reserves no memory for a capture kernel, and return what it saved; see crash()."""
+    disks = _disks(folder, initrd, 1)
+    _boot(folder / "console", initrd, disks, "", "reboot: Power down")
+    return _files(folder, disks)
+
+
+def _disks(folder: Path, initrd: Path, cpus: int) -> dict[str, Path]:
+    """Make the disks of a machine."""
     disks = {name: folder / f"{name}.img" for name in _DISKS}
-    system, files = folder / "system", folder / "files"
+    system = folder / "system"
     system.mkdir()
     shutil.copy(kernel(), system / "vmlinuz")
     shutil.copy(initrd, system / "initrd")
@@ -131,14 +147,19 @@ def crash(folder: Path, initrd: Path, cpus: int) -> Saved:
         run("truncate", "-s", size, disks[name])
     run("mkfs.ext4", "-q", "-d", system, disks["system"])
     run("mkfs.ext4", "-q", disks["files"])
-    _boot(folder / "console", initrd, list(disks.values()))
+    return disks
+
+
+def _files(folder: Path, disks: dict[str, Path]) -> Path:
+    """Return a new folder with the files that the guest wrote."""
+    files = folder / "files"
     files.mkdir()
     run("debugfs", "-R", f"rdump / {files}", disks["files"])
-    run("truncate", "-s", (files / "vmcore.size").read_text().strip(), disks["vmcore"])
-    return Saved(files, disks["vmcore"], disks["kpageflags"], disks["disk"])
+    return files
 
 
-def _boot(console: Path, initrd: Path, disks: list[Path]) -> None:
+def _boot(console: Path, initrd: Path, disks: dict[str, Path], words: str, last: str) -> None:
+    """Run a machine; words: for its command line, last: what its console says in the end."""
     command = [
         "qemu-system-x86_64",
         "-M",
@@ -153,8 +174,8 @@ def _boot(console: Path, initrd: Path, disks: list[Path]) -> None:
         "2",
     ]
     command += ["-nographic", "-no-reboot", "-nic", "none", "-kernel", str(kernel()), "-initrd", str(initrd)]
-    command += ["-append", f"{_COMMON} crashkernel={CRASH_MEMORY}"]
-    for disk in disks:
+    command += ["-append", f"{_COMMON} {words}"]
+    for disk in disks.values():
         command += ["-drive", f"if=none,id={disk.stem},format=raw,file={disk}"]
         command += ["-device", f"virtio-blk-pci,drive={disk.stem}"]
     with open(console, "wb") as log:
@@ -168,5 +189,5 @@ def _boot(console: Path, initrd: Path, disks: list[Path]) -> None:
             process.wait()
     said = console.read_text(errors="replace")
     ours = re.sub(r"\[ *\d+\.\d+\] .*\n", "", said)  # drop kernel messages printed in the middle of a line
-    if "vmfilter: the dump is on" not in ours:
+    if last not in said and last not in ours:
         raise AssertionError("\n".join([*said.splitlines()[-_TAIL:], f"QEMU {ended}, and not all was saved"]))

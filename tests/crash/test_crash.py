@@ -233,6 +233,12 @@ def test_status_fails_until_a_capture_kernel_is_loaded(crash: Crash, when: str, 
     assert ("describes all" in found["header"]["text"]) is loaded
 
 
+def test_status_fails_without_crashkernel(initrd: Path, tmp_path: Path) -> None:
+    status = json.loads((machine.boot_without_crash_memory(tmp_path, initrd) / "status").read_text())
+    failed = [check["name"] for check in status["checks"] if check["status"] == "fail"]
+    assert failed == ["crashkernel", "reserved", "enough", "loaded"]
+
+
 # The initramfs
 
 
