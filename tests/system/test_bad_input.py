@@ -305,6 +305,18 @@ def test_a_segment_longer_than_the_file_is_refused_or_missing(run: Run, folder: 
 
 
 @pytest.mark.parametrize("level", ["0", "31"])
+def test_pt_loads_with_the_same_data_are_refused(run: Run, folder: Path, level: str) -> None:
+    """A file of a few MiB could be about terabytes otherwise, and all of them would be read."""
+    elf = Elf([Load(0, bytes(PAGE))], _notes())
+    elf.extra_headers = [bytes(PHDR) for _ in range(1000)]
+    _, _, at, _ = next(header for header in headers(elf.build()) if header[1] == PT_LOAD)
+    elf.extra_headers = [elf.header(PT_LOAD, at, (i + 1) << 20, PAGE) for i in range(1000)]
+    ran = run(elf.build(), "-d", level)
+    ran.fails(INPUT, folder.parent / "vmcore")
+    assert f"{1001 * PAGE} bytes of memory: the PT_LOADs overlap in the file" in ran.err
+
+
+@pytest.mark.parametrize("level", ["0", "31"])
 @pytest.mark.parametrize("before_the_end", [2, 0x1000, 0x1FFFF])
 def test_memory_beyond_the_last_address_is_refused(run: Run, folder: Path, level: str, before_the_end: int) -> None:
     data = patched(header_of(PT_LOAD) + P_PADDR, "Q", (1 << 64) - before_the_end)

@@ -341,12 +341,12 @@ def test_a_signal_keeps_what_was_written(small: Path, tmp_path: Path, number: si
 def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) -> None:
     """Simulate a disk with an unwritable block at an offset of each file; if it heals, only the first thread fails."""
     pwrite, start = os.pwrite, block * PAGE
-    threads: list[int] = []
+    own, threads = threading.local(), list[object]()  # not idents, which later threads get again
 
     def failing(fd: int, data: memoryview, offset: int) -> int:
         if offset < start + PAGE and start < offset + len(data):
-            threads.append(threading.get_ident())
-            if not heals or threads[-1] == threads[0]:
+            threads.append(vars(own).setdefault("thread", object()))
+            if not heals or threads[-1] is threads[0]:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pwrite(fd, data, offset)
 

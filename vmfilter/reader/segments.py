@@ -17,6 +17,7 @@ from vmfilter.reader.dump import Dump, frames_named, listed
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
+_MOST_SHARED = 16  # PT_LOADs with the same data of the file: none has, but a few with a wrong p_filesz do no harm
 _STEP = 1 << 20  # bytes of memory between looks for a hole
 
 
@@ -119,7 +120,8 @@ class SegmentDump(Dump):
                 equal addresses, so that join() joins contiguous ranges.
 
         Raises:
-            InputError: it is more memory than any machine has, or than a file with so few data can be about.
+            InputError: it is more memory than any machine has, than a file with so few data can be about, or than the
+                file can contain.
 
         """
         self.loads = loads
@@ -128,7 +130,10 @@ class SegmentDump(Dump):
         size = sum(self._memory.ends) - sum(self._memory.starts)
         if size > _MAX_MEMORY:  # all of it is walked, so it must be bounded
             raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
-        size += sum(self.segments.ends) - sum(self.segments.starts)
+        stored = sum(self.segments.ends) - sum(self.segments.starts)
+        if self._source.size is not None and stored > _MOST_SHARED * self._source.size:
+            raise InputError(f"{self.path}: damaged: {stored} bytes of memory: the PT_LOADs overlap in the file")
+        size += stored
         if size > self.most_memory:
             what = self.truncated or f"{size} bytes of memory"
             raise InputError(f"{self.path}: damaged: {what}: too many for a file with so few data")

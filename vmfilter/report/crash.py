@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.report.data import document
 from vmfilter.report.text import harmless
 
 if TYPE_CHECKING:
@@ -78,4 +79,4 @@ def backtraces_json(found: Sequence[Backtrace]) -> str:
         }
         for trace in found
     ]
-    return json.dumps({"version": 1, "backtraces": rows}, indent=2)
+    return document({"backtraces": rows})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from vmfilter.frames.levels import level_names
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.report.data import document
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ def info_json(info: DumpInfo) -> str:
     crash, task = info.crash, info.crash.task
     names = ("sysname", "nodename", "release", "version", "machine", "domainname")
     value: dict[str, Any] = {
-        "version": 1,
         "path": info.path,
         "crash": {
             "panic": crash.panic or None,
@@ -73,4 +71,4 @@ def info_json(info: DumpInfo) -> str:
         ],
         "warnings": info.warnings,
     }
-    return json.dumps(value, indent=2)
+    return document(value)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.btf import Kind
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.report.data import document
 from vmfilter.report.text import harmless
 
 if TYPE_CHECKING:
@@ -82,12 +83,11 @@ def struct_json(btf: Btf, number: int) -> str:
     """Return a structure or union as JSON."""
     name = btf.type_name(number)
     value = {
-        "version": 1,
         "name": name,
         "size": btf.size(number),
         "members": list(_members_json(btf, number, 0, _Shown())),
     }
-    return json.dumps(value, indent=2)
+    return document(value)
 
 
 def _members_json(btf: Btf, number: int, depth: int, shown: _Shown) -> Iterator[dict[str, Any]]:
