@@ -105,12 +105,12 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
 ) -> None:
     chance = random.Random(seed)
     transport = FileTransport(str(tmp_path / "dump"))
-    transport.create()
     model = bytearray()
     at = chance.choice((0, 1, 24, BLOCK, BLOCK + 7, 100_000))
     start = at
-    with monkeypatch.context() as m:  # undone before pytest removes tmp_path
+    with all_closed_again(), monkeypatch.context() as m:  # undone before pytest removes tmp_path
         trouble(m)
+        transport.create()
         for _ in range(60):
             data = chance.randbytes(chance.choice((0, 1, 100, 4095, BLOCK, BLOCK, 50_000, 65_536, 200_000)))
             transport.stream(at, data)
@@ -127,6 +127,7 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
         assert transport.landed == len(model)
         transport.sync(len(model))
         transport.publish()
+        transport.close()
     assert (tmp_path / "dump").read_bytes() == model
     assert no_thread_is_left()
 
