@@ -14,7 +14,7 @@ import pytest
 from descriptors import all_closed_again
 
 from vmfilter.errors import NoSpaceError, OutputError
-from vmfilter.writer.transport import direct_io
+from vmfilter.writer.transport import direct_io, file
 from vmfilter.writer.transport.file import FileTransport
 
 BLOCK = 4096
@@ -130,6 +130,18 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
         transport.close()
     assert (tmp_path / "dump").read_bytes() == model
     assert no_thread_is_left()
+
+
+def test_zeros_before_data_leave_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "_AHEAD", BLOCK)
+    transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
+    transport.write(9 * BLOCK, b"data")
+    transport.zeros(0, BLOCK)
+    transport.sync(9 * BLOCK + 4)
+    transport.publish()
+    transport.close()
+    assert (tmp_path / "dump").read_bytes() == bytes(9 * BLOCK) + b"data"
 
 
 def test_whole_blocks_are_written_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
