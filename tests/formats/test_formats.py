@@ -981,6 +981,13 @@ def test_a_pipe_is_made_larger() -> None:
         os.close(fd)
 
 
+def test_a_pipe_that_takes_a_few_bytes_at_a_time_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = bytearray()
+    monkeypatch.setattr(os, "write", lambda fd, data: sent.extend(data[:7]) or len(data[:7]))
+    StreamSink(-1, "a pipe").stream(0, b"more than it takes at once")
+    assert sent == b"more than it takes at once"
+
+
 def test_a_disk_that_loses_the_stream_is_an_output_error(
     vmcore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
