@@ -225,3 +225,14 @@ def test_a_part_without_checksums_is_damaged(vmcore: Path) -> None:
     data[data.index(MAGIC)] ^= 1
     two.write_bytes(data)
     assert f"{two}: damaged: has no checksums, and other files of the set have them" in _blamed(one, two)
+
+
+def test_a_damaged_note_hides_no_damage_of_other_parts(vmcore: Path) -> None:
+    one, two = _made(vmcore, "split")
+    for path, place in (one, one.read_bytes().index(MAGIC) - 4), (two, -1):  # room of the table; the last page
+        data = bytearray(path.read_bytes())
+        data[place] ^= 0xFF
+        path.write_bytes(data)
+    first, second = _blamed(one, two).splitlines()
+    assert first == f"{one}: damaged: the note of checksums, so they cannot be compared with the file"
+    assert second.startswith(f"{two}: damaged: bytes ")
