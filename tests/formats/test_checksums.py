@@ -138,10 +138,11 @@ def test_the_blocks_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"bytes {1 << 18:#x}-{len(data) - 1:#x} differ" in _blamed(tmp_path / "dump")
 
 
+@pytest.mark.parametrize("quarters", [1, 3])  # with one PT_LOAD, with both
 @pytest.mark.parametrize("form", ["zstd", "elf", "flattened", "flattened elf"])
-def test_a_limited_dump_is_covered(vmcore: Path, form: str) -> None:
-    whole = _made(vmcore, form)[0].stat().st_size
-    filter_dump(vmcore, vmcore.parent / "limited", level=1, limit=whole * 3 // 4, **FORMS[form])  # type: ignore[arg-type]
+def test_a_limited_dump_is_covered(vmcore: Path, form: str, quarters: int) -> None:
+    limit = _made(vmcore, form)[0].stat().st_size * quarters // 4
+    filter_dump(vmcore, vmcore.parent / "limited", level=1, limit=limit, **FORMS[form])  # type: ignore[arg-type]
     found = _verified(vmcore.parent / "limited")
     assert (found.whole, found.covered, found.incomplete) == (True, True, True)
 
@@ -224,3 +225,14 @@ def test_a_part_without_checksums_is_damaged(vmcore: Path) -> None:
     data[data.index(MAGIC)] ^= 1
     two.write_bytes(data)
     assert f"{two}: damaged: has no checksums, and other files of the set have them" in _blamed(one, two)
+
+
+def test_a_damaged_note_hides_no_damage_of_other_parts(vmcore: Path) -> None:
+    one, two = _made(vmcore, "split")
+    for path, place in (one, one.read_bytes().index(MAGIC) - 4), (two, -1):  # room of the table; the last page
+        data = bytearray(path.read_bytes())
+        data[place] ^= 0xFF
+        path.write_bytes(data)
+    first, second = _blamed(one, two).splitlines()
+    assert first == f"{one}: damaged: the note of checksums, so they cannot be compared with the file"
+    assert second.startswith(f"{two}: damaged: bytes ")

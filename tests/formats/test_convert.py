@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from elfbuilder import PAGE
+from elftools.elf.constants import P_FLAGS
+from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kdumpbuilder import FLAGS, INCOMPLETE, KdumpFile, some_page
@@ -161,6 +163,12 @@ def test_an_elf_file_has_no_codec_to_keep(tmp_path: Path) -> None:
     source, out = vmcore(tmp_path / "vmcore", some_pages(40, 9)), tmp_path / "out"
     convert_dump(source, out)
     assert Kdump(out).status == FLAGS["zstd"]
+
+
+def test_what_has_no_program_headers_may_be_read_written_and_executed(tmp_path: Path) -> None:
+    with open(converted(some_file(lambda pfn: "zlib"), tmp_path, format="elf"), "rb") as f:
+        flags = {segment["p_flags"] for segment in ELFFile(f).iter_segments("PT_LOAD")}
+    assert flags == {P_FLAGS.PF_R | P_FLAGS.PF_W | P_FLAGS.PF_X}
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import errno
+import fcntl
 import gzip
 import lzma
 import os
@@ -50,6 +51,7 @@ from vmfilter.verify import verify_dump
 from vmfilter.writer.elf import ElfWriter
 from vmfilter.writer.transport.file import FileTransport
 from vmfilter.writer.transport.flattened import FlattenedTransport
+from vmfilter.writer.transport.stream import StreamSink
 
 SMALL = "x86_64-6.12-small"
 MAIN_SIZE, STATUS_AT, INCOMPLETE = 464, 424, 8  # of the header of a 64-bit machine's kdump-compressed dump
@@ -969,6 +971,21 @@ def test_a_reader_that_goes_away_is_an_output_error(vmcore: Path, tmp_path: Path
         said = p.stderr.read()
     one_line(subprocess.CompletedProcess([], p.returncode, b"", said), 4, "standard output", "Broken pipe")
     assert os.listdir(tmp_path) == ["vmcore"]
+
+
+def test_a_pipe_is_made_larger() -> None:
+    ends = os.pipe()
+    StreamSink(ends[1], "a pipe")
+    assert fcntl.fcntl(ends[0], fcntl.F_GETPIPE_SZ) == 1 << 20
+    for fd in ends:
+        os.close(fd)
+
+
+def test_a_pipe_that_takes_a_few_bytes_at_a_time_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = bytearray()
+    monkeypatch.setattr(os, "write", lambda fd, data: sent.extend(data[:7]) or len(data[:7]))
+    StreamSink(-1, "a pipe").stream(0, b"more than it takes at once")
+    assert sent == b"more than it takes at once"
 
 
 def test_a_disk_that_loses_the_stream_is_an_output_error(

@@ -306,6 +306,12 @@ def test_every_file_is_closed(written: Written, tmp_path: Path) -> None:
             refusal(*(paths[i] for i in order[:2]))
 
 
+def test_every_new_file_is_closed(tmp_path: Path) -> None:
+    vmcore = Elf([Load(0, bytes(range(256)) * 16)]).write(tmp_path / "vmcore")
+    with all_closed_again():
+        vmfilter.filter_dump(vmcore, [tmp_path / str(i) for i in range(3)], level=0)
+
+
 def test_memory_use_is_that_of_one_part(written: Written) -> None:
     frames = [5, 1 << 27, (1 << 28) + 4]  # 1 TiB: each bitmap is 32 MiB
     whole = KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command import Run
@@ -79,8 +82,69 @@ def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Pa
         witnesses = Witnesses(kernel, classifier)
         by_lists = read_zones(kernel, witnesses.start)
         assert read_zones(kernel, Start([], (0, 0), 0)) is None
-    assert by_symbol == by_lists
+        node = kernel.memory.read_word(int(re.search(r"SYMBOL\(node_data\)=(.+)", info.text)[1], 16))  # type: ignore[index]
+        kernel.info = Vmcoreinfo(re.sub(r"SYMBOL\(node_data\)=.+", f"SYMBOL(contig_page_data)={node:x}", info.text))
+        by_the_only_node = read_zones(kernel, Start([], (0, 0), 0))
+        kernel.info = Vmcoreinfo(info.text.replace("LENGTH(zone.free_area)=11", "LENGTH(zone.free_area)=63"))
+        assert read_zones(kernel, Start([], (0, 0), 0)) is None, "lists beyond the end of a zone"
+    assert by_symbol == by_lists == by_the_only_node
     assert by_lists
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("5.10", "NUMBER(PG_slab)=40", "OFFSET(page.flags) or NUMBER(PG_private)"),  # above all flags
+        ("7.2", "NUMBER(PG_hwpoison)=40", "OFFSET(page.flags) or NUMBER(PG_private)"),
+        (
+            "7.2",
+            "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)=-268435456",
+            "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE) or NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)",
+        ),
+        (
+            "7.2",
+            "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-1",
+            "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE), OFFSET(page._refcount) or OFFSET(page.lru)",
+        ),
+        ("7.2", "OFFSET(page.private)=56", "OFFSET(page.private)"),  # the order of free blocks
+        ("7.2", "OFFSET(page.compound_info)=24", "OFFSET(page.mapping) or OFFSET(page.compound_head)"),
+        ("7.2", "OFFSET(page.compound_info)=0", "NUMBER(PG_lru)"),  # a third of the anonymous pages, in many places
+    ],
+)
+def test_a_witness_names_the_field_that_is_wrong(note: Callable[[str], Note], name: str, wrong: str, said: str) -> None:
+    key, _, value = wrong.partition("=")
+    assert said in [doubt.field for doubt in doubts(note(f"x86_64-{name}").write({key: int(value)}))]
+
+
+NO_LISTS = native.Lists(free_blocks=[4000], hugetlb=0, refused=0, too_large=0, unused=0, unknown_huge=0)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, []),
+        ({"refused": 571}, []),  # one in eight
+        ({"refused": 572}, ["572 free blocks have an impossible order or link"]),
+        ({"too_large": 1}, []),
+        ({"too_large": 2}, ["2 free blocks are larger than it says that blocks can be"]),
+        ({"unknown_huge": 1}, []),
+        ({"unknown_huge": 2}, ["2 huge pages have an unknown page type, and none is hugetlb"]),
+        ({"unknown_huge": 2, "hugetlb": 1}, []),
+        ({"unused": 16_000}, []),
+        ({"unused": 16_001}, ["16001 unused pages are in no free block"]),
+        ({"free_blocks": [0]}, ["no free page is found"]),
+    ],
+)
+def test_pages_in_no_list_or_an_impossible_one_are_a_doubt(
+    real: Callable[[str], Path], found: dict[str, Any], said: list[str]
+) -> None:
+    with open_dump(real("x86_64-6.12-small")) as dump:  # without zones
+        page_size, _, kernel, _, _ = understand(dump)
+        assert kernel
+        witnesses = Witnesses(kernel, Classifier(dump, page_size, kernel))
+    classifier = SimpleNamespace(lists=NO_LISTS._replace(**found))
+    counted, doubts_of_lists = witnesses.free_pages(classifier, 1 << 15)  # type: ignore[arg-type]
+    assert (counted, [doubt.evidence for doubt in doubts_of_lists]) == (None, said)
 
 
 def test_nothing_is_excluded_by_struct_pages_of_another_size(note: Callable[[str], Note], tmp_path: Path) -> None:
@@ -116,6 +180,7 @@ def test_what_is_in_doubt_is_kept(note: Callable[[str], Note], tmp_path: Path) -
     assert result.excluded_classes.isdisjoint({PageClass.USER, PageClass.CACHE, PageClass.CACHE_PRIVATE})
     assert PageClass.FREE in result.excluded_classes
     assert "OFFSET(page.mapping) may be wrong" in "".join(result.warnings)
+    assert all(warning.endswith("; all cache and user pages are kept") for warning in result.warnings)
     with open_dump(tmp_path / "dump") as dump:
         assert dump.header.level == 1 | 16  # the level of what is excluded, so that it can be filtered again
 

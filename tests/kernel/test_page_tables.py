@@ -202,6 +202,15 @@ def test_every_byte_of_a_read_must_be_mapped_and_in_the_dump(tmp_path: Path) -> 
         assert virtual.read(vaddr + 5 * PAGE, 8) is None  # not mapped
 
 
+def test_address_0_is_like_any_other(tmp_path: Path) -> None:
+    space = Space()
+    space.memory.write(0x7000, b"lowcore")
+    space.tables.map(0, 0x7000)
+    dump, virtual = space.open(tmp_path)
+    with dump:
+        assert virtual.read(0, 7) == b"lowcore"
+
+
 def test_more_tables_than_the_cache_holds(tmp_path: Path) -> None:
     space = Space()
     for i in range(200):

@@ -14,7 +14,9 @@ from tinyvmcore import vmcore
 import vmfilter
 from vmfilter.errors import OutputError
 from vmfilter.rearrange import rearrange
+from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport
+from vmfilter.writer.transport.hashed import HashedFileTransport
 
 CALLS = ["open", "pwrite", "posix_fallocate", "ftruncate", "fsync", "link", "rename", "unlink", "stat"]
 FORMS: dict[str, dict[str, Any]] = {
@@ -159,3 +161,27 @@ def test_a_temporary_file_that_cannot_be_removed_is_named(tmp_path: Path) -> Non
     aside.unlink()
     aside.mkdir()
     assert transport.abort() == f"{aside}: is not a dump, and cannot be removed: Is a directory"
+
+
+def test_a_dump_and_its_sha_256_that_cannot_be_removed_are_named(tmp_path: Path) -> None:
+    transport = HashedFileTransport(str(tmp_path / "dump"))
+    transport.create()
+    for aside in list(tmp_path.iterdir()):
+        aside.unlink()
+        aside.mkdir()
+    assert (transport.abort() or "").count("is not a dump, and cannot be removed: Is a directory") == 2
+
+
+def test_each_file_of_a_set_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    transports = [FileTransport(str(tmp_path / str(i))) for i in range(3)]
+
+    def fail() -> None:
+        with published(transports):
+            for aside in list(tmp_path.iterdir()):
+                aside.unlink()
+                aside.mkdir()
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError) as raised:
+        fail()
+    assert len(raised.value.__notes__) == 3

@@ -16,7 +16,7 @@ from threads import no_thread_is_left
 
 from vmfilter.compress.thread import Thread
 from vmfilter.errors import NoSpaceError, OutputError
-from vmfilter.writer.transport import direct_io
+from vmfilter.writer.transport import direct_io, file
 from vmfilter.writer.transport.file import FileTransport
 
 BLOCK = 4096
@@ -103,12 +103,12 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
 ) -> None:
     chance = random.Random(seed)
     transport = FileTransport(str(tmp_path / "dump"))
-    transport.create()
     model = bytearray()
     at = chance.choice((0, 1, 24, BLOCK, BLOCK + 7, 100_000))
     start = at
-    with monkeypatch.context() as m:  # undone before pytest removes tmp_path
+    with all_closed_again(), monkeypatch.context() as m:  # undone before pytest removes tmp_path
         trouble(m)
+        transport.create()
         for _ in range(60):
             data = chance.randbytes(chance.choice((0, 1, 100, 4095, BLOCK, BLOCK, 50_000, 65_536, 200_000)))
             transport.stream(at, data)
@@ -125,8 +125,21 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
         assert transport.landed == len(model)
         transport.sync(len(model))
         transport.publish()
+        transport.close()
     assert (tmp_path / "dump").read_bytes() == model
     assert no_thread_is_left()
+
+
+def test_zeros_before_data_leave_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "_AHEAD", BLOCK)
+    transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
+    transport.write(9 * BLOCK, b"data")
+    transport.zeros(0, BLOCK)
+    transport.sync(9 * BLOCK + 4)
+    transport.publish()
+    transport.close()
+    assert (tmp_path / "dump").read_bytes() == bytes(9 * BLOCK) + b"data"
 
 
 def test_whole_blocks_are_written_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +202,7 @@ def test_aborting_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> None:
         for i in range(200):
             transport.stream(i * BLOCK, bytes(BLOCK))
         transport.abort()
+        transport.abort()  # closes no descriptor that has the same number by now
     assert no_thread_is_left()
     assert os.listdir(tmp_path) == []
 
