@@ -167,7 +167,7 @@ def test_every_class_and_kind_has_a_name() -> None:
 def test_zones_that_change_without_end_are_given_up(
     real: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmfilter.measure.walk._MAX_CHANGES", 0)
+    monkeypatch.setattr("vmfilter.measure.walk._MAX_CHANGES", -1)  # windows after the limit are not read
     done = run("stats", "--json", real("x86_64-6.1"))
     data = json.loads(done.out)
     assert None in [zone["node"] for zone in data["zones"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from vmfilter import native
 from vmfilter.errors import KernelError
@@ -20,8 +19,11 @@ from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 
 if TYPE_CHECKING:
+    from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 
+_AT_ONCE = 1 << 13  # struct pages that are read at once
+_FEWEST = 1 << 6  # a page of them
 _MAX_CHANGES = 1 << 20  # of the zone from frame to frame: real machines have a few dozen
 
 
@@ -40,39 +42,56 @@ class Stretch(NamedTuple):
     zone: Zone | None
 
 
-class _ZonesOfWindow:
-    """The zones of one window's frames, as Watch shows them."""
+class _Zones:
+    """The zones of page frames, read from their struct pages.
 
-    def __init__(self, layout: native.PageLayout) -> None:
+    Attributes:
+        changes: how often the zone was another than that of the frame before.
+
+    """
+
+    def __init__(self, kernel: Kernel, bits: ZoneBits) -> None:
+        layout = kernel.struct_page().layout
+        self._memory, self._model, self._size = kernel.memory, kernel.memory_model, layout.size
         self._native = native.Classifier(layout)
-        self.bits: ZoneBits | None = None
-        self._ranges: list[tuple[int, int, Zone | None]] = []
+        self._bits = bits
         self.changes = 0
 
-    def note(self, pfn: int, structs: memoryview, classes: memoryview) -> None:
-        """Note the zones of frames; see Watch."""
-        if self.bits is None or self.changes > _MAX_CHANGES:
-            return
-        bits, before = self.bits, len(self._ranges)
-        found = [(pfn + i, bits.zone(v)) for i, v in self._native.zone_runs(structs, classes, bits.shift, bits.mask)]
-        for (first, zone), (end, _) in pairwise([*found, (pfn + len(classes), None)]):
-            last = self._ranges[-1] if self._ranges else None
-            if last and last[1:] == (first, zone):
-                self._ranges[-1] = last[0], end, zone
-            else:
-                self._ranges.append((first, end, zone))
-        self.changes += len(self._ranges) - before
+    def of(self, pfn: int, classes: memoryview) -> Iterator[tuple[int, int, Zone | None]]:
+        """Yield ranges of a window's frames with their zones, in order and without gaps."""
+        start, zone = pfn, None
+        for first, following in self._starts(pfn, classes) if self.changes <= _MAX_CHANGES else ():
+            if following == zone:
+                continue
+            self.changes += 1
+            if start < first:
+                yield start, first, zone
+            start, zone = first, following
+        yield start, pfn + len(classes), zone
 
-    def taken(self, pfn: int, end: int) -> Iterator[tuple[int, int, Zone | None]]:
-        """Yield the ranges of a window with their zones, in order and without gaps; forget them."""
-        for first, last, zone in self._ranges:
-            if pfn < first:
-                yield pfn, first, None
-            yield first, last, zone
-            pfn = last
-        if pfn < end:
-            yield pfn, end, None
-        self._ranges.clear()
+    def _starts(self, pfn: int, classes: memoryview) -> Iterator[tuple[int, Zone | None]]:
+        """Yield frames with which a zone may begin."""
+        at, end = pfn, pfn + len(classes)
+        while at < end:
+            stop, memmap = self._model.stretch(at, end)
+            for first in range(at, stop, _AT_ONCE):
+                part = classes[first - pfn : min(first + _AT_ONCE, stop) - pfn]
+                if bytes(part).count(PageClass.HOLE) < len(part):
+                    yield from self._within(first, part, None if memmap is None else memmap + (first - at) * self._size)
+            at = stop
+
+    def _within(self, pfn: int, classes: memoryview, vaddr: int | None) -> Iterator[tuple[int, Zone | None]]:
+        """The same for frames whose struct pages are at vaddr; None: nowhere."""
+        structs = None if vaddr is None else self._memory.read(vaddr, len(classes) * self._size)
+        if structs is not None:
+            found = self._native.zone_runs(structs, classes, self._bits.shift, self._bits.mask)
+            yield from ((pfn + i, self._bits.zone(value)) for i, value in found)
+        elif vaddr is None or len(classes) <= _FEWEST:
+            yield pfn, None
+        else:  # a part of them may be in the dump
+            half = len(classes) // 2
+            yield from self._within(pfn, classes[:half], vaddr)
+            yield from self._within(pfn + half, classes[half:], vaddr + half * self._size)
 
 
 class Walk:
@@ -108,22 +127,20 @@ class Walk:
             if kernel is None:
                 raise KernelError(error)
             self.kernel = kernel
-            self._zones = _ZonesOfWindow(kernel.struct_page().layout)
-            watch = self._zones.note if zones else None
-            self._classifier = Classifier(dump, self.page_size, kernel, self.pmem, watch=watch)
+            self._classifier = Classifier(dump, self.page_size, kernel, self.pmem)
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
         self._warnings += [*self.pmem.warnings, *self._classifier.warnings]
         self._witnesses = Witnesses(kernel, self._classifier)
         self.doubted = self._judge(self._witnesses.doubts, "keep")
-        if zones:
-            self._find_zones()
+        self._zones = self._find_zones() if zones else None
 
-    def _find_zones(self) -> None:
+    def _find_zones(self) -> _Zones | None:
         try:
-            self._zones.bits = zone_bits(self.kernel, zones_of_a_node(self.kernel, self._witnesses.start))
+            return _Zones(self.kernel, zone_bits(self.kernel, zones_of_a_node(self.kernel, self._witnesses.start)))
         except KernelError as e:
             self._warnings.append(f"{self.dump.path}: {e}; nodes and zones are not known")
+            return None
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
         kept, warnings = judge(doubts, excluded_classes(MAX_LEVEL), on_doubt, self.dump.path)
@@ -150,7 +167,7 @@ class Walk:
         present = excluded = 0
         for pfn, classes in self._classifier.windows():
             end = pfn + len(classes)
-            for first, last, zone in self._zones.taken(pfn, end):
+            for first, last, zone in self._zones.of(pfn, classes) if self._zones else [(pfn, end, None)]:
                 part = classes[first - pfn : last - pfn]
                 held = bytes(part)
                 frames = len(held) - held.count(PageClass.HOLE)
@@ -168,5 +185,5 @@ class Walk:
         if not (unknown or is_filtered or self.dump.truncated or gaps(self.dump, self.kernel)):
             _, doubts = self._witnesses.free_pages(self._classifier, present)
             self._judge(doubts, "trust")
-        if self._zones.changes > _MAX_CHANGES:
+        if self._zones and self._zones.changes > _MAX_CHANGES:
             self._warnings.append(f"{path}: nodes and zones differ from page to page; not all of them are known")

@@ -11,7 +11,7 @@ from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.kinds import find_kinds
-from vmfilter.pages.memmap import MemmapReader, Part, Watch, locate
+from vmfilter.pages.memmap import MemmapReader, Part, locate
 from vmfilter.pages.pmem import NO_PMEM, Pmem
 
 if TYPE_CHECKING:
@@ -118,7 +118,6 @@ class Classifier:
         pmem: Pmem = NO_PMEM,
         include_pmem_userdata: bool = False,
         kinds_only: bool = False,
-        watch: Watch | None = None,
     ) -> None:
         """Read the layout of struct page.
 
@@ -131,7 +130,6 @@ class Classifier:
                 must be found.
             kinds_only: whether struct pages decide only of which kind a kernel page is: all memory is KERNEL, or on
                 persistent memory.
-            watch: see Watch.
 
         Raises:
             KernelError: VMCOREINFO or the kernel's memory does not describe struct pages and where they are.
@@ -144,7 +142,6 @@ class Classifier:
         self._pmem = [(ranges, table) for ranges, table in becomes if ranges]
         self._asked = (PageClass.KERNEL, *([PageClass.PMEM_USERDATA] if include_pmem_userdata else []))
         self._kinds_only = kinds_only
-        self._watch = watch
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
@@ -203,7 +200,7 @@ class Classifier:
 
     def new_reader(self) -> MemmapReader:
         """Return what reads struct pages. Raises MemoryError."""
-        return MemmapReader(self._dump, self._page_size, self._layout, self.kinds.areas, self._watch)
+        return MemmapReader(self._dump, self._page_size, self._layout, self.kinds.areas)
 
     def plan(self, pfn: int, count: int, buffer: bytearray) -> Plan:
         """Prepare to classify a window.
@@ -218,8 +215,7 @@ class Classifier:
         self._mark_memory(pfn, count, classes)
         parts: list[Part] = []
         if self._kernel is not None:
-            watched = self._watch is not None
-            parts = locate(self._dump, self._kernel, self._layout.size, pfn, count, buffer, self._asked, watched)
+            parts = locate(self._dump, self._kernel, self._layout.size, pfn, count, buffer, self._asked)
         return Plan(pfn, classes, parts, bytes(classes) if self._kinds_only else b"")
 
     def finish(self, plan: Plan, reader: MemmapReader) -> Window:

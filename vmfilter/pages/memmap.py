@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
@@ -45,29 +45,16 @@ class Part(NamedTuple):
     Attributes:
         first, end: the page frames [first, end), relative to the window.
         places: what the dump has of the array, in order; nothing if there is none.
-        is_asked: whether struct pages say more of the page frames; if not, they are only shown to a Watch.
 
     """
 
     first: int
     end: int
     places: Sequence[Place]
-    is_asked: bool = True
-
-
-Watch = Callable[[int, memoryview, memoryview], None]
-"""Sees the struct pages of all memory as they are read: first page frame, struct pages, and classes of the frames."""
 
 
 def locate(
-    dump: Dump,
-    kernel: Kernel,
-    size: int,
-    pfn: int,
-    count: int,
-    classes: bytearray,
-    asked: Iterable[int],
-    watched: bool = False,
+    dump: Dump, kernel: Kernel, size: int, pfn: int, count: int, classes: bytearray, asked: Iterable[int]
 ) -> list[Part]:
     """Find the struct pages of a window. This walks page tables, so one thread at a time can do it.
 
@@ -79,17 +66,15 @@ def locate(
         count: number of its page frames.
         classes: their classes, one byte per page frame, by what the dump alone determines.
         asked: classes of which struct pages say more. Page frames around which there are no others need none.
-        watched: whether a Watch sees the struct pages of all memory.
 
     """
     parts = []
     at, after = pfn, pfn + count
     while at < after:
         end, memmap = kernel.memory_model.stretch(at, after)
-        is_asked = any(classes.find(c, at - pfn, end - pfn) >= 0 for c in asked)
-        if is_asked or (watched and any(classes[at - pfn : end - pfn])):
+        if any(classes.find(c, at - pfn, end - pfn) >= 0 for c in asked):
             places = () if memmap is None else tuple(_places(dump, kernel, memmap, (end - at) * size))
-            parts.append(Part(at - pfn, end - pfn, places, is_asked))
+            parts.append(Part(at - pfn, end - pfn, places))
         at = end
     return parts
 
@@ -110,9 +95,7 @@ class MemmapReader:
 
     """
 
-    def __init__(
-        self, dump: Dump, page_size: int, layout: native.PageLayout, areas: native.Areas, watch: Watch | None = None
-    ) -> None:
+    def __init__(self, dump: Dump, page_size: int, layout: native.PageLayout, areas: native.Areas) -> None:
         """Prepare to read.
 
         Args:
@@ -120,10 +103,9 @@ class MemmapReader:
             page_size: bytes of a page.
             layout: layout of struct page.
             areas: memory that free blocks and mappings point into.
-            watch: sees all struct pages.
 
         """
-        self._dump, self._page_size, self._size, self._watch = dump, page_size, layout.size, watch
+        self._dump, self._page_size, self._size = dump, page_size, layout.size
         self.classifier = native.Classifier(layout, areas)
         self.unknown = 0
         self.failures: list[UnreadableError] = []
@@ -149,11 +131,10 @@ class MemmapReader:
         """
         for part in parts:
             piece = classes[part.first : part.end]
-            from_file = self._dump.fd >= 0 and not self._watch
-            done = self._from_file(pfn + part.first, piece, part.places, ahead) if from_file else 0
+            done = self._from_file(pfn + part.first, piece, part.places, ahead) if self._dump.fd >= 0 else 0
             if done < 0:
                 return False
-            self._in_pieces(pfn + part.first, piece, part, done)
+            self._in_pieces(pfn + part.first, piece, part.places, done)
             ahead = False
         return True
 
@@ -182,23 +163,20 @@ class MemmapReader:
         self._count_unknown(classes[done:])
         return len(classes)
 
-    def _in_pieces(self, pfn: int, classes: memoryview, part: Part, done: int) -> None:
+    def _in_pieces(self, pfn: int, classes: memoryview, places: Sequence[Place], done: int) -> None:
         """Classify page frames from the done-th on."""
         size = self._size
         # Pieces are aligned to their size, so a compound page's first two struct pages are in the same piece: the
         # order is in the second.
         skip = pfn % _PIECE_PAGES * size
-        for start, length in self._read(part.places, skip, done * size) if done < len(classes) else ():
+        for start, length in self._read(places, skip, done * size) if done < len(classes) else ():
             first, last = max(-(-start // size), done), (start + length) // size
             if first >= last:
                 continue
             self._count_unknown(classes[done:first])
             at = (skip + first * size) % len(self._structs)
             structs = self._view[at : at + (last - first) * size]
-            if part.is_asked:
-                self.classifier.classify(structs, pfn + first, classes[first:last])
-            if self._watch:
-                self._watch(pfn + first, structs, classes[first:last])
+            self.classifier.classify(structs, pfn + first, classes[first:last])
             done = last
         self._count_unknown(classes[done:])
 

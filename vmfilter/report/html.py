@@ -15,7 +15,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.stats import LEVELS
 from vmfilter.report.picture import COLORS
 from vmfilter.report.stats import size_name, zone_name
-from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
+from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, harmless
 from vmfilter.report.treemap import Box, treemap
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ def page(picture: Picture) -> bytes:
 
 
 def _printable(value: object) -> object:
-    """Replace characters of a string that do not print; a line break is none in HTML. Markup is our own."""
-    if type(value) is not str:
-        return value
-    return "".join(c if c.isprintable() else "?" for c in value)
+    """Replace characters of a string that do not print. Markup is our own."""
+    return harmless(value) if type(value) is str else value
 
 
 def _share(pages: int, present: int) -> str:

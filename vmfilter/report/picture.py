@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from datetime import UTC, datetime
-
-from vmfilter.errors import KernelError
 from vmfilter.formats.elf import PF_PMEM
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.ranges import Range, merged
-from vmfilter.kernel.log import KernelLog
-from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.report.text import info_rows
 
 if TYPE_CHECKING:
     from vmfilter.info import DumpInfo
@@ -20,7 +15,6 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _MAX_LOADS = 1 << 10
-_PANIC = b"Kernel panic - not syncing: "
 
 COLORS = {
     PageClass.KERNEL: ("kernel", "#0072b2"),
@@ -60,38 +54,15 @@ class Picture(NamedTuple):
 
 def picture_of(dump: Dump, info: DumpInfo, stats: Stats, memory_map: MemoryMap) -> Picture:
     """Collect what pictures of a dump show."""
-    uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
-    time = datetime.fromtimestamp(info.crash_time, UTC).isoformat(" ") if 0 < info.crash_time < 1 << 37 else ""
-    facts = [
-        ("format", info.format),
-        ("machine", info.machine),
-        ("host", uts[1]),
-        ("kernel", " ".join((uts[0], uts[2], uts[3])).strip()),
-        ("crash time", time),
-        ("panic", _panic(dump)),
-        ("CPUs", str(info.cpus or "")),
-        ("page size", f"{info.page_size} bytes"),
-        ("dump level", str(info.level)),
-    ]
     missing = [f"memory at {gap.start:#x}-{gap.end - 1:#x} is missing: {gap.loss}" for gap in info.gaps]
     return Picture(
         name=dump.path,
-        facts=[(name, text or "unknown") for name, text in facts],
+        facts=list(info_rows(info).items()),
         stats=stats,
         map=memory_map,
         loads=_loads(dump, info.page_size),
         warnings=[*dict.fromkeys([*stats.warnings, *info.warnings]), *missing],
     )
-
-
-def _panic(dump: Dump) -> str:
-    """Return why the kernel panicked, as its log says; "" if it does not."""
-    kernel, said = understand(dump).kernel, b""
-    with suppress(KernelError):
-        for record in KernelLog(kernel).records() if kernel else ():
-            if record.text.startswith(_PANIC):
-                said = record.text.removeprefix(_PANIC)
-    return said.decode("utf-8", "backslashreplace")
 
 
 def _loads(dump: Dump, page_size: int) -> list[Range]:

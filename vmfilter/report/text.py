@@ -146,8 +146,8 @@ def pmem_table(pmem: Sequence[NamespacePages]) -> Iterator[str]:
         yield f"{name:42} {n.metadata:12} {n.userdata:12}"
 
 
-def info_lines(info: DumpInfo) -> Iterator[str]:
-    """Yield the description of a dump."""
+def info_rows(info: DumpInfo) -> dict[str, str]:
+    """Return what is known of the crash, the kernel, the machine and the file: names and texts."""
     from datetime import UTC, datetime
 
     uts = [field.decode("utf-8", "backslashreplace") for field in info.uts]
@@ -168,13 +168,15 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         "machine": info.machine,
         "host": uts[1] or _UNKNOWN,
         "crash time": crash_time or _UNKNOWN,
+        "page size": str(info.page_size),
+        "dump level": str(info.level) + (f" ({', '.join(level_names(info.level))})" if info.level else ""),
     }
-    for name, value in rows.items():
-        if value:
-            yield f"{name:12} {harmless(value)}"
-    yield f"{'page size':12} {info.page_size}"
-    names = f" ({', '.join(level_names(info.level))})" if info.level else ""
-    yield f"{'dump level':12} {info.level}{names}"
+    return {name: harmless(value) for name, value in rows.items() if value}
+
+
+def info_lines(info: DumpInfo) -> Iterator[str]:
+    """Yield the description of a dump."""
+    yield from (f"{name:12} {value}" for name, value in info_rows(info).items())
     for part in info.parts:
         frames = f"page frames {part.first:#x}-{part.end - 1:#x}" if part.first < part.end else "no page frames"
         yield f"{'part':12} {', '.join((frames, *_in_words(part.wrappings)))}: {harmless(part.path) or 'MISSING'}"
