@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Counts and bitmaps of page classes; runs of set bits in bitmaps, and of page frames by rank. */
+/* Counts and bitmaps of page classes; runs of set bits in bitmaps, and of page frames by class and by rank. */
 #include <string.h>
 
 #include "bytes.h"
 #include "vmfilter.h"
 
 #define EACH 0x0101010101010101u
+
+#define WIDE 64	/* page frames that are looked at together: runs of a class are long, as blocks are */
+
+/* Whether WIDE classes are equal. */
+static inline int is_wide_run(const uint8_t *classes)
+{
+	uint64_t all = EACH * classes[0], differ = 0;
+
+	for (int i = 0; i < WIDE; i += 8)
+		differ |= vmf_load64(classes + i, 0) ^ all;
+	return !differ;
+}
 
 /* Whether all 8 classes are equal. They often are: neighbouring page frames tend to have the same class. */
 static inline int is_run(const uint8_t *classes)
@@ -18,8 +30,13 @@ static inline int is_run(const uint8_t *classes)
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256])
 {
 	for (uint64_t i = 0; i < count; i += 8) {
-		uint64_t end = count - i < 8 ? count : i + 8;
+		uint64_t end;
 
+		for (; count - i >= WIDE && is_wide_run(classes + i); i += WIDE)
+			counts[classes[i]] += WIDE;
+		if (i == count)
+			break;
+		end = count - i < 8 ? count : i + 8;
 		if (end - i == 8 && is_run(classes + i))
 			counts[classes[i]] += 8;
 		else
@@ -31,9 +48,14 @@ void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256])
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t kept[256], uint8_t *bits)
 {
 	for (uint64_t i = 0; i < count; i += 8) {
-		uint64_t n = count - i < 8 ? count - i : 8;
+		uint64_t n;
 		uint8_t byte = 0;
 
+		for (; count - i >= WIDE && is_wide_run(classes + i); i += WIDE)
+			memset(bits + i / 8, kept[classes[i]] ? 0xff : 0, WIDE / 8);
+		if (i == count)
+			break;
+		n = count - i < 8 ? count - i : 8;
 		if (n == 8 && is_run(classes + i))
 			byte = kept[classes[i]] ? 0xff : 0;
 		else
@@ -99,6 +121,19 @@ static uint64_t class_end(const uint8_t *classes, uint64_t i, uint64_t count)
 	while (i < count && classes[i] == class)
 		i++;
 	return i;
+}
+
+uint64_t vmf_class_runs(const uint8_t *classes, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs)
+{
+	uint64_t n = 0, i = *next;
+
+	for (; n < max_runs && i < count; n++) {
+		runs[2 * n] = i;
+		runs[2 * n + 1] = classes[i];
+		i = class_end(classes, i, count);
+	}
+	*next = i;
+	return n;
 }
 
 /* Sorts runs by rank; runs of one rank keep their order. */

@@ -1,12 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Classification of page frames by their struct pages. The rules are here; the layout tells where the members are. */
+#define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include <string.h>
+#include <unistd.h>
 
 #include "page.h"
 
 #define AT_ONCE 8	/* pages of a block that are handled together: their classes fill one 64-bit word */
+#define WIDE 64		/* the same without struct pages */
 #define HUGE_ORDER 8	/* of the smallest hugetlb page on most machines: 1 MiB on s390x */
 #define EACH 0x0101010101010101u
+
+/* Struct pages in a file: the first read after a block is small, as another block may follow it. */
+#define FEWEST_READ 8	/* page frames; a power of 2 */
+#define GROWTH 8	/* from one read to the next */
+#define FEWEST_SKIPPED 128	/* page frames; fewer struct pages are read faster than another read is made */
 
 /* The byte of a kernel page of some kind. */
 #define OF_KIND(kind) (VMF_KERNEL | (uint32_t)(kind) << 4)
@@ -80,6 +89,18 @@ INLINE uint32_t untyped_class(const struct vmf_page_layout *l, const uint8_t *pa
 	return flags & l->private_data ? VMF_CACHE_PRIVATE : VMF_CACHE;
 }
 
+static inline void count_compound(struct vmf_lists *lists, const struct vmf_block *b, uint64_t order)
+{
+	if (!order)
+		return;
+	if (b->ignore_tail_flags)
+		lists->hugetlb_blocks[order]++;
+	else if (b->byte == VMF_USER)
+		lists->user_blocks[order]++;
+	else if (b->byte == VMF_CACHE || b->byte == VMF_CACHE_PRIVATE)
+		lists->cache_blocks[order]++;
+}
+
 /* Returns the block that begins at page: a compound page, a free block, or a single page. */
 INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t *page, uint64_t pfn, const uint8_t *end,
 				 struct vmf_lists *lists, int native64)
@@ -112,6 +133,7 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
 			order = 0;
 	}
+	count_compound(lists, &b, order);
 	b.end_pfn = pfn + (1ull << order);
 	return b;
 }
@@ -137,7 +159,7 @@ INLINE int is_unused(const struct vmf_page_layout *l, const uint8_t *page, int n
 
 /* Gives each page frame class c, unless its own struct page contradicts that. */
 INLINE void give_each(const struct vmf_page_layout *l, uint64_t special, int unused, uint8_t c, const uint8_t *structs,
-		      uint64_t count, uint8_t *classes, int native64)
+		      uint64_t count, struct vmf_lists *lists, uint8_t *classes, int native64)
 {
 	for (uint64_t i = 0; i < count; i++, structs += l->size) {
 		uint64_t flags = word(l, structs, l->flags, native64) & special;
@@ -146,6 +168,8 @@ INLINE void give_each(const struct vmf_page_layout *l, uint64_t special, int unu
 			give(classes + i, VMF_HWPOISON);
 		else if (!flags && !(unused && users_of(l, structs, native64)))
 			give(classes + i, c);
+		else
+			lists->contradicting++;
 	}
 }
 
@@ -167,7 +191,7 @@ static inline void give_all(uint8_t c, uint8_t *classes)
  * those in use, stay the kernel's: no page in a block is either, so the block is not what its head says.
  */
 INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, const uint8_t *structs, uint64_t count,
-		  uint8_t *classes, int native64)
+		  struct vmf_lists *lists, uint8_t *classes, int native64)
 {
 	const uint64_t special = b->ignore_tail_flags ? 0 : l->hwpoison | l->reserved, size = l->size;
 	const int unused = b->byte == VMF_FREE && l->refcount.width;
@@ -182,13 +206,13 @@ INLINE void apply(const struct vmf_page_layout *l, const struct vmf_block *b, co
 		for (uint64_t i = 0; unused && i < AT_ONCE; i++)
 			users |= users_of(l, structs + i * size, native64);
 		if ((flags & special) || users)
-			give_each(l, special, unused, c, structs, AT_ONCE, classes, native64);
+			give_each(l, special, unused, c, structs, AT_ONCE, lists, classes, native64);
 		else
 			give_all(c, classes);
 		structs += AT_ONCE * size;
 		classes += AT_ONCE;
 	}
-	give_each(l, special, unused, c, structs, count, classes, native64);
+	give_each(l, special, unused, c, structs, count, lists, classes, native64);
 }
 
 /*
@@ -232,13 +256,14 @@ INLINE void classify(const struct vmf_page_layout *l, const uint8_t *structs, ui
 		n = b.end_pfn - (pfn + i);
 		if (n > count - i)
 			n = count - i;
-		apply(l, &b, page, n, classes + i, native64);
+		apply(l, &b, page, n, lists, classes + i, native64);
 		i += n;
 	}
 	*block = b;
 }
 
 _Static_assert(sizeof(((struct vmf_lists *)0)->free_blocks) == 8 * VMF_ORDERS, "one number per order");
+_Static_assert(sizeof(((struct vmf_lists *)0)->cache_blocks) > 8 * MAX_COMPOUND_ORDER, "and of all compound pages");
 _Static_assert(sizeof(((struct vmf_areas *)0)->bounds) == 16 * VMF_AREAS, "two addresses per area");
 
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
@@ -253,6 +278,156 @@ int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, u
 	else
 		classify(l, structs, pfn, count, block, lists, classes, 0);
 	return 0;
+}
+
+/* Gives count page frames the class of the block that they are in, without their struct pages. */
+static void give_run(const struct vmf_block *b, uint64_t count, uint8_t *classes)
+{
+	for (; count >= WIDE; count -= WIDE, classes += WIDE) {
+		uint64_t differ = 0;
+
+		for (int i = 0; i < WIDE; i += AT_ONCE)
+			differ |= vmf_load64(classes + i, 0) ^ EACH * VMF_KERNEL;
+		if (!differ)
+			memset(classes, (int)b->byte, WIDE);
+		else
+			for (int i = 0; i < WIDE; i += AT_ONCE)
+				give_all((uint8_t)b->byte, classes + i);
+	}
+	for (; count; count--, classes++)
+		give(classes, (uint8_t)b->byte);
+}
+
+/*
+ * Returns how many of count page frames from pfn on need no struct page: the tails of a block that go on, if there are
+ * enough of them to be worth a read of their own after them.
+ */
+static uint64_t silent(const struct vmf_page_layout *l, const struct vmf_block *b, uint64_t pfn, uint64_t count,
+		       const uint8_t *classes)
+{
+	uint64_t n = b->end_pfn > pfn ? b->end_pfn - pfn : 0;
+	int by_head = b->byte == VMF_FREE || b->byte == VMF_USER || b->byte == VMF_CACHE || b->byte == VMF_CACHE_PRIVATE;
+
+	if (n > count)
+		n = count;
+	if (n < FEWEST_SKIPPED || !(b->ignore_tail_flags || (l->silent_tails && by_head)))
+		return 0;
+	/* The counter of hwpoisoned pages counts no device memory (memory_failure_dev_pagemap()). */
+	return b->ignore_tail_flags || !memchr(classes, VMF_PMEM_USERDATA, n) ? n : 0;
+}
+
+/* A place in an array that a file contains in extents. */
+struct place {
+	const struct vmf_extent *extent, *end;
+};
+
+/* Reads size bytes at byte `at` of the array, which is not before the place. Returns 0, or -1 if it cannot be read. */
+static int read_array(int fd, struct place *place, uint64_t at, uint64_t size, uint8_t *out)
+{
+	while (size) {
+		const struct vmf_extent *e = place->extent;
+		uint64_t part = size;
+		ssize_t n;
+
+		if (e == place->end || e->at > at)
+			return -1;
+		if (at - e->at >= e->size) {
+			place->extent++;
+			continue;
+		}
+		if (part > e->size - (at - e->at))
+			part = e->size - (at - e->at);
+		n = pread(fd, out, part, (off_t)(e->offset + (at - e->at)));
+		if (n <= 0)
+			return -1;
+		at += (uint64_t)n;
+		out += n;
+		size -= (uint64_t)n;
+	}
+	return 0;
+}
+
+int64_t vmf_classify_file(const struct vmf_page_layout *layout, int fd, const struct vmf_extent *extents,
+			  uint64_t extent_count, uint64_t pfn, uint64_t count, int ahead, struct vmf_block *block,
+			  struct vmf_lists *lists, uint8_t *buffer, uint64_t buffer_size, uint8_t *classes)
+{
+	const struct vmf_page_layout *l = layout;
+	struct place place = {extents, extents + extent_count};
+	uint64_t done = 0, ask = FEWEST_READ, most;
+
+	if (!is_valid(l) || lists->areas.count > VMF_AREAS || !l->size || buffer_size / l->size < FEWEST_READ)
+		return -1;
+	most = buffer_size / l->size & -(uint64_t)FEWEST_READ;
+	while (done < count) {
+		uint64_t n = silent(l, block, pfn + done, count - done, classes + done);
+
+		if (n) {
+			give_run(block, n, classes + done);
+			done += n;
+			ask = FEWEST_READ;
+			continue;
+		}
+		/* A read ends at an even page frame, so that the order of each compound page is read with its head. */
+		n = ask - (pfn + done) % FEWEST_READ;
+		if (n > count - done)
+			n = count - done;
+		if (read_array(fd, &place, done * l->size, n * l->size, buffer))
+			break;
+		if (ahead && !done && is_tail(l, field(l, buffer, l->tail)))
+			return -2;
+		vmf_classify(l, buffer, pfn + done, n, block, lists, classes + done);
+		done += n;
+		ask = ask * GROWTH < most ? ask * GROWTH : most;
+	}
+	return (int64_t)done;
+}
+
+static void move(uint64_t *from, uint64_t *to)
+{
+	*to += *from;
+	*from = 0;
+}
+
+void vmf_lists_add(struct vmf_lists *from, struct vmf_lists *to)
+{
+	for (unsigned order = 0; order < VMF_ORDERS; order++) {
+		move(from->free_blocks + order, to->free_blocks + order);
+		move(from->hugetlb_blocks + order, to->hugetlb_blocks + order);
+		move(from->user_blocks + order, to->user_blocks + order);
+		move(from->cache_blocks + order, to->cache_blocks + order);
+	}
+	move(&from->hugetlb, &to->hugetlb);
+	move(&from->refused, &to->refused);
+	move(&from->too_large, &to->too_large);
+	move(&from->unused, &to->unused);
+	move(&from->unknown_huge, &to->unknown_huge);
+	move(&from->contradicting, &to->contradicting);
+}
+
+uint64_t vmf_zone_runs(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count,
+		       const uint8_t *classes, uint32_t shift, uint64_t mask, uint64_t *next, uint64_t *runs,
+		       uint64_t max_runs)
+{
+	uint64_t n = 0, last = UINT64_MAX, i = *next;
+
+	if (!fits(layout, layout->flags) || shift > 63)
+		return 0;
+	for (; i < count; i++) {
+		uint64_t zone;
+
+		if (classes[i] == VMF_HOLE)
+			continue;
+		zone = field(layout, structs + i * layout->size, layout->flags) >> shift & mask;
+		if (zone == last)
+			continue;
+		if (n == max_runs)
+			break;
+		runs[2 * n] = i;
+		runs[2 * n + 1] = last = zone;
+		n++;
+	}
+	*next = i;
+	return n;
 }
 
 int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count, uint64_t flags)

@@ -282,6 +282,13 @@ int vmf_is_zero(const uint8_t *page, uint64_t size)
 	return 1;
 }
 
+void vmf_count_zero(const uint8_t *pages, uint64_t count, uint64_t page_size, const uint8_t *classes,
+		    uint64_t counts[256])
+{
+	for (uint64_t i = 0; i < count; i++)
+		counts[classes[i]] += (uint64_t)vmf_is_zero(pages + i * page_size, page_size);
+}
+
 #define SAMPLES 256		/* bytes of a page to sample */
 #define SAMPLE_RUN 32		/* consecutive bytes per sample */
 

@@ -2,6 +2,7 @@
 /*
  * The C core: pure functions over the caller's buffers. They open no file, keep no global state and do not trust the
  * contents of a dump. A function accesses only the buffers that it is passed, within the lengths that it is passed.
+ * One of them, vmf_classify_file(), reads a file that the caller has opened.
  *
  * The functions run without the GIL and are thread-safe. Only struct vmf_codec, struct vmf_decoder, struct vmf_block
  * and a table of struct vmf_stored carry state between calls; only one thread at a time may use any of these. Buffers
@@ -87,6 +88,8 @@ struct vmf_field {
  * @destructor: destructor of a compound page, in its first tail page; the page is hugetlb if
  *	(destructor & @destructor_mask) == @destructor_value
  * @free_orders: number of orders of the buddy allocator: LENGTH(zone.free_area)
+ * @silent_tails: 1 if the tails of free blocks, and of compound pages of cache and processes, say nothing that their
+ *	head does not: none is hwpoisoned, and heads can be believed. Tails of hugetlb pages never say anything.
  */
 struct vmf_page_layout {
 	uint32_t size;
@@ -99,6 +102,7 @@ struct vmf_page_layout {
 	struct vmf_field destructor;
 	uint64_t destructor_value, destructor_mask;
 	uint32_t free_orders;
+	uint32_t silent_tails;
 };
 
 /*
@@ -134,6 +138,9 @@ struct vmf_areas {
  * @too_large: number of free blocks of an order above all that the layout knows; they are kept
  * @unused: number of pages that nobody uses and that are in no free block
  * @unknown_huge: number of huge compound pages with a page type that the layout does not know
+ * @contradicting: number of tails that contradict the head of their block; they are kept
+ * @hugetlb_blocks, @user_blocks, @cache_blocks: number of compound pages of each order: of hugetlb, and of the others
+ *	those of processes and of the page cache
  */
 struct vmf_lists {
 	struct vmf_areas areas;
@@ -143,6 +150,8 @@ struct vmf_lists {
 	uint64_t too_large;
 	uint64_t unused;
 	uint64_t unknown_huge;
+	uint64_t contradicting;
+	uint64_t hugetlb_blocks[64], user_blocks[64], cache_blocks[64];
 };
 
 /*
@@ -159,6 +168,55 @@ struct vmf_lists {
  */
 int vmf_classify(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t pfn, uint64_t count,
 		 struct vmf_block *block, struct vmf_lists *lists, uint8_t *classes);
+
+/* struct vmf_extent - @size bytes at @offset of a file, which are at byte @at of a buffer or array */
+struct vmf_extent {
+	uint64_t offset, size, at;
+};
+
+/*
+ * vmf_classify_file() - classify page frames by struct pages that a file contains as they are
+ * @layout, @pfn, @count, @block, @lists, @classes: as for vmf_classify()
+ * @fd: the file, which supports pread()
+ * @extents: in: where the struct pages are, in order of their place in the array; together @count * layout->size bytes
+ * @extent_count: number of extents
+ * @ahead: 1 if @block is not known: what precedes @pfn has not been classified
+ * @buffer: out: scratch
+ * @buffer_size: bytes: at least 8 struct pages
+ *
+ * The struct pages of tails that cannot say anything are not read, if they are many: see struct vmf_page_layout.
+ *
+ * Return: number of page frames that are classified. If this is less than @count, the struct pages of the following
+ * ones cannot be read. -1 if @layout is invalid, -2 if @ahead and @pfn is in a block that begins before it; nothing has
+ * changed then.
+ */
+int64_t vmf_classify_file(const struct vmf_page_layout *layout, int fd, const struct vmf_extent *extents,
+			  uint64_t extent_count, uint64_t pfn, uint64_t count, int ahead, struct vmf_block *block,
+			  struct vmf_lists *lists, uint8_t *buffer, uint64_t buffer_size, uint8_t *classes);
+
+/*
+ * vmf_lists_add() - add counters, and set them to 0
+ * @from: in and out: counters to add
+ * @to: in and out: to what they are added
+ */
+void vmf_lists_add(struct vmf_lists *from, struct vmf_lists *to);
+
+/*
+ * vmf_zone_runs() - find the page frames whose node or zone differs from that of the frame before
+ * @layout: layout of struct page
+ * @structs: in: struct pages of consecutive page frames, @count * layout->size bytes
+ * @count: number of struct pages
+ * @classes: in: @count bytes; frames of VMF_HOLE are passed over
+ * @shift, @mask: node and zone in flags, as (flags >> @shift) & @mask
+ * @next: in and out: struct page at which to start; updated to the one at which to continue, or to @count at the end
+ * @runs: out: pairs (first struct page, its node and zone)
+ * @max_runs: capacity of @runs, in pairs
+ *
+ * Return: number of pairs; 0 as well if @layout has flags outside struct page.
+ */
+uint64_t vmf_zone_runs(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count,
+		       const uint8_t *classes, uint32_t shift, uint64_t mask, uint64_t *next, uint64_t *runs,
+		       uint64_t max_runs);
 
 /* What vmf_check() tests, and of which pages; only their heads are tested. */
 enum vmf_rule {
@@ -244,6 +302,18 @@ uint64_t vmf_rank(const uint8_t *bits, uint64_t count);
  * Return: number of pairs.
  */
 uint64_t vmf_runs(const uint8_t *bits, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
+
+/*
+ * vmf_class_runs() - find runs of page frames that have the same class and kind
+ * @classes: in: @count bytes
+ * @count: number of page frames
+ * @next: in and out: frame at which to start; updated to the one at which to continue, or to @count at the end
+ * @runs: out: pairs (first frame, its byte)
+ * @max_runs: capacity of @runs, in pairs
+ *
+ * Return: number of pairs.
+ */
+uint64_t vmf_class_runs(const uint8_t *classes, uint64_t count, uint64_t *next, uint64_t *runs, uint64_t max_runs);
 
 /*
  * struct vmf_ranked_run - consecutive page frames of the same rank
@@ -436,6 +506,17 @@ int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, 
 int vmf_is_zero(const uint8_t *page, uint64_t size);
 
 /*
+ * vmf_count_zero() - count the zero pages of each class and kind
+ * @pages: in: @count * @page_size bytes
+ * @count: number of pages
+ * @page_size: bytes
+ * @classes: in: @count bytes
+ * @counts: in and out: indexed by a frame's byte; incremented by the number of zero pages that have it
+ */
+void vmf_count_zero(const uint8_t *pages, uint64_t count, uint64_t page_size, const uint8_t *classes,
+		    uint64_t counts[256]);
+
+/*
  * struct vmf_descriptor - a page descriptor of the kdump-compressed format: struct page_desc of crash's diskdump.h
  *
  * In this machine's byte order, except in the output of vmf_descriptors() and the input of vmf_swap_descriptors().
@@ -559,11 +640,6 @@ void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t
  * @shift: log2 of the bytes of a block on entry
  */
 void vmf_sums_join(uint32_t *sums, uint64_t count, uint32_t shift);
-
-/* struct vmf_extent - @size bytes at @offset of a file, which are read to position @at of a buffer */
-struct vmf_extent {
-	uint64_t offset, size, at;
-};
 
 /*
  * vmf_extents() - compute which parts of a file contain the data of some pages

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "vmfilter.h"
 
@@ -138,6 +139,19 @@ static struct vmf_lists any_lists(struct input *in)
 	return lists;
 }
 
+static void check_zones(const struct vmf_page_layout *l, const uint8_t *structs, uint64_t count, const uint8_t *classes,
+			uint32_t shift, uint64_t mask)
+{
+	uint64_t runs[2 * 7], next = 0, at = 0, n;
+
+	while ((n = vmf_zone_runs(l, structs, count, classes, shift, mask, &next, runs, 7)))
+		for (uint64_t i = 0; i < n; i++) {
+			EXPECT(runs[2 * i] >= at && runs[2 * i] < count && classes[runs[2 * i]] != VMF_HOLE);
+			EXPECT((runs[2 * i + 1] & ~mask) == 0);
+			at = runs[2 * i] + 1;
+		}
+}
+
 static void classify_any(struct input *in)
 {
 	struct vmf_page_layout l;
@@ -154,8 +168,50 @@ static void classify_any(struct input *in)
 	vmf_classify(&l, structs, pfn, count, &block, &lists, classes);
 	vmf_check(&l, &lists.areas, structs, count, classes, &verdict);
 	vmf_all_have(&l, structs, count, flags);
+	check_zones(&l, structs, count, classes, (uint32_t)(flags & 127), pfn);
 	free(structs);
 	free(classes);
+}
+
+/* Struct pages in a file get the same classes, wherever it has them, if no tail is silent. */
+static void classify_in_file(struct input *in)
+{
+	struct vmf_page_layout l;
+	struct vmf_lists lists = any_lists(in), lists_in_file = lists;
+	struct vmf_block block = {0}, block_in_file = {0};
+	uint64_t pfn = below(in, 1 << 20), count, cut, size;
+	struct vmf_extent extents[2];
+	uint8_t *structs, *classes, *found, *buffer;
+	int fd = memfd_create("structs", 0);
+
+	any_layout(in, &l);
+	l.hugetlb = (struct vmf_page_type){1, 0};	/* its tails are silent */
+	l.destructor.width = 0;
+	l.silent_tails = below(in, 4) == 0;
+	count = in->left / l.size;
+	size = count * l.size;
+	cut = size ? below(in, size) : 0;
+	structs = bytes(in, size);
+	extents[0] = (struct vmf_extent){size - cut, cut, 0};
+	extents[1] = (struct vmf_extent){0, size - cut, cut};
+	EXPECT(fd >= 0 && pwrite(fd, structs, cut, (off_t)(size - cut)) == (ssize_t)cut);
+	EXPECT(pwrite(fd, structs + cut, size - cut, 0) == (ssize_t)(size - cut));
+	classes = allocate(count);
+	found = allocate(count);
+	buffer = allocate(16 * l.size);
+	memset(classes, VMF_KERNEL, count);
+	memset(found, VMF_KERNEL, count);
+	if (!vmf_classify(&l, structs, pfn, count, &block, &lists, classes)) {
+		EXPECT(vmf_classify_file(&l, fd, extents, 2, pfn, count, 0, &block_in_file, &lists_in_file, buffer,
+					 16 * l.size, found) == (int64_t)count);
+		EXPECT(l.silent_tails || !memcmp(classes, found, count));
+		EXPECT(l.silent_tails || !memcmp(&lists, &lists_in_file, sizeof(lists)));
+	}
+	close(fd);
+	free(structs);
+	free(classes);
+	free(found);
+	free(buffer);
 }
 
 static void swap_words(uint8_t *structs, uint64_t count)
@@ -220,7 +276,9 @@ static void classify_swapped(struct input *in)
 
 static void classify(struct input *in)
 {
-	(below(in, 2) ? classify_any : classify_swapped)(in);
+	static void (*const parts[])(struct input *) = {classify_any, classify_swapped, classify_in_file};
+
+	parts[below(in, 3)](in);
 }
 
 /* tables.c */
@@ -291,6 +349,24 @@ static void check_ranked(const uint8_t *classes, uint64_t count, const uint8_t *
 	free(scratch);
 }
 
+static void check_class_runs(const uint8_t *classes, uint64_t count, uint64_t max)
+{
+	uint64_t *runs = allocate(16 * max), next = 0, at = 0, n, byte = 256;
+
+	while ((n = vmf_class_runs(classes, count, &next, runs, max)))
+		for (uint64_t i = 0; i < n; i++) {
+			for (; at < runs[2 * i]; at++)
+				EXPECT(classes[at] == byte);
+			EXPECT(runs[2 * i + 1] != byte);
+			byte = runs[2 * i + 1];
+			EXPECT(classes[at] == byte);
+		}
+	EXPECT(next == count);
+	for (; at < count; at++)
+		EXPECT(classes[at] == byte);
+	free(runs);
+}
+
 static void bitmap(struct input *in)
 {
 	uint8_t kept[256], ranks[256], *classes, *bits;
@@ -314,6 +390,7 @@ static void bitmap(struct input *in)
 	EXPECT(!memcmp(counts, plain, sizeof(plain)));
 	EXPECT(vmf_rank(bits, count) == set);
 	check_runs(bits, count, max);
+	check_class_runs(classes, count, max);
 	check_ranked(classes, count, ranks, (uint32_t)limit, max);
 	free(bits);
 	free(classes);
@@ -506,7 +583,14 @@ static void codec(struct input *in)
 	struct vmf_descriptor *d = allocate(count * sizeof(*d));
 	struct vmf_extent *extents = allocate(count * sizeof(*extents));
 	int64_t used = vmf_pack(c, pages, count, page_size, skip_zero, out, room, sizes);
+	uint64_t zero[256] = {0}, skipped = 0;
 
+	vmf_count_zero(pages, count, page_size, pages, zero);
+	for (uint64_t i = 0; i < count; i++)
+		skipped += !sizes[i];
+	for (int i = 0; i < 256; i++)
+		skipped -= skip_zero ? zero[i] : 0;
+	EXPECT(!skip_zero || !skipped);
 	EXPECT(used >= 0 && (uint64_t)used <= count * page_size);
 	/* All zero pages share a page of zeros, after the data here. */
 	vmf_descriptors(sizes, NULL, count, page_size, 0, (uint64_t)used, flag_of(vmf_codec_name(index)), 0, d);

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import add
 
 from vmfilter._core import ffi, lib
@@ -65,6 +65,8 @@ class PageLayout(NamedTuple):
         destructor, destructor_value, destructor_mask: destructor of a compound page, in its first tail page; the page
             is hugetlb if destructor & destructor_mask == destructor_value.
         free_orders: number of orders of the buddy allocator.
+        silent_tails: whether the tails of free blocks, and of compound pages of cache and processes, say nothing that
+            their head does not: none is hwpoisoned, and heads can be believed.
 
     """
 
@@ -98,6 +100,7 @@ class PageLayout(NamedTuple):
     destructor_value: int
     destructor_mask: int
     free_orders: int
+    silent_tails: bool = False
 
 
 class Areas(NamedTuple):
@@ -114,6 +117,7 @@ class Areas(NamedTuple):
 
 
 MAX_AREAS: int = lib.VMF_AREAS
+_AT_ONCE = 1 << 9  # runs that a C function returns
 
 
 class Lists(NamedTuple):
@@ -126,6 +130,9 @@ class Lists(NamedTuple):
         too_large: number of free blocks of an order above all that the layout knows; they are kept.
         unused: number of pages that nobody uses and that are in no free block.
         unknown_huge: number of huge compound pages with a page type that the layout does not know.
+        contradicting: number of tails that contradict the head of their block; they are kept.
+        hugetlb_blocks, user_blocks, cache_blocks: number of compound pages of each order: of hugetlb, and of the others
+            those of processes and of the page cache.
 
     """
 
@@ -135,6 +142,10 @@ class Lists(NamedTuple):
     too_large: int
     unused: int
     unknown_huge: int
+    contradicting: int
+    hugetlb_blocks: list[int]
+    user_blocks: list[int]
+    cache_blocks: list[int]
 
 
 def _fill(areas: Any, known: Areas) -> None:
@@ -171,6 +182,17 @@ class Classifier:
         """Forget a block that continues past the last frame: the next call may begin at any frame."""
         self._block = ffi.new("struct vmf_block *")
 
+    def resume(self, other: Classifier) -> None:
+        """Go on where another one ends: take over its block and its counters, which become zero."""
+        self._block[0] = other._block[0]
+        lib.vmf_lists_add(other._lists, self._lists)
+
+    @property
+    def block_end(self) -> int:
+        """Page frame after the last block."""
+        end: int = self._block.end_pfn
+        return end
+
     def classify(self, structs: ReadableBuffer, pfn: int, classes: WriteableBuffer) -> bool:
         """Classify consecutive page frames.
 
@@ -188,13 +210,46 @@ class Classifier:
         ok: int = lib.vmf_classify(self._layout, pages, pfn, len(out), self._block, self._lists, out)
         return ok == 0
 
+    def classify_file(
+        self,
+        fd: int,
+        extents: ReadableBuffer,
+        pfn: int,
+        classes: WriteableBuffer,
+        buffer: WriteableBuffer,
+        *,
+        ahead: bool = False,
+    ) -> int:
+        """Classify consecutive page frames by struct pages in a file. Those that cannot say anything are not read.
+
+        Args:
+            fd: the file.
+            extents: where it contains the struct pages, EXTENT bytes each, in order of their position in the array.
+            pfn, classes: as for classify().
+            buffer: scratch, at least 8 struct pages.
+            ahead: whether the frames before pfn have not been classified.
+
+        Returns:
+            Number of frames that are classified: fewer if the struct page of the next cannot be read; -1 if pfn is in a
+            block that begins before it, and ahead.
+
+        """
+        where, out = _read("struct vmf_extent[]", extents), _write("uint8_t[]", classes)
+        scratch, state = _write("uint8_t[]", buffer), (self._block, self._lists)
+        n: int = lib.vmf_classify_file(
+            self._layout, fd, where, len(where), pfn, len(out), ahead, *state, scratch, len(scratch), out
+        )
+        if n == -1:
+            raise ValueError("struct vmf_page_layout is invalid, or the buffer is too small")
+        return max(n, -1)
+
     @property
     def lists(self) -> Lists:
         """What was found so far."""
         found = self._lists
-        return Lists(
-            list(found.free_blocks), found.hugetlb, found.refused, found.too_large, found.unused, found.unknown_huge
-        )
+        numbers = found.hugetlb, found.refused, found.too_large, found.unused, found.unknown_huge, found.contradicting
+        compound = found.hugetlb_blocks, found.user_blocks, found.cache_blocks
+        return Lists(list(found.free_blocks), *numbers, *map(list, compound))
 
     def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:
         """Test struct pages of consecutive frames in one zone against rules that do not depend on their classes.
@@ -213,10 +268,39 @@ class Classifier:
         lib.vmf_check(self._layout, ffi.addressof(self._lists, "areas"), pages, len(found), found, verdict)
         return list(zip(verdict.tested, verdict.broken, strict=True))[:RULES]
 
+    def zone_runs(
+        self, structs: ReadableBuffer, classes: ReadableBuffer, shift: int, mask: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the frames whose node or zone differs from that of the frame before: index, node and zone.
+
+        Args:
+            structs: struct pages of consecutive frames, back to back.
+            classes: one byte per frame; holes are passed over.
+            shift, mask: node and zone in flags, as ``flags >> shift & mask``.
+
+        """
+        pages, found = _read("uint8_t[]", structs), _read("uint8_t[]", classes)
+        _require(len(pages), len(found) * self._size)
+        yield from _pairs(
+            len(found),
+            lambda *to: lib.vmf_zone_runs(self._layout, pages, len(found), found, shift, mask, *to),
+        )
+
     def all_have(self, structs: ReadableBuffer, flags: int) -> bool:
         """Return whether at least one of the bits in flags is set in each struct page."""
         pages = _read("uint8_t[]", structs)
         return bool(lib.vmf_all_have(self._layout, pages, len(pages) // self._size, flags))
+
+
+def _pairs(count: int, find: Callable[[Any, Any, int], int]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs that a C function finds among count frames, given where to continue, room for pairs, its size."""
+    room = min(count, _AT_ONCE)
+    following, runs = ffi.new("uint64_t *"), ffi.new("uint64_t[]", 2 * room)
+    while following[0] < count:
+        found = ffi.unpack(runs, 2 * n) if (n := find(following, runs, room)) else []
+        yield from zip(found[::2], found[1::2], strict=True)
+        if n < room:
+            break
 
 
 # Classes and bitmaps: csrc/bitmap.c
@@ -276,6 +360,12 @@ def find_runs(bits: ReadableBuffer, at: int, end: int, found: WriteableBuffer) -
     following = ffi.new("uint64_t *", at)
     n: int = lib.vmf_runs(source, end, following, out, len(out) // 2)
     return n, following[0]
+
+
+def class_runs(classes: ReadableBuffer) -> Iterator[tuple[int, int]]:
+    """Yield the runs of frames that have the same class and kind: the index of the first frame, and its byte."""
+    found = _read("uint8_t[]", classes)
+    yield from _pairs(len(found), lambda *to: lib.vmf_class_runs(found, len(found), *to))
 
 
 RANKS: int = lib.VMF_RANKS
@@ -529,6 +619,22 @@ class Compressor:
 def is_zero(data: bytes) -> bool:
     """Return whether all bytes are zero."""
     return bool(lib.vmf_is_zero(data, len(data)))
+
+
+def count_zero(pages: ReadableBuffer, page_size: int, classes: ReadableBuffer, counts: WriteableBuffer) -> None:
+    """Add the number of zero pages with each byte to counts.
+
+    Args:
+        pages: the pages, back to back.
+        page_size: bytes.
+        classes: one byte per page, its class and kind.
+        counts: out: 256 u64, one per value of a byte.
+
+    """
+    source, found, out = _read("uint8_t[]", pages), _read("uint8_t[]", classes), _write("uint64_t[]", counts)
+    _require(len(source), len(found) * page_size)
+    _require(len(out), 256)
+    lib.vmf_count_zero(source, len(found), page_size, found, out)
 
 
 def decompresses(flag: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vmfilter.compress.pipeline import NewWorker
     from vmfilter.formats.codec import Codec
     from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.pages.classify import Window
     from vmfilter.reader import Dump
     from vmfilter.writer.base import Writer
     from vmfilter.writer.output import Destination
@@ -153,7 +154,7 @@ class DumpRun:
         writer = self._writer(to, transports)
         selection = Selection(self._level, self._include_pmem_userdata, writer.first_pfn, self._doubted)
         with closing(selection.kept):
-            result = self._classify(selection, writer)
+            result = self._classify(selection, writer, to.budget().threads)
             result.seconds["classify"] = time.monotonic() - started
             return self._write_selected(selection.kept, writer, to, result)
 
@@ -346,13 +347,22 @@ class DumpRun:
         uts = self._kernel.uts if self._kernel else said
         return uts._replace(machine=machine_of(self._dump.arch, said.machine, uts.machine))
 
-    def _classify(self, selection: Selection, writer: Writer) -> Statistics:
+    def _windows(self, threads: int) -> Generator[Window, None, None]:
+        """Return the classes of all page frames, as Classifier.windows() does."""
+        if threads < 2 or not self._classifier.takes_long:
+            return self._classifier.windows()
+        from vmfilter.compress.ahead import windows_ahead
+
+        return windows_ahead(self._classifier, threads)
+
+    def _classify(self, selection: Selection, writer: Writer, threads: int) -> Statistics:
         """Select the page frames that are kept, and write the bitmaps."""
         namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
-        for window in self._classifier.windows():
-            namespaces.add(window.pfn, window.classes)
-            writer.put_bitmaps(window.pfn, *selection.take(window))
-            self._progress("classify", window.pfn + len(window.classes), self._max_mapnr)
+        with closing(self._windows(threads)) as windows:
+            for window in windows:
+                namespaces.add(window.pfn, window.classes)
+                writer.put_bitmaps(window.pfn, *selection.take(window))
+                self._progress("classify", window.pfn + len(window.classes), self._max_mapnr)
         writer.finish_bitmaps()
         found = selection.counts, selection.kinds, selection.excluded
         result = Statistics(self._level, self._page_size, self._max_mapnr, *found)

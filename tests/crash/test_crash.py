@@ -6,6 +6,7 @@ tests/crash/setup.sh installs what this needs. The machines take a minute.
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from collections.abc import Iterator, Mapping
@@ -217,6 +218,19 @@ def test_a_dump_of_proc_kcore_contains_the_kernels_text_and_constants(crash: Cra
     assert len(frames) > 4000
     kept = dict(Kdump(crash.saved.files / name).pages())
     assert crash.differing({pfn: kept.get(pfn, bytes(PAGE)) for pfn in frames}) == []
+
+
+# vmfilter kdump status, before a capture kernel is loaded, and after
+
+
+@pytest.mark.parametrize(("when", "loaded"), [("before", False), ("loaded", True)])
+def test_status_fails_until_a_capture_kernel_is_loaded(crash: Crash, when: str, loaded: bool) -> None:
+    status = json.loads((crash.saved.files / f"status.{when}").read_text())
+    found = {check["name"]: check for check in status["checks"]}
+    assert [name for name, check in found.items() if check["status"] == "fail"] == ([] if loaded else ["loaded"])
+    assert (status["status"] == "fail") is not loaded
+    assert found["crashkernel"]["status"] == found["reserved"]["status"] == found["target"]["status"] == "ok"
+    assert ("describes all" in found["header"]["text"]) is loaded
 
 
 # The initramfs

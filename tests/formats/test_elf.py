@@ -286,10 +286,11 @@ def test_notes_are_found_by_name_and_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_stored_is_a_range_for_each_mebibyte(tmp_path: Path, seed: int) -> None:
-    chance, loads = random.Random(seed), Loads()
-    for _ in range(chance.randrange(1, 30)):
-        at = chance.randrange(6 << 20)
-        loads.add(at, at + chance.choice([1, 100, PAGE, 300_000, 2 << 20]), 0)
+    chance, loads, offset = random.Random(seed), Loads(), 0
+    for at in sorted(chance.randrange(6 << 20) for _ in range(chance.randrange(1, 30))):
+        size = chance.choice([1, 100, PAGE, 300_000, 2 << 20])
+        loads.add(at, at + size, offset)
+        offset += size
     dump = SegmentDump(PreadSource("none", os.open(__file__, os.O_RDONLY)))
     dump._source.next_data = lambda offset: offset  # type: ignore[method-assign]
     dump.set_memory(loads, Loads())
@@ -301,6 +302,23 @@ def test_what_is_stored_is_a_range_for_each_mebibyte(tmp_path: Path, seed: int) 
         for first, stop in stored:
             at = min(stop, end) if first <= at < stop else at
         assert at == end
+    dump.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_data_that_several_pt_loads_contain_are_stored_once(tmp_path: Path, seed: int) -> None:
+    chance, loads = random.Random(seed), Loads()
+    data = chance.randbytes(20 * PAGE)
+    (tmp_path / "file").write_bytes(data)
+    for at in chance.sample(range(1, 1000), 300):
+        offset = chance.randrange(20) * PAGE
+        loads.add(at << 20, (at << 20) + chance.randrange(PAGE, len(data) - offset + 1, PAGE), offset)
+    dump = SegmentDump(PreadSource("file", os.open(tmp_path / "file", os.O_RDONLY)))
+    dump.set_memory(loads, Loads())
+    stored = [dump.read(at, PAGE) for start, end in dump.stored() for at in range(start, end, PAGE)]
+    shared = {data[o + i : o + i + PAGE] for a, e, o, *_ in loads for i in range(0, e - a, PAGE)}
+    assert len(stored) == len(shared)
+    assert set(stored) == shared
     dump.close()
 
 

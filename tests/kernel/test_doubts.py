@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Pa
         by_symbol = read_zones(kernel, Start([], (0, 0), 0))
         kernel.info = Vmcoreinfo(info.text.replace("SYMBOL(node_data)", "SYMBOL(none)"))
         witnesses = Witnesses(kernel, classifier)
-        by_lists = read_zones(kernel, Start(witnesses._free, classifier.kinds.memmap, classifier.end_pfn))
+        by_lists = read_zones(kernel, witnesses.start)
         assert read_zones(kernel, Start([], (0, 0), 0)) is None
     assert by_symbol == by_lists
     assert by_lists
@@ -86,6 +87,22 @@ def test_nothing_is_excluded_by_struct_pages_of_another_size(note: Callable[[str
     result = vmfilter.filter_dump(note("arm64-6.12").write({"SIZE(page)": 56}), tmp_path / "dump")
     assert "OFFSET(page.flags) or SIZE(page) may be wrong: " in "".join(result.warnings)
     assert result.excluded_classes == {PageClass.PMEM_USERDATA, PageClass.EXCLUDED}
+
+
+def test_mem_usage_and_stats_count_what_filtering_keeps(note: Callable[[str], Note], tmp_path: Path, run: Run) -> None:
+    vmcore = note("x86_64-7.2").write(WRONG)
+    s = vmfilter.filter_dump(vmcore, tmp_path / "dump")
+    for command, kept in (("stats", "kept"), ("mem-usage", "kept_at_most")):
+        done = run(command, "--json", vmcore)
+        data = json.loads(done.out)
+        assert data["levels"]["31"][kept] == s.kept + s.zero * (command == "mem-usage")
+        assert "OFFSET(page.mapping) may be wrong" in done.err
+        assert "OFFSET(page.mapping) may be wrong" in "".join(data["warnings"])
+
+
+def test_stats_says_that_free_pages_are_kept_needlessly(note: Callable[[str], Note], run: Run) -> None:
+    vmcore = note("x86_64-7.2").write({"LENGTH(zone.free_area)": 9})
+    assert "LENGTH(zone.free_area) may be wrong: " in run("stats", vmcore).err
 
 
 # What to do with a doubt

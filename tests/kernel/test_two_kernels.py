@@ -19,7 +19,7 @@ from vmfilter.convert import convert_dump
 from vmfilter.formats.elf import ELF64
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.witnesses import cpus_of
-from vmfilter.mem_usage import memory_usage
+from vmfilter.measure.mem_usage import memory_usage
 from vmfilter.reader import Note
 
 OTHER_AT = KERNEL_AT + 32 * MIB

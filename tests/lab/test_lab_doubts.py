@@ -10,6 +10,10 @@ from note import copy_of
 from wrongfields import doubts, noticed
 
 import vmfilter
+from vmfilter.frames.classes import PageClass
+from vmfilter.kernel.poison import poisoned_pages
+from vmfilter.kernel.search import understand
+from vmfilter.pages import classify
 
 MACHINES = ["x86-6.12", "x86-7.2", "x86-pmem2", "x86-pmem3", "arm64-6.12", "ppc64-6.12"]
 
@@ -36,3 +40,25 @@ def test_as_many_free_pages_are_found_as_the_kernel_counts(
     free = vmfilter.filter_dump(lab(name), tmp_path / "dump", dry_run=True).free
     assert free
     assert free.found == free.counted > 20000
+
+
+@pytest.mark.parametrize("name", ["x86-6.12", "x86-7.2", "arm64-6.12", "ppc64-6.12"])
+def test_as_many_poisoned_pages_are_found_as_the_kernel_counts(
+    lab: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    found = vmfilter.filter_dump(lab(name), tmp_path / "dump", dry_run=True).classes[PageClass.HWPOISON]
+    with vmfilter.open_dump(lab(name)) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        assert poisoned_pages(kernel) == found
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_pages_are_the_same_if_silent_tails_are_not_read(
+    lab: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    vmfilter.filter_dump(lab(name), tmp_path / "all read", level=31)
+    monkeypatch.setattr(classify, "_VERY_MANY", 0)
+    monkeypatch.setattr(classify, "_MANY", 0)
+    vmfilter.filter_dump(lab(name), tmp_path / "dump", level=31, threads=2)
+    assert (tmp_path / "dump").read_bytes() == (tmp_path / "all read").read_bytes()

@@ -71,6 +71,13 @@ ssize_t preadv2(int fd, const struct iovec *v, int n, off_t at, int flags)
 	return preadv(fd, v, n, at);
 }
 
+ssize_t pread(int fd, void *to, size_t size, off_t at)
+{
+	struct iovec part = {to, size};
+
+	return preadv(fd, &part, 1, at);
+}
+
 void *mmap(void *address, size_t size, int prot, int flags, int fd, off_t at)
 {
 	char *map = (char *)syscall(SYS_mmap, address, size, prot, flags, fd, at);
@@ -86,6 +93,7 @@ void *mmap(void *address, size_t size, int prot, int flags, int fd, off_t at)
 	return map;
 }
 
+ssize_t pread64(int fd, void *to, size_t size, off64_t at) __attribute__((alias("pread")));
 ssize_t preadv64(int fd, const struct iovec *v, int n, off64_t at) __attribute__((alias("preadv")));
 ssize_t preadv64v2(int fd, const struct iovec *v, int n, off64_t at, int flags) __attribute__((alias("preadv2")));
 void *mmap64(void *address, size_t size, int prot, int flags, int fd, off64_t at) __attribute__((alias("mmap")));

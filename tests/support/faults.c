@@ -3,7 +3,7 @@
  * One fault in a program that this library is preloaded into.
  *
  * FAULT_CALL is a call, FAULT_AT the number of it that fails, from 1, FAULT_KIND what happens: "short" (half of the
- * bytes), "kill" or "term" (a signal before the call), or an errno. With FAULT_STAYS, all later calls fail too. Calls
+ * bytes), "kill" or "term" (a signal before the call), or an errno. With FAULT_STAYS=1, all later calls fail too. Calls
  * count if they are about files of FAULT_FOLDER or a pipe; mmap() counts, whatever it maps, after the first of those.
  * FAULT_MARK is a file that is made if the fault happened. With FAULT_CALL "none" it gets the number of each call.
  */
@@ -32,9 +32,10 @@ static atomic_int count, begun;
 static struct { const char *name; int n; } calls[32];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-__attribute__((constructor)) static void begin(void)
+/* Also called by a process that gets its faults after a fork(). */
+__attribute__((constructor)) void fault_begin(void)
 {
-	const char *text = getenv("FAULT_KIND");
+	const char *text = getenv("FAULT_KIND"), *forever = getenv("FAULT_STAYS");
 
 	call = getenv("FAULT_CALL");
 	folder = getenv("FAULT_FOLDER");
@@ -42,7 +43,7 @@ __attribute__((constructor)) static void begin(void)
 	if (!call || !folder || !mark || !text)
 		return;
 	at = atoi(getenv("FAULT_AT"));
-	stays = getenv("FAULT_STAYS") != NULL;
+	stays = forever && atoi(forever);
 	kind = !strcmp(text, "short") ? SHORT : !strcmp(text, "kill") ? KILL : !strcmp(text, "term") ? TERM : atoi(text);
 }
 

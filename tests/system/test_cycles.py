@@ -19,7 +19,7 @@ import vmfilter
 from vmfilter.convert import convert_dump
 from vmfilter.errors import InputError, OutputError, VmfilterError, without_frames
 from vmfilter.info import dump_info
-from vmfilter.mem_usage import memory_usage
+from vmfilter.measure.mem_usage import memory_usage
 from vmfilter.writer.transport.direct_io import DirectWriter
 from vmfilter.writer.transport.stream import StreamSink
 

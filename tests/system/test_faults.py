@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import faults
 import pytest
 from badpages import needs_compiler
 from faults import FORMS, KINDS, Fault, Laboratory, WrongError, build
@@ -41,12 +44,19 @@ SAMPLE = [
     (Fault("pipe", "write", 3, "EIO"), {"no dump", "incomplete, and marked so"}),
     (Fault("pipe", "write", 1, "short", stays=True), {"whole"}),
     (Fault("disk", "write", 2, "ENOSPC"), {"no dump", "incomplete, and marked so"}),
+    (Fault("convert", "preadv", 9, "EIO"), {"absent", "whole", "incomplete, and marked so"}),
+    (Fault("convert, kept", "pwrite", 3, "term"), {"absent", "whole", "incomplete, and marked so"}),
+    (Fault("convert, pipe", "write", 2, "EIO"), {"no dump", "incomplete, and marked so"}),
+    (Fault("copied", "pwrite", 3, "ENOSPC", stays=True), {"absent", "incomplete, and marked so"}),
+    (Fault("rearrange", "read", 3, "EIO"), {"absent", "incomplete, and marked so"}),
+    (Fault("rearrange, sha256", "pwrite", 2, "ENOSPC", stays=True), {"absent"}),
 ]
 
 
 @pytest.fixture(scope="module")
-def laboratory(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    return Laboratory(shared("faults.so", build), tmp_path_factory.mktemp("laboratory"))
+def laboratory(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    with closing(Laboratory(shared("faults.so", build), tmp_path_factory.mktemp("laboratory"))) as laboratory:
+        yield laboratory
 
 
 @pytest.mark.parametrize(("fault", "outcomes"), SAMPLE, ids=["-".join(map(str, fault)) for fault, _ in SAMPLE])
@@ -67,6 +77,14 @@ def test_a_wrong_outcome_is_noticed(laboratory: Laboratory, monkeypatch: pytest.
     monkeypatch.setitem(laboratory._right, "kdump", [b"another dump"])
     with pytest.raises(WrongError):
         laboratory.run(Fault("kdump", "pwrite", 1, "EINTR"))
+
+
+def test_a_run_that_waits_for_ever_is_noticed(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_PATIENCE", 0)
+    with pytest.raises(WrongError, match="waits for ever: filter -q"):
+        laboratory.run(Fault("kdump", "pwrite", 1, "EINTR"))
+    monkeypatch.undo()
+    assert laboratory.run(Fault("kdump", "pwrite", 1, "EINTR")) == "whole"
 
 
 def test_standard_output_that_cannot_seek_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

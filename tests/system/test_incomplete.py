@@ -341,12 +341,12 @@ def test_a_signal_keeps_what_was_written(small: Path, tmp_path: Path, number: si
 def _bad_spot(monkeypatch: pytest.MonkeyPatch, block: int, heals: bool = False) -> None:
     """Simulate a disk with an unwritable block at an offset of each file; if it heals, only the first thread fails."""
     pwrite, start = os.pwrite, block * PAGE
-    threads: list[threading.Thread] = []
+    threads: list[int] = []
 
     def failing(fd: int, data: memoryview, offset: int) -> int:
         if offset < start + PAGE and start < offset + len(data):
-            threads.append(threading.current_thread())
-            if not heals or threads[-1] is threads[0]:
+            threads.append(threading.get_ident())
+            if not heals or threads[-1] == threads[0]:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pwrite(fd, data, offset)
 
@@ -358,7 +358,7 @@ def _write_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite, finish, there = os.pwrite, DirectWriter.finish, threading.Event()
 
     def waiting(fd: int, data: memoryview, offset: int) -> int:
-        assert threading.current_thread() is threading.main_thread() or there.wait(60)
+        assert threading.get_ident() == threading.main_thread().ident or there.wait(60)
         return pwrite(fd, data, offset)
 
     def finishing(self: DirectWriter) -> None:

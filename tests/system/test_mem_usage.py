@@ -12,7 +12,7 @@ from kernelbuilder import FLAVOURS, Synthetic
 import vmfilter
 from vmfilter import PageClass
 from vmfilter.cli import main
-from vmfilter.mem_usage import memory_usage
+from vmfilter.measure.mem_usage import memory_usage
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from descriptors import all_closed_again
+from threads import no_thread_is_left
 
+from vmfilter.compress.thread import Thread
 from vmfilter.errors import NoSpaceError, OutputError
 from vmfilter.writer.transport import direct_io
 from vmfilter.writer.transport.file import FileTransport
@@ -61,10 +63,10 @@ def write_odd_bits(m: pytest.MonkeyPatch) -> None:
 
 
 def have_no_thread(m: pytest.MonkeyPatch) -> None:
-    def start(self: threading.Thread) -> None:
+    def start(self: Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    m.setattr(threading.Thread, "start", start)
+    m.setattr(Thread, "start", start)
 
 
 def have_no_memory(m: pytest.MonkeyPatch) -> None:
@@ -81,10 +83,6 @@ def nothing(m: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_io, "_BUFFER_BYTES", 16 * BLOCK)
-
-
-def no_thread_is_left() -> bool:
-    return not [t for t in threading.enumerate() if t.name.startswith("vmfilter")]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,7 @@ def test_aborting_ends_the_thread_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_signal_during_the_last_write_does_not_close_the_file_under_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite, join = os.pwrite, threading.Thread.join
+    pwrite, join = os.pwrite, Thread.join
     begun, goes_on = threading.Event(), threading.Event()
     closed: list[bool] = []
 
@@ -208,13 +206,13 @@ def test_a_signal_during_the_last_write_does_not_close_the_file_under_the_thread
         closed.append(not os.path.exists(f"/proc/self/fd/{fd}"))
         return pwrite(fd, view, offset)
 
-    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
-        monkeypatch.setattr(threading.Thread, "join", join)
+    def interrupted(self: Thread) -> None:
+        monkeypatch.setattr(Thread, "join", join)
         assert begun.wait(60)  # a write that is aborted before it begins never happens
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "pwrite", slow)
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    monkeypatch.setattr(Thread, "join", interrupted)
     transport = FileTransport(str(tmp_path / "dump"))
     transport.create()
     transport.stream(1, bytes(10))  # less than a block, or it would have a descriptor of its own
@@ -249,13 +247,13 @@ def while_the_file_is_opened(m: pytest.MonkeyPatch) -> None:
 
 
 def when_the_thread_has_started(m: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
+    start = Thread.start
 
-    def interrupted(self: threading.Thread) -> None:
+    def interrupted(self: Thread) -> None:
         start(self)
         raise KeyboardInterrupt
 
-    m.setattr(threading.Thread, "start", interrupted)
+    m.setattr(Thread, "start", interrupted)
 
 
 @pytest.mark.parametrize(

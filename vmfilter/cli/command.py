@@ -25,6 +25,9 @@ _COMMANDS = {
     "symbols": "symbols",
     "struct": "struct",
     "mem-usage": "mem_usage",
+    "estimate": "estimate",
+    "stats": "stats",
+    "diff": "diff",
     "kdump": "kdump",
 }
 """Module of each subcommand."""

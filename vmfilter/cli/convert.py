@@ -47,11 +47,16 @@ def run(options: argparse.Namespace) -> int:
     opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
     with opened as dump, progress_of(options, [options.new]) as progress:
         result = convert_dump(dump, options.new, progress=progress, **form_of(options))
-    for warning in result.warnings:
-        say(f"warning: {warning}")
+    warnings = list(result.warnings)
     if result.failure:
-        say(f"warning: {options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
-    if not options.quiet:
+        warnings.append(f"{options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if options.json:
+        from vmfilter.report.data import document, dump_data
+
+        show(document(dump_data(result, [options.new], warnings)), aside=options.new == "-")
+    elif not options.quiet:
         pages = result.remaining + result.zero
         show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")
     return INCOMPLETE if result.incomplete else 0

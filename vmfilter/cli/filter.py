@@ -144,7 +144,11 @@ def run(options: argparse.Namespace) -> int:
         warnings.append(f"{made} is incomplete: {result.cut_off} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
-    if not options.quiet:
+    if options.json:
+        from vmfilter.report.data import document, dump_data
+
+        show(document(dump_data(result, outputs, warnings)), aside="-" in outputs)
+    elif not options.quiet:
         lines = list(report(result))
         if options.stats:
             lines += ["", *table(result)]

@@ -1,14 +1,19 @@
-"""vmfilter kdump: install vmfilter into the system's kdump."""
+"""vmfilter kdump: install vmfilter into the system's kdump, and say whether the next crash leaves a dump."""
 
 from __future__ import annotations
 
 import argparse
 
+from vmfilter.cli.options import add_json, size_of
 from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+_KDUMP = """\
+Make vmfilter part of a system's kdump, explain crashkernel=, and check that
+the next crash leaves a dump."""
 
 _DESCRIPTION = """\
 Make vmfilter part of a system's kdump. This installs a hook for
@@ -24,16 +29,40 @@ must be copied to the same paths in DIR, with their shared objects. The hook
 for initramfs-tools and the dracut module call this; other initramfs builders
 can do the same."""
 
+_CRASHKERNEL = """\
+Explain LINE, a kernel command line or its crashkernel= words: how much memory
+the kernel reserves, above and below the limit of low memory, and by which
+rules. Without --arch and --memory, this machine is meant; if only one is
+given, a typical machine."""
+_STATUS = """\
+Check everything that must hold for the next crash to leave a dump: a line of
+ok, warn or fail each, with what to do. As root, since /proc/iomem and
+/proc/kcore are hidden from others."""
+_STATUS_STATUS = """
+exit status of status:
+  0  no check failed; warnings are no failure
+  1  a check failed: the next crash may leave no dump
+"""
+_ADVISE = """\
+Print the crashkernel= to boot with, and why: what the capture kernel, its
+initramfs and vmfilter need on this system, and some more."""
+_CRASHKERNEL_STATUS = """
+exit status of crashkernel:
+  0  the kernel reserves memory
+  1  it reserves none: LINE is invalid, or the memory does not fit
+"""
+
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the subcommand and its actions to the parser."""
 
-    def add(to: _SubParsersAction[argparse.ArgumentParser], name: str, help: str, text: str) -> argparse.ArgumentParser:
+    def add(
+        to: _SubParsersAction[argparse.ArgumentParser], name: str, help: str, text: str, statuses: str = ""
+    ) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
-        return to.add_parser(name, help=help, description=text, epilog=epilog, formatter_class=formatter)
+        return to.add_parser(name, help=help, description=text, epilog=epilog + statuses, formatter_class=formatter)
 
-    p = add(commands, "kdump", "install vmfilter into the system's kdump", _DESCRIPTION)
-    p.set_defaults(run=run)
+    p = add(commands, "kdump", "install vmfilter into kdump, and check that kdump is ready", _KDUMP)
     actions = p.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
     for a in (
         add(actions, "install", "install vmfilter into kdump", _DESCRIPTION),
@@ -43,8 +72,24 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
             "--root", type=_directory, default="/", metavar="DIR", help="root of the system (default: %(default)s)"
         )
         a.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+        a.set_defaults(run=_install)
     a = add(actions, "collect", "add vmfilter to an initramfs", _COLLECT)
     a.add_argument("initramfs", type=_directory, metavar="DIR", help="root of the initramfs under construction")
+    a.set_defaults(run=_install)
+    for a, run in (
+        (add(actions, "status", "check that the next crash leaves a dump", _STATUS, _STATUS_STATUS), _status),
+        (add(actions, "advise", "print the crashkernel= to use", _ADVISE), _advise),
+    ):
+        a.add_argument("--root", type=_directory, default="/", metavar="DIR", help="look below DIR (default: /)")
+        add_json(a)
+        a.set_defaults(run=run)
+    a = add(actions, "crashkernel", "explain crashkernel=", _CRASHKERNEL, _CRASHKERNEL_STATUS)
+    a.add_argument("line", metavar="LINE", help="such as 'crashkernel=1G,high crashkernel=256M,low'")
+    a.add_argument("--arch", metavar="NAME", help="x86_64, arm64, riscv64, loongarch64, s390x, ppc64 or arm")
+    a.add_argument("--memory", type=size_of, metavar="SIZE", help="memory of the machine, in bytes or with K, M, G, T")
+    a.add_argument("--kernel", metavar="VERSION", help="rules of this version, such as 6.1 (default: the newest known)")
+    add_json(a)
+    a.set_defaults(run=_crashkernel)
 
 
 def _directory(name: str) -> str:
@@ -54,8 +99,8 @@ def _directory(name: str) -> str:
     return name
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the action, print what it did, return the exit status."""
+def _install(options: argparse.Namespace) -> int:
+    """Install, remove or collect, print what was done, return the exit status."""
     from vmfilter.console.output import hand_out, show
 
     try:
@@ -70,4 +115,54 @@ def run(options: argparse.Namespace) -> int:
         hand_out(collect(options.initramfs))
     else:
         show(*(install if options.action == "install" else remove)(options.root, dry_run=options.dry_run))
+    return 0
+
+
+def _crashkernel(options: argparse.Namespace) -> int:
+    """Explain a line, return the exit status."""
+    from vmfilter.console.output import hand_out
+    from vmfilter.readiness.crashkernel import explain
+    from vmfilter.readiness.machine import machine_of
+    from vmfilter.report.data import document
+    from vmfilter.report.readiness import crashkernel_data, crashkernel_lines
+
+    machine = machine_of(options.arch, options.memory, options.kernel)
+    line = (
+        options.line
+        if "crashkernel=" in options.line
+        else " ".join(f"crashkernel={word}" for word in options.line.split())
+    )
+    made = explain(line, machine.arch, machine.ram, machine.kernel)
+    hand_out(
+        [document(crashkernel_data(line, machine, made))] if options.json else crashkernel_lines(line, machine, made)
+    )
+    return 0 if made.valid else 1
+
+
+def _status(options: argparse.Namespace) -> int:
+    """Check the system, return the exit status."""
+    from pathlib import Path
+
+    from vmfilter.console.output import hand_out
+    from vmfilter.readiness.checks import FAIL, check, worst
+    from vmfilter.readiness.system import System
+    from vmfilter.report.data import document
+    from vmfilter.report.readiness import status_data, status_lines
+
+    results = check(System(Path(options.root)))
+    hand_out([document(status_data(results))] if options.json else status_lines(results))
+    return 1 if worst(results) == FAIL else 0
+
+
+def _advise(options: argparse.Namespace) -> int:
+    """Print advice, return the exit status."""
+    from pathlib import Path
+
+    from vmfilter.console.output import hand_out
+    from vmfilter.readiness.advice import advise
+    from vmfilter.readiness.system import System
+    from vmfilter.report.data import document
+
+    advice = advise(System(Path(options.root)))
+    hand_out([document(advice._asdict())] if options.json else [advice.line, advice.reason])
     return 0

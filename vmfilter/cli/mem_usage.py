@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
+from vmfilter.cli.options import add_input, add_json, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_json(p)
     add_vmcoreinfo(p)
     add_input(p, default=_RUNNING)
     p.set_defaults(run=run)
@@ -33,13 +34,18 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 def run(options: argparse.Namespace) -> int:
     """Print the counts, return the exit status."""
     from vmfilter.console.output import hand_out, say
-    from vmfilter.mem_usage import memory_usage
+    from vmfilter.measure.mem_usage import memory_usage
     from vmfilter.reader import open_dump
-    from vmfilter.report.usage import usage_lines
+    from vmfilter.report.usage import levels_of, usage_lines
 
     with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
         usage = memory_usage(dump)
     for warning in usage.warnings:
         say(f"warning: {warning}")
-    hand_out(usage_lines(usage))
+    if options.json:
+        from vmfilter.report.data import document, usage_data
+
+        hand_out([document(usage_data(usage, levels_of(usage)))])
+    else:
+        hand_out(usage_lines(usage))
     return 0

@@ -11,6 +11,7 @@ from vmfilter.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
+    from vmfilter.console.progress import ProgressLines, ProgressPrinter
     from vmfilter.run import Progress
 
 
@@ -90,6 +91,16 @@ def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
     )
 
 
+def add_json(p: argparse._ActionsContainer) -> None:
+    """Add --json."""
+    p.add_argument("--json", action="store_true", help="print one JSON document instead; docs/json.md describes it")
+
+
+def add_threads(p: argparse.ArgumentParser) -> None:
+    """Add --threads."""
+    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)")
+
+
 def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     """Add the options of every command that writes a dump. codec: text for the default codec."""
     p.add_argument(
@@ -103,7 +114,7 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     )
     p.add_argument("--flatten", action="store_true", help="write the flattened format; standard output always gets it")
     p.add_argument("--dedup", action="store_true", help="store identical pages once; all tools can read the dump")
-    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)")
+    add_threads(p)
     p.add_argument(
         "--max-memory",
         type=size_of,
@@ -115,6 +126,13 @@ def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
     p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
     p.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
     add_sha256(p)
+    add_json(p)
+    p.add_argument(
+        "--progress",
+        choices=("text", "json"),
+        default="text",
+        help="json: print a line of JSON on standard error now and then, even with -q (default: text)",
+    )
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
 
 
@@ -135,8 +153,12 @@ def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator
     """Yield the Progress that the options ask for, or None; - in outputs is standard output."""
     from vmfilter.console.signals import EndsBetweenPages
 
-    printer = None
-    if not options.quiet:
+    printer: ProgressPrinter | ProgressLines | None = None
+    if options.progress == "json":
+        from vmfilter.console.progress import ProgressLines
+
+        printer = ProgressLines()
+    elif not options.quiet:
         from vmfilter.console.progress import ProgressPrinter
 
         printer = ProgressPrinter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from vmfilter.cli.options import add_input, threads_of
+from vmfilter.cli.options import add_input, add_json, add_threads
 from vmfilter.errors import INCOMPLETE, InputError
 from vmfilter.lean import TYPE_CHECKING
 
@@ -40,7 +40,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         action="append",
         help="also compare every page with this dump, in any format (repeat for each part of a split set)",
     )
-    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)")
+    add_threads(p)
+    add_json(p)
     p.add_argument("-q", "--quiet", action="store_true", help="print only what is wrong")
     add_input(p)
     p.set_defaults(run=run)
@@ -48,7 +49,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Verify, print the findings, return the exit status."""
-    from vmfilter.console.output import say, show
+    from vmfilter.console.output import hand_out, say, show
     from vmfilter.console.progress import ProgressPrinter
     from vmfilter.reader import open_dump
     from vmfilter.report.text import verification
@@ -69,6 +70,10 @@ def run(options: argparse.Namespace) -> int:
     if (more := found.damaged + found.differing - len(found.told)) > 0:
         what = [word for word, pages in (("are damaged", found.damaged), ("differ", found.differing)) if pages]
         say(f"{path}: {more} more pages {' or '.join(what)}")
-    if not options.quiet:
+    if options.json:
+        from vmfilter.report.data import document, verify_data
+
+        hand_out([document(verify_data(found, path))])
+    elif not options.quiet:
         show(*verification(found, path))
     return INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else InputError.exit_status

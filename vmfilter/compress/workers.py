@@ -8,10 +8,12 @@ takes a tenth of the time of a small dump.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock
 
 from vmfilter.compress.budget import has_room
+from vmfilter.compress.thread import Thread
 from vmfilter.lean import Generic, TypeVar
 
 W = TypeVar("W")
@@ -114,7 +116,7 @@ class WorkerPool(Generic[W]):
         if not has_room():
             return False
         # A signal may interrupt start() after the thread has started. It is in the list by then, so end() joins it.
-        self._threads.append(Thread(target=self._run, args=(worker,), name="vmfilter", daemon=True))
+        self._threads.append(Thread(partial(self._run, worker)))
         with self._lock:  # a thread that runs out of memory now waits until this one starts or fails
             try:
                 self._threads[-1].start()
@@ -154,5 +156,4 @@ class WorkerPool(Generic[W]):
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+            thread.join()

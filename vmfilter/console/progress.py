@@ -1,4 +1,4 @@
-"""Progress of a run: a bar that is redrawn on a terminal, elsewhere a line every few seconds."""
+"""Progress of a run: a bar that is redrawn on a terminal, elsewhere a line every few seconds; or lines of JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 _STAGES = {"classify": "Classifying pages", "write": "Writing pages", "verify": "Verifying pages"}
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 5.0
+_JSON_SECONDS = 0.5
 
 
 class ProgressPrinter:
@@ -54,3 +55,30 @@ class ProgressPrinter:
         if self._terminal and self._stage:
             self._print("")
         self._stage = ""
+
+
+class ProgressLines:
+    """A vmfilter.run.Progress that prints lines of JSON to standard error, and one at the end of each stage."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self._heard = sys.stderr is not None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._heard or (now - self._last < _JSON_SECONDS and done < total):
+            return
+        self._last = now
+        seconds = round(now - self._started, 3)
+        try:
+            # No name contains what JSON escapes.
+            print(
+                f'{{"stage": "{stage}", "done": {done}, "total": {total}, "seconds": {seconds}}}',
+                file=sys.stderr,
+                flush=True,
+            )
+        except OSError:  # a closed pipe must not end the run
+            self._heard = False
+
+    def close(self) -> None:
+        """Do nothing: each line has ended."""

@@ -68,6 +68,11 @@ def class_in(byte: int) -> PageClass:
     return PageClass(byte & _CLASS_MASK)
 
 
+def kind_in(byte: int) -> PageKind:
+    """Return the kind in a frame's byte."""
+    return PageKind(byte >> _KIND_SHIFT)
+
+
 def byte_of(kind: PageKind) -> int:
     """Return the byte of a KERNEL frame of a kind. The byte of any other class is its number."""
     return PageClass.KERNEL | kind << _KIND_SHIFT
@@ -88,6 +93,15 @@ class ClassCounter:
     def add(self, classes: memoryview) -> None:
         """Count page frames; classes has one byte per frame, its class and kind."""
         native.count_classes(classes, self._counts)
+
+    def add_zero(self, pages: memoryview, page_size: int, classes: bytes) -> None:
+        """Count the frames whose page is zero; pages has page_size bytes for each byte of classes."""
+        native.count_zero(pages, page_size, classes, self._counts)
+
+    def add_counts(self, other: ClassCounter) -> None:
+        """Add what another has counted."""
+        for byte, count in enumerate(other._counts):
+            self._counts[byte] += count
 
     def result(self) -> dict[PageClass, int]:
         """Return the number of page frames of each class so far."""

@@ -157,6 +157,15 @@ def read_zones(kernel: Kernel, start: Start) -> Zones | None:
     return Zones(counted, free, lists) if lists and proven else None
 
 
+def zones_of_a_node(kernel: Kernel, start: Start) -> int | None:
+    """Return the virtual address of the first struct zone of any node; None if nothing leads to a node."""
+    layout = _layout(kernel)
+    if layout is None:
+        return None
+    node = next(_nodes(kernel), None) or next(_node_of(kernel, layout, start._replace(end_pfn=0)), None)
+    return None if node is None else node + layout.node_zones
+
+
 class _Words:
     """Words of a structure."""
 

@@ -137,7 +137,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
 
 
 def _mem_usage(command: Command, messages: Messages) -> str:
-    from vmfilter.mem_usage import memory_usage
+    from vmfilter.measure.mem_usage import memory_usage
 
     with _opened(command) as dump:
         usage = memory_usage(dump)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 
 from vmfilter import native
 from vmfilter.errors import KernelError
@@ -11,6 +11,7 @@ from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.kinds import find_kinds
+from vmfilter.pages.memmap import MemmapReader, Part, Watch, locate
 from vmfilter.pages.pmem import NO_PMEM, Pmem
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 WINDOW_PAGES = 1 << 17
 """Maximum page frames of a window: enough to make the work per window negligible."""
-_PIECE_PAGES = 1 << 13
-"""Page frames whose struct pages are read at a time: 512 KiB, so that classification finds them in the CPU's cache."""
+_MANY, _VERY_MANY = 1 << 20, 1 << 25
+"""Page frames that take longer to classify than it takes to start threads, and to find out that tails say nothing."""
+_SAMPLED, _SAMPLE_PAGES = 64, 1024
+"""Pieces of a sample that shows whether heads can be believed, and the page frames of each."""
 
 
 def _becomes(page_class: PageClass) -> bytes:
@@ -39,11 +42,31 @@ def _with_kinds(marked: bytes, found: bytes) -> bytes:
     return both.to_bytes(len(marked), "little")
 
 
+_HOLES = memoryview(bytes(WINDOW_PAGES))  # made once: an object as large comes from the kernel
+
+
 class Window(NamedTuple):
     """Page frames from pfn on, one byte each: class and kind. They are valid until the next window is requested."""
 
     pfn: int
     classes: memoryview
+
+
+class Plan(NamedTuple):
+    """A window to classify.
+
+    Attributes:
+        pfn: its first page frame.
+        classes: one byte per page frame, by what the dump alone determines.
+        parts: its struct pages.
+        marked: a copy of the classes, if struct pages decide only of kinds.
+
+    """
+
+    pfn: int
+    classes: memoryview
+    parts: Sequence[Part]
+    marked: bytes
 
 
 class Sample(NamedTuple):
@@ -82,6 +105,7 @@ class Classifier:
     Attributes:
         unknown: number of page frames whose struct page could not be read. They are kept.
         kinds: kinds of kernel pages; only if the kernel is known.
+        reader: classifies page frames in order; only if the kernel is known, and once begin() is called.
         warnings: what VMCOREINFO lacks for a full classification, one line each.
 
     """
@@ -94,6 +118,7 @@ class Classifier:
         pmem: Pmem = NO_PMEM,
         include_pmem_userdata: bool = False,
         kinds_only: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         """Read the layout of struct page.
 
@@ -106,6 +131,7 @@ class Classifier:
                 must be found.
             kinds_only: whether struct pages decide only of which kind a kernel page is: all memory is KERNEL, or on
                 persistent memory.
+            watch: see Watch.
 
         Raises:
             KernelError: VMCOREINFO or the kernel's memory does not describe struct pages and where they are.
@@ -118,6 +144,7 @@ class Classifier:
         self._pmem = [(ranges, table) for ranges, table in becomes if ranges]
         self._asked = (PageClass.KERNEL, *([PageClass.PMEM_USERDATA] if include_pmem_userdata else []))
         self._kinds_only = kinds_only
+        self._watch = watch
         self.unknown = 0
         self.warnings: tuple[str, ...] = ()
         self._classes = bytearray(WINDOW_PAGES)
@@ -130,33 +157,88 @@ class Classifier:
             self._memory = kernel.memory
             self._layout = layout
             self.kinds = find_kinds(dump, kernel, windows_of(dump, page_size))
-            # Page-aligned, unlike a bytearray: reads into it copy faster.
-            try:
-                self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
-            except OSError as e:
-                raise MemoryError from e
-            self._view = memoryview(self._structs)
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Generator[Window, None, None]:
         """Yield the classes of all page frames, in order. Windows without memory are skipped.
 
         Raises:
             InputError: the dump cannot be read, or is damaged.
 
         """
+        self.begin()
+        for pfn, count in self.all_windows():
+            plan = self.plan(pfn, count, self._classes)
+            if self._kernel is None:
+                yield Window(pfn, plan.classes)
+            else:
+                self.reader.apply(plan.pfn, plan.classes, plan.parts)
+                yield self.finish(plan, self.reader)
+
+    def begin(self) -> None:
+        """Begin to classify all page frames, in order: plan(), MemmapReader.apply() and finish() of each window."""
         self.unknown = 0
         if self._kernel is not None:
-            self._native = native.Classifier(self._layout, self.kinds.areas)
-        for pfn, count in windows_of(self._dump, self._page_size):
-            classes = memoryview(self._classes)[:count]
-            self._mark_memory(pfn, count, classes)
-            if self._kernel is not None:
-                marked = bytes(classes) if self._kinds_only else b""
-                self._apply_struct_pages(pfn, count, classes)
-                self.kinds.paint(pfn, classes)
-                if self._kinds_only:
-                    self.unknown, classes[:] = 0, _with_kinds(marked, bytes(classes))
-            yield Window(pfn, classes)
+            if self._has(_VERY_MANY):
+                self._layout = self._layout._replace(silent_tails=self._tails_are_silent(self._kernel))
+            self.reader = self.new_reader()
+
+    def _tails_are_silent(self, kernel: Kernel) -> bool:
+        """Return whether tails of free blocks and of compound pages need not be read: see native.PageLayout.
+
+        A head that lies would exclude its tails. What would make heads lie, a wrong member or flag, does so all over
+        the dump, so a sample shows it.
+        """
+        from vmfilter.kernel.poison import poisoned_pages
+
+        if poisoned_pages(kernel) != 0:
+            return False
+        by = native.Classifier(self._layout, self.kinds.areas)
+        for _ in self.sample(by, _SAMPLED, _SAMPLE_PAGES):
+            pass
+        return by.lists.contradicting == 0
+
+    def all_windows(self) -> Iterator[tuple[int, int]]:
+        """Yield the first page frame and the number of page frames of each window that contains memory, in order."""
+        return windows_of(self._dump, self._page_size)
+
+    def new_reader(self) -> MemmapReader:
+        """Return what reads struct pages. Raises MemoryError."""
+        return MemmapReader(self._dump, self._page_size, self._layout, self.kinds.areas, self._watch)
+
+    def plan(self, pfn: int, count: int, buffer: bytearray) -> Plan:
+        """Prepare to classify a window.
+
+        Args:
+            pfn: its first page frame.
+            count: number of its page frames, at most WINDOW_PAGES.
+            buffer: out: WINDOW_PAGES bytes, for its classes.
+
+        """
+        classes = memoryview(buffer)[:count]
+        self._mark_memory(pfn, count, classes)
+        parts: list[Part] = []
+        if self._kernel is not None:
+            watched = self._watch is not None
+            parts = locate(self._dump, self._kernel, self._layout.size, pfn, count, buffer, self._asked, watched)
+        return Plan(pfn, classes, parts, bytes(classes) if self._kinds_only else b"")
+
+    def finish(self, plan: Plan, reader: MemmapReader) -> Window:
+        """Complete the classes of a window.
+
+        Args:
+            plan: the window.
+            reader: what has read its struct pages, and of no other window since the last call.
+
+        """
+        classes = plan.classes
+        self.unknown += reader.unknown
+        for failure in reader.failures:
+            self._dump.pass_over(failure)
+        reader.unknown, reader.failures = 0, []
+        self.kinds.paint(plan.pfn, classes)
+        if self._kinds_only:
+            self.unknown, classes[:] = 0, _with_kinds(plan.marked, bytes(classes))
+        return Window(plan.pfn, classes)
 
     def sample(self, by: native.Classifier, pieces: int, pages: int) -> Iterator[Sample]:
         """Yield struct pages from all over the dump's memory.
@@ -184,6 +266,16 @@ class Classifier:
             passed += count
 
     @property
+    def takes_long(self) -> bool:
+        """Whether threads shorten the classification."""
+        return self._kernel is not None and self._has(_MANY)
+
+    def _has(self, frames: int) -> bool:
+        """Return whether the windows that contain memory have so many page frames."""
+        most = frames // WINDOW_PAGES
+        return sum(1 for _ in islice(self.all_windows(), most)) == most
+
+    @property
     def end_pfn(self) -> int:
         """Page frame after all memory."""
         return max_pfn(self._dump, self._page_size)
@@ -191,74 +283,13 @@ class Classifier:
     @property
     def lists(self) -> native.Lists:
         """Pages in lists that the last windows() found."""
-        return self._native.lists
+        return self.reader.classifier.lists
 
     def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
         """Set the classes that need no struct page: memory is KERNEL, or PMEM_USERDATA or PMEM_METADATA."""
-        classes[:] = bytes(count)
+        classes[:] = _HOLES[:count]
         self._dump.mark(pfn, self._page_size, classes)
         for ranges, table in self._pmem:
             for first, end in clipped(ranges, pfn, pfn + count):
                 held = bytes(classes[first - pfn : end - pfn])
                 classes[first - pfn : end - pfn] = held.translate(table)
-
-    def _apply_struct_pages(self, pfn: int, count: int, classes: memoryview) -> None:
-        at = pfn
-        while at < pfn + count:
-            end, memmap = self._model.stretch(at, pfn + count)
-            part = classes[at - pfn : end - pfn]
-            held = bytes(part)
-            if any(c in held for c in self._asked):
-                if memmap is None:
-                    self._count_unknown(part)
-                else:
-                    self._apply_memmap(memmap, at, part)
-            at = end
-
-    def _apply_memmap(self, vaddr: int, pfn: int, classes: memoryview) -> None:
-        """Classify page frames from pfn on, by the struct pages at vaddr. Count frames without one in the dump."""
-        size = self._layout.size
-        done = 0
-        # Pieces are aligned to their size, so a compound page's first two struct pages are in the same piece: the
-        # order is in the second.
-        skip = pfn % _PIECE_PAGES * size
-        for start, length in self._read_memmap(vaddr, len(classes) * size, skip):
-            first, last = -(-start // size), (start + length) // size
-            if first >= last:
-                continue
-            self._count_unknown(classes[done:first])
-            at = (skip + first * size) % len(self._structs)
-            structs = self._view[at : at + (last - first) * size]
-            self._native.classify(structs, pfn + first, classes[first:last])
-            done = last
-        self._count_unknown(classes[done:])
-
-    def _read_memmap(self, vaddr: int, length: int, skip: int) -> Iterator[tuple[int, int]]:
-        """Read an array of struct pages into the buffer; yield the ranges that the dump contains and that can be read.
-
-        The ranges are (offset from vaddr, bytes). The buffer is circular and the array starts at byte skip of it, so
-        process each range before requesting the next.
-        """
-        start = end = 0
-        view = self._view
-        for m in self._memory.translate(vaddr, length):
-            for first, last in self._dump.covered(m.paddr, m.paddr + m.length):
-                while first < last:
-                    at = m.vaddr - vaddr + first - m.paddr
-                    to = (skip + at) % len(view)
-                    if at != end or not to:
-                        if end > start:
-                            yield start, end - start
-                        start = at
-                    n = min(last - first, len(view) - to)
-                    for begin, stop, failure in self._dump.read_around(first, view[to : to + n], self._page_size):
-                        self._dump.pass_over(failure)
-                        if at + begin > start:
-                            yield start, at + begin - start
-                        start = at + stop
-                    first, end = first + n, at + n
-        if end > start:
-            yield start, end - start
-
-    def _count_unknown(self, classes: memoryview) -> None:
-        self.unknown += bytes(classes).count(PageClass.KERNEL)

@@ -131,6 +131,7 @@ class Witnesses:
 
     Attributes:
         doubts: what they say before classification.
+        start: free blocks of the sample, which lead to the zones.
 
     """
 
@@ -145,7 +146,7 @@ class Witnesses:
         self._kernel = kernel
         self._layout = kernel.struct_page().layout
         self._judge = native.Classifier(self._layout, classifier.kinds.areas)
-        self._free: list[tuple[int, int]] = []
+        self.start = Start([], classifier.kinds.memmap, classifier.end_pfn)
         self._zones: Zones | None = None
         self.doubts: list[Doubt] = []
         for witness in (
@@ -153,7 +154,7 @@ class Witnesses:
             self._overlaps,
             self._text,
             lambda: self._sample(classifier),
-            lambda: self._lists(classifier),
+            self._lists,
         ):
             with suppress(InputError, KernelError):  # a witness that cannot be heard says nothing
                 self.doubts += witness()
@@ -243,17 +244,16 @@ class Witnesses:
         first = piece.classes.find(PageClass.FREE)
         if first >= 0:
             at = first * self._layout.size
-            self._free.append((piece.vaddr + at, self._order(piece.structs[at:])))
+            self.start.blocks.append((piece.vaddr + at, self._order(piece.structs[at:])))
 
     def _order(self, page: bytes) -> int:
         """Order of a free block, by its first struct page."""
         offset, width = self._layout.private_
         return int.from_bytes(page[offset : offset + width], self._kernel.abi.byteorder)
 
-    def _lists(self, classifier: Classifier) -> Iterator[Doubt]:
+    def _lists(self) -> Iterator[Doubt]:
         """Blocks in the free lists are free, and of the order of their list."""
-        start = Start(self._free, classifier.kinds.memmap, classifier.end_pfn)
-        self._zones = read_zones(self._kernel, start)
+        self._zones = read_zones(self._kernel, self.start)
         if self._zones is None:
             return
         blocks = list(free_blocks(self._kernel, self._zones, _WALKED))

@@ -90,8 +90,11 @@ class Kinds:
 
         What is known to be the kernel's own becomes KERNEL, whatever its struct page says.
         """
+        after = pfn + len(classes)
         for ranges, table in self._ranges:
-            for first, end in clipped(ranges, pfn, pfn + len(classes)):
+            if ranges[0][0] >= after or ranges[-1][1] <= pfn:
+                continue
+            for first, end in clipped(ranges, pfn, after):
                 part = classes[first - pfn : end - pfn]
                 part[:] = bytes(part).translate(table)
 

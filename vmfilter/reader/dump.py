@@ -216,8 +216,20 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
+    @property
+    def fd(self) -> int:
+        """Descriptor of a file that contains memory as it is, for pread() on any thread; -1: read_into() reads it."""
+        return -1
+
+    def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what covered() yields, in as many ranges as it takes, each with its offset in the file of fd."""
+        return ((first, last, 0) for first, last in self.covered(start, end))
+
     def stored(self) -> Iterator[tuple[int, int]]:
-        """Yield ranges [start, end) of physical addresses, in order, that contain all but the holes of the file."""
+        """Yield ranges [start, end) of physical addresses that contain all data of the file, in its order.
+
+        Holes of the file are left out, and data that it gives several addresses have one of them.
+        """
         return self.covered(0, self.end)
 
     def lost(self) -> Iterator[tuple[int, int]]:

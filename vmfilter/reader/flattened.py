@@ -30,9 +30,11 @@ class FlattenedSource:
     Attributes:
         path: path of the file, for messages.
         size: bytes of the dump.
-        wrappings, cut: as in Source.
+        wrappings, cut, fd: as in Source.
 
     """
+
+    fd = -1
 
     def __init__(self, source: Source) -> None:
         """Index the records of a file, and take ownership of the source.

@@ -6,7 +6,7 @@ import heapq
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from operator import gt, lt
 
 from vmfilter.errors import InputError
@@ -62,27 +62,33 @@ class Loads(Sequence[Load]):
         return map(Load._make, zip(*self._columns, strict=True))
 
 
+def _ascending(values: Sequence[int]) -> Sequence[int]:
+    """Return the indices of values, in ascending order of the values."""
+    indices = range(len(values))
+    if any(map(gt, values, islice(values, 1, None))):
+        return sorted(indices, key=values.__getitem__)
+    return indices
+
+
 def without_overlaps(loads: Loads) -> Loads:
     """Sort segments by address, and cut them so that none overlaps another. Contiguous ones may be joined.
 
     Of overlapping segments, the first in the file provides the data. They describe the same memory: the kernel's text
     has a PT_LOAD of its own, and is also in the PT_LOAD of the RAM around it.
     """
-    starts, ends = loads.starts, loads.ends
+    starts, ends, offsets = loads.starts, loads.ends, loads.offsets
     if all(map(lt, ends, islice(starts, 1, None))):  # sorted, and separate
         return loads
-    ranks: Sequence[int] = range(len(loads))
-    if any(map(gt, starts, islice(starts, 1, None))):
-        ranks = sorted(ranks, key=starts.__getitem__)
+    ranks = _ascending(starts)
     flat = Loads()
+    join = flat.join
     begun: list[int] = []  # heap of the segments that start before at, by their rank in the file
-    for i, rank in enumerate(ranks):
+    for rank, until in zip(ranks, chain(map(starts.__getitem__, islice(ranks, 1, None)), (_NO_END,)), strict=True):
         at, end = starts[rank], ends[rank]
-        until = starts[ranks[i + 1]] if i + 1 < len(ranks) else _NO_END
         while begun and ends[begun[0]] <= at:
             heapq.heappop(begun)
         if not begun and end <= until:  # overlaps none, as usual
-            flat.join(at, end, loads.offsets[rank])
+            join(at, end, offsets[rank])
             continue
         heapq.heappush(begun, rank)
         while at < until and begun:
@@ -91,7 +97,7 @@ def without_overlaps(loads: Loads) -> Loads:
                 heapq.heappop(begun)
                 continue
             end = min(until, ends[first])
-            flat.join(at, end, loads.offsets[first] + at - starts[first])
+            join(at, end, offsets[first] + at - starts[first])
             at = end
     return flat
 
@@ -185,12 +191,24 @@ class SegmentDump(Dump):
         if stop > at:
             yield at, stop
 
+    @property
+    def fd(self) -> int:
+        return self._source.fd
+
+    def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        for first, after, offset in self._segments_in(self.segments, start, end):
+            low = max(first, start)
+            yield low, min(after, end), offset + low - first
+
     def stored(self) -> Iterator[tuple[int, int]]:
+        memory = self.segments
         first = stop = 0  # there can be a million segments: those of a step are one range
-        for start, end, offset in self._segments_in(self.segments, 0, self.end):
-            at = start
-            while (at := self._source.next_data(offset + at - start) - offset + start) < end:
-                if at // _STEP * _STEP >= stop:
+        done = 0  # and each byte of the file is in one, though many segments may contain it
+        for i in _ascending(memory.offsets):
+            start, end, offset = memory.starts[i], memory.ends[i], memory.offsets[i]
+            at, done = start + max(done - offset, 0), max(done, offset + end - start)
+            while at < end and (at := self._source.next_data(offset + at - start) - offset + start) < end:
+                if not at // _STEP * _STEP < stop <= at:
                     if first < stop:
                         yield first, stop
                     first = at
@@ -200,6 +218,10 @@ class SegmentDump(Dump):
 
     def read_into(self, address: int, view: memoryview) -> bool:
         end = address + len(view)
+        i = bisect_right(self.segments.starts, address) - 1
+        if i >= 0 and end <= self.segments.ends[i]:  # as usual
+            self._source.read_into(self.segments.offsets[i] + address - self.segments.starts[i], view)
+            return True
         at = address
         missing = 0
         for first, after, offset in self._segments_in(self.segments, address, end):

@@ -26,6 +26,7 @@ class Source(Protocol):
         size: bytes; None if unknown, as for some files of procfs.
         wrappings: layers around the dump that were removed, outermost first: "zstd", "flattened".
         cut: description of how such a layer is truncated; "" if none is.
+        fd: descriptor for pread() on any thread, with the same offsets; -1 if only read_into() can read.
 
     """
 
@@ -33,6 +34,9 @@ class Source(Protocol):
     size: int | None
     wrappings: Sequence[str]
     cut: str
+
+    @property
+    def fd(self) -> int: ...
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill the view with bytes from offset on.
@@ -97,6 +101,10 @@ class PreadSource:
             self.size = os.lseek(fd, 0, os.SEEK_END)  # st_size of a block device is 0
         except OSError:
             self.size = 0
+
+    @property
+    def fd(self) -> int:
+        return self._fd
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -175,6 +183,10 @@ class ProcSource(PreadSource):
     def close(self) -> None:
         self._unmap(0)
         super().close()
+
+    @property
+    def fd(self) -> int:
+        return -1
 
     def next_data(self, offset: int) -> int:
         return offset

@@ -279,20 +279,24 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     if v.remains:
         shares = (f"{name} {_share(v.remains[kind])}" for kind, name in KIND_NAMES.items() if v.remains[kind].all)
         yield f"of the kernel: {', '.join(shares)}"
-    if v.truncated and not v.damaged:
-        verdict = "truncated"
-    elif v.damaged or v.faults:
-        verdict = "damaged"
-    elif v.differing:
-        verdict = "different from the other dump"
-    else:
-        verdict = "incomplete, but the pages it contains are good" if v.incomplete else "whole"
+    said = verdict(v)
     if v.covered or not v.whole:
-        yield f"{path} is {verdict}."
+        yield f"{path} is {said}."
     elif v.incomplete:
-        yield f"{path} is {verdict}; contents are not covered by a checksum."
+        yield f"{path} is {said}; contents are not covered by a checksum."
     else:
         yield f"{path}: structure is whole, contents are not covered by a checksum."
+
+
+def verdict(v: Verification) -> str:
+    """Return the outcome of a verification in words."""
+    if v.truncated and not v.damaged:
+        return "truncated"
+    if v.damaged or v.faults:
+        return "damaged"
+    if v.differing:
+        return "different from the other dump"
+    return "incomplete, but the pages it contains are good" if v.incomplete else "whole"
 
 
 def _share(r: Remains) -> str:

@@ -10,7 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
-    from vmfilter.mem_usage import Usage
+    from vmfilter.measure.mem_usage import Usage
 
 _LEVELS = {
     1: "zero",
@@ -21,6 +21,11 @@ _LEVELS = {
     31: "zero,cache,user,free",
 }
 _OF_PMEM = {LEVEL_PMEM_METADATA: "pmem-metadata", LEVEL_PMEM_METADATA + 31: "zero,cache,user,free,pmem-metadata"}
+
+
+def levels_of(usage: Usage) -> dict[int, str]:
+    """Return the dump levels that are worth a row, and what each excludes."""
+    return _LEVELS | _OF_PMEM if usage.classes[PageClass.PMEM_METADATA] else _LEVELS
 
 
 def usage_lines(usage: Usage) -> Iterator[str]:
@@ -37,8 +42,7 @@ def usage_lines(usage: Usage) -> Iterator[str]:
     yield row("all memory", usage.at_level(0).present)
     yield ""
     yield f"{'kept at dump level':38} {'pages':>12} {'bytes':>18}"
-    has_pmem = usage.classes[PageClass.PMEM_METADATA] > 0
-    for level, name in (_LEVELS | _OF_PMEM if has_pmem else _LEVELS).items():
+    for level, name in levels_of(usage).items():
         yield row(f"{level:2}  {name}", usage.at_level(level).kept)
     yield "Upper bounds, before compression: zero pages, which odd levels exclude, are counted as kept, because only"
     yield "reading all memory would find them."

@@ -211,6 +211,10 @@ class KdumpWriter:
         for bitmap in self._bitmaps:
             bitmap.finish()
 
+    def room_for(self, pages: int, share_zero: bool) -> int:
+        """Return the bytes of all but the pages' data, for a number of kept pages; share_zero: see begin_pages()."""
+        return self._descriptors + pages * DESCRIPTOR + (self._block if share_zero else 0)
+
     def begin_pages(self, kept: FrameSet, share_zero: bool, part: PartRange | None = None) -> None:
         """Write sub header and notes, and reserve space for the main header and descriptors.
 
@@ -225,8 +229,7 @@ class KdumpWriter:
         self._range = (part.start_pfn, part.end_pfn) if part else ()
         if self._deduplicator:
             self._deduplicator.expect(count)
-        self.size = self._descriptors + count * DESCRIPTOR
-        self._zero_at = self.size
+        self._zero_at = self.size = self.room_for(count, False)
         self._write_sub_header()
         self._transport.reserve(0, self._block)
         pages, before = (part.pages, part.before) if part else (count, 0)
@@ -234,7 +237,7 @@ class KdumpWriter:
         self._table = DescriptorTable(self._transport, self._descriptors, pages, before, pieces)
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
-            self.size += self._block
+            self.size = self.room_for(count, True)
         self._account = Account(self.size)
 
     def order(self) -> Iterator[Stretch]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Namespaces start at a multiple of this, or where other memory or a namespace ends.
 # Since 6acd7d5ef264 ("libnvdimm/namespace: Enforce memremap_compat_align()"), v5.7.
 _STRIDE = 1 << 21
+_LEAST = 2 << 12  # bytes of a namespace up to the end of its info block
 
 
 class Pmem(NamedTuple):
@@ -180,6 +181,8 @@ class _Search:
             yield from self._within(first, end)
         if self._kernel is None and not where:  # RFC v3: without a kernel, only the info block identifies metadata
             for first, end in self._plain():
+                if (end - first) * self._page_size < _LEAST:
+                    continue
                 namespace = self._namespace_at(first)
                 if namespace and end * self._page_size <= namespace.metadata_end:
                     yield namespace

@@ -11,9 +11,9 @@ import contextlib
 import errno
 import mmap
 import os
-import threading
 from queue import SimpleQueue
 
+from vmfilter.compress.thread import Thread
 from vmfilter.writer.transport.base import Write, path_of
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
@@ -54,7 +54,7 @@ class DirectWriter:
         self.landed = 0
         for _ in range(_BUFFERS):
             self._free.put(mmap.mmap(-1, _BUFFER_BYTES))
-        self._thread = threading.Thread(target=self._run, name="vmfilter-writer", daemon=True)
+        self._thread = Thread(self._run)
 
     def begin(self) -> None:
         """Start the thread. finish() or abandon() must follow, even if a signal interrupts this.
@@ -102,8 +102,7 @@ class DirectWriter:
 
     def _stop(self) -> None:
         self._full.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
         if self._direct >= 0:
             os.close(self._direct)
             self._direct = -1

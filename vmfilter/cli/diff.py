@@ -1,0 +1,58 @@
+"""vmfilter diff: what differs between two dumps."""
+
+from __future__ import annotations
+
+import argparse
+
+from vmfilter.cli.options import add_json, add_threads
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """\
+Compare two dumps of one crash, or of one machine at two times: pages that
+only one of them contains, pages whose class or kind differs, and pages whose
+contents differ."""
+_EPILOG = """
+exit status of diff:
+  0  nothing differs
+  1  something differs, or diff failed for another reason, which is on standard error
+"""
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "diff",
+        help="say what differs between two dumps",
+        description=_DESCRIPTION,
+        epilog=epilog + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_json(p)
+    add_threads(p)
+    p.add_argument("a", metavar="A", help="a dump")
+    p.add_argument("b", metavar="B", help="another dump")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print the differences, return the exit status."""
+    from vmfilter.console.output import hand_out, one_line, say
+    from vmfilter.measure.diff import diff_dumps
+    from vmfilter.reader import open_dump
+
+    with open_dump([options.a]) as a, open_dump([options.b]) as b:
+        diff = diff_dumps(a, b, options.threads)
+    for warning in diff.warnings:
+        say(f"warning: {warning}")
+    if options.json:
+        from vmfilter.report.data import diff_data, document
+
+        hand_out([document(diff_data(diff, options.a, options.b))])
+    else:
+        from vmfilter.report.diff import diff_lines
+
+        hand_out(diff_lines(diff, one_line(options.a), one_line(options.b)))
+    return 0 if diff.same else 1

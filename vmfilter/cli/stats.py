@@ -1,0 +1,141 @@
+"""vmfilter stats: where the memory went."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from vmfilter.cli.options import add_input, add_json, add_threads, add_vmcoreinfo, vmcoreinfo_of
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+    from collections.abc import Callable
+
+    from vmfilter.measure.stats import Stats
+    from vmfilter.reader import Dump
+    from vmfilter.report.picture import Picture
+
+_DESCRIPTION = """\
+Count the pages of each class and kind in DUMP, by node and zone, and the
+pages that a dump of each level would contain. All pages are read, to find
+those that contain only zeros; mem-usage does not read them, and --csv neither."""
+
+_PICTURES = {
+    "html": "a map of memory, charts and tables to one HTML file, which opens offline; needs jinja2",
+    "png": "the map and charts as PNG; needs matplotlib",
+    "svg": "the map and charts as SVG; needs matplotlib",
+}
+
+
+def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+    """Add the subcommand to the parser."""
+    p = commands.add_parser(
+        "stats",
+        help="count pages by class, node and zone, and what each dump level keeps",
+        description=_DESCRIPTION,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--all", action="store_true", help="print all tables, and not one screen only")
+    add_json(form)
+    form.add_argument(
+        "--csv",
+        action="store_true",
+        help="print runs of page frames of the same class, kind, node and zone; the end is exclusive",
+    )
+    for name, what in _PICTURES.items():
+        p.add_argument(f"--{name}", metavar="FILE", help=f"also write {what}")
+    p.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    add_threads(p)
+    add_vmcoreinfo(p)
+    add_input(p)
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the statistics, return the exit status."""
+    from vmfilter.console.output import say
+    from vmfilter.errors import UsageError
+    from vmfilter.reader import open_dump
+
+    wanted = [(name, path) for name in _PICTURES if (path := getattr(options, name)) is not None]
+    if options.csv and wanted:
+        raise UsageError(f"--csv reads no page, and --{wanted[0][0]} needs all: use one of them")
+    with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
+        if options.csv:
+            warnings = _print_runs(dump)
+        else:
+            stats = _drawn(dump, options, wanted) if wanted else _measured(dump, options)
+            warnings = stats.warnings
+            _print(stats, options)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return 0
+
+
+def _measured(dump: Dump, options: argparse.Namespace) -> Stats:
+    from vmfilter.measure.stats import measure
+
+    return measure(dump, options.threads)
+
+
+def _drawn(dump: Dump, options: argparse.Namespace, wanted: list[tuple[str, str]]) -> Stats:
+    """Measure, and write pictures: all of them, or none. What prevents that fails before pages are read."""
+    from vmfilter.info import dump_info
+    from vmfilter.measure.memory_map import MemoryMap
+    from vmfilter.measure.stats import measure
+    from vmfilter.report.picture import picture_of
+    from vmfilter.writer.transport.base import published
+    from vmfilter.writer.transport.file import FileTransport
+
+    draw = [_drawer(form) for form, _ in wanted]
+    transports = [FileTransport(path, options.force) for _, path in wanted]
+    with published(transports):
+        memory_map = MemoryMap()
+        stats = measure(dump, options.threads, also=memory_map.add)
+        picture = picture_of(dump, dump_info(dump), stats, memory_map)
+        for drawn, transport in zip(draw, transports, strict=True):
+            made = drawn(picture)
+            transport.write(0, made)
+            transport.sync(len(made))
+    return stats
+
+
+def _drawer(form: str) -> Callable[[Picture], bytes]:
+    """Return what draws a picture. Raises UsageError if its library is not installed."""
+    from importlib.util import find_spec
+
+    from vmfilter.errors import UsageError
+
+    library = "jinja2" if form == "html" else "matplotlib"
+    if find_spec(library) is None:
+        raise UsageError(f"--{form} needs {library}, which is not installed: pip install 'vmfilter[report]'")
+    if form == "html":
+        from vmfilter.report.html import page
+
+        return page
+    from vmfilter.report.chart import chart
+
+    return partial(chart, form=form)
+
+
+def _print(stats: Stats, options: argparse.Namespace) -> None:
+    from vmfilter.console.output import hand_out
+    from vmfilter.report.data import document, stats_data
+    from vmfilter.report.stats import stats_lines
+
+    hand_out([document(stats_data(stats))] if options.json else stats_lines(stats, options.all))
+
+
+def _print_runs(dump: Dump) -> list[str]:
+    """Print the runs as they are found; return warnings."""
+    from vmfilter.console.output import hand_out
+    from vmfilter.measure.runs import runs_of
+    from vmfilter.measure.walk import Walk
+    from vmfilter.report.data import run_lines
+
+    walk = Walk(dump)
+    hand_out(run_lines(runs_of(walk.stretches())))
+    return walk.warnings

@@ -1,0 +1,1 @@
+"""Before a crash: will it leave a dump, and how large will that be?"""
