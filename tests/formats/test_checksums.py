@@ -111,6 +111,15 @@ def test_the_frames_that_a_flip_touches_are_named(vmcore: Path, form: str) -> No
     assert any(int(name[0], 16) <= 0x201 <= int(name[-1], 16) for name in names)
 
 
+def test_the_bitmaps_that_a_flip_touches_are_named_with_their_frames(vmcore: Path) -> None:
+    (path,) = _made(vmcore, "none")
+    data = bytearray(path.read_bytes())
+    data[Kdump(path).descriptors - 1] ^= 1  # after the bits of all frames
+    path.write_bytes(data)
+    end = 0x200000 // PAGE + 95
+    assert f"sub header and notes, bitmap 1 of frames 0x0-{end:#x}, bitmap 2 of frames 0x0-{end:#x}, " in _blamed(path)
+
+
 def test_a_checksum_is_zlibs_crc_32_without_inversions(vmcore: Path) -> None:
     (path,) = _made(vmcore, "lzo")
     data = bytearray(path.read_bytes())

@@ -466,8 +466,14 @@ def test_members_outside_struct_page_are_an_error(tmp_path: Path, member: str, a
              "LENGTH(zone.free_area)=65", "NUMBER(PG_lru)=64", "NUMBER(PG_lru)=-1"]
 )  # fmt: skip
 def test_impossible_numbers_are_an_error(tmp_path: Path, line: str) -> None:
-    with pytest.raises(KernelError):
+    with pytest.raises(KernelError, match="VMCOREINFO"):
         classify(Synthetic(extra=[line]), tmp_path)
+
+
+def test_a_computed_flag_outside_64_bits_is_an_error(tmp_path: Path) -> None:
+    machine = Synthetic(FLAVOURS["4.10"], without=("NUMBER(PG_private)",), extra=["NUMBER(PG_private)=60"])
+    with pytest.raises(KernelError, match="VMCOREINFO puts swapcache outside the 64 bits of a member of struct page"):
+        classify(machine, tmp_path)
 
 
 _ORDER, _DTOR, _FOLIO = "OFFSET(page.compound_order)", "OFFSET(page.compound_dtor)", "OFFSET(folio._folio_order)"
