@@ -116,7 +116,7 @@ def test_a_witness_names_the_field_that_is_wrong(note: Callable[[str], Note], na
     assert said in [doubt.field for doubt in doubts(note(f"x86_64-{name}").write({key: int(value)}))]
 
 
-NO_LISTS = native.Lists(free_blocks=[4000], hugetlb=0, refused=0, too_large=0, unused=0, unknown_huge=0)
+NO_LISTS = native.Lists(**dict.fromkeys(native.Lists._fields, 0) | {"free_blocks": [4000]})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
