@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from vmfilter.errors import InputError
@@ -92,6 +92,7 @@ def _by_module(stream: Decompressed) -> Iterator[bytes]:
 
 
 def _by_program(f: IO[bytes], program: str) -> Iterator[bytes]:
+    subprocess = import_module("subprocess")  # so named, collect.py leaves it out of an initramfs
     command = [program, "-dcq"]
     with subprocess.Popen(command, stdin=f.fileno(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout
