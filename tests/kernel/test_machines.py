@@ -166,7 +166,7 @@ def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
         loads = [(p.start, p.end - p.start, p.offset) for p in dump.segments]
     # Blocks beyond the kernel's sections: memory that was added but is not online, or that has been removed.
     end, first = path.stat().st_size, -(-(loads[-1][0] + loads[-1][1]) // size)
-    blocks = [((first + i) * size, size, end) for i in range(900) if i % 7]
+    blocks = [((first + i) * size, size, end + i * size) for i in range(900) if i % 7]
     elf = Elf(machine=EM_PPC64)
     elf.notes = elf.note(b"VMCOREINFO", 0, machine.info.encode())
     shift = MIB  # the old file follows the new headers
@@ -174,7 +174,7 @@ def test_a_dump_of_hundreds_of_memory_blocks(tmp_path: Path) -> None:
     headers = elf.build()
     assert len(headers) <= shift
     path.write_bytes(headers.ljust(shift, b"\0") + path.read_bytes())
-    os.truncate(path, shift + end + size)
+    os.truncate(path, shift + end + 900 * size)
     with open_dump(path) as dump:
         assert len(dump.loads) == len(loads) + len(blocks)
         kernel = Kernel(dump, Vmcoreinfo(machine.info))

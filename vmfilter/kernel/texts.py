@@ -81,7 +81,11 @@ def _searched(dump: Dump) -> Iterator[tuple[int, bytes]]:
     """
     following = 0  # no text begins below this address
     buffer = bytearray(_CHUNK)
+    last = 0
     for first, end in dump.stored():
+        if first != last:  # addresses may descend
+            following = first
+        last = end
         for piece in range(first // _CHUNK * _CHUNK, end, _CHUNK):
             start = max(first & ~3, piece)
             size = min(end, piece + _CHUNK) - start
