@@ -192,7 +192,8 @@ def test_a_kernel_in_qemu_reserved_the_same(arch: str, kernel: str, sizes: str, 
         # arch/loongarch/kernel/setup.c
         ("loongarch64", "6.1", "256M", "-", "give an address"),
         ("loongarch64", "6.1", "256M@0xa0000000", "0 256M", "at 0xa0000000"),
-        ("loongarch64", "6.6", "3G", "-", "below 4G"),
+        ("loongarch64", "6.7", "3G", "-", "below 4G"),
+        ("loongarch64", "6.8", "3G", "3G 128M", ""),
         ("loongarch64", "7.3", "3G", "3G 128M", ""),
         # arch/s390/kernel/setup.c: the search begins at the address that equals the size
         ("s390x", "7.3", "512M", "0 512M", ""),
@@ -205,6 +206,8 @@ def test_a_kernel_in_qemu_reserved_the_same(arch: str, kernel: str, sizes: str, 
         ("s390x", "7.3", "512M 64M,low", "0 512M", "ignored"),
         # arch/powerpc/kexec/core.c, arch/arm/kernel/setup.c
         ("ppc64", "7.3", "1G", "0 1G", ""),
+        ("ppc64", "6.14", "100001K", "0 100032K", ""),
+        ("ppc64", "6.15", "100001K", "0 100001K", ""),
         ("ppc64", "7.3", "8000M", "-", "no 8000M"),
         ("arm", "7.3", "128M", "0 128M", ""),
         ("arm", "7.3", "800M", "-", "no 800M"),

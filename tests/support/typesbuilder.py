@@ -12,7 +12,7 @@ INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 1
 FUNC_PROTO, FLOAT, TYPE_TAG = 13, 16, 18
 SIGNED = 1 << 24
 LAYOUTS = ("relative", "percpu", "absolute", "place")
-"""How kallsyms stores addresses; the last since 7.0, the two before it until 6.11 and 6.14."""
+"""How kallsyms stores addresses; percpu until 6.14, absolute until 6.10, place since 7.0."""
 TOKENS = ["_init", "task", "start_", "kernel"]
 """Tokens of several letters, numbered from 0; a token of one letter has the letter's number."""
 

@@ -26,7 +26,8 @@ _TYPES = (CALL, REGS, REGS_PARTIAL, "")
 # Since fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two"), v6.4.
 _TYPES_6_4 = ("", END, CALL, REGS, REGS_PARTIAL, "", "", "")
 _REGISTERS = ("", "caller's sp", "dx", "di", "bp", "sp", "r10", "r13", "*bp", "*sp", *6 * [""])
-_REGISTERS_7_2 = ("", "ax", "dx", "sp", "bp", "di", "r10", "r13", "caller's sp", "*sp", "*bp", *5 * [""])
+# Since 1735858caa4b ("objtool/x86: Reorder ORC register numbering"), v7.1.
+_REGISTERS_7_1 = ("", "ax", "dx", "sp", "bp", "di", "r10", "r13", "caller's sp", "*sp", "*bp", *5 * [""])
 
 
 class Rule(NamedTuple):
@@ -60,8 +61,8 @@ class _Table:
         types = Counter(kind & 3 for kind in self._rules[5 :: _ENTRY.size])
         registers = Counter(pair & 15 for pair in self._rules[4 :: _ENTRY.size])
         is_6_4 = types[_TYPES_6_4.index(CALL)] > types[_TYPES.index(CALL)]
-        is_7 = registers[_REGISTERS_7_2.index("sp")] > registers[_REGISTERS.index("sp")]
-        return _TYPES_6_4 if is_6_4 else _TYPES, _REGISTERS_7_2 if is_7 else _REGISTERS
+        is_7_1 = registers[_REGISTERS_7_1.index("sp")] > registers[_REGISTERS.index("sp")]
+        return _TYPES_6_4 if is_6_4 else _TYPES, _REGISTERS_7_1 if is_7_1 else _REGISTERS
 
     def find(self, address: int, numbering: tuple[Sequence[str], Sequence[str]]) -> Rule:
         """Return the rule for an address."""
@@ -71,8 +72,8 @@ class _Table:
         types, registers = numbering
         sp_reg, bp_reg, kind = registers[bits & 15], registers[bits >> 4 & 15], types[bits >> 8 & len(types) - 1]
         if types is _TYPES and not sp_reg:
-            # The end is bit 10 since d31a580266ee ("x86/unwind/orc: Detect the end of the stack"), v4.18, or bit 11
-            # since ffb1b4a41016 ("x86/unwind/orc: Add 'signal' field to ORC metadata"), v6.3.
+            # The end is bit 10 ("x86/unwind/orc: Detect the end of the stack"), or bit 11 since ffb1b4a41016
+            # ("x86/unwind/orc: Add 'signal' field to ORC metadata"), v6.3.
             kind = END if bits & 0xC00 else ""
         return Rule(sp_reg, sp_offset, bp_reg, bp_offset, kind)
 

@@ -97,7 +97,8 @@ def stack_of(dump: Dump) -> Stack:
 def stack_size(info: DebugInfo) -> int:
     """Return the size of a kernel stack (THREAD_SIZE) in bytes; 0 if it is unknown."""
     names = ("__start_init_stack", "__end_init_stack"), ("__start_init_task", "__end_init_task")
-    for first, last in names:  # the linker script has the first name since v6.9
+    # 8f69cba096b5 ("x86: Rename __{start,end}_init_task to __{start,end}_init_stack"), v6.10.
+    for first, last in names:
         start, end = info.symbols.address(first), info.symbols.address(last)
         if start is not None and end is not None and 0 < end - start <= 1 << 20:
             return end - start

@@ -90,7 +90,10 @@ def _never(_info: DebugInfo, _at: int, _link: int, _back: int) -> int:
 
 
 def _arm64(info: DebugInfo, at: int, link: int, back: int) -> int:
-    """Until 6.13, pt_regs had a usual record; since 6.14, it is of zeros and a type (asm/stacktrace/frame.h)."""
+    """pt_regs has a record of zeros and a type (asm/stacktrace/frame.h) instead of a usual one.
+
+    Since c2c6b27b5aa1 ("arm64: stacktrace: unwind exception boundaries"), v6.13.
+    """
     if link or back or not info.structures or not info.structures.has("pt_regs", "stackframe.type"):
         return 0
     kind = info.kernel.memory.read_int(at + 16, 8)
@@ -118,6 +121,8 @@ def _ppc64(info: DebugInfo, at: int, _link: int, _back: int) -> int:
 
 _META_PT_REGS = 2  # FRAME_META_TYPE_PT_REGS
 _S390X_FRAME = 160  # sizeof(struct stack_frame)
-_PPC64_MARKS = ((32, 48), (96, 112))  # since v6.3 with ELF ABI v2; before, and with v1
+# With ELF ABI v2 since cd52414d5a6c ("powerpc/64: ELFv2 use minimal stack frames in int and switch frame sizes"), v6.2;
+# before, and with v1.
+_PPC64_MARKS = ((32, 48), (96, 112))
 _PPC64_VALUES = (0x7265677368657265, 0x52454753, 0x53474552, 0x72656773)
 _INTERRUPTED = {"aarch64": _arm64, "riscv64": _riscv64, "s390x": _s390x, "ppc64": _ppc64, "ppc64le": _ppc64}

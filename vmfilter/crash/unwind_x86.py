@@ -93,7 +93,7 @@ class _Walk:
         value = self._registers[place]
         if rule.sp_reg in _VOLATILE:
             return value
-        # 87ccc826bf1c ("x86/unwind/orc: Change REG_SP_INDIRECT"), v5.12
+        # 87ccc826bf1c ("x86/unwind/orc: Change REG_SP_INDIRECT"), v5.12.
         at = value if rule.sp_reg == "*sp" else value + rule.sp_offset & _ALL
         if not rule.sp_reg.startswith("*"):
             return at

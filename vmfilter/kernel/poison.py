@@ -133,5 +133,6 @@ def _addresses(kernel: Kernel) -> Sequence[Callable[[int], int]]:
         lambda i: base + (offset(i) & 0xFFFFFFFF) & mask,
         # With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 01157ddc58dc ("kallsyms: Remove KALLSYMS_ABSOLUTE_PERCPU"), v6.15.
         lambda i: base - 1 - offset(i) & mask,
-        lambda i: start + 4 * i + offset(i) & mask,  # since v7.0, relative to their own place
+        # Since a081b5789255 ("kallsyms: Get rid of kallsyms relative base"), v7.0, relative to their own place.
+        lambda i: start + 4 * i + offset(i) & mask,
     ]

@@ -71,7 +71,7 @@ _X86 = Era(
     strict=False,
 )
 _ARM64 = Era(
-    Commit("764b51ead10d", "arm64: kdump: reserve memory for crash dump kernel", (4, 12)),
+    Commit("", "arm64: kdump: reserve memory for crash dump kernel", (4, 12)),
     "a size goes below the limit of DMA, 4G on most machines, or nowhere",
     suffixes=False,
     falls_back=False,
@@ -142,7 +142,8 @@ ERAS: dict[str, tuple[Era, ...]] = {
         ),
         _ARM64._replace(
             commit=Commit("944a45abfabc", "arm64: kdump: Reimplement crashkernel=X", (6, 0)),
-            text="a size goes below the limit of DMA, or nowhere; ,high above it, with a low part only if ,low asks",
+            text="5.19 as released, and 6.0: a size goes below the limit of DMA, or nowhere; ,high above it, with a "
+            "low part only if ,low asks",
             suffixes=True,
         ),
         _ARM64._replace(
@@ -184,7 +185,7 @@ ERAS: dict[str, tuple[Era, ...]] = {
             needs_address=False,
         ),
         Era(
-            Commit("78de91b45860", "LoongArch: Use generic interface to support crashkernel=X,[high,low]", (6, 9)),
+            Commit("78de91b45860", "LoongArch: Use generic interface to support crashkernel=X,[high,low]", (6, 8)),
             _GENERIC,
         ),
     ),
@@ -197,12 +198,12 @@ ERAS: dict[str, tuple[Era, ...]] = {
         ),
         _PPC64,
         _PPC64._replace(
-            commit=Commit("e3185ee438c2", "powerpc/crash: use generic crashkernel reservation", (6, 16)), rounded=1
+            commit=Commit("e3185ee438c2", "powerpc/crash: use generic crashkernel reservation", (6, 15)), rounded=1
         ),
     ),
     "arm": (
         Era(
-            Commit("61603016e212", "ARM: kexec: fix crashkernel= handling", (4, 8)),
+            Commit("61603016e212", "ARM: kexec: fix crashkernel= handling", OLDEST),  # or older
             "one part in the memory that the kernel always maps (760M with 3G for user space), aligned to 128M",
             limit=0,
             align=128 * MIB,
@@ -218,11 +219,11 @@ CMA_OPTION = Commit("35c18f2933c5", 'Add a new optional ",cma" suffix to the cra
 CMA: dict[str, Commit] = {
     "x86_64": Commit("bf8be1c36108", "x86: implement crashkernel cma reservation", (6, 17)),
     "ppc64": Commit("b4a96ab50f36", "powerpc/kdump: Add support for crashkernel CMA reservation", (6, 19)),
-    "arm64": Commit("", "arm64: kexec: add support for crashkernel CMA reservation", (7, 3)),
-    "riscv64": Commit("", "riscv: kexec: add support for crashkernel CMA reservation", (7, 3)),
+    "arm64": Commit("", "arm64: kexec_file: Add support for crashkernel CMA reservation", (7, 3)),
+    "riscv64": Commit("", "riscv: kexec_file: Add support for crashkernel CMA reservation", (7, 3)),
 }
 """What made an architecture reserve for ,cma."""
-ROUNDED = Commit("", "kdump: round up the total memory size to 128M for crashkernel reservation", (6, 0))
+ROUNDED = Commit("46d36b1be18b", "kdump: round up the total memory size to 128M for crashkernel reservation", (6, 0))
 """What rounds memory up to 128M before it is compared with ranges."""
 
 LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {
