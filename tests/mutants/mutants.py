@@ -44,8 +44,18 @@ DOUBTS = [
 ]
 TESTS = {
     "csrc/check.c": ["kernel/test_doubts.py::test_each_rule", *DOUBTS],
-    "csrc/classify.c": ["kernel/test_classify.py"],
-    "vmfilter/pages/classify.py": ["kernel/test_classify.py"],
+    "csrc/classify.c": [
+        "kernel/test_classify.py",
+        "kernel/test_tails.py",
+        "kernel/test_ahead.py",
+        "kernel/test_zone_bits.py",
+        "system/test_stats.py",
+    ],
+    "vmfilter/pages/classify.py": ["kernel/test_classify.py", "kernel/test_ahead.py", "kernel/test_kinds.py"],
+    "vmfilter/pages/memmap.py": ["kernel/test_classify.py", "kernel/test_tails.py", "kernel/test_ahead.py"],
+    "vmfilter/kernel/poison.py": ["kernel/test_tails.py"],
+    "vmfilter/compress/ahead.py": ["kernel/test_ahead.py"],
+    "vmfilter/compress/thread.py": ["unit/test_thread.py"],
     "vmfilter/pages/doubts.py": DOUBTS,
     "vmfilter/pages/exclude.py": ["formats/test_first_frame.py"],
     "vmfilter/kernel/struct_page.py": ["kernel/test_classify.py", "kernel/test_published.py"],
