@@ -7,7 +7,7 @@
 
 #define EACH 0x0101010101010101u
 
-#define WIDE 64	/* page frames that are looked at together: runs of a class are long, as blocks are */
+#define WIDE 64	/* page frames that are looked at together, since runs of a class are as long as blocks */
 
 /* Whether WIDE classes are equal. */
 static inline int is_wide_run(const uint8_t *classes)

@@ -12,7 +12,7 @@
 #define HUGE_ORDER 8	/* of the smallest hugetlb page on most machines: 1 MiB on s390x */
 #define EACH 0x0101010101010101u
 
-/* Struct pages in a file: the first read after a block is small, as another block may follow it. */
+/* Struct pages in a file: the first read after a block is small, since another block may follow. */
 #define FEWEST_READ 8	/* page frames; a power of 2 */
 #define GROWTH 8	/* from one read to the next */
 #define FEWEST_SKIPPED 128	/* page frames; fewer struct pages are read faster than another read is made */
@@ -299,8 +299,8 @@ static void give_run(const struct vmf_block *b, uint64_t count, uint8_t *classes
 }
 
 /*
- * Returns how many of count page frames from pfn on need no struct page: the tails of a block that go on, if there are
- * enough of them to be worth a read of their own after them.
+ * Returns how many of count page frames from pfn on need no struct page: the remaining tails of a block, if there are
+ * so many that skipping them is worth another read.
  */
 static uint64_t silent(const struct vmf_page_layout *l, const struct vmf_block *b, uint64_t pfn, uint64_t count,
 		       const uint8_t *classes)

@@ -139,8 +139,8 @@ struct vmf_areas {
  * @unused: number of pages that nobody uses and that are in no free block
  * @unknown_huge: number of huge compound pages with a page type that the layout does not know
  * @contradicting: number of tails that contradict the head of their block; they are kept
- * @hugetlb_blocks, @user_blocks, @cache_blocks: number of compound pages of each order: of hugetlb, and of the others
- *	those of processes and of the page cache
+ * @hugetlb_blocks, @user_blocks, @cache_blocks: number of compound pages of each order: of hugetlb, of processes
+ *	(without hugetlb), and of the page cache (likewise)
  */
 struct vmf_lists {
 	struct vmf_areas areas;
@@ -178,17 +178,16 @@ struct vmf_extent {
  * vmf_classify_file() - classify page frames by struct pages that a file contains as they are
  * @layout, @pfn, @count, @block, @lists, @classes: as for vmf_classify()
  * @fd: the file, which supports pread()
- * @extents: in: where the struct pages are, in order of their place in the array; together @count * layout->size bytes
+ * @extents: in: where the file has the struct pages, in array order; together @count * layout->size bytes
  * @extent_count: number of extents
  * @ahead: 1 if @block is not known: what precedes @pfn has not been classified
  * @buffer: out: scratch
  * @buffer_size: bytes: at least 8 struct pages
  *
- * The struct pages of tails that cannot say anything are not read, if they are many: see struct vmf_page_layout.
+ * Long runs of tails that say nothing are not read: see silent_tails of struct vmf_page_layout.
  *
- * Return: number of page frames that are classified. If this is less than @count, the struct pages of the following
- * ones cannot be read. -1 if @layout is invalid, -2 if @ahead and @pfn is in a block that begins before it; nothing has
- * changed then.
+ * Return: number of page frames that are classified. If this is less than @count, the next struct page cannot be read.
+ * -1 if @layout is invalid, -2 if @ahead and @pfn is in a block that begins before it; nothing has changed then.
  */
 int64_t vmf_classify_file(const struct vmf_page_layout *layout, int fd, const struct vmf_extent *extents,
 			  uint64_t extent_count, uint64_t pfn, uint64_t count, int ahead, struct vmf_block *block,
@@ -197,7 +196,7 @@ int64_t vmf_classify_file(const struct vmf_page_layout *layout, int fd, const st
 /*
  * vmf_lists_add() - add counters, and set them to 0
  * @from: in and out: counters to add
- * @to: in and out: to what they are added
+ * @to: in and out: counters to which they are added
  */
 void vmf_lists_add(struct vmf_lists *from, struct vmf_lists *to);
 
@@ -212,7 +211,7 @@ void vmf_lists_add(struct vmf_lists *from, struct vmf_lists *to);
  * @runs: out: pairs (first struct page, its node and zone)
  * @max_runs: capacity of @runs, in pairs
  *
- * Return: number of pairs; 0 as well if @layout has flags outside struct page.
+ * Return: number of pairs; also 0 if flags are outside struct page by @layout.
  */
 uint64_t vmf_zone_runs(const struct vmf_page_layout *layout, const uint8_t *structs, uint64_t count,
 		       const uint8_t *classes, uint32_t shift, uint64_t mask, uint64_t *next, uint64_t *runs,

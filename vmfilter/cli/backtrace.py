@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _DESCRIPTION = """\
-Print the kernel stack of each CPU whose registers DUMP has, that of the CPU that
-panicked first, or of one CPU or task. ? marks what may be left over from an
-earlier call. x86_64 is unwound by ORC if the kernel has it. Tasks need the
-kernel's types (BTF)."""
+Print the kernel stack of each CPU whose registers are in DUMP, starting with the
+CPU that panicked; or of one CPU or task. ? marks a frame that may be left over
+from an earlier call. On x86_64, ORC is used if the kernel has it. --pid needs
+the kernel's types (BTF)."""
 
 
 def _number(text: str) -> int:
@@ -33,8 +33,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     choice = p.add_mutually_exclusive_group()
-    choice.add_argument("--cpu", type=_number, metavar="N", help="only this CPU")
-    choice.add_argument("--pid", type=_number, metavar="PID", help="only this task")
+    choice.add_argument("--cpu", type=_number, metavar="N", help="print only this CPU's stack")
+    choice.add_argument("--pid", type=_number, metavar="PID", help="print only this task's stack")
     p.add_argument("--json", action="store_true", help="print an object: each backtrace with its frames")
     add_vmcoreinfo(p)
     add_input(p)

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _DESCRIPTION = """\
-Compare two dumps of one crash, or of one machine at two times: pages that
+Compare two dumps of one crash, or of one machine at two times. Show pages that
 only one of them contains, pages whose class or kind differs, and pages whose
 contents differ."""
 _EPILOG = """
 exit status of diff:
   0  nothing differs
-  1  something differs, or diff failed for another reason, which is on standard error
+  1  something differs, or diff failed for a reason that standard error gives
 """
 
 
@@ -32,8 +32,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     )
     add_json(p)
     add_threads(p)
-    p.add_argument("a", metavar="A", help="a dump")
-    p.add_argument("b", metavar="B", help="another dump")
+    p.add_argument("a", metavar="A", help="a dump; one file")
+    p.add_argument("b", metavar="B", help="the dump to compare it with")
     p.set_defaults(run=run)
 
 

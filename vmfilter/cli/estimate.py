@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from vmfilter.readiness.estimate import Estimate, Row
 
 _DESCRIPTION = """\
-Estimate size and time of a dump of DUMP, or of the running system, for each
-dump level and codec, by compressing pages drawn at random. Say whether a dump
-of level 31 with zstd, or of the -d and --compress given, fits where kdump puts
-it. A vmcore of the next crash will differ as memory does by then."""
+Estimate how large a filtered dump of DUMP will be, and how long filtering will
+take, for each dump level and codec. Without DUMP, estimate for a crash of the
+running system now (as root); memory will differ at the next crash. Pages are
+drawn at random and compressed. The last line says whether a dump of level 31
+with zstd, or of the -d and --compress given, fits where kdump puts it."""
 _STATUSES = f"""
 exit status of estimate:
   0  the dump fits, or the free space is not known from here
@@ -36,12 +37,12 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("-d", "--level", metavar="LEVEL", help="dump level: a number, or names (default: 0, 1, 17 and 31)")
-    p.add_argument("--compress", metavar="NAME[:LEVEL]", help="page codec (default: all of this build)")
-    p.add_argument("--target", metavar="DIR", help="where dumps go (default: as the settings of kdump say)")
-    p.add_argument("--seconds", type=_seconds, default=5.0, metavar="N", help="stop drawing pages then (default: 5)")
-    p.add_argument("--seed", type=int, metavar="N", help="draw the same pages each time")
+    p.add_argument("--compress", metavar="NAME[:LEVEL]", help="page codec (default: each that this build has)")
+    p.add_argument("--target", metavar="DIR", help="where dumps go (default: as kdump's settings say)")
+    p.add_argument("--seconds", type=_seconds, default=5.0, metavar="N", help="stop drawing pages after N seconds (default: 5)")
+    p.add_argument("--seed", type=int, metavar="N", help="draw the same pages for the same N (default: random)")
     p.add_argument(
-        "-j", "--threads", type=threads_of, default=1, metavar="THREADS", help="threads of the dump (default: 1)"
+        "-j", "--threads", type=threads_of, default=1, metavar="THREADS", help="threads that will filter (default: 1)"
     )
     add_json(p)
     add_vmcoreinfo(p)

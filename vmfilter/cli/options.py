@@ -65,7 +65,7 @@ def add_vmcoreinfo(p: argparse.ArgumentParser, name: str = "--vmcoreinfo") -> No
         "--vmcoreinfo-at",
         type=address_of,
         metavar="ADDRESS",
-        help="use VMCOREINFO at this physical address, which a warning lists if memory has that of several kernels",
+        help="use the VMCOREINFO at this physical address; a warning lists the addresses if memory has several",
     )
 
 

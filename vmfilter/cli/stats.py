@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from vmfilter.report.picture import Picture
 
 _DESCRIPTION = """\
-Count the pages of each class and kind in DUMP, by node and zone, and the
-pages that a dump of each level would contain. All pages are read, to find
-those that contain only zeros; mem-usage does not read them, and --csv neither."""
+Count the pages of each class in DUMP, and those that a dump of each level would
+contain; with --all, also by kind, node and zone. This reads every page that
+level 0 keeps, to find zero pages; mem-usage and --csv do not."""
 
 _PICTURES = {
     "html": "a map of memory, charts and tables to one HTML file, which opens offline; needs jinja2",
@@ -38,7 +38,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     form = p.add_mutually_exclusive_group()
-    form.add_argument("--all", action="store_true", help="print all tables, and not one screen only")
+    form.add_argument("--all", action="store_true", help="print all tables instead of one screen")
     add_json(form)
     form.add_argument(
         "--csv",
@@ -47,7 +47,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     )
     for name, what in _PICTURES.items():
         p.add_argument(f"--{name}", metavar="FILE", help=f"also write {what}")
-    p.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    p.add_argument("--force", action="store_true", help="replace FILE of --html, --png or --svg if it exists")
     add_threads(p)
     add_vmcoreinfo(p)
     add_input(p)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Print a structure or union of the crashed kernel or one of its modules as pahole
-does: offset and size in bytes behind each member. The types come from the dump
-itself (BTF), of kernels with CONFIG_DEBUG_INFO_BTF."""
+does, with the offset and size of each member in bytes. The types (BTF) come from
+the dump itself; the kernel must have been built with CONFIG_DEBUG_INFO_BTF."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:

@@ -27,7 +27,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("--json", action="store_true", help="print a list of objects: name, address, module")
     add_vmcoreinfo(p)
     p.add_argument("input", nargs=1, metavar="DUMP", help="input, or - for standard input")
-    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="only names that match, as in a shell")
+    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="print only names that match this shell pattern, such as 'nvme_*'")
     p.set_defaults(run=run)
 
 

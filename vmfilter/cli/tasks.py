@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 List the tasks of the crashed machine: the idle task of each CPU, then every
-process and its threads. > marks those that were running. STATE is as ps(1)
-prints it; STACK is the number of bytes of the kernel stack in use and its size.
-This needs the kernel's types (BTF), which the dump itself contains if the kernel
-was built with CONFIG_DEBUG_INFO_BTF."""
+process and its threads. > marks tasks that were running. STATE is as ps(1)
+prints it. STACK is bytes used / size of the kernel stack; - means not known, as
+for the use of running tasks. The kernel must have been built with
+CONFIG_DEBUG_INFO_BTF: its types (BTF) are then in the dump itself."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:

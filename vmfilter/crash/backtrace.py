@@ -38,7 +38,7 @@ class Backtrace(NamedTuple):
     """A stack, the newest frame first.
 
     Attributes:
-        cpu: number of the CPU; None if the task did not run.
+        cpu: number of the CPU; None if the task was not running.
         pid: of the task.
         comm: its name; "" if there are no types.
         panicked: whether this CPU panicked.
@@ -54,7 +54,7 @@ class Backtrace(NamedTuple):
 
 
 def of_cpus(dump: Dump, info: DebugInfo, number: int | None = None) -> list[Backtrace]:
-    """Return the backtraces of CPUs, of that which panicked first.
+    """Return the backtraces of CPUs, starting with the one that panicked.
 
     Args:
         dump: the dump.

@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 
     Attributes:
         sp_reg, sp_offset: register and offset that give the caller's stack pointer; after a *, it is in memory there.
-        bp_reg, bp_offset: those that give where its frame pointer is saved; "" if it was not.
+        bp_reg, bp_offset: the same for where its frame pointer is saved; "" if it was not.
         kind: CALL, REGS, REGS_PARTIAL or END; "" if there is no way on.
 
     """

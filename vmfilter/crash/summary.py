@@ -57,7 +57,7 @@ class Summary(NamedTuple):
 
     Attributes:
         panic: the message with which the kernel panicked.
-        cause: the first message about the last fault of the kernel, if that was in the minute before it.
+        cause: the first message about the last fault of the kernel, if that was in the minute before the panic.
         task: the task that was running on the CPU that panicked.
         uptime: seconds from boot to the panic, or to the last message of the log.
         hardware: name of the machine, by its firmware.
@@ -153,6 +153,6 @@ def _memory(info: DebugInfo) -> dict[str, int] | None:
         if at is None or None in places:
             continue
         counts = [memory.read_word(at + word * place) for place in places if place is not None]
-        # CPUs add what they counted now and then, so a sum can be below zero.
+        # CPUs add their own counts only now and then, so a counter can be below zero.
         found[use] = sum(count for count in counts if count is not None and not count >> 8 * word - 1)
     return found

@@ -65,7 +65,7 @@ class TaskList(NamedTuple):
 
 
 def list_tasks(dump: Dump, info: DebugInfo) -> TaskList:
-    """Return the tasks that the dump has. That a list of the kernel breaks off is added to the warnings of info.
+    """Return the tasks that the dump has. If a list of the kernel breaks off, info.warnings says so.
 
     Args:
         dump: the dump.

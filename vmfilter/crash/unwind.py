@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.debug_info import DebugInfo
 
 MAX_FRAMES = 256
-_KERNEL = 1 << 55  # bit of an address of arm64 that tells the kernel's, whatever a signature does to those above
+_KERNEL = 1 << 55  # set in kernel addresses of arm64; a signature changes only bits above it
 
 
 class Frame(NamedTuple):

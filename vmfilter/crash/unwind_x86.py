@@ -1,4 +1,4 @@
-"""Frames of x86_64's kernel stacks: by ORC, else by frame pointers or addresses on the stack that calls confirm.
+"""Frames of x86_64's kernel stacks: by ORC, else by addresses on the stack that calls confirm.
 
 The frame in which the kernel saves the registers of the CPU that panics often has no ORC: _THIS_IP_ is a label that the
 compiler moves.

@@ -152,7 +152,7 @@ def _parts(a: Iterator[Stretch], b: Iterator[Stretch]) -> Iterator[_Part]:
 
 
 def _chunks(parts: Iterator[_Part], pages: int) -> Iterator[list[_Part]]:
-    """Cut parts into chunks with so many pages to read, or other parts."""
+    """Cut parts into chunks: of as many pages to read as given, or as many parts that are not read."""
     chunk, room = list[_Part](), pages
     for part in parts:
         while part.is_read and part.end - part.start > room:

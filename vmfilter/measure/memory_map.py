@@ -17,7 +17,7 @@ MAX_RUNS = 1 << 17
 
 
 class MemoryMap:
-    """Runs of page frames but for holes, in order, at most as many as asked for.
+    """Runs of page frames, without holes, in order, at most as many as asked for.
 
     Attributes:
         runs: the runs.

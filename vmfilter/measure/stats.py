@@ -65,7 +65,7 @@ class Stats(NamedTuple):
         zones: page frames by node and zone, in this order; those whose zone is not known come last.
         pmem: page frames of persistent memory by namespace.
         blocks: None if the input was filtered before: not all struct pages are walked then.
-        longest_free, longest_kept: the longest runs of free frames, and of those that the default level keeps.
+        longest_free, longest_kept: the longest runs of free frames, and of frames that the default level keeps.
         warnings: one line each.
 
     """
@@ -93,7 +93,7 @@ def measure(dump: Dump, threads: int | None = None, also: Callable[[Stretch], No
     Args:
         dump: to read.
         threads: number of threads that read; None: one per CPU.
-        also: called with each stretch of frames.
+        also: called for each stretch of frames.
 
     Returns:
         The statistics.

@@ -149,7 +149,7 @@ class Walk:
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said, one line each."""
+        """Warnings, one line each."""
         return [*self.dump.warnings, *self._warnings]
 
     @property

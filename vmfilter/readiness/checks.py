@@ -133,7 +133,7 @@ def _loaded(system: System) -> Finding:
 
 
 def _header(system: System) -> Finding:
-    """The loaded ELF header describes the memory of now, the struct pages among it."""
+    """The loaded ELF header describes all memory that there is now, struct pages included."""
     service = _service(system) or "kdump"
     if system.fadump:
         if system.number("sys/kernel/fadump/hotplug_ready") == 1:

@@ -178,7 +178,7 @@ def history(line: str, arch: str, ram: Sequence[Range]) -> list[tuple[Version, R
 
 
 def _asked(line: str, era: Era, memory: int, kernel: Version, made: Reservation) -> tuple[Asked, bool, int, list[str]]:
-    """Return the main part, whether it is of ,high, the low part's size, and notes on what is ignored."""
+    """Return the main part, whether ,high asks for it, the low part's size, and notes on what is ignored."""
     values = words(line)
     suffixes = (",high", ",low", *([",cma"] if kernel >= (6, 17) else []))
     plain = [v for v in values if not v.endswith(suffixes)]

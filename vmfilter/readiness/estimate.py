@@ -135,7 +135,7 @@ class _Stratum:
         self.drawn = [found[i] for i in indexes]
 
     def slice(self, number: int) -> list[int]:
-        """Return the page frames of a round; few of them are all of the first."""
+        """Return the page frames of a round. If few are drawn, the first round has all of them."""
         n = len(self.drawn)
         if n <= _LEAST:
             return self.drawn if not number else []
@@ -170,7 +170,7 @@ def _scaled(values: Sequence[int], population: int, most: int) -> tuple[float, f
     Args:
         values: of the sample.
         population: its size.
-        most: what a value can be at most. One in a third of the sample's size may be so and not be drawn.
+        most: the largest possible value. If 3 in n values were that large, n draws would miss them one time in 20.
 
     """
     n = len(values)

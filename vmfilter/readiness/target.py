@@ -17,7 +17,7 @@ class Target(NamedTuple):
     """Where dumps go.
 
     Attributes:
-        where: directory, or a name of what cannot be looked into from here.
+        where: directory, or a name for a place that cannot be examined from here.
         local: whether it is a directory of this system.
         said_by: the file that says so, or the option.
         path: the directory as it is read.
@@ -59,7 +59,7 @@ def find_target(root: Path) -> Target | None:
 
 
 def room_at(target: Target) -> Room | None:
-    """Return the room at a local target; None if it cannot be told. A directory that is yet to be made has a parent."""
+    """Return the room at a local target, or at the nearest parent that exists; None if it cannot be told."""
     at = target.path
     if not target.local:
         return None

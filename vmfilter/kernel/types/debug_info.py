@@ -20,7 +20,7 @@ class DebugInfo(NamedTuple):
         kernel: whose they are.
         symbols: of the kernel image and its modules.
         structures: the kernel's structures; None if it has no types.
-        why: why it has none; "" if it has.
+        why: why there are none; "" if there are.
         warnings: what is missing, one line each.
 
     """
