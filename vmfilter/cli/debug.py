@@ -19,7 +19,7 @@ def debugged(options: argparse.Namespace) -> Iterator[tuple[Dump, DebugInfo]]:
     """Yield the dump and what its kernel says of itself; print warnings afterwards.
 
     Args:
-        options: with those of add_input() and add_vmcoreinfo().
+        options: of add_input() and add_vmcoreinfo(), among others.
 
     Raises:
         InputError: the dump cannot be read.

@@ -39,7 +39,9 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("-d", "--level", metavar="LEVEL", help="dump level: a number, or names (default: 0, 1, 17 and 31)")
     p.add_argument("--compress", metavar="NAME[:LEVEL]", help="page codec (default: each that this build has)")
     p.add_argument("--target", metavar="DIR", help="where dumps go (default: as kdump's settings say)")
-    p.add_argument("--seconds", type=_seconds, default=5.0, metavar="N", help="stop drawing pages after N seconds (default: 5)")
+    p.add_argument(
+        "--seconds", type=_seconds, default=5.0, metavar="N", help="stop drawing pages after N seconds (default: 5)"
+    )
     p.add_argument("--seed", type=int, metavar="N", help="draw the same pages for the same N (default: random)")
     p.add_argument(
         "-j", "--threads", type=threads_of, default=1, metavar="THREADS", help="threads that will filter (default: 1)"

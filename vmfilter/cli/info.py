@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _DESCRIPTION = """\
-Describe DUMP: what crashed, as far as its log and the kernel's own types say; its
-format, the pages it contains, its persistent memory, and any memory of the
+Describe DUMP: what crashed, as far as its log and the kernel's own types tell;
+its format, the pages it contains, its persistent memory, and any memory of the
 crashed machine that it lacks. Files of a split set may be missing."""
 
 

@@ -32,9 +32,10 @@ can do the same."""
 _CRASHKERNEL = """\
 Explain LINE, a kernel command line or its crashkernel= words: how much memory
 the kernel reserves, above and below the limit of low memory, and by which
-rules. By default, this is for the machine on which it runs; run it as root, so
-that it can read /proc/iomem. --memory assumes a typical layout, and another
---arch without --memory 16G."""
+rules: those of the newest kernel known, not of the running one, unless --kernel
+is given. The machine is this one by default: run this as root,
+since /proc/iomem is hidden from others. With --memory, a typical memory layout is
+assumed; with another --arch and no --memory, 16G."""
 _STATUS = """\
 Check everything that must hold for the next crash to leave a dump. Print one
 line per check: ok, warn or fail, what was found, and below it what to do. Run it
@@ -88,7 +89,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     a.add_argument("line", metavar="LINE", help="such as 'crashkernel=1G,high crashkernel=256M,low'")
     a.add_argument("--arch", metavar="NAME", help="x86_64, arm64, riscv64, loongarch64, s390x, ppc64 or arm")
     a.add_argument("--memory", type=size_of, metavar="SIZE", help="memory of the machine, in bytes or with K, M, G, T")
-    a.add_argument("--kernel", metavar="VERSION", help="rules of this version, such as 6.1 (default: newest known, not the running kernel)")
+    a.add_argument("--kernel", metavar="VERSION", help="rules of this version, such as 6.1 (default: the newest known)")
     add_json(a)
     a.set_defaults(run=_crashkernel)
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Print the symbols of the crashed kernel and its modules as /proc/kallsyms does.
-They come from the dump itself (kallsyms)."""
+They come from the dump itself (kallsyms); those of modules also need the kernel's
+types (BTF)."""
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
@@ -27,7 +28,9 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
     p.add_argument("--json", action="store_true", help="print a list of objects: name, address, module")
     add_vmcoreinfo(p)
     p.add_argument("input", nargs=1, metavar="DUMP", help="input, or - for standard input")
-    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="print only names that match this shell pattern, such as 'nvme_*'")
+    p.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern: only names that match it"
+    )
     p.set_defaults(run=run)
 
 

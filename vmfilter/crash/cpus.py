@@ -84,8 +84,8 @@ def saved_cpus(dump: Dump, info: DebugInfo) -> list[Cpu]:
 def _numbers(info: DebugInfo, notes: int) -> Sequence[int]:
     """Return the number of the CPU of each note.
 
-    The kernel keeps a buffer for each CPU (crash_notes). The notes are those of the CPUs whose buffer is not empty. A
-    hypervisor makes one for each CPU, and leaves the buffers empty.
+    The kernel keeps a buffer for each CPU (crash_notes), and the vmcore has a note for each that is not empty. A
+    hypervisor writes a note for every CPU, and leaves the buffers empty.
     """
     memory = info.kernel.memory
     pointer = memory.read_word(info.symbols.address("crash_notes") or 0)

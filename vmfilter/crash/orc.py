@@ -90,7 +90,7 @@ class Orc:
     """The rules of a kernel and its modules."""
 
     def __init__(self, info: DebugInfo) -> None:
-        """Read the rules of the kernel image, and find those of its modules."""
+        """Read the rules of the kernel image, and find where its modules have theirs."""
         address = info.symbols.address
         start, stop = address("__start_orc_unwind_ip"), address("__stop_orc_unwind_ip")
         rules = address("__start_orc_unwind")

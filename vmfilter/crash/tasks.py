@@ -88,7 +88,7 @@ def list_tasks(dump: Dump, info: DebugInfo) -> TaskList:
 
 
 def stack_of(dump: Dump) -> Stack:
-    """Return what is known of stacks on a dump's machine. Raises KernelError if that is nothing."""
+    """Return how the dump's architecture lays out stacks. Raises KernelError if that is not known."""
     if dump.arch.stack is None:
         raise KernelError(f"stacks of {dump.arch.name} are not known to vmfilter")
     return dump.arch.stack

@@ -43,7 +43,7 @@ def frames(info: DebugInfo, arch: Arch, registers: Sequence[int], is_exact: bool
     Args:
         info: of the kernel.
         arch: its architecture; its stack is known.
-        registers: in the order of PRSTATUS; those that are unknown are 0.
+        registers: in the order of PRSTATUS; an unknown one is 0.
         is_exact: whether the program counter is where the task was, not where a call will return to.
 
     """

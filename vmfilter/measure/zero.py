@@ -1,4 +1,4 @@
-"""Counts zero pages, which takes reading them: on several threads, with a bounded number of chunks in flight."""
+"""Counts zero pages, which it has to read: on several threads, with a bounded number of chunks in flight."""
 
 from __future__ import annotations
 

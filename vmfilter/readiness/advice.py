@@ -14,7 +14,7 @@ _FILTER = 48 * MIB
 _UNPACKED = 4
 """An initramfs counts once as a file, and three times unpacked."""
 _INITRD = 32 * MIB
-"""Of an initramfs that is not found."""
+"""Assumed size of an initramfs that is not found."""
 _STEP, _LEAST = 64 * MIB, 192 * MIB
 _SPARE = 5
 """A quarter more than needed is advised: 5 / 4."""

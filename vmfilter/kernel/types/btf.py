@@ -70,7 +70,7 @@ class Member(NamedTuple):
         name: "" if it has none: its own members count as the structure's.
         type: number of its type.
         bit: offset in bits.
-        bits: width in bits of a bit field; 0: it is none.
+        bits: width in bits of a bit field; 0 if it is not one.
         size: bytes; of a bit field, of its declared type.
 
     """
@@ -88,7 +88,7 @@ class Field(NamedTuple):
     Attributes:
         offset: bytes; of the unit of memory that contains a bit field.
         size: bytes to read.
-        shift, bits: of a bit field in the number that was read; bits is 0 if it is none.
+        shift, bits: of a bit field in the number that was read; bits is 0 if it is not one.
         is_signed: whether the number is signed.
 
     """
@@ -105,7 +105,7 @@ class Btf:
 
     Attributes:
         name: what they describe, for messages: "vmlinux" or a module.
-        count: number of types, those of the base and void included.
+        count: number of types, including void and the types of the base.
 
     """
 

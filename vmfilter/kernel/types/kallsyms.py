@@ -32,7 +32,7 @@ def kallsyms(kernel: Kernel) -> Symbols:
         kernel: the kernel.
 
     Returns:
-        Its symbols, without those of modules.
+        Its symbols, without modules' symbols.
 
     Raises:
         KernelError: VMCOREINFO does not locate them, the dump lacks them, or they are damaged.

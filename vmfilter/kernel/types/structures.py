@@ -114,7 +114,7 @@ class Structures:
         return None if data is None else Object(self, name, address, data)
 
     def listed(self, head: int, name: str, member: str, most: int) -> Iterator[Object]:
-        """Yield the structures in a list, in order, until the list is back at its head, or at one that it had.
+        """Yield the structures in a list, in order, until the list is back at its head or at one already seen.
 
         Args:
             head: virtual address of the struct list_head.
