@@ -271,7 +271,7 @@ def test_places_shorter_than_a_struct_page_are_passed_over(tmp_path: Path) -> No
     places = [Place(10, 0, 20, 10), Place(30, 0, 30, 30), Place(60, 0, 64 * 1024 - 60, 60)]
     classes = bytearray(b"\1") * 1024
     with path.open("rb") as file:
-        reader = MemmapReader(cast("Dump", SimpleNamespace(fd=file.fileno())), 4096, LAYOUT, native.Areas(0, ()))
+        reader = MemmapReader(cast(Dump, SimpleNamespace(fd=file.fileno())), 4096, LAYOUT, native.Areas(0, ()))
         assert reader.apply(0, memoryview(classes), [Part(0, 1024, places)])
     assert [pfn for pfn, c in enumerate(classes) if c == HWPOISON] == [700]
     assert reader.unknown == 1  # the head

@@ -324,3 +324,9 @@ def test_the_command_advises(run: Run, root: Path) -> None:
     assert line.startswith("crashkernel=")
     assert "for vmfilter" in reason
     assert target.find_target(root)
+
+
+def test_an_archive_whose_size_leads_back_is_not_followed(tmp_path: Path) -> None:
+    entry = b"070701" + b"0" * 48 + b"-0000070" + b"0" * 48  # minus 112 bytes: it would be its own successor
+    (tmp_path / "initrd").write_bytes(entry + bytes(200))
+    assert contains(tmp_path / "initrd", "usr/bin/vmfilter") is None
