@@ -6,6 +6,8 @@ import json
 import struct
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from command import Run
@@ -17,8 +19,10 @@ from typesbuilder import ARRAY, CONST, FUNC_PROTO, INT, PTR, STRUCT, TYPEDEF, UN
 
 from vmfilter import KernelError
 from vmfilter.formats.abi import BE64, LE32, LE64, Abi
+from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.types.btf import Btf, Field
 from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.kernel.types.structures import Structures
 from vmfilter.report.types import struct_json, struct_lines
 
 
@@ -108,6 +112,17 @@ def test_a_modules_types_continue_the_kernels() -> None:
     assert btf.field(number, "owner.comm") == Field(4, 16)
     assert btf.field(number, "tag") == Field(56, 4, is_signed=True)
     assert btf.find("outer") == base.numbers["outer"]
+
+
+def test_a_signed_number_without_bytes_is_zero() -> None:
+    t = Types()
+    t.numbers["empty"], t.sizes["empty"] = t.add(INT, "empty", rest=t.pack_numbers(1 << 24)), 0
+    t.struct("outer", {"pid": "empty", "one": "int"})
+    memory = SimpleNamespace(read=lambda _vaddr, size: bytes(size))
+    structures = Structures(cast(Kernel, SimpleNamespace(abi=LE64, memory=memory)), read(t, LE64))
+    found = structures.read("outer", 0)
+    assert found is not None
+    assert found.number("pid") == found.number("one") == 0
 
 
 def damaged(change: str) -> bytes:

@@ -8,6 +8,8 @@ import struct
 from array import array
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from kallsymsbuilder import put_poison_counter
@@ -16,9 +18,12 @@ from scenes import ANON, CACHE, FILE, FREE, HWPOISON, KERNEL, USER, Scene
 
 from vmfilter import native
 from vmfilter.frames.classes import PageClass
+from vmfilter.kernel import poison
 from vmfilter.kernel.poison import poisoned_pages
 from vmfilter.native import PageLayout
 from vmfilter.pages import classify as classification
+from vmfilter.pages.memmap import MemmapReader, Part, Place
+from vmfilter.reader import Dump
 
 COUNTS = [name for name in FLAVOURS if float(name.split(",")[0].replace("4.4.0", "4.4")) >= 6 or name == "7.2"]
 """Kernels whose VMCOREINFO locates kallsyms."""
@@ -140,6 +145,11 @@ def test_damaged_kallsyms_never_fails(seed: int, tmp_path: Path) -> None:
         assert pages is None or pages >= 0
 
 
+@pytest.mark.parametrize("names", [b"", b"\x80", b"\x80\x80", b"\x01a\x80\x80", b"\x01a\x80"])
+def test_names_that_end_in_a_length_have_no_counter(names: bytes) -> None:
+    assert poison._search(names, [b"a"] * 256, 9) == {}
+
+
 # vmf_classify_file()
 
 LAYOUT = PageLayout(
@@ -253,6 +263,18 @@ def test_a_window_that_begins_in_a_block_is_not_classified_ahead(tmp_path: Path)
     assert classified(tail * 1024, classes, tmp_path, ahead=True) == -1
     assert classified(tail * 1024, classes, tmp_path) == 1024
     assert set(classes) == {KERNEL}
+
+
+def test_places_shorter_than_a_struct_page_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(free_block(10, 700))
+    places = [Place(10, 0, 20, 10), Place(30, 0, 30, 30), Place(60, 0, 64 * 1024 - 60, 60)]
+    classes = bytearray(b"\1") * 1024
+    with path.open("rb") as file:
+        reader = MemmapReader(cast(Dump, SimpleNamespace(fd=file.fileno())), 4096, LAYOUT, native.Areas(0, ()))
+        assert reader.apply(0, memoryview(classes), [Part(0, 1024, places)])
+    assert [pfn for pfn, c in enumerate(classes) if c == HWPOISON] == [700]
+    assert reader.unknown == 1  # the head
 
 
 def test_a_buffer_or_layout_that_is_too_small_is_refused(tmp_path: Path) -> None:

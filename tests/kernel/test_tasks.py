@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Run
@@ -13,6 +15,8 @@ from kernelbuilder import FLAVOURS, Synthetic
 from logbuilder import Message, Ring
 from machines import MACHINES
 from typesbuilder import Kallsyms
+
+from vmfilter.crash import tasks as tasks_module
 
 NAMES = pytest.mark.parametrize("name", FORMS)
 
@@ -357,3 +361,19 @@ def test_info_of_a_dump_without_log_and_symbols_prints_what_it_knows(run: Run, t
     assert ran.status == 0
     assert [line.split()[0] for line in ran.out.splitlines()[:3]] == ["kernel", "CPUs", "format"]
     assert json.loads(run("info", "--json", tmp_path / "dump").out)["crash"]["panic"] is None
+
+
+def test_processes_that_all_lead_to_the_same_threads_end(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tasks_module._records
+
+    def without_end(*arguments: Any) -> Iterator[Any]:
+        known = list(records(*arguments))
+        for _ in range(1000):
+            yield from known
+        pytest.fail("all records were requested")
+
+    monkeypatch.setattr(tasks_module, "_records", without_end)
+    monkeypatch.setattr(tasks_module, "_MAX_TASKS", 100)
+    assert len(json.loads(run("tasks", "--json", scene("x86_64").s.write(tmp_path / "dump")).out)) == 4

@@ -266,6 +266,9 @@ def test_the_header_is_found_at_the_start_of_a_page_only(tmp_path: Path) -> None
     assert described(tmp_path / "kcore", [RESERVED]) is None
     (tmp_path / "kcore").write_bytes(b"\x7fELF\x02" + b"\xff" * 99)
     assert described(tmp_path / "kcore", [RESERVED]) is None
+    far = struct.pack("<IIQQQQQQ", 1, 0, (1 << 64) - 4096, 0, RESERVED[0], 0, 4096, 0)
+    (tmp_path / "kcore").write_bytes(data[:54] + struct.pack("<HH", 56, 1) + data[58:64] + far)
+    assert described(tmp_path / "kcore", [RESERVED]) is None
 
 
 @pytest.mark.parametrize("program", ["gzip", "xz", "bzip2", "zstd", "lz4", "cat"])
@@ -324,3 +327,9 @@ def test_the_command_advises(run: Run, root: Path) -> None:
     assert line.startswith("crashkernel=")
     assert "for vmfilter" in reason
     assert target.find_target(root)
+
+
+def test_an_archive_whose_size_leads_back_is_not_followed(tmp_path: Path) -> None:
+    entry = b"070701" + b"0" * 48 + b"-0000070" + b"0" * 48  # minus 112 bytes: it would be its own successor
+    (tmp_path / "initrd").write_bytes(entry + bytes(200))
+    assert contains(tmp_path / "initrd", "usr/bin/vmfilter") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from vmfilter.crash.cpus import per_cpu, possible_cpus
 from vmfilter.errors import KernelError
@@ -128,7 +129,8 @@ def tasks(info: DebugInfo, stack: Stack) -> Iterator[Task]:
             running.add(queue.number("curr"))
             idle.append(queue.number("idle"))
     seen: set[int] = set()
-    for record in _records(structures, first, idle):
+    # A process is a task and the first of its threads. In a damaged dump, each can lead to the threads of all.
+    for record in islice(_records(structures, first, idle), 2 * _MAX_TASKS):
         if record.address not in seen and len(seen) < _MAX_TASKS:
             seen.add(record.address)
             yield _task(record, running, stack)

@@ -95,7 +95,7 @@ def _search(names: bytes, tokens: Sequence[bytes], count: int) -> dict[bytes, in
     # Few names begin with a token that one of these could begin with.
     begins = [_COUNTER.startswith(text[1:]) or _PROOF.startswith(text[1:]) for text in tokens]
     found: dict[bytes, int] = {}
-    at, end = 0, len(names) - 2
+    at, end = 0, len(names) - 3  # a length can have two bytes
     for i in range(count):
         if at > end:
             break

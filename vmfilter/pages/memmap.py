@@ -148,8 +148,9 @@ class MemmapReader:
                 continue
             extents = array("Q")
             for at, _, length, offset in run:
-                cut = min(max(first * size - at, 0), length)
-                extents.extend((offset + cut, length - cut, at + cut - first * size))
+                cut = max(first * size - at, 0)
+                if cut < length:  # not all of it is before the first whole struct page
+                    extents.extend((offset + cut, length - cut, at + cut - first * size))
             scratch = self._view[: max(_FILE_BYTES, 8 * size)]
             n = self.classifier.classify_file(
                 self._dump.fd, extents, pfn + first, classes[first:last], scratch, ahead=ahead and not first

@@ -53,7 +53,7 @@ def described(kcore: Path, reserved: Sequence[Range]) -> list[Range] | None:
             for start, end in clipped(reserved, load.start, load.start + load.size):
                 if found := _search(fd, load.offset + start - load.start, min(end - start, _MOST_SEARCHED)):
                     return merged((one.start, one.start + one.size) for one in found if one.size)
-    except OSError:  # EFAULT, EPERM: that memory is not mapped, or hidden
+    except (OSError, OverflowError):  # EFAULT, EPERM: that memory is not mapped, or hidden; or no file is that long
         return None
     finally:
         os.close(fd)

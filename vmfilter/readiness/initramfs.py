@@ -70,7 +70,8 @@ def _plain(f: IO[bytes]) -> Iterator[bytes]:
             if not zeros:
                 return
             continue
-        size, length = int(head[54:62], 16), int(head[94:102], 16)
+        # Not int(): it takes a sign, and a negative size would lead back.
+        size, length = (int.from_bytes(bytes.fromhex(head[i : i + 8].decode("ascii")), "big") for i in (54, 94))
         yield f.read(min(length, 4096))
         name_end = at + 110 + length
         data = name_end + -name_end % 4

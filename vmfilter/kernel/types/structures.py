@@ -41,7 +41,7 @@ class Object:
         number = int.from_bytes(raw, self._structures.kernel.abi.byteorder) >> field.shift
         bits = field.bits or 8 * field.size
         number &= (1 << bits) - 1
-        return number - (1 << bits) if field.is_signed and number >> bits - 1 else number
+        return number - (1 << bits) if field.is_signed and number & (1 << bits) >> 1 else number
 
     def raw(self, path: str) -> bytes:
         """Return the bytes of a member. Raises KernelError if this kernel's structure lacks it."""
