@@ -10,9 +10,10 @@ import pytest
 from command import Run
 
 from vmfilter.errors import UsageError
+from vmfilter.frames.ranges import Range
 from vmfilter.readiness.crash_rules import CMA, CMA_OPTION, ERAS, GIB, LAYOUTS, MIB, NEWEST, ROUNDED, TIB
 from vmfilter.readiness.crashkernel import Reservation, arch_of, explain, history, size_text, version_of
-from vmfilter.readiness.memory_map import Range, regions, system_ram, typical
+from vmfilter.readiness.memory_map import regions, system_ram, typical
 
 QEMU: dict[str, list[Range]] = {
     "x86_64": [(0, 2 * GIB), (4 * GIB, 10 * GIB)],

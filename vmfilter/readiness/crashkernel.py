@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vmfilter.errors import UsageError
+from vmfilter.frames.ranges import Range
 from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import (
     CMA,
@@ -21,7 +22,6 @@ from vmfilter.readiness.crash_rules import (
     Era,
     Version,
 )
-from vmfilter.readiness.memory_map import Range
 
 _NAME = "crashkernel="
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|0[0-7]{0,32}|[1-9][0-9]{0,32})([kKmMgGtTpPeE]?)")

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from vmfilter.frames.ranges import clipped, merged
+from vmfilter.frames.ranges import Range, clipped, merged
 from vmfilter.lean import NamedTuple
-from vmfilter.readiness.memory_map import Range
 
 _HEADER = 64  # sizeof(Elf64_Ehdr)
 _PROGRAM = 56  # sizeof(Elf64_Phdr)

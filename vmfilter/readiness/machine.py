@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from vmfilter.errors import UsageError
+from vmfilter.frames.ranges import Range
 from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import GIB, NEWEST, Version
 from vmfilter.readiness.crashkernel import arch_of, version_of
 from vmfilter.readiness.files import text_of
-from vmfilter.readiness.memory_map import Range, regions, system_ram, typical
+from vmfilter.readiness.memory_map import regions, system_ram, typical
 
 _USUAL = 16 * GIB
 

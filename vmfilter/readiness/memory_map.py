@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 
+from vmfilter.frames.ranges import Range, merged
 from vmfilter.lean import NamedTuple
 from vmfilter.readiness.crash_rules import LAYOUTS
 
 _LINE = re.compile(r"( *)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.+)")
-
-Range = tuple[int, int]
-"""First byte, and the first after the last."""
 
 
 class Region(NamedTuple):
@@ -45,14 +43,7 @@ def system_ram(of: list[Region]) -> list[Range]:
 
     Crash kernel regions at the top level count too: s390x takes them out of System RAM.
     """
-    ranges = sorted((r.start, r.end) for r in of if not r.depth and r.name in ("System RAM", "Crash kernel"))
-    joined: list[Range] = []
-    for start, end in ranges:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
+    return merged((r.start, r.end) for r in of if not r.depth and r.name in ("System RAM", "Crash kernel"))
 
 
 def typical(arch: str, memory: int) -> list[Range]:
