@@ -177,7 +177,7 @@ struct vmf_extent {
 /*
  * vmf_classify_file() - classify page frames by struct pages that a file contains as they are
  * @layout, @pfn, @count, @block, @lists, @classes: as for vmf_classify()
- * @fd: the file, which supports pread()
+ * @fd: the file, which supports pread(); -1 if it is mapped, and the offsets of @extents are addresses
  * @extents: in: where the file has the struct pages, in array order; together @count * layout->size bytes
  * @extent_count: number of extents
  * @ahead: 1 if @block is not known: what precedes @pfn has not been classified

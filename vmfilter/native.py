@@ -223,7 +223,7 @@ class Classifier:
         """Classify consecutive page frames by struct pages in a file. Those that cannot say anything are not read.
 
         Args:
-            fd: the file.
+            fd: the file; -1: it is mapped, and the offsets of the extents are addresses.
             extents: where it contains the struct pages, EXTENT bytes each, in order of their position in the array.
             pfn, classes: as for classify().
             buffer: scratch, at least 8 struct pages.
@@ -537,6 +537,11 @@ def mark_pointed(
 
 
 # Mappings: csrc/mapped.c
+
+
+def address(mapped: ReadableBuffer) -> int:
+    """Return the address of the first byte of a mapping, for classify_file()."""
+    return int(ffi.cast("uintptr_t", _read("uint8_t[]", mapped)))
 
 
 def copy_mapped(mapped: ReadableBuffer, out: WriteableBuffer) -> int:

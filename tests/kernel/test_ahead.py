@@ -18,7 +18,7 @@ from vmfilter.errors import InputError, UnreadableError
 from vmfilter.kernel.search import understand
 from vmfilter.pages import classify as classification
 from vmfilter.pages.classify import WINDOW_PAGES, Classifier, Window
-from vmfilter.reader import Dump, open_dump
+from vmfilter.reader import Dump, open_dump, source
 from vmfilter.reader.segments import SegmentDump
 
 GIB = 1 << 30
@@ -73,7 +73,11 @@ def test_a_block_that_goes_on_in_the_next_windows(orders: tuple[int, ...], threa
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_windows_of_a_large_machine(silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_windows_of_a_large_machine(
+    mapped: bool, silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_on_procfs", lambda fd: mapped)
     monkeypatch.setattr(classification, "_VERY_MANY", 0 if silent else 1 << 60)
     with open_dump(Machine(4 * GIB, blocks=HUGE).write(tmp_path / "vmcore")) as dump:
         classifier = classifier_of(dump)

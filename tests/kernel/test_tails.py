@@ -24,6 +24,7 @@ from vmfilter.native import PageLayout
 from vmfilter.pages import classify as classification
 from vmfilter.pages.memmap import MemmapReader, Part, Place
 from vmfilter.reader import Dump
+from vmfilter.reader.source import PreadSource, ProcSource
 
 COUNTS = [name for name in FLAVOURS if float(name.split(",")[0].replace("4.4.0", "4.4")) >= 6 or name == "7.2"]
 """Kernels whose VMCOREINFO locates kallsyms."""
@@ -265,14 +266,16 @@ def test_a_window_that_begins_in_a_block_is_not_classified_ahead(tmp_path: Path)
     assert set(classes) == {KERNEL}
 
 
-def test_places_shorter_than_a_struct_page_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", [PreadSource, ProcSource])
+def test_places_shorter_than_a_struct_page_are_passed_over(source: type[PreadSource], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(free_block(10, 700))
     places = [Place(10, 0, 20, 10), Place(30, 0, 30, 30), Place(60, 0, 64 * 1024 - 60, 60)]
     classes = bytearray(b"\1") * 1024
-    with path.open("rb") as file:
-        reader = MemmapReader(cast(Dump, SimpleNamespace(fd=file.fileno())), 4096, LAYOUT, native.Areas(0, ()))
-        assert reader.apply(0, memoryview(classes), [Part(0, 1024, places)])
+    file = source("file", os.open(path, os.O_RDONLY))
+    reader = MemmapReader(cast(Dump, SimpleNamespace(extents=file.extents)), 4096, LAYOUT, native.Areas(0, ()))
+    assert reader.apply(0, memoryview(classes), [Part(0, 1024, places)])
+    file.close()
     assert [pfn for pfn, c in enumerate(classes) if c == HWPOISON] == [700]
     assert reader.unknown == 1  # the head
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,35 @@ def test_a_window_stays_mapped_while_it_is_used(tmp_path: Path, windows: list[tu
     file.close()
 
 
+def test_the_core_reads_what_is_mapped_at_its_addresses(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
+    content = random.Random(1).randbytes(10 * PAGE + 100)
+    (tmp_path / "vmcore").write_bytes(content)
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    chance = random.Random(3)
+    for _ in range(100):
+        cuts = sorted({0, *chance.sample(range(len(content)), 3), len(content)})
+        found = file.extents([(a, b - a, a + 7) for a, b in pairwise(cuts)])
+        assert found is not None
+        assert found.fd == -1
+        numbers = iter(found.words)
+        parts = list(zip(numbers, numbers, numbers, strict=True))
+        assert b"".join(ctypes.string_at(address, size) for address, size, _ in parts) == content
+        assert [at for _, _, at in parts] == [7, *accumulate((size for _, size, _ in parts[:-1]), initial=7)][1:]
+    assert file.extents([(len(content) - 5, 6, 0)]) is None
+    del found
+    file.close()
+
+
+def test_a_mapping_whose_faults_share_a_buffer_is_read_by_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vmcore").write_bytes(b"content")
+    monkeypatch.setattr(source, "_HAS_BUFFER_IN_FAULTS", True)
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    assert file.extents([(0, 5, 0)]) is None
+    file.close()
+
+
 def test_what_cannot_be_mapped_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vmcore").write_bytes(b"content")
 
@@ -270,4 +301,5 @@ def test_what_cannot_be_mapped_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mmap, "mmap", refuse)
     file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
     assert bytes_at(file, 1, 5) == b"onten"
+    assert file.extents([(1, 5, 0)]) is None
     file.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
@@ -29,7 +28,7 @@ class Place(NamedTuple):
         at: its offset in the array, in bytes.
         paddr: its physical address.
         size: bytes.
-        offset: its offset in the file; meaningless if Dump.fd is -1.
+        offset: its offset in the file, for Dump.extents().
 
     """
 
@@ -131,7 +130,7 @@ class MemmapReader:
         """
         for part in parts:
             piece = classes[part.first : part.end]
-            done = self._from_file(pfn + part.first, piece, part.places, ahead) if self._dump.fd >= 0 else 0
+            done = self._from_file(pfn + part.first, piece, part.places, ahead)
             if done < 0:
                 return False
             self._in_pieces(pfn + part.first, piece, part.places, done)
@@ -146,14 +145,12 @@ class MemmapReader:
             first, last = -(-start // size), end // size
             if first >= last:
                 continue
-            extents = array("Q")
-            for at, _, length, offset in run:
-                cut = max(first * size - at, 0)
-                if cut < length:  # not all of it is before the first whole struct page
-                    extents.extend((offset + cut, length - cut, at + cut - first * size))
+            extents = self._dump.extents(_from(first * size, run))
+            if extents is None:
+                return 0
             scratch = self._view[: max(_FILE_BYTES, 8 * size)]
             n = self.classifier.classify_file(
-                self._dump.fd, extents, pfn + first, classes[first:last], scratch, ahead=ahead and not first
+                extents.fd, extents.words, pfn + first, classes[first:last], scratch, ahead=ahead and not first
             )
             if n < 0:
                 return n
@@ -211,6 +208,14 @@ class MemmapReader:
     def _count_unknown(self, classes: memoryview) -> None:
         if classes:
             self.unknown += bytes(classes).count(PageClass.KERNEL)
+
+
+def _from(start: int, places: Sequence[Place]) -> Iterator[tuple[int, int, int]]:
+    """Yield offset, size and position of places, without what is before a position, which becomes 0."""
+    for at, _, size, offset in places:
+        cut = max(start - at, 0)
+        if cut < size:
+            yield offset + cut, size - cut, at + cut - start
 
 
 def _runs(places: Sequence[Place]) -> Iterator[Sequence[Place]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 
@@ -12,7 +12,7 @@ from vmfilter.errors import InputError, KernelError, UnreadableError
 from vmfilter.formats.elf import NT_PRSTATUS, Load
 from vmfilter.formats.uts import Utsname
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
-from vmfilter.reader.source import Source, bytes_at
+from vmfilter.reader.source import Extents, Source, bytes_at
 
 if TYPE_CHECKING:
     from typing import Self
@@ -216,13 +216,17 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
-    @property
-    def fd(self) -> int:
-        """Descriptor of a file that contains memory as it is, for pread() on any thread; -1: read_into() reads it."""
-        return -1
+    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+        """Return how to read parts of the file, at offsets of located(); None: it does not contain memory as it is.
+
+        Args:
+            parts: offset, size and position of each: see vmfilter.reader.source.Extents.
+
+        """
+        return None
 
     def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield what covered() yields, in as many ranges as it takes, each with its offset in the file of fd."""
+        """Yield what covered() yields, in as many ranges as it takes, each with its offset in the file."""
         return ((first, last, 0) for first, last in self.covered(start, end))
 
     def stored(self) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
@@ -30,11 +30,9 @@ class FlattenedSource:
     Attributes:
         path: path of the file, for messages.
         size: bytes of the dump.
-        wrappings, cut, fd: as in Source.
+        wrappings, cut: as in Source.
 
     """
-
-    fd = -1
 
     def __init__(self, source: Source) -> None:
         """Index the records of a file, and take ownership of the source.
@@ -104,6 +102,9 @@ class FlattenedSource:
             if (skipped := self._source.next_data(place) - place) < left:
                 return at + skipped
         return max(offset, self._size)
+
+    def extents(self, parts: Iterable[tuple[int, int, int]]) -> None:
+        """See Source. A struct page can be in two records, and its gap is zeros in none."""
 
     def data(self, most: int) -> int:
         return self._source.data(most)

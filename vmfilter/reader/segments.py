@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import gt, lt
 
@@ -14,6 +14,7 @@ from vmfilter.formats.elf import PF_PMEM, Load
 from vmfilter.frames.classes import PageClass
 from vmfilter.lean import overload
 from vmfilter.reader.dump import Dump, frames_named, listed
+from vmfilter.reader.source import Extents
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
@@ -196,9 +197,8 @@ class SegmentDump(Dump):
         if stop > at:
             yield at, stop
 
-    @property
-    def fd(self) -> int:
-        return self._source.fd
+    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+        return self._source.extents(parts)
 
     def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         for first, after, offset in self._segments_in(self.segments, start, end):

@@ -5,17 +5,35 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import Lock
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
-from vmfilter.lean import Protocol
+from vmfilter.lean import NamedTuple, Protocol
 
 _WINDOW_BYTES = 32 << 20
 _WINDOWS = 8
 """Parts of a file that are mapped at a time. The kernel needs 64 KiB of page tables for each."""
+_HAS_BUFFER_IN_FAULTS = os.uname().machine == "s390x"
+"""Whether faults of a mapping of /proc/vmcore may share a buffer: see ProcSource."""
+
+
+class Extents(NamedTuple):
+    """Parts of a file that the C core reads itself, on any thread.
+
+    Attributes:
+        fd: the file; -1: it is mapped, and the offsets are addresses.
+        words: u64 offset, size and position in the caller's array for each part: struct vmf_extent.
+        mapped: keeps the addresses mapped.
+
+    """
+
+    fd: int
+    words: array[int]
+    mapped: Sequence[memoryview] = ()
 
 
 class Source(Protocol):
@@ -26,7 +44,6 @@ class Source(Protocol):
         size: bytes; None if unknown, as for some files of procfs.
         wrappings: layers around the dump that were removed, outermost first: "zstd", "flattened".
         cut: description of how such a layer is truncated; "" if none is.
-        fd: descriptor for pread() on any thread, with the same offsets; -1 if only read_into() can read.
 
     """
 
@@ -35,8 +52,13 @@ class Source(Protocol):
     wrappings: Sequence[str]
     cut: str
 
-    @property
-    def fd(self) -> int: ...
+    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+        """Return how to read parts of the file without read_into(), None if there is no other way.
+
+        Args:
+            parts: offset, size and position of each, as in Extents.
+
+        """
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill the view with bytes from offset on.
@@ -102,9 +124,8 @@ class PreadSource:
         except OSError:
             self.size = 0
 
-    @property
-    def fd(self) -> int:
-        return self._fd
+    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+        return Extents(self._fd, array("Q", (word for part in parts for word in part)))
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -184,9 +205,21 @@ class ProcSource(PreadSource):
         self._unmap(0)
         super().close()
 
-    @property
-    def fd(self) -> int:
-        return -1
+    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+        """See Source. Only a mapping is of use: pread() maps and unmaps each page of the old memory."""
+        if _HAS_BUFFER_IN_FAULTS:
+            return None
+        words, mapped = array("Q"), list[memoryview]()
+        with self._reading:
+            for offset, size, at in parts:
+                while size:
+                    window = self._mapping(offset)[:size]
+                    if not window:
+                        return None
+                    words.extend((native.address(window), len(window), at))
+                    mapped.append(window)
+                    offset, size, at = offset + len(window), size - len(window), at + len(window)
+        return Extents(-1, words, mapped)
 
     def next_data(self, offset: int) -> int:
         return offset
