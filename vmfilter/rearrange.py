@@ -7,7 +7,7 @@ from contextlib import closing
 
 from vmfilter.errors import EndsEarlyError, InputError, UsageError
 from vmfilter.formats.flattened import SIGNATURE
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.flattened import FLATTENED
 from vmfilter.reader.open import read_from
 from vmfilter.reader.source import PreadSource
@@ -15,7 +15,10 @@ from vmfilter.reader.stream import Reader, Stream, rearranged
 from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.discard import Discard
-from vmfilter.writer.transport.file import FileTransport
+
+if TYPE_CHECKING:
+    from vmfilter.writer.transport.file import FileTransport
+    from vmfilter.writer.transport.remote import RemoteTransport
 
 
 class Rearranged(NamedTuple):
@@ -85,13 +88,13 @@ def rearrange(
         except EndsEarlyError as e:
             cut = e.what
         transport.sync(size)
-        if cut and isinstance(transport, FileTransport):
+        if cut and not isinstance(transport, Discard):
             cut = _mark_incomplete(transport, name, cut)
             transport.sync(size)
     return Rearranged(size, cut)
 
 
-def _mark_incomplete(transport: FileTransport, name: str, cut: str) -> str:
+def _mark_incomplete(transport: FileTransport | RemoteTransport, name: str, cut: str) -> str:
     """Mark the dump as incomplete, and return what it lacks.
 
     Raises:

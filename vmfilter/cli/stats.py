@@ -87,11 +87,11 @@ def _drawn(dump: Dump, options: argparse.Namespace, wanted: list[tuple[str, str]
     from vmfilter.measure.memory_map import MemoryMap
     from vmfilter.measure.stats import measure
     from vmfilter.report.picture import picture_of
+    from vmfilter.writer.output import file_at
     from vmfilter.writer.transport.base import published
-    from vmfilter.writer.transport.file import FileTransport
 
     draw = [_drawer(form) for form, _ in wanted]
-    transports = [FileTransport(path, options.force) for _, path in wanted]
+    transports = [file_at(path, options.force) for _, path in wanted]
     with published(transports):
         memory_map = MemoryMap()
         stats = measure(dump, options.threads, also=memory_map.add)

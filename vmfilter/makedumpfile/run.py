@@ -14,8 +14,8 @@ from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_u
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
+from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
-from vmfilter.writer.transport.file import FileTransport
 
 _COMPLETED, _FAILED = 0, 1
 _NOT_MAPPED = (1 << 64) - 1
@@ -129,7 +129,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
         hand_out(lines)
     else:
         text = "".join(f"{line}\n" for line in lines).encode()
-        transport = FileTransport(_path(name), command.force)
+        transport = file_at(_path(name), command.force)
         with published([transport]):
             transport.write(0, text)
             transport.sync(len(text))

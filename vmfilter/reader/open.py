@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from vmfilter.errors import InputError, UsageError, names_of
 from vmfilter.reader.dump import Dump, Given
-from vmfilter.reader.source import PreadSource, Source, bytes_at, open_source
+from vmfilter.reader.source import PreadSource, Source, bytes_at, is_url, open_source
 
 Path = str | os.PathLike[str]
-"""Path of a file."""
+"""Path of a file, or a URL as a str."""
 KCORE = "/proc/kcore"
 _MAX_VMCOREINFO = 1 << 20  # bytes; kernels have a few KiB
 
@@ -33,7 +33,8 @@ def open_dump(
     Args:
         path: path of an ELF vmcore (``/proc/vmcore``, a copy of it, or ``/proc/kcore``) or of a kdump-compressed file.
             Either can be flattened, and any file can be compressed as a whole by zstd, gzip, xz, bzip2 or lz4. "-"
-            is standard input. Pipes and compressed files are unpacked to a temporary file first. Several paths, in any
+            is standard input. Pipes and compressed files are unpacked to a temporary file first. A URL, such as
+            s3://BUCKET/KEY or https://HOST/PATH, is read by ranges; that needs vmfilter[remote]. Several paths, in any
             order, are the parts of one split set.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
         vmcoreinfo: file with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it. What it lacks comes from
@@ -87,6 +88,8 @@ def _given(path: str) -> Given:
 
 def _opened(path: str, max_memory: int | None) -> Source:
     """Open a file, and unpack it if the dump in it cannot be read at any offset."""
+    if is_url(path):
+        return _opened_url(path, max_memory)
     try:
         # O_NONBLOCK: do not wait for a writer to open a named pipe.
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -109,6 +112,23 @@ def _opened(path: str, max_memory: int | None) -> Source:
         raise
     source.close()
     return unpacked
+
+
+def _opened_url(url: str, max_memory: int | None) -> Source:
+    """Do the same with a URL."""
+    from vmfilter.reader.remote import RemoteSource, open_url
+    from vmfilter.reader.stream import spooled
+
+    opened = open_url(url)
+    try:
+        if isinstance(opened, RemoteSource) and (in_place := _in_place(opened)):
+            return in_place
+        unpacked, wrappings, cut = spooled(opened.path, opened, max_memory)
+    except BaseException:
+        opened.close()
+        raise
+    opened.close()
+    return PreadSource(opened.path, unpacked, wrappings, cut)
 
 
 def _in_place(source: Source) -> Source | None:

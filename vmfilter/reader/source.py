@@ -1,4 +1,4 @@
-"""Read bytes of a dump file at an offset: by pread, or by mmap if that is faster and safe."""
+"""Read bytes of a dump file at an offset: by pread, or by mmap if that is faster and safe. remote.py reads URLs."""
 
 from __future__ import annotations
 
@@ -85,6 +85,12 @@ class Source(Protocol):
 
     def is_file(self, info: os.stat_result) -> bool:
         """Return whether this is the file with this stat() result."""
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL, and not the name of a file: ./a://b is one."""
+    scheme, separator, _ = path.partition("://")
+    return bool(scheme and separator) and "/" not in scheme
 
 
 def bytes_at(source: Source, offset: int, size: int) -> bytes:

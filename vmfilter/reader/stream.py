@@ -14,7 +14,7 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.reader.flattened import FLATTENED
 
 if TYPE_CHECKING:
-    from typing import IO, Any
+    from typing import Any
 
 
 _BLOCK = 24 << 14  # a multiple of a page descriptor: if a record with descriptors is cut, only whole ones are kept
@@ -195,7 +195,7 @@ class Reader:
             raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
 
 
-def spooled(path: str, stream: IO[bytes], most: int | None = None) -> tuple[int, list[str], str]:
+def spooled(path: str, stream: Stream, most: int | None = None) -> tuple[int, list[str], str]:
     """Decompress and rearrange a stream into a temporary file without a name. A truncated stream is kept up to its end.
 
     Args:

@@ -14,6 +14,7 @@ from vmfilter.errors import CodecError, OutputError, UsageError, is_whole, names
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import Dump, Path
+from vmfilter.reader.source import is_url
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmfilter.formats.codec import Codec
     from vmfilter.writer.transport.base import Sink, Transport
+    from vmfilter.writer.transport.remote import RemoteTransport
 
 FORMATS = ("kdump", "elf")
 
@@ -139,7 +141,19 @@ class Destination:
             return self._file(path)
         from vmfilter.writer.transport.flattened import FlattenedTransport
 
-        return FlattenedTransport(self._file(path) if path != "-" or self.form.dry_run else _standard_output())
+        return FlattenedTransport(self._stream(path))
+
+    def _stream(self, path: str) -> Sink:
+        """Return what takes the records of a flattened file."""
+        if self.form.dry_run:
+            return self._file(path)
+        if path == "-":
+            return _standard_output()
+        if is_url(path):  # without the temporary file that any other form needs
+            from vmfilter.writer.transport.remote import RemoteSink
+
+            return RemoteSink(path, self.form.force, self.form.sha256)
+        return self._file(path)
 
     def _file(self, path: str) -> Transport:
         if not self.form.dry_run:
@@ -149,8 +163,12 @@ class Destination:
         return Discard()
 
 
-def file_at(path: str, force: bool, sha256: bool) -> FileTransport:
+def file_at(path: str, force: bool, sha256: bool = False) -> FileTransport | RemoteTransport:
     """Return a new file that appears whole or not at all, with a second one for its SHA-256 if that is wanted."""
+    if is_url(path):
+        from vmfilter.writer.transport.remote import RemoteTransport
+
+        return RemoteTransport(path, force, sha256)
     if not sha256:
         return FileTransport(path, force)
     from vmfilter.writer.transport.hashed import HashedFileTransport

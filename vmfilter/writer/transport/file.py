@@ -17,7 +17,7 @@ _WRITE_BEHIND = 8 << 20  # bytes written before writeback is started
 _AHEAD = 64 << 20  # bytes by which a file is extended beyond its need: each time waits for writes in progress
 
 
-class _File:
+class BytesInFile:
     """Bytes at offsets of an empty file. Subclasses say what becomes of it."""
 
     is_stream = False
@@ -152,7 +152,7 @@ class _File:
         self._size = size
 
 
-class OpenFile(_File):
+class OpenFile(BytesInFile):
     """A file that the caller opened, and closes. It is emptied again if it does not become a dump."""
 
     def create(self) -> None:
@@ -190,7 +190,7 @@ def real_path(path: str, follow: bool = True) -> str:
         raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
 
 
-class FileTransport(_File):
+class FileTransport(BytesInFile):
     """A file with a temporary name, which gets its own once it is synced.
 
     Its mode is 0600: a dump contains secrets of every user. Others may write to its folder, and replace names there by

@@ -13,6 +13,13 @@ SUFFIX = ".sha256"
 _RESERVED = 4096  # more than a hash and the longest name
 
 
+def line_of(path: str, digest: str) -> bytes:
+    """Return the line of a file with a SHA-256 in hexadecimal; path: of the dump, in the same folder."""
+    listed = os.fsencode(os.path.basename(path))
+    name = listed.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    return b"\\" * (name != listed) + digest.encode() + b"  " + name + b"\n"
+
+
 class HashedFileTransport(FileTransport):
     """A file and its SHA-256, as `sha256sum -c` reads it in the same folder.
 
@@ -31,7 +38,6 @@ class HashedFileTransport(FileTransport):
 
         """
         super().__init__(path, force)
-        self._listed = os.fsencode(os.path.basename(path))
         self._hash = FileTransport(path + SUFFIX, force)
 
     def create(self) -> None:
@@ -43,11 +49,10 @@ class HashedFileTransport(FileTransport):
         try:
             with open(self.descriptor(), "rb", buffering=0) as file:
                 file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest().encode()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be read again for its SHA-256: {e.strerror}") from e
-        name = self._listed.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-        line = b"\\" * (name != self._listed) + digest + b"  " + name + b"\n"
+        line = line_of(self._given, digest)
         self._hash.write(0, line)
         self._hash.sync(len(line))
         super().publish()
