@@ -32,6 +32,15 @@ uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t
 	return offset;
 }
 
+void vmf_count_sizes(const uint32_t *sizes, uint64_t count, uint64_t *zero, uint64_t *lost)
+{
+	*zero = *lost = 0;
+	for (uint64_t i = 0; i < count; i++) {
+		*zero += sizes[i] == 0;
+		*lost += sizes[i] == VMF_LOST;
+	}
+}
+
 void vmf_swap_descriptors(struct vmf_descriptor *descriptors, uint64_t count)
 {
 	for (uint64_t i = 0; i < count; i++) {

@@ -505,6 +505,15 @@ int64_t vmf_pack(struct vmf_codec *codec, const uint8_t *pages, uint64_t count, 
 int vmf_is_zero(const uint8_t *page, uint64_t size);
 
 /*
+ * vmf_count_sizes() - count the pages without data
+ * @sizes: in: bytes of each page, from vmf_pack(), or VMF_LOST
+ * @count: number of pages
+ * @zero: out: number of 0 among them
+ * @lost: out: number of VMF_LOST among them
+ */
+void vmf_count_sizes(const uint32_t *sizes, uint64_t count, uint64_t *zero, uint64_t *lost);
+
+/*
  * vmf_count_zero() - count the zero pages of each class and kind
  * @pages: in: @count * @page_size bytes
  * @count: number of pages

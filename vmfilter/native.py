@@ -577,6 +577,13 @@ def data_sizes(sizes: memoryview) -> list[int]:
     return [0 if size == LOST else size for size in sizes.tolist()]
 
 
+def count_sizes(sizes: ReadableBuffer) -> tuple[int, int]:
+    """Return how many of the sizes of pages, one u32 each, are 0, and how many are LOST."""
+    source, counts = _read("uint32_t[]", sizes), ffi.new("uint64_t[2]")
+    lib.vmf_count_sizes(source, len(source), counts, counts + 1)
+    return counts[0], counts[1]
+
+
 def codecs() -> Iterator[tuple[str, str]]:
     """Yield each codec of this build and the library that provides it; the preferred library of a codec comes first."""
     i = 0
@@ -621,9 +628,10 @@ class Compressor:
         return n
 
 
-def is_zero(data: bytes) -> bool:
+def is_zero(data: ReadableBuffer) -> bool:
     """Return whether all bytes are zero."""
-    return bool(lib.vmf_is_zero(data, len(data)))
+    source = _read("uint8_t[]", data)
+    return bool(lib.vmf_is_zero(source, len(source)))
 
 
 def count_zero(pages: ReadableBuffer, page_size: int, classes: ReadableBuffer, counts: WriteableBuffer) -> None:

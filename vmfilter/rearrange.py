@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import closing
 
+from vmfilter import native
 from vmfilter.errors import EndsEarlyError, InputError, UsageError
 from vmfilter.formats.flattened import SIGNATURE
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -82,7 +83,7 @@ def rearrange(
         try:
             for offset, data in rearranged(reader):
                 # Zeros at the end become a hole, as in a dump that was written without flattening.
-                if offset < size or data.count(0) < len(data):
+                if offset < size or not native.is_zero(data):
                     transport.write(offset, data)
                 size = max(size, offset + len(data))
         except EndsEarlyError as e:

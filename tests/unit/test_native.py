@@ -165,6 +165,8 @@ def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
     ]
     assert end == 9100 + PAGE
     assert native.data_sizes(memoryview(sizes)) == [100, 0, 0, PAGE]
+    assert native.count_sizes(sizes) == (1, 1)
+    assert native.count_sizes(array("I", [0, 0, native.LOST, 0])) == (3, 1)
     hashes = array("Q", bytes(8 * 4))
     native.hash_pages(bytes(100 + PAGE), sizes, hashes)
     assert [bool(h) for h in hashes] == [True, False, False, True]

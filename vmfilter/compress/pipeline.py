@@ -52,7 +52,7 @@ class Pages(NamedTuple):
         """Return the first count pages, and the others."""
         used = sum(data_sizes(self.sizes[:count]))
         first, rest = split_chunk(self.chunk, count)
-        lost = self.sizes[:count].tolist().count(LOST)
+        _, lost = native.count_sizes(self.sizes[:count])
         return (
             Pages(
                 first, self.sizes[:count], self.data[:used], self.frames[:count], self.hashes[:count], self.lost[:lost]

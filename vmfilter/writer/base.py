@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
-from vmfilter.native import LOST
+from vmfilter.native import count_sizes
 
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
@@ -37,7 +37,7 @@ class Written(NamedTuple):
             shared: number of added pages that share data.
 
         """
-        zero, lost = map(sizes.tolist().count, (0, LOST))
+        zero, lost = count_sizes(sizes)
         return Written(self.pages + len(sizes), self.zero + zero, self.shared + shared, self.lost + lost)
 
 

@@ -118,7 +118,7 @@ class _Bitmap:
 
     def flush(self) -> None:
         end = self._at + len(self._bits)
-        if self._bits.count(0) < len(self._bits):  # on a machine with terabytes, hardly any page is kept
+        if not native.is_zero(self._bits):  # on a machine with terabytes, hardly any page is kept
             self._transport.hole(self._written, self._at - self._written)
             self._transport.write(self._at, self._bits)
             self._written = end

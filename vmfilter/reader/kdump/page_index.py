@@ -226,7 +226,7 @@ class PageIndex:
             self._pass_over(e)
             present = bytes(-(-min(STRETCH, self.frames - number * STRETCH) // 8))
         if self._next_kept(number) != number:
-            return present if present.count(0) != len(present) else b""
+            return b"" if native.is_zero(present) else present
         kept = self._stretch(number).kept
         both = int.from_bytes(present, "little") | int.from_bytes(kept, "little")
         return both.to_bytes(len(kept), "little")
