@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernelbuilder import Synthetic
@@ -26,6 +26,9 @@ class Kallsyms:
         layout: one of LAYOUTS.
         tokens: text of each token.
         count: value of kallsyms_num_syms; None: the right one.
+        late: the addresses follow the tokens, as since 6.4; with "place", parts are aligned to 4 then, as since 7.0.
+        sequences: what is between markers and tokens, as in 6.2 and 6.3.
+        address: virtual address of what is at a physical one, if not in the linear map.
 
     """
 
@@ -33,6 +36,9 @@ class Kallsyms:
     layout: str = "relative"
     tokens: list[bytes] = field(default_factory=lambda: [t.encode() for t in TOKENS] + [b""] * 252)
     count: int | None = None
+    late: bool = False
+    sequences: bytes = b""
+    address: Callable[[int], int] | None = None
 
     def names(self) -> bytes:
         """Return the compressed names, and fill the tokens of one letter."""
@@ -67,33 +73,37 @@ class Kallsyms:
         for token in self.tokens:
             index.append(len(texts))
             texts += token + b"\0"
-        parts: dict[str, bytes] = {}
+        where: dict[str, bytes] = {}
         if self.layout == "absolute":
-            parts["addresses"] = b"".join(a.to_bytes(s.word, s.order) for a in addresses)
+            where["addresses"] = b"".join(a.to_bytes(s.word, s.order) for a in addresses)
         else:
-            parts["offsets"] = bytes(4 * len(addresses))
+            where["offsets"] = bytes(4 * len(addresses))
             if self.layout != "place":
-                parts["relative_base"] = base.to_bytes(s.word, s.order)
-        parts |= {"num_syms": struct.pack(f"{sign}I", count), "names": names, "markers": self.markers(sign)}
+                where["relative_base"] = base.to_bytes(s.word, s.order)
+        parts = {"num_syms": struct.pack(f"{sign}I", count), "names": names, "markers": self.markers(sign)}
+        parts |= {"sequences": self.sequences} if self.sequences else {}
         parts |= {"token_table": texts, "token_index": struct.pack(f"{sign}256H", *index)}
+        parts = parts | where if self.late else where | parts
+        align = 4 if self.late and self.layout == "place" else s.word
+        linear = self.address or s.linear
         at = s.memory.take(sum(len(part) + s.word for part in parts.values()))
         places = {}
         for name, part in parts.items():
             places[name] = at
-            at += len(part) + s.word - 1 & -s.word
+            at += len(part) + align - 1 & -align
         if self.layout == "relative":
             offsets = [(a - base & 0xFFFFFFFF).to_bytes(4, s.order) for a in addresses]
         elif self.layout == "percpu":
             offsets = [(base - 1 - a if a >= base else a).to_bytes(4, s.order, signed=True) for a in addresses]
         elif self.layout == "place":
-            start = s.linear(places["offsets"])
+            start = linear(places["offsets"])
             offsets = [(a - start - 4 * i & 0xFFFFFFFF).to_bytes(4, s.order) for i, a in enumerate(addresses)]
         if "offsets" in parts:
             parts["offsets"] = b"".join(offsets)
         for name, part in parts.items():
             s.memory.write(places[name], part)
-            if exported and name != "markers":
-                s.extra.append(f"SYMBOL(kallsyms_{name})={s.linear(places[name]):x}")
+            if exported and name not in ("markers", "sequences"):
+                s.extra.append(f"SYMBOL(kallsyms_{name})={linear(places[name]):x}")
         known = next((a for (name, _, _), a in zip(self.symbols, addresses, strict=True) if name == "_stext"), 0)
         s.extra.append(f"SYMBOL(_stext)={known if stext is None else stext:x}")
 
@@ -178,6 +188,11 @@ class Types:
         self.offsets[name] = places
         self._widths[name] = {member: self.sizes[kind_name] for member, kind_name in members.items()}
         return number
+
+    def enum(self, name: str, values: Mapping[str, int]) -> None:
+        """Add an enum."""
+        packed = b"".join(self.pack_numbers(self.name(member), value) for member, value in values.items())
+        self._keep(name, self.add(ENUM, name, 4, len(values), rest=packed), 4)
 
     def build(self) -> bytes:
         """Return header, types and names."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, Stack
+from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -159,4 +159,5 @@ ARCH = Arch(
         task_pc="thread.cpu_context.pc",
         task_fp="thread.cpu_context.fp",
     ),
+    variables=(Variable("kimage_voffset", "kimage_voffset"), Variable("PHYS_OFFSET", "memstart_addr")),
 )

@@ -126,6 +126,23 @@ class Stack(NamedTuple):
     by_sp: bool = False
 
 
+class Variable(NamedTuple):
+    """A number in VMCOREINFO that is a variable of the kernel.
+
+    Attributes:
+        name: of the number.
+        symbol: of the variable.
+        size: bytes of it.
+        member: "structure.member", if the number is a member of the variable.
+
+    """
+
+    name: str
+    symbol: str
+    size: int = 8
+    member: str = ""
+
+
 class Arch(NamedTuple):
     """An architecture.
 
@@ -147,6 +164,7 @@ class Arch(NamedTuple):
         table_registers: registers with the address of a CPU's page tables, in notes that some dumps have.
         address_bits: bits of a pointer that are an address; KASAN uses others for tags.
         stack: of backtraces; None: they are not known.
+        variables: numbers that roots needs.
 
     """
 
@@ -164,3 +182,4 @@ class Arch(NamedTuple):
     table_registers: tuple[TableRegister, ...] = ()
     address_bits: int = 64
     stack: Stack | None = None
+    variables: tuple[Variable, ...] = ()

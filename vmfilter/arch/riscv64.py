@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, Stack
+from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -122,5 +122,10 @@ ARCH = Arch(
         task_sp="thread.sp",
         task_pc="thread.ra",
         task_fp="thread.s",
+    ),
+    variables=(
+        Variable("va_kernel_pa_offset", "kernel_map", member="kernel_mapping.va_kernel_pa_offset"),
+        Variable("PAGE_OFFSET", "kernel_map", member="kernel_mapping.page_offset"),
+        Variable("phys_ram_base", "phys_ram_base"),
     ),
 )

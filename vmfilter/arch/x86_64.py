@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, Stack, TableRegister
+from vmfilter.arch.base import Arch, Paging, Root, Stack, TableRegister, Variable
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -83,4 +83,9 @@ ARCH = Arch(
     table_registers=(TableRegister(b"QEMU", 0, 416, 8, (_CR3, _CR3 & ~0x1000)),),
     # struct user_regs_struct has the order of struct pt_regs.
     stack=Stack(112, 27, pc=16, sp=19, fp=4, link=0, returns=8, task_sp="thread.sp"),
+    variables=(
+        Variable("phys_base", "phys_base"),
+        Variable("pgtable_l5_enabled", "__pgtable_l5_enabled", 4),
+        Variable("sme_mask", "sme_me_mask"),
+    ),
 )

@@ -43,7 +43,7 @@ class Vmcoreinfo:
         self._values.setdefault(("NUMBER", name), str(value))
 
     def completed(self, other: Vmcoreinfo) -> Vmcoreinfo:
-        """Return this text with the lines that it lacks and another has. It stays as it is if they are two kernels'.
+        """Return this text with the lines that it lacks and another has. It stays as it is if it is of another kernel.
 
         A text made from vmlinux lacks KERNELOFFSET, by which KASLR moved the kernel. Its symbols are moved then. It can
         contain lengths that makedumpfile did not find: those are left out.
@@ -55,7 +55,7 @@ class Vmcoreinfo:
             KernelError: a symbol or KERNELOFFSET is not a number.
 
         """
-        if self.plain("OSRELEASE") != other.plain("OSRELEASE"):
+        if self.plain("OSRELEASE") not in (None, other.plain("OSRELEASE")):
             return self
         own, others = self.symbol("init_uts_ns"), other.symbol("init_uts_ns")
         moved = 0 if own is None or others is None else others - own

@@ -8,19 +8,22 @@ kernel whose release it gives; witnesses.py chooses among several.
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import count, takewhile
 
 from vmfilter.errors import KernelError, UnreadableError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
-from vmfilter.kernel.kernel import Kernel
+from vmfilter.kernel.kernel import Kernel, page_size_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from vmfilter.kernel.types.image import Found
     from vmfilter.reader import Dump
     from vmfilter.reader.dump import Given
 
 _MAX_NOTE = 1 << 20  # bytes; the kernel needs one or two pages
 _MAX_CANDIDATES = 256
 _NOTE = "the note"
+_IMAGE = "the kernel's image"
 
 
 def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
@@ -59,7 +62,8 @@ class Text(NamedTuple):
     """VMCOREINFO that was found.
 
     Attributes:
-        place: "the note", a physical address, or the path of the file that the caller gave.
+        place: "the note", a physical address, the path of the file that the caller gave, or "the kernel's image" if
+            its symbols and types made up for it.
         release: of the kernel, as it says itself.
         is_used: whether it describes the crashed kernel.
         why: the reason, in words.
@@ -98,9 +102,10 @@ def survey(dump: Dump, everywhere: bool = False) -> Survey:
     used: _Candidate | None = None
     try:
         used, warnings = _choose(dump, tried)
-        kernel = used.kernel
+        completed, more = _completed_by_types(dump, used)
+        kernel = completed.kernel
         assert kernel is not None
-        understood = Understood(kernel.page_size, kernel.info, kernel, "", warnings)
+        understood = Understood(kernel.page_size, kernel.info, kernel, "", [*warnings, *more])
     except KernelError as e:
         error = str(e)
         if any(note.name == b"VMCOREINFO_XEN" for note in dump.notes):  # a PV guest's tables have Xen's addresses
@@ -168,12 +173,27 @@ def _choose(dump: Dump, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]
         tried.append(_at(dump, dump.vmcoreinfo_at))
         return tried[0], []
     info = vmcoreinfo_of(dump)
+    try:
+        return _found(dump, info, tried)
+    except KernelError:
+        if dump.header.incomplete:  # what the note leads to can be missing
+            raise
+        tried += _rebuilt(dump, info or Vmcoreinfo(""))
+        if all(one.failure for one in tried):
+            raise
+        used, warnings = _best(dump, tried)
+        lacks = "its VMCOREINFO does not lead to the kernel" if info else "it has no VMCOREINFO"
+        return used, [f"{dump.path}: {lacks}; the kernel's own symbols and types (BTF) replace it", *warnings]
+
+
+def _found(dump: Dump, info: Vmcoreinfo | None, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]:
+    """Return what describes the crashed kernel, by its note or by a text in memory. See _choose()."""
     if info is None:
         tried += _in_memory(dump)
         return _best(dump, tried)
     note = _candidate(dump, _NOTE, info)
     tried.append(note)
-    if dump.header.incomplete and note.failure:  # the note may be right: what it leads to can be missing
+    if dump.header.incomplete and note.failure:  # the note may be right
         raise KernelError(note.failure)
     if dump.header.incomplete or not (note.failure or _is_doubtful(dump, note)):
         return note, []
@@ -210,6 +230,63 @@ def _is_doubtful(dump: Dump, note: _Candidate) -> bool:
     from vmfilter.kernel.witnesses import is_doubtful
 
     return is_doubtful(dump, note.kernel)
+
+
+def _rebuilt(dump: Dump, info: Vmcoreinfo) -> list[_Candidate]:
+    """Return the kernels in whose images there are symbols and types, from which VMCOREINFO can be made.
+
+    Args:
+        dump: the dump.
+        info: what there is of VMCOREINFO. If it does not fit, it is another kernel's.
+
+    """
+    from vmfilter.kernel.types.image import images
+
+    for said in dict.fromkeys((info, Vmcoreinfo(""))):
+        made = (_of_image(dump, said, image) for image in images(dump, said))
+        if found := [one for one in made if one is not None]:
+            return found
+    return []
+
+
+def _of_image(dump: Dump, info: Vmcoreinfo, image: Found) -> _Candidate | None:
+    """Return the kernel of an image; None if its symbols and types do not lead to it."""
+    from vmfilter.kernel.types.exported import exported, located
+
+    arch, said = dump.arch, info.plain("PAGESIZE")
+    lines = [*exported(arch, image.symbols, image.structures), *located(image.places)]
+    sizes = takewhile(lambda size: size <= arch.largest_page, (arch.page_size << i for i in count(0, 2)))
+    for size in sizes if said is None else (page_size_of(dump, info),):
+        made = Vmcoreinfo("".join(f"{line}\n" for line in (*lines, f"PAGESIZE={size}")))
+        found = _candidate(dump, _IMAGE, info.completed(made))
+        if not found.failure:
+            return found
+    return None
+
+
+def _completed_by_types(dump: Dump, used: _Candidate) -> tuple[_Candidate, list[str]]:
+    """Add what classification needs and VMCOREINFO lacks, from the kernel's types. Only then are these read."""
+    kernel = used.kernel
+    assert kernel is not None
+    try:
+        lacking = "; ".join(kernel.struct_page().warnings)
+        kernel.memory_model  # noqa: B018
+    except KernelError as e:
+        lacking = str(e)
+    if not lacking:
+        return used, []
+    from vmfilter.kernel.types.exported import exported
+    from vmfilter.kernel.types.kallsyms import kallsyms
+    from vmfilter.kernel.types.structures import Structures, types_of
+
+    with suppress(KernelError):
+        symbols = kallsyms(kernel)
+        lines = exported(dump.arch, symbols, Structures(kernel, types_of(kernel, symbols)))
+        found = _candidate(dump, used.place, kernel.info.completed(Vmcoreinfo("".join(f"{line}\n" for line in lines))))
+        if not found.failure:
+            what = f"{dump.path}: {lacking}; the kernel's own types (BTF) complete it"
+            return found._replace(address=used.address, why=used.why), [what]
+    return used, []
 
 
 def _at(dump: Dump, address: int) -> _Candidate:

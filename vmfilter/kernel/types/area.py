@@ -1,18 +1,51 @@
-"""Tables of the kernel in its memory, read whole."""
+"""What can be read as a kernel's memory, and tables in it, read whole."""
 
 from __future__ import annotations
 
 from vmfilter.errors import KernelError
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.kernel import Kernel
+    from collections.abc import Iterator
+
+    from vmfilter.formats.abi import Abi
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+    from vmfilter.kernel.page_tables import Translation
 
 MAX_TABLE = 1 << 26
 """Limit of a table in bytes. The largest of any distribution's kernel has 8 MiB."""
 
 
-def read_table(kernel: Kernel, what: str, address: int, size: int) -> bytes:
+class Memory(Protocol):
+    """A kernel's virtual memory, as kernel.page_tables.VirtualMemory has it."""
+
+    def read(self, vaddr: int, size: int, /) -> bytes | None:
+        """Read size bytes; None unless all of them are in the dump."""
+
+    def read_int(self, vaddr: int, size: int, /) -> int | None:
+        """Read an unsigned integer of size bytes."""
+
+    def read_word(self, vaddr: int, /) -> int | None:
+        """Read an unsigned long."""
+
+    def translate(self, vaddr: int, length: int, /) -> Iterator[Translation]:
+        """Yield the mappings of [vaddr, vaddr + length), in order of addresses."""
+
+
+class Readable(Protocol):
+    """A kernel, or an image of one whose page tables are not known: see kernel.kernel.Kernel for the attributes."""
+
+    @property
+    def info(self) -> Vmcoreinfo: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def memory(self) -> Memory: ...
+    @property
+    def abi(self) -> Abi: ...
+
+
+def read_table(kernel: Readable, what: str, address: int, size: int) -> bytes:
     """Read a table of the kernel.
 
     Args:

@@ -330,6 +330,17 @@ class Btf:
             KernelError: the types are damaged.
 
         """
+        found = self._find(number, path)
+        return None if found is None else self._as_field(*found)
+
+    def length(self, number: int, path: str) -> int | None:
+        """Return the number of elements of a member that is an array; None if there is none. See field()."""
+        found = self._find(number, path)
+        kind = 0 if found is None else self.resolved(found[1].type)
+        return self.array(kind)[1] if self.kind(kind) == Kind.ARRAY else None
+
+    def _find(self, number: int, path: str) -> tuple[int, Member] | None:
+        """Return offset in bits, from the start of the outermost structure, and member."""
         bit, member = 0, Member("", number, 0, 0, 0)
         for name in path.split(".", _MAX_PATH):
             found = self._find_member(self.resolved(member.type), name, set())
@@ -337,7 +348,7 @@ class Btf:
                 return None
             offset, member = found
             bit += offset
-        return self._as_field(bit, member)
+        return bit, member
 
     def _as_field(self, bit: int, member: Member) -> Field:
         number = self.resolved(member.type)

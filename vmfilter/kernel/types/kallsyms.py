@@ -12,10 +12,10 @@ from vmfilter.errors import KernelError
 from vmfilter.kernel.types.area import read_table
 from vmfilter.kernel.types.places import Places, places
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.kernel import Kernel
+    from vmfilter.kernel.types.area import Readable
 
 _MAX_SYMBOLS = 1 << 20  # distributions' kernels have less than 2^18
 _MAX_NAMES = 1 << 26  # bytes of all names, expanded; the largest kernels have 2^23
@@ -25,7 +25,25 @@ _LONG = 0x80  # in the length of a name: the next byte has its upper bits
 _WITNESS = "_stext"  # VMCOREINFO has the address of this symbol on every machine
 
 
-def kallsyms(kernel: Kernel) -> Symbols:
+class Table(NamedTuple):
+    """The symbol table as it is in memory.
+
+    Attributes:
+        names, kinds: see SymbolTable.
+        forms: addresses of the symbols, in each form that they can have; none of them is proven.
+
+    """
+
+    names: bytes
+    kinds: bytes
+    forms: list[Sequence[int]]
+
+    def with_addresses(self, addresses: Sequence[int]) -> Symbols:
+        """Return the symbols, given their addresses."""
+        return Symbols(SymbolTable("", self.names, self.kinds, addresses))
+
+
+def kallsyms(kernel: Readable) -> Symbols:
     """Read the symbols of the kernel image.
 
     Args:
@@ -41,13 +59,29 @@ def kallsyms(kernel: Kernel) -> Symbols:
     failure = ""
     for place in places(kernel):
         try:
-            return _read(kernel, place)
+            return _proven(read_symbols(kernel, place), kernel.info.symbol(_WITNESS))
         except KernelError as e:
             failure = str(e)
     raise KernelError(failure)
 
 
-def _read(kernel: Kernel, place: Places) -> Symbols:
+def _proven(table: Table, expected: int | None) -> Symbols:
+    """Return the symbols in the form in which the one whose address VMCOREINFO has is there."""
+    at = table.names.find(f"\0{_WITNESS}\0".encode())
+    if expected is None or at < 0:
+        raise KernelError(f"kallsyms or VMCOREINFO lacks {_WITNESS}, so the symbols cannot be proven")
+    witness = table.names.count(b"\0", 0, at)
+    for addresses in table.forms:
+        if addresses[witness] == expected:
+            return table.with_addresses(addresses)
+    raise KernelError(
+        f"kallsyms has {_WITNESS} at {table.forms[-1][witness]:#x}, VMCOREINFO at {expected:#x}: the symbols are of "
+        "another kernel, or damaged"
+    )
+
+
+def read_symbols(kernel: Readable, place: Places) -> Table:
+    """Read the symbol table at a place. Raises KernelError if the dump lacks some of it, or it is damaged."""
     number = place.num_syms
     count = int.from_bytes(read_table(kernel, "kallsyms_num_syms", number, 4), kernel.abi.byteorder)
     if not 0 < count <= _MAX_SYMBOLS:
@@ -55,14 +89,10 @@ def _read(kernel: Kernel, place: Places) -> Symbols:
     tokens = _tokens(kernel, place.token_table, place.token_index)
     # Every layout has the tokens after the names, and markers between them.
     names = read_table(kernel, "kallsyms_names", place.names, place.token_table - place.names)
-    expanded, kinds = expand(names, tokens, count)
-    at = expanded.find(f"\0{_WITNESS}\0".encode())
-    return Symbols(
-        SymbolTable("", expanded, kinds, _addresses(kernel, place, count, expanded.count(b"\0", 0, at + 1) - 1))
-    )
+    return Table(*expand(names, tokens, count), _addresses(kernel, place, count))
 
 
-def _tokens(kernel: Kernel, table: int, index: int) -> list[bytes]:
+def _tokens(kernel: Readable, table: int, index: int) -> list[bytes]:
     """Return the text of each token."""
     places = struct.unpack(
         f"{kernel.abi.sign}{_TOKENS}H", read_table(kernel, "kallsyms_token_index", index, 2 * _TOKENS)
@@ -107,39 +137,24 @@ def expand(names: bytes, tokens: Sequence[bytes], count: int) -> tuple[bytes, by
     return bytes(found), bytes(kinds)
 
 
-def _addresses(kernel: Kernel, place: Places, count: int, witness: int) -> Sequence[int]:
-    """Return the address of each symbol. witness: number of the symbol whose address is known, -1 if it is missing."""
-    info, sign = kernel.info, kernel.abi.sign
-    expected = info.symbol(_WITNESS)
-    if expected is None or witness < 0:
-        raise KernelError(f"kallsyms or VMCOREINFO lacks {_WITNESS}, so the symbols cannot be proven")
+def _addresses(kernel: Readable, place: Places, count: int) -> list[Sequence[int]]:
+    """Return the address of each symbol, in each form that they can have."""
+    sign, word = kernel.abi.sign, kernel.abi.word
     offsets_at, base_at = place.offsets, place.relative_base
     if offsets_at is None:
         # Without CONFIG_KALLSYMS_BASE_RELATIVE, until 64e166099b69 ("kallsyms: get rid of code for absolute
         # kallsyms"), v6.11.
-        word, start = kernel.abi.word, place.addresses or 0
-        raw = read_table(kernel, "kallsyms_addresses", start, word * count)
-        forms = [list(struct.unpack(f"{sign}{count}{'Q' if word == 8 else 'I'}", raw))]
-    else:
-        raw = read_table(kernel, "kallsyms_offsets", offsets_at, 4 * count)
-        signed = struct.unpack(f"{sign}{count}i", raw)
-        all_ones = (1 << 8 * kernel.abi.word) - 1
-        if base_at is None:
-            forms = [[offsets_at + 4 * i + o & all_ones for i, o in enumerate(signed)]]
-        else:
-            base = int.from_bytes(
-                read_table(kernel, "kallsyms_relative_base", base_at, kernel.abi.word), kernel.abi.byteorder
-            )
-            forms = [
-                [base + (o & 0xFFFFFFFF) & all_ones for o in signed],
-                # With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 01157ddc58dc ("kallsyms: Remove
-                # KALLSYMS_ABSOLUTE_PERCPU"), v6.15: per-CPU symbols are absolute.
-                [base - 1 - o & all_ones if o < 0 else o for o in signed],
-            ]
-    for addresses in forms:
-        if addresses[witness] == expected:
-            return addresses
-    raise KernelError(
-        f"kallsyms has {_WITNESS} at {forms[-1][witness]:#x}, VMCOREINFO at {expected:#x}: the symbols are of another "
-        "kernel, or damaged"
-    )
+        raw = read_table(kernel, "kallsyms_addresses", place.addresses or 0, word * count)
+        return [struct.unpack(f"{sign}{count}{'Q' if word == 8 else 'I'}", raw)]
+    raw = read_table(kernel, "kallsyms_offsets", offsets_at, 4 * count)
+    signed = struct.unpack(f"{sign}{count}i", raw)
+    all_ones = (1 << 8 * word) - 1
+    if base_at is None:
+        return [[offsets_at + 4 * i + o & all_ones for i, o in enumerate(signed)]]
+    base = int.from_bytes(read_table(kernel, "kallsyms_relative_base", base_at, word), kernel.abi.byteorder)
+    return [
+        [base + (o & 0xFFFFFFFF) & all_ones for o in signed],
+        # With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 01157ddc58dc ("kallsyms: Remove KALLSYMS_ABSOLUTE_PERCPU"),
+        # v6.15: per-CPU symbols are absolute.
+        [base - 1 - o & all_ones if o < 0 else o for o in signed],
+    ]

@@ -1,32 +1,36 @@
 """Where the parts of kallsyms are in the kernel's memory: as VMCOREINFO says, or found by their form.
 
 VMCOREINFO locates them since 5fd8fea935a1 ("vmcoreinfo: include kallsyms symbols") and f09bddbd8661 ("vmcoreinfo: add
-kallsyms_num_syms symbol"), both v6.0. Kernels before have them in this order: addresses or offsets and their base, the
-number, names, markers, tokens, places of tokens (scripts/kallsyms.c). A token of one letter has the letter's number, so
-the tokens contain all digits in a row.
+kallsyms_num_syms symbol"), both v6.0. They are in this order: addresses or offsets and their base, the number, names,
+markers, tokens, places of tokens (scripts/kallsyms.c). Since v6.4, offsets and their base come last. A token of one
+letter has the letter's number, so the tokens contain all digits in a row.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 
 from vmfilter.errors import KernelError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.kernel import Kernel
+    from vmfilter.kernel.types.area import Readable
 
-_DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+"""The tokens of all digits, in a row."""
+MAX_TRIED = 256
+"""Limit of the rows of digits that are tried: a kernel's image has one, and programs can have others."""
 _LARGEST = 1 << 27  # bytes of a kernel image that are searched
 _PIECE, _PAGE = 1 << 16, 1 << 12
 _TOKENS = 256
 _MAX_TOKENS = 1 << 14  # bytes of all tokens; kernels have about 2^10
 _MAX_MARKERS = 1 << 12
 _MAX_NAMES = 1 << 24  # bytes of all compressed names; kernels have 2^21
-_MAX_TRIED = 16  # rows of digits; kernels have one
 _EACH = 256  # symbols for each marker
+_SEQUENCE = 3  # bytes for each symbol in kallsyms_seqs_of_names
+_PER_MARKER = 1 + _SEQUENCE * _EACH // 4  # words, with the marker
 _MAX_LENGTH = 128  # bytes of a compressed name
 
 
@@ -50,7 +54,7 @@ class Places(NamedTuple):
     relative_base: int | None
 
 
-def places(kernel: Kernel) -> Iterator[Places]:
+def places(kernel: Readable) -> Iterator[Places]:
     """Yield where kallsyms can be: what VMCOREINFO says or, if it says nothing, what has its form.
 
     Raises:
@@ -62,8 +66,8 @@ def places(kernel: Kernel) -> Iterator[Places]:
         yield Places(*said)  # type: ignore[arg-type]
         return
     found = False
-    for zero in islice(_digits(kernel), _MAX_TRIED):
-        for place in _around(kernel, zero):
+    for zero in islice(_digits(kernel), MAX_TRIED):
+        for place in around(kernel, zero):
             found = True
             yield place
     if not found:
@@ -73,7 +77,7 @@ def places(kernel: Kernel) -> Iterator[Places]:
         )
 
 
-def _digits(kernel: Kernel) -> Iterator[int]:
+def _digits(kernel: Readable) -> Iterator[int]:
     """Yield the address of each row of digits in the kernel's image."""
     start = kernel.info.symbol("_stext")
     if start is None:
@@ -84,38 +88,41 @@ def _digits(kernel: Kernel) -> Iterator[int]:
             size = min(_PIECE, mapping.vaddr + mapping.length - at)
             piece = kernel.memory.read(at, size) or b"".join(_pages(kernel, range(at, at + size, _PAGE)))
             data = before + piece if at == end else piece
-            digits = data.find(_DIGITS)
+            digits = data.find(DIGITS)
             while digits >= 0:
                 yield at + len(piece) - len(data) + digits
-                digits = data.find(_DIGITS, digits + 1)
-            before, end = data[1 - len(_DIGITS) :], at + len(piece)
+                digits = data.find(DIGITS, digits + 1)
+            before, end = data[1 - len(DIGITS) :], at + len(piece)
 
 
-def _around(kernel: Kernel, zero: int) -> Iterator[Places]:
+def around(kernel: Readable, zero: int) -> Iterator[Places]:
     """Yield the places that fit the token "0" at an address."""
-    tokens = _tokens(kernel, zero)
-    marked = _markers(kernel, tokens[0]) if tokens else None
-    if tokens is None or marked is None:
-        return
-    markers, values = marked
-    if values[-1] > _MAX_NAMES:
-        return
+    tokens = token_tables(kernel, zero)
+    for markers, values in _markers(kernel, tokens[0]) if tokens else ():
+        if tokens and 0 < values[-1] <= _MAX_NAMES:
+            yield from _before_markers(kernel, markers, values, tokens)
+
+
+def _before_markers(kernel: Readable, markers: int, values: Sequence[int], tokens: tuple[int, int]) -> Iterator[Places]:
+    """Yield the places, given those of tokens, and address and values of the markers."""
     word = kernel.abi.word
-    room = values[-1] + _EACH * _MAX_LENGTH + 2 * word
-    data = _before(kernel, markers, room)
-    room = len(data)
+    data = _before(kernel, markers, values[-1] + _EACH * _MAX_LENGTH + 2 * word)
     most = _EACH * len(values)
-    for at in range(room - values[-1] - 1 & -word, 2 * word - 1, -word):  # the first name, from the end of data
-        count = int.from_bytes(data[at - word : at - word + 4], kernel.abi.byteorder)
-        if most - _EACH < count <= most and _fit(data, at, values, count, word):
-            names = markers - room + at
-            number = names - word
-            # CONFIG_KALLSYMS_BASE_RELATIVE has offsets and their base here, without it there are addresses.
-            yield Places(number, names, *tokens, None, number - word - (4 * count + word - 1 & -word), number - word)
-            yield Places(number, names, *tokens, number - word * count, None, None)
+    for at in range(len(data) - values[-1] - 1 & -4, 2 * word - 1, -4):  # the first name, from the end of data
+        for gap in {4, word}:  # alignment is 4 since v7.0, and was a word
+            count = int.from_bytes(data[at - gap : at - gap + 4], kernel.abi.byteorder)
+            if most - _EACH < count <= most and _fit(data, at, values, count, word):
+                names = markers - len(data) + at
+                number, size = names - gap, 4 * count + word - 1 & -word
+                # CONFIG_KALLSYMS_BASE_RELATIVE has offsets and their base here, without it there are addresses.
+                yield Places(number, names, *tokens, None, number - word - size, number - word)
+                yield Places(number, names, *tokens, number - word * count, None, None)
+                offsets = tokens[1] + 2 * _TOKENS
+                yield Places(number, names, *tokens, None, offsets, offsets + size)
+                yield Places(number, names, *tokens, None, offsets, None)
 
 
-def _tokens(kernel: Kernel, zero: int) -> tuple[int, int] | None:
+def token_tables(kernel: Readable, zero: int) -> tuple[int, int] | None:
     """Return the addresses of the tokens and of their places, given that of the token "0"."""
     raw = b"".join(_pages(kernel, range(zero, zero + _MAX_TOKENS, _PAGE)))
     end = 0
@@ -123,34 +130,38 @@ def _tokens(kernel: Kernel, zero: int) -> tuple[int, int] | None:
         end = raw.find(b"\0", end) + 1
         if not end:
             return None
-    at = zero + end + kernel.abi.word - 1 & -kernel.abi.word
-    values = kernel.memory.read(at, 2 * _TOKENS)
-    if values is None:
-        return None
-    numbers = struct.unpack(f"{kernel.abi.sign}{_TOKENS}H", values)
-    if numbers[0] or any(a >= b for a, b in pairwise(numbers)):
-        return None
-    return zero - numbers[ord("0")], at
+    for align in (kernel.abi.word, 4):
+        at = zero + end + align - 1 & -align
+        values = kernel.memory.read(at, 2 * _TOKENS)
+        numbers = struct.unpack(f"{kernel.abi.sign}{_TOKENS}H", values) if values else (1,)
+        if not numbers[0] and all(a < b for a, b in pairwise(numbers)):
+            return zero - numbers[ord("0")], at
+    return None
 
 
-def _markers(kernel: Kernel, end: int) -> tuple[int, list[int]] | None:
-    """Return the address of the markers, which are before the tokens: the place of every 256th name."""
-    raw = _before(kernel, end, 4 * _MAX_MARKERS)
+def _markers(kernel: Readable, end: int) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yield what can be the address of the markers and their values: the place of every 256th name.
+
+    They end where the tokens begin. In v6.2 and v6.3, and in stable kernels of v6.1, kallsyms_seqs_of_names is between
+    them, with three bytes for each symbol.
+    """
+    raw = _before(kernel, end, _SEQUENCE * _EACH * _MAX_MARKERS)
     numbers = struct.unpack(f"{kernel.abi.sign}{len(raw) // 4}I", raw)
-    found: list[list[int]] = []
-    for padding in (0, 1):
-        values: list[int] = []
-        for number in reversed(numbers[: len(numbers) - padding]):
-            if values and number >= values[-1]:
-                break
-            values.append(number)
-        found.append(values)
-    padding = len(found[1]) > len(found[0])
-    values = found[padding][::-1]
-    return None if values[:1] != [0] else (end - 4 * (len(values) + padding), values)
+    total = len(numbers)
+    for last in range(total, total - 2, -1):
+        first = last - 1
+        while first > 0 and numbers[first - 1] < numbers[first]:
+            first -= 1
+        if last - first > 1 and not numbers[first]:
+            yield end - 4 * (total - first), numbers[first:last]
+    for first in (i for i, (a, b) in enumerate(pairwise(numbers)) if a == 0 < b):
+        for last in range(least := first + (total - first) // _PER_MARKER, min(least + 3, total)):
+            count = 4 * (total - last) // _SEQUENCE
+            if last - first == -(-count // _EACH) and all(a < b for a, b in pairwise(numbers[first:last])):
+                yield end - 4 * (total - first), numbers[first:last]
 
 
-def _pages(kernel: Kernel, addresses: Iterable[int]) -> Iterator[bytes]:
+def _pages(kernel: Readable, addresses: Iterable[int]) -> Iterator[bytes]:
     """Yield the page at each address, until one is not in the dump."""
     for at in addresses:
         page = kernel.memory.read(at, _PAGE)
@@ -159,12 +170,12 @@ def _pages(kernel: Kernel, addresses: Iterable[int]) -> Iterator[bytes]:
         yield page
 
 
-def _before(kernel: Kernel, end: int, most: int) -> bytes:
+def _before(kernel: Readable, end: int, most: int) -> bytes:
     """Return what is before an address: whole pages of 4 KiB, as far as they are in the dump."""
     return b"".join(reversed(list(_pages(kernel, range(end - _PAGE, end - most - _PAGE, -_PAGE)))))
 
 
-def _fit(data: bytes, names: int, markers: list[int], count: int, word: int) -> bool:
+def _fit(data: bytes, names: int, markers: Sequence[int], count: int, word: int) -> bool:
     """Return whether names that begin there agree with the markers, and end where these begin."""
     for first, number in zip((0, len(markers) - 1), (_EACH, count - _EACH * (len(markers) - 1)), strict=True):
         at = names + markers[first]

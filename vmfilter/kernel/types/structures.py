@@ -9,7 +9,7 @@ from vmfilter.kernel.types.area import read_table
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.kernel import Kernel
+    from vmfilter.kernel.types.area import Readable
     from vmfilter.kernel.types.btf import Btf, Field
     from vmfilter.kernel.types.symbols import Symbols
 
@@ -70,7 +70,7 @@ class Structures:
 
     """
 
-    def __init__(self, kernel: Kernel, btf: Btf) -> None:
+    def __init__(self, kernel: Readable, btf: Btf) -> None:
         self.kernel, self.btf = kernel, btf
         self._fields: dict[tuple[str, str], Field | None] = {}
         self._sizes: dict[str, int] = {}
@@ -138,7 +138,7 @@ class Structures:
             at = one.word(member)
 
 
-def types_of(kernel: Kernel, symbols: Symbols) -> Btf:
+def types_of(kernel: Readable, symbols: Symbols) -> Btf:
     """Read the kernel's types.
 
     Raises:

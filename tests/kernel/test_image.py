@@ -1,0 +1,112 @@
+"""A kernel whose VMCOREINFO says little or nothing: its own symbols and types make up for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Run
+from kernelbuilder import FLAVOURS, MIB, Synthetic
+from typesbuilder import UNION, Kallsyms, Types
+
+import vmfilter
+from vmfilter.errors import KernelError
+from vmfilter.frames.classes import PageClass
+
+KALLSYMS = "OSRELEASE=", "PAGESIZE=", "SYMBOL(kallsyms_"
+FREE, CACHE = 1024, 2048  # frames
+BANNER = b"Linux version 6.12 (builder@host)\n\0"
+LAYOUTS = [("relative", False), ("relative", True), ("place", True), ("absolute", False)]
+LEFT = {"kallsyms": KALLSYMS, "nothing": ("CRASHTIME",), "no note": ()}
+"""Beginnings of the lines that VMCOREINFO has."""
+
+
+class Described(Synthetic):
+    """A machine of x86_64 with 16 free pages and one page of cache, whose image has symbols and types.
+
+    Its VMCOREINFO has only the lines that begin as one of `left`.
+    """
+
+    left: tuple[str, ...] = ()
+
+    def _vmcoreinfo(self, sections: list[str]) -> str:
+        lines = super()._vmcoreinfo(sections).splitlines()
+        return "".join(f"{line}\n" for line in lines if line.startswith(self.left))
+
+
+def described(layout: str = "relative", late: bool = True, sequences: bytes = b"", btf: bool = True) -> Described:
+    flavour = FLAVOURS["6.12"]
+    s = Described(flavour, sparse="pointer", section_bits=27, physical_bits=46, name_at=0)
+    s.free(FREE, 4)
+    s.put(CACHE, "lru", mapping=s.linear(0x123000))
+    data, image = types().build(), s.memory.take(4 * MIB // 8)
+    s.memory.write(image, data)
+    mm, banner, phys_base = (image + len(data) + 8 - len(data) % 8 + i * 0x100 for i in range(3))
+    s.memory.write_word(mm, s.symbol(s.tables.root))
+    s.memory.write(banner, BANNER)
+    s.memory.write_word(phys_base, s.phys_base)
+    places = {"_stext": s.text, "init_uts_ns": s.text, "mem_section": s.text + s.page, "init_top_pgt": s.tables.root}
+    places |= {"init_mm": mm, "linux_banner": banner, "phys_base": phys_base}
+    if btf:
+        places |= {"__start_BTF": image, "__stop_BTF": image + len(data)}
+    places |= {f"x{i}_0123456789": image + 0x10000 + 8 * i for i in range(700)} | {"_end": image + 0x20000}
+    symbols = sorted(((name, "D", s.symbol(at)) for name, at in places.items()), key=lambda one: one[2])
+    Kallsyms(symbols, layout, late=late, sequences=sequences, address=s.symbol).write(s)
+    return s
+
+
+def types() -> Types:
+    """struct page of 6.12, flags and page types, and what leads to struct pages."""
+    made = Types()
+    made.struct("", {"lru": "list_head", "compound_head": "long"}, UNION)
+    counters = {"_mapcount": "u32", "_refcount": "u32", "memcg_data": "long"}
+    made.struct("page", {"flags": "long", "": "", "mapping": "long", "index": "long", "private": "long", **counters})
+    made.struct("mem_section", {"section_mem_map": "long", "usage": "pointer"})
+    made.struct("uts_namespace", {"name": "char[390]"})
+    made.struct("mm_struct", {"pgd": "pointer"})
+    bits = FLAVOURS["6.12"].bits
+    made.enum("pageflags", {f"PG_{name}": bit for name, bit in bits.items() if name != "slab"})
+    made.enum("pagetype", {f"PGTY_{name}": value >> 24 for name, value in FLAVOURS["6.12"].types.items()})
+    return made
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize(("layout", "late"), LAYOUTS)
+def test_a_kernel_that_exports_nothing_is_filtered(tmp_path: Path, layout: str, late: bool, left: str) -> None:
+    s = described(layout, late)
+    s.note, s.left = left != "no note", LEFT[left]
+    result = vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
+    assert (result.classes[PageClass.FREE], result.classes[PageClass.CACHE]) == (16, 1)
+    said = "it has no VMCOREINFO" if left == "no note" else "its VMCOREINFO does not lead to the kernel"
+    assert any(f"{said}; the kernel's own symbols and types (BTF) replace it" in line for line in result.warnings)
+
+
+def test_the_new_dump_has_the_vmcoreinfo_that_was_made(tmp_path: Path, run: Run) -> None:
+    s = described()
+    vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
+    text = run("info", "--vmcoreinfo", tmp_path / "dump").out.splitlines()
+    assert {"OFFSET(page._mapcount)=48", "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456"} <= {*text}
+    assert not [line for line in vmfilter.filter_dump(tmp_path / "dump", tmp_path / "again").warnings if "BTF" in line]
+
+
+def test_sequences_between_markers_and_tokens_hide_no_symbols(tmp_path: Path) -> None:
+    s = described(late=False, sequences=bytes(i % 251 + 1 for i in range(3 * 711)))
+    assert vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump").classes[PageClass.FREE] == 16
+
+
+@pytest.mark.parametrize(
+    "lacks", ["OFFSET(page.mapping)", "SIZE(page)", "NUMBER(PG_lru)", "OFFSET(mem_section", "NUMBER(PAGE_SLAB"]
+)
+def test_what_vmcoreinfo_lacks_comes_from_types(tmp_path: Path, lacks: str) -> None:
+    s = described()
+    s.left, s.without = ("OSRELEASE", "PAGESIZE", "SYMBOL", "OFFSET", "SIZE", "NUMBER", "LENGTH"), (lacks,)
+    result = vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
+    assert (result.classes[PageClass.FREE], result.classes[PageClass.CACHE]) == (16, 1)
+    assert any(lacks.strip("(") in line and "types (BTF) complete it" in line for line in result.warnings)
+
+
+def test_without_types_the_reason_stays(tmp_path: Path) -> None:
+    s = described(btf=False)
+    s.left = KALLSYMS
+    with pytest.raises(KernelError, match="lacks the symbol of the kernel's page tables"):
+        vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
