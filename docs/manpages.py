@@ -15,8 +15,8 @@ from pathlib import Path
 from argparse_manpage.manpage import Manpage
 
 from vmfilter import __version__
-from vmfilter.cli import verify
-from vmfilter.cli.command import _parser
+from vmfilter.cli.command import parser_of
+from vmfilter.cli.help import statuses
 from vmfilter.makedumpfile.messages import help_lines
 from vmfilter.makedumpfile.options import OPTIONS
 
@@ -74,18 +74,16 @@ def page(parser: argparse.ArgumentParser, name: str, sections: dict[str, str]) -
 
 def vmfilter() -> str:
     """Return the page of vmfilter with all its subcommands."""
-    parser = _parser("")
-    statuses = parser.epilog
-    parser.description = parser.epilog = None  # they become sections
-    commands = argparse.ArgumentParser().add_subparsers()
-    verify.add_to(commands, statuses)  # its epilog lists the most statuses
+    parser = parser_of("")
+    said = "\n".join(f"  {line}" if line[-1:] != ":" else line for line in statuses(parser))
+    parser.description = None  # it becomes a section
     lines = section(GUIDE, "Commands at a glance").split("```")[1].strip().splitlines()
     examples = "\n".join(
         f"  {roff(command.strip())}  {roff(text)}" for command, _, text in (x.partition("#") for x in lines)
     )
     sections = {
         "description": roff(README.partition("\n\n")[2].partition("```")[0]),
-        "exit status": commands.choices["verify"].epilog.partition("\n")[2].rstrip(),
+        "exit status": said,
         "examples": examples,
         "see also": roff(f"**vmfilter-makedumpfile**(8), {SEE_ALSO}"),
     }

@@ -3,4 +3,4 @@
 set -eu
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-    cpio dracut-core e2fsprogs groff-base initramfs-tools-core systemd udev
+    cpio dracut-core e2fsprogs fish groff-base initramfs-tools-core systemd udev zsh

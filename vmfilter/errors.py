@@ -10,7 +10,7 @@ So what is caught does not outlive its handler, or is kept without frames, and n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 EXIT_STATUSES = {
     "0": "done",
@@ -25,6 +25,7 @@ EXIT_STATUSES = {
 """Meaning of each exit status of the commands."""
 INCOMPLETE = 6
 """Exit status if the dump is incomplete and marked so."""
+_LONGEST_WORD = 40  # that may be a name misspelt
 
 
 class VmfilterError(Exception):
@@ -101,6 +102,14 @@ class UsageError(VmfilterError):
 
 class CodecError(UsageError):
     """The codec is unknown or not available here, or lacks the requested level."""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return a hint for the end of a message: the name that is closest to a wrong word; "" if none is close."""
+    from difflib import get_close_matches  # here: it is slow to import
+
+    found = get_close_matches(word[:_LONGEST_WORD], list(names), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:

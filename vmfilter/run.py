@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from vmfilter.writer.transport.base import Transport
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage ("classify" or "write"), the page frames done, and their total."""
+"""Called with the stage ("classify" or "write"), the page frames done, and their total.
+
+If it has a method note(), that is called before, with the bytes of a page and of the new dump so far.
+"""
+
+
+def noted(progress: object) -> Callable[[int, int], None]:
+    """Return the method note() of a Progress, or one that does nothing."""
+    return getattr(progress, "note", lambda page_size, size: None)
 
 
 class DumpRun:
@@ -108,6 +116,7 @@ class DumpRun:
                 )
             self._classifier, judged = Classifier(dump, self._page_size, None, self._pmem), None
         self._max_mapnr = max_pfn(dump, self._page_size)
+        noted(progress)(self._page_size, 0)
         self._warnings += [*doubts, *self._pmem.warnings, *self._classifier.warnings]
         self._on_doubt = on_doubt
         self._doubted: frozenset[PageClass] = frozenset()
@@ -237,7 +246,7 @@ class DumpRun:
         """
         kept = len(frames)
         try:
-            self._tell(0, kept)
+            self._tell(writer, kept)
             with closing(
                 packed(
                     self._dump,
@@ -251,7 +260,7 @@ class DumpRun:
                 )
             ) as chunks:
                 while (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
-                    self._tell(writer.written.pages, kept)
+                    self._tell(writer, kept)
                     self._check_lost(writer, to.form.max_bad_pages)
         except BaseException as e:
             if isinstance(e, Exception) or self._stopped:
@@ -274,10 +283,11 @@ class DumpRun:
 
         return partial(Passthrough, codec)
 
-    def _tell(self, done: int, kept: int) -> None:
+    def _tell(self, writer: Writer, kept: int) -> None:
         """Report the pages written. Raises what progress raises, after noting that this was not just a signal."""
         try:
-            self._progress("write", done, kept)
+            noted(self._progress)(self._page_size, writer.size)
+            self._progress("write", writer.written.pages, kept)
         except BaseException:
             self._stopped = True
             raise

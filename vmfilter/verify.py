@@ -19,6 +19,7 @@ from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.remains import Remains, remains
 from vmfilter.reader import Dump
 from vmfilter.reader.checksums import compare
+from vmfilter.run import noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +106,7 @@ def verify_dump(
     result.faults += faults
     page = dump.page_size or dump.arch.page_size
     done, total = -1, -(-dump.end // page)
+    noted(progress)(page, 0)
     for chunk, found in _checked(dump, against, page, limits):
         result.pages += found.pages
         result.damaged += found.damaged

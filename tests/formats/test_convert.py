@@ -294,7 +294,7 @@ def test_the_command_counts_all_pages_in_the_new_dump(
     assert main(["convert", *options, str(dump), str(new)]) == 0
     with vmfilter.open_dump(new) as made:
         pages = verify_dump(made).pages
-    assert f"{new}: {pages} pages, {os.path.getsize(new)} bytes." in capsys.readouterr().out
+    assert f"{new}: {pages} pages, {os.path.getsize(new)} bytes (" in capsys.readouterr().out
 
 
 def test_dedup_finds_identical_pages_among_copies_too(tmp_path: Path) -> None:

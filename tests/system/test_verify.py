@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import re
 import struct
 import tracemalloc
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ def test_the_command_says_so(run: Run, file: KdumpFile, dump: Path) -> None:
     assert ran.status == WHOLE
     assert f"pages read                   : {len(file.pages):12}" in ran.out
     assert ran.out.endswith(f"{dump}: structure is whole, contents are not covered by a checksum.\n")
-    assert re.findall("100% ", ran.err) == ["100% "]  # standard error is no terminal: one line at the end
+    assert ran.err == ""  # standard error is no terminal, and this is quick
     quiet = run("verify", "-q", dump)
     assert (quiet.status, quiet.out, quiet.err) == (WHOLE, "", "")
 
@@ -186,7 +185,7 @@ def test_a_damaged_descriptor_is_found(
     ran = run("verify", dump)
     assert ran.status == DAMAGED
     assert f"vmfilter: {line}\n" in ran.err
-    assert ran.out.endswith(" is damaged.\n")
+    assert ran.out.endswith(": damaged.\n")
 
 
 def test_one_damaged_byte_of_data_is_found(tmp_path: Path) -> None:
@@ -223,7 +222,7 @@ def test_a_truncated_file_has_lost_pages(run: Run, file: KdumpFile, dump: Path) 
     assert f": {found.lost} of {len(file.pages)} pages are missing, the first at physical address 0x" in fault
     ran = run("verify", dump)
     assert ran.status == DAMAGED
-    assert ran.out.endswith(f"{dump} is truncated.\n")
+    assert ran.out.endswith(f"{dump}: truncated.\n")
 
 
 # Damaged counts
@@ -328,11 +327,11 @@ def test_a_dump_of_another_moment_is_not_called_damaged(run: Run, file: KdumpFil
     ran = run("verify", dump, "--against", other)
     assert ran.status == DAMAGED
     assert f"{dump}: {len(file.pages) - 10} more pages differ\n" in ran.err
-    assert ran.out.endswith(f"{dump} is different from the other dump.\n")
+    assert ran.out.endswith(f"{dump}: different from the other dump.\n")
     spoil(file, dump, bad, "flags", 8)
     ran = run("verify", dump, "--against", other)
     assert f"{dump}: {len(file.pages) - 10} more pages are damaged or differ\n" in ran.err
-    assert ran.out.endswith(f"{dump} is damaged.\n")
+    assert ran.out.endswith(f"{dump}: damaged.\n")
 
 
 def test_pages_missing_from_the_other_dump_are_counted(file: KdumpFile, dump: Path, tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ from vmfilter.cli.options import add_input, add_vmcoreinfo
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 Print the kernel stack of each CPU whose registers are in DUMP, starting with the
 CPU that panicked; or of one CPU or task. ? marks a frame that may be left over
 from an earlier call. On x86_64, ORC is used if the kernel has it. --pid needs
 the kernel's types (BTF)."""
+_EXAMPLES = {
+    "vmfilter backtrace vmcore": "the stack of each CPU, that of the panic first",
+    "vmfilter backtrace --pid 1 vmcore": "the stack of a task",
+}
 
 
 def _number(text: str) -> int:
@@ -23,14 +27,13 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "backtrace",
         help="print the kernel stacks of the crashed machine's CPUs, or of a task",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     choice = p.add_mutually_exclusive_group()
     choice.add_argument("--cpu", type=_number, metavar="N", help="print only this CPU's stack")

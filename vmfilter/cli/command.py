@@ -7,12 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
+from vmfilter.cli.parser import Parser
 from vmfilter.console.output import flush, show
 from vmfilter.errors import EXIT_STATUSES
 
-_EPILOG = "\n".join(["exit status:", *(f"  {status}  {text}" for status, text in EXIT_STATUSES.items()), ""])
-
-_COMMANDS = {
+COMMANDS = {
     "filter": "filter",
     "convert": "convert",
     "reassemble": "convert",
@@ -29,8 +28,15 @@ _COMMANDS = {
     "stats": "stats",
     "diff": "diff",
     "kdump": "kdump",
+    "completion": "completion",
+    "help": "help",
 }
 """Module of each subcommand."""
+_EXAMPLES = {
+    "vmfilter filter /proc/vmcore dump": "make a small dump, in a capture kernel or of a copy",
+    "vmfilter info dump": "what crashed",
+    "vmfilter help filter": "options of a command",
+}
 
 
 class _Version(argparse.Action):
@@ -45,23 +51,23 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser(asked: str) -> argparse.ArgumentParser:
-    """Parser of one command, to import no other; of all commands if the name is unknown, so that help lists them."""
-    parser = argparse.ArgumentParser(
+def parser_of(command: str) -> Parser:
+    """Return the parser of one command, to import no other; of all commands if the name is "" or unknown."""
+    parser = Parser(
         prog="vmfilter",
         description="Make small dumps of crashed Linux kernels: exclude pages that nobody needs, compress the rest.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
+        statuses=EXIT_STATUSES,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in [_COMMANDS[asked]] if asked in _COMMANDS else dict.fromkeys(_COMMANDS.values()):
-        import_module(f"vmfilter.cli.{module}").add_to(commands, _EPILOG)
+    for module in [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values()):
+        import_module(f"vmfilter.cli.{module}").add_to(commands)
     commands.add_parser("makedumpfile", add_help=False, help="accept makedumpfile's command line (-h lists it)")
     return parser
 
 
 def parsed(arguments: list[str]) -> Callable[[], int]:
     """Parse the command line; return a function that runs the subcommand, and returns the exit status."""
-    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    options = parser_of(arguments[0] if arguments else "").parse_args(arguments)
     return partial(options.run, options)

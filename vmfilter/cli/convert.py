@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo, form_of, progress_of, vmcoreinfo_of, warn_of_codec
+from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo, form_of, run_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _CONVERT = """\
 Write the pages of DUMP in another format or with another codec. Nothing is
@@ -19,17 +19,21 @@ is given, compressed pages are copied unchanged."""
 _REASSEMBLE = """\
 Write one dump that contains the pages of all files of a split set, named in
 any order. The same as convert; the name is makedumpfile's."""
+_CONVERTED = {
+    "vmfilter convert --format elf dump vmcore": "for a program that reads ELF only",
+    "vmfilter convert --compress zstd:19 vmcore dump": "every page, packed harder",
+    "vmfilter convert guest.core dump": "a dump by QEMU, for crash and drgn",
+}
+_REASSEMBLED = {"vmfilter reassemble part1 part2 part3 dump": "one dump from a split set"}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommands to the parser."""
-    for name, text, said in (
-        ("convert", _CONVERT, "write a dump in another format or with another codec"),
-        ("reassemble", _REASSEMBLE, "make one dump from a split set"),
+    for name, text, said, examples in (
+        ("convert", _CONVERT, "write a dump in another format or with another codec", _CONVERTED),
+        ("reassemble", _REASSEMBLE, "make one dump from a split set", _REASSEMBLED),
     ):
-        p = commands.add_parser(
-            name, help=said, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        p = commands.add_parser(name, help=said, description=text, examples=examples)
         add_form(p, "that of DUMP, or zstd if DUMP has none")
         add_vmcoreinfo(p)
         add_input(p)
@@ -39,13 +43,14 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Convert, print the result, return the exit status."""
-    from vmfilter.console.output import say, show
+    from vmfilter.console.output import one_line, say, show
     from vmfilter.convert import convert_dump
     from vmfilter.reader import open_dump
+    from vmfilter.report.text import size
 
     warn_of_codec(options.compress)
     opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
-    with opened as dump, progress_of(options, [options.new]) as progress:
+    with opened as dump, run_of(options, [options.new]) as progress:
         result = convert_dump(dump, options.new, progress=progress, **form_of(options))
     warnings = list(result.warnings)
     if result.failure:
@@ -58,5 +63,5 @@ def run(options: argparse.Namespace) -> int:
         show(document(dump_data(result, [options.new], warnings)), aside=options.new == "-")
     elif not options.quiet:
         pages = result.remaining + result.zero
-        show(f"{options.new}: {pages} pages, {result.output_size} bytes.", aside=options.new == "-")
+        show(one_line(f"{options.new}: {pages} pages, {size(result)}."), aside=options.new == "-")
     return INCOMPLETE if result.incomplete else 0

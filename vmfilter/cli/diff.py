@@ -8,27 +8,26 @@ from vmfilter.cli.options import add_json, add_threads
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 Compare two dumps of one crash, or of one machine at two times. Show pages that
 only one of them contains, pages whose class or kind differs, and pages whose
 contents differ."""
-_EPILOG = """
-exit status of diff:
-  0  nothing differs
-  1  something differs, or diff failed for a reason that standard error gives
-"""
+_EXAMPLES = {
+    "vmfilter diff vmcore dump": "what the dump lacks, and whether its pages are those of the vmcore",
+}
+_STATUSES = {0: "nothing differs", 1: "something differs, or diff failed for a reason that standard error gives"}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "diff",
         help="say what differs between two dumps",
         description=_DESCRIPTION,
-        epilog=epilog + _EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
+        statuses=_STATUSES,
     )
     add_json(p)
     add_threads(p)

@@ -8,7 +8,7 @@ from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 Print the crashed kernel's log as dmesg does. Control characters and bytes that
@@ -19,16 +19,19 @@ With --json, each line is an object: seq, ts_nsec, level, facility, caller ("T"
 and a task ID, or "C" and a CPU number), cont (a fragment of a line), cleared
 (older than the last dmesg -C), text, dict (SUBSYSTEM, DEVICE). null means that
 this kernel does not record the field."""
+_EXAMPLES = {
+    "vmfilter dmesg vmcore": "the log",
+    "vmfilter dmesg --json vmcore | jq .text": "its texts, quoted",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "dmesg",
         help="print the crashed kernel's log",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     p.add_argument("--level", action="store_true", help="begin each line with facility and level, as dmesg -x does")
     p.add_argument("--caller", action="store_true", help="show the task or CPU that logged each line, if recorded")

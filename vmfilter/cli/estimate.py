@@ -9,8 +9,7 @@ from vmfilter.errors import NoSpaceError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
+    from vmfilter.cli.parser import Commands
     from vmfilter.readiness.estimate import Estimate, Row
 
 _DESCRIPTION = """\
@@ -19,22 +18,25 @@ take, for each dump level and codec. Without DUMP, estimate for a crash of the
 running system now (as root); memory will differ at the next crash. Pages are
 drawn at random and compressed. The last line says whether a dump of level 31
 with zstd, or of the -d and --compress given, fits where kdump puts it."""
-_STATUSES = f"""
-exit status of estimate:
-  0  the dump fits, or the free space is not known from here
-  {NoSpaceError.exit_status}  it may not fit: the upper end of the interval is larger than the free space
-"""
+_EXAMPLES = {
+    "vmfilter estimate": "will a dump of this system fit where kdump puts it; as root",
+    "vmfilter estimate -d 31 --target /mnt vmcore": "will a dump of the vmcore fit on that disk",
+}
+_STATUSES = {
+    0: "the dump fits, or the free space is not known from here",
+    NoSpaceError.exit_status: "it may not fit: the upper end of the interval is larger than the free space",
+}
 _JUDGED = 31
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "estimate",
         help="estimate how large a dump will be, and whether it fits",
         description=_DESCRIPTION,
-        epilog=epilog + _STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
+        statuses=_STATUSES,
     )
     p.add_argument("-d", "--level", metavar="LEVEL", help="dump level: a number, or names (default: 0, 1, 17 and 31)")
     p.add_argument("--compress", metavar="NAME[:LEVEL]", help="page codec (default: each that this build has)")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from vmfilter.cli.options import add_form, add_vmcoreinfo, form_of, progress_of, size_of, vmcoreinfo_of, warn_of_codec
+from vmfilter.cli.options import (
+    NEW,
+    PRINTED,
+    add_form,
+    add_vmcoreinfo,
+    form_of,
+    run_of,
+    size_of,
+    vmcoreinfo_of,
+    warn_of_codec,
+)
 from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
 from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT, parse_level
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
+    from vmfilter.cli.parser import Commands
     from vmfilter.reader import Dump
 
 _DESCRIPTION = """\
@@ -27,12 +37,23 @@ dump level: a sum of bits, or names (-d 31 is -d zero,cache,user,free):
 Hwpoisoned and offline pages are never dumped. At levels 0 and 1, if kernel
 data cannot be read, they cannot be identified, and a warning says so. User
 data on persistent memory is dumped only with --include-pmem-userdata."""
+_EXAMPLES = {
+    "vmfilter filter /proc/vmcore dump": "in a capture kernel: the dump that most people want",
+    "vmfilter filter -d 1 --compress zstd:9 vmcore dump": "all pages but zeros, packed harder",
+    "vmfilter filter --split vmcore part1 part2": "one dump in two files",
+    "vmfilter filter /proc/vmcore - | ssh HOST 'cat > dump'": "over the network; every command reads the stream",
+    "vmfilter filter --dry-run vmcore": "how large would it be",
+}
 
 _PMEM_USERDATA = """also dump the user data on persistent memory that VMCORE contains: file contents, and everything
 outside namespaces. The dump can become as large as the devices"""
 
 _ON_DOUBT = """if the kernel's free lists, counters or page tables contradict VMCOREINFO: keep the pages whose class is
 in doubt, fail before any page is written, or trust VMCOREINFO (default: %(default)s)"""
+
+
+_NOWHERE = os.devnull
+"""Output of a dry run that names none."""
 
 
 def _level(text: str) -> int:
@@ -42,16 +63,16 @@ def _level(text: str) -> int:
         raise argparse.ArgumentTypeError(str(e)) from None
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "filter",
         help="make a small dump of a vmcore",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
-    p.add_argument(
+    excluded = p.group("what is excluded")
+    excluded.add_argument(
         "-d",
         "--level",
         type=_level,
@@ -59,29 +80,39 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         metavar="LEVEL",
         help="what to exclude (default: %(default)s)",
     )
+    excluded.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
+    excluded.add_argument("--on-doubt", choices=ON_DOUBT, default=ON_DOUBT[0], help=_ON_DOUBT)
     add_form(p)
-    p.add_argument(
+    new = p.group(NEW)
+    new.add_argument(
         "--split",
         action="store_true",
         help="write a split set: several dumps with about equal numbers of pages; not with --format elf or --limit",
     )
-    p.add_argument(
+    new.add_argument(
         "--parts",
         type=int,
         metavar="N",
         help="with --split, the first N names are parts of the input set (default: 1)",
     )
-    p.add_argument(
+    new.add_argument(
         "--limit",
         type=size_of,
         metavar="SIZE",
         help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
     add_vmcoreinfo(p)
-    p.add_argument("--on-doubt", choices=ON_DOUBT, default=ON_DOUBT[0], help=_ON_DOUBT)
-    p.add_argument("--include-pmem-userdata", action="store_true", help=_PMEM_USERDATA)
-    p.add_argument("--dry-run", action="store_true", help="do all the work and print the report, but write no file")
-    p.add_argument("--stats", action="store_true", help="also report all page classes, sizes and times")
+    printed = p.group(PRINTED)
+    printed.add_argument(
+        "--dry-run",
+        action=_DryRun,
+        nargs=0,
+        default=False,
+        help="do all the work and print the report, but write no file; DUMP may be left out",
+    )
+    printed.add_argument(
+        "--stats", action="store_true", help="also report all page classes, sizes and times, even with -q"
+    )
     p.add_argument(
         "vmcore", metavar="VMCORE", help="input: /proc/vmcore, a copy of it, or any dump; - for standard input"
     )
@@ -89,10 +120,21 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         "dump",
         metavar="DUMP",
         nargs="+",
+        default=[],
         help="output file, or - for standard output. With --split: several outputs. Without it, all names but the last "
         "are parts of the input set.",
     )
     p.set_defaults(run=run)
+
+
+class _DryRun(argparse.Action):
+    """Makes DUMP optional. With nargs="*", argparse would not accept options between VMCORE and DUMP."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        namespace.dry_run = True
+        for action in parser._actions:
+            if action.dest == "dump":
+                action.required = False
 
 
 def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
@@ -107,19 +149,19 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
 
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
-    from vmfilter.console.output import say, show
+    from vmfilter.console.output import one_line, say, show
     from vmfilter.filter import filter_dump
     from vmfilter.frames.classes import PageClass
-    from vmfilter.report.text import coverage, report, table
+    from vmfilter.report.text import coverage, report, size, table
 
-    names = [options.vmcore, *options.dump]
+    names = [options.vmcore, *(options.dump or [_NOWHERE])]
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
         numbers = f"from 1 to {len(names) - 1}: at least one of the {len(names)} names must be an output"
         raise UsageError(f"--parts {options.parts}: needs --split, and a number {numbers}")
-    inputs = options.parts or (1 if options.split else len(options.dump))
+    inputs = options.parts or (1 if options.split else len(names) - 1)
     outputs = names[inputs:]
     warn_of_codec(options.compress)
-    with _opened(names[:inputs], options) as dump, progress_of(options, outputs) as progress:
+    with _opened(names[:inputs], options) as dump, run_of(options, outputs) as progress:
         result = filter_dump(
             dump,
             outputs,
@@ -135,7 +177,7 @@ def run(options: argparse.Namespace) -> int:
     warnings = list(result.warnings)
     if options.quiet:  # the report, which contains them, is not printed
         warnings += [f"{path}: {line}" for line in coverage(result.gaps)]
-    made = " ".join(outputs)
+    made = " ".join(outputs) if options.dump else "the dump"
     if options.include_pmem_userdata:
         pages = result.classes[PageClass.PMEM_USERDATA]
         warnings.append(f"{made} contains {pages} pages of user data on persistent memory: protect it like the files")
@@ -148,10 +190,11 @@ def run(options: argparse.Namespace) -> int:
         from vmfilter.report.data import document, dump_data
 
         show(document(dump_data(result, outputs, warnings)), aside="-" in outputs)
-    elif not options.quiet:
-        lines = list(report(result))
+    else:
+        lines = [] if options.quiet else [*report(result), ""]
         if options.stats:
-            lines += ["", *table(result)]
+            lines += [*table(result), ""]
         what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
-        show(*lines, "", f"{made} {what} {result.output_size} bytes.", aside="-" in outputs)
+        if lines:
+            show(*lines, one_line(f"{made} {what} {size(result)}."), aside="-" in outputs)
     return INCOMPLETE if result.incomplete else 0

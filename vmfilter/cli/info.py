@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
+from vmfilter.cli.options import PRINTED, add_input, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
+    from vmfilter.reader import Dump
 
 _DESCRIPTION = """\
 Describe DUMP: what crashed, as far as its log and the kernel's own types tell;
 its format, the pages it contains, its persistent memory, and any memory of the
 crashed machine that it lacks. Files of a split set may be missing."""
+_EXAMPLES = {
+    "vmfilter info dump": "what crashed, and what the dump contains",
+    "vmfilter info /var/crash/*/dump.*": "a line for each dump",
+    "vmfilter info --json dump | jq .crash.panic": "one value, for a script",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "info",
         help="describe a dump",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
-    p.add_argument("--json", action="store_true", help="print an object")
-    p.add_argument("--vmcoreinfo", action="store_true", help="print only VMCOREINFO")
-    p.add_argument(
+    printed = p.group(PRINTED)
+    printed.add_argument("--json", action="store_true", help="print an object")
+    printed.add_argument("--vmcoreinfo", action="store_true", help="print only VMCOREINFO")
+    printed.add_argument(
         "--search", action="store_true", help="also search memory for VMCOREINFO, which is done anyway if need be"
     )
-    p.add_argument("--pages", action="store_true", help="also count pages by codec; reads every page descriptor")
+    printed.add_argument("--pages", action="store_true", help="also count pages by codec; reads every page descriptor")
     add_vmcoreinfo(p, "--vmcoreinfo-file")
-    add_input(p)
+    add_input(p, many=True)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the description, return the exit status."""
+    from vmfilter.cli.each import for_each
+
+    return for_each(options.input, partial(_info, options), missing_parts=True, **vmcoreinfo_of(options))
+
+
+def _info(options: argparse.Namespace, dump: Dump, alone: bool) -> int:
     from vmfilter.console.output import hand_out, say
     from vmfilter.info import dump_info
-    from vmfilter.reader import open_dump
     from vmfilter.report.info import info_json
-    from vmfilter.report.text import info_lines
+    from vmfilter.report.text import info_line, info_lines
 
-    with open_dump(options.input, missing_parts=True, **vmcoreinfo_of(options)) as dump:
-        info = dump_info(dump, options.pages, options.search)
+    info = dump_info(dump, options.pages, options.search)
     for warning in info.warnings:
         say(f"warning: {warning}")
     if options.vmcoreinfo:
         hand_out([info.vmcoreinfo.rstrip("\n")])
+    elif options.json:
+        hand_out([info_json(info)])
     else:
-        hand_out([info_json(info)] if options.json else info_lines(info))
+        hand_out(info_lines(info) if alone else [info_line(info)])
     return 0

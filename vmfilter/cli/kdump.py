@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from vmfilter.cli.options import add_json, size_of
 from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands, Parser
 
 _KDUMP = """\
 Make vmfilter part of a system's kdump, explain crashkernel=, and check that
@@ -40,29 +41,33 @@ _STATUS = """\
 Check everything that must hold for the next crash to leave a dump. Print one
 line per check: ok, warn or fail, what was found, and below it what to do. Run it
 as root: other users cannot read /proc/iomem and /proc/kcore."""
-_STATUS_STATUS = """
-exit status of status:
-  0  no check failed; a warning is not a failure
-  1  a check failed: the next crash may leave no dump
-"""
+_STATUS_STATUS = {
+    0: "no check failed; a warning is not a failure",
+    1: "a check failed: the next crash may leave no dump",
+}
 _ADVISE = """\
 Print the crashkernel= to boot with, and why: what the capture kernel, its
 initramfs and vmfilter need on this system, and some more."""
-_CRASHKERNEL_STATUS = """
-exit status of crashkernel:
-  0  the kernel reserves memory
-  1  it reserves none: LINE is invalid, or the memory does not fit
-"""
+_CRASHKERNEL_STATUS = {
+    0: "the kernel reserves memory",
+    1: "it reserves none: LINE is invalid, or the memory does not fit",
+}
+_EXAMPLES = {
+    "vmfilter kdump install": "the hooks and rules; as root",
+    "vmfilter kdump remove --dry-run": "what would be removed",
+    "vmfilter kdump collect /tmp/initramfs": "for an initramfs builder",
+    "vmfilter kdump status": "will the next crash leave a dump; as root",
+    "vmfilter kdump advise": "which crashkernel= to boot with; as root",
+    "vmfilter kdump crashkernel 1G,high --memory 64G": "what a machine with 64 GiB would reserve",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand and its actions to the parser."""
 
-    def add(
-        to: _SubParsersAction[argparse.ArgumentParser], name: str, help: str, text: str, statuses: str = ""
-    ) -> argparse.ArgumentParser:
-        formatter = argparse.RawDescriptionHelpFormatter
-        return to.add_parser(name, help=help, description=text, epilog=epilog + statuses, formatter_class=formatter)
+    def add(to: Commands, name: str, help: str, text: str, statuses: Mapping[int, str] | None = None) -> Parser:
+        examples = {command: does for command, does in _EXAMPLES.items() if f" {name}" in command}
+        return to.add_parser(name, help=help, description=text, examples=examples, statuses=statuses)
 
     p = add(commands, "kdump", "install vmfilter into kdump, and check that kdump is ready", _KDUMP)
     actions = p.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
@@ -103,7 +108,7 @@ def _directory(name: str) -> str:
 
 def _install(options: argparse.Namespace) -> int:
     """Install, remove or collect, print what was done, return the exit status."""
-    from vmfilter.console.output import hand_out, show
+    from vmfilter.console.output import hand_out, one_line, show
 
     try:
         from vmfilter.integration.collect import collect
@@ -116,7 +121,8 @@ def _install(options: argparse.Namespace) -> int:
     if options.action == "collect":
         hand_out(collect(options.initramfs))
     else:
-        show(*(install if options.action == "install" else remove)(options.root, dry_run=options.dry_run))
+        done = (install if options.action == "install" else remove)(options.root, dry_run=options.dry_run)
+        show(*map(one_line, done))
     return 0
 
 

@@ -8,22 +8,25 @@ from vmfilter.cli.options import add_input, add_json, add_vmcoreinfo, vmcoreinfo
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _RUNNING = "/proc/kcore"
 _DESCRIPTION = """\
 Count the pages of each class in DUMP, or on the running system, and the pages
 that a dump of each level would contain at most."""
+_EXAMPLES = {
+    "vmfilter mem-usage": "what a dump of the running system would contain; as root",
+    "vmfilter mem-usage vmcore": "the same for a crashed system",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "mem-usage",
         help="count pages by class, and what each dump level would keep",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     add_json(p)
     add_vmcoreinfo(p)

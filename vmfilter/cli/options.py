@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the groups in which help shows them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from vmfilter.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
+    from vmfilter.cli.parser import Parser
     from vmfilter.console.progress import ProgressLines, ProgressPrinter
     from vmfilter.run import Progress
+
+NEW = "the new dump"
+KERNEL = "the crashed kernel"
+LIMITS = "threads and memory"
+FAILURES = "if something fails"
+PRINTED = "what is printed"
 
 
 def threads_of(text: str) -> int:
@@ -35,8 +42,14 @@ def size_of(text: str) -> int:
     """Parse a size in bytes, with an optional unit K, M, G or T. Raises ArgumentTypeError if it is not a size."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a size: give bytes, or a number with K, M, G or T")
+        said = f"{text[:20]!r} is not a size: give bytes, or a number with K, M, G or T"
+        short = text.upper().removesuffix("B").removesuffix("I")
+        raise argparse.ArgumentTypeError(f"{said}; did you mean {short}?" if _is_size(short) else said)
     return int(digits) << _UNITS.get(unit, 0)
+
+
+def _is_size(text: str) -> bool:
+    return len(text) > 1 and text[:-1].isdecimal() and text[-1] in _UNITS
 
 
 def address_of(text: str) -> int:
@@ -52,9 +65,9 @@ def address_of(text: str) -> int:
     return address
 
 
-def add_vmcoreinfo(p: argparse.ArgumentParser, name: str = "--vmcoreinfo") -> None:
+def add_vmcoreinfo(p: Parser, name: str = "--vmcoreinfo") -> None:
     """Add the options that choose VMCOREINFO: open_dump(**vmcoreinfo_of(options)). name: of the one for a file."""
-    choice = p.add_mutually_exclusive_group()
+    choice = p.group(KERNEL).add_mutually_exclusive_group()
     choice.add_argument(
         name,
         dest="vmcoreinfo_file",
@@ -80,14 +93,22 @@ def _count_of(text: str) -> int:
     return int(text)
 
 
-def add_input(p: argparse.ArgumentParser, default: str = "") -> None:
-    """Add the input files; options.input lists them. default: the file to read if none is named, "" if one must be."""
+def add_input(p: Parser, default: str = "", many: bool = False) -> None:
+    """Add the input files; options.input lists them.
+
+    Args:
+        p: parser of the command.
+        default: the file to read if none is named, "" if one must be.
+        many: whether names of no split set are a dump each.
+
+    """
+    more = f" (default: {default})" if default else "; other names are a dump each" if many else ""
     p.add_argument(
         "input",
         nargs="*" if default else "+",
         metavar="DUMP",
         default=[default] if default else None,
-        help=f"input, or - for standard input; all files of a split set{f' (default: {default})' * bool(default)}",
+        help=f"input, or - for standard input; all files of a split set{more}",
     )
 
 
@@ -96,49 +117,61 @@ def add_json(p: argparse._ActionsContainer) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON document instead; docs/json.md describes it")
 
 
-def add_threads(p: argparse.ArgumentParser) -> None:
+def add_threads(p: Parser) -> None:
     """Add --threads."""
-    p.add_argument("-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)")
+    p.group(LIMITS).add_argument(
+        "-j", "--threads", type=threads_of, metavar="THREADS", help="threads (default: one per CPU)"
+    )
 
 
-def add_form(p: argparse.ArgumentParser, codec: str = "zstd") -> None:
+def add_progress(p: Parser, quiet: str = "print errors and warnings only") -> None:
+    """Add --progress and --quiet. quiet: the help of that."""
+    printed = p.group(PRINTED)
+    printed.add_argument(
+        "--progress",
+        choices=("text", "json"),
+        default="text",
+        help="json: print a line of JSON on standard error now and then, even with -q (default: text)",
+    )
+    printed.add_argument("-q", "--quiet", action="store_true", help=quiet)
+
+
+def add_form(p: Parser, codec: str = "zstd") -> None:
     """Add the options of every command that writes a dump. codec: text for the default codec."""
-    p.add_argument(
+    new, limits, failures = p.group(NEW), p.group(LIMITS), p.group(FAILURES)
+    new.add_argument(
         "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default) or uncompressed ELF"
     )
-    p.add_argument(
+    new.add_argument(
         "--compress",
         metavar="NAME[:LEVEL]",
         help="zlib (levels 1 to 9), lzo, snappy, zstd (levels 1 to 19), none, or lz4, which only vmfilter reads "
         f"(default: {codec})",
     )
-    p.add_argument("--flatten", action="store_true", help="write the flattened format; standard output always gets it")
-    p.add_argument("--dedup", action="store_true", help="store identical pages once; all tools can read the dump")
+    new.add_argument(
+        "--flatten", action="store_true", help="write the flattened format; standard output always gets it"
+    )
+    new.add_argument("--dedup", action="store_true", help="store identical pages once; all tools can read the dump")
+    add_replacing(p)
     add_threads(p)
-    p.add_argument(
+    limits.add_argument(
         "--max-memory",
         type=size_of,
         metavar="SIZE",
         help="use only as many threads and buffers as fit in SIZE bytes of memory (K, M, G, T); to decompress an input "
         "that was compressed as a whole, use at most as many (default: 128M)",
     )
-    p.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
-    p.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
-    p.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
-    add_sha256(p)
-    add_json(p)
-    p.add_argument(
-        "--progress",
-        choices=("text", "json"),
-        default="text",
-        help="json: print a line of JSON on standard error now and then, even with -q (default: text)",
-    )
-    p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    failures.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
+    failures.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
+    add_progress(p)
+    add_json(p.group(PRINTED))
 
 
-def add_sha256(p: argparse.ArgumentParser) -> None:
-    """Add --sha256."""
-    p.add_argument("--sha256", action="store_true", help="also write DUMP.sha256, which sha256sum -c reads")
+def add_replacing(p: Parser) -> None:
+    """Add --sha256 and --force."""
+    new = p.group(NEW)
+    new.add_argument("--sha256", action="store_true", help="also write DUMP.sha256, which sha256sum -c reads")
+    new.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
 
 
 def form_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -149,10 +182,8 @@ def form_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
-    """Yield the Progress that the options ask for, or None; - in outputs is standard output."""
-    from vmfilter.console.signals import EndsBetweenPages
-
+def progress_of(options: argparse.Namespace) -> Iterator[ProgressLines | ProgressPrinter | None]:
+    """Yield the Progress that the options of add_progress() ask for, or None."""
     printer: ProgressPrinter | ProgressLines | None = None
     if options.progress == "json":
         from vmfilter.console.progress import ProgressLines
@@ -163,10 +194,19 @@ def progress_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator
 
         printer = ProgressPrinter()
     try:
-        yield EndsBetweenPages(printer, "-" in outputs) if options.keep_incomplete else printer
+        yield printer
     finally:
         if printer:
             printer.close()
+
+
+@contextmanager
+def run_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
+    """Yield the Progress of a run that writes outputs; - is standard output."""
+    from vmfilter.console.signals import EndsBetweenPages
+
+    with progress_of(options) as shown:
+        yield EndsBetweenPages(shown, "-" in outputs) if options.keep_incomplete else shown
 
 
 def warn_of_codec(compress: str | None) -> None:

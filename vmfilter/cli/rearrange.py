@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from vmfilter.cli.options import add_sha256
+from vmfilter.cli.options import add_replacing
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 Turn the flattened stream on standard input into a dump, as makedumpfile -R
@@ -17,19 +17,20 @@ vmfilter filter /proc/vmcore - | ssh HOST vmfilter rearrange DUMP
 
 If the stream breaks off, the pages that arrived become a dump that is marked
 incomplete, and the exit status is 6."""
+_EXAMPLES = {
+    "vmfilter filter /proc/vmcore - | ssh HOST vmfilter rearrange DUMP": "a dump over the network, without a file here",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "rearrange",
         help="turn a flattened stream into a dump",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
-    p.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
-    add_sha256(p)
+    add_replacing(p)
     p.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
     p.add_argument("dump", metavar="DUMP", help="output file")
     p.set_defaults(run=run)
@@ -37,7 +38,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
 
 def run(options: argparse.Namespace) -> int:
     """Rearrange, print the size, return the exit status."""
-    from vmfilter.console.output import say, show
+    from vmfilter.console.output import one_line, say, show
     from vmfilter.errors import INCOMPLETE, UsageError
     from vmfilter.rearrange import rearrange, standard_input
 
@@ -47,5 +48,5 @@ def run(options: argparse.Namespace) -> int:
     if made.cut:
         say(f"warning: {options.dump} is incomplete: standard input: {made.cut}")
     if not options.quiet:
-        show(f"{options.dump} is {made.size} bytes.")
+        show(one_line(f"{options.dump} is {made.size} bytes ({made.size / 2**20:.1f} MiB)."))
     return INCOMPLETE if made.cut else 0

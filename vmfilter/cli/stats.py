@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from vmfilter.cli.options import add_input, add_json, add_threads, add_vmcoreinfo, vmcoreinfo_of
+from vmfilter.cli.options import PRINTED, add_input, add_json, add_threads, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
     from collections.abc import Callable
 
+    from vmfilter.cli.parser import Commands
     from vmfilter.measure.stats import Stats
     from vmfilter.reader import Dump
     from vmfilter.report.picture import Picture
@@ -20,7 +20,13 @@ _DESCRIPTION = """\
 Count the pages of each class in DUMP, and those that a dump of each level would
 contain; with --all, also by kind, node and zone. This reads every page that
 level 0 keeps, to find zero pages; mem-usage and --csv do not."""
+_EXAMPLES = {
+    "vmfilter stats vmcore": "one screen",
+    "vmfilter stats --html map.html vmcore": "a map of memory for a browser",
+    "vmfilter stats /var/crash/*/vmcore": "a line for each dump",
+}
 
+_DRAWN = "pictures"
 _PICTURES = {
     "html": "a map of memory, charts and tables to one HTML file, which opens offline; needs jinja2",
     "png": "the map and charts as PNG; needs matplotlib",
@@ -28,16 +34,15 @@ _PICTURES = {
 }
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "stats",
         help="count pages by class, node and zone, and what each dump level keeps",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
-    form = p.add_mutually_exclusive_group()
+    form = p.group(PRINTED).add_mutually_exclusive_group()
     form.add_argument("--all", action="store_true", help="print all tables instead of one screen")
     add_json(form)
     form.add_argument(
@@ -46,30 +51,39 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) ->
         help="print runs of page frames of the same class, kind, node and zone; the end is exclusive",
     )
     for name, what in _PICTURES.items():
-        p.add_argument(f"--{name}", metavar="FILE", help=f"also write {what}")
-    p.add_argument("--force", action="store_true", help="replace FILE of --html, --png or --svg if it exists")
+        p.group(_DRAWN).add_argument(f"--{name}", metavar="FILE", help=f"also write {what}")
+    p.group(_DRAWN).add_argument(
+        "--force", action="store_true", help="replace FILE of --html, --png or --svg if it exists"
+    )
     add_threads(p)
     add_vmcoreinfo(p)
-    add_input(p)
+    add_input(p, many=True)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the statistics, return the exit status."""
-    from vmfilter.console.output import say
+    from vmfilter.cli.each import for_each
     from vmfilter.errors import UsageError
-    from vmfilter.reader import open_dump
 
     wanted = [(name, path) for name in _PICTURES if (path := getattr(options, name)) is not None]
     if options.csv and wanted:
         raise UsageError(f"--csv reads no page, and --{wanted[0][0]} needs all: use one of them")
-    with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
-        if options.csv:
-            warnings = _print_runs(dump)
-        else:
-            stats = _drawn(dump, options, wanted) if wanted else _measured(dump, options)
-            warnings = stats.warnings
-            _print(stats, options)
+    return for_each(options.input, partial(_stats, options, wanted), **vmcoreinfo_of(options))
+
+
+def _stats(options: argparse.Namespace, wanted: list[tuple[str, str]], dump: Dump, alone: bool) -> int:
+    from vmfilter.console.output import say
+    from vmfilter.errors import UsageError
+
+    if not alone and (options.csv or wanted):
+        raise UsageError("--csv and pictures are of one dump: name one")
+    if options.csv:
+        warnings = _print_runs(dump)
+    else:
+        stats = _drawn(dump, options, wanted) if wanted else _measured(dump, options)
+        warnings = stats.warnings
+        _print(stats, options, None if alone else dump.path)
     for warning in warnings:
         say(f"warning: {warning}")
     return 0
@@ -121,12 +135,16 @@ def _drawer(form: str) -> Callable[[Picture], bytes]:
     return partial(chart, form=form)
 
 
-def _print(stats: Stats, options: argparse.Namespace) -> None:
-    from vmfilter.console.output import hand_out
+def _print(stats: Stats, options: argparse.Namespace, path: str | None) -> None:
+    """Print the statistics; path: of the dump, if there are several."""
+    from vmfilter.console.output import hand_out, one_line
     from vmfilter.report.data import document, stats_data
-    from vmfilter.report.stats import stats_lines
+    from vmfilter.report.stats import stats_line, stats_lines
 
-    hand_out([document(stats_data(stats))] if options.json else stats_lines(stats, options.all))
+    if options.json:
+        hand_out([document(stats_data(stats))])
+    else:
+        hand_out(stats_lines(stats, options.all) if path is None else [stats_line(stats, one_line(path))])
 
 
 def _print_runs(dump: Dump) -> list[str]:

@@ -8,22 +8,25 @@ from vmfilter.cli.options import add_vmcoreinfo
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 Print a structure or union of the crashed kernel or one of its modules as pahole
 does, with the offset and size of each member in bytes. The types (BTF) come from
 the dump itself; the kernel must have been built with CONFIG_DEBUG_INFO_BTF."""
+_EXAMPLES = {
+    "vmfilter struct vmcore task_struct": "its members, with offsets",
+    'vmfilter struct vmcore "union thread_union"': "a union",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "struct",
         help="print a structure of the crashed kernel",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     p.add_argument("--json", action="store_true", help="print an object: name, size, members")
     add_vmcoreinfo(p)

@@ -8,22 +8,24 @@ from vmfilter.cli.options import add_vmcoreinfo
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 Print the symbols of the crashed kernel and its modules as /proc/kallsyms does.
 They come from the dump itself (kallsyms); those of modules also need the kernel's
 types (BTF)."""
+_EXAMPLES = {
+    "vmfilter symbols vmcore 'tcp_*'": "addresses of the symbols that match",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "symbols",
         help="print the crashed kernel's symbols",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     p.add_argument("--json", action="store_true", help="print a list of objects: name, address, module")
     add_vmcoreinfo(p)

@@ -8,7 +8,7 @@ from vmfilter.cli.options import add_input, add_vmcoreinfo
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
 List the tasks of the crashed machine: the idle task of each CPU, then every
@@ -16,16 +16,18 @@ process and its threads. > marks tasks that were running. STATE is as ps(1)
 prints it. STACK is bytes used / size of the kernel stack; - means not known, as
 for the use of running tasks. The kernel must have been built with
 CONFIG_DEBUG_INFO_BTF: its types (BTF) are then in the dump itself."""
+_EXAMPLES = {
+    "vmfilter tasks vmcore": "what ran, and what waited",
+}
 
 
-def add_to(commands: _SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
         "tasks",
         help="list the crashed machine's tasks",
         description=_DESCRIPTION,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     p.add_argument("--json", action="store_true", help="print a list of objects: pid, comm, state, cpu and more")
     add_vmcoreinfo(p)

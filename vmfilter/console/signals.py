@@ -81,6 +81,8 @@ class EndsBetweenPages:
     def __init__(self, shown: Progress | None, sends: bool) -> None:
         """Wrap a Progress, or None. sends: the dump goes to standard output."""
         self._shown = shown
+        if (note := getattr(shown, "note", None)) is not None:
+            self.note = note
         self._sends = sends and sys.stdout is not None and not stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
         self._writes = self._ends = False
         self._number = 0

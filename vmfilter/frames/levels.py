@@ -5,7 +5,7 @@ vmfilter.pages.exclude maps bits to page classes.
 
 from __future__ import annotations
 
-from vmfilter.errors import UsageError
+from vmfilter.errors import UsageError, did_you_mean
 
 LEVEL_ZERO = 1
 """Bit that excludes zero pages. It depends only on the contents of pages, not on the kernel."""
@@ -41,11 +41,22 @@ def parse_level(text: str) -> int:
     for name in text.split(","):
         if name not in NAMES:
             raise UsageError(
-                f"dump level {text!r}: {name!r} is not a page class: give a number from 0 to {MAX_LEVEL}, "
-                f"or names joined by commas: {', '.join(NAMES)}"
+                f"dump level {text!r:.80}: {name!r:.40} is not a page class: give a number from 0 to {MAX_LEVEL}, "
+                f"or names joined by commas: {', '.join(NAMES)}{_meant(text, name)}"
             )
         level |= NAMES[name]
     return level
+
+
+def _meant(text: str, name: str) -> str:
+    """Return a hint for a dump level that is none."""
+    if text.replace(",", "").isdecimal():
+        return "; only vmfilter makedumpfile -d takes a list of numbers, and tries each"
+    try:
+        level = int(text, 16)
+    except ValueError:
+        return did_you_mean(name, NAMES)
+    return f"; did you mean {level}?" if text[:2] in ("0x", "0X") and 0 <= level <= MAX_LEVEL else ""
 
 
 def level_names(level: int) -> list[str]:

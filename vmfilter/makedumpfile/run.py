@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
             os.environ["TMPDIR"] = command.work_dir
         job = next((job for mode, job in _JOBS.items() if getattr(command, mode)), _create)
         if saved := job(command, messages):  # --mem-usage saves nothing, and makedumpfile prints no more
-            messages.common("", saved, "", "makedumpfile Completed.")
+            messages.common("", one_line(saved), "", "makedumpfile Completed.")
         return _COMPLETED
     except CodecError as e:  # from a set to reassemble; the command line is valid
         messages.error(trouble(e))

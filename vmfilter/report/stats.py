@@ -87,6 +87,17 @@ def stats_lines(stats: Stats, everything: bool) -> Iterator[str]:
         yield from _runs(f"longest runs, {name}", runs, rows, usage.page_size)
 
 
+def stats_line(stats: Stats, path: str) -> str:
+    """Return where most memory went, in one line. path: name of the dump."""
+    usage = stats.usage
+
+    def mib(pages: int) -> str:
+        return f"{pages * usage.page_size / 2**20:.1f}"
+
+    classes = [f"{name} {mib(usage.classes[c])}" for c, name in CLASS_NAMES.items() if usage.classes[c]]
+    return f"{path}: {', '.join(classes)} MiB; level 31 keeps {mib(stats.at_level(31).kept)}"
+
+
 def _blocks(blocks: Blocks, page_size: int) -> Iterator[str]:
     """Yield two tables by order: huge pages, and free memory with the share that is in blocks at least so large."""
     yield f"{'huge pages: order, size':38} {'hugetlb':>12} {'user':>12} {'cache':>12}"

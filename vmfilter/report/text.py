@@ -128,6 +128,13 @@ def table(s: Statistics) -> Iterator[str]:
         yield from _ranges(s.unreadable_at, s.unreadable, s.page_size, "lost: it cannot be read")
 
 
+def size(s: Statistics) -> str:
+    """Return the size of the new dump, and its share of the memory that the input describes."""
+    memory = s.present * s.page_size
+    share = f", {s.output_size / memory:.1%} of memory" if memory else ""
+    return f"{s.output_size} bytes ({s.output_size / 2**20:.1f} MiB{share})"
+
+
 def _ranges(ranges: Sequence[Range], pages: int, page_size: int, what: str) -> Iterator[str]:
     """Yield one line for each range of lost memory, and one for the pages beyond them."""
     for start, end in ranges:
@@ -220,6 +227,20 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
         yield "no memory of the crashed machine is known to be missing"
 
 
+def info_line(info: DumpInfo) -> str:
+    """Return the description of a dump in one line: which kernel, how much memory, whether whole, and why it died."""
+    release = info.uts.release.decode("utf-8", "backslashreplace") or "an unknown kernel"
+    held, everything = (sum(counts) * info.page_size / 2**20 for counts in _held(info))
+    words = [
+        f"{release} on {info.machine}",
+        f"level {info.level}",
+        f"{held:.1f} of {everything:.1f} MiB",
+        *_flaws(info),
+    ]
+    crashed = "; ".join(filter(None, (info_rows(info).get("crash time"), info.crash.panic)))
+    return harmless(f"{info.path}: {', '.join(words)}" + (f": {crashed}" if crashed != _UNKNOWN else ""))
+
+
 def _task(task: CrashedTask) -> str:
     return ", ".join([*([task.comm] if task.comm else []), f"PID {task.pid}", f"on CPU {task.cpu}"])
 
@@ -243,20 +264,29 @@ def _in_words(wrappings: Sequence[str]) -> list[str]:
 def _format(info: DumpInfo) -> str:
     """Format of the file, what wraps it, and whether it is whole."""
     words = [info.format, *_in_words(info.wrappings)]
+    return ", ".join([*words, *_flaws(info)])
+
+
+def _flaws(info: DumpInfo) -> Iterator[str]:
+    """Yield whether it is a split set, and what is missing."""
     missing = any(not part.path for part in info.parts)
     if info.parts:
         files = sum(bool(part.path) for part in info.parts)
-        words.append(f"an incomplete split set ({files} present)" if missing else f"a split set of {files}")
+        yield f"an incomplete split set ({files} present)" if missing else f"a split set of {files}"
     if info.truncated:
-        words.append("truncated: the end is missing")
+        yield "truncated: the end is missing"
     elif info.incomplete and not missing:
-        words.append("marked incomplete: pages are missing")
-    return ", ".join(words)
+        yield "marked incomplete: pages are missing"
+
+
+def _held(info: DumpInfo) -> tuple[list[int], list[int]]:
+    """Return the numbers of pages in the dump, by class, and of all memory."""
+    everything = {c: n for c, n in info.classes.items() if c is not PageClass.HOLE}
+    return [n for c, n in everything.items() if c is not PageClass.EXCLUDED], list(everything.values())
 
 
 def _memory(info: DumpInfo) -> Iterator[str]:
-    present = {c: n for c, n in info.classes.items() if c not in (PageClass.HOLE, PageClass.EXCLUDED)}
-    counts = {"in the dump": sum(present.values())}
+    counts = {"in the dump": sum(_held(info)[0])}
     if info.lost_pages:
         counts["lost"] = info.lost_pages
     counts["excluded"] = info.classes[PageClass.EXCLUDED] - info.lost_pages
@@ -281,13 +311,16 @@ def verification(v: Verification, path: str) -> Iterator[str]:
     if v.remains:
         shares = (f"{name} {_share(v.remains[kind])}" for kind, name in KIND_NAMES.items() if v.remains[kind].all)
         yield f"of the kernel: {', '.join(shares)}"
+    yield verification_line(v, path)
+
+
+def verification_line(v: Verification, path: str) -> str:
+    """Return the outcome of a verification in one line. path: name of the dump."""
     said = verdict(v)
     if v.covered or not v.whole:
-        yield f"{path} is {said}."
-    elif v.incomplete:
-        yield f"{path} is {said}; contents are not covered by a checksum."
-    else:
-        yield f"{path}: structure is whole, contents are not covered by a checksum."
+        return f"{path}: {said}."
+    said = said if v.incomplete else "structure is whole"
+    return f"{path}: {said}, contents are not covered by a checksum."
 
 
 def verdict(v: Verification) -> str:

@@ -1,0 +1,76 @@
+"""What help prints: examples that parse, groups, statuses in one place."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from command import Run
+
+from vmfilter.cli.command import parser_of
+from vmfilter.cli.parser import Parser
+from vmfilter.errors import EXIT_STATUSES
+
+
+def every(parser: Parser, path: str = "") -> Iterator[tuple[str, Parser]]:
+    for name, below in parser.commands().items():
+        yield f"{path}{name}", below
+        yield from every(below, f"{path}{name} ")
+
+
+COMMANDS = {path: parser for path, parser in every(parser_of("")) if path != "makedumpfile"}
+
+
+def examples(text: str) -> list[str]:
+    shown = text.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
+    return [line.strip() for line in shown[::2]]
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_each_command_has_examples_that_it_understands(path: str, run: Run) -> None:
+    text = run(*path.split(), "--help").out
+    assert text == run("help", *path.split()).out
+    shown = examples(text)
+    assert shown or COMMANDS[path].commands()
+    for line in shown:
+        command = next(
+            part for part in line.removeprefix(". <(").rstrip(")").split(" | ") if part.startswith("vmfilter")
+        )
+        words = shlex.split(command.partition(" > ")[0])[1:]
+        parsed, rest = parser_of(words[0]).parse_known_args(words)
+        assert not rest
+        assert callable(parsed.run)
+        assert line.startswith(("vmfilter", ". <(vmfilter"))
+
+
+def test_the_usage_of_a_command_is_one_line(run: Run) -> None:
+    for path in COMMANDS:
+        usage, error = run(*path.split(), "--no-such-option").err.splitlines()
+        assert usage.startswith(f"usage: vmfilter {path} [OPTIONS]")
+        assert error.startswith(f"vmfilter: {path}: unknown option --no-such-option; ")
+
+
+def test_the_options_of_filter_are_in_groups(run: Run) -> None:
+    text = run("filter", "--help").out
+    titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    for title in "what is excluded:", "the new dump:", "threads and memory:", "if something fails:":
+        assert title in titles
+
+
+def test_exit_statuses_are_in_one_place(run: Run) -> None:
+    text = run("help", "exit-status").out
+    for status, meaning in EXIT_STATUSES.items():
+        assert f"{status:8} {meaning}\n" in text
+    for command in "verify", "diff", "estimate", "kdump status", "kdump crashkernel":
+        assert f"vmfilter {command}:\n0 " in text
+    assert "vmfilter help exit-status" in run("filter", "--help").out
+
+
+def test_help_of_makedumpfile_is_its_own(run: Run) -> None:
+    assert "--dump-dmesg" in run("help", "makedumpfile").out
+
+
+def test_an_unknown_topic_is_one_line(run: Run) -> None:
+    ran = run("help", "kdump", "statsu")
+    assert (ran.status, ran.err) == (2, "vmfilter: vmfilter kdump has no command 'statsu'; did you mean status?\n")
