@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +62,8 @@ def initramfs(
         (folder / name).mkdir(parents=True)
     for name in ("die", "load", "measure", "workload"):
         run("gcc", "-O2", "-static", GUEST / f"{name}.c", "-o", files / "usr/bin" / name)
-    shutil.copy(GUEST / "crash", files / "crash")
+    for name in ("crash", "ready"):
+        shutil.copy(GUEST / name, files / "crash")
     shutil.copy(capture, files / "crash/capture")
     shutil.copy(GUEST / "run", folder / "scripts/init-premount")
     shutil.copy(GUEST / "hook", folder / "hooks/guest")
@@ -128,10 +131,18 @@ def crash(folder: Path, initrd: Path, cpus: int) -> Saved:
     return Saved(files, disks["vmcore"], disks["kpageflags"], disks["disk"])
 
 
-def boot_without_crash_memory(folder: Path, initrd: Path) -> Path:
-    """Boot a machine that reserves no memory for a capture kernel, and return what it saved; see crash()."""
+def boot(folder: Path, initrd: Path, words: str = "", dimms: int = 0) -> Path:
+    """Boot a machine that does not crash, and return what guest/ready saved; see crash().
+
+    Args:
+        folder: folder for the machine's files.
+        initrd: its initramfs.
+        words: for its command line.
+        dimms: how many the guest asks for.
+
+    """
     disks = _disks(folder, initrd, 1)
-    _boot(folder / "console", initrd, disks, "", "reboot: Power down")
+    _boot(folder / "console", initrd, disks, f"ready {words}", "reboot: Power down", dimms)
     return _files(folder, disks)
 
 
@@ -158,21 +169,11 @@ def _files(folder: Path, disks: dict[str, Path]) -> Path:
     return files
 
 
-def _boot(console: Path, initrd: Path, disks: dict[str, Path], words: str, last: str) -> None:
-    """Run a machine; words: for its command line, last: what its console says in the end."""
-    command = [
-        "qemu-system-x86_64",
-        "-M",
-        "q35",
-        "-cpu",
-        "max",
-        "-accel",
-        "tcg,thread=multi",
-        "-m",
-        MEMORY,
-        "-smp",
-        "2",
-    ]
+def _boot(console: Path, initrd: Path, disks: dict[str, Path], words: str, last: str, dimms: int = 0) -> None:
+    """Run a machine; words: for its command line, last: what its console says in the end, dimms: to plug."""
+    monitor = console.with_name("monitor")
+    command = ["qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-smp", "2"]
+    command += ["-m", f"{MEMORY},slots=2,maxmem=1G", "-monitor", f"unix:{monitor},server=on,wait=off"]
     command += ["-nographic", "-no-reboot", "-nic", "none", "-kernel", str(kernel()), "-initrd", str(initrd)]
     command += ["-append", f"{_COMMON} {words}"]
     for disk in disks.values():
@@ -181,6 +182,8 @@ def _boot(console: Path, initrd: Path, disks: dict[str, Path], words: str, last:
     with open(console, "wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
+            for number in range(dimms):
+                _plug(process, console, monitor, number)
             ended = f"ended with status {process.wait(SECONDS)}"
         except subprocess.TimeoutExpired:
             ended = f"did not end in {SECONDS} s"
@@ -191,3 +194,17 @@ def _boot(console: Path, initrd: Path, disks: dict[str, Path], words: str, last:
     ours = re.sub(r"\[ *\d+\.\d+\] .*\n", "", said)  # drop kernel messages printed in the middle of a line
     if last not in said and last not in ours:
         raise AssertionError("\n".join([*said.splitlines()[-_TAIL:], f"QEMU {ended}, and not all was saved"]))
+
+
+def _plug(process: subprocess.Popen[bytes], console: Path, monitor: Path, number: int) -> None:
+    """Plug a DIMM when the guest asks for it; number: from 0 on."""
+    until = time.monotonic() + SECONDS
+    while console.read_bytes().count(b"guest: plug a DIMM") <= number:
+        if process.poll() is not None or time.monotonic() > until:
+            return
+        time.sleep(0.2)
+    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rw") as hmp:
+        connection.connect(str(monitor))
+        for line in f"object_add memory-backend-ram,id=m{number},size=128M", f"device_add pc-dimm,memdev=m{number}":
+            print(line, file=hmp, flush=True)
+            hmp.readline()

@@ -14,11 +14,12 @@ update() {
 }
 
 missing=
-for package in busybox-static cpio e2fsprogs gcc initramfs-tools-core libc6-dev zstd; do
+for package in busybox-static cpio e2fsprogs gcc initramfs-tools-core kexec-tools libc6-dev zstd; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 if [ -n "$missing" ]; then
     update
+    echo kexec-tools kexec-tools/load_kexec boolean false | debconf-set-selections # it is for the guest
     # shellcheck disable=SC2086
     apt-get install -qy --no-install-recommends $missing
 fi

@@ -233,10 +233,34 @@ def test_status_fails_until_a_capture_kernel_is_loaded(crash: Crash, when: str, 
     assert ("describes all" in found["header"]["text"]) is loaded
 
 
+def failed(status: Path) -> list[str]:
+    return [check["name"] for check in json.loads(status.read_text())["checks"] if check["status"] == "fail"]
+
+
 def test_status_fails_without_crashkernel(initrd: Path, tmp_path: Path) -> None:
-    status = json.loads((machine.boot_without_crash_memory(tmp_path, initrd) / "status").read_text())
-    failed = [check["name"] for check in status["checks"] if check["status"] == "fail"]
-    assert failed == ["crashkernel", "reserved", "enough", "loaded"]
+    saved = machine.boot(tmp_path, initrd)
+    assert failed(saved / "status.unloaded") == ["crashkernel", "reserved", "enough", "loaded"]
+
+
+@pytest.fixture(scope="module")
+def ready(initrd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = f"crashkernel={machine.CRASH_MEMORY} memhp_default_state=online"
+    return machine.boot(tmp_path_factory.mktemp("ready"), initrd, words, dimms=2)
+
+
+@pytest.mark.parametrize(
+    ("when", "wrong"),
+    [
+        ("unloaded", ["loaded"]),
+        ("loaded", []),
+        ("full", ["target"]),
+        ("plugged", ["header"]),
+        ("reloaded", []),
+        ("updated", []),
+    ],
+)
+def test_status_fails_for_what_is_wrong_alone(ready: Path, when: str, wrong: list[str]) -> None:
+    assert failed(ready / f"status.{when}") == wrong
 
 
 # The initramfs

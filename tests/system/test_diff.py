@@ -63,6 +63,26 @@ def test_what_filtering_excluded_is_only_in_the_vmcore(
     ]
 
 
+def test_split_sets_are_compared_as_whole_dumps(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
+    two, three = ([tmp_path / f"{n}.{i}" for i in range(n)] for n in (2, 3))
+    for files in (two, three):
+        vmfilter.filter_dump(real(SMALL), files, level=30)
+    done = run("diff", "--json", "--parts", 2, *two, *three)
+    assert (done.status, json.loads(done.out)["same"]) == (0, True)
+    data = valid(run("diff", "--json", real(SMALL), *three).out, "diff")
+    assert {one["b"] for one in data["counts"]} == {None}
+    assert data["b"] == ", ".join(map(str, three))
+    lacks = run("diff", "--parts", 2, *two, *three[:2])
+    assert lacks.status == 3
+    assert "the split set" in lacks.err
+
+
+@pytest.mark.parametrize("parts", [0, -1, 3])
+def test_both_sides_need_a_file(tmp_path: Path, run: Run, parts: int) -> None:
+    done = run("diff", "--parts", parts, tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+
+
 def test_runs_add_up_to_the_counts(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
     vmfilter.filter_dump(real(SMALL), tmp_path / "dump")
     data = json.loads(run("diff", "--json", real(SMALL), tmp_path / "dump").out)

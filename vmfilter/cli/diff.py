@@ -31,27 +31,40 @@ def add_to(commands: Commands) -> None:
     )
     add_json(p)
     add_threads(p)
-    p.add_argument("a", metavar="A", help="a dump; one file")
-    p.add_argument("b", metavar="B", help="the dump to compare it with")
+    p.add_argument(
+        "--parts",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the first N names are parts of A, a split set, and all others are B or its parts (default: 1)",
+    )
+    p.add_argument("a", metavar="A", help="a dump")
+    p.add_argument("b", metavar="B", nargs="+", help="the dump to compare it with; all files of a split set")
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print the differences, return the exit status."""
     from vmfilter.console.output import hand_out, one_line, say
+    from vmfilter.errors import UsageError
     from vmfilter.measure.diff import diff_dumps
     from vmfilter.reader import open_dump
 
-    with open_dump([options.a]) as a, open_dump([options.b]) as b:
+    files = [options.a, *options.b]
+    if not 0 < options.parts < len(files):
+        raise UsageError(f"--parts {options.parts}: must be a number from 1 to {len(files) - 1}, so that B has a file")
+    ours, theirs = files[: options.parts], files[options.parts :]
+    with open_dump(ours) as a, open_dump(theirs) as b:
         diff = diff_dumps(a, b, options.threads)
+    names = ", ".join(ours), ", ".join(theirs)
     for warning in diff.warnings:
         say(f"warning: {warning}")
     if options.json:
         from vmfilter.report.data import diff_data, document
 
-        hand_out([document(diff_data(diff, options.a, options.b))])
+        hand_out([document(diff_data(diff, *names))])
     else:
         from vmfilter.report.diff import diff_lines
 
-        hand_out(diff_lines(diff, one_line(options.a), one_line(options.b)))
+        hand_out(diff_lines(diff, *map(one_line, names)))
     return 0 if diff.same else 1
