@@ -3,7 +3,9 @@
 universalmutator makes mutants of C and Python alike: it replaces operators and numbers, inverts conditions, removes
 parts of lists, and whole lines. A mutant is one changed line. Lines are drawn with a fixed seed, and one mutant of each
 that somebody could have written: it compiles without a warning, to other object code or bytecode, and all its names are
-defined. Work is done on a copy of the tree, so nothing is left behind if it is interrupted.
+defined. Work is done on a copy of the tree, so nothing is left behind if it is interrupted. build/mutants/killed
+remembers the mutants that were killed, and by which test: they do not run again while their file is the same, and these
+tests run first. equivalent.toml has those that no test can kill.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from hashlib import sha256
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -31,10 +36,12 @@ from typing import NamedTuple
 from universalmutator.mutator import mutants_regexp
 
 ROOT = Path(__file__).parents[2]
+KILLED = ROOT / "build/mutants/killed"
 PYTHON = ROOT / ".venv/bin/python"
 SEED = 15
 MEMORY = 8 << 30  # bytes of address space of a test run: some mutants never stop to allocate
 SECONDS = 30  # of a CPU, for a file of tests: three times what the longest takes
+FIRST = 8  # tests that killed most run before the others
 TOO_SLOW = "too slow"
 
 DOUBTS = [
@@ -135,6 +142,10 @@ ALL_TESTS = {
     "writer": [*OF_FILES, "system/test_verify.py", "system/test_makedumpfile.py"],
 }
 """The tests that a mutant must pass as well to have lived, by room."""
+SLOW = "kernel/test_doubts.py::test_no_wrong_field_loses_a_page_of_the_kernel_or_keeps_many_others_in_silence"
+
+
+EQUIVALENT = tomllib.loads(Path(__file__).with_name("equivalent.toml").read_text())["mutant"]
 
 
 class Copy:
@@ -143,24 +154,30 @@ class Copy:
     Attributes:
         root: the copy.
         failure: the test that failed in the last call of passes(); empty if none is known.
-        good: tests that pass without a mutant.
+        killed: the mutants that were, and by which test.
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, builds: bool) -> None:
+        """Copy the tree to a folder, and build its extension if asked."""
         self.root = folder / "tree"
-        skipped = shutil.ignore_patterns(".*", "build", "testdata", "__pycache__", "*.egg-info", "*.so")
+        skipped = shutil.ignore_patterns(".*", "build", "testdata", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT, self.root, ignore=skipped)
         (self.root / "testdata").symlink_to(ROOT / "testdata")
         self._scratch = folder / "scratch"
-        self.failure, self.good = "", set[str]()
+        self.failure, self._good = "", set[str]()
+        self.killed: dict[str, str] = {}
+        if KILLED.exists():
+            self.killed = dict(line.split("\t") for line in KILLED.read_text().splitlines())
         self._environment = {**os.environ, "PYTHONPATH": str(self.root), "VMFILTER_CFLAGS": "-Werror -g0"}
         # A mutant may have the size and the time of the file before it, whose bytecode it must not have.
         self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        built, output = self.run([PYTHON, "setup.py", "build_ext", "--inplace", "--force"], 600)
-        if not built:
-            raise SystemExit(output)
-        self._commands = [line for line in output.splitlines() if " -c " in line or " -shared " in line]
+        self._commands: list[str] = []
+        if builds:
+            built, output = self.run([PYTHON, "setup.py", "build_ext", "--inplace", "--force"], 600)
+            if not built:
+                raise SystemExit(output)
+            self._commands = [line for line in output.splitlines() if " -c " in line or " -shared " in line]
         self.run([PYTHON, "-m", "compileall", "-q", "vmfilter", "tests/support"], 600)
         self._extension = next(self.root.glob("vmfilter/_core*.so"))
 
@@ -194,7 +211,9 @@ class Copy:
         """Return whether tests pass in bounded time of a CPU, and do not wait for ever."""
         self.failure = ""
         options = ["-q", "-x", "--tb=line", "-m", "not crash and not lab", "-p", "no:cacheprovider"]
-        command = [PYTHON, "-m", "pytest", *options, f"--basetemp={self._scratch}", *tests]
+        killers = Counter(k for k in self.killed.values() if k.partition("::")[0] in tests)
+        first = [killer for killer, _ in killers.most_common(FIRST)]
+        command = [PYTHON, "-m", "pytest", *options, f"--basetemp={self._scratch}", *first, *tests]
         for _ in range(2):  # the machine may have stood still
             passed, output = self.run(command, SECONDS * len(tests))
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -203,6 +222,16 @@ class Copy:
         if named := re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE):
             self.failure = named[1]
         return passed
+
+    def keep(self, mutant: str, failure: str) -> None:
+        """Remember that a test killed a mutant; exit if it fails without any mutant."""
+        if failure and failure not in self._good:
+            if not self.passes([failure]):
+                raise SystemExit(f"{failure} fails without any mutant")
+            self._good.add(failure)
+        self.killed[mutant] = failure
+        with KILLED.open("a") as file:
+            print(mutant, failure, sep="\t", file=file)
 
     def compile(self, module: str) -> bytes:
         """Compile a C file as CI does; return the object code, or nothing if that fails."""
@@ -295,7 +324,7 @@ class Module:
 
     Attributes:
         name: its path.
-        size: lines.
+        equivalent: how many mutants of the last draw no test can kill.
 
     """
 
@@ -304,18 +333,22 @@ class Module:
         self._path = copy.root / name
         self._text = self._path.read_text()
         self._lines = self._text.splitlines(keepends=True)
-        self.size = len(self._lines)
+        self.equivalent = 0
         self._is_c = name.endswith(".c")
+        self._equivalent = {(m["line"], m["becomes"]) for m in EQUIVALENT if m["file"] == name}
         self._same = Meaning(copy.compile(name), set(), set()) if self._is_c else meaning(self._text)
 
     def survivors(self, count: int) -> list[Mutant]:
-        """Run the module's tests on this many mutants; return the survivors."""
-        return [m for m in islice(self._drawn(), count) if not self._is_killed(m, TESTS[self.name])]
+        """Run the module's tests on this many mutants; return the survivors that a test could kill."""
+        drawn = [m for m in islice(self._drawn(), count) if not self._is_equivalent(m)]
+        self.equivalent = count - len(drawn)
+        return [m for m in drawn if not self._is_killed(m, TESTS[self.name], f"--deselect=tests/{SLOW}")]
 
     def is_killed(self, mutant: Mutant) -> bool:
         """Return whether the other tests of the room notice a mutant."""
         others = ALL_TESTS[self.name.split("/")[-2 if self._is_c else 1]]
-        return self._is_killed(mutant, [test for test in others if test not in TESTS[self.name]])
+        slow = [SLOW] * (DOUBTS[-1] in TESTS[self.name])
+        return self._is_killed(mutant, [*slow, *(test for test in others if test not in TESTS[self.name])])
 
     def _drawn(self) -> Iterator[Mutant]:
         """Draw lines, and one plausible mutant of each."""
@@ -355,22 +388,27 @@ class Module:
             return False
         return new.code != self._same.code and new.names <= self._same.names and new.undefined <= self._same.undefined
 
-    def _is_killed(self, mutant: Mutant, tests: Sequence[str]) -> bool:
-        """Return whether a test fails that passes without the mutant."""
+    def _is_equivalent(self, mutant: Mutant) -> bool:
+        return (self._lines[mutant.number - 1].strip(), mutant.line.strip()) in self._equivalent
+
+    def _is_killed(self, mutant: Mutant, tests: Sequence[str], *options: str) -> bool:
+        """Return whether a test fails that passes without the mutant, now or in an earlier run."""
+        digest = sha256(f"{mutant}{self._text}".encode()).hexdigest()[:16]
+        key = f"{self.name}:{mutant.number}:{digest}"
+        if key in self._copy.killed:
+            return True
         tests = [f"tests/{test}" for test in tests]
         with self._changed(mutant):
             if self._is_c:
                 self._copy.compile(self.name)
                 with self._copy.linked():
-                    killed = not self._copy.passes(tests)
+                    killed = not self._copy.passes([*options, *tests])
             else:
-                killed = not self._copy.passes(tests)
+                killed = not self._copy.passes([*options, *tests])
         failure = self._copy.failure
         print(f"{self.name}:{mutant.number}", f"killed by {failure or 'time'}" if killed else "lives", flush=True)
-        if failure and failure not in self._copy.good:
-            if not self._copy.passes([failure]):
-                raise SystemExit(f"{failure} fails without any mutant")
-            self._copy.good.add(failure)
+        if killed:
+            self._copy.keep(key, failure)
         return killed
 
     def show(self, mutant: Mutant) -> str:
@@ -384,21 +422,23 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", metavar="module")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
-        modules = [Module(name, copy) for name in TESTS]
-        per_line = arguments.count / sum(m.size for m in modules)
-        counts = {m: max(2, round(per_line * m.size)) for m in modules if m.name in (arguments.modules or TESTS)}
+        names = arguments.modules or list(TESTS)
+        copy = Copy(Path(folder), builds=any(name.endswith(".c") for name in names))
+        lines = {name: len((ROOT / name).read_text().splitlines()) for name in TESTS}
+        per_line = arguments.count / sum(lines.values())
+        counts = {Module(name, copy): max(2, round(per_line * lines[name])) for name in names}
         lived: dict[Module, list[Mutant]] = {}
         for module, count in counts.items():
             lived[module] = module.survivors(count)
-            print(f"{module.name}: {count - len(lived[module])} of {count} killed", flush=True)
+            killed = count - module.equivalent - len(lived[module])
+            print(f"{module.name}: {killed} of {count} killed, {module.equivalent} equivalent", flush=True)
             print(*(module.show(m) for m in lived[module]), sep="\n", flush=True)
-        print("| module | mutants | killed |\n|---|---:|---:|", flush=True)
+        print("| module | mutants | equivalent | live |\n|---|---:|---:|---:|", flush=True)
         for module, count in counts.items():
             lived[module] = [m for m in lived[module] if not module.is_killed(m)]
-            print(f"| `{module.name}` | {count} | {count - len(lived[module])} |", flush=True)
-    total, alive = sum(counts.values()), sum(map(len, lived.values()))
-    print(f"| all | {total} | {total - alive} ({1 - alive / total:.1%}) |")
+            print(f"| `{module.name}` | {count} | {module.equivalent} | {len(lived[module])} |", flush=True)
+    equivalent, alive = sum(m.equivalent for m in lived), sum(map(len, lived.values()))
+    print(f"| all | {sum(counts.values())} | {equivalent} | {alive} |")
     print(*(module.show(m) for module, mutants in lived.items() for m in mutants), sep="\n")
 
 

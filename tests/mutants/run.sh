@@ -8,4 +8,4 @@ cd "$(dirname "$0")/../.."
 venv=build/mutants/venv
 [ -x $venv/bin/python ] || .venv/bin/python -m venv $venv
 $venv/bin/python -m pip install -q --no-deps universalmutator==1.14.1 # another release makes other mutants of the same seed
-exec nice -n 10 $venv/bin/python tests/mutants/mutants.py "$@"
+exec $venv/bin/python tests/mutants/mutants.py "$@"
