@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -104,6 +105,10 @@ class Browser:
     def prefer(self, scheme: str) -> None:
         """Prefer light or dark."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def shot(self) -> bytes:
+        """Return a PNG of what the window shows."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def of(self, *methods: str) -> list[dict[str, Any]]:
         """Return the parameters of events so far."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -224,8 +226,10 @@ def test_a_treemap_divides_its_rectangle(numbers: list[int]) -> None:
 
 
 def test_the_page_in_a_browser(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
+    """VMFILTER_SCREENSHOTS names a folder for the screenshots of the documents: docs."""
     if not PROGRAM:
         pytest.skip("no Chromium")
+    shots = Path(os.environ.get("VMFILTER_SCREENSHOTS", tmp_path))
     run("stats", "--html", tmp_path / "page.html", real("x86_64-6.12-pmem2"))
     with Browser(tmp_path) as browser:
         browser.resize(1200, 900)
@@ -248,6 +252,7 @@ def test_the_page_in_a_browser(real: Callable[[str], Path], tmp_path: Path, run:
         browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         assert not browser.value("document.getElementById('tip').hidden")
         assert "zone 0" in browser.value("document.getElementById('tip').textContent")
+        (shots / "stats-light.png").write_bytes(browser.shot())
         browser.prefer("dark")
         assert browser.value("getComputedStyle(document.body).backgroundColor") != paper
         assert browser.value("document.getElementById('all').click(); map.toDataURL()") != drawn
@@ -255,6 +260,12 @@ def test_the_page_in_a_browser(real: Callable[[str], Path], tmp_path: Path, run:
         browser.wait("innerWidth == 360")
         assert browser.value("document.documentElement.scrollWidth") <= 360
         assert len(browser.value("map.toDataURL()")) > 3000
+        browser.value("map.scrollIntoView()")
+        (shots / "stats-dark.png").write_bytes(browser.shot())
+        for name, size in (("light", (1200, 900)), ("dark", (360, 740))):
+            shot = (shots / f"stats-{name}.png").read_bytes()
+            assert struct.unpack(">II", shot[16:24]) == size
+            assert len(shot) < 150_000
         assert [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")] == [
             (tmp_path / "page.html").as_uri()
         ]
