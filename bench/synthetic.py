@@ -21,7 +21,7 @@ from elfbuilder import PAGE, PT_LOAD, Elf
 from kallsymsbuilder import put_poison_counter
 from kernelbuilder import FLAVOURS, GIB, MIB, RAM, Synthetic
 
-from vmfilter import open_dump
+from vmfilter.reader import open_dump
 
 _REAL = Path(__file__).resolve().parent.parent / "testdata" / "x86_64-6.12-small.vmcore.zst"
 _SECTION_BITS, _PHYSICAL_BITS = 27, 46

@@ -1,8 +1,30 @@
-"""Make small dumps of crashed Linux kernels.
+"""Make small dumps of crashed Linux kernels, and read them.
 
     import vmfilter
-    with vmfilter.open_dump("/proc/vmcore") as dump:
-        print(vmfilter.filter_dump(dump, "dump", level=31).kept)
+
+    vmfilter.filter_dump("/proc/vmcore", "dump", level="zero,cache,user,free")
+
+    with vmfilter.open_dump("dump") as dump:
+        print(dump.kernel.release, dump.vmcoreinfo["PAGESIZE"])
+        print(vmfilter.dump_info(dump).crash.panic)
+        print(vmfilter.dmesg(dump))
+
+Functions:
+
+    open_dump     a dump as an object: notes, VMCOREINFO, kernel, memory, pages
+    filter_dump   a smaller dump: the pages that a dump level keeps
+    convert_dump  the same pages in another format or codec
+    verify_dump   whether a dump is whole, or equal to another
+    dump_info     what crashed, and what the dump contains
+    dmesg         the kernel's log
+    memory_usage  pages by class, and what each dump level would keep
+    stats         also by node and zone, zero pages, blocks by order
+    diff          what differs between two dumps
+    estimate      how large dumps will be, from a sample
+
+Each takes a path (str, bytes, os.PathLike), a file object, several of these for a split set, or a Dump. Each returns
+an object that is frozen, with as_dict() for JSON. Nothing is printed. What goes wrong is a VmfilterError, in one line:
+InputError (the dump), OutputError (the new file), KernelError (the crashed kernel), UsageError (an argument).
 
 Each name is imported on first use, so that a command loads only what it needs.
 """
@@ -13,43 +35,92 @@ TYPE_CHECKING = False  # typing's, without its import: a signal during imports b
 if TYPE_CHECKING:
     from typing import Any
 
+    from vmfilter.api.dump import Dump, open_dump
+    from vmfilter.api.frames import Page, Run
+    from vmfilter.api.kernel import Kernel
+    from vmfilter.api.levels import Level
+    from vmfilter.api.notes import Note
+    from vmfilter.api.operations import (
+        convert_dump,
+        diff,
+        dmesg,
+        dump_info,
+        estimate,
+        filter_dump,
+        memory_usage,
+        stats,
+        verify_dump,
+    )
+    from vmfilter.api.results import (
+        Diff,
+        DumpInfo,
+        Estimate,
+        Log,
+        LogRecord,
+        MemoryUsage,
+        Statistics,
+        Stats,
+        Verification,
+    )
     from vmfilter.errors import CodecError, InputError, KernelError, OutputError, UsageError, VmfilterError
-    from vmfilter.filter import filter_dump
-    from vmfilter.frames.classes import PageClass
-    from vmfilter.reader import Dump, open_dump
-    from vmfilter.statistics import Statistics
+    from vmfilter.frames.classes import PageClass, PageKind
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CodecError",
+    "Diff",
     "Dump",
+    "DumpInfo",
+    "Estimate",
     "InputError",
+    "Kernel",
     "KernelError",
+    "Level",
+    "Log",
+    "LogRecord",
+    "MemoryUsage",
+    "Note",
     "OutputError",
+    "Page",
     "PageClass",
     "PageKind",
+    "Run",
     "Statistics",
+    "Stats",
     "UsageError",
+    "Verification",
     "VmfilterError",
+    "convert_dump",
+    "diff",
+    "dmesg",
+    "dump_info",
+    "estimate",
     "filter_dump",
+    "memory_usage",
     "open_dump",
+    "stats",
+    "verify_dump",
 ]
 
-_MODULES = {
-    "CodecError": "errors",
-    "InputError": "errors",
-    "KernelError": "errors",
-    "OutputError": "errors",
-    "UsageError": "errors",
-    "VmfilterError": "errors",
-    "filter_dump": "filter",
-    "PageClass": "frames.classes",
-    "PageKind": "frames.classes",
-    "Dump": "reader",
-    "open_dump": "reader",
-    "Statistics": "statistics",
+_NAMES = {
+    "api.operations": (
+        *("filter_dump", "convert_dump", "verify_dump", "dump_info", "dmesg", "memory_usage", "stats", "diff"),
+        "estimate",
+    ),
+    "api.dump": ("open_dump", "Dump"),
+    "api.kernel": ("Kernel",),
+    "api.notes": ("Note",),
+    "api.frames": ("Page", "Run"),
+    "api.levels": ("Level",),
+    "frames.classes": ("PageClass", "PageKind"),
+    "api.results": (
+        *("Statistics", "Verification", "DumpInfo", "MemoryUsage", "Stats", "Diff", "Estimate", "Log", "LogRecord"),
+    ),
+    "errors": ("VmfilterError", "UsageError", "CodecError", "InputError", "KernelError", "OutputError"),
 }
+"""The public names, by the module that has them."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -58,3 +129,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"vmfilter.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

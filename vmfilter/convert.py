@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from vmfilter.errors import InputError
-from vmfilter.reader import Dump, Path, open_dump
+from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader import Dump, open_dump
 from vmfilter.reader.checksums import compare
 from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
+if TYPE_CHECKING:
+    from vmfilter.reader import File
+
 
 def convert_dump(
-    source: Dump | Path | Sequence[Path],
-    output: Path | Sequence[Path],
+    source: Dump | File | Sequence[File],
+    output: File | Sequence[File],
     *,
     format: str = "kdump",
     compress: str | None = None,
@@ -53,9 +57,9 @@ def convert_dump(
     form = Form(
         format, compress, flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256=sha256
     )
-    paths = check(output, form, progress)
+    files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
-        to = Destination(dump, paths, form, dump.codec())
+        to = Destination(dump, files, form, dump.codec())
         return DumpRun(dump, dump.header.level, False, False, progress, _faults(dump)).write(to)
 
 

@@ -9,8 +9,13 @@ So what is caught does not outlive its handler, or is kept without frames, and n
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable
+
+TYPE_CHECKING = False  # typing's, without its import
+if TYPE_CHECKING:
+    from typing import Any
 
 EXIT_STATUSES = {
     "0": "done",
@@ -119,22 +124,33 @@ def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:
     return lowest <= value and (highest is None or value <= highest)
 
 
-def names_of(paths: object, what: str) -> list[str]:
-    """Return file names as a list.
+def files_of(files: object, what: str, method: str) -> list[Any]:
+    """Return file names as str, and file objects as they are, as a list.
 
     Args:
-        paths: one path or several.
+        files: one or several.
         what: name of the argument, for the message.
+        method: that makes an object a file object: "read" or "write".
 
     Raises:
-        UsageError: paths is neither a file name nor a list of file names.
+        UsageError: it is neither a file nor a list of files, or a file of text.
 
     """
     try:
-        several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)  # type: ignore[call-overload]
-        names = [os.fspath(path) for path in several]
+        one = isinstance(files, str | bytes | os.PathLike) or hasattr(files, method)
+        several: list[Any] = [files] if one else list(files)  # type: ignore[call-overload]
+        found = [file if hasattr(file, method) else os.fsdecode(file) for file in several]
     except TypeError:
-        names = [b""]
-    if not names or not all(isinstance(name, str) and "\0" not in name for name in names):
-        raise UsageError(f"{what}: {paths!r:.80} is neither a file name nor a list of file names")
-    return names
+        found = []
+    if not found or any(isinstance(file, str) and "\0" in file for file in found):
+        raise UsageError(f"{what}: {files!r:.80} is neither a file nor a list of files: give names or file objects")
+    for file in found:
+        if isinstance(file, io.TextIOBase):
+            raise UsageError(f"{name_of(file)}: is a file of text: open it in binary mode ('rb', 'wb')")
+    return found
+
+
+def name_of(file: object) -> str:
+    """Return the name of a file, or of what a file object is, for messages."""
+    name = file if isinstance(file, str) else getattr(file, "name", None)
+    return name if isinstance(name, str) else f"<{type(file).__name__}>"

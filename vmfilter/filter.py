@@ -7,15 +7,19 @@ from contextlib import nullcontext
 
 from vmfilter.errors import UsageError, is_whole
 from vmfilter.frames.levels import DEFAULT_LEVEL, MAX_LEVEL, ON_DOUBT
-from vmfilter.reader import Dump, Path, open_dump
+from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader import Dump, open_dump
 from vmfilter.run import DumpRun, Progress
 from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
+if TYPE_CHECKING:
+    from vmfilter.reader import File
+
 
 def filter_dump(
-    source: Dump | Path | Sequence[Path],
-    output: Path | Sequence[Path],
+    source: Dump | File | Sequence[File],
+    output: File | Sequence[File],
     *,
     level: int = DEFAULT_LEVEL,
     format: str = "kdump",
@@ -99,7 +103,7 @@ def filter_dump(
         dry_run,
         sha256,
     )
-    paths = check(output, form, progress)
+    files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
-        to = Destination(dump, paths, form)
+        to = Destination(dump, files, form)
         return DumpRun(dump, level, True, include_pmem_userdata, progress, on_doubt=on_doubt).write(to)

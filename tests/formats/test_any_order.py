@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tinyvmcore import vmcore
 
-from vmfilter import filter_dump, native, open_dump
+from vmfilter import filter_dump, native
 from vmfilter.cli import main
 from vmfilter.convert import convert_dump
 from vmfilter.formats.flattened import END, RECORD, flattened_header
+from vmfilter.reader import open_dump
 from vmfilter.reader.flattened import FlattenedSource
 from vmfilter.reader.source import PreadSource
 from vmfilter.rearrange import rearrange

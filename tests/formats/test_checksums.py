@@ -13,10 +13,11 @@ from elfbuilder import Elf, Load
 from kdumpbuilder import PAGE, KdumpFile
 from kdumpreader import Kdump
 
-from vmfilter import VmfilterError, filter_dump, open_dump
+from vmfilter import VmfilterError, filter_dump
 from vmfilter.convert import convert_dump
 from vmfilter.errors import NoSpaceError
 from vmfilter.formats.checksum_note import MAGIC
+from vmfilter.reader import open_dump
 from vmfilter.rearrange import rearrange
 from vmfilter.verify import Verification, verify_dump
 from vmfilter.writer.transport.direct_io import DirectWriter

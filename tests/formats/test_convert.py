@@ -28,6 +28,7 @@ from vmfilter.compress import pipeline
 from vmfilter.convert import convert_dump
 from vmfilter.formats.codec import CODECS
 from vmfilter.frames.classes import PageClass
+from vmfilter.reader import open_dump
 from vmfilter.reader.kdump import dump as kdump
 from vmfilter.verify import verify_dump
 
@@ -85,7 +86,7 @@ def test_no_page_is_excluded_for_its_class(tmp_path: Path, level: int) -> None:
     scene.typed("offline", OFFLINE, "offline")
     scene.free(3)
     vmcore = scene.machine.write(tmp_path / "vmcore")
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         dump.header = dump.header._replace(level=level)  # as in a dump from which such pages were excluded before
         found = convert_dump(dump, tmp_path / "out")
     assert set(scene.wanted) <= set(Kdump(tmp_path / "out").kept)
@@ -269,7 +270,7 @@ def test_convert_agrees_with_verify_about_any_damage(tmp_path: Path, data: st.Da
         result = convert_dump(source, out, force=True, threads=1, **form)
     except vmfilter.VmfilterError:
         return
-    with vmfilter.open_dump(source) as dump, vmfilter.open_dump(out) as new:
+    with open_dump(source) as dump, open_dump(out) as new:
         before, after = verify_dump(dump, threads=1), verify_dump(new, threads=1)
     assert after.whole
     assert after.incomplete == result.incomplete
@@ -292,7 +293,7 @@ def test_the_command_counts_all_pages_in_the_new_dump(
     dump, new = tmp_path / "dump", tmp_path / "new"
     vmfilter.filter_dump(real("x86_64-6.12-small"), dump, level=31)  # zero pages are among its pages
     assert main(["convert", *options, str(dump), str(new)]) == 0
-    with vmfilter.open_dump(new) as made:
+    with open_dump(new) as made:
         pages = verify_dump(made).pages
     assert f"{new}: {pages} pages, {os.path.getsize(new)} bytes (" in capsys.readouterr().out
 

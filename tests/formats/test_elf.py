@@ -13,7 +13,8 @@ import pytest
 from elfbuilder import PAGE, PN_XNUM, PT_LOAD, PT_NOTE, Elf, Load, note, prstatus_note, vmcoreinfo_note
 from files import skip_unless_holes_are_known
 
-from vmfilter import Dump, InputError, OutputError, PageClass, filter_dump, open_dump
+from vmfilter import InputError, OutputError, PageClass, filter_dump
+from vmfilter.reader import Dump, open_dump
 from vmfilter.reader import elf as reader_elf
 from vmfilter.reader import notes as reader_notes
 from vmfilter.reader.segments import Loads, SegmentDump, without_overlaps

@@ -16,6 +16,7 @@ from kdumpreader import Kdump
 import vmfilter
 from vmfilter.cli import main
 from vmfilter.convert import convert_dump
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 # With the last one, frames are on both sides of 0x20000000, the beginning of a window of 2^17 frames.
@@ -45,7 +46,7 @@ def test_each_page_keeps_its_frame(tmp_path: Path, phys_base: int) -> None:
         made = Kdump(tmp_path / how)
         assert (made.phys_base, made.max_mapnr, dict(made.pages())) == (phys_base, file.end, file.pages)
         assert made.present == sorted(file.pages.keys() | file.excluded)
-    with vmfilter.open_dump(source) as one, vmfilter.open_dump(tmp_path / "convert") as other:
+    with open_dump(source) as one, open_dump(tmp_path / "convert") as other:
         found = verify_dump(other, one)
     assert (found.compared, found.differing, found.not_compared, found.faults) == (len(file.pages), 0, 0, [])
 
@@ -54,7 +55,7 @@ def test_each_page_keeps_its_frame(tmp_path: Path, phys_base: int) -> None:
 def test_each_page_keeps_its_address_in_elf(tmp_path: Path, phys_base: int) -> None:
     file, out = arm(phys_base), tmp_path / "out"
     convert_dump(file.write(tmp_path / "in"), out, format="elf")
-    with vmfilter.open_dump(out) as elf:
+    with open_dump(out) as elf:
         assert {pfn: elf.read(phys_base + pfn * PAGE, PAGE) for pfn in file.pages} == file.pages
 
 
@@ -117,7 +118,7 @@ def test_memory_before_the_first_frame_is_missing_and_reported(
     made = Kdump(tmp_path / "out")
     assert (made.phys_base, made.status & INCOMPLETE) == (phys_base, INCOMPLETE)
     assert dict(made.pages()) == {pfn - first: page for pfn, page in file.pages.items() if pfn >= first}
-    with vmfilter.open_dump(tmp_path / "out") as dump:
+    with open_dump(tmp_path / "out") as dump:
         assert verify_dump(dump).whole
 
 
@@ -132,7 +133,7 @@ def test_memory_before_the_first_frame_is_counted_beside_what_a_limit_leaves_out
     limit = result.output_size - 3 * PAGE
     assert main(["filter", "-d", "0", "--limit", str(limit), source, out]) == 6
     said = capsys.readouterr().err
-    with vmfilter.open_dump(out) as dump:
+    with open_dump(out) as dump:
         cut_off = len(file.pages) - lost - verify_dump(dump).pages
     assert f"{lost} pages of memory at 0x0-0xffff are missing" in said
     assert f"{cut_off} pages are missing: --limit was reached" in said
@@ -141,7 +142,7 @@ def test_memory_before_the_first_frame_is_counted_beside_what_a_limit_leaves_out
 def test_elf_keeps_memory_before_phys_base(tmp_path: Path) -> None:
     file = by_qemu(tmp_path, 0x10000)
     assert not convert_dump(tmp_path / "in", tmp_path / "out", format="elf").incomplete
-    with vmfilter.open_dump(tmp_path / "out") as dump:
+    with open_dump(tmp_path / "out") as dump:
         assert {pfn: dump.read(pfn * PAGE, PAGE) for pfn in file.pages} == file.pages
 
 
@@ -152,5 +153,5 @@ def test_a_phys_base_after_all_memory_is_not_used(tmp_path: Path) -> None:
     assert not result.incomplete
     made = Kdump(tmp_path / "out")
     assert (made.phys_base, dict(made.pages())) == (0, file.pages)
-    with vmfilter.open_dump(tmp_path / "out") as dump:
+    with open_dump(tmp_path / "out") as dump:
         assert dump.read(0x12345 * PAGE, PAGE) == b"x" * PAGE

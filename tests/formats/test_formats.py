@@ -37,7 +37,7 @@ from scenes import ANON, FILE, Scene
 from scenes import scene as machine_scene
 
 import vmfilter
-from vmfilter import InputError, OutputError, PageClass, VmfilterError, open_dump
+from vmfilter import InputError, OutputError, PageClass, VmfilterError
 from vmfilter.cli import main
 from vmfilter.compress.pipeline import Pages as PackedPages
 from vmfilter.convert import convert_dump
@@ -46,6 +46,7 @@ from vmfilter.formats.elf import Load as PtLoad
 from vmfilter.frames import frame_set
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.kernel.search import vmcoreinfo_of
+from vmfilter.reader import open_dump
 from vmfilter.rearrange import rearrange
 from vmfilter.verify import verify_dump
 from vmfilter.writer.elf import ElfWriter

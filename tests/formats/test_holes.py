@@ -20,6 +20,7 @@ from tinyvmcore import vmcore
 import vmfilter
 from vmfilter.convert import convert_dump
 from vmfilter.info import dump_info
+from vmfilter.reader import open_dump
 from vmfilter.reader.dump import Dump
 from vmfilter.reader.kdump.file import PIECE
 from vmfilter.verify import verify_dump
@@ -106,7 +107,7 @@ def all_of(dump: Dump, size: int) -> tuple[list[tuple[int, int]], list[int]]:
 @pytest.mark.parametrize("form", FORMS)
 def test_only_data_is_read(tmp_path: Path, reads: list[int], form: Form) -> None:
     skip_unless_holes_are_known(tmp_path)
-    with vmfilter.open_dump(form(KdumpFile(PAGES, EXCLUDED), tmp_path)) as dump:
+    with open_dump(form(KdumpFile(PAGES, EXCLUDED), tmp_path)) as dump:
         assert all_of(dump, PAGE) == (runs(PAGES, 0, HIGH * 2), sorted(PAGES.keys() | EXCLUDED))
         assert dump_info(dump, count_codecs=True).classes[vmfilter.PageClass.KERNEL] == len(PAGES)
         found = verify_dump(dump)
@@ -122,7 +123,7 @@ def test_the_bitmaps_of_a_new_dump_have_holes(tmp_path: Path, reads: list[int]) 
     new = (tmp_path / "new").stat()
     assert new.st_size > HIGH // 4
     assert new.st_blocks * 512 < 4 << 20
-    with vmfilter.open_dump(tmp_path / "new") as dump:
+    with open_dump(tmp_path / "new") as dump:
         assert all_of(dump, PAGE) == (runs(PAGES, 0, HIGH * 2), sorted(PAGES.keys() | EXCLUDED))
     assert sum(reads) < 20 << 20
 
@@ -131,7 +132,7 @@ def test_a_stream_leaves_out_holes(tmp_path: Path, reads: list[int]) -> None:
     KdumpFile(PAGES, EXCLUDED).write(tmp_path / "dump")
     convert_dump(tmp_path / "dump", tmp_path / "stream", flatten=True)
     assert (tmp_path / "stream").stat().st_size < 4 << 20
-    with vmfilter.open_dump(tmp_path / "stream") as dump:
+    with open_dump(tmp_path / "stream") as dump:
         assert all_of(dump, PAGE) == (runs(PAGES, 0, HIGH * 2), sorted(PAGES.keys() | EXCLUDED))
     assert sum(reads) < 20 << 20
 
@@ -203,7 +204,7 @@ def test_what_is_found_does_not_depend_on_holes(
     if not known:
         request.getfixturevalue("holes_are_unknown")
     file = scattered(block, (1 << 25) - 3, lost)
-    with vmfilter.open_dump(form(file, tmp_path)) as dump:
+    with open_dump(form(file, tmp_path)) as dump:
         compared(file, dump)
         assert not list(dump.faults())
 
@@ -216,7 +217,7 @@ def test_a_kept_page_in_a_hole_of_bitmap_1_is_found(tmp_path: Path) -> None:
             if at != file.bitmap1 + (1 << 25) // 8:
                 f.seek(at)
                 f.write(data)
-    with vmfilter.open_dump(tmp_path / "dump") as dump:
+    with open_dump(tmp_path / "dump") as dump:
         assert 1 << 25 in all_of(dump, PAGE)[1]
         (fault,) = dump.faults()
     assert f"frame {1 << 25:#x} and 0 more" in fault
@@ -235,14 +236,14 @@ def changed_set(folder: Path, changed: int, bitmap: str, pfn: int) -> list[Path]
 @pytest.mark.parametrize("bitmap", ["bitmap1", "bitmap2"])
 @pytest.mark.parametrize("changed", [0, 1])
 def test_a_bit_of_one_part_in_a_hole_of_another_is_found(tmp_path: Path, bitmap: str, changed: int) -> None:
-    with vmfilter.open_dump(changed_set(tmp_path, changed, bitmap, 1 << 23)) as dump:
+    with open_dump(changed_set(tmp_path, changed, bitmap, 1 << 23)) as dump:
         assert any(f"bitmap {bitmap[-1]} differs" in fault for fault in dump.faults())
 
 
 @pytest.mark.parametrize("changed", [0, 1])
 def test_parts_of_different_dumps_are_refused_if_they_differ_in_a_hole(tmp_path: Path, changed: int) -> None:
     with pytest.raises(vmfilter.InputError, match=f"their bitmaps differ at frame {3 << 23:#x}"):
-        vmfilter.open_dump(changed_set(tmp_path, changed, "bitmap2", 3 << 23))
+        open_dump(changed_set(tmp_path, changed, "bitmap2", 3 << 23))
 
 
 def test_filtering_and_filtering_again_read_and_write_only_what_is_there(tmp_path: Path, reads: list[int]) -> None:

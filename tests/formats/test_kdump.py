@@ -32,6 +32,7 @@ from vmfilter.formats.abi import BE64, LE64
 from vmfilter.formats.uts import Utsname
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
+from vmfilter.reader import open_dump
 from vmfilter.reader.dump import Dump
 from vmfilter.reader.kdump import headers as kdumpheaders
 
@@ -68,7 +69,7 @@ def opened(tmp_path: Path) -> Callable[[KdumpFile | bytes], Dump]:
             path.write_bytes(file)
         else:
             file.write(path)
-        return vmfilter.open_dump(path)
+        return open_dump(path)
 
     return get
 
@@ -774,7 +775,7 @@ def test_a_huge_max_mapnr_is_refused_at_once_in_little_memory(tmp_path: Path) ->
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = good().write(tmp_path / "in")
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         os.truncate(path, good().data + 100)
         with pytest.raises(vmfilter.InputError, match="in: ends at offset"):
             vmfilter.filter_dump(dump, tmp_path / "out", level=0)
@@ -826,7 +827,7 @@ def test_phys_base_of_the_header_replaces_a_missing_one_in_vmcoreinfo(tmp_path: 
     notes = note(b"VMCOREINFO", 0, info)
     for phys_base, status in (moved * PAGE, None), (0, vmfilter.KernelError):
         file = KdumpFile(pages, notes=notes, sub={"phys_base": phys_base})
-        with vmfilter.open_dump(file.write(tmp_path / f"{phys_base}")) as dump:
+        with open_dump(file.write(tmp_path / f"{phys_base}")) as dump:
             found = vmcoreinfo_of(dump)
             assert found is not None
             if status:
@@ -908,7 +909,7 @@ def test_pages_that_cannot_be_read_leave_no_garbage_that_python_has_to_collect(t
     """Python 3.11 can crash when it collects a cycle with a memoryview in use: a failure with its frames is one."""
     path = some_file().write(tmp_path / "dump")
     size = path.stat().st_size
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         os.truncate(path, size - 8 * PAGE)  # after it is opened, so that the pages are not known to be missing
         view = memoryview(bytearray(dump.end))
         gc.collect()
@@ -930,7 +931,7 @@ def test_the_contents_of_each_area_of_a_file_are_named(tmp_path: Path) -> None:
     bitmap2 = k.descriptors - PAGE
     data, size = struct.unpack_from("<QI", k.m, k.descriptors + 24)
     starts = [0, PAGE, bitmap2 - PAGE, bitmap2 + 2, k.descriptors + 24]
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         said = dump.contents_of(0, [*((at, at + 1) for at in starts), (data + size - 1, data + size + 1)])
     assert said == [
         "main header",

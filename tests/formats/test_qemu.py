@@ -12,6 +12,7 @@ from kdumpbuilder import PAGE, PRSTATUS, KdumpFile, some_page
 from kdumpmodel import Model, check_all
 
 import vmfilter
+from vmfilter.reader import open_dump
 
 
 def qemu_file(endian: str, header: str, size: int, *, block: int = PAGE, name: bytes = b"Unknown") -> KdumpFile:
@@ -30,7 +31,7 @@ def test_the_notes_identify_the_machine(
     tmp_path: Path, machine: str, endian: str, header: str, size: int, name: bytes, block: int
 ) -> None:
     file = qemu_file(endian, header, size, name=name, block=block)
-    with vmfilter.open_dump(file.write(tmp_path / "dump")) as dump:
+    with open_dump(file.write(tmp_path / "dump")) as dump:
         assert dump.arch.name == machine
         assert [n.name for n in dump.notes] == [b"CORE", b"CORE", b"QEMU"]
         check_all(dump, Model(file))
@@ -43,7 +44,7 @@ def test_a_file_that_does_not_identify_its_machine_is_refused(tmp_path: Path, no
     file = qemu_file("<", "64", 336)
     file.notes = notes
     with pytest.raises(vmfilter.KernelError, match="does not name its machine"):
-        vmfilter.open_dump(file.write(tmp_path / "dump"))
+        open_dump(file.write(tmp_path / "dump"))
 
 
 def test_a_file_of_zeros_and_garbage_is_refused(tmp_path: Path) -> None:
@@ -55,5 +56,5 @@ def test_a_file_of_zeros_and_garbage_is_refused(tmp_path: Path) -> None:
             damaged[chance.choice((chance.randrange(402, 464), PAGE + chance.randrange(104)))] = chance.randrange(256)
         path = tmp_path / "dump"
         path.write_bytes(damaged)
-        with contextlib.suppress(vmfilter.VmfilterError), vmfilter.open_dump(path) as dump:
+        with contextlib.suppress(vmfilter.VmfilterError), open_dump(path) as dump:
             assert dump.arch.name in ("x86_64", "s390x")

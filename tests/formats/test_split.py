@@ -24,6 +24,7 @@ from splitbuilder import parts_of, whole_file
 import vmfilter
 from vmfilter.arch.x86_64 import ARCH as X86_64
 from vmfilter.formats.abi import LE64
+from vmfilter.reader import open_dump
 from vmfilter.reader.kdump import headers as kdumpheaders
 from vmfilter.reader.kdump.dump import KdumpDump
 
@@ -46,7 +47,7 @@ def written(tmp_path: Path) -> Written:
 
 def refusal(*paths: Path) -> str:
     with pytest.raises(vmfilter.InputError) as refused:
-        vmfilter.open_dump(paths)
+        open_dump(paths)
     message = str(refused.value)
     assert "\n" not in message
     return message
@@ -64,7 +65,7 @@ def refusal(*paths: Path) -> str:
 )
 def test_a_set_is_the_whole_dump(written: Written, cuts: tuple[int, ...]) -> None:
     whole = whole_file(notes=b"")
-    with vmfilter.open_dump(written(parts_of(whole, *cuts))) as dump:
+    with open_dump(written(parts_of(whole, *cuts))) as dump:
         check_all(dump, model_of(whole))
         assert not dump.header.incomplete
 
@@ -72,14 +73,14 @@ def test_a_set_is_the_whole_dump(written: Written, cuts: tuple[int, ...]) -> Non
 @pytest.mark.parametrize("phys_base", [0x40000000, 0x40001000])
 def test_the_frames_of_a_set_are_counted_from_phys_base_on_machines_that_do(written: Written, phys_base: int) -> None:
     whole = whole_file(machine=b"armv7l", header="32 padded", sub={"phys_base": phys_base})
-    with vmfilter.open_dump(written(parts_of(whole, 77, 130))) as dump:
+    with open_dump(written(parts_of(whole, 77, 130))) as dump:
         check_all(dump, model_of(whole, phys_base))
 
 
 def test_the_parts_may_come_in_any_order(written: Written) -> None:
     whole = whole_file(frames=60)
     for paths in permutations(written(parts_of(whole, 20, 40))):
-        with vmfilter.open_dump(paths) as dump:
+        with open_dump(paths) as dump:
             check_all(dump, model_of(whole))
 
 
@@ -88,7 +89,7 @@ def test_reads_may_cross_the_cuts(written: Written, seed: int) -> None:
     chance = random.Random(seed)
     whole = whole_file(seed)
     model = model_of(whole)
-    with vmfilter.open_dump(written(parts_of(whole, 64, 101, 200))) as dump:
+    with open_dump(written(parts_of(whole, 64, 101, 200))) as dump:
         for _ in range(150):
             address, size = chance.randrange(dump.end), chance.choice((1, PAGE, 3 * PAGE + 5, 90 * PAGE))
             assert read(dump, address, size) == model.read(address, size)
@@ -97,7 +98,7 @@ def test_reads_may_cross_the_cuts(written: Written, seed: int) -> None:
 def test_several_threads_read_a_set(written: Written) -> None:
     whole = whole_file(3)
     model = model_of(whole)
-    with vmfilter.open_dump(written(parts_of(whole, 64, 101, 200))) as dump, ThreadPoolExecutor(4) as pool:
+    with open_dump(written(parts_of(whole, 64, 101, 200))) as dump, ThreadPoolExecutor(4) as pool:
         wanted = [(random.Random(i).randrange(dump.end), 7 * PAGE + i) for i in range(100)]
         for (address, size), found in zip(wanted, pool.map(lambda w: read(dump, *w), wanted), strict=True):
             assert found == model.read(address, size)
@@ -110,13 +111,13 @@ def test_each_header_that_has_the_range_is_read(
 ) -> None:
     monkeypatch.setattr(kdumpheaders, "arch_of_uts", lambda path, name: X86_64._replace(abi=LE64._replace(**machine)))
     whole = whole_file(frames=60, endian=endian, header=header, version=version, vmcoreinfo=b"OSRELEASE=6\n")
-    with vmfilter.open_dump(written(parts_of(whole, 20, 41))) as dump:
+    with open_dump(written(parts_of(whole, 20, 41))) as dump:
         check_all(dump, model_of(whole))
 
 
 def test_the_codec_is_that_of_most_pages_of_all_parts_if_no_header_names_it(written: Written) -> None:
     whole = whole_file(codec=lambda pfn: "none" if pfn < 100 else "lzo")
-    with vmfilter.open_dump(written(parts_of(whole, 100, 200))) as dump:
+    with open_dump(written(parts_of(whole, 100, 200))) as dump:
         codec = dump.codec()
         assert codec is not None
         assert codec.name == "lzo"
@@ -125,7 +126,7 @@ def test_the_codec_is_that_of_most_pages_of_all_parts_if_no_header_names_it(writ
 def test_frames_beyond_32_bits(written: Written) -> None:
     frames = [5, (1 << 32) - 1, (1 << 32) + 4]
     whole = KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)})
-    with vmfilter.open_dump(written(parts_of(whole, 1 << 20, (1 << 32) + 2))) as dump:
+    with open_dump(written(parts_of(whole, 1 << 20, (1 << 32) + 2))) as dump:
         assert [dump.read(pfn * PAGE, PAGE) for pfn in frames] == [bytes([i + 1]) * PAGE for i in range(3)]
 
 
@@ -139,7 +140,7 @@ def test_each_part_may_be_wrapped_in_its_own_way(written: Written) -> None:
     stream = (b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0")
     stream += b"".join(struct.pack(">qq", at, len(part)) + part for at, part in records) + struct.pack(">qq", -1, -1)
     second.write_bytes(stream)
-    with vmfilter.open_dump([third, first, second]) as dump:
+    with open_dump([third, first, second]) as dump:
         check_all(dump, model_of(whole))
 
 
@@ -149,7 +150,7 @@ def test_pages_lost_by_one_part(written: Written) -> None:
     lost = {pfn for pfn in whole.pages if 150 <= pfn < 220}
     files = [replace(file, lost={p for p in lost if file.first <= p < file.last}) for file in files]
     assert [bool(file.lost) for file in files] == [False, True, True]
-    with vmfilter.open_dump(written(files)) as dump:
+    with open_dump(written(files)) as dump:
         assert dump.header.incomplete
         check_all(dump, model_of(replace(whole, lost=lost)))
 
@@ -161,7 +162,7 @@ def test_a_truncated_incomplete_part_has_lost_its_end(written: Written) -> None:
     paths = written(files)
     own = [pfn for pfn in sorted(whole.pages) if 101 <= pfn < 203]
     os.truncate(paths[1], files[1].data + 30 * PAGE + 7)
-    with vmfilter.open_dump(paths) as dump:
+    with open_dump(paths) as dump:
         check_all(dump, model_of(replace(whole, lost=set(own[30:]))))
 
 
@@ -170,7 +171,7 @@ def test_several_stretches(written: Written) -> None:
     whole = KdumpFile({pfn: bytes([pfn % 251 + 1]) * PAGE for pfn in spots}, share=True)
     model = model_of(whole)
     for cuts in (STRETCH, 2 * STRETCH), (60, STRETCH + 3), (STRETCH - 7, STRETCH + 7, 2 * STRETCH + 1):
-        with vmfilter.open_dump(written(parts_of(whole, *cuts))) as dump:
+        with open_dump(written(parts_of(whole, *cuts))) as dump:
             assert list(dump.covered(0, dump.end)) == model.covered(0, dump.end)
             for pfn in spots:
                 assert dump.read(pfn * PAGE, PAGE) == whole.pages[pfn]
@@ -193,7 +194,7 @@ def test_a_missing_part_is_lost_if_that_is_allowed(written: Written) -> None:
     whole = whole_file()
     one, two, three = written(parts_of(whole, 100, 200))
     for paths, has in ((one, three), lambda p: not 100 <= p < 200), ((two,), lambda p: 100 <= p < 200):
-        with vmfilter.open_dump(paths, missing_parts=True) as dump:
+        with open_dump(paths, missing_parts=True) as dump:
             assert dump.header.incomplete
             check_all(dump, model_of(replace(whole, lost={pfn for pfn in whole.pages if not has(pfn)})))
 
@@ -202,12 +203,12 @@ def test_no_part_is_needed_for_frames_without_pages(written: Written) -> None:
     whole = whole_file()
     whole.pages = {pfn: page for pfn, page in whole.pages.items() if not 100 <= pfn < 200}
     one, _, three = written(parts_of(whole, 100, 200))
-    with vmfilter.open_dump([one, three]) as dump:
+    with open_dump([one, three]) as dump:
         check_all(dump, model_of(whole))
 
 
 def test_a_set_that_was_written_whole_says_so(written: Written) -> None:
-    with vmfilter.open_dump(written(parts_of(whole_file(), 100))) as dump:
+    with open_dump(written(parts_of(whole_file(), 100))) as dump:
         assert isinstance(dump, KdumpDump)
         assert (len(dump.files), dump.index.missing) == (2, [])
 
@@ -289,7 +290,7 @@ def test_damage_is_reported_with_its_part(written: Written) -> None:
     data = bytearray(two.read_bytes())
     struct.pack_into("<I", data, files[1].descriptor_at(pfn) + 8, PAGE + 1)
     two.write_bytes(data)
-    with vmfilter.open_dump([one, two]) as dump:
+    with open_dump([one, two]) as dump:
         with pytest.raises(vmfilter.InputError, match=f"^{two}: damaged: .*frame {pfn:#x}"):
             dump.read(pfn * PAGE, PAGE)
         before = max(p for p in whole.pages if p < 100)
@@ -299,7 +300,7 @@ def test_damage_is_reported_with_its_part(written: Written) -> None:
 def test_every_file_is_closed(written: Written, tmp_path: Path) -> None:
     paths = written(parts_of(whole_file(), 100, 200))
     for order in (0, 1, 2), (2, 1, 0):
-        with all_closed_again(), vmfilter.open_dump([paths[i] for i in order]) as dump:
+        with all_closed_again(), open_dump([paths[i] for i in order]) as dump:
             assert all(dump.is_file(path.stat()) for path in paths)
             assert not dump.is_file(tmp_path.stat())
         with all_closed_again():
@@ -317,7 +318,7 @@ def test_memory_use_is_that_of_one_part(written: Written) -> None:
     whole = KdumpFile({pfn: bytes([i + 1]) * PAGE for i, pfn in enumerate(frames)})
     paths = written(parts_of(whole, 1 << 20, 1 << 26, 1 << 28))
     tracemalloc.start()
-    with vmfilter.open_dump(paths) as dump:
+    with open_dump(paths) as dump:
         assert [start // PAGE for start, _ in dump.covered(0, dump.end)] == frames
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -22,6 +22,7 @@ from kdumpreader import Kdump
 from splitbuilder import parts_of, whole_file
 
 import vmfilter
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 INPUT, KERNEL, INCOMPLETE = 3, 5, 6
@@ -57,7 +58,7 @@ def test_a_dump_of_vmfilter_is_known_as_truncated_whichever_pages_lie_at_its_end
     for path in paths:
         whole = path.read_bytes()
         path.write_bytes(whole[: 95 * len(whole) // 100])
-        with vmfilter.open_dump(paths) as dump:
+        with open_dump(paths) as dump:
             assert f"truncated at offset {path.stat().st_size:#x}" in dump.truncated
             assert dump.header.incomplete
             kept, held = Kdump(path).kept, sum(end - start for start, end in dump.covered(0, dump.end)) // PAGE
@@ -79,7 +80,7 @@ def test_a_partial_page_is_missing_whatever_the_kernels_page_size(
     whole = Elf([Load(start, b"a" * (1 << 18))], machine=machine, data=data).build()
     for missing in (1, 4096, 4097, 5 * 4096, 1 << 16):
         path.write_bytes(whole[:-missing])
-        with vmfilter.open_dump(path) as dump:
+        with open_dump(path) as dump:
             end = start + (1 << 18) - missing
             assert list(dump.covered(0, dump.end)) == [(start, end - end % largest)]
 
@@ -176,13 +177,13 @@ def test_zero_pages_at_the_end_do_not_hide_missing_data(tmp_path: Path, zeros: i
     file = KdumpFile(pages, share=True, codec=lambda pfn: "none")
     data = file.build()
     (tmp_path / "dump").write_bytes(data[: -20 * PAGE])
-    with vmfilter.open_dump(tmp_path / "dump") as dump:
+    with open_dump(tmp_path / "dump") as dump:
         assert dump.truncated.endswith(f": 20 of {len(pages)} pages are missing, the first at physical address 0x1e000")
         assert list(dump.covered(0, 50 * PAGE)) == [(0, 30 * PAGE)]
         assert dump.read(29 * PAGE, PAGE) == pages[29]
         assert dump.read(9000 * PAGE, PAGE) == bytes(PAGE)
     (tmp_path / "dump").write_bytes(data)
-    with vmfilter.open_dump(tmp_path / "dump") as dump:
+    with open_dump(tmp_path / "dump") as dump:
         assert (dump.truncated, dump.header.incomplete) == ("", False)
 
 
@@ -231,7 +232,7 @@ def test_what_was_sent_of_an_interrupted_stream_is_a_dump(run: Run, tmp_path: Pa
             assert "stream: truncated at offset 0x" in ran.err
             assert f": {64 - len(pages)} of 64 pages are missing" in ran.err
             assert dict(Kdump(tmp_path / "dump").pages()) == pages
-    with standard_input(stream[: sent[9]]), vmfilter.open_dump("-") as dump:
+    with standard_input(stream[: sent[9]]), open_dump("-") as dump:
         assert dump.header.incomplete
         assert list(dump.covered(0, dump.end)) == [(0, 32 * PAGE)]
 
@@ -272,7 +273,7 @@ def test_our_stream_contains_the_pages_of_all_chunks_before_it_breaks_off(run: R
                 dump = Kdump(tmp_path / name)
                 assert (dict(dump.pages()), dump.status & STATUS_INCOMPLETE) == (arrived, STATUS_INCOMPLETE)
             assert Kdump(tmp_path / "rearranged").status & STATUS_INCOMPLETE
-            with vmfilter.open_dump(tmp_path / "rearranged") as dump:
+            with open_dump(tmp_path / "rearranged") as dump:
                 assert dump.header.incomplete
                 assert list(dump.covered(0, dump.end)) == [(0, len(arrived) * PAGE)]
                 assert dump.read(0, len(arrived) * PAGE) == b"".join(arrived.values())
@@ -291,7 +292,7 @@ def test_rearrange_marks_what_arrived_of_makedumpfiles_stream(run: Run, tmp_path
         assert (ran.status, ran.err.count("\n")) == (INCOMPLETE, 1)
         assert "dump is incomplete: standard input: truncated at offset" in ran.err
         pages = 64 if end == len(stream) else 24
-        with vmfilter.open_dump(tmp_path / "dump") as dump:
+        with open_dump(tmp_path / "dump") as dump:
             assert (dump.header.incomplete, dump.truncated) == (True, "")
             assert list(dump.covered(0, dump.end)) == [(0, pages * PAGE)]
             assert dump.read(0, pages * PAGE) == b"".join(file.pages[pfn] for pfn in range(pages))
@@ -307,7 +308,7 @@ def test_rearrange_marks_an_elf_dump_that_broke_off(run: Run, tmp_path: Path, ma
     with standard_input(stream[: -(1 << 17)]):
         ran = run("rearrange", "-q", tmp_path / "dump")
     assert ran.status == INCOMPLETE, ran.err
-    with vmfilter.open_dump(tmp_path / "dump") as dump:
+    with open_dump(tmp_path / "dump") as dump:
         assert dump.header.incomplete
         ((start, end),) = dump.covered(0, dump.end)
         assert start == 0
@@ -329,7 +330,7 @@ def test_an_elf_stream_of_ours_that_breaks_off_contains_the_pages_that_arrived(
     for percent in 10, 50, 99:
         with standard_input(stream[: len(stream) * percent // 100]):
             assert run("rearrange", "-q", "--force", tmp_path / "part").status == INCOMPLETE
-        with vmfilter.open_dump(tmp_path / "part") as part, vmfilter.open_dump(vmcore) as whole:
+        with open_dump(tmp_path / "part") as part, open_dump(vmcore) as whole:
             found = verify_dump(part, whole)
             assert part.header.incomplete
             assert (found.differing, found.damaged) == (0, 0)
@@ -357,7 +358,7 @@ def test_the_stream_of_a_part_that_breaks_off_becomes_a_part_of_the_pages_that_a
         data = stream.read_bytes()
         with standard_input(data[: share * len(data) // 100]):
             assert run("rearrange", "-q", part).status == (0 if share == 100 else INCOMPLETE)
-    with vmfilter.open_dump(parts) as dump:
+    with open_dump(parts) as dump:
         assert dump.header.incomplete
         held = sum(end - start for start, end in dump.covered(0, dump.end)) // PAGE
         assert len(Kdump(parts[0]).kept) // 2 < held < len(Kdump(parts[0]).kept)

@@ -13,9 +13,10 @@ from kdumpbuilder import KdumpFile
 from kdumpreader import Kdump
 from tinyvmcore import vmcore
 
-from vmfilter import filter_dump, open_dump
+from vmfilter import filter_dump
 from vmfilter.arch import arch_of_uts, every_arch, machine_of
 from vmfilter.convert import convert_dump
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 FIELD = 65

@@ -19,6 +19,7 @@ from vmfilter.kernel.memory_model import Section
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.pages.coverage import Gap, Loss, gaps
 from vmfilter.pages.pmem.vmemmap import Sections
+from vmfilter.reader import open_dump
 
 SECTION = 1 << 21  # bytes of a synthetic machine's memory section
 ALONE = 200  # a section far from all others
@@ -27,7 +28,7 @@ VMCORES = sorted({p.name.split(".vmcore")[0] for p in TESTDATA.glob("*.vmcore.zs
 
 
 def gaps_of(path: Path) -> list[Gap]:
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         info = vmcoreinfo_of(dump)
         assert info is not None
         return gaps(dump, Kernel(dump, info))
@@ -46,7 +47,7 @@ def without_memory(number: int = ALONE, **more: object) -> Synthetic:
 
 @pytest.mark.parametrize("name", VMCORES)
 def test_nothing_is_missing_if_nothing_was_plugged_in(real: Callable[[str], Path], name: str) -> None:
-    with vmfilter.open_dump(real(name)) as dump:
+    with open_dump(real(name)) as dump:
         assert dump_info(dump).gaps == []
 
 

@@ -16,6 +16,7 @@ import vmfilter
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.search import understand
+from vmfilter.reader import open_dump
 
 OFFSET = 0x1A400000
 FREE = 1024  # a frame of a section of its own
@@ -47,7 +48,7 @@ def test_what_a_file_from_vmlinux_lacks_comes_from_the_dump(tmp_path: Path, wher
         machine.on_vmcoreinfo = text_at(KERNEL_AT + MIB, machine)
     path = machine.write(tmp_path / "vmcore")
     (tmp_path / "info").write_text(of_vmlinux(machine.info) + f"LENGTH(node_data)={(1 << 63) - 2}\n")
-    with vmfilter.open_dump(path, vmcoreinfo=tmp_path / "info") as dump:
+    with open_dump(path, vmcoreinfo=tmp_path / "info") as dump:
         assert vmfilter.filter_dump(dump, tmp_path / "new").classes[PageClass.FREE] == 16
     dump = Kdump(tmp_path / "new")
     text = dump.m[dump.offset_vmcoreinfo :][: dump.size_vmcoreinfo].decode().splitlines()
@@ -60,7 +61,7 @@ def test_a_file_needs_no_other_vmcoreinfo(tmp_path: Path) -> None:
     machine = machine_of(note=False)
     path = machine.write(tmp_path / "vmcore")
     (tmp_path / "info").write_bytes(machine.info.encode() + b"\0\0")
-    with vmfilter.open_dump(path, vmcoreinfo=tmp_path / "info") as dump:
+    with open_dump(path, vmcoreinfo=tmp_path / "info") as dump:
         assert understand(dump).info.text == machine.info  # type: ignore[union-attr]
         assert vmfilter.filter_dump(dump, tmp_path / "new").classes[PageClass.FREE] == 16
 
@@ -74,7 +75,7 @@ def test_a_line_of_the_file_comes_before_the_notes(run: Run, tmp_path: Path) -> 
     path.write_bytes(data.replace(right.encode(), right.encode()[:-1] + b"1"))
     (tmp_path / "info").write_text(f"OSRELEASE={RELEASE}\n{right}\n")
     for file, free in (None, 0), (tmp_path / "info", 16):
-        with vmfilter.open_dump(path, vmcoreinfo=file) as dump:
+        with open_dump(path, vmcoreinfo=file) as dump:
             assert vmfilter.filter_dump(dump, tmp_path / "new", force=True).classes[PageClass.FREE] == free
 
 
@@ -136,9 +137,9 @@ def test_a_file_and_an_address_contradict_each_other(run: Run, tmp_path: Path) -
     path = machine_of().write(tmp_path / "vmcore")
     assert run("dmesg", "--vmcoreinfo", path, "--vmcoreinfo-at", "0", path).status == 2
     with pytest.raises(vmfilter.UsageError, match="give one of them"):
-        vmfilter.open_dump(path, vmcoreinfo=path, vmcoreinfo_at=0)
+        open_dump(path, vmcoreinfo=path, vmcoreinfo_at=0)
     with pytest.raises(vmfilter.UsageError, match="neither a file name"):
-        vmfilter.open_dump(path, vmcoreinfo=5)  # type: ignore[arg-type]
+        open_dump(path, vmcoreinfo=5)  # type: ignore[arg-type]
 
 
 BOOTED = "OSRELEASE=6.1\nKERNELOFFSET=200000\nSYMBOL(init_uts_ns)=ffffffff81400000\nCRASHTIME=5\n"

@@ -16,13 +16,13 @@ from machines import GIB, MACHINES, MIB, FormTables, Machine
 from scenes import ANON, CACHE, FILE, FREE, HWPOISON, OFFLINE, PRIVATE, USER, Scene, scene
 
 import vmfilter
-from vmfilter import open_dump
 from vmfilter.arch import Root
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
 from vmfilter.pages.classify import Classifier
+from vmfilter.reader import open_dump
 
 EXCLUDED = {0: (), 31: (CACHE, PRIVATE, USER, FREE)}
 EM_PPC64 = 21

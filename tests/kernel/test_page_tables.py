@@ -10,12 +10,11 @@ from elfbuilder import PAGE, Elf, Load
 from kernelbuilder import DIRECT, FLAVOURS, GIB, KERNEL_AT, MIB, TEXT, VMEMMAP, Memory, PageTables, Synthetic
 from tablebuilder import joined
 
-from vmfilter import open_dump
 from vmfilter.arch import Root, arm, x86_64
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
-from vmfilter.reader import Dump
+from vmfilter.reader import Dump, open_dump
 
 SME = 1 << 47
 TABLES_AT = 0x100000

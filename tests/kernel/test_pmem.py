@@ -18,6 +18,7 @@ from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.pmem.info_block import Namespace, fletcher64, parse_info_block
+from vmfilter.reader import open_dump
 from vmfilter.statistics import NamespacePages
 
 PAGE = 4096
@@ -38,7 +39,7 @@ class Machine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with vmfilter.open_dump(path) as dump:
+        with open_dump(path) as dump:
             info = vmcoreinfo_of(dump)
             assert info is not None
             self.kernel, self.info, self._pieces = Kernel(dump, info), info, dump.segments
@@ -79,7 +80,7 @@ class Machine:
             f.write(text.ljust(self.info.file_size, b"\n")[: self.info.file_size])
 
     def found(self) -> tuple[list[tuple[int, int]], list[str]]:
-        with vmfilter.open_dump(self.path) as dump:
+        with open_dump(self.path) as dump:
             info = vmcoreinfo_of(dump)
             assert info is not None
             pmem = find_pmem(dump, PAGE, Kernel(dump, info))
@@ -88,7 +89,7 @@ class Machine:
 
 def patch(path: Path, paddr: int, data: bytes) -> None:
     """Write to the physical memory in a vmcore."""
-    with vmfilter.open_dump(path) as dump, open(path, "r+b") as f:
+    with open_dump(path) as dump, open(path, "r+b") as f:
         load = next(p for p in dump.loads if p.start <= paddr < p.end)
         f.seek(load.offset + paddr - load.start)
         f.write(data)
@@ -194,9 +195,9 @@ def test_device_backed_vmemmap_without_list_or_flag_is_metadata(real: Callable[[
 
 
 def test_namespaces_are_found_by_their_info_blocks(real: Callable[[str], Path]) -> None:
-    with vmfilter.open_dump(real("x86_64-6.12-pmem2")) as dump:
+    with open_dump(real("x86_64-6.12-pmem2")) as dump:
         assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES
-    with vmfilter.open_dump(real("x86_64-6.12-pmem3")) as dump:
+    with open_dump(real("x86_64-6.12-pmem3")) as dump:
         assert find_pmem(dump, PAGE, None).namespaces == NAMESPACES[:2]
 
 
@@ -256,7 +257,7 @@ def test_leftovers_of_a_deleted_namespace_are_not_trusted(machine: Machine, tmp_
     # A valid info block in a part of the device outside all namespaces; its "metadata" would be arbitrary data.
     machine.edit_info(*WITHOUT_LIST)
     stale = PMEM + (700 << 20)
-    with vmfilter.open_dump(machine.path) as dump, open(machine.path, "r+b") as f:
+    with open_dump(machine.path) as dump, open(machine.path, "r+b") as f:
         load = next(p for p in dump.loads if p.start <= stale < p.end)
         f.seek(load.offset + stale + PAGE - load.start)
         f.write(info_block(npfns=16384))
@@ -320,7 +321,7 @@ def test_an_info_block_in_ram_is_page_cache(real: Callable[[str], Path], tmp_pat
 
     vmcore = tmp_path / "vmcore"
     subprocess.run(["cp", "--sparse=always", real("x86_64-6.12-pmem3"), vmcore], check=True)
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         ram = [p.start for p in dump.loads if p.start < PMEM and p.end - p.start > 1 << 20]
     for start in ram:
         patch(vmcore, start + PAGE, info_block(offset=1 << 30, npfns=1 << 24))
@@ -336,7 +337,7 @@ def test_metadata_without_user_data_survives_filtering_again(real: Callable[[str
 
 
 def test_a_pt_load_without_its_flag_is_pmem_too(machine: Machine, tmp_path: Path) -> None:
-    with vmfilter.open_dump(machine.path) as dump:
+    with open_dump(machine.path) as dump:
         number = next(i for i, p in enumerate(dump.loads) if p.flags & 0x10)
     with open(machine.path, "r+b") as f:
         at = 64 + 56 * (number + 1) + 4  # after the ELF header and the PT_NOTE
@@ -352,7 +353,7 @@ def test_a_pt_load_without_its_flag_is_pmem_too(machine: Machine, tmp_path: Path
 def test_a_flagged_pt_load_wins_over_one_that_overlaps_it(tmp_path: Path) -> None:
     plain, marked = Load(PMEM, bytes(4 * PAGE)), Load(PMEM, bytes(4 * PAGE), flags=0x17)
     for loads in [plain, marked], [marked, plain]:
-        with vmfilter.open_dump(Elf(loads).write(tmp_path / "v")) as dump:
+        with open_dump(Elf(loads).write(tmp_path / "v")) as dump:
             classes = bytearray(4)
             dump.mark(PMEM // PAGE, PAGE, memoryview(classes))
             assert set(classes) == {PageClass.PMEM_USERDATA}
@@ -458,7 +459,7 @@ def test_bitmaps_contain_each_page_that_is_kept(
 
 def wipe(path: Path, namespaces: list[Namespace]) -> None:
     """Overwrite a vmcore's info blocks."""
-    with vmfilter.open_dump(path) as dump, open(path, "r+b") as f:
+    with open_dump(path) as dump, open(path, "r+b") as f:
         for namespace in namespaces:
             load = next(p for p in dump.loads if p.start <= namespace.start < p.end)
             f.seek(load.offset + namespace.start - load.start + PAGE)
@@ -605,7 +606,7 @@ def test_the_checksum_is_the_kernels() -> None:
 def test_an_info_block_in_ram_with_data_after_its_metadata_is_only_data(tmp_path: Path) -> None:
     # A PT_LOAD of RAM can contain a copy of an info block, for example in the page cache.
     copy = bytes(PAGE) + info_block() + bytes(8 << 20)
-    with vmfilter.open_dump(Elf([Load(PMEM, copy)]).write(tmp_path / "v")) as dump:
+    with open_dump(Elf([Load(PMEM, copy)]).write(tmp_path / "v")) as dump:
         assert find_pmem(dump, PAGE, None).metadata == []
 
 
@@ -613,7 +614,7 @@ def test_consecutive_namespaces_are_found_wherever_they_begin(tmp_path: Path) ->
     small = info_block(offset=1 << 20, npfns=16)
     space = (bytes(PAGE) + small).ljust((1 << 20) + 16 * PAGE, b"\0")
     load = Load(PMEM, space + space + bytes(PAGE), flags=0x17)
-    with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
+    with open_dump(Elf([load]).write(tmp_path / "v")) as dump:
         assert [n.start - PMEM for n in find_pmem(dump, PAGE, None).namespaces] == [0, len(space)]
 
 
@@ -626,7 +627,7 @@ def test_a_namespace_behind_a_hole_is_found(tmp_path: Path) -> None:
     behind = small + bytes(mib) + small + bytes(4 * mib) + small
     second = PMEM + 9 * mib
     loads = [Load(PMEM, greedy, flags=0x17), Load(second, behind, flags=0x17)]
-    with vmfilter.open_dump(Elf(loads).write(tmp_path / "v")) as dump:
+    with open_dump(Elf(loads).write(tmp_path / "v")) as dump:
         found = [n.start - PMEM for n in find_pmem(dump, PAGE, None).namespaces]
     assert found == [9 * mib, 12 * mib, 18 * mib]
 
@@ -658,7 +659,7 @@ def test_a_namespace_in_a_section_of_ram_is_known_by_the_list(tmp_path: Path) ->
 
 def test_a_namespace_that_ends_outside_its_pt_load_is_ignored(tmp_path: Path) -> None:
     load = Load(PMEM, (bytes(PAGE) + info_block()).ljust(8 << 20, b"\0"), flags=0x17)
-    with vmfilter.open_dump(Elf([load]).write(tmp_path / "v")) as dump:
+    with open_dump(Elf([load]).write(tmp_path / "v")) as dump:
         assert find_pmem(dump, PAGE, None).namespaces == []
 
 

@@ -17,6 +17,7 @@ from vmfilter.frames.classes import PageClass
 from vmfilter.kernel import witnesses
 from vmfilter.kernel.memory_model import SparseMemory
 from vmfilter.kernel.search import understand, vmcoreinfo_of
+from vmfilter.reader import open_dump
 
 # A few dozen frames change hands between the copy of kpageflags and the panic. The program that made the copy exits,
 # and its pages wait on per-CPU lists; other pages were about to be put on an LRU list, and are on it by then.
@@ -85,7 +86,7 @@ def test_every_page_of_another_machine_is_right(real: Callable[[str], Path], tmp
     vmfilter.filter_dump(real(name), tmp_path / "dump", level=1)
     dump = Kdump(tmp_path / "dump")
     assert len(dump.kept) == len(dump.present) > 4000
-    with vmfilter.open_dump(real(name)) as source:
+    with open_dump(real(name)) as source:
         first = dump.phys_base // dump.block_size if source.arch.counts_from_ram else 0
         for i, (pfn, content) in enumerate(dump.pages()):
             if i % 16 == 0 or content.strip(b"\0"):
@@ -94,7 +95,7 @@ def test_every_page_of_another_machine_is_right(real: Callable[[str], Path], tmp
 
 @pytest.mark.parametrize("name", [*(row[0] for row in OTHER_MACHINES), "arm64-6.12", "loongarch64-7.2", "riscv64-6.12"])
 def test_registers_have_the_size_that_identifies_the_machine(real: Callable[[str], Path], name: str) -> None:
-    with vmfilter.open_dump(real(name)) as dump:
+    with open_dump(real(name)) as dump:
         sizes = {note.size for note in dump.notes if (note.name, note.kind) == (b"CORE", 1)}
         assert sizes == {dump.arch.prstatus_size}
 
@@ -150,7 +151,7 @@ def test_a_hwpoisoned_page_is_in_no_dump(real: Callable[[str], Path], tmp_path: 
 def test_five_levels_of_page_tables_are_really_walked(real: Callable[[str], Path]) -> None:
     from vmfilter.kernel.kernel import Kernel
 
-    with vmfilter.open_dump(real("x86_64-6.12-la57")) as dump:
+    with open_dump(real("x86_64-6.12-la57")) as dump:
         info = vmcoreinfo_of(dump)
         assert info is not None
         assert info.number("pgtable_l5_enabled") == 1
@@ -247,7 +248,7 @@ def test_drgn_finds_the_kernels_name_by_its_virtual_address(
 
     vmcore = real(name)
     vmfilter.filter_dump(vmcore, tmp_path / "dump")
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         info = vmcoreinfo_of(dump)
     assert info is not None
     prog = drgn.Program()
@@ -276,7 +277,7 @@ def test_each_form_of_page_tables_is_really_there(
 ) -> None:
     from vmfilter.kernel.kernel import Kernel
 
-    with vmfilter.open_dump(real(name)) as dump:
+    with open_dump(real(name)) as dump:
         info = vmcoreinfo_of(dump)
         assert info is not None
         kernel = Kernel(dump, info)
@@ -299,7 +300,7 @@ def test_memory_sections_are_found_if_a_part_of_their_array_is_missing(
     real: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a file whose zero pages were excluded: the array of roots has many."""
-    with vmfilter.open_dump(real("x86_64-6.12-small")) as dump:
+    with open_dump(real("x86_64-6.12-small")) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         model = kernel.memory_model
@@ -326,7 +327,7 @@ def test_cpus_that_run_the_kernel_are_known_by_their_page_tables(
     real: Callable[[str], Path], name: str, cpus: int
 ) -> None:
     """A process has tables of its own, which strip.py removes. No dump of arm64 contains TTBR."""
-    with vmfilter.open_dump(real(name)) as dump:
+    with open_dump(real(name)) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         assert witnesses.cpus_of(dump, kernel) == cpus
@@ -340,7 +341,7 @@ def test_a_capture_kernel_that_hung_is_not_taken_for_the_crashed_one(real: Calla
     assert ran.out.endswith("Kernel panic - not syncing: sysrq triggered crash\n")
     assert f"the one at {crashed} (6.12.95: manages about 122 MiB) is used" in ran.err
     assert f"{capturing} (6.12.95: manages about 60 MiB)" in ran.err
-    with vmfilter.open_dump(path) as dump, vmfilter.open_dump(path, vmcoreinfo_at=int(capturing, 0)) as other:
+    with open_dump(path) as dump, open_dump(path, vmcoreinfo_at=int(capturing, 0)) as other:
         kernels = [kernel for d in (dump, other) if (kernel := understand(d).kernel)]
         for witness, speaks in ((witnesses._managed, True), (witnesses.cpus_of, False), (witnesses._log_end, True)):
             said = [witness(dump, kernel) for kernel in kernels]
@@ -366,7 +367,7 @@ def test_vmcoreinfo_that_is_not_the_kernels_changes_no_page(
     vmcore, vmcoreinfo = real("x86_64-6.12-small"), None
     vmfilter.filter_dump(vmcore, tmp_path / "right")
     data = bytearray(vmcore.read_bytes())
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         info, first = vmcoreinfo_of(dump), min(load.offset for load in dump.loads)
     assert info is not None
     place = slice(info.file_offset, info.file_offset + info.file_size)
@@ -385,9 +386,9 @@ def test_vmcoreinfo_that_is_not_the_kernels_changes_no_page(
         of_the_image = re.sub(rb"SYMBOL\(\w+\)=ffff(?!ffff)\w+\n", b"", as_of_vmlinux(text))
         vmcoreinfo.write_bytes(of_the_image)
     (tmp_path / "vmcore").write_bytes(data)
-    with vmfilter.open_dump(tmp_path / "vmcore", vmcoreinfo=vmcoreinfo) as dump:
+    with open_dump(tmp_path / "vmcore", vmcoreinfo=vmcoreinfo) as dump:
         vmfilter.filter_dump(dump, tmp_path / "new")
     assert Kdump(tmp_path / "new").kept == Kdump(tmp_path / "right").kept
-    with vmfilter.open_dump(tmp_path / "new") as dump:
+    with open_dump(tmp_path / "new") as dump:
         told = understand(dump)
         assert sorted(told.info.text.splitlines()) == sorted(text.decode().splitlines())  # type: ignore[union-attr]

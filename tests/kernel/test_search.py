@@ -18,9 +18,10 @@ from machines import MACHINES, MIB
 from tinyvmcore import vmcore
 
 import vmfilter
-from vmfilter import native, open_dump
+from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.kernel.search import search_kernel, understand
+from vmfilter.reader import open_dump
 from vmfilter.reader.source import PreadSource
 
 HEAD = 24  # bytes of a VMCOREINFO note before its text

@@ -20,7 +20,7 @@ from vmfilter.formats.elf import ELF64
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.witnesses import cpus_of
 from vmfilter.measure.mem_usage import memory_usage
-from vmfilter.reader import Note
+from vmfilter.reader import Note, open_dump
 
 OTHER_AT = KERNEL_AT + 32 * MIB
 TEXT_AT = 8 * MIB  # where the other kernel's text is: before the machine's own
@@ -91,7 +91,7 @@ def qemu_note(cr3: int) -> bytes:
 
 def found(path: Path) -> tuple[str, list[str]]:
     """Return the release of the kernel that is taken, and the warnings."""
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         said = understand(dump)
         assert said.kernel is not None
         return said.kernel.uts.release.decode(), said.warnings
@@ -163,7 +163,7 @@ def test_a_kernel_alone_is_taken_without_a_word(tmp_path: Path) -> None:
     machine.on_vmcoreinfo = place
     path = machine.write(tmp_path / "vmcore")
     assert found(path) == (RUNNING, [])
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         assert understand(dump).info.text.endswith(at_the_crash)  # type: ignore[union-attr]
 
 
@@ -190,7 +190,7 @@ def test_an_address_chooses(run: Run, tmp_path: Path) -> None:
         assert ("no VMCOREINFO begins at physical address" if status == 0 else "is not an address") in ran.err
     with (
         pytest.raises(vmfilter.KernelError, match="no VMCOREINFO begins"),
-        vmfilter.open_dump(path, vmcoreinfo_at=4) as d,
+        open_dump(path, vmcoreinfo_at=4) as d,
     ):
         memory_usage(d)
 
@@ -310,7 +310,7 @@ def test_a_note_that_does_not_prove_itself_is_passed_over(run: Run, tmp_path: Pa
     for form in "kdump", "elf":
         ran = run("filter", "-q", "--format", form, path, tmp_path / form)
         assert (ran.status, ran.err.count("passed over")) == (0, 1)
-        with vmfilter.open_dump(tmp_path / form) as dump:
+        with open_dump(tmp_path / form) as dump:
             notes = b"".join(dump.read_file(start, size) for start, size in dump.note_parts)
             assert notes == note(b"VMCOREINFO", 0, machine.info.encode()) + AROUND[0] + AROUND[1]
             assert (understand(dump).info.text, understand(dump).warnings) == (machine.info, [])  # type: ignore[union-attr]
@@ -318,7 +318,7 @@ def test_a_note_that_does_not_prove_itself_is_passed_over(run: Run, tmp_path: Pa
 
 def test_without_a_better_text_the_error_is_the_notes(tmp_path: Path) -> None:
     _, path = with_wrong_note(unrelocated, tmp_path, text_in_memory=False)
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         assert "do not lead to its name" in str(understand(dump).error)
 
 
@@ -326,7 +326,7 @@ def test_a_dump_of_xen_is_named_if_its_kernel_is_not_found(tmp_path: Path) -> No
     machine = Synthetic(FLAVOURS["6.12"], note=False)
     path = machine.write(tmp_path / "vmcore")
     with_notes(path, note(b"VMCOREINFO", 0, unrelocated(machine.info).encode()) + note(b"VMCOREINFO_XEN", 0, b"x=1\n"))
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         assert "the machine ran Xen" in str(understand(dump).error)
 
 
@@ -336,7 +336,7 @@ def test_the_memory_of_an_incomplete_dump_is_not_searched(tmp_path: Path) -> Non
     data = bytearray(path.read_bytes())
     data[48] |= 1  # e_flags: incomplete
     path.write_bytes(data)
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         assert "do not lead to its name" in str(understand(dump).error)
 
 
@@ -369,7 +369,7 @@ def test_the_first_table_of_pae_begins_anywhere_in_a_page(tmp_path: Path) -> Non
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(struct.pack("<Q", table | 0x18).rjust(424, b"\0"))  # as in qemu_note()
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         dump.notes.append(Note(b"QEMU", 0, size, 424, size))

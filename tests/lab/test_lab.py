@@ -27,6 +27,7 @@ from vmfilter.convert import convert_dump
 from vmfilter.info import dump_info
 from vmfilter.kernel.log import KernelLog, Record
 from vmfilter.kernel.search import understand
+from vmfilter.reader import open_dump
 from vmfilter.report.log import log_lines
 
 WITH_REFERENCE = ["x86-6.12", "x86-7.2", "x86-pmem3"]
@@ -158,7 +159,7 @@ def test_filtering_again_excludes_exactly_the_metadata(lab: Callable[[str], Path
 
 @pytest.mark.parametrize("name", [*WITH_REFERENCE, "x86-pmem2"])
 def test_no_memory_is_reported_missing(lab: Callable[[str], Path], name: str) -> None:
-    with vmfilter.open_dump(lab(name)) as dump:
+    with open_dump(lab(name)) as dump:
         assert dump_info(dump).gaps == []
 
 
@@ -417,7 +418,7 @@ LAST_LINES = {
 
 
 def log_of(path: Path) -> tuple[list[Record], list[str]]:
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         log = KernelLog(kernel)

@@ -14,6 +14,7 @@ from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.poison import poisoned_pages
 from vmfilter.kernel.search import understand
 from vmfilter.pages import classify
+from vmfilter.reader import open_dump
 
 MACHINES = ["x86-6.12", "x86-7.2", "x86-pmem2", "x86-pmem3", "arm64-6.12", "ppc64-6.12"]
 
@@ -47,7 +48,7 @@ def test_as_many_poisoned_pages_are_found_as_the_kernel_counts(
     lab: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     found = vmfilter.filter_dump(lab(name), tmp_path / "dump", dry_run=True).classes[PageClass.HWPOISON]
-    with vmfilter.open_dump(lab(name)) as dump:
+    with open_dump(lab(name)) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         assert poisoned_pages(kernel) == found

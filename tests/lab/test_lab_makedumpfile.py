@@ -16,6 +16,7 @@ from kdumpreader import Kdump
 
 import vmfilter
 from vmfilter.kernel.search import understand
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 pytestmark = pytest.mark.lab
@@ -193,7 +194,7 @@ def test_the_log_is_the_same(files: dict[str, Path], tmp_path: Path) -> None:
 def test_the_log_since_it_was_cleared_is_the_same(files: dict[str, Path], tmp_path: Path) -> None:
     vmcore, seq = tmp_path / "vmcore", 300
     subprocess.run(["cp", "--sparse=always", files["VMCORE"], vmcore], check=True)
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         symbol, val = kernel.info.symbol("clear_seq"), kernel.info.offset("latched_seq.val")
@@ -234,6 +235,6 @@ def test_makedumpfile_passes_over_our_checksums_and_its_copies_are_not_believed(
     words = [str(files.get(word, word)) for word in line.split()]
     with open(tmp_path / "FLAT", "rb") as stream:
         subprocess.run([*PEER, *words], cwd=tmp_path, stdin=stream, capture_output=True, check=True)
-    with vmfilter.open_dump(tmp_path / "dump") as dump:
+    with open_dump(tmp_path / "dump") as dump:
         found = verify_dump(dump)
     assert (found.whole, found.covered) == (True, covered)

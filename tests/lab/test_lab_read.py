@@ -12,6 +12,7 @@ import pytest
 from judges import LAB, peer_is_here
 
 import vmfilter
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 pytestmark = pytest.mark.lab
@@ -35,13 +36,13 @@ def test_a_split_set_of_makedumpfile_is_its_whole_dump(
     # Blocks of 4 MiB: makedumpfile's default is larger than this vmcore, and would put everything into the first part.
     parts = [tmp_path / f"part{i}" for i in range(3)]
     makedumpfile("--split", "--splitblock-size", 4096, codec, "-d", 31, vmcore, *parts)
-    with vmfilter.open_dump(tmp_path / "whole") as whole:
+    with open_dump(tmp_path / "whole") as whole:
         for order in permutations(parts):
-            with vmfilter.open_dump(order) as dump:
+            with open_dump(order) as dump:
                 found = verify_dump(dump, whole)
                 assert (found.whole, found.compared) == (True, found.pages)
-        with vmfilter.open_dump(parts) as dump, vmfilter.open_dump(vmcore) as original:
+        with open_dump(parts) as dump, open_dump(vmcore) as original:
             assert verify_dump(whole, dump).not_compared == 0
             assert verify_dump(dump, original).compared == found.pages
     with pytest.raises(vmfilter.InputError, match="a part of the split set is missing"):
-        vmfilter.open_dump(parts[1:])
+        open_dump(parts[1:])

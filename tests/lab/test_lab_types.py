@@ -17,11 +17,11 @@ from command import Run
 from judges import LAB, VMCORES, debug_vmlinux, peer_is_here
 from unpack import unpack_sparse
 
-import vmfilter
 from vmfilter.crash.unwind_x86 import frames
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.btf import Kind
 from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.reader import open_dump
 from vmfilter.report.types import struct_json
 
 pytestmark = pytest.mark.lab
@@ -59,7 +59,7 @@ def test_structures_are_drgns(lab: Lab, run: Run) -> None:
     program = drgn.Program()
     program.set_core_dump(lab("x86-6.12"))
     program.load_debug_info([str(vmlinux)])
-    with vmfilter.open_dump(lab("x86-6.12")) as dump:
+    with open_dump(lab("x86-6.12")) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         btf = debug_info(kernel).need_structures().btf
@@ -136,7 +136,7 @@ def test_frames_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> Non
 
 def test_orc_leads_through_an_nmi(lab: Lab) -> None:
     """The other CPU of x86-6.12 was stopped by an NMI. crash finds exc_nmi here on its stack."""
-    with vmfilter.open_dump(lab("x86-6.12")) as dump:
+    with open_dump(lab("x86-6.12")) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         info = debug_info(kernel)

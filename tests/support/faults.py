@@ -27,6 +27,7 @@ from tinyvmcore import vmcore
 
 import vmfilter
 from vmfilter.errors import VmfilterError
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -266,8 +267,8 @@ class Laboratory:
 
     def _has_all_pages(self, fault: Fault) -> bool:
         with (
-            vmfilter.open_dump(self._sources[FORMS[fault.form][0]]) as source,
-            vmfilter.open_dump(self._out / "one") as dump,
+            open_dump(self._sources[FORMS[fault.form][0]]) as source,
+            open_dump(self._out / "one") as dump,
         ):
             found = verify_dump(dump, source)
         return found.whole and not (found.differing or dump.header.incomplete)
@@ -275,11 +276,11 @@ class Laboratory:
     def _judge_incomplete(self, fault: Fault) -> str:
         source_path = self._sources[FORMS[fault.form][0]]
         paths = sorted(path for path in self._out.iterdir() if path.name in ("one", "two"))
-        with vmfilter.open_dump(paths) as dump:
+        with open_dump(paths) as dump:
             assert dump.header.incomplete or dump.truncated
             found = verify_dump(dump)
         assert not found.damaged
-        with vmfilter.open_dump(source_path) as source, vmfilter.open_dump(paths) as dump:
+        with open_dump(source_path) as source, open_dump(paths) as dump:
             found = verify_dump(dump, source)
         assert not found.differing
         return "incomplete, and marked so"

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from elfbuilder import PAGE, PT_LOAD, Elf, Load
 from machines import FormTables, Machine
 
-from vmfilter import Dump, open_dump
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
+from vmfilter.reader import Dump, open_dump
 
 TEXT = 0xFFFFFFFF80000000  # __START_KERNEL_map
 DIRECT = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}  # page_offset_base, by number of levels

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from elfbuilder import Elf, Load, vmcoreinfo_note
 
-from vmfilter import Dump, open_dump
 from vmfilter.arch import Root
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
 from vmfilter.kernel.search import vmcoreinfo_of
+from vmfilter.reader import Dump, open_dump
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 EM_AARCH64, EM_RISCV, EM_LOONGARCH = 183, 243, 258

@@ -9,20 +9,9 @@ import pytest
 from kdumpbuilder import PAGE, KdumpFile
 
 import vmfilter
-from vmfilter.convert import convert_dump
 from vmfilter.frames.levels import parse_level
-from vmfilter.verify import verify_dump
 
-
-class Unnamed:
-    def __fspath__(self) -> bytes:
-        return b"name"
-
-    def __repr__(self) -> str:
-        return "Unnamed"
-
-
-NO_PATHS: list[Any] = [None, 5, b"name", [], [None], [b"name"], "na\0me", Unnamed(), [["name"]]]
+NO_PATHS: list[Any] = [None, 5, [], [None], "na\0me", b"na\0me", [["name"]], {}]
 WRONG: list[dict[str, Any]] = [
     *({"format": v} for v in ("x", "", "ELF", None, 5, ["kdump"])),
     *({"compress": v} for v in ("x", "", "zlib:0", "zlib:x", "lzo:1", 5, b"zlib", ["zlib"])),
@@ -35,7 +24,7 @@ WRONG: list[dict[str, Any]] = [
     {"format": "elf", "output": ["new", "other"]},
 ]
 WRONG_FILTER: list[dict[str, Any]] = [
-    *({"level": v} for v in (64, -1, 1.5, "31", None, True, [31])),
+    *({"level": v} for v in (64, -1, 1.5, "x", None, True, [31])),
     *({"limit": v} for v in (0, -1, 1.5, "4M", True)),
     {"output": ["new", "other"], "limit": 1 << 20},
 ]
@@ -59,7 +48,7 @@ def test_an_invalid_argument_of_filter_dump(dump: Path, arguments: dict[str, Any
 @pytest.mark.parametrize("arguments", WRONG, ids=repr)
 def test_an_invalid_argument_of_convert_dump(dump: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(vmfilter.UsageError):
-        convert_dump(dump, **({"output": "new"} | arguments))
+        vmfilter.convert_dump(dump, **({"output": "new"} | arguments))
     assert list(dump.parent.iterdir()) == [dump]
 
 
@@ -75,13 +64,13 @@ def test_an_argument_is_refused_before_the_dump_is_opened() -> None:
     with pytest.raises(vmfilter.UsageError, match="dump level 64"):
         vmfilter.filter_dump("not there", "new", level=64)
     with pytest.raises(vmfilter.UsageError, match="codec 'x'"):
-        convert_dump("not there", "new", compress="x")
+        vmfilter.convert_dump("not there", "new", compress="x")
 
 
 @pytest.mark.parametrize("threads", [0, 1.5, "4"])
 def test_an_invalid_argument_of_verify_dump(dump: Path, threads: Any) -> None:
     with vmfilter.open_dump(dump) as opened, pytest.raises(vmfilter.UsageError):
-        verify_dump(opened, threads=threads)
+        vmfilter.verify_dump(opened, threads=threads)
 
 
 @pytest.mark.parametrize("level", ["64", "x", "", "zero,"])

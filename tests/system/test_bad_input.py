@@ -26,6 +26,7 @@ from tinyvmcore import INFO, MAP, _notes, vmcore
 import vmfilter
 from vmfilter.cli import main
 from vmfilter.kernel.search import understand
+from vmfilter.reader import open_dump
 
 INPUT, OUTPUT, KERNEL, INCOMPLETE = 3, 4, 5, 6
 EM_SPARC, EM_MIPS = 2, 8
@@ -251,7 +252,7 @@ def test_a_truncated_file_is_refused_if_the_level_needs_more_than_it_contains(ru
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(source: Path, folder: Path) -> None:
-    with vmfilter.open_dump(source) as dump:
+    with open_dump(source) as dump:
         os.truncate(source, len(GOOD) - 8 * PAGE)
         with pytest.raises(vmfilter.InputError, match="vmcore: ends at offset"):
             vmfilter.filter_dump(dump, folder / "dump", level=0)
@@ -440,7 +441,7 @@ def test_sections_in_a_loop_of_tables_end(run: Run, source: Path) -> None:
         memory[page : page + PAGE] = struct.pack("<512Q", *[value] * 512)
     elf.loads[0].data = bytes(memory)
     elf.write(source)
-    with vmfilter.open_dump(source) as dump:
+    with open_dump(source) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         sections = sum(len(numbers) for numbers, _ in kernel.memory_model.runs())

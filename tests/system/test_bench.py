@@ -12,7 +12,7 @@ from cases import TARGETS, Case, Target, dumps
 from report import figures, targets
 from tinyvmcore import vmcore
 
-import vmfilter
+from vmfilter.reader import open_dump
 
 BENCH = Path(__file__).parent.parent.parent / "bench"
 
@@ -54,7 +54,7 @@ def test_cases_are_listed_without_a_vmcore() -> None:
 def test_noise_replaces_pages_of_processes_only(tmp_path: Path) -> None:
     old = vmcore().write(tmp_path / "old")
     subprocess.run([sys.executable, BENCH / "noise.py", old, "100", tmp_path / "new"], check=True, capture_output=True)
-    with vmfilter.open_dump(old) as before, vmfilter.open_dump(tmp_path / "new") as after:
+    with open_dump(old) as before, open_dump(tmp_path / "new") as after:
         memory = [at for at in range(0, before.end, 4096) if before.read(at, 4096)]
         changed = {at // 4096 for at in memory if before.read(at, 4096) != after.read(at, 4096)}
     assert changed == {56, 57, 58, 59}

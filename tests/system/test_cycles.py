@@ -20,6 +20,7 @@ from vmfilter.convert import convert_dump
 from vmfilter.errors import InputError, OutputError, VmfilterError, without_frames
 from vmfilter.info import dump_info
 from vmfilter.measure.mem_usage import memory_usage
+from vmfilter.reader import open_dump
 from vmfilter.writer.transport.direct_io import DirectWriter
 from vmfilter.writer.transport.stream import StreamSink
 
@@ -69,7 +70,7 @@ def damaged(tmp_path: Path) -> Path:
     """A dump, three of whose page descriptors give a size that no page has."""
     path = tmp_path / "damaged"
     vmfilter.filter_dump(vmcore().write(tmp_path / "vmcore"), path, level=1, compress="zlib")
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         part, *_ = next(iter(dump.index.parts_of(0, 64)))  # type: ignore[attr-defined]
     with open(path, "r+b") as file:
         for page in 9, 20, 21:
@@ -150,7 +151,7 @@ def test_of_a_kernel_that_is_not_understood(tmp_path: Path) -> None:
         INFO.replace(b"SYMBOL(swapper_pg_dir)=ffffffff80001000", b"SYMBOL(swapper_pg_dir)=ffffffff8000f000")
     )
     path = source.write(tmp_path / "vmcore")
-    with no_exception_for_the_collector(), vmfilter.open_dump(path) as dump:
+    with no_exception_for_the_collector(), open_dump(path) as dump:
         assert attempt(vmfilter.filter_dump, dump, tmp_path / "dump")
         assert attempt(memory_usage, dump)
         assert dump_info(dump).warnings

@@ -17,6 +17,7 @@ from schema import valid
 import vmfilter
 from vmfilter.frames.classes import PageClass
 from vmfilter.measure.mem_usage import memory_usage
+from vmfilter.reader import open_dump
 from vmfilter.report.text import CLASS_NAMES
 
 SMALL = "x86_64-6.12-small"
@@ -96,7 +97,7 @@ def test_runs_add_up_to_the_counts(real: Callable[[str], Path], tmp_path: Path, 
 
 def test_one_byte_is_found(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
     vmfilter.filter_dump(real(SMALL), tmp_path / "a", format="elf")
-    with vmfilter.open_dump(tmp_path / "a") as dump:
+    with open_dump(tmp_path / "a") as dump:
         load = next(p for p in dump.loads if p.end - p.start > 1 << 20)
     data = bytearray((tmp_path / "a").read_bytes())
     data[load.offset + (1 << 20) - 5] ^= 1
@@ -142,7 +143,7 @@ def test_dumps_of_two_page_sizes_are_not_compared(real: Callable[[str], Path], r
 
 def test_hwpoisoned_pages_are_not_read(real: Callable[[str], Path], run: Run) -> None:
     vmcore = real("x86_64-6.12-hvo")
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         classes = memory_usage(dump).classes
     data = json.loads(run("diff", "--json", vmcore, vmcore).out)
     assert data["same"]
@@ -153,7 +154,7 @@ def test_hwpoisoned_pages_are_not_read(real: Callable[[str], Path], run: Run) ->
 def test_a_page_that_cannot_be_read_differs_from_itself(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
     vmfilter.filter_dump(real(SMALL), tmp_path / "a", compress="none")
     data = bytearray((tmp_path / "a").read_bytes())
-    with vmfilter.open_dump(tmp_path / "a") as dump:
+    with open_dump(tmp_path / "a") as dump:
         frames = (pfn for a, b in dump.covered(0, dump.end) for pfn in range(a >> 12, b >> 12))
         descriptors = ((pfn, bytes(dump.fetch(pfn << 12, 1).descriptors[:16])) for pfn in frames)
         pfn, descriptor = next(one for one in descriptors if data.count(one[1]) == 1)  # not that of all zero pages

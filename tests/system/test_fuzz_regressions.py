@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from vmfilter import open_dump
 from vmfilter.errors import KernelError, VmfilterError
 from vmfilter.kernel.search import understand
+from vmfilter.reader import open_dump
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 sys.path.append(str(FUZZ))

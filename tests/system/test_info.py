@@ -17,6 +17,7 @@ import vmfilter
 from vmfilter.frames.classes import PageKind
 from vmfilter.frames.levels import level_names, parse_level
 from vmfilter.info import dump_info
+from vmfilter.reader import open_dump
 
 
 def rows(text: str) -> dict[str, str]:
@@ -114,9 +115,9 @@ def test_an_incomplete_dump_says_what_it_contains_of_the_kernel(
     small = real("x86_64-6.12-small")
     whole = vmfilter.filter_dump(small, tmp_path / "whole")
     cut = vmfilter.filter_dump(small, tmp_path / "cut", limit=whole.output_size * 6 // 10)
-    with vmfilter.open_dump(tmp_path / "whole") as dump:
+    with open_dump(tmp_path / "whole") as dump:
         assert not dump_info(dump).remains
-    with vmfilter.open_dump(tmp_path / "cut") as dump:
+    with open_dump(tmp_path / "cut") as dump:
         found = dump_info(dump).remains
     assert {kind: r.all for kind, r in found.items()} == whole.kinds
     assert found[PageKind.SLAB].held == found[PageKind.SLAB].all > 0

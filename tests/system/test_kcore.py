@@ -11,7 +11,7 @@ import pytest
 from elfbuilder import PAGE, Elf, Load, vmcoreinfo_note
 
 import vmfilter
-from vmfilter.reader import kcore
+from vmfilter.reader import kcore, open_dump
 from vmfilter.reader import open as reader
 from vmfilter.reader.kcore import KcoreDump
 from vmfilter.reader.source import PreadSource
@@ -52,7 +52,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
         monkeypatch.setattr(kcore, "IOMEM", str(tmp_path / "iomem"))
         if iomem is not None:
             (tmp_path / "iomem").write_text(iomem)
-        dump = vmfilter.open_dump(path)
+        dump = open_dump(path)
         assert isinstance(dump, KcoreDump)
         return dump
 
@@ -79,7 +79,7 @@ def test_without_a_crash_kernel_all_memory_is_present(opened: Opened) -> None:
 def test_other_files_are_not_the_running_system(opened: Opened, tmp_path: Path) -> None:
     opened().close()
     copy = Elf(KCORE).write(tmp_path / "copy")
-    with vmfilter.open_dump(copy) as dump:
+    with open_dump(copy) as dump:
         assert dump.read(0x101000, PAGE) == pages(11)
 
 
@@ -117,7 +117,7 @@ def test_unreadable_pages_are_lost(opened: Opened, monkeypatch: pytest.MonkeyPat
         assert dump.read(0x1FF0, 16) == bytes([2]) * 16
         result = vmfilter.filter_dump(dump, tmp_path / "out", level=0)
     assert (result.lost, result.unreadable_at, result.incomplete) == (1, [(0x2000, 0x3000)], True)
-    with vmfilter.open_dump(tmp_path / "out") as new:
+    with open_dump(tmp_path / "out") as new:
         assert list(new.covered(0, new.end)) == [(0x1000, 0x2000), (0x3000, 0x4000), *OTHERS]
 
 
@@ -143,7 +143,7 @@ def _can_be_read() -> bool:
 
 @pytest.mark.skipif(not _can_be_read(), reason="the running system's memory cannot be read here")
 def test_the_running_system() -> None:
-    with vmfilter.open_dump("/proc/kcore") as dump:
+    with open_dump("/proc/kcore") as dump:
         assert isinstance(dump, KcoreDump)
         first = dump.next_memory(0)
         assert first is not None

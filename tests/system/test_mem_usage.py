@@ -13,6 +13,7 @@ import vmfilter
 from vmfilter import PageClass
 from vmfilter.cli import main
 from vmfilter.measure.mem_usage import memory_usage
+from vmfilter.reader import open_dump
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 
@@ -35,7 +36,7 @@ def test_it_agrees_with_filtering(
         s = vmfilter.filter_dump(real(name), tmp_path / "dump", level=level, dry_run=True)
         pages = s.kept + s.zero
         assert found[f"{level}  {words}"] == (pages, pages * s.page_size)
-    with vmfilter.open_dump(real(name)) as dump:
+    with open_dump(real(name)) as dump:
         usage = memory_usage(dump)
     assert level in levels
     assert usage.classes == s.classes

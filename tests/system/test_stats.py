@@ -17,6 +17,7 @@ from kernelbuilder import FLAVOURS, Synthetic
 import vmfilter
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.measure.stats import LEVELS
+from vmfilter.reader import open_dump
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 VMCORES = sorted(path.name.removesuffix(".vmcore.zst") for path in TESTDATA.glob("*.vmcore.zst"))
@@ -132,7 +133,7 @@ def test_blocks_of_a_filtered_dump_are_not_known(real: Callable[[str], Path], tm
 
 def test_a_page_that_cannot_be_read_is_no_zero_page(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
     vmfilter.filter_dump(real("x86_64-6.12-small"), tmp_path / "dump", level=0, compress="none")
-    with vmfilter.open_dump(tmp_path / "dump") as dump:
+    with open_dump(tmp_path / "dump") as dump:
         fetched = dump.fetch(0x1000000, 1)
     whole = json.loads(run("stats", "--json", tmp_path / "dump").out)
     data = bytearray((tmp_path / "dump").read_bytes())

@@ -20,6 +20,7 @@ import vmfilter
 from vmfilter.errors import INCOMPLETE
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
+from vmfilter.reader import open_dump
 from vmfilter.verify import verify_dump
 
 pytestmark = needs_compiler
@@ -53,7 +54,7 @@ def whole(small: Path, shared: Shared) -> Path:
 
 def memory_of(path: Path) -> dict[int, bytes]:
     """Contents of the page frames in a dump."""
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         ranges = [(a, dump.read(a, b - a) or b"") for a, b in dump.covered(0, dump.end)]
         return {(a + i) // PAGE: data[i : i + PAGE] for a, data in ranges for i in range(0, len(data), PAGE)}
 
@@ -105,7 +106,7 @@ def test_exactly_the_unreadable_pages_are_lost(
 
 def kernel_data(small: Path) -> set[int]:
     """Frames of struct pages and of the tables and sections that lead to them: losing one costs more than a page."""
-    with vmfilter.open_dump(small) as dump:
+    with open_dump(small) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         read: set[int] = set()
@@ -125,7 +126,7 @@ def test_the_case_of_two_bad_pages_of_8624(small: Path, library: Path, tmp_path:
     out = tmp_path / "out"
     bad = BadFile(library, small, [(0x2BE9000, 0x2BEB000)])
     assert bad.run("filter", "-q", small, out).status == INCOMPLETE
-    with vmfilter.open_dump(out) as dump:
+    with open_dump(out) as dump:
         found = verify_dump(dump)
     assert (found.pages, found.damaged, found.lost, found.incomplete) == (KEPT - 2, 0, 2, True)
     offset_and_size = descriptors(out)
@@ -187,7 +188,7 @@ def test_a_dump_of_nothing_but_lost_pages_is_not_made(small: Path, library: Path
 def test_an_unreadable_page_of_struct_pages_costs_what_it_describes(
     small: Path, whole: Path, library: Path, tmp_path: Path
 ) -> None:
-    with vmfilter.open_dump(small) as dump:
+    with open_dump(small) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         _, vaddr = kernel.memory_model.stretch(0x2000, 0x2040)
@@ -204,7 +205,7 @@ def test_an_unreadable_page_of_struct_pages_costs_what_it_describes(
 
 
 def test_an_unreadable_page_table_costs_what_it_maps(small: Path, whole: Path, library: Path, tmp_path: Path) -> None:
-    with vmfilter.open_dump(small) as dump:
+    with open_dump(small) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
         tables: list[int] = []
@@ -230,7 +231,7 @@ def test_an_unreadable_page_table_costs_what_it_maps(small: Path, whole: Path, l
 
 
 def test_unreadable_notes_cost_the_notes(small: Path, whole: Path, library: Path, tmp_path: Path) -> None:
-    with vmfilter.open_dump(small) as dump:
+    with open_dump(small) as dump:
         start, size = dump.note_parts[0]
     bad = BadFile(library, small, [(start, start + size)])
     ran = bad.run("info", small)
@@ -240,7 +241,7 @@ def test_unreadable_notes_cost_the_notes(small: Path, whole: Path, library: Path
     assert "reads of notes or kernel data failed and were passed over" in ran.err
     assert f"{small}: cannot be read at offset " in ran.err
     assert memory_of(tmp_path / "out") == memory_of(whole)
-    with vmfilter.open_dump(tmp_path / "out") as dump:
+    with open_dump(tmp_path / "out") as dump:
         assert [note.name for note in dump.notes] == [b"VMCOREINFO"]
 
 
@@ -373,5 +374,5 @@ def test_convert_never_makes_damage_look_whole(small: Path, tmp_path: Path, run:
     assert ran.status == INCOMPLETE
     assert "differ from their checksum: " in ran.err
     assert "the new dump may contain damaged pages, and is marked incomplete" in ran.err
-    with vmfilter.open_dump(tmp_path / "new") as new:
+    with open_dump(tmp_path / "new") as new:
         assert new.header.incomplete

@@ -19,16 +19,17 @@ from kdumpbuilder import DESCRIPTOR, PAGE, KdumpFile
 from splitbuilder import parts_of, whole_file
 
 import vmfilter
+from vmfilter.reader import open_dump
 from vmfilter.verify import Verification, verify_dump
 
 WHOLE, DAMAGED, INCOMPLETE = 0, 3, 6
 
 
 def verified(*paths: Path, against: Path | None = None, **options: Any) -> Verification:
-    with vmfilter.open_dump(paths, missing_parts=True) as dump:
+    with open_dump(paths, missing_parts=True) as dump:
         if against is None:
             return verify_dump(dump, **options)
-        with vmfilter.open_dump(against) as other:
+        with open_dump(against) as other:
             return verify_dump(dump, other, **options)
 
 
@@ -140,7 +141,7 @@ def test_an_incomplete_elf_file_is_compared_as_far_as_it_goes(run: Run, tmp_path
     assert ran.status == DAMAGED
     assert "truncated at offset 0x3f9c: 12288 bytes of memory are missing" in ran.err
     patched(path, 48, b"\1")  # e_flags, as makedumpfile leaves it
-    with vmfilter.open_dump(path) as dump:
+    with open_dump(path) as dump:
         assert dump.header.incomplete
         assert list(dump.covered(0, dump.end)) == [(0x4000, 0x6000)]  # a partial page does not count
     assert run("verify", path).status == INCOMPLETE

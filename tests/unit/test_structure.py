@@ -25,7 +25,7 @@ ROOMS = [
         "writer",
     ),
     *("run", "filter", "convert", "info", "verify", "measure", "rearrange"),
-    *("readiness", "report", "console", "makedumpfile", "integration", "cli"),
+    *("readiness", "report", "api", "console", "makedumpfile", "integration", "cli"),
 ]
 """The rooms in order: each imports only earlier ones. docs/architecture.md draws them."""
 

@@ -10,7 +10,6 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.cli.parser import Commands
-    from vmfilter.readiness.estimate import Estimate, Row
 
 _DESCRIPTION = """\
 Estimate how large a filtered dump of DUMP will be, and how long filtering will
@@ -26,7 +25,6 @@ _STATUSES = {
     0: "the dump fits, or the free space is not known from here",
     NoSpaceError.exit_status: "it may not fit: the upper end of the interval is larger than the free space",
 }
-_JUDGED = 31
 
 
 def add_to(commands: Commands) -> None:
@@ -69,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from vmfilter.formats.codec import MISSING, availability, parse_codec
     from vmfilter.frames.levels import parse_level
     from vmfilter.reader import open_dump
-    from vmfilter.readiness.estimate import estimate
+    from vmfilter.readiness.estimate import estimate, judged
     from vmfilter.readiness.target import find_target, given, room_at
     from vmfilter.report.data import document
     from vmfilter.report.readiness import estimate_data, estimate_lines
@@ -82,19 +80,10 @@ def run(options: argparse.Namespace) -> int:
         found = estimate(dump, levels, codecs, seconds=options.seconds, threads=options.threads, seed=options.seed)
     for warning in found.warnings:
         say(f"warning: {warning}")
-    judged = _judged(found)
+    row = judged(found)
     room = room_at(target) if target else None
-    fits = None if room is None else judged.size.high <= room.free
+    fits = None if room is None else row.size.high <= room.free
     report = estimate_data if options.json else estimate_lines
-    made = report(found, judged, target, room, fits=fits)
+    made = report(found, row, target, room, fits=fits)
     hand_out([document(made)] if isinstance(made, dict) else made)
     return NoSpaceError.exit_status if fits is False else 0
-
-
-def _judged(found: Estimate) -> Row:
-    """Return the dump that has to fit: of the level and codec given, or level 31 with zstd, or the smallest."""
-    from vmfilter.formats.codec import DEFAULT
-
-    usual = [row for row in found.rows if row.level == _JUDGED and row.codec == DEFAULT]
-    rows = usual or [row for row in found.rows if row.codec == DEFAULT]
-    return (rows or found.rows)[-1]

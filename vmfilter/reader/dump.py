@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
@@ -187,9 +186,9 @@ class Dump:
                 e.add_note(warning)
         self.close()
 
-    def is_file(self, info: os.stat_result) -> bool:
-        """Return whether the dump is in the file with this stat() result."""
-        return self._source.is_file(info)
+    def is_file(self, identity: object) -> bool:
+        """Return whether the dump is in the file with this stat() result, or in this file object."""
+        return self._source.is_file(identity)
 
     def marked_header(self) -> bytes:
         """Return the header at the beginning of the file, with the mark of an incomplete dump."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -112,5 +111,5 @@ class FlattenedSource:
     def close(self) -> None:
         self._source.close()
 
-    def is_file(self, info: os.stat_result) -> bool:
-        return self._source.is_file(info)
+    def is_file(self, identity: object) -> bool:
+        return self._source.is_file(identity)

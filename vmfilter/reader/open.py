@@ -7,21 +7,27 @@ import os
 import re
 from collections.abc import Sequence
 
-from vmfilter.errors import InputError, UsageError, names_of
+from vmfilter.errors import InputError, UsageError, files_of, name_of
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Given
 from vmfilter.reader.source import PreadSource, Source, bytes_at, is_url, open_source
 
-Path = str | os.PathLike[str]
-"""Path of a file, or a URL as a str."""
+if TYPE_CHECKING:
+    from io import BufferedIOBase, RawIOBase
+    from typing import Any, BinaryIO
+
+    File = str | bytes | os.PathLike[str] | os.PathLike[bytes] | BinaryIO | BufferedIOBase | RawIOBase
+    """A path of a file, a URL as a str, or a file object."""
+
 KCORE = "/proc/kcore"
 _MAX_VMCOREINFO = 1 << 20  # bytes; kernels have a few KiB
 
 
 def open_dump(
-    path: Path | Sequence[Path],
+    path: File | Sequence[File],
     *,
     missing_parts: bool = False,
-    vmcoreinfo: Path | None = None,
+    vmcoreinfo: File | None = None,
     vmcoreinfo_at: int | None = None,
     max_memory: int | None = None,
 ) -> Dump:
@@ -35,7 +41,8 @@ def open_dump(
             Either can be flattened, and any file can be compressed as a whole by zstd, gzip, xz, bzip2 or lz4. "-"
             is standard input. Pipes and compressed files are unpacked to a temporary file first. A URL, such as
             s3://BUCKET/KEY or https://HOST/PATH, is read by ranges; that needs vmfilter[remote]. Several paths, in any
-            order, are the parts of one split set.
+            order, are the parts of one split set. A file object is read from its beginning if it can seek; it stays
+            open, and must not be used until the dump is closed.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
         vmcoreinfo: file with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it. What it lacks comes from
             the dump's own. None: the dump's own alone.
@@ -50,17 +57,17 @@ def open_dump(
         InputError: the file cannot be read, is not a dump, is damaged, or is truncated before the end of its headers
             and bitmaps; or the files are not one split set.
         KernelError: the architecture is unknown.
-        UsageError: path is not a path or a sequence of paths; or both vmcoreinfo and vmcoreinfo_at are given.
+        UsageError: path is no file or sequence of files; or both vmcoreinfo and vmcoreinfo_at are given.
 
     """
     if vmcoreinfo is not None and vmcoreinfo_at is not None:
         raise UsageError("VMCOREINFO comes from a file or from an address in memory: give one of them")
-    names = names_of(path, "the dump to read")
-    given = None if vmcoreinfo is None else _given(names_of(vmcoreinfo, "the file with VMCOREINFO")[0])
+    files = files_of(path, "the dump to read", "read")
+    given = None if vmcoreinfo is None else _given(files_of(vmcoreinfo, "the file with VMCOREINFO", "read")[0])
     sources: list[Source] = []
     try:
-        for name in names:
-            sources.append(_opened(name, max_memory))
+        for file in files:
+            sources.append(_opened(file, max_memory) if isinstance(file, str) else _opened_object(file, max_memory))
         dump = read_from(sources, missing_parts)
         dump.vmcoreinfo_at, dump.given = vmcoreinfo_at, given
         return dump
@@ -70,11 +77,12 @@ def open_dump(
         raise
 
 
-def _given(path: str) -> Given:
+def _given(file: Any) -> Given:
     """Read a file with VMCOREINFO."""
+    path = name_of(file)
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_VMCOREINFO + 1)
+        with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
+            raw = opened.read(_MAX_VMCOREINFO + 1)
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from e
     text = raw.rstrip(b"\0").decode("ascii", "replace")
@@ -99,6 +107,10 @@ def _opened(path: str, max_memory: int | None) -> Source:
     if os.isatty(fd):
         os.close(fd)
         raise InputError(f"{name}: is a terminal, not a dump")
+    return _opened_fd(name, fd, max_memory)
+
+
+def _opened_fd(name: str, fd: int, max_memory: int | None) -> Source:
     if not _can_seek(fd):
         return _spooled(name, fd, max_memory)
     source = open_source(name, fd)
@@ -129,6 +141,23 @@ def _opened_url(url: str, max_memory: int | None) -> Source:
         raise
     opened.close()
     return PreadSource(opened.path, unpacked, wrappings, cut)
+
+
+def _opened_object(file: Any, max_memory: int | None) -> Source:
+    """Do the same with a file object."""
+    from vmfilter.reader.fileobject import ObjectSource, can_seek, descriptor_of
+    from vmfilter.reader.stream import spooled
+
+    fd = descriptor_of(file)
+    if fd >= 0:
+        return _opened_fd(name_of(file), os.dup(fd), max_memory)
+    if can_seek(file):
+        in_place = _in_place(ObjectSource(file))
+        if in_place is not None:
+            return in_place
+        file.seek(0)
+    unpacked, wrappings, cut = spooled(name_of(file), file, max_memory)
+    return PreadSource(name_of(file), unpacked, wrappings, cut)
 
 
 def _in_place(source: Source) -> Source | None:

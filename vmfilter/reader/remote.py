@@ -16,7 +16,6 @@ from vmfilter.errors import InputError, UnreadableError, UsageError, VmfilterErr
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    import os
     from typing import IO, Any
 
 _BLOCK = 1 << 20
@@ -225,7 +224,7 @@ class RemoteSource:
         while not self._files.empty():
             self._files.get().close()
 
-    def is_file(self, info: os.stat_result) -> bool:
+    def is_file(self, identity: object) -> bool:
         return False
 
 

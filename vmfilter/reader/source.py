@@ -83,8 +83,8 @@ class Source(Protocol):
     def close(self) -> None:
         """Close the file. Later calls do nothing."""
 
-    def is_file(self, info: os.stat_result) -> bool:
-        """Return whether this is the file with this stat() result."""
+    def is_file(self, identity: object) -> bool:
+        """Return whether this is the file with this stat() result, or this file object."""
 
 
 def is_url(path: str) -> bool:
@@ -138,8 +138,8 @@ class PreadSource:
             os.close(self._fd)
             self._fd = -1
 
-    def is_file(self, info: os.stat_result) -> bool:
-        return os.path.samestat(info, self._original)
+    def is_file(self, identity: object) -> bool:
+        return isinstance(identity, os.stat_result) and os.path.samestat(identity, self._original)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         done = 0

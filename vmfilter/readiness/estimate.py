@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from vmfilter.errors import KernelError, UnreadableError, UsageError
-from vmfilter.formats.codec import Codec, packer
+from vmfilter.formats.codec import DEFAULT, Codec, packer
 from vmfilter.frames.classes import PageClass, by_class, class_in
 from vmfilter.frames.frame_set import FrameSet
-from vmfilter.frames.levels import LEVEL_PMEM_METADATA, LEVEL_ZERO, needs_kernel
+from vmfilter.frames.levels import DEFAULT_LEVEL, LEVEL_PMEM_METADATA, LEVEL_ZERO, needs_kernel
 from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import NO_RANK
@@ -91,6 +91,13 @@ class Estimate(NamedTuple):
     unreadable: int
     seconds: float
     warnings: list[str]
+
+
+def judged(found: Estimate) -> Row:
+    """Return the dump that has to fit: of level 31 with zstd, or else of the level and codec that were estimated."""
+    usual = [row for row in found.rows if row.level == DEFAULT_LEVEL and row.codec == DEFAULT]
+    rows = usual or [row for row in found.rows if row.codec == DEFAULT]
+    return (rows or found.rows)[-1]
 
 
 class _Part(NamedTuple):

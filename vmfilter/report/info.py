@@ -8,16 +8,20 @@ from vmfilter.report.data import document
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from vmfilter.info import DumpInfo
+    from vmfilter.report.data import Document
 
 
 def info_json(info: DumpInfo) -> str:
-    """Return the description of a dump as JSON. What is unknown is null."""
+    """Return the description of a dump as JSON."""
+    return document(info_data(info))
+
+
+def info_data(info: DumpInfo) -> Document:
+    """Return what info --json prints. What is unknown is null."""
     crash, task = info.crash, info.crash.task
     names = ("sysname", "nodename", "release", "version", "machine", "domainname")
-    value: dict[str, Any] = {
+    return {
         "path": info.path,
         "crash": {
             "panic": crash.panic or None,
@@ -71,4 +75,3 @@ def info_json(info: DumpInfo) -> str:
         ],
         "warnings": info.warnings,
     }
-    return document(value)

@@ -9,6 +9,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.log import Record
+    from vmfilter.report.data import Document
 
 LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
 FACILITIES = (
@@ -59,19 +60,21 @@ def _level(record: Record) -> str:
     return f"{facility:6}:{LEVELS[record.level]:6}: "
 
 
+def record_data(r: Record) -> Document:
+    """Return a record as an object. Fields that the kernel does not record are null."""
+    return {
+        "seq": r.seq,
+        "ts_nsec": r.ts_nsec,
+        "level": r.level,
+        "facility": r.facility,
+        "caller": r.caller,
+        "cont": r.cont,
+        "cleared": r.cleared,
+        "text": r.text.decode("utf-8", "backslashreplace"),
+        "dict": r.dict,
+    }
+
+
 def log_json(records: Iterable[Record]) -> Iterator[str]:
-    """Yield one JSON object per record, each on one line. Fields that the kernel does not record are null."""
-    for r in records:
-        yield json.dumps(
-            {
-                "seq": r.seq,
-                "ts_nsec": r.ts_nsec,
-                "level": r.level,
-                "facility": r.facility,
-                "caller": r.caller,
-                "cont": r.cont,
-                "cleared": r.cleared,
-                "text": r.text.decode("utf-8", "backslashreplace"),
-                "dict": r.dict,
-            }
-        )
+    """Yield one JSON object per record, each on one line."""
+    return (json.dumps(record_data(record)) for record in records)

@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
-from vmfilter.errors import CodecError, OutputError, UsageError, is_whole, names_of
+from vmfilter.errors import CodecError, OutputError, UsageError, files_of, is_whole, name_of
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
-from vmfilter.reader import Dump, Path
+from vmfilter.reader import Dump
 from vmfilter.reader.source import is_url
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any, TypeGuard
 
     from vmfilter.formats.codec import Codec
+    from vmfilter.reader import File
     from vmfilter.writer.transport.base import Sink, Transport
     from vmfilter.writer.transport.remote import RemoteTransport
 
@@ -45,31 +47,32 @@ class Form(NamedTuple):
     sha256: bool = False
 
 
-def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[str]:
+def check(output: File | Sequence[File], form: Form, progress: object) -> list[Any]:
     """Check the arguments of filter_dump() as far as possible without the source.
 
     Args:
-        output: path or paths of the new files.
+        output: the new file or files.
         form: the form.
         progress: the callback.
 
     Returns:
-        Paths of the new files.
+        Paths of the new files, and file objects.
 
     Raises:
         UsageError: an argument is wrong, or contradicts another.
 
     """
-    paths = names_of(output, "output")
+    files = files_of(output, "output", "write")
+    paths = [file for file in files if isinstance(file, str) and file != "-"]
     elf, compress = form.format == "elf", form.compress
     if form.format not in FORMATS:
         raise UsageError(f"unknown format {form.format!r}: use {' or '.join(FORMATS)}")
     # x, ./x and a link to x are one file: the last part would replace the others.
     if len(paths) > 1 and len({real_path(path) for path in paths}) < len(paths):
         raise UsageError("two outputs are the same file: name a different one for each part of a split set")
-    if len(paths) > 1 and (elf or form.limit is not None or "-" in paths):
+    if len(files) > 1 and (elf or form.limit is not None or len(paths) < len(files)):
         raise UsageError("a split set needs format kdump, files as outputs, and no limit")
-    if form.sha256 and "-" in paths:
+    if form.sha256 and len(paths) < len(files):
         raise UsageError("the SHA-256 of a dump on standard output has no place: name a file, or pipe it to sha256sum")
     if form.sha256 and len({real_path(name) for path in paths for name in (path, path + ".sha256")}) < 2 * len(paths):
         raise UsageError("an output has the name of the file with the SHA-256 of another: name it differently")
@@ -87,26 +90,27 @@ def check(output: Path | Sequence[Path], form: Form, progress: object) -> list[s
     budget(form.threads)
     if progress is not None and not callable(progress):
         raise UsageError(f"progress {progress!r:.80} is not callable")
-    return paths
+    return files
 
 
 class Destination:
     """The destination of a new dump.
 
     Attributes:
-        paths: of its files.
+        files: its paths, or a file object.
+        paths: names of its files, for messages.
         form: as requested.
         codec, effort: of its pages.
         copies: whether pages that the source has in this codec are copied as they are.
 
     """
 
-    def __init__(self, dump: Dump, paths: list[str], form: Form, keep: Codec | None = None) -> None:
+    def __init__(self, dump: Dump, files: list[Any], form: Form, keep: Codec | None = None) -> None:
         """Settle what depends on the source.
 
         Args:
             dump: the source.
-            paths: of the new file, or of the files of a split set, as check() returns them.
+            files: the new file, or the files of a split set, as check() returns them.
             form: as requested.
             keep: codec to use if the form names none; None: the default codec.
 
@@ -115,14 +119,15 @@ class Destination:
             OutputError: the new file is the source.
 
         """
-        self.paths, self.form = paths, form
+        self.files, self.form = files, form
+        self.paths = [name_of(file) for file in files]
         elf, compress = form.format == "elf", form.compress
         self._budget = budget(form.threads)
         default = keep.name if keep else DEFAULT
         self.codec, self.effort = parse_codec("none" if elf else default if compress is None else compress)
         self.copies = self.codec == keep and ":" not in (compress or "")
-        for path in self.paths:
-            _refuse_same_file(dump, path)
+        for file in files:
+            _refuse_same_file(dump, file)
 
     def budget(self) -> Budget:
         """Return the limits of threads and chunks; they depend on the memory in use now."""
@@ -132,35 +137,37 @@ class Destination:
     @contextmanager
     def transports(self) -> Iterator[list[Transport]]:
         """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
-        made = [self._transport(path) for path in self.paths]
+        made = [self._transport(file) for file in self.files]
         with published(made):
             yield made
 
-    def _transport(self, path: str) -> Transport:
-        if not self.form.flatten and path != "-":
-            return self._file(path)
+    def _transport(self, file: Any) -> Transport:
+        sink = self._sink(file)
+        if _takes_offsets(sink) and not self.form.flatten and file != "-":
+            return sink
         from vmfilter.writer.transport.flattened import FlattenedTransport
 
-        return FlattenedTransport(self._stream(path))
+        return FlattenedTransport(sink)
 
-    def _stream(self, path: str) -> Sink:
-        """Return what takes the records of a flattened file."""
+    def _sink(self, file: Any) -> Sink:
         if self.form.dry_run:
-            return self._file(path)
-        if path == "-":
+            from vmfilter.writer.transport.discard import Discard
+
+            return Discard()
+        if not isinstance(file, str):
+            return _in_object(file)
+        if file == "-":
             return _standard_output()
-        if is_url(path):  # without the temporary file that any other form needs
+        if self.form.flatten and is_url(file):  # without the temporary file that any other form needs
             from vmfilter.writer.transport.remote import RemoteSink
 
-            return RemoteSink(path, self.form.force, self.form.sha256)
-        return self._file(path)
+            return RemoteSink(file, self.form.force, self.form.sha256)
+        return file_at(file, self.form.force, self.form.sha256)
 
-    def _file(self, path: str) -> Transport:
-        if not self.form.dry_run:
-            return file_at(path, self.form.force, self.form.sha256)
-        from vmfilter.writer.transport.discard import Discard
 
-        return Discard()
+def _takes_offsets(sink: Sink) -> TypeGuard[Transport]:
+    """Return whether bytes can be written at any offset. A stream takes them in order, so it needs flattening."""
+    return hasattr(sink, "is_stream")
 
 
 def file_at(path: str, force: bool, sha256: bool = False) -> FileTransport | RemoteTransport:
@@ -188,6 +195,20 @@ def _standard_output() -> Sink:
         raise OutputError(f"{name}: cannot be written: {e.strerror}") from e
 
 
+def _in_object(file: Any) -> Sink:
+    """Return the sink for a file object."""
+    from vmfilter.reader.fileobject import can_seek, descriptor_of
+    from vmfilter.writer.transport.fileobject import ObjectStream, ObjectTransport
+
+    fd = descriptor_of(file)
+    if fd < 0:
+        return ObjectTransport(file) if can_seek(file) else ObjectStream(file)
+    try:
+        return _sink(fd, name_of(file))
+    except OSError as e:
+        raise OutputError(f"{name_of(file)}: cannot be written: {e.strerror}") from e
+
+
 def _sink(fd: int, name: str) -> Sink:
     """Return the sink for an open file. Raises OSError if it cannot say what it is, or where it is written."""
     from vmfilter.writer.transport.stream import DiskSink, StreamSink
@@ -201,10 +222,15 @@ def _sink(fd: int, name: str) -> Sink:
     return DiskSink(fd, name)
 
 
-def _refuse_same_file(source: Dump, path: str) -> None:
+def _refuse_same_file(source: Dump, file: Any) -> None:
+    identity = file
     try:
-        info = os.stat(path)
-    except OSError:
-        return
-    if source.is_file(info):
-        raise OutputError(f"{path}: is the input, which cannot be replaced while it is read; name another output")
+        if isinstance(file, str):
+            identity = os.stat(file)
+        elif hasattr(file, "fileno"):
+            identity = os.fstat(file.fileno())
+    except (OSError, ValueError):  # there is no such file, or the object is not one of the system
+        pass
+    if source.is_file(identity):
+        name = name_of(file)
+        raise OutputError(f"{name}: is the input, which cannot be replaced while it is read; name another output")

@@ -6,7 +6,6 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
-import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -106,8 +105,8 @@ class KdumpDump(Dump):
         for source in self._sources:
             source.close()
 
-    def is_file(self, info: os.stat_result) -> bool:
-        return any(source.is_file(info) for source in self._sources)
+    def is_file(self, identity: object) -> bool:
+        return any(source.is_file(identity) for source in self._sources)
 
     def _find_notes(self, file: KdumpFile) -> None:
         sub = file.sub
