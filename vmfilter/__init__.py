@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Stats,
         Verification,
     )
+    from vmfilter.erase.rules import Rules
     from vmfilter.errors import CodecError, InputError, KernelError, OutputError, UsageError, VmfilterError
     from vmfilter.frames.classes import PageClass, PageKind
 
@@ -85,6 +86,7 @@ __all__ = [
     "Page",
     "PageClass",
     "PageKind",
+    "Rules",
     "Run",
     "Statistics",
     "Stats",
@@ -113,6 +115,7 @@ _NAMES = {
     "api.notes": ("Note",),
     "api.frames": ("Page", "Run"),
     "api.levels": ("Level",),
+    "erase.rules": ("Rules",),
     "frames.classes": ("PageClass", "PageKind"),
     "api.results": (
         *("Statistics", "Verification", "DumpInfo", "MemoryUsage", "Stats", "Diff", "Estimate", "Log", "LogRecord"),

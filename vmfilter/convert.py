@@ -14,6 +14,7 @@ from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
 if TYPE_CHECKING:
+    from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
 
 
@@ -31,6 +32,7 @@ def convert_dump(
     keep_incomplete: bool = False,
     max_bad_pages: int | None = None,
     sha256: bool = False,
+    rules: Rules | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Write the same pages in another format, or with another codec. Kernel data are not needed.
@@ -46,11 +48,13 @@ def convert_dump(
             none.
         flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256, progress: see
             filter_dump().
+        rules: what to erase of the kernel's memory: see vmfilter.Rules. All pages are compressed again then.
 
     Returns:
         What was found and written: see filter_dump().
 
     Raises:
+        KernelError: not all can be erased.
         UsageError, VmfilterError, BaseException: see filter_dump().
 
     """
@@ -60,7 +64,7 @@ def convert_dump(
     files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
         to = Destination(dump, files, form, dump.codec())
-        return DumpRun(dump, dump.header.level, False, False, progress, _faults(dump)).write(to)
+        return DumpRun(dump, dump.header.level, False, False, progress, _faults(dump), rules=rules).write(to)
 
 
 def _faults(dump: Dump) -> list[str]:

@@ -14,6 +14,7 @@ from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
 if TYPE_CHECKING:
+    from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
 
 
@@ -36,6 +37,7 @@ def filter_dump(
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     on_doubt: str = "keep",
+    rules: Rules | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Filter a dump: write a new one with the pages that a dump level keeps.
@@ -68,6 +70,7 @@ def filter_dump(
         on_doubt: what to do if the kernel's own lists, counters and page tables contradict VMCOREINFO, by which pages
             are classified: "keep" the classes that are in doubt, "fail" before any page is written, or "trust"
             VMCOREINFO. Warnings say what contradicts it.
+        rules: what to erase of the kernel's memory: see vmfilter.Rules. What cannot be erased is a warning.
         progress: called periodically; while pages are written, between chunks.
 
     Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
@@ -106,4 +109,4 @@ def filter_dump(
     files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
         to = Destination(dump, files, form)
-        return DumpRun(dump, level, True, include_pmem_userdata, progress, on_doubt=on_doubt).write(to)
+        return DumpRun(dump, level, True, include_pmem_userdata, progress, on_doubt=on_doubt, rules=rules).write(to)

@@ -22,6 +22,9 @@ from vmfilter.statistics import NamespaceCounter, NamespacePages
 
 MAX_LOST = 20
 """Limit of the ranges of lost pages that are listed."""
+MAX_ERASED = 100
+"""Limit of the erase commands that are listed."""
+_MAX_ERASE_INFO = 1 << 22  # bytes of erase info that are read
 
 
 class NoteInfo(NamedTuple):
@@ -51,6 +54,7 @@ class DumpInfo(NamedTuple):
         parts: of a split set, in order of their frames.
         codecs: pages per codec, by its name; None unless requested.
         notes: ELF notes by name and type, in the order of the file.
+        erased: commands by which data was erased, and how often each was done; the first MAX_ERASED of them.
         machine: architecture of the crashed machine.
         uts: identity of its kernel; fields are empty if unknown.
         crash: what crashed, as far as it is known.
@@ -81,6 +85,7 @@ class DumpInfo(NamedTuple):
     parts: list[DumpPart]
     codecs: dict[str, int] | None
     notes: list[NoteInfo]
+    erased: dict[str, int]
     machine: str
     uts: Utsname
     crash: Summary
@@ -150,6 +155,7 @@ def dump_info(dump: Dump, count_codecs: bool = False, search: bool = False) -> D
         parts=parts,
         codecs=dump.codecs() if count_codecs else None,
         notes=_notes(dump),
+        erased=_erased(dump),
         machine=dump.arch.name,
         uts=kernel.uts if kernel else dump.header.uts,
         crash=summary(dump, kernel) if kernel else Summary(),
@@ -177,3 +183,14 @@ def _notes(dump: Dump) -> list[NoteInfo]:
         before = found.get((note.name, note.kind), NoteInfo(note.name, note.kind, 0, 0))
         found[note.name, note.kind] = before._replace(notes=before.notes + 1, size=before.size + note.size)
     return list(found.values())
+
+
+def _erased(dump: Dump) -> dict[str, int]:
+    found: dict[str, int] = {}
+    if dump.erase_info is not None:
+        at, size = dump.erase_info
+        text = dump.read_file(at, min(size, _MAX_ERASE_INFO)).replace(b"\0", b"").decode("utf-8", "backslashreplace")
+        for line in text.splitlines():
+            if line in found or len(found) < MAX_ERASED:
+                found[line] = found.get(line, 0) + 1
+    return found

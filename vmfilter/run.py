@@ -37,10 +37,13 @@ from vmfilter.writer.kdump import HeaderFields, KdumpWriter
 if TYPE_CHECKING:
     from vmfilter.compress.dedup import Deduplicator
     from vmfilter.compress.pipeline import NewWorker
+    from vmfilter.erase.plan import Plan
+    from vmfilter.erase.rules import Rules
     from vmfilter.formats.codec import Codec
     from vmfilter.frames.frame_set import FrameSet
     from vmfilter.pages.classify import Window
     from vmfilter.reader import Dump
+    from vmfilter.reader.dump import Memory
     from vmfilter.writer.base import Writer
     from vmfilter.writer.output import Destination
     from vmfilter.writer.transport.base import Transport
@@ -69,6 +72,7 @@ class DumpRun:
         progress: Progress | None,
         faults: Sequence[str] = (),
         on_doubt: str = "keep",
+        rules: Rules | None = None,
     ) -> None:
         """Read what the dump and its kernel say about memory.
 
@@ -80,9 +84,11 @@ class DumpRun:
             progress: see Progress.
             faults: of the source, one line each; the new dump is marked incomplete if there are any.
             on_doubt: see filter_dump().
+            rules: what to erase; see filter_dump() and convert_dump().
 
         Raises:
-            KernelError: the level needs the kernel, and it cannot be understood; or what it says is in doubt.
+            KernelError: the level or the rules need the kernel, and it cannot be understood; or what it says is in
+                doubt.
 
         """
         self._dump = dump
@@ -99,6 +105,10 @@ class DumpRun:
         self._stopped = False  # by progress
         self._page_size, self._info, self._kernel, error, doubts = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
+        self._plan: Plan | None = None
+        self._memory: Memory = dump  # from which pages are read that are written
+        if rules is not None:
+            self._erase(rules, error, strict=not classify)
         try:
             if error:
                 raise KernelError(error)
@@ -125,6 +135,23 @@ class DumpRun:
             self._witnesses = Witnesses(judged, self._classifier)
             self._doubted = self._judge(self._witnesses.doubts, on_doubt)
         self._all_levels = level_of(level, self._doubted) | dump.header.level  # what was excluded before stays excluded
+
+    def _erase(self, rules: Rules, error: str, strict: bool) -> None:
+        """Find what to erase. Raises KernelError if the kernel is not understood; if strict, also if anything fails."""
+        from vmfilter.erase.evaluate import plan_of
+        from vmfilter.erase.plan import ErasedMemory
+
+        path = self._dump.path
+        try:
+            if self._kernel is None:
+                raise KernelError(error or "its kernel is unknown")
+            self._plan = plan = plan_of(self._kernel, rules)
+        except KernelError as e:
+            raise KernelError(f"{path}: {e}; so nothing can be erased") from e
+        if strict and plan.failures:
+            raise KernelError(f"{path}: {plan.failures[0]}; so not all can be erased")
+        self._warnings += [f"{path}: {failure}; so it is not erased" for failure in plan.failures]
+        self._memory = ErasedMemory(self._dump, plan)
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
         """Return the classes that must not be excluded, and warn."""
@@ -177,7 +204,7 @@ class DumpRun:
                 "vmfilter info says what it has"
             )
         share_zero = bool(self._level & LEVEL_ZERO)
-        copies = to.copies and self._dump.page_size == self._page_size
+        copies = to.copies and self._dump.page_size == self._page_size and self._plan is None
         skip_zero = share_zero or to.form.dedup or copies
         writer.begin_pages(frames, skip_zero)
         if to.form.limit is not None and writer.size > to.form.limit:
@@ -249,7 +276,7 @@ class DumpRun:
             self._tell(writer, kept)
             with closing(
                 packed(
-                    self._dump,
+                    self._memory,
                     self._page_size,
                     writer.order(),
                     lambda: packer(to.codec, to.effort, self._page_size),
@@ -313,12 +340,13 @@ class DumpRun:
         if to.form.format == "elf":
             from vmfilter.writer.elf import ElfWriter
 
-            return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, self._page_size, self._all_levels)
+            size, erased = self._page_size, self._plan.report if self._plan else b""
+            return ElfWriter(transports[0], self._dump, self._info, self._max_mapnr, size, self._all_levels, erased)
         header = self._header()
         if to.form.dedup:
             from vmfilter.compress.dedup import Deduplicator
 
-            self._deduplicator = Deduplicator(self._dump, self._page_size)
+            self._deduplicator = Deduplicator(self._memory, self._page_size)
         writers = [KdumpWriter(transport, self._dump, header, to.codec, self._deduplicator) for transport in transports]
         if len(writers) == 1:
             return writers[0]
@@ -349,6 +377,7 @@ class DumpRun:
             page_size=self._page_size,
             vmcoreinfo=info,
             first_pfn=base // self._page_size if counts_from_base else 0,
+            erased=self._plan.report if self._plan else b"",
         )
 
     def _uts(self) -> Utsname:
@@ -387,6 +416,7 @@ class DumpRun:
                 f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
             )
         result.unknown = self._classifier.unknown
+        result.erased = self._plan.size if self._plan else 0
         is_all = not (result.gaps or result.unknown or result.classes[PageClass.EXCLUDED] or self._dump.truncated)
         if self._witnesses and is_all and needs_kernel(self._level):
             result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)

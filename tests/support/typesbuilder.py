@@ -133,6 +133,7 @@ class Types:
         self.sizes: dict[str, int] = {}
         self.offsets: dict[str, dict[str, int]] = {}
         self._widths: dict[str, dict[str, int]] = {}
+        self._forward: dict[str, int] = {}
         if base is None:
             for name, size, signed in (("char", 1, 0), ("short", 2, SIGNED), ("int", 4, SIGNED), ("u32", 4, 0)):
                 self._keep(name, self.add(INT, name, size, rest=self.pack_numbers(8 * size | signed)), size)
@@ -171,6 +172,15 @@ class Types:
             self._keep(name, array, size * elements)
         return self.numbers[name], self.sizes[name]
 
+    def pointer(self, name: str) -> None:
+        """Add a pointer to a type, as a type with the name "NAME *"."""
+        self._keep(f"{name} *", self.add(PTR, value=self.numbers[name]), self.word)
+
+    def forward(self, name: str) -> None:
+        """Add a pointer to a structure that struct() adds later, as a type with the name "NAME *"."""
+        self._forward[name] = len(self.types)
+        self._keep(f"{name} *", self.add(PTR), self.word)
+
     def struct(self, name: str, members: Mapping[str, str], kind: int = STRUCT, size: int = 0) -> int:
         """Add a structure: members by name, one after another, aligned; "" has no name, and no second one may have."""
         at, end, packed, places = 0, 0, b"", {}
@@ -184,6 +194,8 @@ class Types:
             end = max(end, at)
         size = size or -(-end // self.word) * self.word
         number = self.add(kind, name, size, len(members), rest=packed)
+        if name in self._forward:
+            self.types[self._forward[name]] = self.pack_numbers(0, PTR << 24, number)
         self._keep(name, number, size)
         self.offsets[name] = places
         self._widths[name] = {member: self.sizes[kind_name] for member, kind_name in members.items()}

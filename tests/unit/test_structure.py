@@ -20,6 +20,7 @@ ROOMS = [
         "kernel",
         "crash",
         "pages",
+        "erase",
         "compress",
         "statistics",
         "writer",

@@ -28,6 +28,7 @@ from vmfilter.report.usage import levels_of
 
 if TYPE_CHECKING:
     from vmfilter.api.dump import Source
+    from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
     from vmfilter.run import Progress
     from vmfilter.statistics import Statistics
@@ -52,6 +53,7 @@ def filter_dump(
     dry_run: bool = False,
     include_pmem_userdata: bool = False,
     on_doubt: str = "keep",
+    rules: Rules | None = None,
     progress: Progress | None = None,
 ) -> results.Statistics:
     """Filter a dump: write a new one with the pages that a dump level keeps.
@@ -87,6 +89,7 @@ def filter_dump(
         on_doubt: what to do if the kernel's own lists, counters and page tables contradict VMCOREINFO, by which pages
             are classified: "keep" the classes that are in doubt, "fail" before any page is written, or "trust"
             VMCOREINFO. Warnings say what contradicts it.
+        rules: what to erase of the kernel's memory. What cannot be erased is a warning.
         progress: called now and then with the stage ("classify" or "write"), the page frames done, and their total;
             while pages are written, between chunks.
 
@@ -119,6 +122,7 @@ def filter_dump(
         dry_run=dry_run,
         include_pmem_userdata=include_pmem_userdata,
         on_doubt=on_doubt,
+        rules=rules,
         progress=progress,
     )
     return _written(found, files)
@@ -138,6 +142,7 @@ def convert_dump(
     keep_incomplete: bool = False,
     max_bad_pages: int | None = None,
     sha256: bool = False,
+    rules: Rules | None = None,
     progress: Progress | None = None,
 ) -> results.Statistics:
     """Write the same pages in another format, or with another codec. Kernel data are not needed.
@@ -152,11 +157,13 @@ def convert_dump(
         compress: page codec of format "kdump", NAME or NAME:LEVEL; None: that of the source, or the default if it has
             none.
         flatten, dedup, threads, max_memory, force, keep_incomplete, max_bad_pages, sha256, progress: see filter_dump().
+        rules: what to erase of the kernel's memory. All pages are compressed again then.
 
     Returns:
         What was found and written: see filter_dump().
 
     Raises:
+        KernelError: not all can be erased.
         UsageError, VmfilterError, BaseException: see filter_dump().
 
     """
@@ -174,6 +181,7 @@ def convert_dump(
         keep_incomplete=keep_incomplete,
         max_bad_pages=max_bad_pages,
         sha256=sha256,
+        rules=rules,
         progress=progress,
     )
     return _written(found, files)

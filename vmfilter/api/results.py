@@ -82,6 +82,7 @@ class Statistics(Result):
         unreadable_at: ranges [start, end) of their physical addresses, the first 1024.
         cut_off: lost because the limit was reached or the run ended early.
         uncounted: lost because they are before the first frame that the format can represent.
+        erased: bytes of memory that were to be erased.
         unknown: kept because their struct page could not be read.
         shared: pages that share the data of another; None if pages were not deduplicated.
         free: free pages as found, and by the kernel's own count; None if that is not known.
@@ -113,6 +114,7 @@ class Statistics(Result):
     unreadable_at: Sequence[Range] = field(repr=False)
     cut_off: int = field(repr=False)
     uncounted: int = field(repr=False)
+    erased: int = field(repr=False)
     unknown: int = field(repr=False)
     shared: int | None = field(repr=False)
     free: Checked | None = field(repr=False)

@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "convert",
     "reassemble": "convert",
     "rearrange": "rearrange",
+    "erase": "erase",
     "info": "info",
     "verify": "verify",
     "dmesg": "dmesg",

@@ -10,6 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.cli.parser import Commands
+    from vmfilter.erase.rules import Rules
 
 _CONVERT = """\
 Write the pages of DUMP in another format or with another codec. Nothing is
@@ -41,17 +42,17 @@ def add_to(commands: Commands) -> None:
         p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Convert, print the result, return the exit status."""
+def run(options: argparse.Namespace, rules: Rules | None = None) -> int:
+    """Convert, print the result, return the exit status. rules: what to erase on the way."""
     from vmfilter.console.output import one_line, say, show
     from vmfilter.convert import convert_dump
     from vmfilter.reader import open_dump
-    from vmfilter.report.text import size
+    from vmfilter.report.text import erased, size
 
     warn_of_codec(options.compress)
     opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
     with opened as dump, run_of(options, [options.new]) as progress:
-        result = convert_dump(dump, options.new, progress=progress, **form_of(options))
+        result = convert_dump(dump, options.new, rules=rules, progress=progress, **form_of(options))
     warnings = list(result.warnings)
     if result.failure:
         warnings.append(f"{options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
@@ -63,5 +64,5 @@ def run(options: argparse.Namespace) -> int:
         show(document(dump_data(result, [options.new], warnings)), aside=options.new == "-")
     elif not options.quiet:
         pages = result.remaining + result.zero
-        show(one_line(f"{options.new}: {pages} pages, {size(result)}."), aside=options.new == "-")
+        show(one_line(f"{options.new}: {pages} pages, {size(result)}.{erased(result)}"), aside=options.new == "-")
     return INCOMPLETE if result.incomplete else 0

@@ -8,6 +8,7 @@ import os
 from vmfilter.cli.options import (
     NEW,
     PRINTED,
+    add_config,
     add_form,
     add_vmcoreinfo,
     form_of,
@@ -102,6 +103,7 @@ def add_to(commands: Commands) -> None:
         help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
     add_vmcoreinfo(p)
+    add_config(p)
     printed = p.group(PRINTED)
     printed.add_argument(
         "--dry-run",
@@ -150,9 +152,10 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.console.output import one_line, say, show
+    from vmfilter.erase.rules import Rules
     from vmfilter.filter import filter_dump
     from vmfilter.frames.classes import PageClass
-    from vmfilter.report.text import coverage, report, size, table
+    from vmfilter.report.text import coverage, erased, report, size, table
 
     names = [options.vmcore, *(options.dump or [_NOWHERE])]
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
@@ -170,6 +173,7 @@ def run(options: argparse.Namespace) -> int:
             dry_run=options.dry_run,
             include_pmem_userdata=options.include_pmem_userdata,
             on_doubt=options.on_doubt,
+            rules=Rules(options.config) if options.config else None,
             progress=progress,
             **form_of(options),
         )
@@ -196,5 +200,5 @@ def run(options: argparse.Namespace) -> int:
             lines += [*table(result), ""]
         what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
         if lines:
-            show(*lines, one_line(f"{made} {what} {size(result)}."), aside="-" in outputs)
+            show(*lines, one_line(f"{made} {what} {size(result)}.{erased(result)}"), aside="-" in outputs)
     return INCOMPLETE if result.incomplete else 0

@@ -112,6 +112,13 @@ def add_input(p: Parser, default: str = "", many: bool = False) -> None:
     )
 
 
+def add_config(p: Parser) -> None:
+    """Add the option for a file of erase commands."""
+    p.group(KERNEL).add_argument(
+        "--config", default="", metavar="FILE", help="erase what FILE says, in the language of makedumpfile.conf(5)"
+    )
+
+
 def add_json(p: argparse._ActionsContainer) -> None:
     """Add --json."""
     p.add_argument("--json", action="store_true", help="print one JSON document instead; docs/json.md describes it")

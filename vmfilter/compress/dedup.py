@@ -18,7 +18,7 @@ from vmfilter.native import ALONE, SHARES
 
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
-    from vmfilter.reader import Dump
+    from vmfilter.reader.dump import Memory
 
 MOST_SLOTS = 1 << 19
 """Limit of the table, in slots of 32 bytes."""
@@ -29,15 +29,15 @@ _AT_ONCE = 16
 class Deduplicator:
     """Finds pages whose data are already in the same file."""
 
-    def __init__(self, dump: Dump, page_size: int) -> None:
+    def __init__(self, memory: Memory, page_size: int) -> None:
         """Allocate buffers.
 
         Args:
-            dump: to read pages from when they are compared.
+            memory: to read pages from when they are compared.
             page_size: bytes.
 
         """
-        self._dump = dump
+        self._memory = memory
         self._page_size = page_size
         self._table: native.DedupTable | None = None
         self._seen = 0
@@ -82,7 +82,7 @@ class Deduplicator:
             while n < _AT_ONCE and i + n < len(kinds) and kinds[i + n] == SHARES and frames[i + n] == first + n:
                 n += 1
             try:
-                self._dump.read_into(first * size, memoryview(self._these)[: n * size])
+                self._memory.read_into(first * size, memoryview(self._these)[: n * size])
                 for k in range(n):
                     if self._these[k * size : (k + 1) * size] != self._page(earlier[i + k]):
                         kinds[i + k] = ALONE
@@ -94,6 +94,6 @@ class Deduplicator:
         """Return the contents of a page frame, often the same one several times in a row."""
         if pfn != self._other_frame:
             self._other_frame = None
-            self._dump.read_into(pfn * self._page_size, memoryview(self._other))
+            self._memory.read_into(pfn * self._page_size, memoryview(self._other))
             self._other_frame = pfn
         return self._other

@@ -11,25 +11,25 @@ from vmfilter.native import LOST
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Codec, Packer
     from vmfilter.frames.frame_set import Stretch
-    from vmfilter.reader import Dump
+    from vmfilter.reader.dump import Memory
 
 
 class Passthrough:
     """Copies pages that are in the wanted codec, and compresses those in another."""
 
-    def __init__(self, codec: Codec, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
+    def __init__(self, codec: Codec, memory: Memory, page_size: int, packer: Packer, skip_zero: bool) -> None:
         """Copy pages from a dump.
 
         Args:
             codec: of the new dump.
-            dump: to read pages from.
+            memory: of that dump.
             page_size: bytes.
             packer: compresses the pages that cannot be copied.
             skip_zero: whether zero pages are excluded, if they are stored raw.
 
         """
         self._flag = codec.flag
-        self._dump = dump
+        self._memory = memory
         self._page_size = page_size
         self._packer = packer
         self._skip_zero = skip_zero
@@ -62,7 +62,7 @@ class Passthrough:
             Pages copied; their bytes; and the number of pages after them that are in another codec.
 
         """
-        fetched = self._dump.fetch(frame * self._page_size, count)
+        fetched = self._memory.fetch(frame * self._page_size, count)
         return native.copy_pages(
             fetched.descriptors,
             fetched.extents,
@@ -77,5 +77,5 @@ class Passthrough:
     def _compress(self, frame: int, count: int, out: memoryview, sizes: memoryview) -> int:
         """Compress pages, and return their bytes."""
         pages = memoryview(bytearray(count * self._page_size))
-        self._dump.read_into(frame * self._page_size, pages)
+        self._memory.read_into(frame * self._page_size, pages)
         return self._packer.pack(pages, self._skip_zero, out, sizes[:count])

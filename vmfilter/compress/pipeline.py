@@ -18,7 +18,7 @@ from vmfilter.native import LOST, data_sizes
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Packer
     from vmfilter.frames.frame_set import Stretch
-    from vmfilter.reader import Dump
+    from vmfilter.reader.dump import Memory
 
 
 class Lost(NamedTuple):
@@ -148,15 +148,15 @@ class Worker(Protocol):
         """Write the pages of a chunk to out and sizes, as Packer.pack() does. Unreadable pages become LOST."""
 
 
-NewWorker = Callable[["Dump", int, "Packer", bool], Worker]
-"""Makes a worker from the dump, the page size, a packer, and whether zero pages are excluded."""
+NewWorker = Callable[["Memory", int, "Packer", bool], Worker]
+"""Makes a worker from the memory of a dump, the page size, a packer, and whether zero pages are excluded."""
 
 
 class CompressingWorker:
     """Reads pages, and compresses them."""
 
-    def __init__(self, dump: Dump, page_size: int, packer: Packer, skip_zero: bool) -> None:
-        self._dump = dump
+    def __init__(self, memory: Memory, page_size: int, packer: Packer, skip_zero: bool) -> None:
+        self._memory = memory
         self._page_size = page_size
         self._packer = packer
         self._skip_zero = skip_zero
@@ -168,7 +168,7 @@ class CompressingWorker:
         packed = 0  # pages that were compressed before the last lost one, and that one
         for pfn, n, _ in chunk:
             view = self._pages[count * size : (count + n) * size]
-            for at, _, failure in self._dump.read_around(pfn * size, view, size):
+            for at, _, failure in self._memory.read_around(pfn * size, view, size):
                 i = count + at // size
                 used += self._pack(packed, i, out[used:], sizes)
                 sizes[i] = LOST
@@ -194,7 +194,7 @@ def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk |
 
 
 def packed(
-    dump: Dump,
+    memory: Memory,
     page_size: int,
     stretches: Iterable[Stretch],
     new_packer: Callable[[], Packer],
@@ -206,7 +206,7 @@ def packed(
     """Read and compress pages.
 
     Args:
-        dump: to read pages from.
+        memory: to read pages from.
         page_size: bytes.
         stretches: the page frames, in the order in which they are written.
         new_packer: makes a packer for one thread.
@@ -228,7 +228,7 @@ def packed(
     pending: deque[_Chunk] = deque()
     most = budget.chunks
     done = 0  # chunks to take from pending before waiting again
-    pool = WorkerPool(lambda: new_worker(dump, page_size, new_packer(), skip_zero), budget.threads)
+    pool = WorkerPool(lambda: new_worker(memory, page_size, new_packer(), skip_zero), budget.threads)
     try:
         for chunk_stretches in chunks_of(stretches, pages):
             if not free and len(pending) < most:

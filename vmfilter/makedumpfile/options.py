@@ -38,6 +38,7 @@ class Command:
     vtop: int | None = None
     work_dir = ""
     vmcoreinfo: str | None = None
+    config = ""
     elf = flatten = force = split = False
     rearrange = reassemble = dmesg = partial_dmesg = mem_usage = False
     check_params = dry_run = show_stats = debug = help = version = False
@@ -129,6 +130,12 @@ OPTIONS = (
     Option("--reassemble", "make one dump from a split set", "reassemble"),
     Option("--num-threads", "threads that compress (default: one per CPU)", "threads", "N", _threads),
     Option("-i", "read VMCOREINFO from a file, which -g of makedumpfile made", "vmcoreinfo", "VMCOREINFO"),
+    Option(
+        "--config",
+        "erase what makedumpfile.conf(5) says; symbols whose type nothing tells: (TYPE)SYMBOL",
+        "config",
+        "FILE",
+    ),
     Option("--work-dir", "directory for temporary files", "work_dir", "DIR"),
     Option("--vtop", "also print the physical address of a virtual address", "vtop", "ADDRESS", _address),
     Option("--dump-dmesg", "write the kernel's log instead of a dump", "dmesg"),
@@ -154,7 +161,6 @@ OPTIONS = (
     Option("--non-mmap", "the vmcore is mapped only if that is safe", "unneeded"),
     Option("-x", _TYPES, "refused", "VMLINUX"),
     Option("-g", _TYPES, "refused", "VMCOREINFO"),
-    Option("--config", _TYPES, "refused", "FILE"),
     Option("--eppic", _CODE, "refused", "MACRO"),
     Option("--extension", _CODE, "refused", "LIBRARY"),
     Option("-e", "the struct pages of excluded pages are kept", "refused"),
@@ -192,7 +198,7 @@ def parse(arguments: Sequence[str], command: Command) -> None:
 
 
 def _has_form(c: Command) -> bool:
-    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo)
+    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo or c.config)
 
 
 def _creates(c: Command) -> bool:

@@ -242,6 +242,7 @@ class _Creation:
 
     def _attempt(self, level: int) -> Statistics | None:
         """Make a dump; return None if not even a part of it fits."""
+        from vmfilter.erase.rules import Rules
         from vmfilter.filter import filter_dump
 
         command, messages, before = self._command, self._messages, self._dump.header.level
@@ -262,6 +263,7 @@ class _Creation:
                 force=command.force,
                 keep_incomplete=True,
                 dry_run=command.dry_run,
+                rules=Rules(command.config) if command.config else None,
                 progress=self._progress,
             )
             if result.failure is not None:

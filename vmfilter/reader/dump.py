@@ -110,7 +110,81 @@ class DumpPart(NamedTuple):
     wrappings: Sequence[str] = ()
 
 
-class Dump:
+class Memory:
+    """Physical memory of the crashed machine. Several threads may read at once."""
+
+    def read_into(self, address: int, view: memoryview) -> bool:
+        """Fill the view with physical memory.
+
+        Memory that the dump does not contain reads as zeros, as does the rest of a page frame that a PT_LOAD contains
+        in part.
+
+        Args:
+            address: physical address of the first byte.
+            view: destination; its length is the number of bytes to read.
+
+        Returns:
+            Whether the dump contains all of it.
+
+        Raises:
+            UnreadableError: the file cannot be read, or is damaged there.
+
+        """
+        raise NotImplementedError
+
+    def read_around(self, address: int, view: memoryview, piece: int) -> list[tuple[int, int, UnreadableError]]:
+        """Fill the view as read_into() does, but with zeros for what cannot be read.
+
+        Args:
+            address, view: see read_into().
+            piece: bytes that are lost together if one of them cannot be read: a page. Pieces are aligned.
+
+        Returns:
+            The pieces that cannot be read: first and last byte in the view, [first, end), and the reason.
+
+        """
+        try:
+            self.read_into(address, view)
+        except UnreadableError:
+            lost: list[tuple[int, int, UnreadableError]] = []
+        else:
+            return []
+        at = 0
+        while at < len(view):
+            end = min(at + piece - (address + at) % piece, len(view))
+            try:
+                self.read_into(address + at, view[at:end])
+            except UnreadableError as e:
+                view[at:end] = bytes(end - at)
+                # Not e itself: with its frames, it would be in a cycle. Python 3.11 can crash if it collects one that
+                # contains a memoryview in use.
+                lost.append((at, end, UnreadableError(str(e))))
+            at = end
+        return lost
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Return size bytes of physical memory; None if the dump does not contain all. Raises as read_into() does."""
+        buffer = bytearray(size)
+        return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
+
+    def fetch(self, address: int, count: int) -> Fetched:
+        """Read compressed pages, after a test that they can be decompressed. Only formats with codecs support this.
+
+        Args:
+            address: physical address of the first page.
+            count: maximum number of pages. The dump must contain all of them.
+
+        Returns:
+            One page or more. They are valid until the same thread reads from the dump again.
+
+        Raises:
+            UnreadableError: the file cannot be read, or is damaged there.
+
+        """
+        raise NotImplementedError
+
+
+class Dump(Memory):
     """A dump file that is open for reading. Several threads may read at once.
 
     Attributes:
@@ -239,60 +313,6 @@ class Dump:
         """Yield the ranges [start, end) of physical addresses that an incomplete dump has lost, if its format says."""
         return iter(())
 
-    def read_into(self, address: int, view: memoryview) -> bool:
-        """Fill the view with physical memory.
-
-        Memory that the dump does not contain reads as zeros, as does the rest of a page frame that a PT_LOAD contains
-        in part.
-
-        Args:
-            address: physical address of the first byte.
-            view: destination; its length is the number of bytes to read.
-
-        Returns:
-            Whether the dump contains all of it.
-
-        Raises:
-            UnreadableError: the file cannot be read, or is damaged there.
-
-        """
-        raise NotImplementedError
-
-    def read_around(self, address: int, view: memoryview, piece: int) -> list[tuple[int, int, UnreadableError]]:
-        """Fill the view as read_into() does, but with zeros for what cannot be read.
-
-        Args:
-            address, view: see read_into().
-            piece: bytes that are lost together if one of them cannot be read: a page. Pieces are aligned.
-
-        Returns:
-            The pieces that cannot be read: first and last byte in the view, [first, end), and the reason.
-
-        """
-        try:
-            self.read_into(address, view)
-        except UnreadableError:
-            lost: list[tuple[int, int, UnreadableError]] = []
-        else:
-            return []
-        at = 0
-        while at < len(view):
-            end = min(at + piece - (address + at) % piece, len(view))
-            try:
-                self.read_into(address + at, view[at:end])
-            except UnreadableError as e:
-                view[at:end] = bytes(end - at)
-                # Not e itself: with its frames, it would be in a cycle. Python 3.11 can crash if it collects one that
-                # contains a memoryview in use.
-                lost.append((at, end, UnreadableError(str(e))))
-            at = end
-        return lost
-
-    def read(self, address: int, size: int) -> bytes | None:
-        """Return size bytes of physical memory; None if the dump does not contain all. Raises as read_into() does."""
-        buffer = bytearray(size)
-        return bytes(buffer) if self.read_into(address, memoryview(buffer)) else None
-
     def read_kernel(self, address: int, size: int) -> bytes | None:
         """Return size bytes of the kernel's own data; None if the dump does not contain all, or they cannot be read."""
         try:
@@ -352,22 +372,6 @@ class Dump:
     def faults(self) -> Iterator[str]:
         """Yield the faults of the file outside its pages, one line each."""
         return iter(())
-
-    def fetch(self, address: int, count: int) -> Fetched:
-        """Read compressed pages, after a test that they can be decompressed. Only formats with codecs support this.
-
-        Args:
-            address: physical address of the first page.
-            count: maximum number of pages. The dump must contain all of them.
-
-        Returns:
-            One page or more. They are valid until the same thread reads from the dump again.
-
-        Raises:
-            UnreadableError: the file cannot be read, or is damaged there.
-
-        """
-        raise NotImplementedError
 
     def has_memory(self, start: int, end: int) -> bool:
         """Return whether any of the physical addresses [start, end) is memory, kept or excluded."""

@@ -137,6 +137,7 @@ def dump_data(s: Statistics, outputs: Sequence[str], warnings: Sequence[str]) ->
         "unreadable_at": _frames(s.unreadable_at),
         "cut_off": s.cut_off,
         "uncounted": s.uncounted,
+        "erased": s.erased,
         "unknown": s.unknown,
         "shared": s.shared,
         "free": {"found": s.free.found, "counted": s.free.counted} if s.free else None,

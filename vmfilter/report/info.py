@@ -57,6 +57,7 @@ def info_data(info: DumpInfo) -> Document:
             {"name": n.name.decode("utf-8", "backslashreplace"), "type": n.kind, "count": n.notes, "size": n.size}
             for n in info.notes
         ],
+        "erased": info.erased,
         "lost": {"pages": info.lost_pages, "ranges": [{"start": start, "end": end} for start, end in info.lost]},
         "missing": [{"start": gap.start, "end": gap.end, "why": str(gap.loss)} for gap in info.gaps],
         "pmem": [

@@ -181,6 +181,11 @@ def info_rows(info: DumpInfo) -> dict[str, str]:
     return {name: harmless(value) for name, value in rows.items() if value}
 
 
+def erased(s: Statistics) -> str:
+    """Return a sentence about what was erased, after a space; "" if nothing was."""
+    return f" {s.erased} bytes of kernel data are erased." if s.erased else ""
+
+
 def info_lines(info: DumpInfo) -> Iterator[str]:
     """Yield the description of a dump."""
     yield from (f"{name:12} {value}" for name, value in info_rows(info).items())
@@ -207,6 +212,11 @@ def info_lines(info: DumpInfo) -> Iterator[str]:
             name = harmless(note.name.decode("utf-8", "backslashreplace"))
             kind = _NOTE_KINDS.get((note.name, note.kind), f"{note.kind:#x}")
             yield f"{name + ' ' + kind:24} {note.notes:12} {note.size:10}"
+    if info.erased:
+        yield ""
+        yield f"{'erased':38} {'times':>10}"
+        for command, times in info.erased.items():
+            yield f"{harmless(command):38} {times:10}"
     if info.texts:
         yield ""
         yield f"{'VMCOREINFO in':24} kernel"

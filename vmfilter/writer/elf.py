@@ -45,7 +45,7 @@ from vmfilter.frames.ranges import Range, append, without
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import LOST
 from vmfilter.writer.base import Account, Written
-from vmfilter.writer.notes import Notes
+from vmfilter.writer.notes import EraseInfo, Notes
 from vmfilter.writer.transport.summed import SummedTransport
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class ElfWriter:
         max_mapnr: int,
         page_size: int,
         level: int,
+        erased: bytes = b"",
     ) -> None:
         """Prepare the notes; nothing is written yet.
 
@@ -90,11 +91,12 @@ class ElfWriter:
             max_mapnr: first page frame after all memory.
             page_size: bytes.
             level: dump level.
+            erased: lines of erase info, after those of the source.
 
         """
         self._transport = SummedTransport(transport, source)
         self._source = source
-        self._notes = Notes(source, vmcoreinfo, erase_info=True)
+        self._notes = Notes(source, vmcoreinfo, EraseInfo(source, erased))
         self._max_mapnr = max_mapnr
         self._page_size = page_size
         self._level = level

@@ -33,7 +33,7 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.descriptors import DescriptorTable
-from vmfilter.writer.notes import Notes, copy
+from vmfilter.writer.notes import EraseInfo, Notes
 from vmfilter.writer.transport.summed import SummedTransport
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class HeaderFields(NamedTuple):
         page_size: bytes.
         vmcoreinfo: of the kernel, None if unknown; gets a note if the copied notes do not contain it.
         first_pfn: the page frame that headers and bitmaps count as frame 0.
+        erased: lines of erase info, after those of the source.
 
     """
 
@@ -76,6 +77,7 @@ class HeaderFields(NamedTuple):
     page_size: int
     vmcoreinfo: Vmcoreinfo | None
     first_pfn: int = 0
+    erased: bytes = b""
 
 
 class PartRange(NamedTuple):
@@ -179,10 +181,9 @@ class KdumpWriter:
         self._block = block = header.page_size
         self._notes_at = block + self._sub.size + _GAP
         self._notes = Notes(source, header.vmcoreinfo)
-        self._erase = [source.erase_info] if source.erase_info else []
-        erase_size = sum(size for _, size in self._erase)
+        self._erase = EraseInfo(source, header.erased)
         self._notes_size = self._transport.note_size + self._notes.size
-        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + erase_size) // block)
+        self._sub_blocks = -(-(self._notes_at - block + self._notes_size + self._erase.size) // block)
         bitmap_bytes = -(-self._max_mapnr // (8 * block)) * block
         self._bitmap_blocks = 2 * bitmap_bytes // block
         self._bitmap2 = block * (1 + self._sub_blocks) + bitmap_bytes
@@ -327,8 +328,8 @@ class KdumpWriter:
             size_vmcoreinfo=info_size,
             offset_note=self._notes_at,
             size_note=self._notes_size,
-            offset_eraseinfo=erase_at if self._erase else 0,
-            size_eraseinfo=sum(size for _, size in self._erase),
+            offset_eraseinfo=erase_at if self._erase.size else 0,
+            size_eraseinfo=self._erase.size,
             start_pfn_64=start,
             end_pfn_64=end,
             max_mapnr_64=self._max_mapnr,
@@ -336,6 +337,5 @@ class KdumpWriter:
         self._transport.write(self._block, self._sub.pack(*sub))
         self._transport.zeros(self._notes_at - _GAP, _GAP)
         at = notes.write(self._transport, self._transport.begin_note(self._notes_at))
-        for offset, size in self._erase:
-            at = copy(self._source, offset, size, self._transport, at)
+        at = self._erase.write(self._transport, at)
         self._transport.zeros(at, self._block * (1 + self._sub_blocks) - at)

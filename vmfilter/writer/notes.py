@@ -20,6 +20,27 @@ _NAME = b"VMCOREINFO"
 _ERASE_NAME = b"ERASEINFO"  # as makedumpfile and crash call it in ELF files
 
 
+class EraseInfo:
+    """makedumpfile's report of what was erased: that of the source, and what a run adds.
+
+    Attributes:
+        size: bytes.
+        added: lines that are added.
+
+    """
+
+    def __init__(self, source: Dump, added: bytes) -> None:
+        self._source, self.added = source, added
+        self.size = len(added) + (source.erase_info[1] if source.erase_info else 0)
+
+    def write(self, transport: SummedTransport, at: int) -> int:
+        """Write it at an offset; return the offset after it."""
+        if self._source.erase_info:
+            at = copy(self._source, *self._source.erase_info, transport, at)
+        transport.write(at, self.added)
+        return at + len(self.added)
+
+
 class Notes:
     """The notes to write.
 
@@ -28,13 +49,13 @@ class Notes:
 
     """
 
-    def __init__(self, source: Dump, vmcoreinfo: Vmcoreinfo | None, erase_info: bool = False) -> None:
+    def __init__(self, source: Dump, vmcoreinfo: Vmcoreinfo | None, erase_info: EraseInfo | None = None) -> None:
         """Collect the notes. If none contains VMCOREINFO, add one: libkdumpfile does not look elsewhere.
 
         Args:
             source: dump whose notes are copied.
             vmcoreinfo: of the crashed kernel, None if unknown.
-            erase_info: whether to add a note of what makedumpfile erased, for a format with no other place for it.
+            erase_info: for a note of what was erased, in a format with no other place for it.
 
         """
         self._source = source
@@ -42,17 +63,24 @@ class Notes:
         self._own = b""
         self._parts = source.note_parts
         if vmcoreinfo is not None and not vmcoreinfo.file_size:  # found in memory: a note of the source is wrong
-            wrong = [note for note in source.notes if note.name == _NAME]
-            self._parts = [part for start, size in source.note_parts for part in without(wrong, start, size)]
-        if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
-            self._own = self._note(vmcoreinfo)
-        self._erase = source.erase_info if erase_info else None
+            self._drop(_NAME)
+        self._erase = erase_info if erase_info and erase_info.size else None
         if any(note.name == _ERASE_NAME for note in source.notes):
-            self._erase = None
+            if self._erase is not None and self._erase.added:
+                self._drop(_ERASE_NAME)
+            else:
+                self._erase = None
         self._erase_size = 0
         if self._erase is not None:
-            self._erase_size = len(self._head(_ERASE_NAME, self._erase[1])) + padded(self._erase[1])
+            self._erase_size = len(self._head(_ERASE_NAME, self._erase.size)) + padded(self._erase.size)
+        if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
+            self._own = self._note(vmcoreinfo)
         self.size = len(self._own) + self._erase_size + sum(size for _, size in self._parts)
+
+    def _drop(self, name: bytes) -> None:
+        """Copy no note of this name."""
+        dropped = [note for note in self._source.notes if note.name == name]
+        self._parts = [part for start, size in self._parts for part in without(dropped, start, size)]
 
     def _copied(self, info: Vmcoreinfo) -> int | None:
         """Return the offset of VMCOREINFO's text in the copied notes; None if they do not contain it."""
@@ -96,9 +124,9 @@ class Notes:
         transport.write(at, self._own)
         at += len(self._own)
         if self._erase is not None:
-            head = self._head(_ERASE_NAME, self._erase[1])
+            head = self._head(_ERASE_NAME, self._erase.size)
             transport.write(at, head)
-            end = copy(self._source, *self._erase, transport, at + len(head))
+            end = self._erase.write(transport, at + len(head))
             at += self._erase_size
             transport.zeros(end, at - end)
         for start, size in self._parts:

@@ -259,6 +259,10 @@ class Btf:
         """Return the name of a type; "" if it has none."""
         return self._get(number)[1]
 
+    def pointee(self, number: int) -> int:
+        """Return the type that a pointer points to, without typedefs and qualifiers; 0 is void."""
+        return self.resolved(self._get(number)[3])
+
     def array(self, number: int) -> tuple[int, int]:
         """Return the type of the elements of an array, and their number."""
         owner = self._owner(number)

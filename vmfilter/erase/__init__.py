@@ -1,0 +1,1 @@
+"""Erasing: bytes of the crashed kernel's memory that a new dump must not contain."""
