@@ -62,18 +62,33 @@ if TYPE_CHECKING:
         Stats,
         Verification,
     )
+    from vmfilter.crash.summary import CrashedTask, Summary
+    from vmfilter.crash.tasks import Task
     from vmfilter.erase.rules import Rules
     from vmfilter.errors import CodecError, InputError, KernelError, OutputError, UsageError, VmfilterError
     from vmfilter.frames.classes import PageClass, PageKind
+    from vmfilter.kernel.types.structures import Object
+    from vmfilter.kernel.zone_bits import Zone
+    from vmfilter.measure.diff import Difference
+    from vmfilter.measure.stats import Blocks, ZonePages
+    from vmfilter.pages.coverage import Gap
+    from vmfilter.pages.remains import Remains
+    from vmfilter.readiness.estimate import Between, Row
+    from vmfilter.statistics import NamespacePages
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Between",
+    "Blocks",
     "CodecError",
+    "CrashedTask",
     "Diff",
+    "Difference",
     "Dump",
     "DumpInfo",
     "Estimate",
+    "Gap",
     "InputError",
     "Kernel",
     "KernelError",
@@ -81,18 +96,26 @@ __all__ = [
     "Log",
     "LogRecord",
     "MemoryUsage",
+    "NamespacePages",
     "Note",
+    "Object",
     "OutputError",
     "Page",
     "PageClass",
     "PageKind",
+    "Remains",
+    "Row",
     "Rules",
     "Run",
     "Statistics",
     "Stats",
+    "Summary",
+    "Task",
     "UsageError",
     "Verification",
     "VmfilterError",
+    "Zone",
+    "ZonePages",
     "convert_dump",
     "diff",
     "dmesg",
@@ -120,6 +143,16 @@ _NAMES = {
     "api.results": (
         *("Statistics", "Verification", "DumpInfo", "MemoryUsage", "Stats", "Diff", "Estimate", "Log", "LogRecord"),
     ),
+    "crash.summary": ("Summary", "CrashedTask"),
+    "crash.tasks": ("Task",),
+    "kernel.types.structures": ("Object",),
+    "kernel.zone_bits": ("Zone",),
+    "measure.diff": ("Difference",),
+    "measure.stats": ("ZonePages", "Blocks"),
+    "pages.coverage": ("Gap",),
+    "pages.remains": ("Remains",),
+    "readiness.estimate": ("Row", "Between"),
+    "statistics": ("NamespacePages",),
     "errors": ("VmfilterError", "UsageError", "CodecError", "InputError", "KernelError", "OutputError"),
 }
 """The public names, by the module that has them."""

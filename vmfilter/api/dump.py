@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Union
 
+    from _typeshed import WriteableBuffer
+
     from vmfilter.kernel import kernel
     from vmfilter.kernel.search import Understood
     from vmfilter.reader import File
@@ -138,7 +140,7 @@ class Dump:
         inner.read_into(address, memoryview(buffer))
         return bytes(buffer)
 
-    def read_into(self, address: int, buffer: bytearray | memoryview) -> None:
+    def read_into(self, address: int, buffer: WriteableBuffer) -> None:
         """Fill a buffer with physical memory, without a copy.
 
         Args:

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vmfilter import convert, filter, info, verify
-from vmfilter.api import results
 from vmfilter.api.dump import opened, reader_of
 from vmfilter.api.levels import Level, level_number
+from vmfilter.api.results import (
+    Diff,
+    DumpInfo,
+    Estimate,
+    Log,
+    LogRecord,
+    MemoryUsage,
+    Statistics,
+    Stats,
+    Verification,
+)
 from vmfilter.errors import KernelError, UsageError, files_of, is_whole, name_of
 from vmfilter.formats.codec import MISSING, availability, parse_codec
 from vmfilter.kernel.log import KernelLog
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
     from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
     from vmfilter.run import Progress
-    from vmfilter.statistics import Statistics
+    from vmfilter.statistics import Statistics as Counts
 
 
 def filter_dump(
@@ -55,7 +65,7 @@ def filter_dump(
     on_doubt: str = "keep",
     rules: Rules | None = None,
     progress: Progress | None = None,
-) -> results.Statistics:
+) -> Statistics:
     """Filter a dump: write a new one with the pages that a dump level keeps.
 
     Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
@@ -144,7 +154,7 @@ def convert_dump(
     sha256: bool = False,
     rules: Rules | None = None,
     progress: Progress | None = None,
-) -> results.Statistics:
+) -> Statistics:
     """Write the same pages in another format, or with another codec. Kernel data are not needed.
 
     User data on persistent memory is excluded if the source marks it. If the codec stays the same and no level of
@@ -187,9 +197,9 @@ def convert_dump(
     return _written(found, files)
 
 
-def _written(found: Statistics, files: Sequence[object]) -> results.Statistics:
+def _written(found: Counts, files: Sequence[object]) -> Statistics:
     outputs = [*map(name_of, files)]
-    return results.Statistics.of(found, dump_data(found, outputs, found.warnings), outputs=outputs)
+    return Statistics.of(found, dump_data(found, outputs, found.warnings), outputs=outputs)
 
 
 def verify_dump(
@@ -198,7 +208,7 @@ def verify_dump(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> results.Verification:
+) -> Verification:
     """Read all of a dump: every page, descriptor, count and checksum; and compare it with another.
 
     Args:
@@ -221,10 +231,10 @@ def verify_dump(
         found = verify.verify_dump(dump, other, threads=threads, progress=progress)
         path = dump.path
     data = verify_data(found, path)
-    return results.Verification.of(found, data, path=path, verdict=verdict(found))
+    return Verification.of(found, data, path=path, verdict=verdict(found))
 
 
-def dump_info(source: Source, *, count_codecs: bool = False, search: bool = False) -> results.DumpInfo:
+def dump_info(source: Source, *, count_codecs: bool = False, search: bool = False) -> DumpInfo:
     """Describe a dump: what crashed, its kernel, its format, and any memory that it lacks.
 
     Args:
@@ -242,10 +252,10 @@ def dump_info(source: Source, *, count_codecs: bool = False, search: bool = Fals
     """
     with opened(source, missing_parts=True) as dump:
         found = info.dump_info(dump, count_codecs, search)
-    return results.DumpInfo.of(found, info_data(found))
+    return DumpInfo.of(found, info_data(found))
 
 
-def memory_usage(source: Source) -> results.MemoryUsage:
+def memory_usage(source: Source) -> MemoryUsage:
     """Count page frames by class and kind, and those that a dump of each level would contain at most.
 
     No page is read but the kernel's own data. stats() also counts zero pages.
@@ -263,10 +273,10 @@ def memory_usage(source: Source) -> results.MemoryUsage:
         found = mem_usage.memory_usage(dump)
     kept = {level: found.at_level(level).kept for level in levels_of(found)}
     data = usage_data(found, kept)
-    return results.MemoryUsage.of(found, data, present=found.at_level(0).present, kept_at_most=kept)
+    return MemoryUsage.of(found, data, present=found.at_level(0).present, kept_at_most=kept)
 
 
-def stats(source: Source, *, threads: int | None = None) -> results.Stats:
+def stats(source: Source, *, threads: int | None = None) -> Stats:
     """Count page frames by class, kind, node and zone, and what each dump level keeps. Reads all pages.
 
     Args:
@@ -283,7 +293,7 @@ def stats(source: Source, *, threads: int | None = None) -> results.Stats:
         found = statistics.measure(dump, threads)
     at = {level: found.at_level(level) for level in statistics.LEVELS}
     usage = found.usage
-    return results.Stats.of(
+    return Stats.of(
         found,
         stats_data(found),
         page_size=usage.page_size,
@@ -295,7 +305,7 @@ def stats(source: Source, *, threads: int | None = None) -> results.Stats:
     )
 
 
-def dmesg(source: Source, *, since_clear: bool = False) -> results.Log:
+def dmesg(source: Source, *, since_clear: bool = False) -> Log:
     """Read the crashed kernel's log.
 
     Args:
@@ -318,15 +328,15 @@ def dmesg(source: Source, *, since_clear: bool = False) -> results.Log:
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
         warnings = (*dump.warnings, *doubts, *(f"{dump.path}: {warning}" for warning in log.warnings()))
-    return results.Log(
-        records=tuple(map(results.LogRecord.of, records)),
+    return Log(
+        records=tuple(map(LogRecord.of, records)),
         lines=tuple(log_lines(records)),
         warnings=warnings,
         _data={"records": [record_data(record) for record in records], "warnings": [*warnings]},
     )
 
 
-def diff(a: Source, b: Source, *, threads: int | None = None) -> results.Diff:
+def diff(a: Source, b: Source, *, threads: int | None = None) -> Diff:
     """Compare two dumps of one crash, or of one machine at two times, frame by frame.
 
     Args:
@@ -343,7 +353,7 @@ def diff(a: Source, b: Source, *, threads: int | None = None) -> results.Diff:
         found = differences.diff_dumps(one, other, threads)
         names = one.path, other.path
     data = diff_data(found, *names)
-    return results.Diff.of(found, data, a=names[0], b=names[1], same=found.same, differing=sum(found.counts.values()))
+    return Diff.of(found, data, a=names[0], b=names[1], same=found.same, differing=sum(found.counts.values()))
 
 
 def estimate(
@@ -354,7 +364,7 @@ def estimate(
     seconds: float = 5,
     threads: int = 1,
     seed: int | None = None,
-) -> results.Estimate:
+) -> Estimate:
     """Estimate how large dumps will be, and how long they take, by compressing a random sample of pages.
 
     Args:
@@ -381,4 +391,4 @@ def estimate(
     with opened(source) as dump:
         found = estimates.estimate(dump, numbers, chosen, seconds=seconds, threads=threads, seed=seed)
     data = estimate_data(found, judged(found), None, None, fits=None)
-    return results.Estimate.of(found, data)
+    return Estimate.of(found, data)
