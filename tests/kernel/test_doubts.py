@@ -304,6 +304,32 @@ def test_free_blocks_are_counted_by_order_and_refused_ones_apart() -> None:
     assert classifier.lists.refused == 2
 
 
+@pytest.mark.parametrize(
+    ("one", "unused"), [(page(NOTHING), 1), (page(0), 0), (page(NOTHING, users=1), 0), (tail(), 0)]
+)
+def test_pages_that_nobody_uses_are_counted(one: bytes, unused: int) -> None:
+    classifier = native.Classifier(LAYOUT, AREA)
+    assert classifier.classify(one, 0, bytearray([KERNEL]))
+    assert classifier.lists.unused == unused
+
+
+def test_what_two_classifiers_counted_is_added() -> None:
+    lone, tails = page(NOTHING), [tail(flags=1), tail(flags=9), *[tail()] * 510]
+    free = [page(BUDDY, private=12), lone, page(BUDDY, private=1), page(NOTHING, users=1), page(BUDDY, POISON), lone]
+    used = [page(NOTHING, flags=HEAD | 1 << 5, mapping=IN_A_LIST | anonymous) for anonymous in (0, 1)]
+    pairs = [one for head in (*used, page(HUGETLB, flags=HEAD)) for one in (head, tails[0])]
+    huge = [page(0xFA << 24, flags=HEAD), *tails[1:]]
+    alone, one, other = (native.Classifier(LAYOUT, AREA) for _ in range(3))
+    for pfn, pages, by in (0, free + pairs, one), (1 << 12, huge + pairs, other):
+        for classifier in alone, by:
+            classifier.classify(b"".join(pages), pfn, bytearray([KERNEL]) * len(pages))
+    one.resume(other)
+    assert one.lists == alone.lists
+    assert one.lists.hugetlb_blocks[:2] == one.lists.user_blocks[:2] == one.lists.cache_blocks[:2] == [0, 2]
+    assert all(any(n) if isinstance(n, list) else n for n in one.lists)
+    assert not any(any(n) if isinstance(n, list) else n for n in other.lists)
+
+
 @pytest.mark.parametrize(("kind", "unknown"), [(0xFA << 24, 1), (KMALLOC, 0), (BUDDY, 0)])
 def test_huge_pages_of_unknown_type_are_counted(kind: int, unknown: int) -> None:
     classifier = native.Classifier(LAYOUT, AREA)

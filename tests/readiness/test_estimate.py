@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jsonschema
 import pytest
 from command import Run
+from judges import LARGE
 
 from vmfilter.errors import KernelError, NoSpaceError, UsageError
 from vmfilter.filter import filter_dump
@@ -61,7 +62,7 @@ def test_sizes_are_within_their_interval_on_nine_of_ten_seeds(real: Callable[[st
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("name", ["x86-6.12", "x86-7.2"])
+@pytest.mark.parametrize("name", LARGE)
 def test_so_they_are_on_large_vmcores(lab: Callable[[str], Path], name: str) -> None:
     assert min(hits(lab(name), module._MOST).values()) >= SEEDS - 1
     assert all(row.size.high - row.size.low < row.size.value / 10 for row in found(lab(name), [31]).rows)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from browser import PROGRAM, Browser
 from command import Run
+from htmlpage import Page
 
 import vmfilter.report
 from vmfilter.info import dump_info
@@ -28,81 +26,6 @@ from vmfilter.report.html import page
 from vmfilter.report.picture import COLORS, Picture, picture_of
 from vmfilter.report.text import CLASS_NAMES
 from vmfilter.report.treemap import Box, treemap
-
-NAMES = ["x86_64-6.12-small", "x86_64-6.12-pmem2", "arm64-6.12-16k", "i386-6.1-qemu"]
-_VOID = {"meta", "link", "rect", "br"}
-
-
-class Page(HTMLParser):
-    """The elements of a page, its tables, its text and its data."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags = Counter[str]()
-        self.attributes = Counter[str]()
-        self.tables: list[list[list[str]]] = []
-        self.text = ""
-        self.data: Any = None
-        self._open: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes.update(name for name, _ in attrs)
-        if tag not in _VOID:
-            self._open.append((tag, dict(attrs).get("type") or ""))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == ("script", "application/json"):
-            self.data = json.loads(data)
-        elif self._open and self._open[-1][0] not in ("script", "style"):
-            self.text += data
-            if any(tag in ("td", "th") for tag, _ in self._open):
-                self.tables[-1][-1][-1] += data
-
-
-def table(made: Page, first: str) -> dict[str, list[str]]:
-    """Rows of the table whose first heading is this, by their first cell."""
-    (found,) = [t for t in made.tables if t[0][0] == first]
-    return {row[0]: row[1:] for row in found[1:]}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_page_has_the_counts_of_json(real: Callable[[str], Path], tmp_path: Path, run: Run, name: str) -> None:
-    data = json.loads(run("stats", "--json", "--html", tmp_path / "page", real(name)).out)
-    made = Page((tmp_path / "page").read_text())
-    rows = table(made, "class")
-    for what in "classes", "kinds":
-        shown = {n: int(rows[n][0]) for n, pages in data[what].items() if pages}
-        assert shown == {n: pages for n, pages in data[what].items() if pages}
-    assert int(rows["all memory"][0]) == data["present"]
-    levels = table(made, "level")
-    assert {level: (int(row[1]), int(row[4])) for level, row in levels.items()} == {
-        level: (numbers["kept"], numbers["zero"]) for level, numbers in data["levels"].items()
-    }
-    assert sum(int(row[-1]) for row in table(made, "zone").values()) == data["present"]
-    runs = made.data["runs"]
-    by_class = Counter[str]()
-    for i in range(0, len(runs), 4):
-        by_class[made.data["uses"][runs[i + 2]]["class"]] += runs[i + 1]
-    assert by_class == Counter({n: pages for n, pages in data["classes"].items() if pages})
-    assert sum(runs[0::4]) + sum(runs[1::4]) <= data["max_mapnr"]
-    words = next(t for t in made.tables if t[0][0] == "addresses" and t[0][-1] == "classes")
-    assert sum(int(row[1]) for row in words[1:]) == data["present"]
 
 
 def test_the_page_is_complete(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command import Run
+from counts import assert_same_counts
 from files import TESTDATA
 from kernelbuilder import FLAVOURS, Synthetic
 
@@ -26,42 +26,11 @@ FILTERED = ["x86_64-6.12-small", "x86_64-6.12-pmem2", "ppc64le-6.1-64k", "arm-6.
 KERNEL = CLASS_NAMES[PageClass.KERNEL]
 
 
-def rows(text: str) -> dict[str, int]:
-    """Pages by the first column, of the first table."""
-    table = text.partition("\n\n")[0].splitlines()[1:]
-    return {line[:38].strip(): int(line[38:51]) for line in table}
-
-
 @pytest.mark.parametrize("name", [name for name in VMCORES if name not in UNKNOWN])
-def test_text_json_and_csv_have_the_same_counts_and_they_add_up(
-    real: Callable[[str], Path], run: Run, name: str
+def test_text_json_csv_and_html_have_the_same_counts_and_they_add_up(
+    real: Callable[[str], Path], run: Run, tmp_path: Path, name: str
 ) -> None:
-    data = json.loads(run("stats", "--json", real(name)).out)
-    assert sum(data["classes"].values()) == data["present"] <= data["max_mapnr"]
-    assert sum(data["kinds"].values()) == data["classes"][KERNEL]
-    for what in "classes", "kinds":
-        by_zone = Counter[str]()
-        for zone in data["zones"]:
-            by_zone.update(zone[what])
-        assert by_zone == Counter(data[what])
-    shown = rows(run("stats", "--all", real(name)).out)
-    assert {n: shown[n] for n in data["classes"]} == data["classes"]
-    assert {n: shown[n] for n in data["kinds"]} == data["kinds"]
-    assert shown["all memory"] == data["present"]
-    pages, by_zone = {"class": Counter[str](), "kind": Counter[str]()}, Counter[tuple[str, str]]()
-    end = 0
-    for row in csv.DictReader(io.StringIO(run("stats", "--csv", real(name)).out)):
-        assert end <= int(row["start"]) < int(row["end"])
-        end = int(row["end"])
-        for column in pages:
-            pages[column][row[column]] += end - int(row["start"])
-        by_zone[row["node"], row["zone"]] += end - int(row["start"])
-    assert end <= data["max_mapnr"]
-    assert pages["class"] == Counter({n: pages for n, pages in data["classes"].items() if pages})
-    del pages["kind"][""]
-    assert pages["kind"] == Counter({n: pages for n, pages in data["kinds"].items() if pages})
-    zones = {(z["node"], z["zone"]): sum(z["classes"].values()) for z in data["zones"]}
-    assert by_zone == {("" if n is None else str(n), z or ""): pages for (n, z), pages in zones.items()}
+    assert_same_counts(run, real(name), tmp_path / "page")
 
 
 @pytest.mark.parametrize("name", FILTERED)
