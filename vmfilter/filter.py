@@ -38,6 +38,7 @@ def filter_dump(
     include_pmem_userdata: bool = False,
     on_doubt: str = "keep",
     rules: Rules | None = None,
+    part: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Filter a dump: write a new one with the pages that a dump level keeps.
@@ -71,6 +72,8 @@ def filter_dump(
             are classified: "keep" the classes that are in doubt, "fail" before any page is written, or "trust"
             VMCOREINFO. Warnings say what contradicts it.
         rules: what to erase of the kernel's memory: see vmfilter.Rules. What cannot be erased is a warning.
+        part: write only one file of a split set, given its number, from 1, and the number of all. It is the same byte
+            for byte as in the whole set, unless pages are lost; the result counts all pages. Not with dedup.
         progress: called periodically; while pages are written, between chunks.
 
     Pages of the source that cannot be read or decompressed are lost: the new dump contains all others, and is marked
@@ -105,6 +108,7 @@ def filter_dump(
         limit,
         dry_run,
         sha256,
+        part,
     )
     files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:

@@ -197,8 +197,7 @@ class DumpRun:
     def _write_selected(self, frames: FrameSet, writer: Writer, to: Destination, result: Statistics) -> Statistics:
         """Write the pages of frames, and finish the dump."""
         started = time.monotonic()
-        kept = len(frames)
-        if not kept:
+        if not len(frames):
             raise InputError(
                 f"{self._dump.path}: no page would be in the new dump: the input contains none, or all are excluded; "
                 "vmfilter info says what it has"
@@ -206,13 +205,13 @@ class DumpRun:
         share_zero = bool(self._level & LEVEL_ZERO)
         copies = to.copies and self._dump.page_size == self._page_size and self._plan is None
         skip_zero = share_zero or to.form.dedup or copies
-        writer.begin_pages(frames, skip_zero)
+        kept = writer.begin_pages(frames, skip_zero)
         if to.form.limit is not None and writer.size > to.form.limit:
             raise NoSpaceError(
                 f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit"
             )
         try:
-            self._write_pages(writer, to, frames, skip_zero, copies)
+            self._write_pages(writer, to, kept, skip_zero, copies)
         except BaseException as e:
             if not self._can_be_kept(e, writer, to) or failure_of(lambda: self._finish(writer, kept, result)):
                 raise  # this, not what finish() raised: it only repeats the failure
@@ -263,15 +262,14 @@ class DumpRun:
         kinds[None] += total - sum(kinds.values())
         return kinds
 
-    def _write_pages(self, writer: Writer, to: Destination, frames: FrameSet, skip_zero: bool, copies: bool) -> None:
-        """Write the pages, or as many as the limit allows.
+    def _write_pages(self, writer: Writer, to: Destination, kept: int, skip_zero: bool, copies: bool) -> None:
+        """Write the pages, kept in number, or as many as the limit allows.
 
         Raises:
             BaseException: what ended this early. What is written is settled, unless something interrupted this
                 (KeyboardInterrupt) that progress did not raise.
 
         """
-        kept = len(frames)
         try:
             self._tell(writer, kept)
             with closing(
@@ -348,11 +346,12 @@ class DumpRun:
 
             self._deduplicator = Deduplicator(self._memory, self._page_size)
         writers = [KdumpWriter(transport, self._dump, header, to.codec, self._deduplicator) for transport in transports]
-        if len(writers) == 1:
+        if len(writers) == 1 and to.form.part is None:
             return writers[0]
         from vmfilter.writer.split import SplitWriter
 
-        return SplitWriter(writers, header.max_mapnr)
+        number, parts = to.form.part or (1, 0)
+        return SplitWriter(writers, header.max_mapnr, number - 1, parts)
 
     def _header(self) -> HeaderFields:
         kernel, info = self._kernel, self._info

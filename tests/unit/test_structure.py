@@ -26,7 +26,7 @@ ROOMS = [
         "writer",
     ),
     *("run", "filter", "convert", "info", "verify", "measure", "rearrange"),
-    *("readiness", "report", "api", "console", "makedumpfile", "integration", "cli"),
+    *("readiness", "report", "api", "console", "makedumpfile", "integration", "fleet", "cli"),
 ]
 """The rooms in order: each imports only earlier ones. docs/architecture.md draws them."""
 

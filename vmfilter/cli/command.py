@@ -29,6 +29,7 @@ COMMANDS = {
     "stats": "stats",
     "diff": "diff",
     "kdump": "kdump",
+    "batch": "batch",
     "completion": "completion",
     "help": "help",
 }

@@ -12,13 +12,14 @@ from vmfilter.cli.options import (
     add_form,
     add_vmcoreinfo,
     form_of,
+    level_of,
     run_of,
     size_of,
     vmcoreinfo_of,
     warn_of_codec,
 )
-from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
-from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT, parse_level
+from vmfilter.errors import INCOMPLETE, InputError, UsageError
+from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,13 +58,6 @@ _NOWHERE = os.devnull
 """Output of a dry run that names none."""
 
 
-def _level(text: str) -> int:
-    try:
-        return parse_level(text)
-    except VmfilterError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
-
-
 def add_to(commands: Commands) -> None:
     """Add the subcommand to the parser."""
     p = commands.add_parser(
@@ -76,7 +70,7 @@ def add_to(commands: Commands) -> None:
     excluded.add_argument(
         "-d",
         "--level",
-        type=_level,
+        type=level_of,
         default=DEFAULT_LEVEL,
         metavar="LEVEL",
         help="what to exclude (default: %(default)s)",

@@ -52,6 +52,17 @@ def _is_size(text: str) -> bool:
     return len(text) > 1 and text[:-1].isdecimal() and text[-1] in _UNITS
 
 
+def level_of(text: str) -> int:
+    """Parse a dump level. Raises ArgumentTypeError if it is not one."""
+    from vmfilter.errors import VmfilterError
+    from vmfilter.frames.levels import parse_level
+
+    try:
+        return parse_level(text)
+    except VmfilterError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
 def address_of(text: str) -> int:
     """Parse a physical address, hexadecimal after 0x. Raises ArgumentTypeError if it is not one."""
     try:

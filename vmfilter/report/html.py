@@ -32,19 +32,24 @@ _ROWS = 64  # of the map in words
 _LARGEST = 3
 
 
-def page(picture: Picture) -> bytes:
-    """Return the file."""
+def rendered(template: str, **values: object) -> bytes:
+    """Return a file made from a template of assets/ and values, with the style and the script of all."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable)
     assets = files("vmfilter.report") / "assets"
-    texts = {name: (assets / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "map.js")}
+    texts = {name: (assets / name).read_text(encoding="utf-8") for name in (template, "page.css", "map.js")}
+    page = environment.from_string(texts[template])
+    return page.render(css=Markup(texts["page.css"]), script=Markup(texts["map.js"]), **values).encode()
+
+
+def page(picture: Picture) -> bytes:
+    """Return the file."""
     stats = picture.stats
     present = stats.at_level(0).present
-    text = environment.from_string(texts["page.html"]).render(
-        css=Markup(texts["page.css"]),
-        script=Markup(texts["map.js"]),
+    return rendered(
+        "page.html",
         name=picture.name,
         facts=picture.facts,
         warnings=picture.warnings,
@@ -57,7 +62,6 @@ def page(picture: Picture) -> bytes:
         treemap={"width": _WIDTH, "height": _HEIGHT, "boxes": list(_boxes(picture))},
         map={"unit": picture.map.unit, "data": _map(picture)},
     )
-    return text.encode()
 
 
 def _printable(value: object) -> object:

@@ -126,12 +126,15 @@ class Writer(Protocol):
     def finish_bitmaps(self) -> None:
         """End the bitmaps: no part follows."""
 
-    def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
+    def begin_pages(self, kept: FrameSet, share_zero: bool) -> int:
         """Prepare for the pages.
 
         Args:
             kept: their frames.
             share_zero: whether zero pages among them are excluded.
+
+        Returns:
+            How many of them put_pages() will take: all, unless other files of a split set are made elsewhere.
 
         """
 

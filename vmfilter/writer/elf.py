@@ -154,7 +154,7 @@ class ElfWriter:
             if first < last:
                 yield load, first, last
 
-    def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
+    def begin_pages(self, kept: FrameSet, share_zero: bool) -> int:
         """Write the notes, and reserve space for the headers."""
         self._kept, count = kept, len(kept)
         self._count = 1 + sum(1 for _ in self._segments())
@@ -174,6 +174,7 @@ class ElfWriter:
         self._transport.reserve(0, self._notes_at)
         self.size = self._data_end = self._data
         self._account = Account(self.size)
+        return count
 
     def _lay_out(self, layout: ElfClass, segments: int, data_size: int) -> bool:
         """Place headers, notes and pages; return whether offsets fit: in ELF32 they end at 4 GiB."""

@@ -216,13 +216,16 @@ class KdumpWriter:
         """Return the bytes of all but the pages' data, for a number of kept pages; share_zero: see begin_pages()."""
         return self._descriptors + pages * DESCRIPTOR + (self._block if share_zero else 0)
 
-    def begin_pages(self, kept: FrameSet, share_zero: bool, part: PartRange | None = None) -> None:
+    def begin_pages(self, kept: FrameSet, share_zero: bool, part: PartRange | None = None) -> int:
         """Write sub header and notes, and reserve space for the main header and descriptors.
 
         Args:
             kept: page frames of the dump, or of the whole split set.
             share_zero: whether zero pages are excluded, and share one page of data.
             part: the range of this file of a split set.
+
+        Returns:
+            Number of pages in it.
 
         """
         count = len(kept)
@@ -240,6 +243,7 @@ class KdumpWriter:
             self._transport.write(self.size, bytes(self._block))
             self.size = self.room_for(count, True)
         self._account = Account(self.size)
+        return pages
 
     def order(self) -> Iterator[Stretch]:
         return self._kept.ranked(*self._range)

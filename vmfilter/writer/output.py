@@ -45,6 +45,7 @@ class Form(NamedTuple):
     limit: int | None = None
     dry_run: bool = False
     sha256: bool = False
+    part: tuple[int, int] | None = None
 
 
 def check(output: File | Sequence[File], form: Form, progress: object) -> list[Any]:
@@ -82,6 +83,8 @@ def check(output: File | Sequence[File], form: Form, progress: object) -> list[A
         raise CodecError(f"format elf cannot be compressed with codec {compress!r}: use format kdump")
     if compress is not None:
         parse_codec(compress)
+    if form.part is not None:
+        _check_part(form, form.part, len(paths))
     for what, size in ("limit", form.limit), ("max_memory", form.max_memory):
         if size is not None and not is_whole(size, 1):
             raise UsageError(f"{what} must be a number of bytes, at least 1, not {size!r}")
@@ -91,6 +94,15 @@ def check(output: File | Sequence[File], form: Form, progress: object) -> list[A
     if progress is not None and not callable(progress):
         raise UsageError(f"progress {progress!r:.80} is not callable")
     return files
+
+
+def _check_part(form: Form, part: tuple[int, int], outputs: int) -> None:
+    """Check the number of a part of a split set. Raises UsageError if it is wrong, or contradicts the form."""
+    number, parts = part
+    if not (is_whole(number, 1) and is_whole(parts, number)):
+        raise UsageError(f"part must be the number of a part and that of all parts, not {part!r:.80}")
+    if outputs > 1 or form.format == "elf" or form.limit is not None or form.dedup:
+        raise UsageError("a part of a split set needs format kdump, one output, and neither limit nor dedup")
 
 
 class Destination:

@@ -54,15 +54,18 @@ class SplitWriter:
 
     """
 
-    def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int) -> None:
+    def __init__(self, writers: Sequence[KdumpWriter], max_mapnr: int, before: int = 0, parts: int = 0) -> None:
         """Combine writers.
 
         Args:
             writers: one for each file, in order.
             max_mapnr: first page frame after all memory.
+            before: number of files of the set before these, which are made elsewhere.
+            parts: number of all files of the set; 0: these are all.
 
         """
         self._writers = writers
+        self._before, self._number = before, parts or len(writers)
         self.first_pfn = writers[0].first_pfn
         self._max_mapnr = max_mapnr
 
@@ -86,19 +89,21 @@ class SplitWriter:
         for writer in self._writers:
             writer.finish_bitmaps()
 
-    def begin_pages(self, kept: FrameSet, share_zero: bool) -> None:
+    def begin_pages(self, kept: FrameSet, share_zero: bool) -> int:
         parts = self._parts(kept)
         self._left = [part.pages for part in parts]
-        for writer, part in zip(self._writers, parts, strict=True):
-            writer.begin_pages(kept, share_zero, part)
+        return sum(
+            writer.begin_pages(kept, share_zero, part) for writer, part in zip(self._writers, parts, strict=True)
+        )
 
     def _parts(self, kept: FrameSet) -> list[PartRange]:
-        number = len(self._writers)
+        number = self._number
         cuts = [self.first_pfn, *_cuts(kept, number, self.first_pfn, self._max_mapnr)]
         cuts += [self._max_mapnr] * (number + 1 - len(cuts))
         ranks = list(_ranks(kept, cuts))
         bounds = zip(pairwise(cuts), pairwise(ranks), strict=True)
-        return [PartRange(start, end, after - before, before) for (start, end), (before, after) in bounds]
+        all_of = [PartRange(start, end, after - before, before) for (start, end), (before, after) in bounds]
+        return all_of[self._before : self._before + len(self._writers)]
 
     def order(self) -> Iterator[Stretch]:
         """See Writer. One file after the other: so only one at a time has a writer thread and buffers."""

@@ -1,0 +1,501 @@
+"""Batches: every dump is done once or has failed, and what it does to its worker costs only itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from command import Run
+from fleet import GOOD, batch, manifest, ran, small_fleet, statuses, unfinished
+from tinyvmcore import vmcore
+
+import vmfilter
+from vmfilter.convert import convert_dump
+from vmfilter.crash.signature import signature
+from vmfilter.errors import InputError, UsageError
+from vmfilter.filter import filter_dump
+from vmfilter.fleet.batch import Batch, Plan
+from vmfilter.fleet.engine import cluster, run_tasks
+from vmfilter.fleet.facts import COLUMNS
+from vmfilter.fleet.inputs import inputs
+from vmfilter.fleet.manifest import Manifest
+from vmfilter.fleet.progress import Progress
+from vmfilter.fleet.record import Input, Record
+from vmfilter.fleet.store import Store
+from vmfilter.fleet.worker import Task, work
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """A cluster of two workers, as a batch makes it."""
+    with cluster(None, 2) as client:
+        yield client
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    return vmcore().write(tmp_path / "vmcore")
+
+
+def task(source: Path, out: Path, operation: str = "filter", **options: Any) -> Task:
+    form = {"threads": 1, "max_memory": options.get("max_memory")}
+    return Task(Input(str(source), str(source)), [str(source)], operation, operation, str(out), form, **options)
+
+
+def done(client: Any, *tasks: Task) -> list[Record]:
+    records: list[Record] = []
+    run_tasks(client, tasks, records.append)
+    return records
+
+
+# A whole batch
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], Path]:
+    """A batch that has run: the folder of dumps, what was printed, and PREFIX."""
+    folder = tmp_path_factory.mktemp("batch")
+    fleet, out = small_fleet(folder / "fleet"), folder / "out"
+    return fleet, ran("stats", fleet, "--out", out), out
+
+
+def test_each_dump_is_done_or_its_failure_is_said(finished: Any) -> None:
+    fleet, result, out = finished
+    good = {f"vmcore{i}": "done" for i in range(GOOD)}
+    assert statuses(out) == {**good, "short": "failed", "other": "failed", "pipe": "failed"}
+    assert result.returncode == 1
+    assert f"{out}: 4 done, 3 failed; 0 done before." in result.stdout
+    assert "dashboard: http" in result.stderr
+    assert f"vmfilter: {fleet}/a/b/other: not a dump that vmfilter knows" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_manifest_says_what_became_of_a_dump(finished: Any) -> None:
+    fleet, _, out = finished
+    line = next(line for line in manifest(out) if line["input"] == str(fleet / "a" / "vmcore0"))
+    info = (fleet / "a" / "vmcore0").stat()
+    assert (line["job"], line["size"], float(line["modified"])) == ("stats", info.st_size, info.st_mtime)
+    assert (line["error"], line["seconds"] > 0) == ("", True)
+    made = Path(line["output"])
+    assert made.is_relative_to(out)
+    assert made.stat().st_size == line["output_size"]
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert json.loads(made.read_text())["classes"]["free"] == 8
+
+
+def test_a_second_batch_does_nothing_again(finished: Any) -> None:
+    fleet, _, out = finished
+    before = (out / "manifest.jsonl").read_bytes()
+    result = ran("stats", fleet, "--out", out)
+    assert (result.returncode, result.stdout) == (0, f"{out}: nothing to do; 7 done before.\n")
+    assert (out / "manifest.jsonl").read_bytes() == before
+
+
+def test_the_tables_have_what_was_found(finished: Any) -> None:
+    _, _, out = finished
+    rows = {Path(row["input"]).name: row for row in pq.read_table(out / "manifest.parquet").to_pylist()}
+    assert {name: row["status"] for name, row in rows.items()} == statuses(out)
+    table = ds.dataset(out / "dumps", partitioning="hive").to_table().to_pylist()
+    assert len(table) == GOOD
+    (row,) = (row for row in table if row["input"].endswith("vmcore0"))
+    assert (row["release"], row["machine"], str(row["date"])) == ("6.12.0", "x86_64", "2026-11-21")
+    assert row["memory"] == sum(row[name] for name in COLUMNS if name.startswith("class_"))
+    assert row["class_free"] == 8 * 4096
+    assert row["level_0"] > row["level_31"] > 0
+
+
+def test_the_documented_columns_are_those_of_the_table() -> None:
+    text = (ROOT / "docs" / "fleet.md").read_text()
+    section = text.partition("### Columns")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section.replace("`kind_…`", "").replace("`class_…`", "")))
+    assert {name for name in COLUMNS if not name.startswith(("class_", "kind_"))} <= named
+
+
+def test_the_report_is_one_page_that_loads_nothing(finished: Any, tmp_path: Path, run: Run) -> None:
+    _, _, out = finished
+    assert run("batch", "report", out / "manifest.jsonl", "--out", tmp_path / "page.html").status == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<h1>7 dumps</h1>" in page
+    assert "6.12.0" in page
+    assert "not a dump that vmfilter knows" in page
+    assert not re.search(r"<script|<link[^>]+href=.http|src=", page)
+
+
+# What must not cost more than itself
+
+
+def test_a_dump_that_hangs_is_given_up(client: Any, tmp_path: Path, dump: Path) -> None:
+    """A pipe that is open for writing, and nobody writes to, at both workers."""
+    pipes = [tmp_path / "pipe1", tmp_path / "pipe2"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    held = [os.open(pipe, os.O_RDWR) for pipe in pipes]
+    records = done(
+        client,
+        *(task(pipe, tmp_path / "out" / pipe.name, timeout=1) for pipe in pipes),
+        task(dump, tmp_path / "out" / "dump"),
+    )
+    for fd in held:
+        os.close(fd)
+    assert {Path(r.input).name: r.status for r in records} == {"pipe1": "timeout", "pipe2": "timeout", "vmcore": "done"}
+    assert f"{pipes[0]}: takes longer than 1 s; --timeout allows more" in {r.error for r in records}
+    vmfilter.open_dump(tmp_path / "out" / "dump").close()
+
+
+def test_a_dump_whose_process_dies_costs_only_itself(
+    tmp_path: Path, dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)
+    (tmp_path / "out").mkdir()
+
+    def killed(child: Any, *_: object) -> Any:
+        left = tmp_path / "out" / f"one.{child.pid}.1.incomplete"
+        left.write_bytes(b"half")
+        os.kill(child.pid, signal.SIGKILL)
+        return line(child, *_)
+
+    line = vmfilter.fleet.worker._Child._line  # type: ignore[attr-defined]
+    with monkeypatch.context() as m:
+        m.setattr("vmfilter.fleet.worker._Child._line", killed)
+        record = work(task(pipe, tmp_path / "out" / "one"))
+    os.close(held)
+    assert (record.status, record.output) == ("killed", "")
+    assert "its process ended with SIGKILL" in record.error
+    assert not unfinished(tmp_path)
+    assert work(task(dump, tmp_path / "out" / "two")).status == "done"
+
+
+def readers(pipe: Path) -> set[int]:
+    """Return the other processes that have a pipe open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == str(pipe):
+                found.add(int(link.parts[2]))
+    return found - {os.getpid()}
+
+
+def wait_for(happened: Callable[[], Any]) -> Any:
+    """Wait until something is true, for a minute at most; return it."""
+    deadline = time.monotonic() + 60
+    while not (what := happened()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return what
+
+
+def test_a_worker_that_is_killed_has_its_dump_done_by_another(client: Any, tmp_path: Path, dump: Path) -> None:
+    """The dump comes through a pipe, so it takes until the test lets it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)
+    pids = client.run(os.getpid)
+    future = client.submit(work, task(pipe, tmp_path / "out" / "dump"), pure=False)
+    first = wait_for(lambda: readers(pipe))
+    (busy,) = (worker for worker, keys in client.processing().items() if keys)
+    os.kill(pids[busy], signal.SIGKILL)
+    second = wait_for(lambda: readers(pipe) - first)
+    wait_for(lambda: readers(pipe) == second)  # the process of the killed worker ends by itself
+    with open(pipe, "wb") as file:
+        os.close(held)
+        file.write(dump.read_bytes())
+    assert future.result(60).status == "done"
+    vmfilter.open_dump(tmp_path / "out" / "dump").close()
+    assert not unfinished(tmp_path)
+
+
+def test_a_dump_that_kills_every_worker_is_a_failure(
+    client: Any, tmp_path: Path, dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deadly(one: Task) -> Record:
+        if one.job == "deadly":
+            os._exit(1)
+        from vmfilter.fleet.worker import work
+
+        return work(one)
+
+    monkeypatch.setattr("vmfilter.fleet.engine.work", deadly)
+    records = done(client, task(dump, tmp_path / "x")._replace(job="deadly"), task(dump, tmp_path / "good"))
+    assert {r.status for r in records} == {"killed", "done"}
+    assert f"{dump}: each worker that had it died" in {r.error for r in records}
+
+
+def test_memory_of_a_process_is_bounded(tmp_path: Path, dump: Path) -> None:
+    assert work(task(dump, tmp_path / "out", max_memory=1 << 28)).status == "done"
+    record = work(task(dump, tmp_path / "out2", max_memory=1 << 20))
+    assert record.status in ("failed", "killed")
+    assert "memory" in record.error
+
+
+# Resuming
+
+
+def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Three times at random; each dump has one line, and its output is whole."""
+    fleet, out = tmp_path / "fleet", tmp_path / "out"
+    fleet.mkdir()
+    count = 24
+    for i in range(count):
+        vmcore(pages=16 + i).write(fleet / f"vmcore{i}")
+    _killed_three_times(["filter", fleet, "--out", out], out, count)
+    assert ran("filter", fleet, "--out", out, "-q").returncode == 0
+    _check_whole(out, count)
+
+
+def _killed_three_times(arguments: list[Any], out: Path, count: int) -> None:
+    chance = random.Random(7)
+    for _ in range(3):
+        before = len(manifest(out)) if (out / "manifest.jsonl").exists() else 0
+        until = before + chance.randint(1, count // 6)
+        with subprocess.Popen(batch(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if (out / "manifest.jsonl").exists() and len(manifest(out)) >= until:
+                    process.kill()
+                time.sleep(0.02)
+
+
+def _check_whole(out: Path, count: int) -> None:
+    lines = manifest(out)
+    assert len(lines) == len({line["input"] for line in lines}) == count
+    deadline = time.monotonic() + 20
+    while unfinished(out) and time.monotonic() < deadline:  # processes of killed workers clean up
+        time.sleep(0.1)
+    assert not unfinished(out)
+    for line in lines:
+        if line["output"]:
+            assert Path(line["output"]).stat().st_size == line["output_size"]
+
+
+def plan(operation: str, out: Path, *names: object, **options: Any) -> Plan:
+    return Plan(operation, [str(name) for name in names], str(out), options.pop("form", {}), **options)
+
+
+def left(out: Path, *names: object, **options: Any) -> int:
+    """Return how many dumps are left to do."""
+    made = Batch(plan("info", out, *names, **options))
+    made._manifest.close()
+    return len(made.tasks)
+
+
+def test_what_has_changed_is_done_again(tmp_path: Path, dump: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    manifest = Manifest(store)
+    manifest.add(work(task(dump, tmp_path / "out" / "x", "info", digest=True))._replace(
+        size=dump.stat().st_size, modified=str(dump.stat().st_mtime)
+    ))  # fmt: skip
+    manifest.close()
+    assert left(tmp_path / "out", dump) == 0
+    assert left(tmp_path / "out", dump, form={"level": 1}) == 1
+    os.utime(dump, (1, 1))
+    assert left(tmp_path / "out", dump) == 1
+    again = Batch(plan("info", tmp_path / "out", dump, digest=True))
+    again._manifest.close()
+    record = work(again.tasks[0])
+    assert (record.digest, record.modified) == (again.tasks[0].known.digest, "1.0")  # type: ignore[union-attr]
+    dump.write_bytes(dump.read_bytes()[:-4096])
+    assert left(tmp_path / "out", dump, digest=True) == 1
+
+
+def test_a_failure_is_repeated_only_if_asked(tmp_path: Path) -> None:
+    manifest = Manifest(Store(str(tmp_path / "out")))
+    manifest.add(work(task(tmp_path / "none", tmp_path / "out" / "x", "info")))
+    manifest.close()
+    assert left(tmp_path / "out", tmp_path / "none") == 0
+    assert left(tmp_path / "out", tmp_path / "none", retry=True) == 1
+
+
+def test_the_line_that_a_killed_batch_left_is_removed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    manifest = Manifest(store)
+    manifest.add(work(task(tmp_path / "none", tmp_path / "x")))
+    manifest.close()
+    path = tmp_path / "out" / "manifest.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    manifest = Manifest(store)
+    with pytest.raises(UsageError, match="another batch is writing it"):
+        Manifest(store)
+    assert path.read_bytes() == whole
+    manifest.close()
+    path.write_bytes(b"{}\n")
+    with pytest.raises(InputError, match="line 1 is not a record"):
+        Manifest(store)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is not empty, and has no manifest of a batch"):
+        Manifest(Store(str(tmp_path)))
+
+
+# Inputs
+
+
+def test_inputs_are_files_folders_patterns_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_fleet(tmp_path / "fleet")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list").write_text("fleet/pipe\n\nfleet/a/*0\n")
+
+    def names(*arguments: str) -> list[str]:
+        return [one.name.removeprefix(f"{tmp_path}/") for one in inputs(arguments, "out")]
+
+    assert names("fleet/a/vmcore?") == [f"fleet/a/vmcore{i}" for i in range(GOOD)]
+    assert names("@list") == ["fleet/pipe", "fleet/a/vmcore0"]
+    assert len(names("fleet", "fleet/pipe")) == GOOD + 3
+    assert names("none") == ["none"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "made").touch()
+    assert names("out", "fleet/pipe") == ["fleet/pipe"]
+    (tmp_path / "empty").mkdir()
+    for wrong, said in (("empty", "no file is there"), ("*none*", "no file is there"), ("@none", "cannot be read")):
+        with pytest.raises(InputError, match=said):
+            names(wrong)
+
+
+def test_no_two_dumps_have_the_same_output(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    sources = [
+        "/a/vmcore",
+        "/b/vmcore",
+        "s3://a/vmcore",
+        "s3://b/vmcore",
+        "/a%2Fvmcore",
+        "zip://x::s3://a/b",
+        "/é",
+        b"/\xff",
+    ]
+    outputs = {store.output(os.fsdecode(source), ".kdump") for source in sources}
+    assert len(outputs) == len(sources)
+    assert all(Path(output).is_relative_to(tmp_path) for output in outputs)
+
+
+# One large dump
+
+
+def test_parts_of_workers_are_those_of_one_machine(tmp_path: Path) -> None:
+    source, parts = vmcore(pages=400).write(tmp_path / "vmcore"), 3
+    here = [tmp_path / f"part{i}" for i in range(parts)]
+    vmfilter.filter_dump(source, here, level=1)
+    out = tmp_path / "out"
+    assert ran("filter", source, "--out", out, "--parts", parts, "-d", 1, "--reassemble", "-q").returncode == 0
+    made = [line["output"] for line in manifest(out)]
+    there = sorted(name for name in made if name.endswith(f"of{parts}"))
+    assert [Path(name).read_bytes() for name in there] == [path.read_bytes() for path in here]
+    (whole,) = set(made) - set(there)
+    convert_dump(here, tmp_path / "whole")
+    assert Path(whole).read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_part_that_is_none_is_refused(dump: Path, tmp_path: Path, run: Run) -> None:
+    for part, form in (((0, 1), {}), ((3, 2), {}), ((1, 2), {"dedup": True}), ((1, 2), {"limit": 1 << 20})):
+        with pytest.raises(UsageError, match="part"):
+            filter_dump(dump, tmp_path / "dump", part=part, **form)  # type: ignore[arg-type]
+    other = vmcore().write(tmp_path / "other")
+    ran = run("batch", "filter", dump, other, "--out", tmp_path / "out", "--parts", 2)
+    assert ran.err == "vmfilter: --parts divides one dump among the workers, not 2: name one\n"
+
+
+# Elsewhere
+
+
+def test_a_batch_goes_to_a_scheduler_of_dask(tmp_path: Path) -> None:
+    """As with Dask's deployers: a scheduler and workers that are processes of their own."""
+    address = tmp_path / "address"
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+
+    def dask(part: str, *options: str) -> list[str]:
+        program = [sys.executable, "-m", f"distributed.cli.dask_{part}", "--scheduler-file", str(address)]
+        return [*program, "--no-dashboard", *options]
+
+    scheduler, worker = dask("scheduler", "--port", "0"), dask("worker", "--nthreads", "1")
+    fleet = small_fleet(tmp_path / "fleet")
+    with subprocess.Popen(scheduler, **quiet) as one, subprocess.Popen(worker, **quiet) as other:
+        try:
+            while not address.exists():
+                time.sleep(0.05)
+            where = json.loads(address.read_text())["address"]
+            result = ran("info", fleet, "--out", tmp_path / "out", "--scheduler", where)
+        finally:
+            other.terminate()
+            one.terminate()
+    assert result.stdout.startswith(f"{tmp_path}/out: 4 done, 3 failed")
+
+
+def test_a_batch_without_its_packages_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("vmfilter.fleet.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dask", None)
+    assert run("batch", "info", "x", "--out", tmp_path).err == (
+        "vmfilter: batch needs dask, which is not installed: pip install 'vmfilter[batch]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("info", "-d", "1"), "--level is not for batch info"),
+        (("convert", "--parts", "2"), "--parts is not for batch convert"),
+        (("filter", "--reassemble"), "--reassemble needs --parts"),
+    ],
+)
+def test_options_of_other_operations_are_refused(
+    arguments: tuple[str, ...], said: str, run: Run, tmp_path: Path
+) -> None:
+    ran = run("batch", *arguments, "x", "--out", tmp_path / "out")
+    assert (ran.status, ran.err) == (2, f"vmfilter: {said}\n")
+
+
+# What is printed
+
+
+@pytest.mark.parametrize(
+    ("panic", "cause", "expected"),
+    [
+        ("Kernel panic - not syncing: sysrq triggered crash", "", "sysrq triggered crash"),
+        (
+            "Kernel panic - not syncing: Fatal exception",
+            "BUG: kernel NULL pointer dereference, address: 0000000000000010",
+            "BUG: kernel NULL pointer dereference, address: #",
+        ),
+        (
+            "Kernel panic - not syncing: softlockup: hung tasks",
+            "watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [kworker/3:1:1234]",
+            "watchdog: BUG: soft lockup - CPU#N stuck for Ns! [task]",
+        ),
+        ("", "Unable to handle kernel paging request at virtual address ffff800012345678", None),
+        ("Kernel panic - not syncing: stack-protector: in: do_one+0x1f/0x30", "", "stack-protector: in: do_one"),
+        ("", "", ""),
+    ],
+)
+def test_the_same_fault_has_the_same_signature(panic: str, cause: str, expected: str | None) -> None:
+    if expected is None:
+        expected = "Unable to handle kernel paging request at virtual address #"
+    assert signature(panic, cause) == expected
+
+
+def test_progress_tells_count_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("vmfilter.fleet.progress.time.monotonic", lambda: now[0])
+    one = Task(Input("x", "x", 10 << 20), ["x"], "info", "info", "y", {})
+    progress = Progress([one] * 4)
+    now[0] = 10.0
+    record = Record("x", "info", 10 << 20, "", "", "failed", 1, [], "", "", 0, {})
+    progress.add(record)
+    assert str(progress) == "1 of 4, 1 failed, 1.0 MiB/s, 30 s left, after 10 s"

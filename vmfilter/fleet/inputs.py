@@ -1,0 +1,95 @@
+"""The dumps of a batch: files, patterns, folders, prefixes of object stores, and lists of these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from vmfilter.errors import InputError
+from vmfilter.fleet.record import Input
+from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.remote import located, reason_of, shown
+from vmfilter.reader.source import is_url
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_TIMES = "mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created"
+"""What file systems call the time of a file's last change."""
+
+
+def _named(arguments: Iterable[str]) -> Iterator[str]:
+    """Yield the names that arguments give; @FILE is a list, a name a line."""
+    for argument in arguments:
+        if not argument.startswith("@"):
+            yield argument
+            continue
+        try:
+            with open(argument[1:], encoding="utf-8", errors="surrogateescape") as file:
+                yield from (line.rstrip("\n") for line in file if line.strip())
+        except OSError as e:
+            raise InputError(f"{argument[1:]}: cannot be read: {e.strerror}") from e
+
+
+def _modified(info: dict[str, Any]) -> str:
+    """Return when a file changed, as its file system says it."""
+    value = next((info[name] for name in _TIMES if info.get(name)), "")
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _listed(files: Any, name: str, info: dict[str, Any], is_remote: bool) -> Input:
+    url = files.unstrip_protocol(name) if is_remote else name
+    return Input(shown(url), url, info.get("size"), _modified(info), str(info.get("ETag") or "").strip('"'))
+
+
+def _expanded(name: str) -> Iterator[Input]:
+    """Yield the dumps that a name stands for. One that does not exist is one that will fail."""
+    is_remote = is_url(name)
+    if is_remote and "::" in name:
+        yield Input(shown(name), name)
+        return
+    files, path = located(name, InputError)
+    files.invalidate_cache()
+    is_pattern = any(c in path for c in ("*[" if is_remote else "*?[")) and (is_remote or not os.path.lexists(path))
+    try:
+        if is_pattern:
+            found = files.glob(path, detail=True)
+        elif (info := files.info(path))["type"] == "directory":
+            found = files.find(path, detail=True)
+        else:
+            yield _listed(files, path, info, is_remote)._replace(url=name if is_remote else path)
+            return
+    except FileNotFoundError:
+        yield Input(shown(name), name) if is_remote else Input(path, path)
+        return
+    except Exception as e:
+        raise InputError(f"{shown(name)}: cannot be listed: {reason_of(e)}") from e
+    if not found:
+        raise InputError(f"{shown(name)}: no file is there, or matches")
+    for one in sorted(found):
+        if found[one]["type"] != "directory":
+            yield _listed(files, one, found[one], is_remote)
+
+
+def inputs(arguments: Iterable[str], out: str) -> list[Input]:
+    """Return the dumps that arguments name, each once.
+
+    Args:
+        arguments: paths, URLs, patterns, folders, prefixes, and @FILE for a list of them.
+        out: path or URL of the batch's output: what is below it is no input.
+
+    Raises:
+        InputError: a folder is empty or cannot be listed, a pattern matches nothing, or a list cannot be read.
+        UsageError: a package is not installed.
+
+    """
+    own = (shown(out) if is_url(out) else os.path.abspath(out)).rstrip("/") + "/"
+    found: dict[str, Input] = {}
+    for name in _named(arguments):
+        for one in _expanded(name):
+            if one.name.startswith(own):
+                continue
+            if found.setdefault(one.name, one).url != one.url:
+                raise InputError(f"{one.name}: is named twice, with different queries or passwords")
+    return list(found.values())

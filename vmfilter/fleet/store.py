@@ -1,0 +1,82 @@
+"""The place of what a batch makes: a folder, or a prefix of an object store."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import quote
+
+from vmfilter.errors import OutputError
+from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.remote import located, reason_of, shown
+from vmfilter.reader.source import is_url
+from vmfilter.writer.output import file_at
+from vmfilter.writer.transport.base import published
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Store:
+    """A folder or prefix.
+
+    Attributes:
+        name: for messages.
+        is_local: whether it is a folder.
+        files, root: its file system, and its name there.
+
+    """
+
+    def __init__(self, prefix: str) -> None:
+        """Make the folder; its mode is 0700, since dumps are secrets.
+
+        Raises:
+            OutputError: it cannot be made or reached.
+            UsageError: a package is not installed.
+
+        """
+        self.name = shown(prefix)
+        self.is_local = not is_url(prefix)
+        self._prefix = prefix.rstrip("/") if not self.is_local else os.path.abspath(prefix)
+        if self.is_local:
+            try:
+                os.makedirs(self._prefix, mode=0o700, exist_ok=True)
+            except OSError as e:
+                raise OutputError(f"{self.name}: cannot be made: {e.strerror}") from e
+        self.files: Any
+        self.files, self.root = located(self._prefix, OutputError)
+
+    def path(self, name: str) -> str:
+        """Return the path or URL of a file of this name."""
+        return f"{self._prefix}/{name}"
+
+    def output(self, source: str, suffix: str) -> str:
+        """Return where what is made of a dump goes: below the whole path of the dump, so that no two are the same."""
+        at = shown(source) if is_url(source) else os.path.abspath(source)
+        return self.path(
+            quote(at.replace("://", "/").replace("::", "/").strip("/"), safe="/ @+,=~", errors="surrogateescape")
+            + suffix
+        )
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is there. Raises OutputError if that cannot be told."""
+        try:
+            return not self.files.exists(self.root) or not self.files.ls(self.root)
+        except Exception as e:
+            raise OutputError(f"{self.name}: cannot be listed: {reason_of(e)}") from e
+
+    def read(self, name: str) -> str | None:
+        """Return the text of a file; None if there is none of this name. Raises OutputError if it cannot be read."""
+        try:
+            data: bytes = self.files.cat_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            return None
+        except Exception as e:
+            raise OutputError(f"{self.path(name)}: cannot be read: {reason_of(e)}") from e
+        return data.decode("utf-8", "replace")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file. Raises OutputError if that fails."""
+        transport = file_at(self.path(name), True)
+        with published([transport]):
+            transport.write(0, data)
+            transport.sync(len(data))

@@ -1,0 +1,96 @@
+"""Parquet: the manifest of a batch, and what it knows of its dumps, divided by the day of the crash."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from vmfilter.errors import OutputError
+from vmfilter.fleet.facts import COLUMNS, date_of
+from vmfilter.fleet.record import Record
+from vmfilter.fleet.store import Store
+from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.remote import reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
+
+MANIFEST = "manifest.parquet"
+DUMPS = "dumps"
+_TYPES = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "time": pa.timestamp("s", "UTC"),
+    "double": pa.float64(),
+    "bool": pa.bool_(),
+}
+_MANIFEST = pa.schema(
+    [
+        *((name, pa.string()) for name in ("input", "job")),
+        ("size", pa.int64()),
+        *((name, pa.string()) for name in ("modified", "digest", "status")),
+        ("seconds", pa.float64()),
+        ("warnings", pa.list_(pa.string())),
+        *((name, pa.string()) for name in ("error", "output")),
+        ("output_size", pa.int64()),
+    ]
+)
+_DUMPS = pa.schema(
+    [
+        ("input", pa.string()),
+        ("size", pa.int64()),
+        *((name, _TYPES[kind]) for name, kind in COLUMNS.items()),
+        ("warnings", pa.list_(pa.string())),
+        ("date", pa.string()),
+    ]
+)
+
+
+def write_tables(store: Store, records: Collection[Record]) -> None:
+    """Write the tables of a batch that is done.
+
+    Args:
+        store: its place.
+        records: all of its manifest. Those with facts are rows of the second table.
+
+    Raises:
+        OutputError: they cannot be written.
+
+    """
+    rows = [_encodable(record._asdict()) for record in records]
+    known: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record.facts:  # of info, of stats, or of both
+            row = known.setdefault(record.input, {"input": record.input})
+            row |= record.facts | {"size": record.size, "warnings": record.warnings, "date": date_of(record.facts)}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, _MANIFEST), sink)
+    store.write(MANIFEST, sink.getvalue().to_pybytes())
+    if not known:
+        return
+    at = f"{store.root}/{DUMPS}"
+    try:
+        if store.files.exists(at):  # a day may have no dump any more
+            store.files.rm(at, recursive=True)
+        ds.write_dataset(
+            pa.Table.from_pylist([_encodable(row) for row in known.values()], _DUMPS),
+            at,
+            filesystem=store.files,
+            format="parquet",
+            partitioning=ds.partitioning(pa.schema([_DUMPS.field("date")]), flavor="hive"),
+            existing_data_behavior="overwrite_or_ignore",
+            max_partitions=len(known),
+        )
+    except Exception as e:
+        raise OutputError(f"{store.path(DUMPS)}: cannot be written: {reason_of(e)}") from e
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value, or the values in it, without what UTF-8 does not encode: file names are arbitrary bytes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [_encodable(one) for one in value]
+    return {name: _encodable(one) for name, one in value.items()} if isinstance(value, dict) else value

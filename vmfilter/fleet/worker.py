@@ -1,0 +1,186 @@
+"""A worker's side of a task: it hands the dump to a process, and ends that if it takes too long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from glob import escape, glob
+from queue import Empty, SimpleQueue
+
+from vmfilter.errors import InputError
+from vmfilter.fleet.child import PATIENCE
+from vmfilter.fleet.record import FAILED, KILLED, SUCCEEDED, TIMEOUT, Input, Record
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.reader.source import is_url
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_AT_ONCE = 1 << 16
+
+
+class Task(NamedTuple):
+    """One dump to work on.
+
+    Attributes:
+        input: the dump.
+        source: paths or URLs to read: the dump itself, or the parts that were made of it.
+        job: see Record.
+        operation: a key of vmfilter.fleet.operations.OPERATIONS.
+        output: path or URL of what is made.
+        options: keyword arguments of the operation.
+        timeout: seconds that it may take; None: any number.
+        max_memory: bytes of memory that its process may use; None: any number.
+        digest: whether to find the SHA-256 of a file.
+        known: record of the same dump before the file's time changed; None if there is none.
+
+    """
+
+    input: Input
+    source: list[str]
+    job: str
+    operation: str
+    output: str
+    options: dict[str, Any]
+    timeout: float | None = None
+    max_memory: int | None = None
+    digest: bool = False
+    known: Record | None = None
+
+
+class _EndedError(Exception):
+    """The process has not finished. status: why not, for the record."""
+
+    def __init__(self, status: str, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class _Child:
+    """A process that works on one dump after the other. max_memory: bytes, None without a limit."""
+
+    def __init__(self, max_memory: int | None) -> None:
+        self.max_memory = max_memory
+        command = [sys.executable, "-m", "vmfilter.fleet.child", str(max_memory or 0)]
+        # A session of its own: Ctrl-C is for the worker, and then the pipe ends.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def perform(self, task: Task) -> dict[str, Any]:
+        """Return the result of a task. Raises _EndedError if the process dies, or must be ended."""
+        assert self._process.stdin
+        ends = None if task.timeout is None else time.monotonic() + task.timeout
+        wanted = {"operation": task.operation, "source": task.source, "output": task.output, "options": task.options}
+        with suppress(BrokenPipeError):  # its end is noticed below
+            self._process.stdin.write(json.dumps(wanted).encode() + b"\n")
+            self._process.stdin.flush()
+        result: dict[str, Any] = json.loads(self._line(ends, task.timeout))
+        return result
+
+    def _line(self, ends: float | None, timeout: float | None) -> bytes:
+        assert self._process.stdout
+        line = b""
+        while not line.endswith(b"\n"):
+            left = None if ends is None else max(ends - time.monotonic(), 0)
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                self.end()
+                raise _EndedError(TIMEOUT, f"takes longer than {timeout:g} s; --timeout allows more")
+            data = os.read(self._process.stdout.fileno(), _AT_ONCE)
+            if not data:
+                self.end()
+                status = self._process.returncode
+                how = signal.Signals(-status).name if status < 0 else f"status {status}"
+                raise _EndedError(KILLED, f"its process ended with {how}, perhaps because memory is short")
+            line += data
+        return line
+
+    def end(self) -> None:
+        """End the process: it may clean up first."""
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            with suppress(OSError):
+                pipe.close()
+
+
+_idle: SimpleQueue[_Child] = SimpleQueue()
+"""Processes of this worker. One that runs several tasks at a time has as many."""
+
+
+def _child(max_memory: int | None) -> _Child:
+    with suppress(Empty):
+        child = _idle.get_nowait()
+        if child.max_memory == max_memory:
+            return child
+        child.end()
+    return _Child(max_memory)
+
+
+def _digest(task: Task) -> str:
+    """Return the SHA-256 of a file; of an object, what the store says. Raises InputError if it cannot be read."""
+    if not task.digest or is_url(task.input.url):
+        return task.input.digest
+    try:
+        with open(task.input.url, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, BlockingIOError) as e:
+        raise InputError(f"{task.input.name}: cannot be read: {e}") from e
+
+
+def work(task: Task) -> Record:
+    """Do a task, and say what became of it. Nothing but the death of this process prevents that."""
+    started = time.monotonic()
+    result: dict[str, Any] = {"warnings": [], "size": 0, "facts": {}}
+    digest = task.input.digest
+    try:
+        digest = _digest(task)
+        if task.known and digest == task.known.digest:
+            return task.known._replace(modified=task.input.modified)
+        child = _child(task.max_memory)
+        try:
+            result |= child.perform(task)
+        except _EndedError as e:
+            _remove_left_by(child.pid, task.output)
+            result |= {"status": e.status, "error": f"{task.input.name}: {e}"}
+        else:
+            _idle.put(child)
+    except InputError as e:
+        result |= {"status": FAILED, "error": str(e)}
+    return Record(
+        input=task.input.name,
+        job=task.job,
+        size=task.input.size,
+        modified=task.input.modified,
+        digest=digest,
+        status=result["status"],
+        seconds=round(time.monotonic() - started, 3),
+        warnings=result["warnings"],
+        error=result["error"],
+        output=task.output if result["status"] in SUCCEEDED else "",
+        output_size=result["size"],
+        facts=result["facts"],
+    )
+
+
+def _remove_left_by(pid: int, output: str) -> None:
+    """Remove the file that a process was writing when it was killed. On a store, its rules remove it."""
+    for path in () if is_url(output) else glob(f"{escape(output)}.{pid}.*.incomplete"):
+        with suppress(OSError):
+            os.unlink(path)
