@@ -28,8 +28,9 @@ from vmfilter.formats.abi import BE64, LE32, LE64
 from vmfilter.info import dump_info
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.search import understand
-from vmfilter.kernel.types.btf import Btf, Kind
+from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.kallsyms import expand
+from vmfilter.kernel.types.model import Kind
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.pmem import find_pmem

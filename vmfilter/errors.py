@@ -105,6 +105,10 @@ class UsageError(VmfilterError):
     exit_status = 2
 
 
+class WrongKernelError(UsageError):
+    """The vmlinux that was given is not the crashed kernel's."""
+
+
 class CodecError(UsageError):
     """The codec is unknown or not available here, or lacks the requested level."""
 

@@ -20,8 +20,9 @@ from typesbuilder import ARRAY, CONST, FUNC_PROTO, INT, PTR, STRUCT, TYPEDEF, UN
 from vmfilter import KernelError
 from vmfilter.formats.abi import BE64, LE32, LE64, Abi
 from vmfilter.kernel.kernel import Kernel
-from vmfilter.kernel.types.btf import Btf, Field
+from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.kernel.types.model import Field
 from vmfilter.kernel.types.structures import Structures
 from vmfilter.report.types import struct_json, struct_lines
 

@@ -19,8 +19,9 @@ from unpack import unpack_sparse
 
 from vmfilter.crash.unwind_x86 import frames
 from vmfilter.kernel.search import understand
-from vmfilter.kernel.types.btf import Kind
 from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.kernel.types.model import Kind
+from vmfilter.kernel.types.vmlinux import Vmlinux
 from vmfilter.reader import open_dump
 from vmfilter.report.types import struct_json
 
@@ -62,7 +63,7 @@ def test_structures_are_drgns(lab: Lab, run: Run) -> None:
     with open_dump(lab("x86-6.12")) as dump:
         kernel = understand(dump).kernel
         assert kernel is not None
-        btf = debug_info(kernel).need_structures().btf
+        btf = debug_info(kernel).need_structures().types
         names = [name for i in range(1, btf.count) if btf.kind(i) == Kind.STRUCT and (name := btf.name_of(i))]
         for name in random.Random(1).sample(sorted(set(names)), STRUCTURES):
             theirs = program.type(f"struct {name}")
@@ -179,3 +180,22 @@ def test_every_machine_says_what_crashed(lab: Lab, tmp_path: Path, run: Run, nam
         assert {"virtio_blk", "virtio_mmio"} <= modules
         trace = listed(run, "backtrace", "--pid", 2, dump)["backtraces"][0]
         assert [frame["name"] for frame in trace["frames"]].count("kthreadd") == 1
+
+
+def test_dwarf_types_are_drgns(lab: Lab, vmlinux: Path) -> None:
+    program = drgn.Program()
+    program.set_core_dump(lab("x86-pmem2"))
+    program.load_debug_info([str(vmlinux)])
+    with Vmlinux(str(vmlinux)) as file:
+        types = file.types()
+    for name in ("page", "zone", "mm_struct", "task_struct", "rq", "sk_buff", "inode", "file", "dev_pagemap", "bio"):
+        theirs = program.type(f"struct {name}")
+        ours = json.loads(struct_json(types, types.find(f"struct {name}") or 0))
+        assert ours["size"] == theirs.size, name
+        assert same(ours["members"], theirs), name
+
+
+def test_tasks_of_a_kernel_without_types_come_from_its_vmlinux(lab: Lab, vmlinux: Path, run: Run) -> None:
+    tasks = listed(run, "tasks", "-x", vmlinux, lab("x86-pmem2"))
+    assert {(0, "swapper/0"), (0, "swapper/1"), (1, "init"), (2, "kthreadd")} <= {(t["pid"], t["comm"]) for t in tasks}
+    assert len(tasks) > 50

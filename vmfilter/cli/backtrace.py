@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo
+from vmfilter.cli.options import add_input, add_vmcoreinfo, add_vmlinux
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def add_to(commands: Commands) -> None:
     choice.add_argument("--pid", type=_number, metavar="PID", help="print only this task's stack")
     p.add_argument("--json", action="store_true", help="print an object: each backtrace with its frames")
     add_vmcoreinfo(p)
+    add_vmlinux(p)
     add_input(p)
     p.set_defaults(run=run)
 

@@ -11,6 +11,7 @@ from vmfilter.cli.options import (
     add_config,
     add_form,
     add_vmcoreinfo,
+    add_vmlinux,
     form_of,
     level_of,
     run_of,
@@ -97,6 +98,7 @@ def add_to(commands: Commands) -> None:
         help="stop before the dump exceeds SIZE bytes (K, M, G, T), and mark it incomplete",
     )
     add_vmcoreinfo(p)
+    add_vmlinux(p)
     add_config(p)
     printed = p.group(PRINTED)
     printed.add_argument(

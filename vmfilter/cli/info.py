@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from vmfilter.cli.options import PRINTED, add_input, add_vmcoreinfo, vmcoreinfo_of
+from vmfilter.cli.options import PRINTED, add_input, add_vmcoreinfo, add_vmlinux, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add_to(commands: Commands) -> None:
     )
     printed.add_argument("--pages", action="store_true", help="also count pages by codec; reads every page descriptor")
     add_vmcoreinfo(p, "--vmcoreinfo-file")
+    add_vmlinux(p)
     add_input(p, many=True)
     p.set_defaults(run=run)
 

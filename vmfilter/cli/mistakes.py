@@ -21,7 +21,7 @@ _OF_MAKEDUMPFILE = {
     "-f": "filter has --force",
     "-i": "filter has --vmcoreinfo",
     "-g": "the command info prints VMCOREINFO with --vmcoreinfo",
-    "-x": "no vmlinux is needed: leave it and its name out",
+    "-x": "info, tasks, backtrace, symbols, struct and filter have -x",
     "-D": "filter has --stats",
     "-v": "vmfilter has --version",
     "-X": "Xen is not supported",

@@ -93,9 +93,21 @@ def add_vmcoreinfo(p: Parser, name: str = "--vmcoreinfo") -> None:
     )
 
 
+def add_vmlinux(p: Parser) -> None:
+    """Add the option of a kernel's vmlinux."""
+    p.group(KERNEL).add_argument(
+        "-x",
+        "--vmlinux",
+        metavar="VMLINUX",
+        help="the crashed kernel's vmlinux or its debug information, for symbols and types that DUMP lacks; its build "
+        "ID must be the kernel's",
+    )
+
+
 def vmcoreinfo_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of add_vmcoreinfo() as keyword arguments of open_dump()."""
-    return {"vmcoreinfo": options.vmcoreinfo_file, "vmcoreinfo_at": options.vmcoreinfo_at}
+    """Return the options of add_vmcoreinfo() and add_vmlinux() as keyword arguments of open_dump()."""
+    vmlinux = getattr(options, "vmlinux", None)
+    return {"vmcoreinfo": options.vmcoreinfo_file, "vmcoreinfo_at": options.vmcoreinfo_at, "vmlinux": vmlinux}
 
 
 def _count_of(text: str) -> int:

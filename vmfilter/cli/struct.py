@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmfilter.cli.options import add_vmcoreinfo
+from vmfilter.cli.options import add_vmcoreinfo, add_vmlinux
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_to(commands: Commands) -> None:
     )
     p.add_argument("--json", action="store_true", help="print an object: name, size, members")
     add_vmcoreinfo(p)
+    add_vmlinux(p)
     p.add_argument("input", nargs=1, metavar="DUMP", help="input, or - for standard input")
     p.add_argument("name", metavar="NAME", help='its name: task_struct, or "union thread_union"')
     p.set_defaults(run=run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vmfilter.cli.options import add_input, add_vmcoreinfo
+from vmfilter.cli.options import add_input, add_vmcoreinfo, add_vmlinux
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add_to(commands: Commands) -> None:
     )
     p.add_argument("--json", action="store_true", help="print a list of objects: pid, comm, state, cpu and more")
     add_vmcoreinfo(p)
+    add_vmlinux(p)
     add_input(p)
     p.set_defaults(run=run)
 

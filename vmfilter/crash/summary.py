@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import current
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import UsageError, VmfilterError
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -78,11 +78,14 @@ class Summary(NamedTuple):
 
 
 def summary(dump: Dump, kernel: Kernel) -> Summary:
-    """Say what crashed. Never fails: what cannot be found is unknown.
+    """Say what crashed. What cannot be found is unknown.
 
     Args:
         dump: the dump.
         kernel: its kernel.
+
+    Raises:
+        UsageError: the vmlinux that the caller gave cannot be used.
 
     """
     said = Summary()
@@ -90,6 +93,8 @@ def summary(dump: Dump, kernel: Kernel) -> Summary:
         said = _from_log(kernel)
     try:
         info = debug_info(kernel)
+    except UsageError:  # the vmlinux is another kernel's
+        raise
     except VmfilterError:
         return said
     with suppress(VmfilterError):
@@ -148,7 +153,7 @@ def _memory(info: DebugInfo) -> dict[str, int] | None:
         return None
     found = {"all": pages}
     for use, (array, enum, elements) in _COUNTERS.items():
-        at, numbers = info.symbols.address(array), info.structures.btf.enumerators(enum)
+        at, numbers = info.symbols.address(array), info.structures.types.enumerators(enum)
         places = [numbers.get(element) for element in elements]
         if at is None or None in places:
             continue

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 
 from vmfilter.erase.config import VMLINUX
 from vmfilter.errors import KernelError
-from vmfilter.kernel.types.btf import Kind
+from vmfilter.kernel.types.model import Kind
 from vmfilter.kernel.types.modules import find_type
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from vmfilter.kernel.types.btf import Btf
     from vmfilter.kernel.types.debug_info import DebugInfo
+    from vmfilter.kernel.types.model import Types
 
 _POINTER = -1
 _DECLARED = re.compile(
@@ -27,13 +26,13 @@ class Type(NamedTuple):
     """A type: pointers to, and arrays of, a type that is neither.
 
     Attributes:
-        btf: the types among which that is.
+        types: the types among which that is.
         number: its number; 0 is void.
         forms: the outermost first: _POINTER, or the number of elements of an array.
 
     """
 
-    btf: Btf
+    types: Types
     number: int
     forms: tuple[int, ...] = ()
 
@@ -55,62 +54,62 @@ class Type(NamedTuple):
     @property
     def name(self) -> str:
         """Name of what is neither pointer nor array, without "struct"."""
-        return self.btf.name_of(self.number)
+        return self.types.name_of(self.number)
 
     @property
     def is_char(self) -> bool:
         """Whether it is char: a pointer to it points to a string."""
-        return not self.forms and self.name == "char" and self.btf.kind(self.number) == Kind.INT
+        return not self.forms and self.name == "char" and self.types.kind(self.number) == Kind.INT
 
     @property
     def is_number(self) -> bool:
         """Whether it is an integer or an enum."""
-        return not self.forms and self.btf.kind(self.number) in (Kind.INT, Kind.ENUM, Kind.ENUM64)
+        return not self.forms and self.types.kind(self.number) in (Kind.INT, Kind.ENUM, Kind.ENUM64)
 
     @property
     def is_structure(self) -> bool:
         """Whether it is a structure or union."""
-        return not self.forms and self.btf.kind(self.number) in (Kind.STRUCT, Kind.UNION)
+        return not self.forms and self.types.kind(self.number) in (Kind.STRUCT, Kind.UNION)
 
     def size(self, word: int) -> int:
         """Return its size in bytes, 0 for void; word: size of a pointer."""
         size, forms = 0, list(self.forms)
-        size = word if _POINTER in forms else self.btf.size(self.number)
+        size = word if _POINTER in forms else self.types.size(self.number)
         for count in forms[: forms.index(_POINTER)] if _POINTER in forms else forms:
             size *= count
         return size
 
     def member(self, name: str) -> tuple[int, Type] | None:
         """Return offset and type of a member; None if there is none. Raises KernelError if it is a bit field."""
-        found = _member(self.btf, self.number, name, 0)
-        return found and (found[0], type_of(self.btf, found[1]))
+        found = _member(self.types, self.number, name, 0)
+        return found and (found[0], type_of(self.types, found[1]))
 
 
-def _member(btf: Btf, number: int, name: str, depth: int) -> tuple[int, int] | None:
+def _member(types: Types, number: int, name: str, depth: int) -> tuple[int, int] | None:
     inner = []
-    for member in btf.members(number):
+    for member in types.members(number):
         if member.name == name and member.bits:
             raise KernelError(f"{name} is a bit field: erase the structure that contains it")
         if member.name == name:
             return member.bit // 8, member.type
-        resolved = btf.resolved(member.type)
-        if not member.name and btf.kind(resolved) in (Kind.STRUCT, Kind.UNION):
+        resolved = types.resolved(member.type)
+        if not member.name and types.kind(resolved) in (Kind.STRUCT, Kind.UNION):
             inner.append((member.bit // 8, resolved))
     for offset, resolved in inner if depth < _MAX_INNER else ():
-        found = _member(btf, resolved, name, depth + 1)
+        found = _member(types, resolved, name, depth + 1)
         if found is not None:
             return offset + found[0], found[1]
     return None
 
 
-def type_of(btf: Btf, number: int) -> Type:
+def type_of(types: Types, number: int) -> Type:
     """Return the type of a number."""
     forms: tuple[int, ...] = ()
-    number = btf.resolved(number)
-    while (kind := btf.kind(number)) in (Kind.PTR, Kind.ARRAY) and len(forms) < _MAX_FORMS:
-        element, count = (btf.pointee(number), _POINTER) if kind == Kind.PTR else btf.array(number)
-        forms, number = (*forms, count), btf.resolved(element)
-    return Type(btf, number, forms)
+    number = types.resolved(number)
+    while (kind := types.kind(number)) in (Kind.PTR, Kind.ARRAY) and len(forms) < _MAX_FORMS:
+        element, count = (types.pointee(number), _POINTER) if kind == Kind.PTR else types.array(number)
+        forms, number = (*forms, count), types.resolved(element)
+    return Type(types, number, forms)
 
 
 class Variable(NamedTuple):
@@ -154,19 +153,15 @@ class Variables:
 
     def _find(self, name: str) -> Type:
         structures = self.info.need_structures()
-        btf = structures.btf
+        types = structures.types
         if name == "void":
-            return Type(btf, 0)
-        number = btf.find(name)
+            return Type(types, 0)
+        number = types.find(name)
         if number is None and " " not in name:
-            number = self._others.get(name)
-        return type_of(btf, number) if number is not None else type_of(*find_type(structures, self.info.symbols, name))
-
-    @cached_property
-    def _others(self) -> dict[str, int]:
-        """Numbers of the types that are no structures, by name."""
-        btf, kinds = self.info.need_structures().btf, (Kind.INT, Kind.TYPEDEF, Kind.ENUM, Kind.ENUM64)
-        return {btf.name_of(n): n for n in range(btf.count - 1, 0, -1) if btf.kind(n) in kinds}
+            number = types.named(name)
+        return (
+            type_of(types, number) if number is not None else type_of(*find_type(structures, self.info.symbols, name))
+        )
 
     def declared(self, text: str) -> Type:
         """Return the type that C would call so: "struct page *", "char [16]", "u8 *[4]".
@@ -199,16 +194,11 @@ class Variables:
         address = self.address(name, module)
         if declared:
             return Variable(self.declared(declared), address)
-        number = self._typed.get(name)
+        types = self.info.need_structures().types
+        number = types.variable(name)
         if number is not None:
-            return Variable(type_of(self.info.need_structures().btf, number), address)
+            return Variable(type_of(types, number), address)
         if assumed:
             return Variable(self.named(assumed), address)
         self.info.need_structures()
         raise KernelError(f"nothing says which type {name} has: write (TYPE){name}")
-
-    @cached_property
-    def _typed(self) -> dict[str, int]:
-        """Types of the variables that the kernel's own types list: per-CPU ones, and since pahole 1.28 perhaps all."""
-        btf = self.info.need_structures().btf
-        return {btf.name_of(n): btf.pointee(n) for n in range(1, btf.count) if btf.kind(n) == Kind.VAR}

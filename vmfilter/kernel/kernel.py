@@ -111,6 +111,11 @@ class Kernel:
         """Byte order, word size and alignment of the kernel's structures."""
         return self._dump.arch.abi
 
+    @property
+    def vmlinux(self) -> str:
+        """Path of its vmlinux; "": none is given."""
+        return self._dump.vmlinux
+
     def struct_page(self) -> StructPage:
         """Return the layout of struct page. Raises KernelError if VMCOREINFO is incomplete."""
         return self._struct_page

@@ -105,6 +105,11 @@ def survey(dump: Dump, everywhere: bool = False) -> Survey:
         completed, more = _completed_by_types(dump, used)
         kernel = completed.kernel
         assert kernel is not None
+        if dump.vmlinux:
+            from vmfilter.kernel.types.vmlinux import Vmlinux
+
+            with Vmlinux(dump.vmlinux) as vmlinux:
+                vmlinux.check(kernel, kernel.info.symbol("_stext"))
         understood = Understood(kernel.page_size, kernel.info, kernel, "", [*warnings, *more])
     except KernelError as e:
         error = str(e)
@@ -183,7 +188,7 @@ def _choose(dump: Dump, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]
             raise
         used, warnings = _best(dump, tried)
         lacks = "its VMCOREINFO does not lead to the kernel" if info else "it has no VMCOREINFO"
-        return used, [f"{dump.path}: {lacks}; the kernel's own symbols and types (BTF) replace it", *warnings]
+        return used, [f"{dump.path}: {lacks}; the kernel's own symbols and types replace it", *warnings]
 
 
 def _found(dump: Dump, info: Vmcoreinfo | None, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]:
@@ -275,17 +280,18 @@ def _completed_by_types(dump: Dump, used: _Candidate) -> tuple[_Candidate, list[
         lacking = str(e)
     if not lacking:
         return used, []
+    from vmfilter.kernel.types.debug_info import symbols_of
     from vmfilter.kernel.types.exported import exported
-    from vmfilter.kernel.types.kallsyms import kallsyms
     from vmfilter.kernel.types.structures import Structures, types_of
 
     with suppress(KernelError):
-        symbols = kallsyms(kernel)
+        symbols = symbols_of(kernel)
         lines = exported(dump.arch, symbols, Structures(kernel, types_of(kernel, symbols)))
         found = _candidate(dump, used.place, kernel.info.completed(Vmcoreinfo("".join(f"{line}\n" for line in lines))))
         if not found.failure:
-            what = f"{dump.path}: {lacking}; the kernel's own types (BTF) complete it"
-            return found._replace(address=used.address, why=used.why), [what]
+            types = "the types in its vmlinux" if dump.vmlinux else "the kernel's own types (BTF)"
+            found = found._replace(address=used.address, why=used.why)
+            return found, [f"{dump.path}: {lacking}; {types} complete it"]
     return used, []
 
 

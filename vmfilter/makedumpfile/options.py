@@ -38,6 +38,7 @@ class Command:
     vtop: int | None = None
     work_dir = ""
     vmcoreinfo: str | None = None
+    vmlinux: str | None = None
     config = ""
     elf = flatten = force = split = False
     rearrange = reassemble = dmesg = partial_dmesg = mem_usage = False
@@ -130,6 +131,7 @@ OPTIONS = (
     Option("--reassemble", "make one dump from a split set", "reassemble"),
     Option("--num-threads", "threads that compress (default: one per CPU)", "threads", "N", _threads),
     Option("-i", "read VMCOREINFO from a file, which -g of makedumpfile made", "vmcoreinfo", "VMCOREINFO"),
+    Option("-x", "the kernel's vmlinux, for what VMCOREINFO lacks", "vmlinux", "VMLINUX"),
     Option(
         "--config",
         "erase what makedumpfile.conf(5) says; symbols whose type nothing tells: (TYPE)SYMBOL",
@@ -159,7 +161,6 @@ OPTIONS = (
     Option("--cyclic-buffer", _BOUNDED, "unneeded", "SIZE"),
     Option("--splitblock-size", "the parts of a set get equal numbers of pages", "unneeded", "SIZE"),
     Option("--non-mmap", "the vmcore is mapped only if that is safe", "unneeded"),
-    Option("-x", _TYPES, "refused", "VMLINUX"),
     Option("-g", _TYPES, "refused", "VMCOREINFO"),
     Option("--eppic", _CODE, "refused", "MACRO"),
     Option("--extension", _CODE, "refused", "LIBRARY"),
@@ -198,7 +199,7 @@ def parse(arguments: Sequence[str], command: Command) -> None:
 
 
 def _has_form(c: Command) -> bool:
-    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo or c.config)
+    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo or c.config or c.vmlinux)
 
 
 def _creates(c: Command) -> bool:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 
 from vmfilter.console.output import hand_out, one_line, trouble
 from vmfilter.console.signals import EndsBetweenPages
-from vmfilter.errors import CodecError, InputError, KernelError, NoSpaceError, OutputError, UsageError, VmfilterError
+from vmfilter.errors import (
+    CodecError,
+    InputError,
+    KernelError,
+    NoSpaceError,
+    OutputError,
+    UsageError,
+    VmfilterError,
+    WrongKernelError,
+)
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_usage, report, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
@@ -17,7 +26,7 @@ from vmfilter.statistics import Statistics
 from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
 
-_COMPLETED, _FAILED = 0, 1
+_COMPLETED, _FAILED, _WRONG_RELEASE = 0, 1, 2
 _NOT_MAPPED = (1 << 64) - 1
 
 
@@ -46,6 +55,10 @@ def run(arguments: Sequence[str]) -> int:
         return _COMPLETED
     except CodecError as e:  # from a set to reassemble; the command line is valid
         messages.error(trouble(e))
+    except WrongKernelError:
+        messages.error(f"{command.vmlinux} and {command.files[0]} don't match.")
+        messages.common("", "makedumpfile Failed.")
+        return _WRONG_RELEASE
     except UsageError as e:
         lines = [str(e)] if str(e) else []
         messages.common(*lines, "Commandline parameter is invalid.", "Try `makedumpfile --help' for more information.")
@@ -64,7 +77,7 @@ def _path(name: str) -> str:
 
 
 def _opened(command: Command) -> Dump:
-    return open_dump(_path(command.files[0]), vmcoreinfo=command.vmcoreinfo)
+    return open_dump(_path(command.files[0]), vmcoreinfo=command.vmcoreinfo, vmlinux=command.vmlinux)
 
 
 def _check_free(command: Command, paths: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ def open_dump(
     missing_parts: bool = False,
     vmcoreinfo: File | None = None,
     vmcoreinfo_at: int | None = None,
+    vmlinux: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
     max_memory: int | None = None,
 ) -> Dump:
     """Open a dump of the crashed machine's memory.
@@ -48,6 +49,8 @@ def open_dump(
             the dump's own. None: the dump's own alone.
         vmcoreinfo_at: physical address of the text of VMCOREINFO that describes the crashed kernel, if memory contains
             several; None: the note's, or what a search of memory finds.
+        vmlinux: the crashed kernel's vmlinux, or the file with its debug information: for symbols and types that the
+            dump lacks, and for classification if VMCOREINFO lacks something. None: the dump's own alone.
         max_memory: bytes of memory that may be allocated to decompress a file; None: 128 MiB, as zstd does.
 
     Returns:
@@ -64,12 +67,15 @@ def open_dump(
         raise UsageError("VMCOREINFO comes from a file or from an address in memory: give one of them")
     files = files_of(path, "the dump to read", "read")
     given = None if vmcoreinfo is None else _given(files_of(vmcoreinfo, "the file with VMCOREINFO", "read")[0])
+    debug = "" if vmlinux is None else files_of(vmlinux, "the kernel's vmlinux", "read")[0]
+    if not isinstance(debug, str):
+        raise UsageError("the kernel's vmlinux: give its path, not a file object")
     sources: list[Source] = []
     try:
         for file in files:
             sources.append(_opened(file, max_memory) if isinstance(file, str) else _opened_object(file, max_memory))
         dump = read_from(sources, missing_parts)
-        dump.vmcoreinfo_at, dump.given = vmcoreinfo_at, given
+        dump.vmcoreinfo_at, dump.given, dump.vmlinux = vmcoreinfo_at, given, debug
         return dump
     except BaseException:
         for source in sources:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from vmfilter.errors import KernelError
-from vmfilter.kernel.types.btf import Kind
+from vmfilter.kernel.types.model import Kind
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.data import document
 from vmfilter.report.text import harmless
@@ -14,7 +14,7 @@ from vmfilter.report.text import harmless
 if TYPE_CHECKING:
     from typing import Any
 
-    from vmfilter.kernel.types.btf import Btf, Member
+    from vmfilter.kernel.types.model import Member, Types
     from vmfilter.kernel.types.symbols import Symbol
 
 _MAX_DEPTH, _MAX_MEMBERS = 16, 1 << 14  # no structure of the kernel has 2^12 members
@@ -43,35 +43,35 @@ class _Shown:
     def __init__(self) -> None:
         self._count = 0
 
-    def inner(self, btf: Btf, member: Member, depth: int) -> int | None:
+    def inner(self, types: Types, member: Member, depth: int) -> int | None:
         """Return the number of the structure that a member contains, if it has no name: only here it is shown."""
         self._count += 1
         if depth > _MAX_DEPTH or self._count > _MAX_MEMBERS:
             raise KernelError("the types (BTF) of the kernel are damaged: structures contain each other")
-        kind = btf.kind(member.type)
-        return member.type if kind in _COMPOSITES and not btf.name_of(member.type) else None
+        kind = types.kind(member.type)
+        return member.type if kind in _COMPOSITES and not types.name_of(member.type) else None
 
 
-def struct_lines(btf: Btf, number: int) -> Iterator[str]:
+def struct_lines(types: Types, number: int) -> Iterator[str]:
     """Yield a structure or union in C, with a comment behind each member: its offset and size in bytes."""
-    yield f"{harmless(btf.type_name(number))} {{"
-    yield from _members(btf, number, 0, 1, _Shown())
+    yield f"{harmless(types.type_name(number))} {{"
+    yield from _members(types, number, 0, 1, _Shown())
     yield ""
-    yield f"\t/* size: {btf.size(number)}, members: {sum(1 for _ in btf.members(number))} */"
+    yield f"\t/* size: {types.size(number)}, members: {sum(1 for _ in types.members(number))} */"
     yield "};"
 
 
-def _members(btf: Btf, number: int, base: int, depth: int, shown: _Shown) -> Iterator[str]:
+def _members(types: Types, number: int, base: int, depth: int, shown: _Shown) -> Iterator[str]:
     tabs = "\t" * depth
-    for member in btf.members(number):
+    for member in types.members(number):
         bit = base + member.bit
-        inner = shown.inner(btf, member, depth)
+        inner = shown.inner(types, member, depth)
         if inner is not None:
-            yield f"{tabs}{_COMPOSITES[btf.kind(inner)]} {{"
-            yield from _members(btf, inner, bit, depth + 1, shown)
+            yield f"{tabs}{_COMPOSITES[types.kind(inner)]} {{"
+            yield from _members(types, inner, bit, depth + 1, shown)
             declared = f"}} {harmless(member.name)};".replace(" ;", ";")
         else:
-            declared = harmless(btf.type_name(member.type, member.name)) + f":{member.bits}" * bool(member.bits) + ";"
+            declared = harmless(types.type_name(member.type, member.name)) + f":{member.bits}" * bool(member.bits) + ";"
         at = f"{bit // 8:5} {member.size:5}"
         if member.bits:
             unit = 8 * (member.size or 1)
@@ -79,28 +79,28 @@ def _members(btf: Btf, number: int, base: int, depth: int, shown: _Shown) -> Ite
         yield f"{tabs}{declared:{max(56 - 8 * depth, 0)}} /* {at} */"
 
 
-def struct_json(btf: Btf, number: int) -> str:
+def struct_json(types: Types, number: int) -> str:
     """Return a structure or union as JSON."""
-    name = btf.type_name(number)
+    name = types.type_name(number)
     value = {
         "name": name,
-        "size": btf.size(number),
-        "members": list(_members_json(btf, number, 0, _Shown())),
+        "size": types.size(number),
+        "members": list(_members_json(types, number, 0, _Shown())),
     }
     return document(value)
 
 
-def _members_json(btf: Btf, number: int, depth: int, shown: _Shown) -> Iterator[dict[str, Any]]:
-    for member in btf.members(number):
+def _members_json(types: Types, number: int, depth: int, shown: _Shown) -> Iterator[dict[str, Any]]:
+    for member in types.members(number):
         value: dict[str, Any] = {
             "name": member.name or None,
             "offset": member.bit // 8,
             "size": member.size,
-            "type": btf.type_name(member.type),
+            "type": types.type_name(member.type),
         }
         if member.bits:
             value |= {"bit_offset": member.bit, "bit_size": member.bits}
-        inner = shown.inner(btf, member, depth)
+        inner = shown.inner(types, member, depth)
         if inner is not None:
-            value["members"] = list(_members_json(btf, inner, depth + 1, shown))
+            value["members"] = list(_members_json(types, inner, depth + 1, shown))
         yield value

@@ -1,4 +1,4 @@
-"""What the crashed kernel's own memory says of its symbols and types, as far as it is in the dump."""
+"""What the crashed kernel's own memory says of its symbols and types, or its vmlinux if that is given."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ class DebugInfo(NamedTuple):
         return self.structures
 
 
+def symbols_of(kernel: Kernel) -> Symbols:
+    """Read the symbols of a kernel's image: kallsyms or, if the dump lacks it, its vmlinux. Raises as debug_info()."""
+    try:
+        return kallsyms(kernel)
+    except KernelError:
+        if not kernel.vmlinux:
+            raise
+    from vmfilter.kernel.types.vmlinux import Vmlinux
+
+    with Vmlinux(kernel.vmlinux) as vmlinux:
+        return vmlinux.symbols(kernel)
+
+
 def debug_info(kernel: Kernel) -> DebugInfo:
     """Read a kernel's symbols, and its types if they are there.
 
@@ -46,9 +59,11 @@ def debug_info(kernel: Kernel) -> DebugInfo:
 
     Raises:
         KernelError: its symbols cannot be found, or are not in the dump.
+        UsageError: its vmlinux is of another kernel, or pyelftools is needed and not installed.
+        InputError: its vmlinux cannot be read.
 
     """
-    symbols = kallsyms(kernel)
+    symbols = symbols_of(kernel)
     try:
         structures = Structures(kernel, types_of(kernel, symbols))
     except KernelError as e:

@@ -127,7 +127,7 @@ def _symbols(symbols: Symbols) -> Iterator[str]:
 
 
 def _types(structures: Structures) -> Iterator[str]:
-    btf = structures.btf
+    btf = structures.types
     for name, members in _STRUCTURES.items():
         number = btf.find(f"struct {name}")
         if number is not None:
@@ -145,7 +145,7 @@ def _types(structures: Structures) -> Iterator[str]:
 
 
 def _numbers(structures: Structures, release: str) -> Iterator[str]:
-    btf = structures.btf
+    btf = structures.types
     for enum, names in _NUMBERS.items():
         values = btf.enumerators(enum)
         yield from (f"NUMBER({name})={values[name]}" for name in names if name in values)

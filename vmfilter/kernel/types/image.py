@@ -60,6 +60,7 @@ class _Image(NamedTuple):
     abi: Abi
     page_size: int
     info: Vmcoreinfo
+    vmlinux: str
 
 
 class Found(NamedTuple):
@@ -111,7 +112,7 @@ def _find(dump: Dump, text: bytes, start: int, end: int) -> Iterator[int]:
 
 
 def _image(dump: Dump, info: Vmcoreinfo, shift: int) -> _Image:
-    return _Image(ImageMemory(dump, shift), dump.arch.abi, dump.page_size or dump.arch.page_size, info)
+    return _Image(ImageMemory(dump, shift), dump.arch.abi, dump.page_size or dump.arch.page_size, info, dump.vmlinux)
 
 
 def _images_at(dump: Dump, info: Vmcoreinfo, zero: int) -> Iterator[Found]:

@@ -15,6 +15,7 @@ from vmfilter.kernel.types.symbols import Symbols, SymbolTable
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from vmfilter.kernel.types.model import Types
     from vmfilter.kernel.types.structures import Object, Structures
 
 _MAX_MODULES = 1 << 12
@@ -116,7 +117,7 @@ def _symbols(structures: Structures, module: Module) -> SymbolTable:
     return SymbolTable(module.name, b"\0".join([*names, b""]), bytes(letters), addresses)
 
 
-def _module_types(structures: Structures, symbols: Symbols) -> Iterator[Btf]:
+def _module_types(structures: Structures, symbols: Symbols, base: Btf) -> Iterator[Btf]:
     """Yield the types of each module that has some in memory.
 
     Since 36e68442d1af ("bpf: Load and verify kernel module BTFs"), v5.11, the list btf_modules has them.
@@ -128,10 +129,10 @@ def _module_types(structures: Structures, symbols: Symbols) -> Iterator[Btf]:
         if module is not None and own is not None:
             name = module.text("name")
             data = read_table(structures.kernel, f"types (BTF) of {name}", own.number("data"), own.number("data_size"))
-            yield Btf(data, structures.kernel.abi, name, structures.btf)
+            yield Btf(data, structures.kernel.abi, name, base)
 
 
-def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Btf, int]:
+def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Types, int]:
     """Find a structure or union of the kernel, or else of a module.
 
     Args:
@@ -146,11 +147,11 @@ def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Btf,
         KernelError: there is none of this name, or types are missing or damaged.
 
     """
-    number = structures.btf.find(name)
+    number = structures.types.find(name)
     if number is not None:
-        return structures.btf, number
-    for btf in _module_types(structures, symbols):
+        return structures.types, number
+    for btf in _module_types(structures, symbols, structures.types) if isinstance(structures.types, Btf) else ():
         number = btf.find(name)
         if number is not None:
             return btf, number
-    raise KernelError(f"the kernel's types (BTF) and its modules' have no structure or union {name!r:.80}")
+    raise KernelError(f"the kernel's types and its modules' have no structure or union {name!r:.80}")

@@ -10,7 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.kernel.types.area import Readable
-    from vmfilter.kernel.types.btf import Btf, Field
+    from vmfilter.kernel.types.model import Field, Types
     from vmfilter.kernel.types.symbols import Symbols
 
 _MAX_STRUCT = 1 << 16  # bytes of one that is read; struct task_struct has 2^13
@@ -66,17 +66,17 @@ class Structures:
 
     Attributes:
         kernel: the kernel.
-        btf: its types.
+        types: its types.
 
     """
 
-    def __init__(self, kernel: Readable, btf: Btf) -> None:
-        self.kernel, self.btf = kernel, btf
+    def __init__(self, kernel: Readable, types: Types) -> None:
+        self.kernel, self.types = kernel, types
         self._fields: dict[tuple[str, str], Field | None] = {}
         self._sizes: dict[str, int] = {}
 
     def _number(self, name: str) -> int:
-        number = self.btf.find(name)
+        number = self.types.find(name)
         if number is None:
             raise KernelError(f"this kernel's types (BTF) lack {name}")
         return number
@@ -84,14 +84,14 @@ class Structures:
     def size(self, name: str) -> int:
         """Return the size of a structure in bytes. Raises KernelError if the kernel has none of this name."""
         if name not in self._sizes:
-            self._sizes[name] = self.btf.size(self._number(name))
+            self._sizes[name] = self.types.size(self._number(name))
         return self._sizes[name]
 
     def field(self, name: str, path: str) -> Field:
         """Return where a member of a structure is. Raises KernelError if there is none."""
         key = name, path
         if key not in self._fields:
-            self._fields[key] = self.btf.field(self._number(name), path)
+            self._fields[key] = self.types.field(self._number(name), path)
         field = self._fields[key]
         if field is None:
             raise KernelError(f"this kernel's {name} lacks {path}: it changed in a version that vmfilter does not know")
@@ -138,16 +138,26 @@ class Structures:
             at = one.word(member)
 
 
-def types_of(kernel: Readable, symbols: Symbols) -> Btf:
-    """Read the kernel's types.
+def types_of(kernel: Readable, symbols: Symbols) -> Types:
+    """Read the kernel's types, from its vmlinux if one is given.
 
     Raises:
         KernelError: the kernel was built without BTF, the dump lacks some of it, or it is damaged.
+        UsageError: the vmlinux is of another kernel, or pyelftools is needed and not installed.
+        InputError: the vmlinux cannot be read.
 
     """
+    if kernel.vmlinux:
+        from vmfilter.kernel.types.vmlinux import Vmlinux
+
+        with Vmlinux(kernel.vmlinux) as vmlinux:
+            vmlinux.check(kernel, symbols.address("_stext"))
+            return vmlinux.types()
     from vmfilter.kernel.types.btf import Btf
 
     start, stop = symbols.address("__start_BTF"), symbols.address("__stop_BTF")
     if start is None or stop is None:
-        raise KernelError("this kernel has no types in its memory: it was built without CONFIG_DEBUG_INFO_BTF")
+        raise KernelError(
+            "this kernel has no types in its memory: it was built without CONFIG_DEBUG_INFO_BTF; give its vmlinux (-x)"
+        )
     return Btf(read_table(kernel, "the kernel's types (BTF)", start, stop - start), kernel.abi)

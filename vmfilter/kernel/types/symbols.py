@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from vmfilter.lean import NamedTuple
@@ -86,6 +86,10 @@ class SymbolTable:
 
     def __len__(self) -> int:
         return len(self._kinds)
+
+    def moved(self, move: Callable[[int], int]) -> SymbolTable:
+        """Return the same symbols at other addresses."""
+        return SymbolTable(self.module, self._names, self._kinds, map(move, self._addresses))
 
     def _name(self, i: int) -> str:
         start = self._starts[i]

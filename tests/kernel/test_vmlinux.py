@@ -1,0 +1,162 @@
+"""A vmlinux beside the dump: its symbols and types, from BTF or DWARF, and whether it is the kernel's."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import Run
+from kernelbuilder import Synthetic
+from typesbuilder import Kallsyms, Types
+from vmlinuxbuilder import vmlinux
+
+from vmfilter.errors import InputError
+from vmfilter.kernel.types.model import Field
+from vmfilter.kernel.types.vmlinux import Vmlinux
+
+BUILD = bytes(range(20))
+MOVED = 0x1C00000
+TYPES = """
+typedef unsigned long pgprot_t;
+enum pageflags { PG_locked, PG_head = 6, PG_below = -1 };
+struct list_head { struct list_head *next, *prev; };
+struct inner { short a; char text[3][5]; };
+struct page {
+    unsigned long flags;
+    union { struct list_head lru; struct { unsigned long compound_head; const char *name; }; };
+    unsigned low : 3, high : 7;
+    struct inner inner[2];
+    pgprot_t prot;
+    int (*call)(void);
+};
+struct page page; enum pageflags flags;
+"""
+
+
+def machine(*, exported: bool = False, build: bytes | None = BUILD) -> Synthetic:
+    s = Synthetic()
+    if build is not None:
+        s.extra.append(f"BUILD-ID={build.hex()}")
+    if exported:
+        Kallsyms([("_stext", "T", s.linear(s.text)), ("init_task", "D", s.linear(s.text) + 64)]).write(s)
+    else:
+        s.extra.append(f"SYMBOL(_stext)={s.symbol(s.text):x}")
+    return s
+
+
+def built(folder: Path, s: Synthetic, build: bytes = BUILD, types: str = ".BTF") -> Path:
+    start = s.symbol(s.text) - MOVED
+    symbols = [("cpu_number", "A", 0x40), ("_stext", "T", start), ("vfs_read", "t", start + 0x40)]
+    made = Types()
+    made.struct("page", {"flags": "long", "lru": "list_head"})
+    return vmlinux(folder / "vmlinux", symbols, build, {types: made.build()})
+
+
+def test_symbols_that_the_dump_lacks_are_those_of_vmlinux_where_the_kernel_was_moved(tmp_path: Path, run: Run) -> None:
+    s = machine()
+    path = s.write(tmp_path / "vmcore")
+    said = run("symbols", "-x", built(tmp_path, s), path)
+    text = s.symbol(s.text)
+    assert said.out.splitlines()[:3] == [
+        f"{0x40:016x} D cpu_number",
+        f"{text:016x} T _stext",
+        f"{text + 0x40:016x} t vfs_read",
+    ]
+    assert run("symbols", path).status == 5
+
+
+def test_types_are_those_of_vmlinux(tmp_path: Path, run: Run) -> None:
+    s = machine(exported=True)
+    said = run("struct", "-x", built(tmp_path, s), s.write(tmp_path / "vmcore"), "page")
+    assert "struct list_head lru;                            /*     8    16 */" in said.out
+
+
+@pytest.mark.parametrize("command", ["info", "tasks", "filter"])
+def test_another_kernels_vmlinux_is_refused(tmp_path: Path, run: Run, command: str) -> None:
+    s = machine(exported=True)
+    path = s.write(tmp_path / "vmcore")
+    wrong = built(tmp_path, s, BUILD[::-1])
+    rest = [tmp_path / "dump"] if command == "filter" else []
+    said = run(command, "-x", wrong, path, *rest)
+    assert said.status == 2
+    assert f"{wrong} is of build {BUILD[::-1].hex()}, and the dump's kernel of {BUILD.hex()}" in said.err
+    assert not (tmp_path / "dump").exists()
+
+
+def test_makedumpfile_says_so_in_its_own_words(tmp_path: Path, run: Run) -> None:
+    s = machine(exported=True)
+    path = s.write(tmp_path / "vmcore")
+    wrong = built(tmp_path, s, BUILD[::-1])
+    said = run("makedumpfile", "-d", "31", "-x", wrong, path, tmp_path / "dump")
+    assert (said.status, said.err) == (2, f"makedumpfile: {wrong} and {path} don't match.\n")
+    assert said.out.endswith("makedumpfile Failed.\n")
+
+
+def test_without_types_the_installed_debug_information_is_read(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = machine(exported=True)
+    path, stripped = s.write(tmp_path / "vmcore"), built(tmp_path, s, types=".other")
+    monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path))
+    said = run("struct", "-x", stripped, path, "page")
+    assert said.status == 3
+    assert "has no types, and a file with its debug information is not installed" in said.err
+    (tmp_path / BUILD.hex()).mkdir()
+    compiled(tmp_path / BUILD.hex() / "debuginfo")
+    assert "struct page {" in run("struct", "-x", stripped, path, "page").out
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF\2\1\1" + bytes(57), b"\x7fELF\2\1\1" + b"\xff" * 57])
+def test_a_file_that_is_no_vmlinux_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "vmlinux").write_bytes(data)
+    with pytest.raises(InputError, match=r"cannot be read|not a vmlinux"):
+        Vmlinux(str(tmp_path / "vmlinux")).table()
+
+
+def compiled(to: Path, *options: str) -> Path:
+    """Compile TYPES with debug information."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    command = ["cc", "-g", *options, "-nostdlib", "-static", "-Wl,-e,0", "-x", "c", "-", "-o", str(to)]
+    subprocess.run(command, input=TYPES.encode(), check=True, capture_output=True)
+    return to
+
+
+@pytest.mark.parametrize("version", ["-gdwarf-4", "-gdwarf-5"])
+def test_dwarf_has_the_compilers_types(tmp_path: Path, version: str) -> None:
+    pytest.importorskip("elftools")
+    with Vmlinux(str(compiled(tmp_path / "vmlinux", version))) as file:
+        types = file.types()
+    page = types.find("page")
+    assert page is not None
+    assert types.size(page) == 80
+    assert types.field(page, "compound_head") == Field(8, 8)
+    assert types.field(page, "high") == Field(24, 2, 3, 7)
+    assert types.length(page, "inner") == 2
+    assert [types.type_name(m.type, m.name) for m in types.members(page) if m.name][-3:] == [
+        "struct inner inner[2]",
+        "pgprot_t prot",
+        "int (*call)(void)",
+    ]
+    inner = types.find("struct inner")
+    assert inner is not None
+    assert [types.type_name(m.type, m.name) for m in types.members(inner)] == ["short int a", "char text[3][5]"]
+    assert types.enumerators("pageflags") == {"PG_locked": 0, "PG_head": 6, "PG_below": -1}
+    assert types.find("no_such_structure") is None
+
+
+def test_without_pyelftools_a_message_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    s = machine(exported=True, build=None)
+    path = compiled(tmp_path / "vmlinux")
+    for name in [name for name in sys.modules if name.startswith("elftools")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "elftools", None)
+    monkeypatch.delitem(sys.modules, "vmfilter.kernel.types.dwarf", raising=False)
+    said = run("struct", "-x", path, s.write(tmp_path / "vmcore"), "page")
+    assert said.status == 2
+    assert "needs pyelftools: pip install 'vmfilter[debuginfo]'" in said.err

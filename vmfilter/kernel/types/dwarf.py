@@ -1,0 +1,247 @@
+"""DWARF, the types in a vmlinux without BTF, by pyelftools. Source: the DWARF standard, version 5.
+
+A vmlinux has thousands of units with millions of entries, so nothing is read but what is asked for: a name's place in
+.debug_str leads to the attributes that refer to it, and these to their entries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain, islice
+
+from elftools.common.exceptions import DWARFError, ELFError
+from elftools.construct import ConstructError
+from elftools.dwarf.die import DIE
+
+from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from elftools.dwarf.dwarfinfo import DebugSectionDescriptor, DWARFInfo
+
+    from vmfilter.formats.abi import Abi
+
+_KINDS = {
+    "DW_TAG_base_type": Kind.INT,
+    "DW_TAG_pointer_type": Kind.PTR,
+    "DW_TAG_array_type": Kind.ARRAY,
+    "DW_TAG_structure_type": Kind.STRUCT,
+    "DW_TAG_union_type": Kind.UNION,
+    "DW_TAG_enumeration_type": Kind.ENUM,
+    "DW_TAG_typedef": Kind.TYPEDEF,
+    "DW_TAG_volatile_type": Kind.VOLATILE,
+    "DW_TAG_const_type": Kind.CONST,
+    "DW_TAG_restrict_type": Kind.RESTRICT,
+    "DW_TAG_subroutine_type": Kind.FUNC_PROTO,
+}
+_TAGS = {"struct": ("DW_TAG_structure_type",), "union": ("DW_TAG_union_type",)}
+_ANY = "DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_typedef"
+_SCALARS = "DW_TAG_base_type", "DW_TAG_typedef", "DW_TAG_enumeration_type"
+_SIGNED = 5, 6, 13  # DW_ATE_signed, _signed_char, _signed_fixed
+_FLOAT = 4  # DW_ATE_float
+_ENUM_SIZE = 4
+_DIMENSION = 1 << 48  # a number plus this many is the same array without its first dimension
+_MAX_FOUND = 1 << 18  # places of a string
+_COMPARED = 8  # definitions of a name
+_DAMAGED = ELFError, DWARFError, ConstructError, KeyError, IndexError, ValueError, AttributeError, TypeError, OSError
+
+
+class Dwarf(Types):
+    """The types in a vmlinux. The number of a type is the offset of its entry."""
+
+    _form = "DWARF"
+
+    def __init__(self, info: DWARFInfo, abi: Abi, path: str) -> None:
+        """Take what pyelftools reads.
+
+        Args:
+            info: of the file.
+            abi: of the kernel.
+            path: of the file, for messages.
+
+        """
+        super().__init__(path, abi)
+        self._info = info
+        self._entries, self._strings = map(_contents, (info.debug_info_sec, info.debug_str_sec))
+        self.named_entry = cache(self._named)
+        self.get = cache(self._get)  # type: ignore[method-assign]
+
+    def _die(self, offset: int) -> DIE:
+        try:
+            return self._info.get_DIE_from_refaddr(offset)
+        except _DAMAGED as e:
+            raise self._damaged(f"has no entry at {offset:#x}") from e
+
+    def _named(self, name: str, tag: str) -> DIE | None:
+        """Return the entry that defines a name, the largest of several: files have small structures of their own."""
+        return max(islice(self._definitions(name, tag), _COMPARED), key=_size, default=None)
+
+    def _definitions(self, name: str, tag: str) -> Iterator[DIE]:
+        text = name.encode("latin-1", "replace") + b"\0"
+        for place in chain(self._references(text), _finds(self._entries, text)):
+            start = self._start(place, tag)
+            die = None if start is None else self._die(start)
+            if die is not None and "DW_AT_declaration" not in die.attributes:
+                own = die.attributes["DW_AT_name"]
+                if own.offset == place and own.value == text[:-1] and self._is_entry(die):
+                    yield die
+
+    def _is_entry(self, die: DIE) -> bool:
+        """Return whether an entry begins here, and not within another one whose bytes only look like it."""
+        try:
+            if "DW_AT_sibling" in die.attributes:  # its members end where it says
+                count = sum(1 for _ in die.iter_children())
+                end = die._terminator
+                return (
+                    count > 0
+                    and end is not None
+                    and end.offset + end.size == die.cu.cu_offset + die.attributes["DW_AT_sibling"].value
+                )
+            return any(one.offset == die.offset for one in die.cu.iter_DIE_children(die.cu.get_top_DIE()))
+        except _DAMAGED:
+            return False
+
+    def _references(self, text: bytes) -> Iterator[int]:
+        """Yield the offset of each attribute that refers to a string, or has the same bytes."""
+        order = self._abi.byteorder
+        # The linker lets a string be the end of another, so it can be at any of these places.
+        places = {place.to_bytes(4, order) for place in _finds(self._strings, text)}
+        sets = (b"".join(b"\\x%02x" % value for value in {place[i] for place in places}) for i in range(4))
+        pattern = b"(?=" + b"".join(b"[%s]" % values for values in sets) + b")"
+        for found in re.finditer(pattern, self._entries) if places else ():
+            if self._entries[found.start() : found.start() + 4] in places:
+                yield found.start()
+
+    def _start(self, place: int, tag: str) -> int | None:
+        """Return the start of the entry whose name is at a place, if it can have this tag; None if it has not.
+
+        The name is the first attribute, after the number of the entry's form, which has one byte or two.
+        """
+        low, high = self._entries[max(place - 2, 0)], self._entries[place - 1]
+        try:
+            forms = self._info.get_CU_containing(place).get_abbrev_table()
+            for code, size in ((high, 1), (low & 0x7F | high << 7, 2)):
+                if high < 0x80 and (size == 1 or low >= 0x80) and code in forms._abbrev_map:
+                    form = forms.get_abbrev(code)
+                    if form["tag"] == tag and form["attr_spec"][0]["name"] == "DW_AT_name":
+                        return place - size
+        except _DAMAGED:
+            pass
+        return None
+
+    def find(self, name: str) -> int | None:
+        word, _, rest = name.rpartition(" ")
+        if word not in ("", *_TAGS):
+            return None
+        for tag in _TAGS[word] if word else _ANY:
+            die = self.named_entry(rest, tag)
+            if die is not None:
+                number = self.resolved(die.offset)
+                return number if self.kind(number) in COMPOSITES else None
+        return None
+
+    def named(self, name: str) -> int | None:
+        dies = (self.named_entry(name, tag) for tag in _SCALARS)
+        return next((die.offset for die in dies if die is not None), None)
+
+    def variable(self, name: str) -> int | None:
+        die = self.named_entry(name, "DW_TAG_variable")
+        return None if die is None else self.type_of(die)
+
+    def enumerators(self, name: str) -> dict[str, int]:
+        die = self.named_entry(name, "DW_TAG_enumeration_type")
+        return {} if die is None else dict(self._values(die))
+
+    def _values(self, die: DIE) -> Iterator[tuple[str, int]]:
+        for child in self._children(die, "DW_TAG_enumerator"):
+            yield _text(child), child.attributes["DW_AT_const_value"].value
+
+    def _children(self, die: DIE, tag: str) -> Iterator[DIE]:
+        try:
+            yield from (child for child in die.iter_children() if child.tag == tag)
+        except _DAMAGED as e:
+            raise self._damaged(f"has members at {die.offset:#x} that cannot be read") from e
+
+    def _get(self, number: int) -> Type:
+        if not number:
+            return Type(Kind.VOID, "", False, 0)
+        die = self._die(number % _DIMENSION)
+        kind, at = _KINDS.get(str(die.tag), Kind.VOID), die.attributes
+        size = _size(die)
+        encoding = at["DW_AT_encoding"].value if "DW_AT_encoding" in at else 0
+        if kind == Kind.INT:
+            return Type(Kind.FLOAT if encoding == _FLOAT else kind, _text(die), encoding in _SIGNED, size)
+        if "DW_AT_declaration" in at:
+            return Type(Kind.FWD, _text(die), kind == Kind.UNION, 0)
+        if kind in COMPOSITES:
+            return Type(kind, _text(die), False, size)
+        if kind == Kind.ENUM:
+            return Type(kind, _text(die), any(value < 0 for _, value in self._values(die)), size or _ENUM_SIZE)
+        has_parameters = kind == Kind.FUNC_PROTO and any(self._children(die, "DW_TAG_formal_parameter"))
+        return Type(kind, _text(die), has_parameters, self.type_of(die))
+
+    def type_of(self, die: DIE) -> int:
+        """Return the number of the type that an entry refers to; 0 (void) if it refers to none."""
+        if "DW_AT_type" not in die.attributes:
+            return 0
+        try:
+            return int(die.get_DIE_from_attribute("DW_AT_type").offset)
+        except _DAMAGED as e:
+            raise self._damaged(f"has an entry at {die.offset:#x} of no type") from e
+
+    def array(self, number: int) -> tuple[int, int]:
+        dimension, offset = divmod(number, _DIMENSION)
+        die = self._die(offset)
+        ranges = list(self._children(die, "DW_TAG_subrange_type"))
+        counts = [_count(one) for one in ranges[dimension:]] or [0]
+        return (number + _DIMENSION if len(counts) > 1 else self.type_of(die)), counts[0]
+
+    def _members(self, number: int) -> Iterator[tuple[str, int, int, int]]:
+        for die in self._children(self._die(number), "DW_TAG_member"):
+            at, kind = die.attributes, self.type_of(die)
+            place = at["DW_AT_data_member_location"].value if "DW_AT_data_member_location" in at else 0
+            if not isinstance(place, int):
+                raise self._damaged(f"has a member at {die.offset:#x} whose place is an expression")
+            bits = at["DW_AT_bit_size"].value if "DW_AT_bit_size" in at else 0
+            bit = 8 * place
+            if "DW_AT_data_bit_offset" in at:
+                bit = at["DW_AT_data_bit_offset"].value
+            elif "DW_AT_bit_offset" in at:  # until DWARF 3: from the most significant bit of the unit
+                before = at["DW_AT_bit_offset"].value
+                bit += before if self._abi.sign == ">" else 8 * self.size(kind) - before - bits
+            yield _text(die), kind, bit, bits
+
+
+def _contents(section: DebugSectionDescriptor | None) -> bytes:
+    if section is None:
+        return b""
+    section.stream.seek(0)
+    return section.stream.read()
+
+
+def _size(die: DIE) -> int:
+    size = die.attributes.get("DW_AT_byte_size")
+    return size.value if size is not None and isinstance(size.value, int) else 0
+
+
+def _finds(data: bytes, text: bytes) -> Iterator[int]:
+    at, count = data.find(text), 0
+    while at >= 0 and count < _MAX_FOUND:
+        yield at
+        at, count = data.find(text, at + 1), count + 1
+
+
+def _text(die: DIE) -> str:
+    name = die.attributes.get("DW_AT_name")
+    return name.value.decode("latin-1") if name is not None and isinstance(name.value, bytes) else ""
+
+
+def _count(die: DIE) -> int:
+    """Return the number of elements of a dimension; 0 if it does not say."""
+    if "DW_AT_count" in die.attributes:
+        value = die.attributes["DW_AT_count"].value
+    else:
+        value = die.attributes["DW_AT_upper_bound"].value + 1 if "DW_AT_upper_bound" in die.attributes else 0
+    return value if isinstance(value, int) and 0 < value < 1 << 32 else 0

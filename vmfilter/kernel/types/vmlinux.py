@@ -1,0 +1,241 @@
+"""A kernel's vmlinux: its symbols, and its types from BTF or DWARF. Source: elf(5)."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+from vmfilter.errors import InputError, UsageError, WrongKernelError
+from vmfilter.formats.abi import Abi
+from vmfilter.formats.elf import CLASSES, IDENT_SIZE, SIGNS, ElfHeader, note_header, padded
+from vmfilter.kernel.types.symbols import Symbols, SymbolTable
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from vmfilter.kernel.types.area import Readable
+    from vmfilter.kernel.types.dwarf import Dwarf
+    from vmfilter.kernel.types.model import Types
+
+_NT_GNU_BUILD_ID = 3
+_SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS = 2, 7, 8
+_MAX_SECTIONS, _MAX_SYMBOLS = 1 << 12, 1 << 20
+_SYMBOL = {8: "IBBHQQ", 4: "IIIBBH"}  # Elf64_Sym, Elf32_Sym
+_NAMELESS = 3, 4  # STT_SECTION, STT_FILE
+_UNDEFINED, _ABSOLUTE = 0, 0xFFF1  # SHN_UNDEF, SHN_ABS
+_WITNESS = "_stext"
+_BANNER = "linux_banner"
+_MAX_BANNER = 512  # bytes
+_SEPARATE = "/usr/lib/debug/.build-id/{0}/{1}.debug", "{cache}/{0}{1}/debuginfo"
+
+
+class _Section(NamedTuple):
+    name: str
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+
+
+class Vmlinux:
+    """A vmlinux, or the file with its debug information.
+
+    Attributes:
+        path: of the file.
+        abi: of the kernel.
+        build_id: in hexadecimal; "" if it has none.
+
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open the file.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            InputError: it cannot be read, or is not ELF.
+
+        """
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as e:
+            raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+        try:
+            self._sections = {section.name: section for section in self._read_sections()}
+        except (struct.error, KeyError, IndexError) as e:
+            self._data.close()
+            raise InputError(f"{path}: not a vmlinux: it is no ELF file, or its sections are damaged") from e
+        self.build_id = next(self._build_ids(), "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._data.close()
+
+    def _read_sections(self) -> Iterator[_Section]:
+        ident = self._data[:IDENT_SIZE]
+        if ident[:4] != b"\x7fELF":
+            raise KeyError
+        kind, sign = CLASSES[ident[4]], SIGNS[ident[5]]
+        self.abi = Abi(kind.word_bits // 8, "little" if sign == "<" else "big")
+        header = ElfHeader(*struct.unpack_from(sign + kind.header, self._data))
+        form = struct.Struct(sign + kind.section)
+        if header.shnum > _MAX_SECTIONS or header.shentsize != form.size:
+            raise KeyError
+        raw = [form.unpack_from(self._data, header.shoff + i * form.size) for i in range(header.shnum)]
+        start, size = raw[header.shstrndx][4:6]
+        names = self._data[start : start + size]
+        for name, section_kind, flags, address, offset, size, *_ in raw:
+            text = names[name : max(names.find(b"\0", name), 0)].decode("latin-1")
+            yield _Section(text, section_kind, flags, address, offset, size)
+
+    def section(self, name: str) -> bytes:
+        """Return the contents of a section; nothing if there is none."""
+        found = self._sections.get(name)
+        if found is None or found.kind == _SHT_NOBITS:
+            return b""
+        return self._data[found.offset : found.offset + found.size]
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return what is at a virtual address before the kernel is moved, as far as the file has it."""
+        for one in self._sections.values():
+            if one.address and one.kind != _SHT_NOBITS and one.address <= address < one.address + one.size:
+                at = one.offset + address - one.address
+                return self._data[at : min(at + size, one.offset + one.size)]
+        return b""
+
+    def _build_ids(self) -> Iterator[str]:
+        header = note_header("<" if self.abi.byteorder == "little" else ">")
+        for one in self._sections.values():
+            data = self.section(one.name) if one.kind == _SHT_NOTE else b""
+            at = 0
+            while at + header.size <= len(data):
+                name_size, size, kind = header.unpack_from(data, at)
+                name, desc = at + header.size, at + header.size + padded(name_size)
+                if kind == _NT_GNU_BUILD_ID and data[name : name + 4] == b"GNU\0":
+                    yield data[desc : desc + size].hex()
+                at = desc + padded(size)
+
+    def table(self) -> SymbolTable:
+        """Return the symbols where they were linked. Raises InputError if the file has none."""
+        symtab = next((one for one in self._sections.values() if one.kind == _SHT_SYMTAB), None)
+        data = b"" if symtab is None else self.section(symtab.name)
+        form = struct.Struct(self.abi.sign + _SYMBOL[self.abi.word])
+        texts = self.section(".strtab")
+        names, kinds, addresses = [b""], bytearray(), []
+        for entry in form.iter_unpack(data[: len(data) // form.size * form.size][: _MAX_SYMBOLS * form.size]):
+            name, value = entry[0], entry[4 if self.abi.word == 8 else 1]
+            info, index = (entry[1], entry[3]) if self.abi.word == 8 else (entry[3], entry[5])
+            text = texts[name : max(texts.find(b"\0", name), 0)]
+            if text and info & 0xF not in _NAMELESS and index != _UNDEFINED:
+                names.append(text)
+                kinds += _letter(info, index)
+                addresses.append(value)
+        if not addresses:
+            raise InputError(f"{self.path}: has no symbols: give the vmlinux that the kernel's build made")
+        return SymbolTable("", b"\0".join([*names, b""]), bytes(kinds), addresses)
+
+    def symbols(self, kernel: Readable) -> Symbols:
+        """Return the symbols where KASLR moved them.
+
+        Raises:
+            InputError: the file has no symbols.
+            WrongKernelError: it is of another kernel.
+
+        """
+        start = kernel.info.symbol(_WITNESS)
+        self.check(kernel, start)
+        linked = self.table()
+        shift = _shift(linked, start)
+        lowest = min((at for name in (_WITNESS, "_text") if (at := linked.address(name)) is not None), default=0)
+        mask = (1 << 8 * self.abi.word) - 1
+        # Per-CPU and absolute symbols are below the image, and do not move.
+        return Symbols(linked.moved(lambda at: at + shift & mask if at >= lowest else at))
+
+    def check(self, kernel: Readable, start: int | None) -> None:
+        """Find out whether the file is of a kernel: by its build ID, or else by its linux_banner.
+
+        Args:
+            kernel: the kernel.
+            start: address of its _stext; None if it is not known.
+
+        Raises:
+            WrongKernelError: it is of another.
+
+        """
+        said = kernel.info.plain("BUILD-ID")
+        if self.abi != kernel.abi:
+            raise WrongKernelError(f"{self.path} is of another machine than the dump")
+        if said and self.build_id:
+            if said != self.build_id:
+                raise WrongKernelError(f"{self.path} is of build {self.build_id}, and the dump's kernel of {said:.64}")
+            return
+        table = self.table()
+        linked = table.address(_BANNER)
+        own = b"" if linked is None else self.read(linked, _MAX_BANNER).partition(b"\0")[0]
+        at = None if linked is None or start is None else linked + _shift(table, start)
+        theirs = kernel.memory.read(at, len(own)) if at is not None and own else None
+        if theirs not in (None, own):
+            raise WrongKernelError(f"{self.path} is of another kernel than the dump: linux_banner differs")
+
+    def types(self) -> Types:
+        """Return the types: from BTF if the file has it, or else from DWARF.
+
+        Raises:
+            KernelError: they are damaged.
+            UsageError: DWARF needs pyelftools, which is not installed.
+            InputError: the file has neither, nor is there one with its debug information.
+
+        """
+        raw = self.section(".BTF")
+        if raw:
+            from vmfilter.kernel.types.btf import Btf
+
+            return Btf(raw, self.abi, self.path)
+        return self.dwarf()
+
+    def dwarf(self) -> Dwarf:
+        """Return the types from DWARF, in this file or that with its debug information. Raises as types()."""
+        path = self.path if ".debug_info" in self._sections else self._separate()
+        try:
+            from elftools.elf.elffile import ELFFile
+
+            from vmfilter.kernel.types.dwarf import Dwarf
+        except ImportError as e:
+            raise UsageError(
+                f"{path}: its types are DWARF, which needs pyelftools: pip install 'vmfilter[debuginfo]'"
+            ) from e
+        with open(path, "rb") as file:
+            return Dwarf(ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False), self.abi, path)
+
+    def _separate(self) -> str:
+        """Return the path of the file with the debug information, by the build ID: installed, or debuginfod's."""
+        cache = os.environ.get("DEBUGINFOD_CACHE_PATH") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "debuginfod_client"
+        )
+        places = [form.format(self.build_id[:2], self.build_id[2:], cache=cache) for form in _SEPARATE]
+        found = next((place for place in places if self.build_id and os.path.isfile(place)), None)
+        if found is None:
+            raise InputError(f"{self.path}: has no types, and a file with its debug information is not installed")
+        return found
+
+
+def _shift(linked: SymbolTable, start: int | None) -> int:
+    """Return by how many bytes KASLR moved a kernel whose _stext is at an address."""
+    own = linked.address(_WITNESS)
+    return 0 if own is None or start is None else start - own
+
+
+def _letter(info: int, index: int) -> bytes:
+    """Return the letter of a symbol's type, as far as nm(1) tells it without sections."""
+    kind, is_local = info & 0xF, info >> 4 == 0
+    letter = b"A" if index == _ABSOLUTE else b"T" if kind == 2 else b"D"
+    return letter.lower() if is_local else letter
