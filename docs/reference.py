@@ -1,7 +1,7 @@
 """Generates the reference of the public interface: `.venv/bin/python docs/reference.py [FILE]`.
 
-All text comes from the docstrings and signatures of what vmfilter.__all__ names. The file is docs/api-reference.md by
-default.
+All text comes from the docstrings and signatures of the public names, and of what their results contain. By default,
+the file is docs/api-reference.md.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def section(name: str) -> str:
 
 
 def reference() -> str:
-    """Return the whole reference: functions, then classes, then errors."""
-    names = [name for in_module in vmfilter._NAMES.values() for name in in_module]
+    """Return the whole reference: functions, then classes."""
+    names = [*vmfilter._MODULES]
     names.sort(key=lambda name: not inspect.isfunction(getattr(vmfilter, name)))
     return "\n\n".join([INTRODUCTION.rstrip(), *map(section, names)]) + "\n"
 

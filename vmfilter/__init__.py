@@ -25,8 +25,6 @@ Functions:
 Each takes a path (str, bytes, os.PathLike), a file object, several of these for a split set, or a Dump. Each returns
 an object that is frozen, with as_dict() for JSON. Nothing is printed. What goes wrong is a VmfilterError, in one line:
 InputError (the dump), OutputError (the new file), KernelError (the crashed kernel), UsageError (an argument).
-
-Each name is imported on first use, so that a command loads only what it needs.
 """
 
 from __future__ import annotations
@@ -62,33 +60,31 @@ if TYPE_CHECKING:
         Stats,
         Verification,
     )
-    from vmfilter.crash.summary import CrashedTask, Summary
-    from vmfilter.crash.tasks import Task
+    from vmfilter.crash.summary import CrashedTask as CrashedTask
+    from vmfilter.crash.summary import Summary as Summary
+    from vmfilter.crash.tasks import Task as Task
     from vmfilter.erase.rules import Rules
     from vmfilter.errors import CodecError, InputError, KernelError, OutputError, UsageError, VmfilterError
     from vmfilter.frames.classes import PageClass, PageKind
-    from vmfilter.kernel.types.structures import Object
-    from vmfilter.kernel.zone_bits import Zone
-    from vmfilter.measure.diff import Difference
-    from vmfilter.measure.stats import Blocks, ZonePages
-    from vmfilter.pages.coverage import Gap
-    from vmfilter.pages.remains import Remains
-    from vmfilter.readiness.estimate import Between, Row
-    from vmfilter.statistics import NamespacePages
+    from vmfilter.kernel.types.structures import Object as Object
+    from vmfilter.kernel.zone_bits import Zone as Zone
+    from vmfilter.measure.diff import Difference as Difference
+    from vmfilter.measure.stats import Blocks as Blocks
+    from vmfilter.measure.stats import ZonePages as ZonePages
+    from vmfilter.pages.coverage import Gap as Gap
+    from vmfilter.pages.remains import Remains as Remains
+    from vmfilter.readiness.estimate import Between as Between
+    from vmfilter.readiness.estimate import Row as Row
+    from vmfilter.statistics import NamespacePages as NamespacePages
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Between",
-    "Blocks",
     "CodecError",
-    "CrashedTask",
     "Diff",
-    "Difference",
     "Dump",
     "DumpInfo",
     "Estimate",
-    "Gap",
     "InputError",
     "Kernel",
     "KernelError",
@@ -96,26 +92,18 @@ __all__ = [
     "Log",
     "LogRecord",
     "MemoryUsage",
-    "NamespacePages",
     "Note",
-    "Object",
     "OutputError",
     "Page",
     "PageClass",
     "PageKind",
-    "Remains",
-    "Row",
     "Rules",
     "Run",
     "Statistics",
     "Stats",
-    "Summary",
-    "Task",
     "UsageError",
     "Verification",
     "VmfilterError",
-    "Zone",
-    "ZonePages",
     "convert_dump",
     "diff",
     "dmesg",
@@ -143,6 +131,10 @@ _NAMES = {
     "api.results": (
         *("Statistics", "Verification", "DumpInfo", "MemoryUsage", "Stats", "Diff", "Estimate", "Log", "LogRecord"),
     ),
+    "errors": ("VmfilterError", "UsageError", "CodecError", "InputError", "KernelError", "OutputError"),
+}
+"""The public names, by the module that has them."""
+_VALUES = {
     "crash.summary": ("Summary", "CrashedTask"),
     "crash.tasks": ("Task",),
     "kernel.types.structures": ("Object",),
@@ -153,13 +145,13 @@ _NAMES = {
     "pages.remains": ("Remains",),
     "readiness.estimate": ("Row", "Between"),
     "statistics": ("NamespacePages",),
-    "errors": ("VmfilterError", "UsageError", "CodecError", "InputError", "KernelError", "OutputError"),
 }
-"""The public names, by the module that has them."""
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+"""What results contain, by its module: for annotations. It is not in __all__, of which help() prints all."""
+_MODULES = {name: module for names in (_NAMES, _VALUES) for module, of in names.items() for name in of}
 
 
 def __getattr__(name: str) -> Any:
+    """Import a name on first use, so that a command loads only what it needs."""
     if name not in _MODULES:
         raise AttributeError(f"module 'vmfilter' has no attribute {name!r}")
     from importlib import import_module

@@ -138,7 +138,7 @@ def test_a_file_and_an_address_contradict_each_other(run: Run, tmp_path: Path) -
     assert run("dmesg", "--vmcoreinfo", path, "--vmcoreinfo-at", "0", path).status == 2
     with pytest.raises(vmfilter.UsageError, match="give one of them"):
         open_dump(path, vmcoreinfo=path, vmcoreinfo_at=0)
-    with pytest.raises(vmfilter.UsageError, match="neither a file name"):
+    with pytest.raises(vmfilter.UsageError, match="neither a file nor"):
         open_dump(path, vmcoreinfo=5)  # type: ignore[arg-type]
 
 
