@@ -16,13 +16,13 @@ from array import array
 from bisect import bisect_right
 from pathlib import Path
 
-from vmfilter import open_dump
 from vmfilter.formats.codec import packer, parse_codec
 from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
+from vmfilter.reader import open_dump
 from vmfilter.reader.segments import SegmentDump
 
 

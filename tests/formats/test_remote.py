@@ -19,7 +19,7 @@ from webserver import serving
 
 import vmfilter
 from vmfilter.errors import InputError, OutputError, UsageError
-from vmfilter.reader import remote
+from vmfilter.reader import open_dump, remote
 from vmfilter.reader.remote import open_url, shown
 from vmfilter.writer.transport import remote as remote_output
 
@@ -169,7 +169,7 @@ def test_a_split_set_is_the_same_on_a_store(source: Path, tmp_path: Path, s3: An
     urls = ["s3://dumps/split/1", "s3://dumps/split/2"]
     vmfilter.filter_dump(source, urls)
     assert [s3.cat(url) for url in urls] == [(tmp_path / name).read_bytes() for name in "12"]
-    with vmfilter.open_dump(urls) as dump:
+    with open_dump(urls) as dump:
         assert len(dump.parts) == 2
 
 

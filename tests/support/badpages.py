@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command import Ran
 
-import vmfilter
+from vmfilter.reader import open_dump
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -48,7 +48,7 @@ class BadFile:
 
 def places(vmcore: Path, frames: Sequence[int], page: int = 4096) -> list[tuple[int, int]]:
     """Return where page frames are in an ELF vmcore: ranges of file offsets."""
-    with vmfilter.open_dump(vmcore) as dump:
+    with open_dump(vmcore) as dump:
         segments = dump.segments  # type: ignore[attr-defined]
         return [
             (at, at + page)
