@@ -45,6 +45,12 @@ def test_importing_the_package_loads_nothing_else() -> None:
     assert done.stdout.split() == ["vmfilter"]
 
 
+def test_no_name_needs_a_library_of_others() -> None:
+    code = "import sys, vmfilter; [getattr(vmfilter, name) for name in vmfilter._MODULES]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "matplotlib", "jinja2", "zstandard", "drgn", "fsspec"} & set(done.stdout.split())
+
+
 def test_help_is_a_page_that_begins_with_what_one_needs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import vmfilter; help(vmfilter)"], capture_output=True, text=True, check=True
