@@ -76,4 +76,9 @@ def core() -> FFI:
 
 
 need_compiler()
-setup(ext_modules=[core().distutils_extension(tmpdir="build")])
+extension = core().distutils_extension(tmpdir="build")
+options = {}
+if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # a free-threaded Python has no stable ABI
+    extension.py_limited_api = True
+    options["bdist_wheel"] = {"py_limited_api": "cp311"}
+setup(ext_modules=[extension], options=options)

@@ -64,9 +64,8 @@ def page(parser: argparse.ArgumentParser, name: str, sections: dict[str, str]) -
     made = Manpage(parser, format="single-commands-section")
     made.section, made.manual, made.description = "8", "System Manager's Manual", name
     made.source = f"vmfilter {__version__}"
-    made.date = CHANGELOG.partition(f"\n## {__version__} (")[2].partition(")")[
-        0
-    ]  # today's date would change the page every day
+    heading = f"\n## [{__version__}] - "
+    made.date = CHANGELOG.partition(heading)[2].partition("\n")[0]  # today's would change the page every day
     for heading, text in sections.items():
         made.add_section(heading, "=", text)
     return with_tags(str(made))

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from vmfilter.readiness.estimate import Row as Row
     from vmfilter.statistics import NamespacePages as NamespacePages
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CodecError",

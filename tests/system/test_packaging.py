@@ -12,6 +12,8 @@ import pytest
 from namespaces import needs_program
 from setuptools import Distribution
 
+import vmfilter
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "man").iterdir())
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -68,12 +70,19 @@ def test_a_source_distribution_contains_all_that_building_and_testing_need(
     info.ensure_finalized()
     info.run()
     packed = {name for name in info.filelist.files if not name.startswith(str(tmp_path))}
-    folders = ("bench", "csrc", "docs", "fuzz", "testdata", "tests", "vmfilter")
+    folders = ("bench", "csrc", "debian", "docs", "fuzz", "packaging", "testdata", "tests", "vmfilter")
     files = {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
     made = {name for name in files if "__pycache__" in name or name.endswith(".so")}
     others = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md"}
     others |= {"pyproject.toml", "setup.py"}
     assert packed - {"setup.cfg"} == files - made | others  # setuptools makes setup.cfg itself
+
+
+def test_every_package_has_the_version_of_the_program() -> None:
+    first_line = (ROOT / "debian" / "changelog").read_text().splitlines()[0]
+    assert re.fullmatch(r"vmfilter \(([\d.]+)\) .*", first_line)[1] == vmfilter.__version__  # type: ignore[index]
+    spec = (ROOT / "packaging" / "vmfilter.spec").read_text()
+    assert re.search(r"^Version: +(.*)$", spec, re.MULTILINE)[1] == vmfilter.__version__  # type: ignore[index]
 
 
 def test_a_wheel_installs_the_manual_pages_where_man_looks(distribution: Distribution) -> None:
