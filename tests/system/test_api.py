@@ -59,7 +59,7 @@ def test_help_is_a_page_that_begins_with_what_one_needs() -> None:
     assert "Make small dumps of crashed Linux kernels, and read them." in beginning
     for name in ("open_dump", "filter_dump", "dump_info", "dmesg", "VmfilterError"):
         assert name in beginning
-    assert "filter_dump(source: 'Source', output" in done.stdout
+    assert "Filter a dump: write a new one with the pages that a dump level keeps." in done.stdout
 
 
 def test_nothing_is_printed(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -136,9 +136,10 @@ def test_results_are_frozen_and_can_be_pickled(small: Path) -> None:
         usage.present = 0  # type: ignore[misc]
     usage.as_dict()["classes"].clear()
     assert usage.as_dict()["classes"]
-    again = pickle.loads(pickle.dumps(usage))
-    assert again == usage
-    assert again.as_dict() == usage.as_dict()
+    for result in usage, vmfilter.dump_info(small), vmfilter.stats(small), vmfilter.filter_dump(small, io.BytesIO()):
+        again = pickle.loads(pickle.dumps(result))
+        assert again == result
+        assert again.as_dict() == result.as_dict()
     assert repr(usage).startswith("MemoryUsage(page_size=4096, max_mapnr=49110, present=28374, kept_at_most={1: 28374")
 
 
@@ -316,6 +317,16 @@ def test_a_compressed_dump_is_read_from_a_file_object(small: Path) -> None:
     assert vmfilter.memory_usage(packed) == vmfilter.memory_usage(small)
 
 
+def test_vmcoreinfo_is_read_from_a_file_object(small: Path) -> None:
+    with vmfilter.open_dump(small) as dump:
+        text = io.BytesIO(dump.notes[2].data)
+    with vmfilter.open_dump(small, vmcoreinfo=text) as dump:
+        assert dump.kernel.release == "6.12.95"
+    text.close()
+    with pytest.raises(vmfilter.InputError, match="<BytesIO>: cannot be read: I/O operation on closed file"):
+        vmfilter.open_dump(small, vmcoreinfo=text)
+
+
 def test_a_split_set_is_read_from_file_objects(small: Path, tmp_path: Path) -> None:
     parts = [tmp_path / "1", tmp_path / "2"]
     vmfilter.filter_dump(small, parts)
@@ -364,6 +375,7 @@ MISTAKES: list[tuple[Call, str]] = [
     (lambda dump: vmfilter.filter_dump(dump, "new", level=None), "dump level None is no number, name or Level"),  # type: ignore[arg-type]
     (lambda dump: vmfilter.filter_dump(dump, [io.BytesIO(), io.BytesIO()]), "a split set needs"),
     (lambda dump: vmfilter.filter_dump(dump, io.BytesIO(), sha256=True), "the SHA-256 of a dump"),
+    (lambda dump: vmfilter.open_dump(dump.path, vmlinux="/no/such").kernel, "/no/such"),
     (lambda dump: vmfilter.estimate(dump, threads=0), "threads must be a number, at least 1, not 0"),
     (lambda dump: vmfilter.estimate(dump, levels=["x"]), "'x' is not a page class"),
     (lambda dump: vmfilter.estimate(dump, levels=[]), "there is nothing to estimate"),

@@ -18,6 +18,7 @@ from vmfilter.measure.runs import runs_of
 from vmfilter.measure.walk import Walk
 
 if TYPE_CHECKING:
+    import os
     from types import TracebackType
     from typing import Self, Union
 
@@ -252,15 +253,20 @@ def open_dump(
     missing_parts: bool = False,
     vmcoreinfo: File | None = None,
     vmcoreinfo_at: int | None = None,
+    vmlinux: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
     max_memory: int | None = None,
 ) -> Dump:
     """Open a dump: an ELF vmcore or a kdump-compressed file, also flattened, or compressed as a whole.
 
     Args:
-        path: path or file object. Several, in any order, are the parts of one split set. "-" is standard input.
+        path: path or file object, or a URL as a str (s3://BUCKET/KEY, https://HOST/PATH; needs vmfilter[remote]).
+            Several, in any order, are the parts of one split set. "-" is standard input. A file object is read from its
+            beginning if it can seek; it stays open, and must not be used until the dump is closed.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
         vmcoreinfo: file with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it; None: the dump's own.
         vmcoreinfo_at: physical address of the text of VMCOREINFO, if memory contains several; None: find out.
+        vmlinux: path of the crashed kernel's vmlinux, or of the file with its debug information, for symbols and types
+            that the dump lacks; None: the dump's own alone.
         max_memory: bytes of memory that may be allocated to decompress the file; None: 128 MiB.
 
     Returns:
@@ -278,6 +284,7 @@ def open_dump(
             missing_parts=missing_parts,
             vmcoreinfo=vmcoreinfo,
             vmcoreinfo_at=vmcoreinfo_at,
+            vmlinux=vmlinux,
             max_memory=max_memory,
         )
     )

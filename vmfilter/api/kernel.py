@@ -24,8 +24,8 @@ def _text(name: bytes) -> str:
 class Kernel:
     """The crashed kernel.
 
-    Symbols (kallsyms) and types (BTF) come from the dump itself: no vmlinux is needed, but the dump must contain them,
-    and the kernel must have been built with them.
+    Symbols (kallsyms) and types (BTF) come from the dump itself. Where it lacks them, or the kernel was built without,
+    open_dump() takes a vmlinux.
 
     Attributes:
         release: as uname -r prints it.

@@ -89,8 +89,8 @@ def _given(file: Any) -> Given:
     try:
         with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
             raw = opened.read(_MAX_VMCOREINFO + 1)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}") from e
+    except (OSError, ValueError) as e:  # ValueError: a file object is closed
+        raise InputError(f"{path}: cannot be read: {e.strerror if isinstance(e, OSError) else e}") from e
     text = raw.rstrip(b"\0").decode("ascii", "replace")
     if len(raw) > _MAX_VMCOREINFO or not text.isascii() or not re.search("^OSRELEASE=", text, re.MULTILINE):
         raise InputError(
