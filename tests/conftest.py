@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command import Ran, Run
@@ -63,6 +64,25 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Ran(status, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Any]:
+    """The bucket "dumps" of moto's server, as a file system of fsspec."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("AWS_ACCESS_KEY_ID", "test")
+        m.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        m.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        store = fsspec.filesystem("s3")
+        store.mkdir("dumps")
+        yield store
+    server.stop()
 
 
 @pytest.hookimpl(tryfirst=True)

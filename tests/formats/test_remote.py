@@ -41,24 +41,6 @@ def memory() -> Iterator[Any]:
     store.pseudo_dirs[:] = [""]
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    """A bucket of moto's server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("AWS_ACCESS_KEY_ID", "test")
-        m.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        m.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        store = fsspec.filesystem("s3")
-        store.mkdir("dumps")
-        yield store
-    server.stop()
-
-
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that a small file has many."""

@@ -19,6 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from command import Run
+from distributed import Client
 from fleet import GOOD, batch, manifest, ran, small_fleet, statuses, unfinished
 from tinyvmcore import vmcore
 
@@ -137,6 +138,16 @@ def test_the_report_is_one_page_that_loads_nothing(finished: Any, tmp_path: Path
 
 
 # What must not cost more than itself
+
+
+def test_only_who_has_the_key_reaches_a_local_scheduler(client: Any) -> None:
+    address = client.scheduler.address
+    assert address.startswith("tls://127.0.0.1:")
+    with (
+        pytest.raises(OSError, match=r"TLS|SSL|closed|[Tt]imed out"),
+        Client(address.replace("tls://", "tcp://"), timeout=3),
+    ):
+        pass
 
 
 def test_a_dump_that_hangs_is_given_up(client: Any, tmp_path: Path, dump: Path) -> None:
@@ -413,6 +424,27 @@ def test_a_part_that_is_none_is_refused(dump: Path, tmp_path: Path, run: Run) ->
 
 
 # Elsewhere
+
+
+def test_dumps_manifest_and_tables_can_be_on_a_store(s3: Any, tmp_path: Path) -> None:
+    names = [vmcore(pages=16 + i).write(tmp_path / f"vmcore{i}") for i in range(2)]
+    for name in names:
+        s3.put(str(name), f"dumps/in/{name.name}")
+    s3.pipe("dumps/in/other", b"hello")
+    result = ran("filter", "s3://dumps/in", "--out", "s3://dumps/made")
+    assert result.stdout == "s3://dumps/made: 2 done, 1 failed; 0 done before.\n"
+    for name in names:
+        filter_dump(name, tmp_path / "here", force=True)
+        assert s3.cat(f"dumps/made/s3/dumps/in/{name.name}.kdump") == (tmp_path / "here").read_bytes()
+    lines = [json.loads(line) for line in s3.cat("dumps/made/manifest.jsonl").splitlines()]
+    assert {line["input"]: line["status"] for line in lines} == {
+        "s3://dumps/in/vmcore0": "done",
+        "s3://dumps/in/vmcore1": "done",
+        "s3://dumps/in/other": "failed",
+    }
+    assert all(line["digest"] for line in lines)
+    assert pq.read_table("dumps/made/manifest.parquet", filesystem=s3).num_rows == 3
+    assert ran("filter", "s3://dumps/in", "--out", "s3://dumps/made").stdout.endswith("nothing to do; 3 done before.\n")
 
 
 def test_a_batch_goes_to_a_scheduler_of_dask(tmp_path: Path) -> None:

@@ -25,16 +25,8 @@ _AHEAD = 500
 """Tasks that the scheduler has at a time: more would only take its memory."""
 _CONNECT = 30
 """Seconds to reach a scheduler."""
-_SETTINGS = {
-    # A worker has no task but those that it works on: if it dies, no other dump is suspected.
-    "distributed.scheduler.worker-saturation": 1.0,
-    # A worker's own memory does not grow; its processes have a limit of their own.
-    "distributed.worker.memory.terminate": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.target": False,
-    "distributed.admin.tick.limit": "1 h",
-}
+# A worker has no task but those that it works on: if it dies, no other dump is suspected.
+_SETTINGS = {"distributed.scheduler.worker-saturation": 1.0}
 
 
 @contextmanager
@@ -58,6 +50,7 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                     LocalCluster(
                         n_workers=workers or len(os.sched_getaffinity(0)),
                         threads_per_worker=1,
+                        memory_limit=0,  # it does not grow; its processes have a limit of their own
                         host="127.0.0.1",
                         dashboard_address="127.0.0.1:0",
                         # Without TLS, any user of this machine could run programs as this one.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from vmfilter.errors import KernelError
 from vmfilter.fleet.facts import info_facts, stats_facts
 from vmfilter.fleet.record import DAMAGED, DONE, INCOMPLETE
+from vmfilter.fleet.store import make_folder
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import open_dump
 from vmfilter.reader.source import is_url
@@ -154,5 +155,5 @@ def perform(operation: str, source: str, output: str, options: Options) -> Resul
 
     """
     if not is_url(output):
-        os.makedirs(os.path.dirname(output), mode=0o700, exist_ok=True)
+        make_folder(os.path.dirname(output))
     return OPERATIONS[operation].run(source, output, options)

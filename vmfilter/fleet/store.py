@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def make_folder(path: str) -> None:
+    """Make a folder if it is not there, with mode 0700: dumps are secrets. Raises OutputError if that fails."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be made: {e.strerror}") from e
+
+
 class Store:
     """A folder or prefix.
 
@@ -27,7 +35,7 @@ class Store:
     """
 
     def __init__(self, prefix: str) -> None:
-        """Make the folder; its mode is 0700, since dumps are secrets.
+        """Make the folder.
 
         Raises:
             OutputError: it cannot be made or reached.
@@ -38,10 +46,7 @@ class Store:
         self.is_local = not is_url(prefix)
         self._prefix = prefix.rstrip("/") if not self.is_local else os.path.abspath(prefix)
         if self.is_local:
-            try:
-                os.makedirs(self._prefix, mode=0o700, exist_ok=True)
-            except OSError as e:
-                raise OutputError(f"{self.name}: cannot be made: {e.strerror}") from e
+            make_folder(self._prefix)
         self.files: Any
         self.files, self.root = located(self._prefix, OutputError)
 
@@ -74,8 +79,19 @@ class Store:
             raise OutputError(f"{self.path(name)}: cannot be read: {reason_of(e)}") from e
         return data.decode("utf-8", "replace")
 
+    def remove(self, name: str) -> None:
+        """Remove a folder and all in it, if it is there. Raises OutputError if that fails."""
+        at = f"{self.root}/{name}"
+        try:
+            if self.files.exists(at):
+                self.files.rm(at, recursive=True)
+        except Exception as e:
+            raise OutputError(f"{self.path(name)}: cannot be removed: {reason_of(e)}") from e
+
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file. Raises OutputError if that fails."""
+        """Replace a file, in a folder that is made if need be. Raises OutputError if that fails."""
+        if self.is_local:
+            make_folder(os.path.dirname(self.path(name)))
         transport = file_at(self.path(name), True)
         with published([transport]):
             transport.write(0, data)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from vmfilter.errors import OutputError
 from vmfilter.fleet.facts import COLUMNS, date_of
 from vmfilter.fleet.record import Record
 from vmfilter.fleet.store import Store
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.remote import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -43,7 +42,6 @@ _DUMPS = pa.schema(
         ("size", pa.int64()),
         *((name, _TYPES[kind]) for name, kind in COLUMNS.items()),
         ("warnings", pa.list_(pa.string())),
-        ("date", pa.string()),
     ]
 )
 
@@ -64,27 +62,20 @@ def write_tables(store: Store, records: Collection[Record]) -> None:
     for record in records:
         if record.facts:  # of info, of stats, or of both
             row = known.setdefault(record.input, {"input": record.input})
-            row |= record.facts | {"size": record.size, "warnings": record.warnings, "date": date_of(record.facts)}
+            row |= record.facts | {"size": record.size, "warnings": record.warnings}
+    store.write(MANIFEST, _parquet(rows, _MANIFEST))
+    store.remove(DUMPS)  # a day may have no dump any more
+    days: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in known.values():
+        days[date_of(row)].append(_encodable(row))
+    for day, of_day in days.items():
+        store.write(f"{DUMPS}/date={day}/dumps.parquet", _parquet(of_day, _DUMPS))
+
+
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, _MANIFEST), sink)
-    store.write(MANIFEST, sink.getvalue().to_pybytes())
-    if not known:
-        return
-    at = f"{store.root}/{DUMPS}"
-    try:
-        if store.files.exists(at):  # a day may have no dump any more
-            store.files.rm(at, recursive=True)
-        ds.write_dataset(
-            pa.Table.from_pylist([_encodable(row) for row in known.values()], _DUMPS),
-            at,
-            filesystem=store.files,
-            format="parquet",
-            partitioning=ds.partitioning(pa.schema([_DUMPS.field("date")]), flavor="hive"),
-            existing_data_behavior="overwrite_or_ignore",
-            max_partitions=len(known),
-        )
-    except Exception as e:
-        raise OutputError(f"{store.path(DUMPS)}: cannot be written: {reason_of(e)}") from e
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+    return bytes(sink.getvalue())
 
 
 def _encodable(value: Any) -> Any:

@@ -135,13 +135,13 @@ def _child(max_memory: int | None) -> _Child:
 
 def _digest(task: Task) -> str:
     """Return the SHA-256 of a file; of an object, what the store says. Raises InputError if it cannot be read."""
-    if not task.digest or is_url(task.input.url):
+    if not task.digest or not os.path.isfile(task.input.url):
         return task.input.digest
     try:
-        with open(task.input.url, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        with open(task.input.url, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, BlockingIOError) as e:
-        raise InputError(f"{task.input.name}: cannot be read: {e}") from e
+    except OSError as e:
+        raise InputError(f"{task.input.name}: cannot be read: {e.strerror}") from e
 
 
 def work(task: Task) -> Record:
