@@ -107,6 +107,12 @@ def test_a_core_of_a_xen_guest_is_named(tmp_path: Path) -> None:
     assert "xl dump-core" in refusal(bytes(header) + bytes(8000), tmp_path)
 
 
+def test_program_headers_of_another_size_are_named(tmp_path: Path) -> None:
+    made = bytearray(Elf([Load(0x1000, bytes(PAGE))]).build())
+    struct.pack_into("<H", made, 54, 55)
+    assert refusal(bytes(made), tmp_path).endswith("the program headers at offset 0x40, is 55 bytes")
+
+
 def core(paddrs: list[int], notes: bytes) -> bytes:
     loads = [Load(paddr, bytes([i + 1]) * PAGE, vaddr=0x400000 + i * PAGE) for i, paddr in enumerate(paddrs)]
     return Elf(loads, prstatus_note() + notes).build()

@@ -392,6 +392,15 @@ def test_what_can_be_unpacked_of_a_compressed_file_that_ends_early_is_read(
         assert page == content[at : at + PAGE]
 
 
+def test_what_a_truncated_elf_vmcore_lacks_is_named(tmp_path: Path) -> None:
+    loads = [Load(0x1000, bytes(PAGE)), Load(0x100000, bytes(4 * PAGE)), Load(0x200000, bytes(2 * PAGE))]
+    made = Elf(loads).build()
+    (tmp_path / "cut").write_bytes(made[: -3 * PAGE - 100])
+    with open_dump(tmp_path / "cut") as dump:
+        lacks = f"{4 * PAGE} bytes of memory are missing, between physical addresses 0x102000 and 0x201fff"
+        assert dump.truncated.endswith(lacks)
+
+
 # Dumps that are not truncated
 
 

@@ -298,14 +298,16 @@ def test_reserved_and_used_pages_in_a_free_block_stay_the_kernels(inside: bytes)
 
 def test_free_blocks_are_counted_by_order_and_refused_ones_apart() -> None:
     classifier = native.Classifier(LAYOUT, AREA)
-    pages = [page(BUDDY, private=1), page(NOTHING), page(BUDDY), page(BUDDY, private=3), page(BUDDY, POISON)]
+    pages = [page(BUDDY, private=1), page(NOTHING), page(BUDDY), page(BUDDY, private=3), *[page(BUDDY, POISON)] * 2]
     classifier.classify(b"".join(pages), 0, bytearray([KERNEL]) * len(pages))
     assert classifier.lists.free_blocks[:3] == [1, 1, 0]
-    assert classifier.lists.refused == 2
+    assert classifier.lists.refused == 3
 
 
 @pytest.mark.parametrize(
-    ("one", "unused"), [(page(NOTHING), 1), (page(0), 0), (page(NOTHING, users=1), 0), (tail(), 0)]
+    ("one", "unused"),
+    [(page(NOTHING), 1), (page(0), 0), (page(NOTHING, users=1), 0), (tail(), 0)],
+    ids=["unused", "mapped", "used", "tail"],
 )
 def test_pages_that_nobody_uses_are_counted(one: bytes, unused: int) -> None:
     classifier = native.Classifier(LAYOUT, AREA)

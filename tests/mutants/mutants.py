@@ -5,7 +5,8 @@ parts of lists, and whole lines. A mutant is one changed line. Lines are drawn w
 that somebody could have written: it compiles without a warning, to other object code or bytecode, and all its names are
 defined. Work is done on a copy of the tree, so nothing is left behind if it is interrupted. build/mutants/killed
 remembers the mutants that were killed, and by which test: they do not run again while their file is the same, and these
-tests run first. equivalent.toml has those that no test can kill.
+tests run first. equivalent.toml has those that no test can kill. forked.py judges most mutants of functions in Python,
+in tens of milliseconds each; those that live there, and all others, have a run of pytest of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import json
 import os
 import random
 import re
@@ -41,6 +43,7 @@ PYTHON = ROOT / ".venv/bin/python"
 SEED = 15
 MEMORY = 8 << 30  # bytes of address space of a test run: some mutants never stop to allocate
 SECONDS = 30  # of a CPU, for a file of tests: three times what the longest takes
+SESSION = 7200  # of a CPU, for all tests once, and forked processes apart
 FIRST = 8  # tests that killed most run before the others
 TOO_SLOW = "too slow"
 
@@ -175,7 +178,8 @@ class Copy:
         self.killed: dict[str, str] = {}
         if KILLED.exists():
             self.killed = dict(line.split("\t") for line in KILLED.read_text().splitlines())
-        self._environment = {**os.environ, "PYTHONPATH": str(self.root), "VMFILTER_CFLAGS": "-Werror -g0"}
+        paths = f"{self.root}:{Path(__file__).parent}"
+        self._environment = {**os.environ, "PYTHONPATH": paths, "VMFILTER_CFLAGS": "-Werror -g0"}
         # A mutant may have the size and the time of the file before it, whose bytecode it must not have.
         self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
         self._commands: list[str] = []
@@ -229,15 +233,36 @@ class Copy:
             self.failure = named[1]
         return passed
 
-    def keep(self, mutant: str, failure: str) -> None:
-        """Remember that a test killed a mutant; exit if it fails without any mutant."""
+    def check(self, failure: str) -> None:
+        """Exit if a test fails without any mutant."""
         if failure and failure not in self._good:
             if not self.passes([failure]):
                 raise SystemExit(f"{failure} fails without any mutant")
             self._good.add(failure)
+
+    def keep(self, mutant: str, failure: str) -> None:
+        """Remember that a test killed a mutant."""
         self.killed[mutant] = failure
         with KILLED.open("a") as file:
             print(mutant, failure, sep="\t", file=file)
+
+    def fork(self, mutants: Sequence[dict[str, str]], tests: Sequence[str]) -> None:
+        """Judge mutants of functions in one session: see forked.py."""
+        work = self._scratch.with_name("mutants")
+        work.write_text("".join(f"{json.dumps(mutant)}\n" for mutant in mutants))
+        self._environment["VMFILTER_MUTANTS"] = str(work)
+        options = ["-p", "forked", "-p", "no:terminal", "-p", "no:xdist", "-p", "no:cacheprovider"]
+        options += ["-m", "not crash and not lab", f"--deselect=tests/{SLOW}", f"--basetemp={self._scratch}"]
+        _, output = self.run([PYTHON, "-m", "pytest", *options, *tests], SESSION)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        verdicts = work.with_suffix(".verdicts")
+        if not verdicts.exists():
+            raise SystemExit(output)
+        for line in verdicts.read_text().splitlines():
+            verdict = json.loads(line)
+            if verdict["killer"] is not None:
+                print(verdict["key"], f"killed by {verdict['killer'] or 'time'}", flush=True)
+                self.keep(verdict["key"], verdict["killer"])
 
     def compile(self, module: str) -> bytes:
         """Compile a C file as CI does; return the object code, or nothing if that fails."""
@@ -344,11 +369,21 @@ class Module:
         self._equivalent = {(m["line"], m["becomes"]) for m in EQUIVALENT if m["file"] == name}
         self._same = Meaning(copy.compile(name), set(), set()) if self._is_c else meaning(self._text)
 
-    def survivors(self, count: int) -> list[Mutant]:
-        """Run the module's tests on this many mutants; return the survivors that a test could kill."""
+    def draw(self, count: int) -> list[Mutant]:
+        """Return this many mutants, without those that no test can kill."""
         drawn = [m for m in islice(self._drawn(), count) if not self._is_equivalent(m)]
         self.equivalent = count - len(drawn)
+        return drawn
+
+    def survivors(self, drawn: Sequence[Mutant]) -> list[Mutant]:
+        """Run the module's tests on mutants; return the survivors."""
         return [m for m in drawn if not self._is_killed(m, TESTS[self.name], f"--deselect=tests/{SLOW}")]
+
+    def for_fork(self, drawn: Sequence[Mutant]) -> Iterator[dict[str, str]]:
+        """Yield the mutants of Python that are not known to be killed, for Copy.fork()."""
+        for mutant in drawn:
+            if not self._is_c and (key := self._key(mutant)) not in self._copy.killed:
+                yield {"key": key, "file": self.name, "text": self._text_of(mutant)}
 
     def is_killed(self, mutant: Mutant) -> bool:
         """Return whether the other tests of the room notice a mutant."""
@@ -378,7 +413,7 @@ class Module:
     def _changed(self, mutant: Mutant) -> Iterator[str]:
         """Change the line; the file is as it was afterwards, and its bytecode valid."""
         before = os.stat(self._path)
-        text = "".join([*self._lines[: mutant.number - 1], mutant.line, *self._lines[mutant.number :]])
+        text = self._text_of(mutant)
         self._path.write_text(text)
         yield text
         self._path.write_text(self._text)
@@ -394,13 +429,19 @@ class Module:
             return False
         return new.code != self._same.code and new.names <= self._same.names and new.undefined <= self._same.undefined
 
+    def _text_of(self, mutant: Mutant) -> str:
+        return "".join([*self._lines[: mutant.number - 1], mutant.line, *self._lines[mutant.number :]])
+
+    def _key(self, mutant: Mutant) -> str:
+        digest = sha256(f"{mutant}{self._text}".encode()).hexdigest()[:16]
+        return f"{self.name}:{mutant.number}:{digest}"
+
     def _is_equivalent(self, mutant: Mutant) -> bool:
         return (self._lines[mutant.number - 1].strip(), mutant.line.strip()) in self._equivalent
 
     def _is_killed(self, mutant: Mutant, tests: Sequence[str], *options: str) -> bool:
         """Return whether a test fails that passes without the mutant, now or in an earlier run."""
-        digest = sha256(f"{mutant}{self._text}".encode()).hexdigest()[:16]
-        key = f"{self.name}:{mutant.number}:{digest}"
+        key = self._key(mutant)
         if key in self._copy.killed:
             return True
         tests = [f"tests/{test}" for test in tests]
@@ -414,6 +455,7 @@ class Module:
         failure = self._copy.failure
         print(f"{self.name}:{mutant.number}", f"killed by {failure or 'time'}" if killed else "lives", flush=True)
         if killed:
+            self._copy.check(failure)
             self._copy.keep(key, failure)
         return killed
 
@@ -433,9 +475,12 @@ def main() -> None:
         lines = {name: len((ROOT / name).read_text().splitlines()) for name in TESTS}
         per_line = arguments.count / sum(lines.values())
         counts = {Module(name, copy): max(2, round(per_line * lines[name])) for name in names}
+        drawn = {module: module.draw(count) for module, count in counts.items()}
+        tests = sorted({f"tests/{test.partition('::')[0]}" for name in names for test in TESTS[name]})
+        copy.fork([mutant for module, mutants in drawn.items() for mutant in module.for_fork(mutants)], tests)
         lived: dict[Module, list[Mutant]] = {}
         for module, count in counts.items():
-            lived[module] = module.survivors(count)
+            lived[module] = module.survivors(drawn[module])
             killed = count - module.equivalent - len(lived[module])
             print(f"{module.name}: {killed} of {count} killed, {module.equivalent} equivalent", flush=True)
             print(*(module.show(m) for m in lived[module]), sep="\n", flush=True)

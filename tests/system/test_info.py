@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,11 @@ def test_format_and_header_version(run: Run, tmp_path: Path) -> None:
         assert rows(run("info", path).out)["format"] == f"kdump-compressed, header version {version}"
     elf = Elf([Load(0, bytes(PAGE))], elf_class=1, machine=40).write(tmp_path / "elf")
     assert rows(run("info", elf).out)["format"] == "ELF32"
+
+
+def test_a_crash_time_that_nothing_says_is_unknown(run: Run, tmp_path: Path) -> None:
+    elf = Elf([Load(0, bytes(PAGE))]).write(tmp_path / "elf")
+    assert json.loads(run("info", "--json", elf).out)["crash"]["time"] is None
 
 
 def test_containers_are_named(run: Run, tmp_path: Path) -> None:
