@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 
 from vmfilter import native
-from vmfilter.errors import KernelError
 from vmfilter.frames.classes import WITHOUT_CLASS, PageClass
 from vmfilter.frames.ranges import clipped
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -148,8 +147,6 @@ class Classifier:
         if kernel is not None:
             layout, warnings = kernel.struct_page()
             self.warnings = () if kinds_only else warnings
-            if not native.Classifier(layout).classify(b"", 0, bytearray()):
-                raise KernelError(f"VMCOREINFO puts members of struct page outside its {layout.size} bytes")
             self._model = kernel.memory_model
             self._memory = kernel.memory
             self._layout = layout
