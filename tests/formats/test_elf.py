@@ -395,6 +395,15 @@ def test_pt_loads_take_little_memory_each(tmp_path: Path) -> None:
     assert peak < count * 150
 
 
+def test_the_frames_in_each_area_of_a_file_are_named(tmp_path: Path) -> None:
+    path = Elf([Load(0x3000, bytes(4 * PAGE))]).write(tmp_path / "vmcore")
+    with open_dump(path) as dump:
+        at = dump.loads[0].offset
+        areas = [(0, 1), (at - 1, at + PAGE), (at + PAGE, at + 3 * PAGE), (at + 3 * PAGE - 1, at + 3 * PAGE + 1)]
+        said = dump.contents_of(0, areas)
+    assert said == ["headers and notes", "headers and notes, frame 0x3", "frames 0x4-0x5", "frames 0x5-0x6"]
+
+
 def test_a_program_header_table_that_the_file_does_not_contain_is_named(tmp_path: Path) -> None:
     data = bytearray(Elf([Load(0x1000, b"m" * PAGE)]).build())
     struct.pack_into("<H", data, 56, 2000)  # e_phnum: 112,000 bytes of a file of 12 KiB

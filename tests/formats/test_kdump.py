@@ -28,6 +28,7 @@ import vmfilter
 from vmfilter import PageClass, native
 from vmfilter.arch.x86_64 import ARCH as X86_64
 from vmfilter.cli import main
+from vmfilter.errors import InputError
 from vmfilter.formats.abi import BE64, LE64
 from vmfilter.formats.uts import Utsname
 from vmfilter.kernel.kernel import Kernel
@@ -922,6 +923,23 @@ def test_info_of_a_dump_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     for line in "format       kdump-compressed", "dump level   1", "CPUs         2", "host         crashed":
         assert line in said
+
+
+@pytest.mark.parametrize("name", ["zlib", "zstd", "lz4"])
+def test_a_python_package_decompresses_what_the_core_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    source = KdumpFile({3: b"page" * (PAGE // 4)}, codec=lambda pfn: name).write(tmp_path / "in")
+    at, size, flag = struct.unpack_from("<QII", Kdump(source).m, Kdump(source).descriptors)
+    monkeypatch.setattr(native, "decompresses", lambda flag: False)
+    with open_dump(source) as dump:
+        assert dump._expand(dump.files[0], flag, at, size, "frame 3") == b"page" * (PAGE // 4)
+
+
+def test_a_header_in_another_byte_order_than_its_machines_is_named(tmp_path: Path) -> None:
+    source = KdumpFile({3: bytes(PAGE)}, endian=">", machine=b"x86_64").write(tmp_path / "in")
+    with pytest.raises(InputError, match="the header version at offset 8 is not in x86_64's byte order"):
+        open_dump(source)
 
 
 def test_the_contents_of_each_area_of_a_file_are_named(tmp_path: Path) -> None:

@@ -338,14 +338,38 @@ def test_compound_pages_and_free_blocks_continue_in_the_next_section(scene: Scen
     scene.check(tmp_path)
 
 
-def test_an_unreadable_page_of_struct_pages_costs_what_it_describes_and_nothing_around_it(
+def test_unreadable_pages_of_struct_pages_cost_what_they_describe_and_nothing_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene(Synthetic(vmemmap=False))  # a section's struct pages are read at once
     for _ in range(512):
         scene.page("cache", CACHE, "lru", mapping=FILE)
     with scene.machine.opened(tmp_path) as (dump, kernel):
-        bad, read = scene.machine.memmap_frame(FIRST + 128) * kernel.page_size, dump.read_into
+        bad = [scene.machine.memmap_frame(FIRST + i) * kernel.page_size for i in (128, 320)]
+        read = dump.read_into
+
+        def read_into(address: int, view: memoryview) -> bool:
+            if any(address <= at < address + len(view) for at in bad):
+                raise UnreadableError("a bad sector")
+            return read(address, view)
+
+        monkeypatch.setattr(dump, "extents", lambda parts: None)
+        monkeypatch.setattr(dump, "read_into", read_into)
+        classifier = Classifier(dump, kernel.page_size, kernel)
+        found = b"".join(bytes(w.classes) for w in classifier.windows())[FIRST : FIRST + 512]
+        assert dump.passed_over == 2
+    assert found == bytes([CACHE] * 128 + [KERNEL] * 64) * 2 + bytes([CACHE] * 128)
+    assert classifier.unknown == 128
+
+
+def test_struct_pages_that_are_unreadable_up_to_the_end_of_a_section_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(Synthetic(vmemmap=False))
+    scene.page("cache", CACHE, "lru", mapping=FILE)
+    with scene.machine.opened(tmp_path) as (dump, kernel):
+        end = FIRST - FIRST % scene.machine.section_pages + scene.machine.section_pages
+        bad, read = scene.machine.memmap_frame(end - 64) * kernel.page_size, dump.read_into
 
         def read_into(address: int, view: memoryview) -> bool:
             if address <= bad < address + len(view):
@@ -355,8 +379,7 @@ def test_an_unreadable_page_of_struct_pages_costs_what_it_describes_and_nothing_
         monkeypatch.setattr(dump, "extents", lambda parts: None)
         monkeypatch.setattr(dump, "read_into", read_into)
         classifier = Classifier(dump, kernel.page_size, kernel)
-        found = b"".join(bytes(w.classes) for w in classifier.windows())[FIRST : FIRST + 512]
-    assert found == bytes([CACHE] * 128 + [KERNEL] * 64 + [CACHE] * 320)
+        list(classifier.windows())
     assert classifier.unknown == 64
 
 

@@ -105,6 +105,17 @@ def test_texts_of_other_kernels_are_skipped(tmp_path: Path, after: bool) -> None
     assert found(machine, tmp_path) == machine.info
 
 
+def test_a_note_whose_size_cuts_its_text_is_passed_over_once(tmp_path: Path) -> None:
+    def place(memory: Memory, text: str) -> None:
+        whole = bytearray(note(b"VMCOREINFO", 0, text.encode()))
+        struct.pack_into("<I", whole, 4, 40)
+        memory.write(PLACE, bytes(whole))
+        memory.write(PLACE + 2 * 4096, text.encode())
+
+    machine = machine_with(place)
+    assert found(machine, tmp_path) == machine.info
+
+
 def test_nothing_but_wrong_texts_is_an_error(tmp_path: Path) -> None:
     def place(memory: Memory, text: str) -> None:
         for i, t in enumerate(wrong_texts(text)):

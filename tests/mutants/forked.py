@@ -7,6 +7,7 @@ the session made before is not made again, so a mutant that lives here has not l
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import os
@@ -39,6 +40,18 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
             yield from codes_in(constant)
 
 
+def compiled(text: str, path: str) -> CodeType:
+    """Compile a file, without annotations of functions."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg():
+                node.annotation = None
+            case ast.FunctionDef():
+                node.returns = None
+    return compile(tree, path, "exec", dont_inherit=True)
+
+
 def frame_of(code: CodeType) -> tuple[object, ...]:
     """Return what code does without the functions in it."""
     constants = [c.co_qualname if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
@@ -47,7 +60,7 @@ def frame_of(code: CodeType) -> tuple[object, ...]:
 
 def mutated(path: str, before: str, after: str) -> dict[Place, CodeType]:
     """Return the new code of the functions that differ; nothing if anything but functions differs."""
-    old, new = ([*codes_in(compile(text, path, "exec", dont_inherit=True))] for text in (before, after))
+    old, new = ([*codes_in(compiled(text, path))] for text in (before, after))
     if [c.co_qualname for c in old] != [c.co_qualname for c in new]:
         return {}
     found = {}

@@ -22,7 +22,7 @@ from namespaces import needs_namespace
 from vmfilter.errors import InputError
 from vmfilter.reader import source
 from vmfilter.reader.flattened import FlattenedSource
-from vmfilter.reader.source import PreadSource, ProcSource, bytes_at, open_source
+from vmfilter.reader.source import PreadSource, ProcSource, bytes_at, is_url, open_source
 
 PROC = "/proc/version"  # cannot be mapped, like /proc/kcore
 
@@ -236,6 +236,19 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(source, "_WINDOWS", 2)
     monkeypatch.setattr(mmap, "mmap", Counted)
     return made
+
+
+def test_the_size_of_a_file_of_procfs_is_unknown() -> None:
+    file = ProcSource("/proc/version", os.open("/proc/version", os.O_RDONLY))
+    assert file.size is None
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("s3://a/b", True), ("./a://b", False), ("a/b://c", False), ("://b", False), ("a:/b", False)]
+)
+def test_a_url_has_a_scheme_and_the_name_of_a_file_has_none(path: str, said: bool) -> None:
+    assert is_url(path) == said
 
 
 def test_a_file_is_mapped_in_windows(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
