@@ -942,6 +942,12 @@ def test_a_header_in_another_byte_order_than_its_machines_is_named(tmp_path: Pat
         open_dump(source)
 
 
+def test_bitmaps_that_are_too_small_are_named(tmp_path: Path) -> None:
+    source = KdumpFile({3: bytes(PAGE), 40_000: bytes(PAGE)}, bitmap_blocks=1).write(tmp_path / "in")
+    with pytest.raises(InputError, match=r"damaged: 1 blocks of bitmaps are too few for 0x9c41 page frames"):
+        open_dump(source)
+
+
 def test_the_contents_of_each_area_of_a_file_are_named(tmp_path: Path) -> None:
     source = KdumpFile({pfn: bytes([pfn]) * PAGE for pfn in (3, 7, 8)}, codec=lambda pfn: "zlib", excluded={1, 130})
     path = source.write(tmp_path / "in")

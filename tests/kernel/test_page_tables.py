@@ -10,10 +10,12 @@ from elfbuilder import PAGE, Elf, Load
 from kernelbuilder import DIRECT, FLAVOURS, GIB, KERNEL_AT, MIB, TEXT, VMEMMAP, Memory, PageTables, Synthetic
 from tablebuilder import joined
 
+import vmfilter
 from vmfilter.arch import Root, arm, x86_64
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
+from vmfilter.kernel.search import understand
 from vmfilter.reader import Dump, open_dump
 
 SME = 1 << 47
@@ -239,6 +241,15 @@ def test_phys_base_from_the_kernels_pt_load(tmp_path: Path, phys_base: int) -> N
     machine = Synthetic(FLAVOURS["3.10"], phys_base=phys_base, export_phys_base=False, text_vaddr=True)
     with machine.opened(tmp_path) as (_, kernel):
         assert kernel.phys_base == phys_base
+
+
+def test_the_header_of_a_dump_says_phys_base_if_vmcoreinfo_does_not(tmp_path: Path) -> None:
+    machine = Synthetic(FLAVOURS["3.10"], phys_base=-510 * MIB, export_phys_base=False, text_vaddr=True)
+    vmfilter.filter_dump(machine.write(tmp_path / "vmcore"), tmp_path / "dump")
+    with open_dump(tmp_path / "dump") as dump:
+        kernel = understand(dump).kernel
+        assert kernel
+        assert kernel.phys_base == -510 * MIB
 
 
 def test_phys_base_is_0_if_nothing_gives_it(tmp_path: Path) -> None:

@@ -154,6 +154,40 @@ def test_orc_leads_through_an_exception(run: Run, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("where", "last"), [(3072, ["ret_from_fork"]), (64, [])], ids=["up the stack", "down"])
+def test_orc_takes_the_frame_pointer_that_a_caller_saved(run: Run, tmp_path: Path, where: int, last: list[str]) -> None:
+    """Only up the stack: another place is no caller's."""
+    c = crash()
+    stack = c.stack()
+    sp, frame, bp = stack + 1024, c.types.sizes["inactive_task_frame"], stack + where
+    idle, sleeper = c.task(0, "swapper/0"), c.task(9, "kworker", state=1, sp=sp)
+    del sleeper
+    c.put(sp, c.types.pack("inactive_task_frame", bp=1, ret_addr=c.after_call("schedule")))
+    c.word(sp + frame + 8, bp)
+    c.word(sp + frame + 16, c.after_call("kthread"))
+    c.word(bp + 8, c.after_call("ret_from_fork"))
+    orc(c, (5, 4, 1), 2, 1, kthread=(16, 4, 2))
+    c.write([idle])
+    found = json.loads(run("backtrace", "--json", "--pid", 9, c.s.write(tmp_path / "dump")).out)["backtraces"][0]
+    assert [f["name"] for f in found["frames"]] == ["schedule", "kthread", *last]
+
+
+def test_a_call_of_this_function_comes_before_nearer_ones_of_others(run: Run, tmp_path: Path) -> None:
+    c = crash()
+    sp = c.stack() + 1024
+    idle, sleeper = c.task(0, "swapper/0"), c.task(9, "kworker", state=1, sp=sp)
+    del sleeper
+    c.put(sp, c.types.pack("inactive_task_frame", bp=1, ret_addr=c.after_call("schedule")))
+    at = sp + c.types.sizes["inactive_task_frame"]
+    c.word(at, c.after_call("vfs_write"))
+    c.word(at + 8, c.after_call("kthread"))
+    c.call("vfs_write", "panic")
+    c.call("kthread", "schedule")
+    c.write([idle])
+    found = json.loads(run("backtrace", "--json", "--pid", 9, c.s.write(tmp_path / "dump")).out)["backtraces"][0]
+    assert [f["name"] for f in found["frames"]] == ["schedule", "kthread"]
+
+
 def interrupted(c: Crash, name: str, stack: int, sp: int, fp: int) -> tuple[int, int]:
     """Write the stack of an interrupt's handler, down to the registers that the entry code saved as it came.
 
