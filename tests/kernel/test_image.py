@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from typesbuilder import UNION, Kallsyms, Types
 import vmfilter
 from vmfilter.errors import KernelError
 from vmfilter.frames.classes import PageClass
+from vmfilter.kernel.search import vmcoreinfo_of
+from vmfilter.reader import open_dump
 
 KALLSYMS = "OSRELEASE=", "PAGESIZE=", "SYMBOL(kallsyms_"
 FREE, CACHE = 1024, 2048  # frames
@@ -112,3 +115,16 @@ def test_without_types_the_reason_stays(tmp_path: Path) -> None:
     s.left = KALLSYMS
     with pytest.raises(KernelError, match="lacks the symbol of the kernel's page tables"):
         vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
+
+
+def test_info_says_that_the_image_was_read_and_the_new_dump_where_its_symbols_are(run: Run, tmp_path: Path) -> None:
+    s = described()
+    s.left = LEFT["nothing"]
+    vmcore = s.write(tmp_path / "vmcore")
+    texts = json.loads(run("info", "--json", vmcore).out)["vmcoreinfo"]
+    assert [text["place"] for text in texts if text["used"]] == ["the kernel's image"]
+    vmfilter.filter_dump(vmcore, tmp_path / "dump")
+    with open_dump(tmp_path / "dump") as dump:
+        info = vmcoreinfo_of(dump)
+    assert info
+    assert all(info.symbol(f"kallsyms_{name}") for name in ("names", "token_table", "token_index"))
