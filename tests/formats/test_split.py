@@ -323,3 +323,13 @@ def test_memory_use_is_that_of_one_part(written: Written) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 << 20
+
+
+def test_a_new_set_is_cut_where_words_of_its_bitmaps_end(real: Callable[[str], Path], tmp_path: Path) -> None:
+    """crash counts the bits from there on in whole words."""
+    names = [tmp_path / name for name in "abc"]
+    vmfilter.filter_dump(real("x86_64-6.12-small"), names)
+    with open_dump(names) as dump:
+        cuts = [part.first for part in dump.parts[1:]]
+    assert 0 < cuts[0] < cuts[1]
+    assert [cut % 64 for cut in cuts] == [0, 0]
