@@ -146,11 +146,16 @@ class DumpRun:
             if self._kernel is None:
                 raise KernelError(error or "its kernel is unknown")
             self._plan = plan = plan_of(self._kernel, rules)
+            if rules.extensions:
+                from vmfilter.extension.load import extend
+
+                extend(plan, self._dump, self._kernel, rules.extensions)
         except KernelError as e:
             raise KernelError(f"{path}: {e}; so nothing can be erased") from e
         if strict and plan.failures:
             raise KernelError(f"{path}: {plan.failures[0]}; so not all can be erased")
         self._warnings += [f"{path}: {failure}; so it is not erased" for failure in plan.failures]
+        self._warnings += [f"{path}: {warning}" for warning in plan.warnings]
         self._memory = ErasedMemory(self._dump, plan)
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
@@ -189,6 +194,8 @@ class DumpRun:
         started = time.monotonic()
         writer = self._writer(to, transports)
         selection = Selection(self._level, self._include_pmem_userdata, writer.first_pfn, self._doubted)
+        if self._plan is not None:
+            selection.choose(self._plan.kept, self._plan.dropped)
         with closing(selection.kept):
             result = self._classify(selection, writer, to.budget().threads)
             result.seconds["classify"] = time.monotonic() - started

@@ -21,6 +21,7 @@ ROOMS = [
         "crash",
         "pages",
         "erase",
+        "extension",
         "compress",
         "statistics",
         "writer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vmfilter.cli import convert
-from vmfilter.cli.options import KERNEL, add_config, add_form, add_input, add_vmcoreinfo
+from vmfilter.cli.options import KERNEL, add_config, add_extension, add_form, add_input, add_vmcoreinfo
 from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ def add_to(commands: Commands) -> None:
         metavar="NAME",
         help="erase the symbol NAME whole, up to the next symbol; needs no types; can be repeated",
     )
+    add_extension(p)
     add_form(p, "that of DUMP, or zstd if DUMP has none")
     add_vmcoreinfo(p)
     add_input(p)
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     """Erase, print the result, return the exit status."""
     from vmfilter.erase.rules import Rules
 
-    rules = Rules(options.config, options.expression, options.symbol)
+    rules = Rules(options.config, options.expression, options.symbol, options.extension)
     if not any(rules):
-        raise UsageError("nothing to erase: give --config, --expression or --symbol")
+        raise UsageError("nothing to erase: give --config, --expression, --symbol or --extension")
     return convert.run(options, rules)

@@ -9,6 +9,7 @@ from vmfilter.cli.options import (
     NEW,
     PRINTED,
     add_config,
+    add_extension,
     add_form,
     add_vmcoreinfo,
     add_vmlinux,
@@ -25,6 +26,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.cli.parser import Commands
+    from vmfilter.erase.rules import Rules
     from vmfilter.reader import Dump
 
 _DESCRIPTION = """\
@@ -100,6 +102,7 @@ def add_to(commands: Commands) -> None:
     add_vmcoreinfo(p)
     add_vmlinux(p)
     add_config(p)
+    add_extension(p)
     printed = p.group(PRINTED)
     printed.add_argument(
         "--dry-run",
@@ -145,10 +148,17 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
         raise InputError(f"{e}{hint}") from e
 
 
+def _rules(options: argparse.Namespace) -> Rules | None:
+    if not (options.config or options.extension):
+        return None
+    from vmfilter.erase.rules import Rules
+
+    return Rules(options.config, extensions=options.extension)
+
+
 def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.console.output import one_line, say, show
-    from vmfilter.erase.rules import Rules
     from vmfilter.filter import filter_dump
     from vmfilter.frames.classes import PageClass
     from vmfilter.report.text import coverage, erased, report, size, table
@@ -169,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
             dry_run=options.dry_run,
             include_pmem_userdata=options.include_pmem_userdata,
             on_doubt=options.on_doubt,
-            rules=Rules(options.config) if options.config else None,
+            rules=_rules(options),
             progress=progress,
             **form_of(options),
         )

@@ -142,6 +142,18 @@ def add_config(p: Parser) -> None:
     )
 
 
+def add_extension(p: Parser) -> None:
+    """Add --extension."""
+    p.group(KERNEL).add_argument(
+        "--extension",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="run a program in Python that keeps, drops and erases: FILE, or the name of one that comes with vmfilter: "
+        "gpu, keys, user_stack, zfs_arc; can be repeated",
+    )
+
+
 def add_json(p: argparse._ActionsContainer) -> None:
     """Add --json."""
     p.add_argument("--json", action="store_true", help="print one JSON document instead; docs/json.md describes it")

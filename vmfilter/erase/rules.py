@@ -13,6 +13,7 @@ class Rules(NamedTuple):
     Attributes:
         config: path of a file of commands, makedumpfile.conf(5); "" for none.
         expressions: what follows the word "erase" in such a file.
+        extensions: paths of programs in Python, or names of shipped ones; see docs/extensions.md.
         symbols: names of symbols that are erased whole, from their address to the next symbol.
 
     """
@@ -20,3 +21,4 @@ class Rules(NamedTuple):
     config: str = ""
     expressions: Sequence[str] = ()
     symbols: Sequence[str] = ()
+    extensions: Sequence[str] = ()

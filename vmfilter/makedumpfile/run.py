@@ -19,12 +19,16 @@ from vmfilter.errors import (
     VmfilterError,
     WrongKernelError,
 )
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_usage, report, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
 from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
+
+if TYPE_CHECKING:
+    from vmfilter.erase.rules import Rules
 
 _COMPLETED, _FAILED, _WRONG_RELEASE = 0, 1, 2
 _NOT_MAPPED = (1 << 64) - 1
@@ -255,7 +259,6 @@ class _Creation:
 
     def _attempt(self, level: int) -> Statistics | None:
         """Make a dump; return None if not even a part of it fits."""
-        from vmfilter.erase.rules import Rules
         from vmfilter.filter import filter_dump
 
         command, messages, before = self._command, self._messages, self._dump.header.level
@@ -276,7 +279,7 @@ class _Creation:
                 force=command.force,
                 keep_incomplete=True,
                 dry_run=command.dry_run,
-                rules=Rules(command.config) if command.config else None,
+                rules=self._rules(),
                 progress=self._progress,
             )
             if result.failure is not None:
@@ -290,6 +293,13 @@ class _Creation:
         if failed:
             messages.common("", f"Can't write the dump file({self._names}). {failed}")
         return result
+
+    def _rules(self) -> Rules | None:
+        if not self._command.config:
+            return None
+        from vmfilter.erase.rules import Rules
+
+        return Rules(self._command.config)
 
     def _delete(self, result: Statistics | None) -> None:
         if result is not None and not self._command.dry_run:

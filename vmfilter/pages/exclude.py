@@ -7,14 +7,18 @@ bit 1, a kept page that turns out to be zero is excluded when it is read.
 from __future__ import annotations
 
 from vmfilter import native
-from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
+from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, class_in
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
+from vmfilter.frames.ranges import clipped, without
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import NO_RANK
 from vmfilter.pages.order import RANK_OF
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmfilter.frames.ranges import Range
     from vmfilter.pages.classify import Window
 
 _EXCLUDED_BY = {
@@ -51,6 +55,15 @@ def level_of(level: int, doubted: frozenset[PageClass]) -> int:
     return level & ~sum(bit for bit, classes in _EXCLUDED_BY.items() if classes & doubted)
 
 
+def _becoming(page_class: PageClass, *but: PageClass) -> bytes:
+    """Return a table, indexed by a frame's byte: what a chosen frame becomes, unless it is of some classes."""
+    return bytes(byte if byte & 0xF >= len(PageClass) or class_in(byte) in but else page_class for byte in range(256))
+
+
+_DROPPED = _becoming(PageClass.EXCLUDED, PageClass.HOLE)
+_KEPT = _becoming(
+    PageClass.KERNEL, PageClass.HOLE, PageClass.KERNEL, PageClass.HWPOISON, PageClass.OFFLINE, PageClass.EXCLUDED
+)
 _PRESENT = by_class(set(PageClass) - {PageClass.HOLE})
 
 
@@ -87,9 +100,18 @@ class Selection:
         self._keeps = by_class(set(PageClass) - {PageClass.HOLE} - self.excluded)
         self._rank_of = bytes(rank if keeps else NO_RANK for rank, keeps in zip(RANK_OF, self._keeps, strict=True))
         self._counter = ClassCounter()
+        self._chosen: list[tuple[Sequence[Range], bytes]] = []
+
+    def choose(self, kept: Sequence[Range], dropped: Sequence[Range]) -> None:
+        """Keep or exclude ranges of page frames, whatever the level does; kept ones win. They change their class."""
+        self._chosen = [(without(dropped, kept), _DROPPED), (kept, _KEPT)]
 
     def take(self, window: Window) -> tuple[bytearray, bytearray]:
         """Select the page frames of a window; return its bitmap of memory and its bitmap of kept page frames."""
+        for ranges, table in self._chosen:
+            for first, end in clipped(ranges, window.pfn, window.pfn + len(window.classes)):
+                part = window.classes[first - window.pfn : end - window.pfn]
+                part[:] = bytes(part).translate(table)
         self._counter.add(window.classes)
         present, kept = (native.bitmap(window.classes, table) for table in (_PRESENT, self._keeps))
         before = min(max(self._first_pfn - window.pfn, 0), len(window.classes))

@@ -127,9 +127,10 @@ class Btf(Types):
         for i, at in enumerate(self._starts):
             name, info, _ = unpack(types, at)
             kind = info >> 24 & 0x7F
-            if name >= first and kind in COMPOSITES:
-                start = name - first
-                found.setdefault((kind == Kind.STRUCT, names[start : names.find(b"\0", start)]), self._first + i)
+            if kind in COMPOSITES:
+                start = name - first  # a module's type can have a name that the kernel's types have as well
+                text = names[start : names.find(b"\0", start)] if start >= 0 else self._text(name).encode("latin-1")
+                found.setdefault((kind == Kind.STRUCT, text), self._first + i)
         return found
 
     def find(self, name: str) -> int | None:

@@ -1,0 +1,1 @@
+"""Extensions that come with vmfilter: `--extension NAME` runs one. docs/extensions.md says what they do."""

@@ -1,0 +1,67 @@
+"""Keep the user stacks of the process that panicked, with all its threads, whatever the dump level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vmfilter.crash.cpus import panic_cpu
+from vmfilter.crash.tasks import current, stack_of, stack_size
+from vmfilter.extension import KernelError, Machine, walk
+
+_MOST = 8 << 20  # bytes of each stack
+
+
+def rules(machine: Machine) -> None:
+    """Keep the pages of each stack from its stack pointer up."""
+    cpu = panic_cpu(machine.info)
+    for number in walk.cpus(machine) if cpu is None else [cpu]:
+        task = current(machine.info, stack_of(machine.dump), number)
+        mm = machine.record("task_struct", task.address).number("mm") if task else 0
+        if task and mm:
+            _keep(machine, mm, _pointers(machine, task.address))
+
+
+def _keep(machine: Machine, mm: int, pointers: list[int]) -> None:
+    memory = machine.user_memory(mm)
+    for start, end in _areas(machine, mm):
+        inside = [at for at in pointers if start <= at < end]
+        if inside:
+            first = min(inside) & -machine.page_size
+            for t in memory.translate(first, min(end - first, _MOST)):
+                machine.keep_frames(t.paddr // machine.page_size, -(-t.length // machine.page_size))
+
+
+def _pointers(machine: Machine, task: int) -> list[int]:
+    """Return the stack pointers of all threads of a process in user mode."""
+    found = []
+    signal = machine.record("task_struct", task).number("signal")
+    head = signal + machine.offset("signal_struct", "thread_head")
+    size, registers = stack_size(machine.info), machine.size("pt_regs")
+    for thread in walk.linked(machine, head, "task_struct", "thread_node"):
+        try:
+            found.append(machine.record("pt_regs", thread.number("stack") + size - registers).number("sp"))
+        except KernelError as e:
+            machine.warn(f"the registers of thread {thread.number('pid')} are missing: {e}")
+    return found
+
+
+def _areas(machine: Machine, mm: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the areas of a process: in a list before 763ecb035029 ("mm: remove the vma linked list"),
+    v6.1, and in a maple tree since.
+    """
+    if machine.has("mm_struct", "mm_mt"):
+        tree = walk.maple_tree(machine, mm + machine.offset("mm_struct", "mm_mt"))
+        areas: Iterator[int] = (entry for _, _, entry in tree)
+    else:
+        areas = _in_list(machine, machine.record("mm_struct", mm).number("mmap"))
+    for address in areas:
+        area = machine.record("vm_area_struct", address)
+        yield area.number("vm_start"), area.number("vm_end")
+
+
+def _in_list(machine: Machine, at: int) -> Iterator[int]:
+    seen = {0}
+    while at not in seen:
+        seen.add(at)
+        yield at
+        at = machine.record("vm_area_struct", at).number("vm_next")
