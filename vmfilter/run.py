@@ -215,7 +215,7 @@ class DumpRun:
         kept = writer.begin_pages(frames, skip_zero)
         if to.form.limit is not None and writer.size > to.form.limit:
             raise NoSpaceError(
-                f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit"
+                f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit: raise it"
             )
         try:
             self._write_pages(writer, to, kept, skip_zero, copies)

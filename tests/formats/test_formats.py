@@ -1158,7 +1158,7 @@ def test_a_limit_below_the_headers_is_refused(
     vmcore: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: int
 ) -> None:
     assert main(["filter", "-q", "--limit", str(limit), str(vmcore), str(tmp_path / "out")]) == 4
-    assert capsys.readouterr().err.endswith("more than the limit\n")
+    assert capsys.readouterr().err.endswith("more than the limit: raise it\n")
     assert os.listdir(tmp_path) == ["vmcore"]
 
 

@@ -738,7 +738,8 @@ def test_a_full_standard_output_is_an_error_and_a_closed_pipe_is_not(
 def test_a_file_may_have_any_name(source: Path, folder: Path, command: str, encoding: str) -> None:
     name = b"\xff\xc3\xa4\n\x1b[2J"
     environment = {**os.environb, b"PYTHONIOENCODING": f"{encoding}:strict".encode(), b"PYTHONUTF8": b"1"}
-    names = [name] if "-R" in command else [os.fsencode(source), name]
+    made = [name, name + b"2"] if "--split" in command else [name]
+    names = made if "-R" in command else [os.fsencode(source), *made]
     with open(source, "rb") as stdin:
         ran = subprocess.run(
             [sys.executable, "-m", "vmfilter", *command.split(), *names],
@@ -749,7 +750,7 @@ def test_a_file_may_have_any_name(source: Path, folder: Path, command: str, enco
             check=False,
         )
     assert b"Traceback" not in ran.stderr
-    assert (ran.returncode, os.listdir(os.fsencode(folder))) == ((1, []) if "-R" in command else (0, [name]))
+    assert (ran.returncode, sorted(os.listdir(os.fsencode(folder)))) == ((1, []) if "-R" in command else (0, made))
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "makedumpfile -d 1"])
@@ -759,7 +760,7 @@ def test_a_file_name_cannot_send_escape_sequences_to_the_terminal(
     name = os.fsdecode(b"\xff\n\x1b[2J\xc3\xa4")
     assert main([*command.split(), str(tmp_path / name), *["new"] * ("make" in command)]) in (1, INPUT)
     err = capsys.readouterr().err
-    assert err.endswith("\\udcff\\n\\x1b[2Jä: cannot be opened: No such file or directory\n")
+    assert err.endswith("\\udcff\\n\\x1b[2Jä: cannot be opened: No such file or directory; check the name\n")
     assert err.count("\n") == 1
 
 

@@ -148,7 +148,7 @@ def test_several_files_without_split_are_a_set_to_read(run: Run, small: Path, tm
     said = "without --split, all names but the last are parts of the input set\n"
     (tmp_path / "other").write_bytes(small.read_bytes())
     for second, why in (
-        ("dump1", "cannot be opened: No such file or directory"),
+        ("dump1", "cannot be opened: No such file or directory; check the name"),
         ("other", "an ELF file, not part of a split set: read it alone"),
     ):
         ran = run("filter", small, tmp_path / second, tmp_path / "dump2")

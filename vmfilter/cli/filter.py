@@ -13,6 +13,7 @@ from vmfilter.cli.options import (
     add_form,
     add_vmcoreinfo,
     add_vmlinux,
+    count_of,
     form_of,
     level_of,
     run_of,
@@ -89,7 +90,7 @@ def add_to(commands: Commands) -> None:
     )
     new.add_argument(
         "--parts",
-        type=int,
+        type=count_of,
         metavar="N",
         help="with --split, the first N names are parts of the input set (default: 1)",
     )
@@ -145,6 +146,8 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
         return open_dump(paths, **vmcoreinfo_of(options), max_memory=options.max_memory)
     except InputError as e:
         hint = "; without --split, all names but the last are parts of the input set" if len(paths) > 1 else ""
+        if len(paths) == 1 and not os.path.lexists(paths[0]) and any(map(os.path.isfile, options.dump)):
+            hint = f"; the dump to read comes first: vmfilter filter {options.dump[0]} {paths[0]}"
         raise InputError(f"{e}{hint}") from e
 
 
@@ -167,10 +170,13 @@ def run(options: argparse.Namespace) -> int:
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
         numbers = f"from 1 to {len(names) - 1}: at least one of the {len(names)} names must be an output"
         raise UsageError(f"--parts {options.parts}: needs --split, and a number {numbers}")
+    if options.split and len(names) - (options.parts or 1) < 2:
+        raise UsageError("--split makes several dumps of about the same size: name two outputs or more")
     inputs = options.parts or (1 if options.split else len(names) - 1)
     outputs = names[inputs:]
     warn_of_codec(options.compress)
-    with _opened(names[:inputs], options) as dump, run_of(options, outputs) as progress:
+    made_files = [] if options.dry_run else outputs
+    with _opened(names[:inputs], options) as dump, run_of(options, dump, made_files) as progress:
         result = filter_dump(
             dump,
             outputs,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vmfilter.cli.parser import Parser
     from vmfilter.console.progress import ProgressLines, ProgressPrinter
+    from vmfilter.reader import Dump
     from vmfilter.run import Progress
 
 NEW = "the new dump"
@@ -110,9 +111,10 @@ def vmcoreinfo_of(options: argparse.Namespace) -> dict[str, Any]:
     return {"vmcoreinfo": options.vmcoreinfo_file, "vmcoreinfo_at": options.vmcoreinfo_at, "vmlinux": vmlinux}
 
 
-def _count_of(text: str) -> int:
+def count_of(text: str) -> int:
+    """Parse a number of things. Raises ArgumentTypeError if it is not one."""
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of pages")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number")
     return int(text)
 
 
@@ -204,7 +206,7 @@ def add_form(p: Parser, codec: str = "zstd") -> None:
         "that was compressed as a whole, use at most as many (default: 128M)",
     )
     failures.add_argument("--keep-incomplete", action="store_true", help=_KEEP_INCOMPLETE)
-    failures.add_argument("--max-bad-pages", type=_count_of, metavar="N", help=_MAX_BAD_PAGES)
+    failures.add_argument("--max-bad-pages", type=count_of, metavar="N", help=_MAX_BAD_PAGES)
     add_progress(p)
     add_json(p.group(PRINTED))
 
@@ -243,12 +245,17 @@ def progress_of(options: argparse.Namespace) -> Iterator[ProgressLines | Progres
 
 
 @contextmanager
-def run_of(options: argparse.Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
-    """Yield the Progress of a run that writes outputs; - is standard output."""
+def run_of(options: argparse.Namespace, dump: Dump, outputs: Sequence[str]) -> Iterator[Progress | None]:
+    """Yield the Progress of a run that writes a dump to outputs; - is standard output."""
     from vmfilter.console.signals import EndsBetweenPages
 
-    with progress_of(options) as shown:
-        yield EndsBetweenPages(shown, "-" in outputs) if options.keep_incomplete else shown
+    progress: Progress | None
+    with progress_of(options) as progress:
+        if options.force:
+            from vmfilter.cli.guard import Guard
+
+            progress = Guard(progress, dump, outputs)
+        yield EndsBetweenPages(progress, "-" in outputs) if options.keep_incomplete else progress
 
 
 def warn_of_codec(compress: str | None) -> None:

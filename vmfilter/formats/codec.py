@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmfilter import native
-from vmfilter.errors import CodecError, MemoryShortError, VmfilterError
+from vmfilter.errors import CodecError, MemoryShortError, VmfilterError, did_you_mean
 from vmfilter.lean import NamedTuple, Protocol
 
 
@@ -151,11 +151,11 @@ def parse_codec(text: str) -> tuple[Codec, int]:
     name, colon, level_text = str(text).partition(":")
     codec = CODECS.get(name) if isinstance(text, str) else None
     if codec is None:
-        raise CodecError(f"unknown codec {name!r}: use one of {', '.join(CODECS)}")
+        raise CodecError(f"unknown codec {name!r:.40}: use one of {', '.join(CODECS)}{did_you_mean(name, CODECS)}")
     level = 1
     if colon:
         if codec.levels is None:
-            raise CodecError(f"codec {name} has no levels")
+            raise CodecError(f"codec {name} has no levels: leave {colon + level_text!r:.20} out")
         low, high = codec.levels
         if (
             not (level_text.isascii() and level_text.isdecimal() and len(level_text) < 3)

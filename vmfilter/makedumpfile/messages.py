@@ -141,7 +141,7 @@ _USED = (
 
 
 def mem_usage(s: Statistics) -> Iterator[str]:
-    """Yield the lines of --mem-usage. s: counts at level 31. Like makedumpfile, do not search for zero pages."""
+    """Yield the lines of --mem-usage. s: counts at level 31, with zero pages."""
     yield ""
     yield "TYPE\t\tPAGES\t\t\tEXCLUDABLE\tDESCRIPTION"
     yield "-" * 70
@@ -149,7 +149,7 @@ def mem_usage(s: Statistics) -> Iterator[str]:
     for name, text, page_class in _USED:
         tabs = "\t" if len(name) > 7 else "\t\t"
         yield f"{name}{tabs}{s.excluded(page_class):<16}\tyes\t\t{text}"
-    yield f"KERN_DATA\t{s.kept:<16}\tno\t\tDumpable kernel data "
+    yield f"KERN_DATA\t{s.remaining:<16}\tno\t\tDumpable kernel data "
     yield ""
     yield f"page size:\t\t{s.page_size:<16}"
     yield f"Total pages on system:\t{s.present:<16}"

@@ -154,13 +154,13 @@ def _dmesg(command: Command, messages: Messages) -> str:
 
 
 def _mem_usage(command: Command, messages: Messages) -> str:
-    from vmfilter.measure.mem_usage import memory_usage
+    from vmfilter.measure.mem_usage import usage_with_zero
 
     with _opened(command) as dump:
-        usage = memory_usage(dump)
-    for warning in usage.warnings:
+        usage, warnings = usage_with_zero(dump, 31)
+    for warning in warnings:
         messages.error(f"warning: {warning}")
-    messages.common(*mem_usage(usage.at_level(31)))
+    messages.common(*mem_usage(usage))
     return ""
 
 

@@ -1,6 +1,8 @@
-"""What memory was used for, without making a dump, and without reading any page but the kernel's own data."""
+"""What memory was used for, without making a dump."""
 
 from __future__ import annotations
+
+from contextlib import closing
 
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -39,7 +41,7 @@ class Usage(NamedTuple):
 
 
 def memory_usage(dump: Dump) -> Usage:
-    """Classify all page frames, and count them.
+    """Classify all page frames, and count them, without reading any page but the kernel's own data.
 
     Args:
         dump: to read.
@@ -57,6 +59,36 @@ def memory_usage(dump: Dump) -> Usage:
     for stretch in walk.stretches():
         counter.add(stretch.classes)
     return usage_of(walk, counter)
+
+
+def usage_with_zero(dump: Dump, level: int) -> tuple[Statistics, list[str]]:
+    """Do the same, and read all pages that a level keeps, to find zero pages.
+
+    Args:
+        dump: to read.
+        level: dump level, with bit 1.
+
+    Returns:
+        What a dump of this level would contain, and warnings, one line each.
+
+    Raises:
+        InputError, KernelError: see memory_usage().
+
+    """
+    from vmfilter.measure.zero import ZeroCounter
+
+    walk = Walk(dump, zones=False)
+    counter = ClassCounter()
+    excluded = excluded_classes(level, doubted=walk.doubted)
+    with closing(ZeroCounter(dump, walk.page_size, excluded, None)) as zero:
+        for stretch in walk.stretches():
+            counter.add(stretch.classes)
+            zero.add(stretch.pfn, stretch.classes)
+        zeros = zero.result()
+    usage = usage_of(walk, counter)
+    result = usage.at_level(level)
+    result.zero = sum(zeros.counts.values())
+    return result, [*usage.warnings, *zeros.warnings()]
 
 
 def usage_of(walk: Walk, counter: ClassCounter) -> Usage:

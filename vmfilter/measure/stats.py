@@ -118,9 +118,7 @@ def measure(dump: Dump, threads: int | None = None, also: Callable[[Stretch], No
             also(stretch)
         zeros = zero.result()
     usage = usage_of(walk, counter)
-    warnings = list(usage.warnings)
-    if zeros.unreadable:
-        warnings.append(f"{zeros.why}; {zeros.unreadable} pages cannot be read, and count as not zero")
+    warnings = [*usage.warnings, *zeros.warnings()]
     zones = [ZonePages(zone, by_zone[zone].result(), by_zone[zone].kinds()) for zone in sorted(by_zone, key=_order)]
     return Stats(
         usage=usage,

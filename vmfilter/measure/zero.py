@@ -31,6 +31,11 @@ class Zero(NamedTuple):
     unreadable: int
     why: str
 
+    def warnings(self) -> list[str]:
+        """Return a line about the pages that cannot be read, if there are any."""
+        said = f"{self.why}; {self.unreadable} pages cannot be read, and count as not zero"
+        return [said] if self.unreadable else []
+
 
 class _Chunk(Task["_Reader"]):
     """Frames to read, with one byte for each, and what was found."""

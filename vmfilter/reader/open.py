@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from collections.abc import Sequence
+from itertools import islice
 
-from vmfilter.errors import InputError, UsageError, files_of, name_of
+from vmfilter.errors import InputError, UsageError, did_you_mean, files_of, name_of
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Given
 from vmfilter.reader.source import PreadSource, Source, bytes_at, is_url, open_source
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     """A path of a file, a URL as a str, or a file object."""
 
 KCORE = "/proc/kcore"
+VMCORE = "/proc/vmcore"
+_MOST_NAMES = 1000  # of a folder that are compared with a wrong one
 _MAX_VMCOREINFO = 1 << 20  # bytes; kernels have a few KiB
 
 
@@ -89,8 +94,10 @@ def _given(file: Any) -> Given:
     try:
         with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
             raw = opened.read(_MAX_VMCOREINFO + 1)
-    except (OSError, ValueError) as e:  # ValueError: a file object is closed
-        raise InputError(f"{path}: cannot be read: {e.strerror if isinstance(e, OSError) else e}") from e
+    except OSError as e:
+        raise _not_opened(path, e) from e
+    except ValueError as e:  # a file object is closed
+        raise InputError(f"{path}: cannot be read: {e}") from e
     text = raw.rstrip(b"\0").decode("ascii", "replace")
     if len(raw) > _MAX_VMCOREINFO or not text.isascii() or not re.search("^OSRELEASE=", text, re.MULTILINE):
         raise InputError(
@@ -108,11 +115,14 @@ def _opened(path: str, max_memory: int | None) -> Source:
         # O_NONBLOCK: do not wait for a writer to open a named pipe.
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
-        raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
+        raise _not_opened(path, e) from e
     name = "standard input" if path == "-" else path
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InputError(f"{name}: is a directory; name a file in it")
     if os.isatty(fd):
         os.close(fd)
-        raise InputError(f"{name}: is a terminal, not a dump")
+        raise InputError(f"{name}: is a terminal, not a dump; name a file, or redirect one to it")
     return _opened_fd(name, fd, max_memory)
 
 
@@ -130,6 +140,24 @@ def _opened_fd(name: str, fd: int, max_memory: int | None) -> Source:
         raise
     source.close()
     return unpacked
+
+
+def _not_opened(path: str, error: OSError) -> InputError:
+    """Return the error for a file that cannot be opened, with what to do."""
+    hint = "; check the name"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "; run this as root, or as its owner" if os.geteuid() else "; the kernel may be locked down"
+    elif path == VMCORE:
+        hint = (
+            "; it exists only in a capture kernel, after a crash: vmfilter kdump status says whether the next crash "
+            "leaves a dump"
+        )
+    elif error.errno == errno.ENOENT:
+        folder, name = os.path.split(path)
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            near = did_you_mean(name, (entry.name for entry in islice(entries, _MOST_NAMES)))
+            hint = near.replace("mean ", f"mean {folder}/") if near and folder else near or hint
+    return InputError(f"{path or repr(path)}: cannot be opened: {error.strerror}{hint}")
 
 
 def _opened_url(url: str, max_memory: int | None) -> Source:
@@ -255,4 +283,7 @@ def _not_a_dump(source: Source) -> InputError:
     if known := foreign(begin):
         return InputError(f"{source.path}: {known.name}, which vmfilter does not read: {known.advice}")
     found = f"it begins with {begin[:8]!r}" if begin else "it is empty"
-    return InputError(f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}")
+    return InputError(
+        f"{source.path}: not a dump that vmfilter knows (ELF, kdump-compressed): {found}; "
+        "name a vmcore, or a dump made from one"
+    )

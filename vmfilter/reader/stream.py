@@ -192,7 +192,9 @@ class Reader:
         except EOFError as e:  # from all but zstandard, which does not report a truncated frame
             raise EndsEarlyError(self.path, f"truncated: compressed data ends after {self.at} unpacked bytes") from e
         except Exception as e:  # each library has its own exceptions
-            raise InputError(f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}") from e
+            raise InputError(
+                f"{self.path}: cannot be read or decompressed after {self.at} bytes: {e}; copy it again"
+            ) from e
 
 
 def spooled(path: str, stream: Stream, most: int | None = None) -> tuple[int, list[str], str]:

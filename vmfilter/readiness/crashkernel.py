@@ -116,7 +116,8 @@ def version_of(text: str) -> Version:
     """
     match = re.match(r"(\d{1,3})\.(\d{1,3})(?![\d])", text)
     if not match or (version := (int(match[1]), int(match[2]))) < OLDEST:
-        raise UsageError(f"{text[:20]!r} is not the version of a kernel since {OLDEST[0]}.{OLDEST[1]}")
+        oldest = ".".join(map(str, OLDEST))
+        raise UsageError(f"{text[:20]!r} is not the version of a kernel since {oldest}; give one such as 6.12")
     return version
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vmfilter.writer.transport.remote import RemoteTransport
 
 FORMATS = ("kdump", "elf")
+_LEAST_MEMORY = 1 << 20
+"""Bytes in which no run fits: less is a number without its unit."""
 
 
 class Form(NamedTuple):
@@ -85,9 +87,10 @@ def check(output: File | Sequence[File], form: Form, progress: object) -> list[A
         parse_codec(compress)
     if form.part is not None:
         _check_part(form, form.part, len(paths))
-    for what, size in ("limit", form.limit), ("max_memory", form.max_memory):
-        if size is not None and not is_whole(size, 1):
-            raise UsageError(f"{what} must be a number of bytes, at least 1, not {size!r}")
+    for what, size, least in ("limit", form.limit, 1), ("max_memory", form.max_memory, _LEAST_MEMORY):
+        if size is not None and not is_whole(size, least):
+            hint = f"; did you mean {size}M?" if is_whole(size, 1) else ""
+            raise UsageError(f"{what} must be a number of bytes, at least {least}, not {size!r:.80}{hint}")
     if form.max_bad_pages is not None and not is_whole(form.max_bad_pages, 0):
         raise UsageError(f"max_bad_pages must be a number of pages, not {form.max_bad_pages!r:.80}")
     budget(form.threads)

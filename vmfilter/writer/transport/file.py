@@ -13,6 +13,12 @@ from vmfilter.writer.transport.base import path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HINTS = {
+    errno.ENOENT: "make its folder first",
+    errno.EACCES: "choose another folder, or run this as root",
+    errno.EROFS: "choose another disk",
+}
+"""What to do if a file cannot be created."""
 _WRITE_BEHIND = 8 << 20  # bytes written before writeback is started
 _AHEAD = 64 << 20  # bytes by which a file is extended beyond its need: each time waits for writes in progress
 
@@ -209,7 +215,7 @@ class FileTransport(BytesInFile):
 
         """
         if not os.path.basename(path):
-            raise OutputError(f"{path!r}: is not the name of a file")
+            raise OutputError(f"{path!r}: is not the name of a file; name one in a folder that exists")
         self._given = path
         super().__init__(-1, real_path(path, follow=force))
         self._name = os.path.basename(self._path)
@@ -229,7 +235,8 @@ class FileTransport(BytesInFile):
             self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
         except OSError as e:
             self._temporary = ""
-            raise OutputError(f"{self._given}: cannot be written: {e.strerror}") from e
+            hint = _HINTS.get(e.errno or 0, "choose another name")
+            raise OutputError(f"{self._given}: cannot be written: {e.strerror}; {hint}") from e
 
     def descriptor(self) -> int:
         """Return a new descriptor of the file, to read what was written."""
