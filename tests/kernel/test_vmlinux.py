@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -116,12 +117,12 @@ def test_a_file_that_is_no_vmlinux_is_refused(tmp_path: Path, data: bytes) -> No
         Vmlinux(str(tmp_path / "vmlinux")).table()
 
 
-def compiled(to: Path, *options: str) -> Path:
-    """Compile TYPES with debug information."""
+def compiled(to: Path, *options: str, text: str = TYPES) -> Path:
+    """Compile definitions with debug information."""
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
     command = ["cc", "-g", *options, "-nostdlib", "-static", "-Wl,-e,0", "-x", "c", "-", "-o", str(to)]
-    subprocess.run(command, input=TYPES.encode(), check=True, capture_output=True)
+    subprocess.run(command, input=text.encode(), check=True, capture_output=True)
     return to
 
 
@@ -160,3 +161,62 @@ def test_without_pyelftools_a_message_says_how_to_get_it(
     said = run("struct", "-x", path, s.write(tmp_path / "vmcore"), "page")
     assert said.status == 2
     assert "needs pyelftools: pip install 'vmfilter[debuginfo]'" in said.err
+
+
+KERNEL = """
+struct list_head { struct list_head *next, *prev; };
+struct page { unsigned long flags; struct list_head lru; unsigned long compound_info; };
+typedef struct { unsigned long bits[16]; } nodemask_t;
+typedef unsigned long pud_t;
+struct uts_namespace { int count; char name[6][65]; };
+struct zone { long x; struct list_head free_area[11]; };
+struct printk_ringbuffer { struct list_head desc_ring; };
+struct log { long ts_nsec; };
+enum zone_stat_item { NR_ALLOC_BATCH, NR_FREE_PAGES };
+enum pageflags { PG_lru = 4, PG_head = 6 };
+struct uts_namespace init_uts_ns = { 1, { "Linux", "host", "6.12.0" } };
+extern void *node_data[];
+void *node_data[4];
+struct page mem_map[1]; nodemask_t nodes; pud_t pud; struct zone zone; struct printk_ringbuffer prb; struct log log_buf;
+enum zone_stat_item item; enum pageflags flags;
+"""
+
+
+def test_vmcoreinfo_is_made_as_makedumpfile_makes_it(tmp_path: Path, run: Run) -> None:
+    file = compiled(tmp_path / "vmlinux", text=KERNEL)
+    said = run("makedumpfile", "-g", tmp_path / "made", "-x", file)
+    assert (said.status, said.out) == (0, f"\nThe vmcoreinfo is saved to {tmp_path}/made.\n\nmakedumpfile Completed.\n")
+    lines = (tmp_path / "made").read_text().splitlines()
+    assert [re.sub("=[0-9a-f]+$", "", line) for line in lines if line.startswith("SYMBOL")] == [
+        f"SYMBOL({name})" for name in ("mem_map", "init_uts_ns", "node_data", "prb", "log_buf")
+    ]
+    assert [line for line in lines if not line.startswith(("SYMBOL", "PAGESIZE", "SRCFILE"))] == [
+        "OSRELEASE=6.12.0",
+        "SIZE(page)=32",
+        "SIZE(zone)=184",
+        "SIZE(list_head)=16",
+        "SIZE(nodemask_t)=128",
+        "SIZE(printk_ringbuffer)=16",
+        "OFFSET(page.flags)=0",
+        "OFFSET(page.lru)=8",
+        "OFFSET(page.compound_head)=24",
+        "OFFSET(zone.free_area)=8",
+        "OFFSET(list_head.next)=0",
+        "OFFSET(list_head.prev)=8",
+        "OFFSET(printk_ringbuffer.desc_ring)=0",
+        "OFFSET(uts_namespace.name)=4",
+        "LENGTH(node_data)=9223372036854775806",
+        "LENGTH(zone.free_area)=11",
+        "NUMBER(NR_FREE_PAGES)=1",
+        "NUMBER(PG_lru)=4",
+        "NUMBER(PG_head_mask)=64",
+    ]
+    assert lines[-1].startswith("SRCFILE(pud_t)=")
+
+
+def test_a_file_that_is_no_kernels_has_no_vmcoreinfo(tmp_path: Path, run: Run) -> None:
+    said = run("makedumpfile", "-g", tmp_path / "made", "-x", compiled(tmp_path / "vmlinux"))
+    assert said.status == 1
+    assert "has no name of a Linux kernel: it is not its vmlinux" in said.err
+    assert not (tmp_path / "made").exists()
+    assert "Commandline parameter is invalid" in run("makedumpfile", "-g", tmp_path / "made").out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,3 +200,12 @@ def test_tasks_of_a_kernel_without_types_come_from_its_vmlinux(lab: Lab, vmlinux
     tasks = listed(run, "tasks", "-x", vmlinux, lab("x86-pmem2"))
     assert {(0, "swapper/0"), (0, "swapper/1"), (1, "init"), (2, "kthreadd")} <= {(t["pid"], t["comm"]) for t in tasks}
     assert len(tasks) > 50
+
+
+def test_vmcoreinfo_from_vmlinux_is_makedumpfiles(vmlinux: Path, tmp_path: Path, run: Run) -> None:
+    program = shutil.which("makedumpfile")
+    if program is None:
+        pytest.skip("makedumpfile is not installed")
+    subprocess.run([program, "-g", tmp_path / "theirs", "-x", vmlinux], check=True, capture_output=True)
+    assert run("makedumpfile", "-g", tmp_path / "ours", "-x", vmlinux).status == 0
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -39,6 +39,7 @@ class Command:
     work_dir = ""
     vmcoreinfo: str | None = None
     vmlinux: str | None = None
+    generate = ""
     config = ""
     elf = flatten = force = split = False
     rearrange = reassemble = dmesg = partial_dmesg = mem_usage = False
@@ -131,6 +132,7 @@ OPTIONS = (
     Option("--reassemble", "make one dump from a split set", "reassemble"),
     Option("--num-threads", "threads that compress (default: one per CPU)", "threads", "N", _threads),
     Option("-i", "read VMCOREINFO from a file, which -g of makedumpfile made", "vmcoreinfo", "VMCOREINFO"),
+    Option("-g", "make a file with VMCOREINFO from the vmlinux of -x, instead of a dump", "generate", "VMCOREINFO"),
     Option("-x", "the kernel's vmlinux, for what VMCOREINFO lacks", "vmlinux", "VMLINUX"),
     Option(
         "--config",
@@ -161,7 +163,6 @@ OPTIONS = (
     Option("--cyclic-buffer", _BOUNDED, "unneeded", "SIZE"),
     Option("--splitblock-size", "the parts of a set get equal numbers of pages", "unneeded", "SIZE"),
     Option("--non-mmap", "the vmcore is mapped only if that is safe", "unneeded"),
-    Option("-g", _TYPES, "refused", "VMCOREINFO"),
     Option("--eppic", _CODE, "refused", "MACRO"),
     Option("--extension", _CODE, "refused", "LIBRARY"),
     Option("-e", "the struct pages of excluded pages are kept", "refused"),
@@ -199,7 +200,7 @@ def parse(arguments: Sequence[str], command: Command) -> None:
 
 
 def _has_form(c: Command) -> bool:
-    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo or c.config or c.vmlinux)
+    return bool(c.codec_option or any(c.levels) or c.elf or c.flatten or c.vmcoreinfo or c.config)
 
 
 def _creates(c: Command) -> bool:
@@ -208,6 +209,8 @@ def _creates(c: Command) -> bool:
 
 def _names_fit(c: Command) -> bool:
     count = len(c.files)
+    if c.generate:
+        return count == 0 and bool(c.vmlinux)
     if c.reassemble and not c.rearrange:
         return count > 1
     if c.rearrange or c.flatten or c.mem_usage:
@@ -217,6 +220,8 @@ def _names_fit(c: Command) -> bool:
 
 _CONFLICTS: Sequence[tuple[Callable[[Command], Any], str]] = (
     (lambda c: not _creates(c) and _has_form(c), ""),
+    (lambda c: c.generate and (_has_form(c) or c.rearrange), ""),
+    (lambda c: c.generate and c.dry_run, "--dry-run cannot be used with -g."),
     (lambda c: c.reassemble and not c.rearrange and c.split, ""),
     (lambda c: c.reassemble and c.dry_run, "--dry-run cannot be used with --reassemble."),
     (lambda c: c.dmesg and c.dry_run, "--dry-run cannot be used with --dump-dmesg."),

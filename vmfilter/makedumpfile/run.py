@@ -125,6 +125,22 @@ def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
         messages.debug("VMCOREINFO   :", *(f"  {one_line(line)}" for line in info.text.splitlines()), "")
 
 
+def _generate(command: Command, messages: Messages) -> str:
+    from vmfilter.makedumpfile.generate import generated
+
+    _save("".join(f"{line}\n" for line in generated(_path(command.vmlinux or ""))), command.generate, force=True)
+    return f"The vmcoreinfo is saved to {command.generate}."
+
+
+def _save(text: str, name: str, *, force: bool) -> None:
+    """Write a file. Raises OutputError."""
+    data = text.encode()
+    transport = file_at(_path(name), force)
+    with published([transport]):
+        transport.write(0, data)
+        transport.sync(len(data))
+
+
 def _dmesg(command: Command, messages: Messages) -> str:
     from vmfilter.kernel.log import KernelLog
     from vmfilter.kernel.search import understand
@@ -145,11 +161,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
     if command.flatten:
         hand_out(lines)
     else:
-        text = "".join(f"{line}\n" for line in lines).encode()
-        transport = file_at(_path(name), command.force)
-        with published([transport]):
-            transport.write(0, text)
-            transport.sync(len(text))
+        _save("".join(f"{line}\n" for line in lines), name, force=command.force)
     return f"The dmesg log is saved to {name}."
 
 
@@ -312,6 +324,7 @@ def _reason(failure: BaseException) -> str:
 
 
 _JOBS: dict[str, Callable[[Command, Messages], str]] = {
+    "generate": _generate,
     "rearrange": _rearrange,
     "reassemble": _reassemble,
     "dmesg": _dmesg,

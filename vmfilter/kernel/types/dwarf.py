@@ -6,6 +6,7 @@ A vmlinux has thousands of units with millions of entries, so nothing is read bu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -38,6 +39,7 @@ _KINDS = {
 }
 _TAGS = {"struct": ("DW_TAG_structure_type",), "union": ("DW_TAG_union_type",)}
 _ANY = "DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_typedef"
+_VARIABLE = "DW_TAG_variable"  # its definition can lack the name, and refer to its declaration instead
 _SCALARS = "DW_TAG_base_type", "DW_TAG_typedef", "DW_TAG_enumeration_type"
 _SIGNED = 5, 6, 13  # DW_ATE_signed, _signed_char, _signed_fixed
 _FLOAT = 4  # DW_ATE_float
@@ -83,7 +85,7 @@ class Dwarf(Types):
         for place in chain(self._references(text), _finds(self._entries, text)):
             start = self._start(place, tag)
             die = None if start is None else self._die(start)
-            if die is not None and "DW_AT_declaration" not in die.attributes:
+            if die is not None and (tag == _VARIABLE or "DW_AT_declaration" not in die.attributes):
                 own = die.attributes["DW_AT_name"]
                 if own.offset == place and own.value == text[:-1] and self._is_entry(die):
                     yield die
@@ -147,8 +149,24 @@ class Dwarf(Types):
         return next((die.offset for die in dies if die is not None), None)
 
     def variable(self, name: str) -> int | None:
-        die = self.named_entry(name, "DW_TAG_variable")
+        die = self.named_entry(name, _VARIABLE)
         return None if die is None else self.type_of(die)
+
+    def source(self, name: str) -> str:
+        """Return the path of the file that declares a typedef; "" if the file has none, or no line tables."""
+        die = self.named_entry(name, "DW_TAG_typedef") if self._info.debug_line_sec is not None else None
+        try:
+            unit = None if die is None else self._info.get_CU_containing(die.offset)
+            program = None if unit is None else self._info.line_program_for_CU(unit)
+            if die is None or program is None:
+                return ""
+            header, number = program.header, die.attributes["DW_AT_decl_file"].value
+            base = 0 if header.version >= 5 else 1  # until then, files and directories count from 1
+            file = header.file_entry[number - base]
+            folder = header.include_directory[file.dir_index - base] if file.dir_index >= base else b""
+        except _DAMAGED as e:
+            raise self._damaged(f"has no file that declares {name}") from e
+        return os.path.join(folder, file.name).decode("latin-1")
 
     def enumerators(self, name: str) -> dict[str, int]:
         die = self.named_entry(name, "DW_TAG_enumeration_type")

@@ -241,8 +241,12 @@ class Types:
     def length(self, number: int, path: str) -> int | None:
         """Return the number of elements of a member that is an array; None if there is none. See field()."""
         found = self._find(number, path)
-        kind = 0 if found is None else self.resolved(found[1].type)
-        return self.array(kind)[1] if self.kind(kind) == Kind.ARRAY else None
+        return None if found is None else self.elements(found[1].type)
+
+    def elements(self, number: int) -> int | None:
+        """Return the number of elements of an array; None if a type is none."""
+        number = self.resolved(number)
+        return self.array(number)[1] if self.kind(number) == Kind.ARRAY else None
 
     def _find(self, number: int, path: str) -> tuple[int, Member] | None:
         """Return offset in bits, from the start of the outermost structure, and member."""
