@@ -27,7 +27,7 @@ from vmfilter.kernel.search import understand
 from vmfilter.kernel.struct_page import NO_TYPE, struct_page
 from vmfilter.kernel.zones import Start, read_zones
 from vmfilter.pages.classify import Classifier
-from vmfilter.pages.doubts import Witnesses
+from vmfilter.pages.doubts import Witnesses, used_pages
 from vmfilter.reader import open_dump
 
 VMCORES = ["x86_64-5.10", "x86_64-7.2", "arm64-6.12", "loongarch64-7.2", "ppc64le-7.2", "riscv64-7.2-sv48"]
@@ -378,3 +378,22 @@ def test_each_rule(rule: str, pages: list[bytes], classes: list[int], verdict: t
     found = native.Classifier(LAYOUT._replace(slab=SLAB), AREA).check(b"".join(pages), bytes(classes))
     assert found[RULES.index(rule)] == verdict
     assert len(found) == native.RULES == len(RULES)
+
+
+@pytest.mark.parametrize(
+    ("found", "counts", "cpus", "loses"),
+    [
+        (13542, {"file": 7000, "anonymous": 6450}, 2, None),
+        (0, {"file": 7000, "anonymous": 6450}, 2, False),
+        (30000, {"file": 7000, "anonymous": 6450}, 2, True),
+        (9000, {"file": 7000, "anonymous": 6450, "swap cache": 4400}, 2, None),  # those are counted twice
+        (30000, {"file": 7000, "anonymous": 6450}, 256, None),  # the CPUs have not added theirs
+        (30000, {"file": 7000}, 2, None),
+        (900, {"file": 0, "anonymous": 0}, 2, None),
+    ],
+)
+def test_pages_in_use_are_as_many_as_the_kernel_counts(
+    found: int, counts: dict[str, int], cpus: int, loses: bool | None
+) -> None:
+    doubts = list(used_pages(found, counts, cpus))
+    assert [doubt.loses for doubt in doubts] == ([] if loses is None else [loses])

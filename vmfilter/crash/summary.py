@@ -9,6 +9,7 @@ from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import current
 from vmfilter.errors import UsageError, VmfilterError
 from vmfilter.kernel.log import KernelLog
+from vmfilter.kernel.types.counters import counters
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
@@ -33,15 +34,7 @@ _PER_SECOND = 10**9
 _SAME = _PER_SECOND  # nanoseconds after a message about a fault in which others are about the same one
 _RELATED = 60 * _PER_SECOND  # before a panic, in which a fault can be its cause
 _FIXED = 1 << 11  # FIXED_1 of include/linux/sched/loadavg.h
-_COUNTERS = {
-    "free": ("vm_zone_stat", "zone_stat_item", ("NR_FREE_PAGES",)),
-    "file": ("vm_node_stat", "node_stat_item", ("NR_FILE_PAGES",)),
-    "anonymous": ("vm_node_stat", "node_stat_item", ("NR_ANON_MAPPED",)),
-    "slab": ("vm_node_stat", "node_stat_item", ("NR_SLAB_RECLAIMABLE_B", "NR_SLAB_UNRECLAIMABLE_B")),
-}
-"""Counters of pages, by what they count: array, enum of its elements, elements. Since 75ef71840539 ("mm, vmstat: add
-infrastructure for per-node vmstats"), v4.8; slab since d42f3245c7e2 ("mm: memcg: convert vmstat slab counters to
-bytes"), v5.9."""
+_USES = "free", "file", "anonymous", "slab"
 
 
 class CrashedTask(NamedTuple):
@@ -146,18 +139,8 @@ def _load(info: DebugInfo) -> tuple[float, ...] | None:
 
 
 def _memory(info: DebugInfo) -> dict[str, int] | None:
-    memory, word = info.kernel.memory, info.kernel.abi.word
     total = info.symbols.address("_totalram_pages")
-    pages = memory.read_word(total) if total is not None else None
+    pages = info.kernel.memory.read_word(total) if total is not None else None
     if info.structures is None or pages is None:
         return None
-    found = {"all": pages}
-    for use, (array, enum, elements) in _COUNTERS.items():
-        at, numbers = info.symbols.address(array), info.structures.types.enumerators(enum)
-        places = [numbers.get(element) for element in elements]
-        if at is None or None in places:
-            continue
-        counts = [memory.read_word(at + word * place) for place in places if place is not None]
-        # CPUs add their own counts only now and then, so a counter can be below zero.
-        found[use] = sum(count for count in counts if count is not None and not count >> 8 * word - 1)
-    return found
+    return {"all": pages, **counters(info, _USES)}

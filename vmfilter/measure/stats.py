@@ -104,7 +104,7 @@ def measure(dump: Dump, threads: int | None = None, also: Callable[[Stretch], No
         UsageError: the number of threads is out of range.
 
     """
-    walk = Walk(dump)
+    walk = Walk(dump, counters=True)
     counter, by_zone = ClassCounter(), defaultdict[Zone | None, ClassCounter](ClassCounter)
     namespaces = NamespaceCounter(walk.pmem.namespaces, walk.page_size)
     keeps = set(PageClass) - {PageClass.HOLE} - excluded_classes(DEFAULT_LEVEL, doubted=walk.doubted)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from vmfilter import native
-from vmfilter.errors import KernelError
+from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.kernel.search import understand
@@ -14,7 +15,7 @@ from vmfilter.kernel.zones import zones_of_a_node
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
-from vmfilter.pages.doubts import Doubt, Witnesses, judge
+from vmfilter.pages.doubts import Doubt, Witnesses, judge, used_pages
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1 << 13  # struct pages that are read at once
 _FEWEST = 1 << 6  # a page of them
+_USED = PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER
 _MAX_CHANGES = 1 << 20  # of the zone from frame to frame: real machines have a few dozen
 
 
@@ -107,12 +109,13 @@ class Walk:
 
     """
 
-    def __init__(self, dump: Dump, zones: bool = True) -> None:
+    def __init__(self, dump: Dump, zones: bool = True, counters: bool = False) -> None:
         """Understand the kernel.
 
         Args:
             dump: to read.
             zones: whether to find nodes and zones.
+            counters: whether to compare what stretches() finds with the kernel's counters, which needs its types.
 
         Raises:
             InputError: the file is damaged.
@@ -134,6 +137,7 @@ class Walk:
         self._witnesses = Witnesses(kernel, self._classifier)
         self.doubted = self._judge(self._witnesses.doubts, "keep")
         self._zones = self._find_zones() if zones else None
+        self._counters = counters
 
     def _find_zones(self) -> _Zones | None:
         try:
@@ -164,7 +168,7 @@ class Walk:
             InputError: the dump cannot be read, or is damaged.
 
         """
-        present = excluded = 0
+        present = excluded = used = 0
         for pfn, classes in self._classifier.windows():
             end = pfn + len(classes)
             for first, last, zone in self._zones.of(pfn, classes) if self._zones else [(pfn, end, None)]:
@@ -173,17 +177,29 @@ class Walk:
                 frames = len(held) - held.count(PageClass.HOLE)
                 excluded += held.count(PageClass.EXCLUDED)
                 present += frames
+                used += sum(map(held.count, _USED)) if self._counters else 0
                 if frames:
                     yield Stretch(first, part, zone)
-        self._conclude(present, bool(excluded))
+        self._conclude(present, bool(excluded), used)
 
-    def _conclude(self, present: int, is_filtered: bool) -> None:
+    def _conclude(self, present: int, is_filtered: bool, used: int) -> None:
         """Warn of what the whole walk shows."""
         path, unknown = self.dump.path, self._classifier.unknown
         if unknown:
             self._warnings.append(f"{path}: {unknown} pages have no struct page; they are counted as kernel")
         if not (unknown or is_filtered or self.dump.truncated or gaps(self.dump, self.kernel)):
             _, doubts = self._witnesses.free_pages(self._classifier, present)
-            self._judge(doubts, "trust")
+            self._judge([*doubts, *self._used_pages(used)], "trust")
         if self._zones and self._zones.changes > _MAX_CHANGES:
             self._warnings.append(f"{path}: nodes and zones differ from page to page; not all of them are known")
+
+    def _used_pages(self, used: int) -> Iterator[Doubt]:
+        """Yield what the kernel's counters say of the pages of cache and processes, if its types are known."""
+        if self._counters:
+            from vmfilter.kernel.types.counters import counters
+            from vmfilter.kernel.types.debug_info import debug_info
+
+            with suppress(InputError, KernelError):
+                counts = counters(debug_info(self.kernel), ("file", "anonymous", "swap cache"))
+                hugetlb = sum(n << order for order, n in enumerate(self.lists.hugetlb_blocks))
+                yield from used_pages(used - hugetlb, counts, self.dump.cpus)

@@ -9,7 +9,7 @@ a witness convicts is not excluded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import combinations, repeat
 
@@ -30,6 +30,7 @@ _FEWEST = 16  # pages that a verdict needs
 _FEWEST_SAMPLED, _FEWEST_PIECES = 64, 3  # of a sample: neighbours can wait for the same list of one CPU
 _NEVER_FULL = 1 << 14  # pages of memory: a kernel keeps a reserve of free ones
 _IN_TRANSIT = 1 << 10  # pages: one block of the highest order
+_LATE = 2 * 125  # pages that each CPU counts by itself, of two kinds: MAX_THRESHOLD of mm/vmstat.c
 _EIGHTH = 8  # a witness convicts if more than one page in this many is against it: some always change hands
 _NO_MAPCOUNT = (1 << 32) - 1  # -1
 _ALL_BITS = (1 << 64) - 1
@@ -313,6 +314,28 @@ class Witnesses:
         return None, doubts
 
 
+def used_pages(found: int, counts: Mapping[str, int], cpus: int) -> Iterator[Doubt]:
+    """Compare the pages of cache and processes that were found with the kernel's counters.
+
+    Those of slab and page tables tell too little: early page tables are not counted, and kinds of pages overlap.
+
+    Args:
+        found: pages of both classes, without hugetlb.
+        counts: by kernel.types.counters: "file", "anonymous", "swap cache".
+        cpus: number of CPUs, each of which has counts of its own.
+
+    """
+    if not {"file", "anonymous"} <= counts.keys():
+        return
+    # Pages in the swap cache that are mapped count twice.
+    most = counts["file"] + counts["anonymous"]
+    least = most - counts.get("swap cache", 0)
+    late = _LATE * cpus
+    if _differ(found, least, late) and _differ(found, most, late):
+        evidence = f"{found} pages of page cache and anonymous memory are found, and the kernel counts {most}"
+        yield Doubt("VMCOREINFO", evidence, _CACHE | _USER, loses=found > most)
+
+
 def judge(
     doubts: Iterable[Doubt], excluded: frozenset[PageClass], on_doubt: str, path: str
 ) -> tuple[frozenset[PageClass], list[str]]:
@@ -354,7 +377,7 @@ def _convicts(pages: int, against: int, fewest: int = _FEWEST) -> bool:
     return pages >= fewest and against * _EIGHTH > pages
 
 
-def _differ(found: int, counted: int) -> bool:
-    """Return whether two numbers of free pages contradict each other."""
+def _differ(found: int, counted: int, late: int = 0) -> bool:
+    """Return whether two numbers of pages contradict each other. late: pages that may not be counted yet."""
     difference = abs(found - counted)
-    return difference * _EIGHTH > max(found, counted) and difference > _IN_TRANSIT
+    return difference * _EIGHTH > max(found, counted) and difference > _IN_TRANSIT + late
