@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Print a structure or union of the crashed kernel or one of its modules as pahole
 does, with the offset and size of each member in bytes. The types (BTF) come from
-the dump itself; the kernel must have been built with CONFIG_DEBUG_INFO_BTF."""
+the dump itself if the kernel was built with CONFIG_DEBUG_INFO_BTF; -x gives its
+vmlinux otherwise."""
 _EXAMPLES = {
     "vmfilter struct vmcore task_struct": "its members, with offsets",
     'vmfilter struct vmcore "union thread_union"': "a union",

@@ -14,8 +14,8 @@ _DESCRIPTION = """\
 List the tasks of the crashed machine: the idle task of each CPU, then every
 process and its threads. > marks tasks that were running. STATE is as ps(1)
 prints it. STACK is bytes used / size of the kernel stack; - means not known, as
-for the use of running tasks. The kernel must have been built with
-CONFIG_DEBUG_INFO_BTF: its types (BTF) are then in the dump itself."""
+for the use of running tasks. The kernel's types (BTF) are in the dump itself if
+it was built with CONFIG_DEBUG_INFO_BTF; -x gives its vmlinux otherwise."""
 _EXAMPLES = {
     "vmfilter tasks vmcore": "what ran, and what waited",
 }

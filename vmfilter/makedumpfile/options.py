@@ -104,7 +104,6 @@ class Option(NamedTuple):
     const: object = True
 
 
-_TYPES = "it needs the kernel's type information, which vmfilter does not read"
 _XEN = "Xen is not supported"
 _SADUMP = "sadump's formats are not supported"
 _CODE = "vmfilter runs no foreign code to filter a dump"
