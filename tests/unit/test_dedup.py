@@ -24,6 +24,7 @@ from vmfilter.convert import convert_dump
 from vmfilter.reader.elf import ElfDump
 from vmfilter.rearrange import rearrange
 from vmfilter.report.text import table
+from vmfilter.statistics import Statistics
 
 ffi, lib = native.ffi, native.lib
 SMALL = "x86_64-6.12-small"
@@ -207,7 +208,7 @@ def test_elf_cannot_share(tmp_path: Path, capsys: pytest.CaptureFixture[str], co
 
 def test_statistics_without_dedup_have_no_such_row() -> None:
     none = dict.fromkeys(vmfilter.PageClass, 0), dict.fromkeys(vmfilter.PageKind, 0), frozenset()
-    said = vmfilter.Statistics(1, PAGE, 0, *none)
+    said = Statistics(1, PAGE, 0, *none)
     assert not any("stored once" in line for line in table(said))
     said.shared = 0
     assert any("stored once" in line for line in table(said))
