@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vmfilter.cli import convert
-from vmfilter.cli.options import KERNEL, add_config, add_extension, add_form, add_input, add_vmcoreinfo
+from vmfilter.cli.options import KERNEL, add_config, add_extension, add_form, add_input, add_vmcoreinfo, add_vmlinux
 from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
@@ -54,6 +54,7 @@ def add_to(commands: Commands) -> None:
     add_extension(p)
     add_form(p, "that of DUMP, or zstd if DUMP has none")
     add_vmcoreinfo(p)
+    add_vmlinux(p)
     add_input(p)
     p.add_argument("new", metavar="NEW", help="output file, or - for standard output")
     p.set_defaults(run=run)
