@@ -74,7 +74,7 @@ def test_a_source_distribution_contains_all_that_building_and_testing_need(
     files = {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
     made = {name for name in files if "__pycache__" in name or name.endswith(".so")}
     others = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md"}
-    others |= {"pyproject.toml", "setup.py"}
+    others |= {"mkdocs.yml", "pyproject.toml", "setup.py"}
     assert packed - {"setup.cfg"} == files - made | others  # setuptools makes setup.cfg itself
 
 
