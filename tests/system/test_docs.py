@@ -29,6 +29,7 @@ VMCORES = {
     "vmcore": "x86_64-6.12-small",
     "dimm": "x86_64-5.10-dimm",
     "pmem": "x86_64-6.12-pmem2",
+    "qemu": "x86_64-6.12-qemu",
     "two": "x86_64-6.12-two-kernels",
 }
 """Names in the documents' commands of vmcores of testdata/."""
