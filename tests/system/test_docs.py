@@ -187,6 +187,12 @@ def test_the_reference_is_what_the_docstrings_say(tmp_path: Path) -> None:
     assert (tmp_path / "made").read_text() == (ROOT / "docs" / "api-reference.md").read_text()
 
 
+def test_the_support_matrix_is_what_testdata_proves(tmp_path: Path) -> None:
+    """If not, run `.venv/bin/python docs/support_matrix.py`."""
+    subprocess.run([sys.executable, str(ROOT / "docs" / "support_matrix.py"), str(tmp_path / "made")], check=True)
+    assert (tmp_path / "made").read_text() == (ROOT / "docs" / "support-matrix.md").read_text()
+
+
 def test_readme_names_existing_options() -> None:
     """makedumpfile's options and ours."""
     section = (ROOT / "README.md").read_text().partition("## From makedumpfile")[2].partition("\n## ")[0]
