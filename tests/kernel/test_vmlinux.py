@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import shutil
 import subprocess
@@ -14,9 +16,10 @@ from kernelbuilder import Synthetic
 from typesbuilder import Kallsyms, Types
 from vmlinuxbuilder import vmlinux
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, VmfilterError
 from vmfilter.kernel.types.model import Field
 from vmfilter.kernel.types.vmlinux import Vmlinux
+from vmfilter.report.types import struct_json
 
 BUILD = bytes(range(20))
 MOVED = 0x1C00000
@@ -220,3 +223,19 @@ def test_a_file_that_is_no_kernels_has_no_vmcoreinfo(tmp_path: Path, run: Run) -
     assert "has no name of a Linux kernel: it is not its vmlinux" in said.err
     assert not (tmp_path / "made").exists()
     assert "Commandline parameter is invalid" in run("makedumpfile", "-g", tmp_path / "made").out
+
+
+def test_damaged_debug_information_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("elftools")
+    good = compiled(tmp_path / "vmlinux", text=KERNEL).read_bytes()
+    chosen = random.Random(1)
+    for _ in range(60):
+        data = bytearray(good)
+        for _ in range(8):
+            data[chosen.randrange(len(data) // 8, len(data))] = chosen.choice((0, 1, 0x80, 0xFF))
+        (tmp_path / "vmlinux").write_bytes(data)
+        with contextlib.suppress(VmfilterError), Vmlinux(str(tmp_path / "vmlinux")) as file:
+            types = file.types()
+            for name in ("page", "zone", "uts_namespace"):
+                number = types.find(name)
+                assert number is None or struct_json(types, number)

@@ -1,7 +1,8 @@
 """DWARF, the types in a vmlinux without BTF, by pyelftools. Source: the DWARF standard, version 5.
 
 A vmlinux has thousands of units with millions of entries, so nothing is read but what is asked for: a name's place in
-.debug_str leads to the attributes that refer to it, and these to their entries.
+.debug_str leads to the attributes that refer to it, and these to their entries. pyelftools trusts the file: if that is
+damaged, it raises whatever Python does.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import chain, islice
 
-from elftools.common.exceptions import DWARFError, ELFError
-from elftools.construct import ConstructError
 from elftools.dwarf.die import DIE
 
 from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
@@ -47,7 +46,6 @@ _ENUM_SIZE = 4
 _DIMENSION = 1 << 48  # a number plus this many is the same array without its first dimension
 _MAX_FOUND = 1 << 18  # places of a string
 _COMPARED = 8  # definitions of a name
-_DAMAGED = ELFError, DWARFError, ConstructError, KeyError, IndexError, ValueError, AttributeError, TypeError, OSError
 
 
 class Dwarf(Types):
@@ -73,7 +71,7 @@ class Dwarf(Types):
     def _die(self, offset: int) -> DIE:
         try:
             return self._info.get_DIE_from_refaddr(offset)
-        except _DAMAGED as e:
+        except Exception as e:
             raise self._damaged(f"has no entry at {offset:#x}") from e
 
     def _named(self, name: str, tag: str) -> DIE | None:
@@ -102,7 +100,7 @@ class Dwarf(Types):
                     and end.offset + end.size == die.cu.cu_offset + die.attributes["DW_AT_sibling"].value
                 )
             return any(one.offset == die.offset for one in die.cu.iter_DIE_children(die.cu.get_top_DIE()))
-        except _DAMAGED:
+        except Exception:
             return False
 
     def _references(self, text: bytes) -> Iterator[int]:
@@ -129,7 +127,7 @@ class Dwarf(Types):
                     form = forms.get_abbrev(code)
                     if form["tag"] == tag and form["attr_spec"][0]["name"] == "DW_AT_name":
                         return place - size
-        except _DAMAGED:
+        except Exception:
             pass
         return None
 
@@ -164,9 +162,9 @@ class Dwarf(Types):
             base = 0 if header.version >= 5 else 1  # until then, files and directories count from 1
             file = header.file_entry[number - base]
             folder = header.include_directory[file.dir_index - base] if file.dir_index >= base else b""
-        except _DAMAGED as e:
+            return os.path.join(folder, file.name).decode("latin-1")
+        except Exception as e:
             raise self._damaged(f"has no file that declares {name}") from e
-        return os.path.join(folder, file.name).decode("latin-1")
 
     def enumerators(self, name: str) -> dict[str, int]:
         die = self.named_entry(name, "DW_TAG_enumeration_type")
@@ -179,7 +177,7 @@ class Dwarf(Types):
     def _children(self, die: DIE, tag: str) -> Iterator[DIE]:
         try:
             yield from (child for child in die.iter_children() if child.tag == tag)
-        except _DAMAGED as e:
+        except Exception as e:
             raise self._damaged(f"has members at {die.offset:#x} that cannot be read") from e
 
     def _get(self, number: int) -> Type:
@@ -206,7 +204,7 @@ class Dwarf(Types):
             return 0
         try:
             return int(die.get_DIE_from_attribute("DW_AT_type").offset)
-        except _DAMAGED as e:
+        except Exception as e:
             raise self._damaged(f"has an entry at {die.offset:#x} of no type") from e
 
     def array(self, number: int) -> tuple[int, int]:

@@ -69,7 +69,7 @@ class Vmlinux:
             raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
         try:
             self._sections = {section.name: section for section in self._read_sections()}
-        except (struct.error, KeyError, IndexError) as e:
+        except (struct.error, KeyError, IndexError, OverflowError) as e:
             self._data.close()
             raise InputError(f"{path}: not a vmlinux: it is no ELF file, or its sections are damaged") from e
         self.build_id = next(self._build_ids(), "")
@@ -213,8 +213,11 @@ class Vmlinux:
             raise UsageError(
                 f"{path}: its types are DWARF, which needs pyelftools: pip install 'vmfilter[debuginfo]'"
             ) from e
-        with open(path, "rb") as file:
-            return Dwarf(ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False), self.abi, path)
+        try:
+            with open(path, "rb") as file:
+                return Dwarf(ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False), self.abi, path)
+        except Exception as e:  # see dwarf.py
+            raise InputError(f"{path}: its debug information is damaged, or cannot be read") from e
 
     def _separate(self) -> str:
         """Return the path of the file with the debug information, by the build ID: installed, or debuginfod's."""
