@@ -6,14 +6,14 @@ The image is contiguous in memory on every machine, so one number leads from vir
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import UTS_SIZE, Utsname
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.page_tables import Translation
 from vmfilter.kernel.types.kallsyms import read_symbols
-from vmfilter.kernel.types.places import DIGITS, MAX_TRIED, Places, around, token_tables
+from vmfilter.kernel.types.places import DIGITS, Places, around, token_tables, with_tokens
 from vmfilter.kernel.types.structures import Structures, types_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
@@ -86,7 +86,7 @@ def images(dump: Dump, info: Vmcoreinfo) -> Iterator[Found]:
         info: VMCOREINFO, which may say where the symbol table is.
 
     """
-    for zero in islice(_digits(dump), MAX_TRIED):
+    for zero in with_tokens(_image(dump, info, 0), _digits(dump)):
         try:
             yield from _images_at(dump, info, zero)
         except KernelError:  # it only looked like one

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 """The tokens of all digits, in a row."""
-MAX_TRIED = 256
-"""Limit of the rows of digits that are tried: a kernel's image has one, and programs can have others."""
+_MAX_ROWS, _MAX_TABLES = 256, 4  # rows of digits that are looked at, and tables of tokens; a kernel has one of each
+_MAX_MARKED, _MAX_PLACES = 3, 8  # for each table; kernels have one or two, and four
 _LARGEST = 1 << 27  # bytes of a kernel image that are searched
 _PIECE, _PAGE = 1 << 16, 1 << 12
 _TOKENS = 256
 _MAX_TOKENS = 1 << 14  # bytes of all tokens; kernels have about 2^10
 _MAX_MARKERS = 1 << 12
-_MAX_NAMES = 1 << 24  # bytes of all compressed names; kernels have 2^21
+_MAX_NAMES = 1 << 22  # bytes of all compressed names; kernels have 2^21
 _EACH = 256  # symbols for each marker
 _SEQUENCE = 3  # bytes for each symbol in kallsyms_seqs_of_names
 _PER_MARKER = 1 + _SEQUENCE * _EACH // 4  # words, with the marker
@@ -66,7 +66,7 @@ def places(kernel: Readable) -> Iterator[Places]:
         yield Places(*said)  # type: ignore[arg-type]
         return
     found = False
-    for zero in islice(_digits(kernel), MAX_TRIED):
+    for zero in with_tokens(kernel, _digits(kernel)):
         for place in around(kernel, zero):
             found = True
             yield place
@@ -95,12 +95,19 @@ def _digits(kernel: Readable) -> Iterator[int]:
             before, end = data[1 - len(DIGITS) :], at + len(piece)
 
 
+def with_tokens(kernel: Readable, rows: Iterable[int]) -> Iterator[int]:
+    """Return the rows of digits that are in tables of tokens, the first few: memory can be full of them."""
+    return islice((row for row in islice(rows, _MAX_ROWS) if token_tables(kernel, row) is not None), _MAX_TABLES)
+
+
 def around(kernel: Readable, zero: int) -> Iterator[Places]:
-    """Yield the places that fit the token "0" at an address."""
+    """Yield the places that fit the token "0" at an address, the first few."""
     tokens = token_tables(kernel, zero)
-    for markers, values in _markers(kernel, tokens[0]) if tokens else ():
-        if tokens and 0 < values[-1] <= _MAX_NAMES:
-            yield from _before_markers(kernel, markers, values, tokens)
+    if tokens is not None:
+        marked = islice(_markers(kernel, tokens[0]), _MAX_MARKED)
+        usable = ((at, values) for at, values in marked if 0 < values[-1] <= _MAX_NAMES)
+        found = (place for at, values in usable for place in _before_markers(kernel, at, values, tokens))
+        yield from islice(found, _MAX_PLACES)
 
 
 def _before_markers(kernel: Readable, markers: int, values: Sequence[int], tokens: tuple[int, int]) -> Iterator[Places]:
