@@ -2,10 +2,10 @@
 set -eu
 . /given/way.sh
 
-everything() {
+everything() { # caches, logs and pipx's own files are not vmfilter's
     find / -xdev \( -path /given -o -path /tmp -o -path /run -o -path /var/lib/apt -o -path /var/lib/dpkg \
         -o -path /var/cache -o -path /var/log -o -path /proc -o -path /dev -o -path /root/.cache \
-        -o -name __pycache__ \) -prune -o -print | sort
+        -o -path /root/.local/state/pipx -o -path /root/.local/share/pipx/shared -o -name __pycache__ \) -prune -o -print | sort
 }
 
 apt-get update -q >/dev/null
