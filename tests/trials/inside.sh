@@ -5,7 +5,8 @@ set -eu
 everything() { # caches, logs and pipx's own files are not vmfilter's
     find / -xdev \( -path /given -o -path /tmp -o -path /run -o -path /var/lib/apt -o -path /var/lib/dpkg \
         -o -path /var/cache -o -path /var/log -o -path /proc -o -path /dev -o -path /root/.cache \
-        -o -path /root/.local/state/pipx -o -path /root/.local/share/pipx/shared -o -name __pycache__ \) -prune -o -print | sort
+        -o -path /root/.local/state/pipx -o -path /root/.local/share/pipx/shared -o -path /root/.local/share/man \
+        -o -name __pycache__ \) -prune -o -print | sort
 }
 
 apt-get update -q >/dev/null
