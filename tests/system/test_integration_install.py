@@ -28,6 +28,7 @@ INSTALLED = {
     "usr/lib/vmfilter/bin/makedumpfile": 0o755,
     f"{EXAMPLES}/kdump.conf": 0o644,
     f"{EXAMPLES}/kdump-tools": 0o644,
+    f"{EXAMPLES}/sysconfig-kdump": 0o644,
     f"{EXAMPLES}/initramfs-tools.conf": 0o644,
 }
 

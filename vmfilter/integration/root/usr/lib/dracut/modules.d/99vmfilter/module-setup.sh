@@ -6,8 +6,9 @@
 # of /etc/dracut.conf.d installs vmfilter as makedumpfile too.
 
 check() {
-    # kdump's mkdumprd sets IN_KDUMP. 255 means: only on request.
+    # Fedora's mkdumprd sets IN_KDUMP, SUSE's asks dracut for the module kdump. 255 means: only on request.
     [[ -n ${IN_KDUMP-} ]] && return 0
+    [[ " ${dracutmodules-} ${add_dracutmodules-} ${force_add_dracutmodules-} " == *" kdump "* ]] && return 0
     return 255
 }
 
