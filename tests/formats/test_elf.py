@@ -404,6 +404,13 @@ def test_the_frames_in_each_area_of_a_file_are_named(tmp_path: Path) -> None:
     assert said == ["headers and notes", "headers and notes, frame 0x3", "frames 0x4-0x5", "frames 0x5-0x6"]
 
 
+def test_memory_that_is_missing_from_address_0_on_is_missing(tmp_path: Path) -> None:
+    path = Elf([Load(PAGE, bytes(PAGE))]).write(tmp_path / "vmcore")
+    with open_dump(path) as dump:
+        assert dump.read(0, 2 * PAGE) is None
+        assert dump.read(PAGE, PAGE) == bytes(PAGE)
+
+
 def test_a_program_header_table_that_the_file_does_not_contain_is_named(tmp_path: Path) -> None:
     data = bytearray(Elf([Load(0x1000, b"m" * PAGE)]).build())
     struct.pack_into("<H", data, 56, 2000)  # e_phnum: 112,000 bytes of a file of 12 KiB

@@ -66,6 +66,16 @@ def test_a_file_needs_no_other_vmcoreinfo(tmp_path: Path) -> None:
         assert vmfilter.filter_dump(dump, tmp_path / "new").classes[PageClass.FREE] == 16
 
 
+def test_a_file_that_suffices_is_not_completed_by_memory(tmp_path: Path) -> None:
+    machine = machine_of(note=False)
+    machine.on_vmcoreinfo = text_at(KERNEL_AT + MIB, machine)
+    path = machine.write(tmp_path / "vmcore")
+    kept = [line for line in machine.info.splitlines() if not line.startswith("CRASHTIME")]
+    (tmp_path / "info").write_text("\n".join(kept) + "\n")
+    with open_dump(path, vmcoreinfo=tmp_path / "info") as dump:
+        assert "CRASHTIME" not in understand(dump).info.text  # type: ignore[union-attr]
+
+
 def test_a_line_of_the_file_comes_before_the_notes(run: Run, tmp_path: Path) -> None:
     """A wrong number in the note can be corrected."""
     machine = machine_of()
