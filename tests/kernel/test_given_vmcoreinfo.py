@@ -140,7 +140,7 @@ def test_a_file_without_vmcoreinfo_is_named(run: Run, tmp_path: Path, content: b
         file.write_bytes(content)
     ran = run("dmesg", "--vmcoreinfo", file, path)
     assert (ran.status, ran.err.count("\n")) == (3, 1)
-    assert (f"{file}: cannot be read" if content is None else f"{file}: not VMCOREINFO") in ran.err
+    assert (f"{file}: cannot be opened" if content is None else f"{file}: not VMCOREINFO") in ran.err
 
 
 def test_a_file_and_an_address_contradict_each_other(run: Run, tmp_path: Path) -> None:
