@@ -47,6 +47,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+_LEFT_OUT = ("integration", "fleet")  # rooms without use in an initramfs; fleet needs packages of 100 MB
+
 
 def _imports(node: ast.AST, packages: Set[str]) -> Iterator[ast.Import | ast.ImportFrom]:
     """Yield the import statements below a node that import some packages, except those under TYPE_CHECKING."""
@@ -74,16 +76,17 @@ def _encodings(tree: ast.AST) -> Iterator[str]:
 def _load(modules: dict[str, ModuleType | None]) -> None:
     from vmfilter.formats.codec import CODECS, native_libraries
 
-    here = Path(__file__).parent
-    modules["vmfilter.integration"] = None  # makes its import fail
+    package = Path(__file__).parents[1]
+    for room in _LEFT_OUT:
+        modules[f"vmfilter.{room}"] = None  # makes its import fail
     modules["_hashlib"] = None  # keeps OpenSSL out, which is large: hashlib has its own SHA-256
     codecs_of = {c: codec.package for c, codec in CODECS.items() if codec.package}
     needed = {"vmfilter", *sys.stdlib_module_names, *codecs_of.values()}
     needed -= {codecs_of[c] for c in native_libraries() if c in codecs_of} - sys.stdlib_module_names
-    for source in here.parent.rglob("*.py"):
-        if source.parent == here or source.stem == "__main__":
+    for source in package.rglob("*.py"):
+        path = source.relative_to(package.parent).with_suffix("")
+        if path.parts[1] in _LEFT_OUT or source.stem == "__main__":
             continue
-        path = source.relative_to(here.parent.parent).with_suffix("")
         import_module(".".join(path.parts).removesuffix(".__init__"))
         tree = ast.parse(source.read_bytes())
         for encoding in _encodings(tree):
