@@ -11,7 +11,7 @@ folder=$(mktemp -d -p /var/tmp vmfilter-deb.XXXXXX)
 trap 'rm -rf --one-file-system "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 root=$folder/root
-debootstrap --variant=minbase --include=ca-certificates,build-essential,lintian "$release" "$root" "$mirror"
+debootstrap --variant=minbase --include=ca-certificates "$release" "$root" "$mirror"
 apt-config dump Acquire >"$root/etc/apt/apt.conf.d/host"
 [ ! -d /usr/local/share/ca-certificates ] || cp -r /usr/local/share/ca-certificates "$root/usr/local/share"
 chroot "$root" update-ca-certificates
@@ -23,6 +23,7 @@ unshare --mount --pid --fork --kill-child sh -euc '
         http_proxy="${http_proxy-}" https_proxy="${https_proxy-}" no_proxy="${no_proxy-}" sh -euc "
         cd /build/source
         apt-get update -q
+        apt-get install -qy --no-install-recommends build-essential lintian
         apt-get build-dep -qy --no-install-recommends .
         dpkg-buildpackage -us -uc
         lintian --allow-root --fail-on error,warning ../*.changes"
