@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vmfilter.erase.rules import Rules
     from vmfilter.formats.codec import Codec
     from vmfilter.frames.frame_set import FrameSet
+    from vmfilter.kernel.kernel import Kernel
     from vmfilter.pages.classify import Window
     from vmfilter.reader import Dump
     from vmfilter.reader.dump import Memory
@@ -153,9 +154,8 @@ class DumpRun:
         except KernelError as e:
             raise KernelError(f"{path}: {e}; so nothing can be erased") from e
         if strict and plan.failures:
-            raise KernelError(f"{path}: {plan.failures[0]}; so not all can be erased")
-        self._warnings += [f"{path}: {failure}; so it is not erased" for failure in plan.failures]
-        self._warnings += [f"{path}: {warning}" for warning in plan.warnings]
+            raise KernelError(f"{path}: {plan.failures[0]}, and no dump is made")
+        self._warnings += [f"{path}: {said}" for said in (*plan.failures, *plan.warnings)]
         self._memory = ErasedMemory(self._dump, plan)
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
@@ -390,6 +390,8 @@ class DumpRun:
         """Return the kernel's name for the header, which identifies the machine: the source's, whatever memory says."""
         said = self._dump.header.uts
         uts = self._kernel.uts if self._kernel else said
+        if self._kernel is not None and self._plan is not None:
+            uts = _erased(uts, self._kernel, self._plan)
         return uts._replace(machine=machine_of(self._dump.arch, said.machine, uts.machine))
 
     def _windows(self, threads: int) -> Generator[Window, None, None]:
@@ -422,7 +424,8 @@ class DumpRun:
                 f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
             )
         result.unknown = self._classifier.unknown
-        result.erased = self._plan.size if self._plan else 0
+        if self._plan is not None:
+            result.erased, result.not_erased = self._plan.size, len(self._plan.failures)
         is_all = not (result.gaps or result.unknown or result.classes[PageClass.EXCLUDED] or self._dump.truncated)
         if self._witnesses and is_all and needs_kernel(self._level):
             result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)
@@ -432,3 +435,11 @@ class DumpRun:
                 f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"
             )
         return result
+
+
+def _erased(uts: Utsname, kernel: Kernel, plan: Plan) -> Utsname:
+    """Return a kernel's name as it is in memory after erasing: the header must not say what pages do not."""
+    raw, start = memoryview(bytearray(uts.pack())), kernel.uts_address
+    for t in kernel.memory.translate(start, len(raw)):
+        plan.apply(t.paddr, raw[t.vaddr - start : t.vaddr - start + t.length])
+    return Utsname.parse(bytes(raw))

@@ -94,6 +94,7 @@ class Statistics:
         unreadable: kept frames whose pages cannot be read or decompressed. They are missing from the new dump.
         unreadable_at: ranges [start, end) of their physical addresses; the first MAX_RANGES of them.
         erased: bytes of memory that were to be erased, whether or not the new dump contains their pages.
+        not_erased: rules by which not all could be erased; warnings say which.
         lost: kept frames that are missing from the new dump: uncounted, unreadable and cut_off together.
         lost_kinds: number of these by kind; None: of other classes, or of a kind that is not known. Empty if none is
             lost.
@@ -131,6 +132,7 @@ class Statistics:
         self.unreadable = 0
         self.unreadable_at: list[Range] = []
         self.erased = 0
+        self.not_erased = 0
         self.lost = 0
         self.lost_kinds: dict[PageKind | None, int] = {}
         self.incomplete = False

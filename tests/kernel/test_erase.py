@@ -19,6 +19,7 @@ from vmfilter.erase import evaluate
 from vmfilter.erase.config import parse
 from vmfilter.erase.evaluate import plan_of
 from vmfilter.erase.plan import ErasedMemory
+from vmfilter.formats.uts import UTS_FIELD
 from vmfilter.kernel.search import understand
 from vmfilter.reader import open_dump
 from vmfilter.reader.dump import Memory
@@ -247,7 +248,7 @@ def test_what_cannot_be_erased_fails_an_erase_and_is_a_warning_to_a_filter(
     ran = run("erase", "--expression", expression, path, tmp_path / "dump")
     assert (ran.status, (tmp_path / "dump").exists()) == (5, False)
     assert FAILING[expression] in ran.err
-    assert "so not all can be erased" in ran.err
+    assert "so it is not erased, and no dump is made" in ran.err
     rules = vmfilter.Rules(expressions=[expression, "(s1)mystruct1.name"])
     result = vmfilter.filter_dump(path, tmp_path / "dump", rules=rules)
     assert [FAILING[expression] in warning for warning in result.warnings] == [True]
@@ -257,6 +258,21 @@ def test_what_cannot_be_erased_fails_an_erase_and_is_a_warning_to_a_filter(
 def test_a_kernel_without_symbols_or_types(run: Run, tmp_path: Path, real: Callable[[str], Path]) -> None:
     ran = run("filter", "--config", "/dev/null", real("x86_64-5.10"), tmp_path / "dump")
     assert (ran.status, "so nothing can be erased" in ran.err, (tmp_path / "dump").exists()) == (5, True, False)
+
+
+def test_the_name_of_the_host_is_not_in_the_header_either(run: Run, tmp_path: Path) -> None:
+    made = Secrets()
+    name = made.s.text + made.s.name_at + UTS_FIELD
+    made.s.memory.write(name, b"SECRET host\0")
+    path, dump, rules = made.write(tmp_path / "vmcore"), tmp_path / "dump", tmp_path / "rules.py"
+    assert run("filter", path, dump).status == 0
+    assert b"SECRET host" in dump.read_bytes()[: made.s.page * 2]
+    rules.write_text(f"def rules(machine):\n    machine.erase_physical({name}, 11)\n")
+    for source in path, dump:
+        assert run("erase", "--compress", "none", "--extension", rules, source, tmp_path / "new").status == 0
+        assert b"SECRET host" not in (tmp_path / "new").read_bytes()
+        assert run("info", tmp_path / "new").status == 0
+        (tmp_path / "new").unlink()
 
 
 def test_arguments(vmcore: Callable[[str], Path], run: Run, tmp_path: Path) -> None:

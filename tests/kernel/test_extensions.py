@@ -1,4 +1,4 @@
-"""Extensions: what they can read, keep, drop and erase; one that fails changes nothing; those of the package."""
+"""Extensions: what they can read, keep, drop and erase; one that fails; those of the package."""
 
 from __future__ import annotations
 
@@ -254,26 +254,40 @@ FAILING = {
 
 
 @pytest.mark.parametrize("line", FAILING)
-def test_one_that_fails_changes_nothing_and_others_are_obeyed(
+def test_one_that_fails_erases_what_it_had_found_and_others_are_obeyed(
     vmcore: Path, run: Run, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_module, "_MAX_READS", 1000)
     monkeypatch.setattr(machine_module, "_MAX_PIECES", 100)
     (tmp_path / "good").mkdir()
     good = extension(tmp_path / "good", "machine.erase(machine.symbol('array_var'), 100)")
-    bad = extension(tmp_path, "machine.drop_frames(0, 1 << 20)", line)
-    ran = run("filter", "--format", "elf", "--extension", bad, "--extension", good, vmcore, tmp_path / "dump")
+    private = "machine.erase(machine.symbol('mystruct1'), 8)"
+    bad = extension(tmp_path, "machine.drop_frames(0, 1 << 20)", private, line)
+    form = ["--format", "elf", "--extension", bad, "--extension", good, vmcore, tmp_path / "dump"]
+    ran = run("erase", *form)
+    assert (ran.status, (tmp_path / "dump").exists()) == (5, False)
+    assert "so not all that it would erase is erased, and no dump is made" in ran.err
+    ran = run("filter", *form)
     assert ran.status == 0
-    assert f"extension {bad} changes nothing: " in ran.err
+    assert f"extension {bad} failed: " in ran.err
     assert FAILING[line] in ran.err
+    assert "NOT ALL THAT WAS TO BE ERASED IS" in ran.out
+    assert (f"erase {bad} size 8" in run("info", tmp_path / "dump").out) == (line != "this is no Python")
     assert b"SECRET array" not in (tmp_path / "dump").read_bytes()
     assert b"SECRET name" in (tmp_path / "dump").read_bytes()
+
+
+def test_what_one_prints_is_not_on_standard_output_where_the_dump_may_go(
+    vmcore: Path, run: Run, tmp_path: Path
+) -> None:
+    ran = run("filter", "--extension", extension(tmp_path, "print('NOISE')"), vmcore, tmp_path / "dump")
+    assert ("NOISE" in ran.err, "NOISE" in ran.out) == (True, False)
 
 
 def test_one_that_is_no_extension(vmcore: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     ran = run("filter", "--extension", tmp_path / "empty.py", vmcore, tmp_path / "dump")
-    assert "changes nothing: it defines no function rules()" in ran.err
+    assert "failed: it defines no function rules()" in ran.err
     ran = run("filter", "--extension", "nothing", vmcore, tmp_path / "none")
     assert (ran.status, "no such file, and none of gpu, keys, user_stack, zfs_arc" in ran.err) == (2, True)
 

@@ -106,7 +106,7 @@ OTHERS = [
     ("info folder/vmcorf", 3, "folder/vmcorf", "No such file", "did you mean folder/vmcore?"),
     ("filter '' new", 3, "''", "No such file", "check the name"),
     ("filter nothere dump", 3, "nothere", "No such file", "the dump to read comes first: vmfilter filter dump nothere"),
-    ("filter --force dump copy", 4, "copy", "not replaced: it has", "if the two names are not swapped, remove it"),
+    ("filter --force dump copy", 4, "copy", "not replaced: it has", "are the two names swapped?"),
     ("filter vmcore dump", 4, "dump", "exists", "--force replaces it"),
     ("filter --force vmcore vmcore", 4, "vmcore", "is the input", "name another output"),
     ("filter vmcore folder", 4, "folder", "is not a regular file", "choose another name"),
@@ -259,12 +259,18 @@ def test_the_name_of_a_file_is_harmless_in_every_message(
     assert "a\nb" not in said
 
 
-def test_force_replaces_a_dump_that_has_no_more_of_the_crash(
+def test_force_replaces_a_dump_that_has_no_more_of_the_crash_than_the_input(
     run: Run, real: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    vmcore, dump = real("x86_64-6.12-small"), tmp_path / "dump"
-    for level, status in ("31", 0), ("31", 0), ("1", 0), ("31", 4), ("0", 0), ("1", 0):
-        assert run("filter", "-q", "--force", "-d", level, vmcore, dump).status == status, level
+    vmcore, dump, small = real("x86_64-6.12-small"), tmp_path / "dump", tmp_path / "small"
+    for level in "31", "31", "1", "31", "0":  # it can be made again
+        assert run("filter", "-q", "--force", "-d", level, vmcore, dump).status == 0, level
+    assert run("filter", "-q", "-d", "31", dump, small).status == 0
+    for command in "filter", "convert":
+        before = dump.read_bytes()
+        assert run(command, "-q", "--force", small, dump).status == 4
+        assert dump.read_bytes() == before
+    assert run("convert", "-q", "--force", "--format", "elf", dump, small).status == 0
     assert run("filter", "-q", "--force", "-d", "31", "--dry-run", vmcore, dump).status == 0
     other = real("x86_64-6.1")  # another crash
     assert run("filter", "-q", "--force", "-d", "31", other, dump).status == 0

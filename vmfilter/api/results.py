@@ -83,6 +83,7 @@ class Statistics(Result):
         cut_off: lost because the limit was reached or the run ended early.
         uncounted: lost because they are before the first frame that the format can represent.
         erased: bytes of memory that were to be erased.
+        not_erased: rules by which not all could be erased; warnings say which.
         unknown: kept because their struct page could not be read.
         shared: pages that share the data of another; None if pages were not deduplicated.
         free: free pages as found, and by the kernel's own count; None if that is not known.
@@ -115,6 +116,7 @@ class Statistics(Result):
     cut_off: int = field(repr=False)
     uncounted: int = field(repr=False)
     erased: int = field(repr=False)
+    not_erased: int = field(repr=False)
     unknown: int = field(repr=False)
     shared: int | None = field(repr=False)
     free: Checked | None = field(repr=False)

@@ -1,4 +1,4 @@
-"""What --force must not do: replace a dump by one that has less of the same crash, as if two names were swapped."""
+"""What --force must not do: replace a dump by what is made from a smaller one of the same crash, its own descendant."""
 
 from __future__ import annotations
 
@@ -10,60 +10,38 @@ from contextlib import suppress
 from vmfilter.errors import InputError, KernelError, OutputError
 from vmfilter.formats.codec import SIGNATURES
 from vmfilter.formats.flattened import SIGNATURE
+from vmfilter.kernel.kernel import page_size_of
 from vmfilter.kernel.search import vmcoreinfo_of
-from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader import Dump, open_dump
-
-if TYPE_CHECKING:
-    from vmfilter.run import Progress
 
 _READ_IN_PLACE = (b"\x7fELF", SIGNATURE, *SIGNATURES)
 """How files begin that need not be unpacked."""
 
 
-class Guard:
-    """A Progress that ends a run before its first page is written, if it would replace a dump with more memory."""
+def check(source: Dump, outputs: Sequence[str]) -> None:
+    """Raise OutputError if an output is a dump with more memory of the same crash than the source: names are swapped.
 
-    def __init__(self, shown: Progress | None, source: Dump, outputs: Sequence[str]) -> None:
-        """Wrap a Progress, or None.
+    Args:
+        source: from which the new dump is made.
+        outputs: paths of the new dump.
 
-        Args:
-            shown: what is called too.
-            source: from which the new dump is made.
-            outputs: paths of the new dump.
-
-        """
-        self._shown, self._source = shown, source
-        self._unchecked = list(outputs)
-        self._page_size = 0
-        self._note = getattr(shown, "note", None)
-
-    def note(self, page_size: int, size: int) -> None:
-        """See vmfilter.run.Progress."""
-        self._page_size = page_size
-        if self._note:
-            self._note(page_size, size)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        while stage == "write" and self._unchecked:
-            _check(self._source, self._unchecked.pop(), total * self._page_size)
-        if self._shown is not None:
-            self._shown(stage, done, total)
+    """
+    said = vmcoreinfo_of(source)
+    for path in outputs:
+        if said is not None and _can_be_opened(path):
+            with suppress(InputError, KernelError), open_dump(path, missing_parts=True) as old:
+                found, page = vmcoreinfo_of(old), page_size_of(source, said)
+                there, here = _frames(old, page), _frames(source, page)
+                if found is not None and found.text == said.text and there > here:
+                    raise OutputError(
+                        f"{path}: not replaced: it has {there} pages of the same crash, and {source.path} only {here}: "
+                        "are the two names swapped? if not, remove it first"
+                    )
 
 
-def _check(source: Dump, path: str, size: int) -> None:
-    """Raise OutputError if a file is a dump of the same crash (by its VMCOREINFO) with more than size bytes of it."""
-    before = vmcoreinfo_of(source)
-    if before is None or not _can_be_opened(path):
-        return
-    with suppress(InputError, KernelError), open_dump(path, missing_parts=True) as old:
-        found = vmcoreinfo_of(old)
-        contained = sum(end - start for start, end in old.covered(0, old.end))
-        if found is not None and found.text == before.text and contained > size:
-            raise OutputError(
-                f"{path}: not replaced: it has {contained / 2**20:.1f} MiB of the same crash, and the new dump would "
-                f"have {size / 2**20:.1f} MiB; if the two names are not swapped, remove it, and try again"
-            )
+def _frames(dump: Dump, page: int) -> int:
+    """Return the number of page frames of which a dump contains memory."""
+    return sum(-(-end // page) - start // page for start, end in dump.covered(0, dump.end))
 
 
 def _can_be_opened(path: str) -> bool:

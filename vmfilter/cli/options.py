@@ -249,12 +249,11 @@ def run_of(options: argparse.Namespace, dump: Dump, outputs: Sequence[str]) -> I
     """Yield the Progress of a run that writes a dump to outputs; - is standard output."""
     from vmfilter.console.signals import EndsBetweenPages
 
-    progress: Progress | None
-    with progress_of(options) as progress:
-        if options.force:
-            from vmfilter.cli.guard import Guard
+    if options.force:
+        from vmfilter.cli.guard import check
 
-            progress = Guard(progress, dump, outputs)
+        check(dump, outputs)
+    with progress_of(options) as progress:
         yield EndsBetweenPages(progress, "-" in outputs) if options.keep_incomplete else progress
 
 

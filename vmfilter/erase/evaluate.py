@@ -58,7 +58,7 @@ class Evaluator:
                 else:
                     self._erase(command, section.module, {})
             except KernelError as e:
-                self.failures.append(f"{command.where}: {e}")
+                self._failed(f"{command.where}: {e}")
 
     def whole(self, symbol: str) -> None:
         """Erase a symbol up to the next one."""
@@ -69,7 +69,10 @@ class Evaluator:
                 raise KernelError(f"no symbol follows {symbol}, so its size is not known")
             self._add(address, place.size, symbol, nullify=False)
         except KernelError as e:
-            self.failures.append(f"symbol {symbol}: {e}")
+            self._failed(f"symbol {symbol}: {e}")
+
+    def _failed(self, why: str) -> None:
+        self.failures.append(f"{why}; so it is not erased")
 
     def _read(self, address: int, size: int, what: str) -> int:
         number = self._kernel.memory.read_int(address, size)

@@ -21,19 +21,19 @@ class Plan:
 
     Attributes:
         report: what makedumpfile calls erase info: a command for each piece that is erased.
-        failures: what cannot be erased, one line each.
+        failures: why the new dump contains what was to be erased, one line each.
         warnings: what else to tell, one line each.
         kept, dropped: ranges of page frames that are kept or excluded, whatever their class.
 
     """
 
     def __init__(
-        self, erased: Iterable[Range], nullified: Iterable[Range], report: Sequence[str], failures: Sequence[str]
+        self, erased: Iterable[Range], nullified: Iterable[Range], report: Sequence[str], failures: Iterable[str]
     ) -> None:
         self._ranges = {ERASED: merged(erased), NULLIFIED: merged(nullified)}
         self._secrets: list[bytes] = []
         self.report = "".join(f"{line}\n" for line in report).encode()
-        self.failures = failures
+        self.failures = list(failures)
         self.warnings: list[str] = []
         self.kept: list[Range] = []
         self.dropped: list[Range] = []

@@ -1,10 +1,12 @@
-"""Extensions: found, run, and their rules gathered. One that fails changes nothing."""
+"""Extensions: found, run, and their rules gathered. One that fails erases what it had found, and does no more."""
 
 from __future__ import annotations
 
 import os
 import runpy
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from vmfilter.erase.plan import Plan
 from vmfilter.errors import KernelError, UsageError
@@ -54,10 +56,13 @@ def extend(plan: Plan, dump: Dump, kernel: Kernel, names: Sequence[str]) -> None
             rules = runpy.run_path(path).get("rules")
             if not callable(rules):
                 raise KernelError("it defines no function rules()")
-            rules(machine)
+            with redirect_stdout(sys.stderr):  # the new dump may go to standard output
+                rules(machine)
         except (Exception, SystemExit) as e:
             kind = "" if isinstance(e, KernelError) else f"{type(e).__name__}: "
-            plan.warnings.append(f"extension {name} changes nothing: {kind}{e}".partition("\n")[0])
-        else:
-            plan.extend(name, machine.pieces, machine.secrets, machine.kept, machine.dropped)
-            plan.warnings += [f"extension {name}: {warning}" for warning in machine.warnings]
+            failed = f"extension {name} failed: {kind}{e}".partition("\n")[0]
+            plan.failures.append(f"{failed}; so not all that it would erase is erased")
+            machine.kept, machine.dropped = [], []
+        plan.extend(name, machine.pieces, machine.secrets, machine.kept, machine.dropped)
+        plan.failures += [f"extension {name}: {failure}" for failure in machine.failures]
+        plan.warnings += [f"extension {name}: {warning}" for warning in machine.warnings]

@@ -44,7 +44,8 @@ class Machine:
         pieces: ranges [start, end) of physical addresses to erase.
         kept, dropped: ranges [first, end) of page frames.
         secrets: bytes to erase wherever they are.
-        warnings: what the extension tells, one line each.
+        failures: what it does not erase, one line each.
+        warnings: what else it tells, one line each.
 
     """
 
@@ -55,6 +56,7 @@ class Machine:
         self.kept: list[Range] = []
         self.dropped: list[Range] = []
         self.secrets: list[bytes] = []
+        self.failures: list[str] = []
         self.warnings: list[str] = []
         self._variables = Variables(info)
         self._types: dict[str, Structures] = {}
@@ -191,6 +193,10 @@ class Machine:
     def warn(self, text: str) -> None:
         """Tell the user something, in one line."""
         self.warnings.append(text.partition("\n")[0])
+
+    def fail(self, text: str) -> None:
+        """Tell the user, in one line, what is not erased. To vmfilter filter it is a warning; erase makes no dump."""
+        self.failures.append(text.partition("\n")[0])
 
     @staticmethod
     def _add(ranges: list[Range], start: int, end: int) -> None:

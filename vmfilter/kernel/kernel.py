@@ -45,6 +45,7 @@ class Kernel:
         memory: its virtual memory.
         phys_base: value for the kdump-compressed header; may be negative.
         uts: its name and version.
+        uts_address: where they are (struct new_utsname).
 
     """
 
@@ -91,6 +92,7 @@ class Kernel:
             raw = self.memory.read(symbol + offset, UTS_SIZE)
             uts = Utsname.parse(raw) if raw else Utsname()
             if uts.sysname == b"Linux":
+                self.uts_address = symbol + offset
                 return uts
         return None
 

@@ -138,6 +138,7 @@ def dump_data(s: Statistics, outputs: Sequence[str], warnings: Sequence[str]) ->
         "cut_off": s.cut_off,
         "uncounted": s.uncounted,
         "erased": s.erased,
+        "not_erased": s.not_erased,
         "unknown": s.unknown,
         "shared": s.shared,
         "free": {"found": s.free.found, "counted": s.free.counted} if s.free else None,

@@ -182,8 +182,9 @@ def info_rows(info: DumpInfo) -> dict[str, str]:
 
 
 def erased(s: Statistics) -> str:
-    """Return a sentence about what was erased, after a space; "" if nothing was."""
-    return f" {s.erased} bytes of kernel data are erased." if s.erased else ""
+    """Return what was erased, and whether that is all that should be, after a space; "" if nothing should."""
+    said = f" {s.erased} bytes of kernel data are erased." if s.erased else ""
+    return said + " NOT ALL THAT WAS TO BE ERASED IS: see the warnings." * bool(s.not_erased)
 
 
 def info_lines(info: DumpInfo) -> Iterator[str]:

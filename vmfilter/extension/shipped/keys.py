@@ -31,7 +31,7 @@ def rules(machine: Machine) -> None:
 
 
 def _each(machine: Machine, what: str, found: Iterator[Object], erase: Callable[[Object], None]) -> None:
-    """Erase each of what was found; warn of those that are not in the dump."""
+    """Erase each of what was found; tell of those that are not in the dump."""
     missing, why = 0, ""
     for one in found:
         try:
@@ -39,7 +39,7 @@ def _each(machine: Machine, what: str, found: Iterator[Object], erase: Callable[
         except KernelError as e:
             missing, why = missing + 1, why or str(e)
     if missing:
-        machine.warn(f"{missing} {what} are not erased: {why}")
+        machine.fail(f"{missing} {what} are not erased: {why}")
 
 
 def _secret(machine: Machine, address: int, size: int) -> None:

@@ -172,7 +172,10 @@ class Dwarf(Types):
 
     def _values(self, die: DIE) -> Iterator[tuple[str, int]]:
         for child in self._children(die, "DW_TAG_enumerator"):
-            yield _text(child), child.attributes["DW_AT_const_value"].value
+            value = child.attributes.get("DW_AT_const_value")
+            if value is None or not isinstance(value.value, int):
+                raise self._damaged(f"has an enumerator at {child.offset:#x} that is no number")
+            yield _text(child), value.value
 
     def _children(self, die: DIE, tag: str) -> Iterator[DIE]:
         try:
