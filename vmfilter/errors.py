@@ -30,6 +30,8 @@ EXIT_STATUSES = {
 """Meaning of each exit status of the commands."""
 INCOMPLETE = 6
 """Exit status if the dump is incomplete and marked so."""
+HIGHEST = (1 << 64) - 1
+"""Highest address."""
 _LONGEST_WORD = 40  # that may be a name misspelt
 
 
@@ -126,6 +128,18 @@ def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:
     if not isinstance(value, int) or isinstance(value, bool):
         return False
     return lowest <= value and (highest is None or value <= highest)
+
+
+def check_address(address: object) -> None:
+    """Check an argument that is an address. Raises UsageError unless it is a number of 64 bits."""
+    if not is_whole(address, 0, HIGHEST):
+        raise UsageError(f"{address!r:.80} is not an address, which is a number from 0 to {HIGHEST:#x}")
+
+
+def check_progress(progress: object) -> None:
+    """Check an argument that is called with the progress. Raises UsageError if it cannot be."""
+    if progress is not None and not callable(progress):
+        raise UsageError(f"progress {progress!r:.80} is not callable")
 
 
 def files_of(files: object, what: str, method: str) -> list[Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from vmfilter.compress.budget import Budget, budget
 from vmfilter.compress.pipeline import chunks_of
 from vmfilter.compress.workers import Task, WorkerPool
-from vmfilter.errors import InputError, KernelError
+from vmfilter.errors import InputError, KernelError, check_progress
 from vmfilter.frames.classes import PageKind
 from vmfilter.frames.frame_set import Stretch
 from vmfilter.kernel.search import understand
@@ -93,6 +93,7 @@ def verify_dump(
 
     """
     limits = budget(threads)
+    check_progress(progress)
     if against is not None and against.arch.name != dump.arch.name:
         raise InputError(
             f"{against.path}: is a dump of {against.arch.name}, but {dump.path} is one of {dump.arch.name}"

@@ -399,6 +399,21 @@ MISTAKES: list[tuple[Call, str]] = [
     (lambda dump: dump.kernel.symbol("init_task"), "kallsyms_num_syms at 0x"),
     (lambda dump: vmfilter.dmesg(dump), "the kernel's log is damaged"),
     (lambda dump: vmfilter.verify_dump(dump, threads=0), "the number of threads must be from 1"),
+    (lambda dump: vmfilter.verify_dump(dump, progress=5), "progress 5 is not callable"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.filter_dump(dump, "new", rules="x"), "rules must be vmfilter.Rules, not 'x'"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.convert_dump(dump, "new", rules=5), "rules must be vmfilter.Rules, not 5"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.estimate(dump, levels="31"), "levels must be a list of dump levels, not '31'"),
+    (lambda dump: vmfilter.estimate(dump, levels=31), "levels must be a list of dump levels, not 31"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.estimate(dump, levels=[99]), "dump level 99 is not between 0 and 63"),
+    (lambda dump: vmfilter.estimate(dump, codecs="zlib"), "codecs must be a list of page codecs, not 'zlib'"),
+    (lambda dump: vmfilter.estimate(dump, seconds="1"), "seconds must be a number, not '1'"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.estimate(dump, seed=[1]), "seed must be a number, not [1]"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.open_dump(dump.path, vmcoreinfo_at=-1), "-1 is not an address"),
+    (lambda dump: vmfilter.open_dump(dump.path, max_memory="1G"), "max_memory must be a number of bytes"),  # type: ignore[arg-type]
+    (lambda dump: next(dump.runs()).page(1 << 40), "1099511627776 is not the number of a page frame of the run"),
+    (lambda dump: dump.kernel.symbol(b"jiffies"), "b'jiffies' is not the name of a symbol or type"),  # type: ignore[arg-type]
+    (lambda dump: dump.kernel.symbol_at(-1), "-1 is not an address"),
+    (lambda dump: dump.kernel.struct("page", "0"), "'0' is not an address"),  # type: ignore[arg-type]
 ]
 
 
@@ -417,9 +432,19 @@ def test_a_mistake_is_one_exception_of_one_line(
 
 def test_a_closed_dump_says_so(small: Path) -> None:
     dump = vmfilter.open_dump(small)
+    runs = dump.runs()
+    next(runs)
+    with vmfilter.open_dump(small) as other:
+        kernel = other.kernel
     dump.close()
     dump.close()
     calls: list[Call] = [
+        lambda dump: dump.__enter__(),
+        lambda dump: dump.notes[0].data,
+        lambda dump: list(runs),
+        lambda dump: kernel.symbol("jiffies"),
+        lambda dump: kernel.struct("page", 0),
+        lambda dump: kernel.tasks(),
         vmfilter.stats,
         lambda dump: dump.read(0x100000, 4),
         lambda dump: dump.kernel,

@@ -11,7 +11,7 @@ from vmfilter import reader
 from vmfilter.api.frames import Page, Run, RunTable, run_of
 from vmfilter.api.kernel import Kernel
 from vmfilter.api.notes import Note
-from vmfilter.errors import InputError, KernelError, UsageError, is_whole
+from vmfilter.errors import HIGHEST, InputError, KernelError, UsageError, check_address, is_whole
 from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.runs import runs_of
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _MOST = 1 << 30
 """Bytes that one call reads at most."""
-_HIGHEST = (1 << 64) - 1
 
 
 class Dump:
@@ -59,7 +58,7 @@ class Dump:
         self.incomplete = inner.header.incomplete or bool(inner.truncated)
         self.cpus = inner.cpus
         self.notes: Sequence[Note] = tuple(
-            Note(note.name.decode("utf-8", "backslashreplace"), note.kind, note.size, inner, note.offset)
+            Note(note.name.decode("utf-8", "backslashreplace"), note.kind, note.size, self._reader, note.offset)
             for note in inner.notes
         )
 
@@ -67,6 +66,7 @@ class Dump:
         return f"<vmfilter.Dump {self.path!r}: {self.format}, {self.machine}>"
 
     def __enter__(self) -> Self:
+        _ = self._open
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -85,6 +85,9 @@ class Dump:
         if self._inner is None:
             raise UsageError(f"{self.path}: the dump is closed: open it again")
         return self._inner
+
+    def _reader(self) -> reader.Dump:
+        return self._open
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -120,7 +123,7 @@ class Dump:
     @cached_property
     def kernel(self) -> Kernel:
         """The crashed kernel. Raises KernelError if it cannot be found."""
-        return Kernel(self._open, self._kernel)
+        return Kernel(self._reader, self._kernel)
 
     def read(self, address: int, size: int) -> bytes:
         """Return physical memory.
@@ -197,7 +200,9 @@ class Dump:
 
         """
         walk = Walk(self._open)
-        return (run_of(run, walk.page_size, self.read) for run in runs_of(walk.stretches()))
+        for run in runs_of(walk.stretches()):
+            yield run_of(run, walk.page_size, self.read)
+            _ = self._open  # or memory of a dump that was closed meanwhile would count as lost
 
     def pages(self) -> Iterator[Page]:
         """Yield all page frames, without holes, in order; see runs(), which is faster."""
@@ -219,7 +224,7 @@ class Dump:
             UsageError: pfn is not a number in range.
 
         """
-        if not is_whole(pfn, 0, _HIGHEST):
+        if not is_whole(pfn, 0, HIGHEST):
             raise UsageError(f"{pfn!r:.80} is not the number of a page frame")
         run = self._table.at(pfn)
         if run is None:
@@ -228,8 +233,7 @@ class Dump:
 
 
 def _check_range(address: int, size: int) -> None:
-    if not is_whole(address, 0, _HIGHEST):
-        raise UsageError(f"{address!r:.80} is not an address, which is a number from 0 to {_HIGHEST:#x}")
+    check_address(address)
     if not is_whole(size, 0, _MOST):
         raise UsageError(f"{size!r:.80} is not a number of bytes from 0 to {_MOST:#x}")
 
@@ -278,6 +282,10 @@ def open_dump(
         UsageError: an argument is wrong.
 
     """
+    if vmcoreinfo_at is not None:
+        check_address(vmcoreinfo_at)
+    if max_memory is not None and not is_whole(max_memory, 1):
+        raise UsageError(f"max_memory must be a number of bytes, at least 1, not {max_memory!r:.80}")
     return Dump(
         reader.open_dump(
             path,

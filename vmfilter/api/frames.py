@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from vmfilter.errors import UsageError, is_whole
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure import runs
@@ -75,12 +76,17 @@ class Run:
         return self.end - self.start
 
     def page(self, pfn: int) -> Page:
-        """Return one of the pages."""
+        """Return one of the pages. Raises UsageError if it is not in the run."""
+        if not is_whole(pfn, self.start, self.end - 1):
+            raise UsageError(f"{pfn!r:.80} is not the number of a page frame of the run")
+        return self._page(pfn)
+
+    def _page(self, pfn: int) -> Page:
         return Page(pfn, self.page_size, self.page_class, self.kind, self.zone, self._read)
 
     def pages(self) -> Iterator[Page]:
         """Yield the pages, in order. Their bytes are read when they are asked for."""
-        return map(self.page, range(self.start, self.end))
+        return map(self._page, range(self.start, self.end))
 
 
 def run_of(found: runs.Run, page_size: int, read: Read) -> Run:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 
 from vmfilter.crash.tasks import list_tasks
-from vmfilter.errors import InputError, KernelError
+from vmfilter.errors import InputError, KernelError, UsageError, check_address
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmfilter.crash.tasks import Task
     from vmfilter.kernel import kernel
     from vmfilter.kernel.types.debug_info import DebugInfo
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
+
+
+def _check_name(name: object) -> None:
+    """Check an argument. Raises UsageError unless it is a string."""
+    if not isinstance(name, str):
+        raise UsageError(f"{name!r:.80} is not the name of a symbol or type")
 
 
 class Kernel:
@@ -36,9 +44,9 @@ class Kernel:
 
     """
 
-    def __init__(self, dump: Dump, found: kernel.Kernel) -> None:
-        """Describe a kernel that was found in a dump."""
-        self._dump, self._kernel = dump, found
+    def __init__(self, dump: Callable[[], Dump], found: kernel.Kernel) -> None:
+        """Describe a kernel that was found in a dump; dump() returns it, or raises UsageError once it is closed."""
+        self._dump, self._path, self._kernel = dump, dump().path, found
         self.release, self.version = _text(found.uts.release), _text(found.uts.version)
         self.machine, self.nodename = _text(found.uts.machine), _text(found.uts.nodename)
         self.page_size = found.page_size
@@ -46,12 +54,18 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<vmfilter.Kernel {self.release} {self.machine}>"
 
-    @cached_property
+    @property
     def _info(self) -> DebugInfo:
+        """Symbols and types. Raises UsageError if the dump is closed: its memory would seem to be excluded."""
+        self._dump()
+        return self._found
+
+    @cached_property
+    def _found(self) -> DebugInfo:
         try:
             return debug_info(self._kernel)
         except KernelError as e:
-            raise KernelError(f"{self._dump.path}: {e}") from e
+            raise KernelError(f"{self._path}: {e}") from e
 
     def symbol(self, name: str) -> int:
         """Return the virtual address of a symbol of the kernel image.
@@ -63,9 +77,10 @@ class Kernel:
             KernelError: there is none of this name, or the dump lacks the kernel's symbols.
 
         """
+        _check_name(name)
         address = self._info.symbols.address(name)
         if address is None:
-            raise KernelError(f"{self._dump.path}: the kernel has no symbol {name!r:.80}: vmfilter symbols lists them")
+            raise KernelError(f"{self._path}: the kernel has no symbol {name!r:.80}: vmfilter symbols lists them")
         return address
 
     def symbol_at(self, address: int) -> str:
@@ -78,6 +93,7 @@ class Kernel:
             KernelError: the dump lacks the kernel's symbols.
 
         """
+        check_address(address)
         place = self._info.symbols.place(address)
         return "" if place is None else str(place)
 
@@ -97,13 +113,15 @@ class Kernel:
             InputError: the dump does not contain all of it.
 
         """
+        _check_name(name)
+        check_address(address)
         info = self._info
         try:
             found = info.need_structures().read(name, address)
         except KernelError as e:
-            raise KernelError(f"{self._dump.path}: {e}") from e
+            raise KernelError(f"{self._path}: {e}") from e
         if found is None:
-            raise InputError(f"{self._dump.path}: not all of {name} at {address:#x} is in the dump")
+            raise InputError(f"{self._path}: not all of {name} at {address:#x} is in the dump")
         return found
 
     def tasks(self) -> list[Task]:
@@ -115,6 +133,6 @@ class Kernel:
         """
         info = self._info
         try:
-            return list_tasks(self._dump, info).tasks
+            return list_tasks(self._dump(), info).tasks
         except KernelError as e:
-            raise KernelError(f"{self._dump.path}: {e}") from e
+            raise KernelError(f"{self._path}: {e}") from e

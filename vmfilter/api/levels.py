@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntFlag
 
 from vmfilter.errors import UsageError
-from vmfilter.frames.levels import parse_level
+from vmfilter.frames.levels import MAX_LEVEL, parse_level
 
 
 class Level(IntFlag):
@@ -42,4 +42,6 @@ def level_number(level: Level | int | str) -> int:
         return parse_level(level)
     if not isinstance(level, int) or isinstance(level, bool):
         raise UsageError(f"dump level {level!r:.80} is no number, name or Level")
+    if not 0 <= level <= MAX_LEVEL:
+        raise UsageError(f"dump level {int(level)} is not between 0 and {MAX_LEVEL}")
     return int(level)

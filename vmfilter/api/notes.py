@@ -8,6 +8,8 @@ from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmfilter.reader import Dump
 
 
@@ -57,25 +59,25 @@ class Note:
     name: str
     kind: int
     size: int
-    _dump: Dump = field(repr=False, compare=False)
+    _dump: Callable[[], Dump] = field(repr=False, compare=False)
     _offset: int = field(repr=False)
 
     @property
     def data(self) -> bytes:
         """Its data, read from the file. Raises InputError if that fails."""
-        return self._dump.read_file(self._offset, self.size)
+        return self._dump().read_file(self._offset, self.size)
 
     @property
     def is_cpu(self) -> bool:
         """Whether it has the registers of a CPU (NT_PRSTATUS)."""
-        return self.name == "CORE" and self.kind == NT_PRSTATUS and self.size >= self._dump.arch.prstatus_size
+        return self.name == "CORE" and self.kind == NT_PRSTATUS and self.size >= self._dump().arch.prstatus_size
 
     @property
     def pid(self) -> int | None:
         """The task that the CPU ran, 0 if it was idle; None if this is not a CPU's note."""
         if not self.is_cpu:
             return None
-        abi = self._dump.arch.abi
+        abi = self._dump().arch.abi
         return int.from_bytes(self.data[_PID[abi.word] :][:4], abi.byteorder, signed=True)
 
     @property
@@ -83,8 +85,8 @@ class Note:
         """The registers of the CPU by name; empty if this is not a CPU's note."""
         if not self.is_cpu:
             return {}
-        abi = self._dump.arch.abi
+        abi = self._dump().arch.abi
         data, start = self.data, _REG[abi.word]
-        names = _REGISTERS.get(self._dump.arch.name, ())
+        names = _REGISTERS.get(self._dump().arch.name, ())
         words = (data[start + i * abi.word :][: abi.word] for i in range(len(names)))
         return {name: int.from_bytes(word, abi.byteorder) for name, word in zip(names, words, strict=True)}

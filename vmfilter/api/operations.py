@@ -19,6 +19,7 @@ from vmfilter.api.results import (
     Stats,
     Verification,
 )
+from vmfilter.erase.rules import Rules
 from vmfilter.errors import KernelError, UsageError, files_of, is_whole, name_of
 from vmfilter.formats.codec import MISSING, availability, parse_codec
 from vmfilter.kernel.log import KernelLog
@@ -38,7 +39,6 @@ from vmfilter.report.usage import levels_of
 
 if TYPE_CHECKING:
     from vmfilter.api.dump import Source
-    from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
     from vmfilter.run import Progress
     from vmfilter.statistics import Statistics as Counts
@@ -113,6 +113,7 @@ def filter_dump(
         BaseException: what progress raised; with keep_incomplete a note says whether a dump is left.
 
     """
+    _check_rules(rules)
     files = files_of(output, "output", "write")
     found = filter.filter_dump(
         reader_of(source),
@@ -177,6 +178,7 @@ def convert_dump(
         UsageError, VmfilterError, BaseException: see filter_dump().
 
     """
+    _check_rules(rules)
     files = files_of(output, "output", "write")
     found = convert.convert_dump(
         reader_of(source),
@@ -195,6 +197,11 @@ def convert_dump(
         progress=progress,
     )
     return _written(found, files)
+
+
+def _check_rules(rules: object) -> None:
+    if rules is not None and not isinstance(rules, Rules):
+        raise UsageError(f"rules must be vmfilter.Rules, not {rules!r:.80}")
 
 
 def _written(found: Counts, files: Sequence[object]) -> Statistics:
@@ -383,6 +390,14 @@ def estimate(
     """
     if not is_whole(threads, 1):
         raise UsageError(f"threads must be a number, at least 1, not {threads!r:.80}")
+    if isinstance(levels, int | str):
+        raise UsageError(f"levels must be a list of dump levels, not {levels!r:.80}")
+    if isinstance(codecs, str):
+        raise UsageError(f"codecs must be a list of page codecs, not {codecs!r:.80}")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise UsageError(f"seconds must be a number, not {seconds!r:.80}")
+    if seed is not None and not isinstance(seed, int):
+        raise UsageError(f"seed must be a number, not {seed!r:.80}")
     numbers = None if levels is None else [level_number(level) for level in levels]
     names = [name for name, by in availability().items() if by != MISSING] if codecs is None else codecs
     chosen = [parse_codec(name) for name in names]

@@ -131,6 +131,8 @@ class PreadSource:
             self.size = 0
 
     def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+        if self._fd < 0:  # closed: the C core would take the offsets for addresses
+            return None
         return Extents(self._fd, array("Q", (word for part in parts for word in part)))
 
     def close(self) -> None:

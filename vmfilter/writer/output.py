@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
-from vmfilter.errors import CodecError, OutputError, UsageError, files_of, is_whole, name_of
+from vmfilter.errors import CodecError, OutputError, UsageError, check_progress, files_of, is_whole, name_of
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import Dump
@@ -94,8 +94,7 @@ def check(output: File | Sequence[File], form: Form, progress: object) -> list[A
     if form.max_bad_pages is not None and not is_whole(form.max_bad_pages, 0):
         raise UsageError(f"max_bad_pages must be a number of pages, not {form.max_bad_pages!r:.80}")
     budget(form.threads)
-    if progress is not None and not callable(progress):
-        raise UsageError(f"progress {progress!r:.80} is not callable")
+    check_progress(progress)
     return files
 
 
