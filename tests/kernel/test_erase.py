@@ -297,8 +297,24 @@ def test_loops_that_never_end_and_pieces_without_number(
     result = vmfilter.filter_dump(path, tmp_path / "b", rules=vmfilter.Rules(str(conf)))
     assert "s1_list_head leads to more than 2 elements" in result.warnings[0]
     monkeypatch.setattr(evaluate, "_MAX_PIECES", 2)
-    with pytest.raises(vmfilter.UsageError, match="more than 2 pieces of memory"):
-        vmfilter.filter_dump(path, tmp_path / "c", rules=vmfilter.Rules(str(conf)))
+    result = vmfilter.filter_dump(path, tmp_path / "c", rules=vmfilter.Rules(str(conf)))
+    assert "more than 2 pieces of memory would be erased" in result.warnings[0]
+    with pytest.raises(vmfilter.KernelError, match="more than 2 pieces of memory"):
+        vmfilter.convert_dump(path, tmp_path / "d", rules=vmfilter.Rules(str(conf)))
+
+
+def test_commands_that_do_nothing_are_told(vmcore: Callable[[str], Path], tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    for text, expected in (
+        ("# erase (s1)mystruct1.name\n", ["conf has no erase commands"]),
+        ("[vmlinxu]\nerase (s1)mystruct1.name\n", ["no module vmlinxu is loaded"]),
+        ("[dm-crypt]\nerase (s1)mystruct1.name\n", ["no module dm_crypt is loaded"]),
+        ("erase (s1)mystruct1.name\n", []),
+    ):
+        conf.write_text(text)
+        result = vmfilter.convert_dump(vmcore("x86_64"), tmp_path / "new", rules=vmfilter.Rules(str(conf)), force=True)
+        told = [warning for warning in result.warnings if "erase" in warning]
+        assert [said in warning for said, warning in zip(expected, told, strict=True)] == [True] * len(expected)
 
 
 def test_the_examples_of_the_document_are_commands() -> None:

@@ -16,7 +16,7 @@ from kernelbuilder import Synthetic
 from typesbuilder import Kallsyms, Types
 from vmlinuxbuilder import vmlinux
 
-from vmfilter.errors import InputError, VmfilterError
+from vmfilter.errors import InputError, KernelError, VmfilterError
 from vmfilter.kernel.types.model import Field
 from vmfilter.kernel.types.vmlinux import Vmlinux
 from vmfilter.report.types import struct_json
@@ -223,6 +223,17 @@ def test_a_file_that_is_no_kernels_has_no_vmcoreinfo(tmp_path: Path, run: Run) -
     assert "has no name of a Linux kernel: it is not its vmlinux" in said.err
     assert not (tmp_path / "made").exists()
     assert "Commandline parameter is invalid" in run("makedumpfile", "-g", tmp_path / "made").out
+
+
+def test_an_enumerator_without_a_value_is_damage(tmp_path: Path) -> None:
+    pytest.importorskip("elftools")
+    path = compiled(tmp_path / "vmlinux", text="enum pageflags { PG_locked, PG_lru } flags;")
+    # In .debug_abbrev: an enumerator has no children, a name, and a value, which becomes a line number.
+    damaged, count = re.subn(rb"(\x28\x00\x03.)\x1c", rb"\1;", path.read_bytes(), flags=re.DOTALL)
+    assert count == 1
+    path.write_bytes(damaged)
+    with Vmlinux(str(path)) as file, pytest.raises(KernelError, match=r"has an enumerator at .* that is no number"):
+        file.dwarf().enumerators("pageflags")
 
 
 def test_damaged_debug_information_is_one_line(tmp_path: Path) -> None:

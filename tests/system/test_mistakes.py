@@ -106,6 +106,8 @@ OTHERS = [
     ("info folder/vmcorf", 3, "folder/vmcorf", "No such file", "did you mean folder/vmcore?"),
     ("filter '' new", 3, "''", "No such file", "check the name"),
     ("filter nothere dump", 3, "nothere", "No such file", "the dump to read comes first: vmfilter filter dump nothere"),
+    ("filter vmcoer dump", 3, "vmcoer", "No such file", "did you mean vmcore?"),
+    ("filter --split nothere new dump", 3, "nothere", "No such file", "check the name"),
     ("filter --force dump copy", 4, "copy", "not replaced: it has", "are the two names swapped?"),
     ("filter vmcore dump", 4, "dump", "exists", "--force replaces it"),
     ("filter --force vmcore vmcore", 4, "vmcore", "is the input", "name another output"),

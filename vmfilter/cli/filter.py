@@ -146,8 +146,9 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
         return open_dump(paths, **vmcoreinfo_of(options), max_memory=options.max_memory)
     except InputError as e:
         hint = "; without --split, all names but the last are parts of the input set" if len(paths) > 1 else ""
-        if len(paths) == 1 and not os.path.lexists(paths[0]) and any(map(os.path.isfile, options.dump)):
-            hint = f"; the dump to read comes first: vmfilter filter {options.dump[0]} {paths[0]}"
+        names = [*paths, *options.dump]
+        if len(names) == 2 and not os.path.lexists(names[0]) and os.path.isfile(names[1]) and "did you" not in str(e):
+            hint = f"; the dump to read comes first: vmfilter filter {names[1]} {names[0]}"
         raise InputError(f"{e}{hint}") from e
 
 

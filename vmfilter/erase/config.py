@@ -196,7 +196,7 @@ def parse(text: str, origin: str) -> list[Section]:
             name, bracket, _ = line[1:].partition("]")
             if not bracket or not name.strip():
                 raise UsageError(f"{origin}:{number}: {line.strip()!r:.80} is not [MODULE]")
-            found.append((name.strip(), []))
+            found.append((name.strip().replace("-", "_"), []))  # as the kernel calls modules
         else:
             found[-1][1].extend((word, number) for word in _TOKEN.findall(line))
     return [Section(module, list(_Parser(origin, words).commands())) for module, words in found if words]

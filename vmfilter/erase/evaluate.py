@@ -35,6 +35,7 @@ class Evaluator:
         erased, nullified: ranges [start, end) of physical addresses in bytes.
         report: a command for each piece, as erase info lists them.
         failures: what cannot be erased, one line each.
+        warnings: what else to tell, one line each.
 
     """
 
@@ -46,10 +47,14 @@ class Evaluator:
         self.nullified: list[Range] = []
         self.report: list[str] = []
         self.failures: list[str] = []
+        self.warnings: list[str] = []
 
     def run(self, section: Section) -> None:
         """Follow the commands of a section; of none if it is about a module that is not loaded."""
         if not self._variables.is_loaded(section.module):
+            self.warnings.append(
+                f"no module {section.module:.80} is loaded, so its section of erase commands is unused"
+            )
             return
         for command in section.commands:
             try:
@@ -166,7 +171,7 @@ class Evaluator:
             pieces.append((t.paddr, t.paddr + t.length))
             mapped += t.length
         if len(self.erased) + len(self.nullified) > _MAX_PIECES:
-            raise UsageError(f"more than {_MAX_PIECES} pieces of memory would be erased; the last is {text}")
+            raise KernelError(f"more than {_MAX_PIECES} pieces of memory would be erased; the last is {text}")
         if mapped:
             self.report.append(f"erase {text} " + ("nullify" if nullify else f"size {size}"))
         if mapped < size:
@@ -265,7 +270,7 @@ def plan_of(kernel: Kernel, rules: Rules) -> Plan:
         rules: what to erase.
 
     Raises:
-        UsageError: a command is wrong, or more would be erased than vmfilter keeps in memory.
+        UsageError: a command is wrong.
         KernelError: the kernel's symbols cannot be found, or are not in the dump.
 
     """
@@ -274,8 +279,10 @@ def plan_of(kernel: Kernel, rules: Rules) -> Plan:
     sections = parse(_text(rules.config), rules.config) if rules.config else []
     sections += [parse_expression(text) for text in rules.expressions]
     evaluator = Evaluator(Variables(debug_info(kernel)))
+    if rules.config and not sections:
+        evaluator.warnings.append(f"{rules.config} has no erase commands")
     for section in sections:
         evaluator.run(section)
     for symbol in rules.symbols:
         evaluator.whole(symbol)
-    return Plan(evaluator.erased, evaluator.nullified, evaluator.report, evaluator.failures)
+    return Plan(evaluator.erased, evaluator.nullified, evaluator.report, evaluator.failures, evaluator.warnings)

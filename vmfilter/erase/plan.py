@@ -28,13 +28,18 @@ class Plan:
     """
 
     def __init__(
-        self, erased: Iterable[Range], nullified: Iterable[Range], report: Sequence[str], failures: Iterable[str]
+        self,
+        erased: Iterable[Range],
+        nullified: Iterable[Range],
+        report: Iterable[str],
+        failures: Iterable[str],
+        warnings: Iterable[str],
     ) -> None:
         self._ranges = {ERASED: merged(erased), NULLIFIED: merged(nullified)}
         self._secrets: list[bytes] = []
         self.report = "".join(f"{line}\n" for line in report).encode()
         self.failures = list(failures)
-        self.warnings: list[str] = []
+        self.warnings = list(warnings)
         self.kept: list[Range] = []
         self.dropped: list[Range] = []
 

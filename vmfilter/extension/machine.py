@@ -207,9 +207,13 @@ class Machine:
         ranges.append((start, end))
 
     def erase(self, address: int, size: int) -> None:
-        """Erase bytes: X is written over them."""
+        """Erase bytes: X is written over them. Those that are mapped are erased even if others are not."""
+        mapped = 0
         for start, end in self.physical(address, size):
             self._add(self.pieces, start, end)
+            mapped += end - start
+        if mapped != size:
+            raise KernelError(f"{size - mapped} of {size} bytes at {address:#x} are not mapped by the kernel")
 
     def erase_physical(self, address: int, size: int) -> None:
         """Erase bytes, given their physical address."""
