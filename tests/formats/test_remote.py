@@ -109,6 +109,14 @@ def test_what_cannot_be_read_is_lost_like_a_bad_sector(
             dump.read(0x60000, 4096)
 
 
+def test_what_a_server_sends_beyond_a_range_is_not_used(source: Path, tmp_path: Path, blocks: None) -> None:
+    with serving(tmp_path) as server:
+        server.surplus = 100
+        vmfilter.filter_dump(f"{server.url}/vmcore", tmp_path / "there")
+    vmfilter.filter_dump(source, tmp_path / "here")
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+
+
 def test_a_server_without_ranges_sends_the_file_once(source: Path, tmp_path: Path) -> None:
     vmfilter.filter_dump(source, tmp_path / "here")
     with serving(tmp_path, ranges=False) as server:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: url of the folder; requests: bytes that were sent for each request; failing: how many fail."""
+    """A server.
+
+    Attributes:
+        url: of the folder.
+        requests: bytes that were sent for each request.
+        failing: how many requests fail.
+        surplus: bytes that each range has too many.
+
+    """
 
     daemon_threads = True
 
@@ -21,6 +29,7 @@ class Server(ThreadingHTTPServer):
         self.folder, self.ranges, self.latency = folder, ranges, latency
         self.requests: list[int] = []
         self.failing = 0
+        self.surplus = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -48,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.server.ranges else None
         if asked:
             first, last = int(asked[1]), min(int(asked[2]), size - 1)
-            data = data[first : last + 1]
+            data = data[first : last + 1] + bytes(self.server.surplus)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         else:

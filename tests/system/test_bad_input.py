@@ -771,3 +771,9 @@ def test_an_impossible_file_name_is_refused_before_the_work(
     assert main(["filter", "-q", str(source), str(folder) + "/" + name if name else ""]) == OUTPUT
     assert "is not the name of a file" in capsys.readouterr().err
     assert os.listdir(folder) == []
+
+
+def test_a_link_to_nothing_is_not_taken_for_a_misspelt_name(tmp_path: Path) -> None:
+    (tmp_path / "vmcore").symlink_to("gone")
+    with pytest.raises(vmfilter.InputError, match=r"No such file or directory; check the name$"):
+        open_dump(tmp_path / "vmcore")

@@ -26,8 +26,9 @@ from tinyvmcore import vmcore
 import vmfilter
 from vmfilter.convert import convert_dump
 from vmfilter.crash.signature import signature
-from vmfilter.errors import InputError, UsageError
+from vmfilter.errors import InputError, OutputError, UsageError
 from vmfilter.filter import filter_dump
+from vmfilter.fleet import worker
 from vmfilter.fleet.batch import Batch, Plan
 from vmfilter.fleet.engine import cluster, run_tasks
 from vmfilter.fleet.facts import COLUMNS
@@ -35,7 +36,8 @@ from vmfilter.fleet.inputs import inputs
 from vmfilter.fleet.manifest import Manifest
 from vmfilter.fleet.progress import Progress
 from vmfilter.fleet.record import Input, Record
-from vmfilter.fleet.store import Store
+from vmfilter.fleet.store import Store, make_folder
+from vmfilter.fleet.table import write_tables
 from vmfilter.fleet.worker import Task, work
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +105,8 @@ def test_a_second_batch_does_nothing_again(finished: Any) -> None:
     fleet, _, out = finished
     before = (out / "manifest.jsonl").read_bytes()
     result = ran("stats", fleet, "--out", out)
-    assert (result.returncode, result.stdout) == (0, f"{out}: nothing to do; 7 done before.\n")
+    assert (result.returncode, result.stdout) == (1, f"{out}: nothing to do; 7 done before.\n")
+    assert result.stderr == "vmfilter: 3 failed before: --retry does them again\n"
     assert (out / "manifest.jsonl").read_bytes() == before
 
 
@@ -350,6 +353,77 @@ def test_the_line_that_a_killed_batch_left_is_removed(tmp_path: Path) -> None:
         Manifest(store)
 
 
+def test_a_manifest_is_left_as_it_is_if_it_is_none(tmp_path: Path) -> None:
+    """The line that is not whole too, and each byte of line ends from elsewhere."""
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(b"hello\r\nworld")
+    with pytest.raises(InputError, match="line 1 is not a record"):
+        Manifest(Store(str(tmp_path)))
+    assert path.read_bytes() == b"hello\r\nworld"
+    record = json.dumps(work(task(tmp_path / "none", tmp_path / "x"))._asdict()).encode()
+    path.write_bytes(record + b"\r\n" + record + b"\r\n")
+    Manifest(Store(str(tmp_path))).close()
+    assert path.read_bytes() == record + b"\r\n" + record + b"\r\n"
+
+
+def test_a_full_disk_under_the_manifest_is_one_error(tmp_path: Path) -> None:
+    manifest = Manifest(Store(str(tmp_path / "out")))
+    manifest._file = open("/dev/full", "ab")  # noqa: SIM115 - close() closes it
+    with pytest.raises(OutputError, match=r"manifest.jsonl: cannot be written: No space left"):
+        manifest.add(work(task(tmp_path / "none", tmp_path / "x")))
+    with pytest.raises(OutputError, match=r"manifest.jsonl: cannot be written: No space left"):
+        manifest.close()
+    assert manifest._file.closed
+
+
+def test_no_other_batch_begins_before_the_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    written = []
+
+    def other(*_: object) -> None:
+        with pytest.raises(UsageError, match="another batch is writing it"):
+            Manifest(Store(str(out)))
+        written.append(True)
+
+    monkeypatch.setattr("vmfilter.fleet.batch.write_tables", other)
+    manifest = Manifest(Store(str(out)))
+    manifest.add(work(task(tmp_path / "none", out / "x", "info")))
+    manifest.close()
+    batch = Batch(plan("info", out, tmp_path / "none"))
+    batch.run(None, 1, print, print)
+    assert (batch.failed, batch.skipped, written) == (1, 1, [True])
+
+
+def test_numbers_too_large_for_the_table_are_unknown(tmp_path: Path) -> None:
+    """As a hostile dump can have them."""
+    store = Store(str(tmp_path))
+    record = work(task(tmp_path / "none", tmp_path / "x"))
+    write_tables(store, [record._replace(size=1 << 63, facts={"memory": 1 << 64, "cpus": (1 << 63) - 1})])
+    assert pq.read_table(tmp_path / "manifest.parquet").to_pylist()[0]["size"] is None
+    (row,) = ds.dataset(tmp_path / "dumps", partitioning="hive").to_table().to_pylist()
+    assert (row["memory"], row["cpus"]) == (None, (1 << 63) - 1)
+
+
+def test_a_process_that_cannot_be_started_costs_only_its_dump(
+    tmp_path: Path, dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    record = work(task(dump, tmp_path / "x", max_memory=1 << 40))
+    assert (record.status, record.error) == (
+        "failed",
+        f"{dump}: no process can be started for it: No such file or directory",
+    )
+
+
+def test_a_process_that_died_idle_costs_no_dump(tmp_path: Path, dump: Path) -> None:
+    assert work(task(dump, tmp_path / "x", "info")).status == "done"
+    child = worker._idle.get()
+    os.kill(child.pid, signal.SIGKILL)
+    child._process.wait()
+    worker._idle.put(child)
+    assert work(task(dump, tmp_path / "y", "info")).status == "done"
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is not empty, and has no manifest of a batch"):
@@ -391,10 +465,52 @@ def test_no_two_dumps_have_the_same_output(tmp_path: Path) -> None:
         "zip://x::s3://a/b",
         "/é",
         b"/\xff",
+        "/a/b",
+        "/a::b",
+        "s3://a/b/c",
+        "s3://a/b//c",
+        "s3://a/b/./c",
+        "s3://a/b/../c",
+        "s3://a/../../../../c",
     ]
     outputs = {store.output(os.fsdecode(source), ".kdump") for source in sources}
     assert len(outputs) == len(sources)
-    assert all(Path(output).is_relative_to(tmp_path) for output in outputs)
+    assert all(Path(os.path.abspath(output)).is_relative_to(tmp_path) for output in outputs)
+
+
+def test_names_of_files_are_not_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["~", "a::b", "new\nline"]
+    for name in names:
+        vmcore().write(tmp_path / name)
+    assert [(one.name, one.size) for one in inputs(names, "out")] == [
+        (f"{tmp_path}/{name}", os.path.getsize(name)) for name in names
+    ]
+    assert len(inputs([*names, *(f"./{name}" for name in names), "."], "out")) == len(names)
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    vmcore().write(tmp_path / "vmcore")
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"cannot be listed: .*Permission denied.*locked"):
+        inputs([str(tmp_path)], "out")
+
+
+def test_folders_of_a_batch_are_its_owners(tmp_path: Path) -> None:
+    make_folder(str(tmp_path / "a" / "b" / "c"))
+    for name in "a", "a/b", "a/b/c":
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        make_folder(str(tmp_path / "file" / "below"))
 
 
 # One large dump
@@ -468,6 +584,34 @@ def test_a_batch_goes_to_a_scheduler_of_dask(tmp_path: Path) -> None:
             other.terminate()
             one.terminate()
     assert result.stdout.startswith(f"{tmp_path}/out: 4 done, 3 failed")
+
+
+def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path, dump: Path) -> None:
+    address = tmp_path / "address"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", address]
+    with subprocess.Popen([*command, "--port", "0", "--no-dashboard"], cwd=tmp_path, stderr=subprocess.DEVNULL) as one:
+        try:
+            while not address.exists():
+                time.sleep(0.05)
+            where = json.loads(address.read_text())["address"]
+            command = batch("info", dump, "--out", tmp_path / "out", "--scheduler", where)
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+                assert running.stderr
+                assert "1 to do" in running.stderr.readline()
+                time.sleep(0.5)
+                one.kill()
+                assert running.stderr.read() == (
+                    "vmfilter: the scheduler is lost: start the same batch again, which goes on where it was\n"
+                )
+        finally:
+            one.kill()
+    assert running.returncode == 1
+
+
+def test_a_scheduler_whose_keys_are_missing_is_one_line(tmp_path: Path, dump: Path) -> None:
+    result = ran("info", dump, "--out", tmp_path / "out", "--scheduler", "tls://127.0.0.1:1")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("vmfilter: tls://127.0.0.1:1: cannot be reached: TLS expects")
 
 
 def test_a_batch_without_its_packages_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ _EXAMPLES = {
 }
 _STATUSES = {
     0: "something was made of every dump, perhaps with warnings",
-    1: "some failed; the manifest says why",
+    1: "some failed, or had failed before; the manifest says why",
 }
 _OPERATIONS = "filter", "convert", "verify", "info", "stats", "dmesg", "report"
 _WORKERS = "workers"
@@ -171,7 +171,9 @@ def _run(batch: Batch, options: argparse.Namespace) -> int:
     if not options.quiet:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(progress.statuses.items())) or "nothing to do"
         show(f"{options.out}: {counts}; {batch.skipped} done before.")
-    return 1 if progress.failed else 0
+    if batch.failed:
+        say(f"{batch.failed} failed before: --retry does them again")
+    return 1 if progress.failed or batch.failed else 0
 
 
 def _report(options: argparse.Namespace) -> int:

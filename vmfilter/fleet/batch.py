@@ -60,7 +60,8 @@ class Batch:
 
     Attributes:
         tasks: what is left to do.
-        skipped: number of dumps, or parts, that an earlier batch has done.
+        skipped: number of dumps, or parts, that are in the manifest of an earlier batch.
+        failed: number of those of them that have failed.
 
     """
 
@@ -84,7 +85,10 @@ class Batch:
         self._made_of = [task.output for task in tasks]
         self.tasks = [task for task in map(self._compared, tasks) if task is not None]
         self.skipped = len(tasks) - len(self.tasks)
-        self._last = self._reassembly(dumps[0]) if plan.reassemble else None
+        last = [self._reassembly(dumps[0])] if plan.reassemble else []
+        self._last = self._compared(last[0]) if last else None
+        known = [self._known(task) for task in (*tasks, *last) if self._compared(task) is None]
+        self.failed = sum(1 for record in known if record and not record.succeeded)
 
     def _task(self, dump: Input, job: str, suffix: str, form: dict[str, Any]) -> Task:
         plan = self._plan
@@ -105,14 +109,18 @@ class Batch:
             job = f"{self._plan.job} part={number}/{parts}"
             yield self._task(dump, job, f".{number}of{parts}", {**self._plan.form, "part": [number, parts]})
 
-    def _reassembly(self, dump: Input) -> Task | None:
+    def _reassembly(self, dump: Input) -> Task:
         suffix = OPERATIONS[self._plan.operation].suffix
         task = self._task(dump, f"{self._plan.job} reassembled from {self._plan.parts}", suffix, {})
-        return self._compared(task._replace(source=self._made_of, operation="convert"))
+        return task._replace(source=self._made_of, operation="convert")
+
+    def _known(self, task: Task) -> Record | None:
+        """Return what the manifest has of a task."""
+        return self._manifest.records.get((task.input.name, task.job))
 
     def _compared(self, task: Task) -> Task | None:
         """Return the task with what the manifest has of it; None if that says that it need not be done."""
-        record = self._manifest.records.get((task.input.name, task.job))
+        record = self._known(task)
         if record is None or (not record.succeeded and self._plan.retry) or record.size != task.input.size:
             return task
         if (task.input.digest and task.input.digest == record.digest) or task.input.modified == record.modified:
@@ -145,9 +153,10 @@ class Batch:
                     run_tasks(client, self.tasks, done)
                     if self._last and self._are_made():
                         run_tasks(client, [self._last], done)
+            # Before the manifest is closed: then the next batch begins, which writes them too.
+            write_tables(self._store, self._manifest.records.values())
         finally:
             self._manifest.close()
-        write_tables(self._store, self._manifest.records.values())
 
     def _are_made(self) -> bool:
         """Return whether all parts are there."""

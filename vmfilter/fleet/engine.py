@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _AHEAD = 500
 """Tasks that the scheduler has at a time: more would only take its memory."""
 _CONNECT = 30
 """Seconds to reach a scheduler."""
+_LOGGERS = "distributed", "distributed.client"
 # A worker has no task but those that it works on: if it dies, no other dump is suspected.
 _SETTINGS = {"distributed.scheduler.worker-saturation": 1.0}
 
@@ -41,6 +43,8 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         VmfilterError: the scheduler cannot be reached, or workers cannot be started.
 
     """
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised, and said in one line
     with dask.config.set(_SETTINGS):
         try:
             if scheduler is not None:
@@ -58,7 +62,7 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                         silence_logs=50,
                     )
                 )
-        except (OSError, RuntimeError, ValueError) as e:
+        except (OSError, RuntimeError, ValueError, TypeError) as e:  # TypeError: tls:// without keys
             raise VmfilterError(f"{scheduler or 'workers of this machine'}: cannot be reached: {reason_of(e)}") from e
         try:
             yield client
@@ -97,6 +101,8 @@ def run_tasks(client: Client, tasks: Iterable[Task], done: Callable[[Record], No
         if future.status == "finished":
             done(future.result())
         else:
+            if future.status in ("cancelled", "lost"):
+                raise VmfilterError("the scheduler is lost: start the same batch again, which goes on where it was")
             error = future.exception()
             if not isinstance(error, KilledWorker):
                 raise VmfilterError(f"the cluster failed: {reason_of(error)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 
 from vmfilter.errors import InputError
@@ -43,6 +44,21 @@ def _listed(files: Any, name: str, info: dict[str, Any], is_remote: bool) -> Inp
     return Input(shown(url), url, info.get("size"), _modified(info), str(info.get("ETag") or "").strip('"'))
 
 
+def _below(files: Any, folder: str) -> dict[str, dict[str, Any]]:
+    """Return the files below a folder. Raises OSError if one in it cannot be listed, which fsspec passes over."""
+
+    def refused(e: OSError) -> None:
+        if not isinstance(e, FileNotFoundError):
+            raise e
+
+    found = {}
+    for at, _, names in os.walk(folder, onerror=refused):
+        for path in (os.path.join(at, name) for name in names):
+            with suppress(FileNotFoundError):  # kdump has renamed it meanwhile, say
+                found[path] = files.info(path)
+    return found
+
+
 def _expanded(name: str) -> Iterator[Input]:
     """Yield the dumps that a name stands for. One that does not exist is one that will fail."""
     is_remote = is_url(name)
@@ -56,7 +72,7 @@ def _expanded(name: str) -> Iterator[Input]:
         if is_pattern:
             found = files.glob(path, detail=True)
         elif (info := files.info(path))["type"] == "directory":
-            found = files.find(path, detail=True)
+            found = files.find(path, detail=True) if is_remote else _below(files, path)
         else:
             yield _listed(files, path, info, is_remote)._replace(url=name if is_remote else path)
             return

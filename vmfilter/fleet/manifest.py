@@ -90,30 +90,30 @@ class Manifest:
         text = store.read(NAME)
         if text is None and not store.is_empty():
             raise UsageError(f"{store.name}: is not empty, and has no manifest of a batch: choose another --out")
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         if store.is_local:
             text = self._locked()
         self._lines = [whole_lines(text or "")]
         self.records = _last(self._lines[0], self._path)
+        if self._file is not None:
+            self._file.truncate(len(self._lines[0].encode()))
         self._sent = time.monotonic()
 
     def _locked(self) -> str:
         """Open the file for appending, and return its text."""
         try:
             self._file = open(  # noqa: SIM115 - close() closes it
-                self._path, "a+", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
+                self._path, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)
             )
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.seek(0)
-            text = self._file.read()
-            self._file.truncate(len(whole_lines(text).encode()))
+            return self._file.read().decode()
         except BlockingIOError:
             raise UsageError(f"{self._path}: another batch is writing it") from None
         except UnicodeDecodeError as e:
             raise InputError(f"{self._path}: is not a manifest of vmfilter batch: {e}") from e
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
-        return text
 
     def add(self, record: Record) -> None:
         """Add a line. Raises OutputError if it cannot be written."""
@@ -125,7 +125,7 @@ class Manifest:
                 self._send()
             return
         try:
-            self._file.write(line)
+            self._file.write(line.encode())
             self._file.flush()
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
@@ -138,5 +138,8 @@ class Manifest:
         """Write what is not written yet. Raises OutputError if that fails."""
         if self._file is None:
             self._send()
-        else:
+            return
+        try:
             self._file.close()
+        except OSError as e:  # a line that could not be written is tried again
+            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e

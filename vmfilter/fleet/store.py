@@ -16,11 +16,25 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_SAFE = "/ @+,=~"
+_NAMES = {"": "%2F", ".": "%2E", "..": "%2E%2E"}
+"""Names of files in place of what is none. Nothing else is encoded so."""
+
+
 def make_folder(path: str) -> None:
-    """Make a folder if it is not there, with mode 0700: dumps are secrets. Raises OutputError if that fails."""
+    """Make a folder, and those above it, if they are not there. Raises OutputError if that fails.
+
+    Their mode is 0700: dumps are secrets. os.makedirs() gives that to the last one alone.
+    """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileNotFoundError:
+            make_folder(os.path.dirname(path))
+            os.mkdir(path, 0o700)
     except OSError as e:
+        if os.path.isdir(path):  # it was there, or another worker was faster
+            return
         raise OutputError(f"{path}: cannot be made: {e.strerror}") from e
 
 
@@ -56,11 +70,13 @@ class Store:
 
     def output(self, source: str, suffix: str) -> str:
         """Return where what is made of a dump goes: below the whole path of the dump, so that no two are the same."""
-        at = shown(source) if is_url(source) else os.path.abspath(source)
-        return self.path(
-            quote(at.replace("://", "/").replace("::", "/").strip("/"), safe="/ @+,=~", errors="surrogateescape")
-            + suffix
-        )
+        if is_url(source):
+            at = shown(source).replace("://", "/").replace("::", "/")
+        else:
+            at = os.path.abspath(source).lstrip("/")
+        # Keys on a store may contain "..", and "//", which is not "/" there.
+        names = [_NAMES.get(name, name) for name in quote(at, _SAFE, errors="surrogateescape").split("/")]
+        return self.path("/".join(names) + suffix)
 
     def is_empty(self) -> bool:
         """Return whether nothing is there. Raises OutputError if that cannot be told."""

@@ -79,7 +79,13 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def _encodable(value: Any) -> Any:
-    """Return a value, or the values in it, without what UTF-8 does not encode: file names are arbitrary bytes."""
+    """Return a value, or the values in it, as the table takes it.
+
+    File names are arbitrary bytes, which UTF-8 does not encode. A number of more than 63 bits, which only a hostile
+    dump has, is unknown.
+    """
+    if isinstance(value, int):
+        return value if value.bit_length() < 64 else None
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):

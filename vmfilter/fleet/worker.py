@@ -78,6 +78,10 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def perform(self, task: Task) -> dict[str, Any]:
         """Return the result of a task. Raises _EndedError if the process dies, or must be ended."""
         assert self._process.stdin
@@ -127,7 +131,7 @@ _idle: SimpleQueue[_Child] = SimpleQueue()
 def _child(max_memory: int | None) -> _Child:
     with suppress(Empty):
         child = _idle.get_nowait()
-        if child.max_memory == max_memory:
+        if child.max_memory == max_memory and child.is_alive:
             return child
         child.end()
     return _Child(max_memory)
@@ -163,6 +167,8 @@ def work(task: Task) -> Record:
             _idle.put(child)
     except InputError as e:
         result |= {"status": FAILED, "error": str(e)}
+    except OSError as e:
+        result |= {"status": FAILED, "error": f"{task.input.name}: no process can be started for it: {e.strerror}"}
     return Record(
         input=task.input.name,
         job=task.job,

@@ -155,7 +155,7 @@ def _not_opened(path: str, error: OSError) -> InputError:
     elif error.errno == errno.ENOENT:
         folder, name = os.path.split(path)
         with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
-            near = did_you_mean(name, (entry.name for entry in islice(entries, _MOST_NAMES)))
+            near = did_you_mean(name, (one.name for one in islice(entries, _MOST_NAMES) if one.name != name))
             hint = near.replace("mean ", f"mean {folder}/") if near and folder else near or hint
     return InputError(f"{path or repr(path)}: cannot be opened: {error.strerror}{hint}")
 

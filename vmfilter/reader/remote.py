@@ -6,6 +6,7 @@ Where blocks are read one after the other, a request has twice as many as the on
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from threading import Lock
 
 from vmfilter.errors import InputError, UnreadableError, UsageError, VmfilterError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
     from typing import IO, Any
@@ -50,10 +52,10 @@ def reason_of(error: Exception) -> str:
 
 
 def located(url: str, failure: type[VmfilterError]) -> tuple[Any, str]:
-    """Return the file system of a URL, and the name of the file in it.
+    """Return the file system of a URL or path, and the name of the file in it.
 
     Args:
-        url: any that fsspec knows. Credentials are where its libraries look for them.
+        url: a path, or any URL that fsspec knows. Credentials are where its libraries look for them.
         failure: class of what is raised if the file system cannot be used.
 
     Raises:
@@ -63,8 +65,11 @@ def located(url: str, failure: type[VmfilterError]) -> tuple[Any, str]:
     name = shown(url)
     try:
         from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
     except ImportError as e:
         raise UsageError(f"{name}: URLs need fsspec, which is not installed: pip install 'vmfilter[remote]'") from e
+    if not is_url(url):  # fsspec takes a::b for a file in an archive, and ~ for a home
+        return LocalFileSystem(), os.path.abspath(url)
     try:
         file_system, path = url_to_fs(url)
     except ImportError as e:
@@ -229,7 +234,7 @@ class RemoteSource:
 
 
 def _bytes_of(file: IO[bytes], start: int, end: int) -> bytes:
-    """Return bytes of a file. Raises OSError if it has become shorter."""
+    """Return bytes of a file, if a server sends more, those alone. Raises OSError if it has become shorter."""
     file.seek(start)
     data = file.read(end - start)
     while len(data) < end - start:
@@ -237,7 +242,7 @@ def _bytes_of(file: IO[bytes], start: int, end: int) -> bytes:
         if not more:
             raise OSError(f"the file has become shorter: it ends at {start + len(data):#x}")
         data += more
-    return data
+    return data[: end - start]
 
 
 class RemoteStream:
