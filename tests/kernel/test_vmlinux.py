@@ -90,6 +90,14 @@ def test_another_kernels_vmlinux_is_refused(tmp_path: Path, run: Run, command: s
     assert not (tmp_path / "dump").exists()
 
 
+def test_a_vmlinux_that_may_be_another_kernels_is_told(tmp_path: Path, run: Run) -> None:
+    for build, told in (BUILD, False), (None, True):
+        s = machine(exported=True, build=build)
+        path = s.write(tmp_path / "vmcore")
+        said = run("filter", "--force", "-x", built(tmp_path, s), path, tmp_path / "dump")
+        assert (said.status, "nothing tells whether" in said.err) == (0, told)
+
+
 def test_makedumpfile_says_so_in_its_own_words(tmp_path: Path, run: Run) -> None:
     s = machine(exported=True)
     path = s.write(tmp_path / "vmcore")

@@ -17,9 +17,9 @@ Write the pages of DUMP, with X over the bytes of kernel data that the options
 name, in any format. The report of what was erased goes with the dump, and
 vmfilter info shows it. No dump is made unless all of it can be erased.
 
-Symbols and types (BTF) come from DUMP. BTF has no types of variables, so name
-them: --expression '(task_struct)init_task.comm'. docs/erase.md describes the
-commands, which are those of makedumpfile.conf(5)."""
+Symbols and types (BTF) come from DUMP. BTF does not say which type a variable
+has, so say it: --expression '(task_struct)init_task.comm'. docs/erase.md
+describes the commands, which are those of makedumpfile.conf(5)."""
 _EXAMPLES = {
     "vmfilter erase --config erase.conf dump shared": "what a file says",
     "vmfilter erase --expression '(char *)saved_command_line' dump shared": "one string",

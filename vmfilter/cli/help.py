@@ -70,7 +70,7 @@ def statuses(parser: Parser) -> Iterator[str]:
             yield f"{one.prog}:"
             yield from (f"{status!s:8} {text}" for status, text in one.statuses.items())
     yield ""
-    yield "vmfilter makedumpfile: makedumpfile's own, 0 and 1"
+    yield "vmfilter makedumpfile: makedumpfile's own, 0 and 1; 2 if VMLINUX is another kernel's"
 
 
 def _all(parser: Parser) -> Iterator[Parser]:

@@ -160,12 +160,15 @@ class Vmlinux:
         # Per-CPU and absolute symbols are below the image, and do not move.
         return Symbols(linked.moved(lambda at: at + shift & mask if at >= lowest else at))
 
-    def check(self, kernel: Readable, start: int | None) -> None:
+    def check(self, kernel: Readable, start: int | None) -> bool:
         """Find out whether the file is of a kernel: by its build ID, or else by its linux_banner.
 
         Args:
             kernel: the kernel.
             start: address of its _stext; None if it is not known.
+
+        Returns:
+            Whether it is; False if neither tells.
 
         Raises:
             WrongKernelError: it is of another.
@@ -177,7 +180,7 @@ class Vmlinux:
         if said and self.build_id:
             if said != self.build_id:
                 raise WrongKernelError(f"{self.path} is of build {self.build_id}, and the dump's kernel of {said:.64}")
-            return
+            return True
         table = self.table()
         linked = table.address(_BANNER)
         own = b"" if linked is None else self.read(linked, _MAX_BANNER).partition(b"\0")[0]
@@ -185,6 +188,7 @@ class Vmlinux:
         theirs = kernel.memory.read(at, len(own)) if at is not None and own else None
         if theirs not in (None, own):
             raise WrongKernelError(f"{self.path} is of another kernel than the dump: linux_banner differs")
+        return theirs is not None
 
     def types(self) -> Types:
         """Return the types: from BTF if the file has it, or else from DWARF.
