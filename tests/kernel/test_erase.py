@@ -303,6 +303,23 @@ def test_loops_that_never_end_and_pieces_without_number(
         vmfilter.convert_dump(path, tmp_path / "d", rules=vmfilter.Rules(str(conf)))
 
 
+def test_a_long_string_is_erased_to_its_end(run: Run, tmp_path: Path) -> None:
+    made = Secrets()
+    for name, size in ("line", 3000), ("endless", 1 << 17):
+        text, pointer = made.s.memory.take(size + 1), made.take(16)
+        made.s.memory.write(text, b"SECRET" * (size // 6))
+        made.s.memory.write(pointer, made.number(made.s.linear(text)))
+        made.symbols[name] = made.s.linear(pointer)
+        if name == "line":
+            place = text
+    path, dump = made.write(tmp_path / "vmcore"), tmp_path / "dump"
+    assert run("erase", "--expression", "(char *)line", path, dump).status == 0
+    with open_dump(dump) as new:
+        assert new.read(place, 3001) == b"X" * 3000 + b"\0"
+    ran = run("erase", "--force", "--expression", "(char *)endless", path, dump)
+    assert (ran.status, "does not end within 65536 characters: give size" in ran.err) == (5, True)
+
+
 def test_commands_that_do_nothing_are_told(vmcore: Callable[[str], Path], tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     for text, expected in (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmfilter.frames.ranges import Range
     from vmfilter.kernel.kernel import Kernel
 
-_MAX_STRING = 1024  # characters, as in makedumpfile.conf(5)
+_MAX_STRING = 1 << 16  # characters; makedumpfile stops at 1024, and the kernel's command line can have 4096
 _MAX_SIZE = 1 << 30  # bytes that one command erases at once
 _MAX_ELEMENTS = 1 << 20  # of a loop
 _MAX_PIECES = 1 << 17  # ranges of physical memory, of all commands
@@ -160,7 +160,10 @@ class Evaluator:
                     raise _UnreadableError(f"a string at {address:#x} is not in the dump")
                 break
             text += part
-        return len(text.partition(b"\0")[0])
+        length = text.find(0)
+        if length < 0 and len(text) == _MAX_STRING:
+            raise KernelError(f"a string at {address:#x} does not end within {_MAX_STRING} characters: give size")
+        return length if length >= 0 else len(text)
 
     def _add(self, address: int, size: int, text: str, *, nullify: bool) -> None:
         """Plan to erase a range of virtual addresses."""
