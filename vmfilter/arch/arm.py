@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root
+from vmfilter.arch.base import Arch, Paging, Root, numbered
 from vmfilter.formats.abi import LE32
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -66,6 +66,7 @@ ARCH = Arch(
     abi=LE32,
     page_size=4096,
     prstatus_size=148,
+    registers=(*numbered("r", 11), "fp", "ip", "sp", "lr", "pc", "cpsr", "orig_r0"),
     section_size_bits=28,
     max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
     roots=_roots,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable
+from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable, numbered
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -140,6 +140,7 @@ ARCH = Arch(
     page_size=_PAGE_SIZE,
     largest_page=65536,
     prstatus_size=392,
+    registers=(*numbered("x", 31), "sp", "pc", "pstate"),
     section_size_bits=27,
     # CONFIG_ARM64_PA_BITS: 52 with 64K pages (LPA) or LPA2. Exported since 1d50e5d0c505 ("crash_core, vmcoreinfo:
     # Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
@@ -148,8 +149,6 @@ ARCH = Arch(
     address_bits=56,
     # struct user_pt_regs; AAPCS64 frame records.
     stack=Stack(
-        112,
-        34,
         pc=32,
         sp=31,
         fp=29,

@@ -103,9 +103,7 @@ class Stack(NamedTuple):
     """Where a backtrace begins, and how it goes from a frame to its caller's.
 
     Attributes:
-        registers: offset of the registers (pr_reg) in an NT_PRSTATUS note, in bytes.
-        words: number of registers there.
-        pc, sp, fp: places of program counter, stack pointer and frame pointer among them.
+        pc, sp, fp: places of program counter, stack pointer and frame pointer in Arch.registers.
         by_sp: frames are linked by the stack pointer, and the return address is in the caller's frame; otherwise by the
             frame pointer, and it is beside the link.
         link, returns: offsets in bytes, from the pointer, of the link to the caller's frame and of the return address.
@@ -113,8 +111,6 @@ class Stack(NamedTuple):
 
     """
 
-    registers: int
-    words: int
     pc: int
     sp: int
     fp: int
@@ -143,6 +139,11 @@ class Variable(NamedTuple):
     member: str = ""
 
 
+def numbered(prefix: str, count: int) -> tuple[str, ...]:
+    """Return names of registers that are numbered from 0."""
+    return tuple(f"{prefix}{i}" for i in range(count))
+
+
 class Arch(NamedTuple):
     """An architecture.
 
@@ -151,6 +152,9 @@ class Arch(NamedTuple):
         abi: byte order, word size and alignment of its structures.
         page_size: bytes of a page if VMCOREINFO does not say.
         prstatus_size: bytes of struct elf_prstatus, the contents of an NT_PRSTATUS note.
+        registers: names of those in struct elf_prstatus (pr_reg), in its order: struct user_regs_struct of x86 and
+            arm64, struct pt_regs or user_pt_regs of the others, in the kernel's arch/*/include/uapi/asm/ptrace.h or
+            arch/x86/include/asm/user_*.h.
         section_size_bits: log2 of the bytes of a memory section if VMCOREINFO does not say.
         max_physmem_bits: given the paging form in use, number of physical address bits if VMCOREINFO does not say.
         roots: returns candidates for the root of the page tables, the likeliest first. The right one leads to the
@@ -172,6 +176,7 @@ class Arch(NamedTuple):
     abi: Abi
     page_size: int
     prstatus_size: int
+    registers: tuple[str, ...]
     section_size_bits: int
     max_physmem_bits: Callable[[Paging], int]
     roots: Callable[[Vmcoreinfo, Sequence[Load]], Sequence[Root]]

@@ -61,6 +61,10 @@ ARCH = Arch(
     abi=Abi(4, "little", align_64=4),
     page_size=4096,
     prstatus_size=144,
+    registers=(
+        *("ebx", "ecx", "edx", "esi", "edi", "ebp", "eax", "ds", "es", "fs", "gs", "orig_eax", "eip", "cs"),
+        *("eflags", "esp", "ss"),
+    ),
     section_size_bits=26,
     max_physmem_bits=lambda paging: 36 if paging.entry_size == 8 else 32,
     roots=_roots,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack, numbered
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -87,14 +87,13 @@ ARCH = Arch(
     page_size=_PAGE_SIZE,
     largest_page=65536,
     prstatus_size=480,
+    registers=(*numbered("r", 32), "orig_a0", "era", "badv"),
     section_size_bits=29,
     max_physmem_bits=lambda paging: _PHYSICAL_BITS,
     roots=_roots,
     settle=_with_levels,
     # struct user_pt_regs; the frame pointer is above the link.
     stack=Stack(
-        112,
-        45,
         pc=33,
         sp=3,
         fp=22,

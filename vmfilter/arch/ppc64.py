@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack
+from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack, numbered
 from vmfilter.errors import KernelError
 from vmfilter.formats.abi import BE64, Abi
 from vmfilter.lean import TYPE_CHECKING
@@ -139,6 +139,10 @@ def arch(name: str, abi: Abi) -> Arch:
         page_size=65536,
         largest_page=65536,
         prstatus_size=504,
+        registers=(
+            *numbered("r", 32),
+            *("nip", "msr", "orig_r3", "ctr", "lr", "xer", "ccr", "softe", "trap", "dar", "dsisr"),
+        ),
         section_size_bits=24,
         # 51 since 4ffe713b7587 ("powerpc/mm: Increase the max addressable memory to 2PB"), v4.20; less before. Exported
         # since 1d50e5d0c505 ("crash_core, vmcoreinfo: Append 'MAX_PHYSMEM_BITS' to vmcoreinfo"), v5.9.
@@ -146,7 +150,7 @@ def arch(name: str, abi: Abi) -> Arch:
         roots=_roots,
         settle=_with_vmemmap,
         # struct user_pt_regs; in both ELF ABIs, the caller's frame has the link register at 16.
-        stack=Stack(112, 48, pc=32, sp=1, fp=31, link=0, returns=16, task_sp="thread.ksp", by_sp=True),
+        stack=Stack(pc=32, sp=1, fp=31, link=0, returns=16, task_sp="thread.ksp", by_sp=True),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable
+from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable, numbered
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -107,13 +107,15 @@ ARCH = Arch(
     abi=LE64,
     page_size=4096,
     prstatus_size=376,
+    registers=(
+        *("pc", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", *numbered("a", 8)),
+        *(*(f"s{i}" for i in range(2, 12)), "t3", "t4", "t5", "t6"),
+    ),
     section_size_bits=27,
     max_physmem_bits=lambda paging: 56,
     roots=_roots,
     # struct user_regs_struct; the frame pointer is above the link.
     stack=Stack(
-        112,
-        32,
         pc=0,
         sp=2,
         fp=8,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
-from vmfilter.arch.base import Arch, Paging, Root, Stack, TableRegister
+from vmfilter.arch.base import Arch, Paging, Root, Stack, TableRegister, numbered
 from vmfilter.formats.abi import BE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
@@ -83,6 +83,7 @@ ARCH = Arch(
     abi=BE64,
     page_size=4096,
     prstatus_size=336,
+    registers=("psw_mask", "psw_addr", *numbered("r", 16)),
     section_size_bits=28,
     max_physmem_bits=lambda paging: 46,
     roots=_roots,
@@ -90,5 +91,5 @@ ARCH = Arch(
     # NT_S390_CTRS: control registers 1 and 13, primary and home space. The kernel's are in 1 while it runs.
     table_registers=(TableRegister(b"LINUX", 0x304, 8, 8, (_ALL & -(1 << 12),)),),
     # s390_regs: PSW, general registers. The packed stack layout has r14 at 136 of the caller's frame.
-    stack=Stack(112, 27, pc=1, sp=17, fp=13, link=152, returns=136, task_sp="thread.ksp", by_sp=True),
+    stack=Stack(pc=1, sp=17, fp=13, link=152, returns=136, task_sp="thread.ksp", by_sp=True),
 )

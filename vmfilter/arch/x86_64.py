@@ -74,6 +74,10 @@ ARCH = Arch(
     abi=LE64,
     page_size=4096,
     prstatus_size=336,
+    registers=(
+        *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+        *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+    ),
     section_size_bits=27,
     # 46 since c898faf91b3e ("x86: 46 bit physical address support on 64 bits"), v2.6.31; 52 with five levels since
     # 4c7c44837be7 ("x86/mm: Define virtual memory map for 5-level paging"), v4.12. Exported since 1d50e5d0c505
@@ -82,7 +86,7 @@ ARCH = Arch(
     roots=_roots,
     table_registers=(TableRegister(b"QEMU", 0, 416, 8, (_CR3, _CR3 & ~0x1000)),),
     # struct user_regs_struct has the order of struct pt_regs.
-    stack=Stack(112, 27, pc=16, sp=19, fp=4, link=0, returns=8, task_sp="thread.sp"),
+    stack=Stack(pc=16, sp=19, fp=4, link=0, returns=8, task_sp="thread.sp"),
     variables=(
         Variable("phys_base", "phys_base"),
         Variable("pgtable_l5_enabled", "__pgtable_l5_enabled", 4),

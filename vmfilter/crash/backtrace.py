@@ -112,17 +112,17 @@ def of_task(dump: Dump, info: DebugInfo, pid: int) -> Backtrace:
         raise KernelError(f"no task has the PID {pid}")
     if task.runs:
         return of_cpus(dump, info, task.cpu)[0]
-    registers = _saved(info, stack, task)
+    registers = _saved(dump, info, stack, task)
     lines = list(_lines(dump, info, registers, False))
     return Backtrace(None, task.pid, task.comm, False, lines)
 
 
-def _saved(info: DebugInfo, stack: Stack, task: Task) -> list[int]:
-    """Return the registers that a task saved when it gave up its CPU."""
+def _saved(dump: Dump, info: DebugInfo, stack: Stack, task: Task) -> list[int]:
+    """Return the registers that a task saved when it gave up its CPU; 0 for the others."""
     record = info.need_structures().read("task_struct", task.address)
     if record is None:
         raise KernelError(f"the registers of task {task.pid} at {task.address:#x} are not in the dump")
-    registers = [0] * stack.words
+    registers = [0] * len(dump.arch.registers)
     registers[stack.sp] = task.sp
     for place, path in ((stack.pc, stack.task_pc), (stack.fp, stack.task_fp)):
         if path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmfilter.formats.elf import NT_PRSTATUS
+from vmfilter.formats.prstatus import pid_of, registers_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _MAX_CPUS = 1 << 13
-_PID = {8: 32, 4: 24}  # place of pr_pid in struct elf_prstatus, by bytes of a word
 
 
 class Cpu(NamedTuple):
@@ -62,22 +62,17 @@ def per_cpu(info: DebugInfo, address: int, cpu: int) -> int | None:
 
 def saved_cpus(dump: Dump, info: DebugInfo) -> list[Cpu]:
     """Return the CPUs whose registers the dump has (NT_PRSTATUS), in the order of its notes."""
-    stack = dump.arch.stack
+    arch = dump.arch
     notes = [n for n in dump.notes if n.name == b"CORE" and n.kind == NT_PRSTATUS]
-    if stack is None:
+    if arch.stack is None:
         return []
-    kernel = info.kernel
-    word, order = kernel.abi.word, kernel.abi.byteorder
     numbers = _numbers(info, len(notes))
     found = []
     for number, note in zip(numbers, notes, strict=True):
-        if note.size < dump.arch.prstatus_size:
+        if note.size < arch.prstatus_size:
             continue
         raw = dump.read_file(note.offset, note.size)
-        registers = raw[stack.registers : stack.registers + word * stack.words]
-        pid = int.from_bytes(raw[_PID[word] : _PID[word] + 4], order, signed=True)
-        words = [int.from_bytes(registers[i : i + word], order) for i in range(0, len(registers), word)]
-        found.append(Cpu(number, pid, words))
+        found.append(Cpu(number, pid_of(raw, arch.abi), registers_of(raw, arch.abi, len(arch.registers))))
     return found
 
 
