@@ -303,6 +303,16 @@ def test_loops_that_never_end_and_pieces_without_number(
         vmfilter.convert_dump(path, tmp_path / "d", rules=vmfilter.Rules(str(conf)))
 
 
+def test_makedumpfiles_command_line_tells_at_every_message_level_that_not_all_is_erased(
+    vmcore: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    for symbol, told in ("(s1)mystruct1.name", False), ("nothing", True):
+        (tmp_path / "conf").write_text(f"erase {symbol}\n")
+        options = ["-f", "-d", 31, "--message-level", 0, "--config", tmp_path / "conf"]
+        ran = run("makedumpfile", *options, vmcore("x86_64"), tmp_path / "dump")
+        assert (ran.status, "the new dump contains what was to be erased" in ran.err) == (0, told)
+
+
 def test_a_long_string_is_erased_to_its_end(run: Run, tmp_path: Path) -> None:
     made = Secrets()
     for name, size in ("line", 3000), ("endless", 1 << 17):

@@ -21,7 +21,7 @@ _OF_MAKEDUMPFILE = {
     "-f": "filter has --force",
     "-i": "filter has --vmcoreinfo",
     "-g": "the command info prints VMCOREINFO with --vmcoreinfo",
-    "-x": "info, tasks, backtrace, symbols, struct and filter have -x",
+    "-x": "info, tasks, backtrace, symbols, struct, filter and erase have -x",
     "-D": "filter has --stats",
     "-v": "vmfilter has --version",
     "-X": "Xen is not supported",

@@ -54,6 +54,10 @@ class Messages:
         """Print one error or warning (4)."""
         self._print(_ERROR, (one_line(f"makedumpfile: {text}"),), aside=True)
 
+    def always(self, text: str) -> None:
+        """Print one warning at every message level: what must not go unread."""
+        show(one_line(f"makedumpfile: {text}"), aside=True)
+
     def debug(self, *lines: str) -> None:
         """Print debug messages (8)."""
         self._print(_DEBUG, lines, self._aside)

@@ -197,6 +197,8 @@ def _tell(result: Statistics, messages: Messages) -> None:
     """Print the warnings about a new dump. Raises InputError if it is incomplete; a warning explains why."""
     for warning in result.warnings:
         messages.error(f"warning: {warning}")
+    if result.not_erased:
+        messages.always("warning: the new dump contains what was to be erased; message level 4 says what")
     if result.gaps:
         from vmfilter.report.text import coverage
 
