@@ -248,6 +248,8 @@ FAILING = {
     "[machine.keep_frames(2 * i) for i in range(200)]": "has more than 100 ranges of one kind",
     "[machine.erase_copies(bytes(range(i, i + 20))) for i in range(65)]": "has more than 64 secrets",
     "machine.frame(8)": "0x8 is not mapped",
+    "machine.keep_frames(4096 / 4096)": "TypeError: 'float' object cannot be interpreted as an integer",
+    "machine.erase_copies('a secret that is no bytes')": "TypeError: memoryview: a bytes-like object is required",
     "machine.erase(8, 4)": "4 of 4 bytes at 0x8 are not mapped by the kernel",
     "machine.erase(machine.symbol('array_var'), -4)": "-4 of -4 bytes at",
     "machine.frame_of_page(8)": "0x8 is no struct page",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from operator import index
 
 from vmfilter.erase.types import Variables
 from vmfilter.errors import KernelError
@@ -200,6 +201,7 @@ class Machine:
 
     @staticmethod
     def _add(ranges: list[Range], start: int, end: int) -> None:
+        start, end = index(start), index(end)  # a TypeError of the extension, and not of the run
         if start >= end or start < 0:
             raise KernelError(f"[{start:#x}, {end:#x}) is no range")
         if len(ranges) >= _MAX_PIECES:
@@ -225,6 +227,7 @@ class Machine:
         Every page is searched as it is written, so do this for few secrets. Copies that are not contiguous in physical
         memory are not found.
         """
+        secret = bytes(memoryview(secret))
         if not _SHORTEST_SECRET <= len(secret) <= _LONGEST_SECRET:
             raise KernelError(f"a secret has {_SHORTEST_SECRET} to {_LONGEST_SECRET} bytes, and not {len(secret)}")
         if len(set(secret)) > 2 and secret not in self.secrets:  # else it is no secret, but empty or erased
