@@ -13,6 +13,7 @@ from command import Run
 from files import Shared
 from kdumpreader import Kdump
 from secretbuilder import Secrets
+from vmlinuxbuilder import linked, vmlinux
 
 import vmfilter
 from vmfilter.erase import evaluate
@@ -110,6 +111,70 @@ def test_a_command_erases_what_it_names_and_no_other_byte(
             assert found == wanted
             assert plan.size == sum(map(len, wanted.values()))
             assert plan.failures == []
+
+
+DECLARED = """
+struct list_head { struct list_head *next, *prev; };
+struct s1 {
+    char *name; void *addr; struct s1 *next; struct list_head list; char private[100]; void *key; unsigned key_size;
+};
+struct s2;
+extern struct s1 mystruct1, myarray[];
+extern char array_var[];
+extern struct s2 *mystruct2;
+"""
+UNITS = [
+    DECLARED + "void *used[] = { &mystruct1, myarray, array_var, &mystruct2 };",
+    DECLARED
+    + """
+    struct s1 mystruct1 AT(mystruct1), myarray[2] AT(myarray), *to_first AT(to_first);
+    char array_var[100] AT(array_var), *pointers[4] AT(pointers);
+    static struct { struct list_head list; } s1_list_head AT(s1_list_head) __attribute__((used));
+    struct s2 *mystruct2 AT(mystruct2);
+    """,
+    "struct s2 { void *addr; long addr_size; } other;",
+    "static int array_var AT(other) __attribute__((used));",
+]
+PLAIN = {
+    "erase array_var": ["array"],
+    "erase mystruct1.private": ["private of mystruct1"],
+    "erase mystruct1.name": ["name"],
+    "erase mystruct2.addr size mystruct2.addr_size": ["sized"],
+    "for m in s1_list_head.list.next within s1:list erase m.private erase m.key size m.key_size endfor": ELEMENTS,
+    "for x in myarray erase x.private endfor": ["private of array 0", "private of array 1"],
+    "for x in pointers erase x endfor": ["string 0", "string 2"],
+    "for x in to_first via next erase x.private erase x.key size 40 endfor": ELEMENTS,
+}
+
+
+@pytest.mark.parametrize("types", ["BTF", "DWARF"])
+def test_with_vmlinux_symbols_need_no_type(vmcore: Callable[[str], Path], tmp_path: Path, types: str) -> None:
+    pytest.importorskip("elftools")
+    s, config, moved = scene(), tmp_path / "conf", 0x1C00000
+    addresses = {"_stext": s.s.linear(s.s.ram + 0x1000), "other": s.s.linear(0x3000000), **s.symbols}
+    places = {name: at - moved for name, at in addresses.items()}
+    file = linked(tmp_path / "vmlinux", UNITS, places, s.types.build() if types == "BTF" else b"")
+    with open_dump(vmcore("x86_64"), vmlinux=str(file)) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        for commands, secrets in PLAIN.items():
+            config.write_text(commands)
+            plan = plan_of(kernel, vmfilter.Rules(str(config)))
+            assert plan.failures == [], commands
+            wanted = {at: b"X" * len(text) for at, text in (s.places[secret] for secret in secrets)}
+            assert changes(pages(dump), pages(ErasedMemory(dump, plan))) == wanted, commands
+
+
+def test_vmlinux_without_dwarf_is_said_and_a_list_needs_none(
+    vmcore: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    s = scene()
+    file = vmlinux(tmp_path / "vmlinux", [("_stext", "T", 0x1000)], b"", {".BTF": s.types.build()})
+    (tmp_path / "conf").write_text(LOOPS + "erase mystruct1.name")
+    ran = run("filter", "-x", file, "--config", tmp_path / "conf", vmcore("x86_64"), tmp_path / "dump")
+    assert ran.status == 0
+    assert f"write (TYPE)mystruct1; {file}: has no DWARF, and a file with its debug information is not" in ran.err
+    assert scene().places["private of element 2"][1] not in memory_of(tmp_path / "dump")
 
 
 @each_machine

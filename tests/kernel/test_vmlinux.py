@@ -115,7 +115,7 @@ def test_without_types_the_installed_debug_information_is_read(
     monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path))
     said = run("struct", "-x", stripped, path, "page")
     assert said.status == 3
-    assert "has no types, and a file with its debug information is not installed" in said.err
+    assert "has no DWARF, and a file with its debug information is not installed" in said.err
     (tmp_path / BUILD.hex()).mkdir()
     compiled(tmp_path / BUILD.hex() / "debuginfo")
     assert "struct page {" in run("struct", "-x", stripped, path, "page").out
@@ -247,6 +247,9 @@ def test_an_enumerator_without_a_value_is_damage(tmp_path: Path) -> None:
 def test_damaged_debug_information_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("elftools")
     good = compiled(tmp_path / "vmlinux", text=KERNEL).read_bytes()
+    with Vmlinux(str(tmp_path / "vmlinux")) as file:
+        address = file.table().address("node_data")
+        assert file.types().type_name(file.types().variable("", address) or 0) == "void *[4]"
     chosen = random.Random(1)
     for _ in range(60):
         data = bytearray(good)
@@ -255,6 +258,7 @@ def test_damaged_debug_information_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "vmlinux").write_bytes(data)
         with contextlib.suppress(VmfilterError), Vmlinux(str(tmp_path / "vmlinux")) as file:
             types = file.types()
+            types.variable("node_data", address)
             for name in ("page", "zone", "uts_namespace"):
                 number = types.find(name)
                 assert number is None or struct_json(types, number)

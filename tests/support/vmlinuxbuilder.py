@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pytest
 
 _SYMTAB, _STRTAB, _NOTE, _PROGBITS = 2, 3, 7, 1
 
@@ -41,4 +45,29 @@ def vmlinux(
     count = len(headers) // 64
     header = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, 0, 0, at, 0, 64, 56, 0, 64, count, count - 1)
     path.write_bytes(header + data + headers)
+    return path
+
+
+def linked(path: Path, units: Sequence[str], addresses: Mapping[str, int], btf: bytes = b"") -> Path:
+    """Compile and link a kernel's variables, with DWARF.
+
+    Args:
+        path: of the file.
+        units: C of each compilation unit, in which AT(NAME) gives a variable its address.
+        addresses: of these, and of _stext, which is not in the units.
+        btf: contents of the section .BTF; without them, there is none.
+
+    """
+    if shutil.which("cc") is None or shutil.which("objcopy") is None:
+        pytest.skip("needs a C compiler and objcopy")
+    files = [path.with_name(f"{path.name}{i}.c") for i in range(len(units))]
+    for file, text in zip(files, units, strict=True):
+        file.write_text(f'#define AT(name) __attribute__((section("." #name)))\n{text}')
+    places = [f"-Wl,--section-start=.{name}={at:#x}" for name, at in addresses.items() if name != "_stext"]
+    places.append(f"-Wl,--defsym,_stext={addresses['_stext']:#x}")
+    command = ["cc", "-g", "-nostdlib", "-static", "-Wl,-e,0", *places, *files, "-o", path]
+    subprocess.run(command, check=True, capture_output=True)
+    if btf:
+        path.with_name("btf").write_bytes(btf)
+        subprocess.run(["objcopy", "--add-section", f".BTF={path.with_name('btf')}", path], check=True)
     return path

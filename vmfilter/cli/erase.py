@@ -18,8 +18,9 @@ name, in any format. The report of what was erased goes with the dump, and
 vmfilter info shows it. No dump is made unless all of it can be erased.
 
 Symbols and types (BTF) come from DUMP. BTF does not say which type a variable
-has, so say it: --expression '(task_struct)init_task.comm'. docs/erase.md
-describes the commands, which are those of makedumpfile.conf(5)."""
+has, so say it: --expression '(task_struct)init_task.comm', or give a VMLINUX
+that has DWARF. docs/erase.md describes the commands, which are those of
+makedumpfile.conf(5)."""
 _EXAMPLES = {
     "vmfilter erase --config erase.conf dump shared": "what a file says",
     "vmfilter erase --expression '(char *)saved_command_line' dump shared": "one string",

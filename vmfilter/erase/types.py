@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 
 from vmfilter.erase.config import VMLINUX
-from vmfilter.errors import KernelError
+from vmfilter.errors import InputError, KernelError, UsageError
+from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.model import Kind
 from vmfilter.kernel.types.modules import find_type
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -109,7 +111,14 @@ def type_of(types: Types, number: int) -> Type:
     while (kind := types.kind(number)) in (Kind.PTR, Kind.ARRAY) and len(forms) < _MAX_FORMS:
         element, count = (types.pointee(number), _POINTER) if kind == Kind.PTR else types.array(number)
         forms, number = (*forms, count), types.resolved(element)
-    return Type(types, number, forms)
+    return Type(types, _defined(types, number), forms)
+
+
+def _defined(types: Types, number: int) -> int:
+    """Return the number of a structure or union that is only declared here, where it is defined."""
+    kind, name, is_union, _ = types.get(number)
+    found = types.find(("union " if is_union else "struct ") + name) if kind == Kind.FWD and name else None
+    return number if found is None else found
 
 
 class Variable(NamedTuple):
@@ -194,11 +203,27 @@ class Variables:
         address = self.address(name, module)
         if declared:
             return Variable(self.declared(declared), address)
-        types = self.info.need_structures().types
-        number = types.variable(name)
+        types, number, why = self.info.need_structures().types, None, ""
+        if self.info.symbols.tables[0].address(name) == address:  # not a module's
+            number = types.variable(name) if isinstance(types, Btf) else None
+            if number is None and self.info.kernel.vmlinux:
+                try:
+                    types, shift = self._dwarf
+                    number = types.variable(name, address - shift)
+                except (InputError, UsageError) as e:
+                    why = f"; {e}"
         if number is not None:
             return Variable(type_of(types, number), address)
         if assumed:
             return Variable(self.named(assumed), address)
-        self.info.need_structures()
-        raise KernelError(f"nothing says which type {name} has: write (TYPE){name}")
+        raise KernelError(f"nothing says which type {name} has: write (TYPE){name}{why}")
+
+    @cached_property
+    def _dwarf(self) -> tuple[Types, int]:
+        """The DWARF of vmlinux, since its BTF has few variables, and by how many bytes KASLR moved the kernel."""
+        from vmfilter.kernel.types.vmlinux import Vmlinux
+
+        types = self.info.need_structures().types
+        with Vmlinux(self.info.kernel.vmlinux) as file:
+            shift = file.shift(self.info.symbols.address("_stext"))
+            return (file.dwarf() if isinstance(types, Btf) else types), shift

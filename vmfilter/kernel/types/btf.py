@@ -170,7 +170,7 @@ class Btf(Types):
     def named(self, name: str) -> int | None:
         return self._by_name[False].get(name)
 
-    def variable(self, name: str) -> int | None:
+    def variable(self, name: str, address: int | None = None) -> int | None:
         """See Types. Per-CPU variables, and since pahole 1.28 perhaps all."""
         number = self._by_name[True].get(name)
         return None if number is None else self.get(number).value

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 
 from elftools.dwarf.die import DIE
 
@@ -39,6 +39,14 @@ _KINDS = {
 _TAGS = {"struct": ("DW_TAG_structure_type",), "union": ("DW_TAG_union_type",)}
 _ANY = "DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_typedef"
 _VARIABLE = "DW_TAG_variable"  # its definition can lack the name, and refer to its declaration instead
+_WIDTHS = {
+    **dict.fromkeys(("DW_FORM_flag_present", "DW_FORM_implicit_const"), 0),
+    **dict.fromkeys(("DW_FORM_data1", "DW_FORM_ref1", "DW_FORM_flag", "DW_FORM_strx1"), 1),
+    **dict.fromkeys(("DW_FORM_data2", "DW_FORM_ref2", "DW_FORM_strx2"), 2),
+    **dict.fromkeys(("DW_FORM_data4", "DW_FORM_ref4", "DW_FORM_ref_addr", "DW_FORM_strp"), 4),
+}
+"""Bytes of attributes that can precede the location of a variable."""
+_OP_ADDR = 3  # DW_OP_addr
 _SCALARS = "DW_TAG_base_type", "DW_TAG_typedef", "DW_TAG_enumeration_type"
 _SIGNED = 5, 6, 13  # DW_ATE_signed, _signed_char, _signed_fixed
 _FLOAT = 4  # DW_ATE_float
@@ -146,9 +154,37 @@ class Dwarf(Types):
         dies = (self.named_entry(name, tag) for tag in _SCALARS)
         return next((die.offset for die in dies if die is not None), None)
 
-    def variable(self, name: str) -> int | None:
-        die = self.named_entry(name, _VARIABLE)
+    def variable(self, name: str, address: int | None = None) -> int | None:
+        die = None if address is None else self._variable_at(address)
+        die = die or self.named_entry(name, _VARIABLE)
         return None if die is None else self.type_of(die)
+
+    def _variable_at(self, address: int) -> DIE | None:
+        """Return the entry that defines the variable at an address, which can lack a name; None if there is none."""
+        word = self._abi.word
+        linked = (address % (1 << 8 * word)).to_bytes(word, self._abi.byteorder)
+        location = bytes((1 + word, _OP_ADDR)) + linked
+        for place in _finds(self._entries, location):
+            for start in self._starts(place):
+                die = self._die(start)
+                own = die.attributes.get("DW_AT_location")
+                if own is not None and own.offset == place and self._is_entry(die):
+                    return die
+        return None
+
+    def _starts(self, place: int) -> Iterator[int]:
+        """Yield where the entry of a variable can begin whose location is at a place: other entries refer to it too."""
+        try:
+            forms = self._info.get_CU_containing(place).get_abbrev_table()._abbrev_map
+        except Exception:
+            return
+        for code, form in forms.items():
+            widths = [_WIDTHS.get(one["form"]) for one in takewhile(_is_before_location, form["attr_spec"])]
+            if form["tag"] == _VARIABLE and None not in widths:
+                number = bytes((code,)) if code < 0x80 else bytes((code & 0x7F | 0x80, code >> 7 & 0x7F))
+                start = place - sum(filter(None, widths)) - len(number)
+                if self._entries.startswith(number, max(start, 0)):
+                    yield start
 
     def source(self, name: str) -> str:
         """Return the path of the file that declares a typedef; "" if the file has none, or no line tables."""
@@ -202,10 +238,12 @@ class Dwarf(Types):
         return Type(kind, _text(die), has_parameters, self.type_of(die))
 
     def type_of(self, die: DIE) -> int:
-        """Return the number of the type that an entry refers to; 0 (void) if it refers to none."""
-        if "DW_AT_type" not in die.attributes:
-            return 0
+        """Return the number of the type that an entry, or its declaration, refers to; 0 (void) if none does."""
         try:
+            if "DW_AT_type" not in die.attributes and "DW_AT_specification" in die.attributes:
+                die = die.get_DIE_from_attribute("DW_AT_specification")
+            if "DW_AT_type" not in die.attributes:
+                return 0
             return int(die.get_DIE_from_attribute("DW_AT_type").offset)
         except Exception as e:
             raise self._damaged(f"has an entry at {die.offset:#x} of no type") from e
@@ -238,6 +276,10 @@ def _contents(section: DebugSectionDescriptor | None) -> bytes:
         return b""
     section.stream.seek(0)
     return section.stream.read()
+
+
+def _is_before_location(attribute: Mapping[str, str]) -> bool:
+    return attribute["name"] != "DW_AT_location"
 
 
 def _size(die: DIE) -> int:

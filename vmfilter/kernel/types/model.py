@@ -130,8 +130,14 @@ class Types:
         """Return the number of a number, enum or typedef of this name; None if there is none."""
         raise NotImplementedError
 
-    def variable(self, name: str) -> int | None:
-        """Return the type of a variable; None if the types do not tell."""
+    def variable(self, name: str, address: int | None = None) -> int | None:
+        """Return the type of a variable; None if the types do not tell.
+
+        Args:
+            name: of the variable.
+            address: where it was linked, if that is known: DWARF has a definition by it, and declarations by the name.
+
+        """
         raise NotImplementedError
 
     def array(self, number: int) -> tuple[int, int]:

@@ -190,6 +190,10 @@ class Vmlinux:
             raise WrongKernelError(f"{self.path} is of another kernel than the dump: linux_banner differs")
         return theirs is not None
 
+    def shift(self, start: int | None) -> int:
+        """Return by how many bytes KASLR moved a kernel whose _stext is at an address. Raises as table()."""
+        return _shift(self.table(), start)
+
     def types(self) -> Types:
         """Return the types: from BTF if the file has it, or else from DWARF.
 
@@ -231,7 +235,7 @@ class Vmlinux:
         places = [form.format(self.build_id[:2], self.build_id[2:], cache=cache) for form in _SEPARATE]
         found = next((place for place in places if self.build_id and os.path.isfile(place)), None)
         if found is None:
-            raise InputError(f"{self.path}: has no types, and a file with its debug information is not installed")
+            raise InputError(f"{self.path}: has no DWARF, and a file with its debug information is not installed")
         return found
 
 
