@@ -87,7 +87,8 @@ def test_a_file_inside_a_compressed_one_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"x", b"QEV", b"\0" * 4095, b"x" * 70000, b"PAGEDUMB"])
 def test_an_unknown_format_is_shown_by_its_first_bytes(tmp_path: Path, data: bytes) -> None:
     found = f"begins with {data[:8]!r}" if data else "is empty"
-    assert refusal(data, tmp_path) == f"not a dump that vmfilter knows (ELF, kdump-compressed): it {found}"
+    said = f"not a dump that vmfilter knows (ELF, kdump-compressed): it {found}; name a vmcore, or a dump made from one"
+    assert refusal(data, tmp_path) == said
 
 
 # ELF files of other kinds
