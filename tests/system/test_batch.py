@@ -19,6 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from command import Run
+from dask_jobqueue.local import LocalCluster as JobQueue
 from distributed import Client
 from fleet import GOOD, batch, manifest, ran, small_fleet, statuses, unfinished
 from tinyvmcore import vmcore
@@ -563,26 +564,14 @@ def test_dumps_manifest_and_tables_can_be_on_a_store(s3: Any, tmp_path: Path) ->
     assert ran("filter", "s3://dumps/in", "--out", "s3://dumps/made").stdout.endswith("nothing to do; 3 done before.\n")
 
 
-def test_a_batch_goes_to_a_scheduler_of_dask(tmp_path: Path) -> None:
-    """As with Dask's deployers: a scheduler and workers that are processes of their own."""
-    address = tmp_path / "address"
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-
-    def dask(part: str, *options: str) -> list[str]:
-        program = [sys.executable, "-m", f"distributed.cli.dask_{part}", "--scheduler-file", str(address)]
-        return [*program, "--no-dashboard", *options]
-
-    scheduler, worker = dask("scheduler", "--port", "0"), dask("worker", "--nthreads", "1")
+def test_a_deployer_of_dask_gives_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs are processes of this machine, started as those of SLURM or PBS are."""
+    monkeypatch.chdir(tmp_path)
     fleet = small_fleet(tmp_path / "fleet")
-    with subprocess.Popen(scheduler, **quiet) as one, subprocess.Popen(worker, **quiet) as other:
-        try:
-            while not address.exists():
-                time.sleep(0.05)
-            where = json.loads(address.read_text())["address"]
-            result = ran("info", fleet, "--out", tmp_path / "out", "--scheduler", where)
-        finally:
-            other.terminate()
-            one.terminate()
+    scheduler = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with JobQueue(cores=1, processes=1, memory="1GB", scheduler_options=scheduler) as deployed:
+        deployed.scale(jobs=1)
+        result = ran("info", fleet, "--out", tmp_path / "out", "--scheduler", deployed.scheduler_address)
     assert result.stdout.startswith(f"{tmp_path}/out: 4 done, 3 failed")
 
 

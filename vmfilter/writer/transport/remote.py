@@ -84,6 +84,8 @@ class RemoteSink:
                 self._temporary = f"{self._name}.{os.getpid()}.{id(self):x}.incomplete"
             name = self._temporary or self._name
             self._file = self._files.open(name, "wb", block_size=part, autocommit=not self._is_store)
+            if hasattr(self._file, "chmod"):  # SFTP: the server's umask may let others read it
+                self._file.chmod(0o600)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Sink. Offsets have no gaps."""
