@@ -46,13 +46,19 @@ def run(*command: str | Path) -> None:
 
 
 def initramfs(
-    folder: Path, *, vmfilter: bool = True, peer: Path | None = None, capture: Path = GUEST / "capture"
+    folder: Path,
+    *,
+    vmfilter: bool = True,
+    kexec: bool = False,
+    peer: Path | None = None,
+    capture: Path = GUEST / "capture",
 ) -> Path:
     """Make an initramfs in a new folder.
 
     Args:
         folder: a new folder for it.
         vmfilter: whether it contains what `vmfilter kdump install` installs.
+        kexec: whether it contains kexec, for which a capture kernel has no room.
         peer: program of this machine to install as /usr/bin/peer.
         capture: script for the capture kernel to run.
 
@@ -68,6 +74,8 @@ def initramfs(
     shutil.copy(GUEST / "run", folder / "scripts/init-premount")
     shutil.copy(GUEST / "hook", folder / "hooks/guest")
     (folder / "debian").symlink_to(DEBIAN)
+    if kexec:
+        (folder / "kexec").touch()
     if peer:
         shutil.copy(peer, folder / "peer")
     (folder / "modules").write_text("virtio_blk\n")
@@ -173,7 +181,8 @@ def _boot(console: Path, initrd: Path, disks: dict[str, Path], words: str, last:
     """Run a machine; words: for its command line, last: what its console says in the end, dimms: to plug."""
     monitor = console.with_name("monitor")
     command = ["qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-smp", "2"]
-    command += ["-m", f"{MEMORY},slots=2,maxmem=1G", "-monitor", f"unix:{monitor},server=on,wait=off"]
+    slots = ",slots=2,maxmem=1G" if dimms else ""
+    command += ["-m", f"{MEMORY}{slots}", "-monitor", f"unix:{monitor},server=on,wait=off"]
     command += ["-nographic", "-no-reboot", "-nic", "none", "-kernel", str(kernel()), "-initrd", str(initrd)]
     command += ["-append", f"{_COMMON} {words}"]
     for disk in disks.values():

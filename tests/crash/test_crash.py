@@ -72,6 +72,11 @@ def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def initrd_with_kexec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return machine.initramfs(tmp_path_factory.mktemp("kexec"), kexec=True)
+
+
+@pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, initrd: Path) -> Iterator[dict[int, Future[machine.Saved]]]:
     """Run both machines at once; return them by the number of CPUs of their capture kernels."""
     with ThreadPoolExecutor() as pool:
@@ -237,15 +242,15 @@ def failed(status: Path) -> list[str]:
     return [check["name"] for check in json.loads(status.read_text())["checks"] if check["status"] == "fail"]
 
 
-def test_status_fails_without_crashkernel(initrd: Path, tmp_path: Path) -> None:
-    saved = machine.boot(tmp_path, initrd)
+def test_status_fails_without_crashkernel(initrd_with_kexec: Path, tmp_path: Path) -> None:
+    saved = machine.boot(tmp_path, initrd_with_kexec)
     assert failed(saved / "status.unloaded") == ["crashkernel", "reserved", "enough", "loaded"]
 
 
 @pytest.fixture(scope="module")
-def ready(initrd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ready(initrd_with_kexec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = f"crashkernel={machine.CRASH_MEMORY} memhp_default_state=online"
-    return machine.boot(tmp_path_factory.mktemp("ready"), initrd, words, dimms=2)
+    return machine.boot(tmp_path_factory.mktemp("ready"), initrd_with_kexec, words, dimms=2)
 
 
 @pytest.mark.parametrize(

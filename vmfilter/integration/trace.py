@@ -47,7 +47,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-_LEFT_OUT = ("integration", "fleet")  # rooms without use in an initramfs; fleet needs packages of 100 MB
+_LEFT_OUT = ("api", "fleet", "integration", "reader.remote", "writer.transport.remote")
+"""Rooms and modules without use in an initramfs, which a capture kernel unpacks into little memory."""
+_EXTRAS = ("elftools", "fsspec", "jinja2", "matplotlib")
+"""Packages of extras: modules that cannot be imported without one are left out too."""
 
 
 def _imports(node: ast.AST, packages: Set[str]) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -73,21 +76,33 @@ def _encodings(tree: ast.AST) -> Iterator[str]:
                     yield name.value
 
 
+def _is_left_out(name: str) -> bool:
+    return any(name == f"vmfilter.{room}" or name.startswith(f"vmfilter.{room}.") for room in _LEFT_OUT)
+
+
 def _load(modules: dict[str, ModuleType | None]) -> None:
     from vmfilter.formats.codec import CODECS, native_libraries
 
     package = Path(__file__).parents[1]
     for room in _LEFT_OUT:
         modules[f"vmfilter.{room}"] = None  # makes its import fail
+    for extra in _EXTRAS:
+        modules[extra] = None
     modules["_hashlib"] = None  # keeps OpenSSL out, which is large: hashlib has its own SHA-256
     codecs_of = {c: codec.package for c, codec in CODECS.items() if codec.package}
     needed = {"vmfilter", *sys.stdlib_module_names, *codecs_of.values()}
     needed -= {codecs_of[c] for c in native_libraries() if c in codecs_of} - sys.stdlib_module_names
     for source in package.rglob("*.py"):
         path = source.relative_to(package.parent).with_suffix("")
-        if path.parts[1] in _LEFT_OUT or source.stem == "__main__":
+        name = ".".join(path.parts).removesuffix(".__init__")
+        if _is_left_out(name) or source.stem == "__main__":
             continue
-        import_module(".".join(path.parts).removesuffix(".__init__"))
+        try:
+            import_module(name)
+        except ImportError as e:
+            if (e.name or "").partition(".")[0] not in _EXTRAS and not _is_left_out(e.name or ""):
+                raise
+            continue
         tree = ast.parse(source.read_bytes())
         for encoding in _encodings(tree):
             codecs.lookup(encoding)
