@@ -2,8 +2,8 @@
 
 No list is maintained by hand. This script imports every module of vmfilter and executes every import statement in
 their functions. It prints help and an error message, because argparse imports modules only for those. It excludes
-packages of extras and those that only replace a codec of the C core, OpenSSL, and vmfilter.integration, which no
-initramfs needs.
+OpenSSL, packages of extras with the modules that need them, those that only replace a codec of the C core, and the
+parts of vmfilter that no initramfs needs.
 
 Arguments: directories to search for modules, after the interpreter's own.
 Output: a JSON object that maps the name of each module loaded from a file to that file.
