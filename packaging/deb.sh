@@ -5,16 +5,11 @@ set -eu
 cd "$(dirname "$0")/.."
 release=${1:-trixie}
 out=$(realpath -m "${2:-dist}")
-. /etc/os-release
-mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $VERSION_CODENAME" 'Component: main' | head -n 1)
 folder=$(mktemp -d -p /var/tmp vmfilter-deb.XXXXXX)
 trap 'rm -rf --one-file-system "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 root=$folder/root
-debootstrap --variant=minbase --include=ca-certificates "$release" "$root" "$mirror"
-apt-config dump Acquire >"$root/etc/apt/apt.conf.d/host"
-[ ! -d /usr/local/share/ca-certificates ] || cp -r /usr/local/share/ca-certificates "$root/usr/local/share"
-chroot "$root" update-ca-certificates
+sh tests/chroot.sh "$release" "$root"
 mkdir "$root/build" "$root/build/source"
 git archive HEAD | tar -x -C "$root/build/source"
 unshare --mount --pid --fork --kill-child sh -euc '

@@ -8,22 +8,16 @@
 set -eu
 cd "$(dirname "$0")/.."
 releases="sid trixie bookworm"
-packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh tests/packages.sh tests/releases.sh tests/run.sh
+packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh
+           tests/chroot.sh tests/packages.sh tests/releases.sh tests/run.sh
            $(find vmfilter/integration -type f -not -name '*.pyc' | LC_ALL=C sort)"
 
 # Runs in its own namespaces, so that no mount outlives it.
 in_a_chroot='
-release=$1 mirror=$2 root=$3
+release=$1 root=$2
 mkdir "$root"
 mount --bind "$root" "$root" # tests call unshare --mount, which fails if / is no mount point
-debootstrap --variant=minbase --include=ca-certificates "$release" "$root" "$mirror" >"$root.log" || {
-    cat "$root.log"
-    exit 1
-}
-apt-config dump Acquire >"$root/etc/apt/apt.conf.d/host"
-[ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$root/etc"
-[ ! -d /usr/local/share/ca-certificates ] || cp -r /usr/local/share/ca-certificates "$root/usr/local/share"
-chroot "$root" update-ca-certificates
+sh tests/chroot.sh "$release" "$root"
 chroot "$root" useradd --create-home user
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
@@ -46,18 +40,12 @@ for user in root user; do
     done
 done'
 
-if ! command -v debootstrap >/dev/null; then
-    apt-get update -q
-    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends debootstrap
-fi
-. /etc/os-release
-mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $VERSION_CODENAME" 'Component: main' | head -n 1)
 folder=$(mktemp -d -p /var/tmp vmfilter-releases.XXXXXX)
 trap 'rm -rf --one-file-system "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 # shellcheck disable=SC2086
 for release in ${*:-$releases}; do
-    unshare --mount --pid --fork --kill-child sh -euc "$in_a_chroot" sh "$release" "$mirror" "$folder/$release"
+    unshare --mount --pid --fork --kill-child sh -euc "$in_a_chroot" sh "$release" "$folder/$release"
     rm -rf --one-file-system "${folder:?}/$release"
 done
 # shellcheck disable=SC2086

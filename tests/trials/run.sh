@@ -12,24 +12,11 @@ shift 2
 files=$(realpath "$@")
 cd "$(dirname "$0")/../.."
 
-if ! command -v debootstrap >/dev/null; then
-    apt-get update -q
-    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends debootstrap
-fi
-. /etc/os-release
-mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $VERSION_CODENAME" 'Component: main' | head -n 1)
 folder=$(mktemp -d -p /var/tmp vmfilter-trial.XXXXXX)
 trap 'rm -rf --one-file-system "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 root=$folder/root
-debootstrap --variant=minbase --include=ca-certificates "$release" "$root" "$mirror" >"$folder/log" || {
-    cat "$folder/log"
-    exit 1
-}
-apt-config dump Acquire >"$root/etc/apt/apt.conf.d/host"
-[ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$root/etc"
-[ ! -d /usr/local/share/ca-certificates ] || cp -r /usr/local/share/ca-certificates "$root/usr/local/share"
-chroot "$root" update-ca-certificates >"$folder/log"
+sh tests/chroot.sh "$release" "$root"
 mkdir "$root/given"
 for file in $files; do
     cp "$file" "$root/given"
