@@ -30,7 +30,7 @@ def overhead(workers: int) -> float:
 
 
 def _batch(folder: Path, count: int, workers: int) -> float:
-    """Return the seconds of a batch with so many files that do not exist."""
+    """Return the seconds that a batch of count missing files takes."""
     names = folder / f"list{count}"
     names.write_text("".join(f"/nonexistent/{i}\n" for i in range(count)))
     command: list[str] = [

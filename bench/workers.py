@@ -4,10 +4,10 @@
     bench/workers.py [--workers 1 2 4 8 16 32 64] [--codecs lzo zstd ...] [--out FOLDER] [--rounds 3]
 
 Codecs that sleep instead of compressing take as long as real ones on one CPU (measured here, on pages of the kernel),
-and free the CPU meanwhile. All else is real: reading, descriptors, checksums, the file. So what does not sleep has to
-fit on the CPUs of this machine, as it does on those of a larger one, and in Python's lock. Prints, for each codec and
-number of workers, the share of their time in which they sleep: 100 % if nothing makes them wait. The last column is the
-CPU time of the calling thread per chunk of 512 KiB. Run it with the Python that has vmfilter installed.
+and leave the CPU free meanwhile. Everything else is real: reading, descriptors, checksums, the file. It shares the CPUs
+of this machine, so the result is a lower bound for a machine with more. For each codec and number of workers, this
+prints the share of their time in which the workers sleep: 100 % if nothing makes them wait. The last column is the CPU
+time of the calling thread per chunk of 512 KiB. Run it with the Python that has vmfilter installed.
 """
 
 from __future__ import annotations

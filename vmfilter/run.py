@@ -96,6 +96,7 @@ class DumpRun:
         self._level = level
         self._include_pmem_userdata = include_pmem_userdata
         self._progress = progress or (lambda stage, done, total: None)
+        self._note = noted(progress)
         self._faults = faults
         self._warnings = list(faults)
         if faults:
@@ -127,7 +128,7 @@ class DumpRun:
                 )
             self._classifier, judged = Classifier(dump, self._page_size, None, self._pmem), None
         self._max_mapnr = max_pfn(dump, self._page_size)
-        noted(progress)(self._page_size, 0)
+        self._note(self._page_size, 0)
         self._warnings += [*doubts, *self._pmem.warnings, *self._classifier.warnings]
         self._on_doubt = on_doubt
         self._doubted: frozenset[PageClass] = frozenset()
@@ -318,7 +319,7 @@ class DumpRun:
     def _tell(self, writer: Writer, kept: int) -> None:
         """Report the pages written. Raises what progress raises, after noting that this was not just a signal."""
         try:
-            noted(self._progress)(self._page_size, writer.size)
+            self._note(self._page_size, writer.size)
             self._progress("write", writer.written.pages, kept)
         except BaseException:
             self._stopped = True

@@ -76,31 +76,24 @@ def _encodings(tree: ast.AST) -> Iterator[str]:
                     yield name.value
 
 
-def _is_left_out(name: str) -> bool:
-    return any(name == f"vmfilter.{room}" or name.startswith(f"vmfilter.{room}.") for room in _LEFT_OUT)
-
-
 def _load(modules: dict[str, ModuleType | None]) -> None:
     from vmfilter.formats.codec import CODECS, native_libraries
 
     package = Path(__file__).parents[1]
-    for room in _LEFT_OUT:
-        modules[f"vmfilter.{room}"] = None  # makes its import fail
-    for extra in _EXTRAS:
-        modules[extra] = None
+    left_out = {*_EXTRAS, *(f"vmfilter.{name}" for name in _LEFT_OUT)}
+    modules.update(dict.fromkeys(left_out))  # None makes an import fail, and that of whatever needs it
     modules["_hashlib"] = None  # keeps OpenSSL out, which is large: hashlib has its own SHA-256
     codecs_of = {c: codec.package for c, codec in CODECS.items() if codec.package}
     needed = {"vmfilter", *sys.stdlib_module_names, *codecs_of.values()}
     needed -= {codecs_of[c] for c in native_libraries() if c in codecs_of} - sys.stdlib_module_names
     for source in package.rglob("*.py"):
-        path = source.relative_to(package.parent).with_suffix("")
-        name = ".".join(path.parts).removesuffix(".__init__")
-        if _is_left_out(name) or source.stem == "__main__":
+        if source.stem == "__main__":
             continue
+        path = source.relative_to(package.parent).with_suffix("")
         try:
-            import_module(name)
+            import_module(".".join(path.parts).removesuffix(".__init__"))
         except ImportError as e:
-            if (e.name or "").partition(".")[0] not in _EXTRAS and not _is_left_out(e.name or ""):
+            if not any(f"{e.name}.".startswith(f"{name}.") for name in left_out):
                 raise
             continue
         tree = ast.parse(source.read_bytes())
