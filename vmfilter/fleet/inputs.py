@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _TIMES = "mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created"
 """What file systems call the time of a file's last change."""
+_DIGESTS = "ETag", "etag"
+"""And what they say of its contents."""
 
 
 def _named(arguments: Iterable[str]) -> Iterator[str]:
@@ -33,15 +35,15 @@ def _named(arguments: Iterable[str]) -> Iterator[str]:
             raise InputError(f"{argument[1:]}: cannot be read: {e.strerror}") from e
 
 
-def _modified(info: dict[str, Any]) -> str:
-    """Return when a file changed, as its file system says it."""
-    value = next((info[name] for name in _TIMES if info.get(name)), "")
+def _said(info: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Return what a file system says of a file under one of some names; "" if it says nothing."""
+    value = next((info[name] for name in names if info.get(name)), "")
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _listed(files: Any, name: str, info: dict[str, Any], is_remote: bool) -> Input:
     url = files.unstrip_protocol(name) if is_remote else name
-    return Input(shown(url), url, info.get("size"), _modified(info), str(info.get("ETag") or "").strip('"'))
+    return Input(shown(url), url, info.get("size"), _said(info, _TIMES), _said(info, _DIGESTS).strip('"'))
 
 
 def _below(files: Any, folder: str) -> dict[str, dict[str, Any]]:

@@ -131,8 +131,8 @@ class RemoteSink:
         if self._file is not None:
             with suppress(Exception):
                 if self._is_store:
-                    self._file.discard()
                     self._file.closed = True  # or it would be sent once it is collected
+                    self._file.discard()
                 else:
                     self._file.close()
             self._file = None
