@@ -27,7 +27,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
-from vmfilter.pages.doubts import Doubt, Witnesses, judge
+from vmfilter.pages.doubts import Doubt, Witnesses, hear, judge
 from vmfilter.pages.exclude import Selection, excluded_classes, level_of
 from vmfilter.pages.order import by_kind
 from vmfilter.pages.pmem import find_pmem
@@ -105,19 +105,21 @@ class DumpRun:
         self._lost: list[Range] = []  # page frames
         self._why_lost = ""  # the first of them
         self._stopped = False  # by progress
-        self._page_size, self._info, self._kernel, error, doubts = understand(dump)
+        self._page_size, self._info, self._kernel, error, warnings = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         self._plan: Plan | None = None
         self._memory: Memory = dump  # from which pages are read that are written
-        if rules is not None:
-            self._erase(rules, error, strict=not classify)
+        self._on_doubt = on_doubt
+        self._witnesses: Witnesses | None = None
         try:
-            if error:
+            if self._kernel is None:
                 raise KernelError(error)
-            self._classifier = Classifier(
-                dump, self._page_size, self._kernel, self._pmem, include_pmem_userdata, kinds_only=not classify
-            )
-            judged = self._kernel if classify else None
+            if classify:
+                warnings += self._hear(self._kernel)
+            else:
+                self._classifier = Classifier(
+                    dump, self._page_size, self._kernel, self._pmem, include_pmem_userdata, kinds_only=True
+                )
         except KernelError as e:
             if classify and needs_kernel(level):
                 raise KernelError(f"{dump.path}: {e}; -d 1 excludes only zero pages, and needs no kernel data") from e
@@ -126,17 +128,23 @@ class DumpRun:
                     f"{dump.path}: {e}; hwpoisoned and offline pages cannot be identified and are kept; "
                     "persistent memory is known only if the file marks it"
                 )
-            self._classifier, judged = Classifier(dump, self._page_size, None, self._pmem), None
+            self._classifier = Classifier(dump, self._page_size, None, self._pmem)
+        if rules is not None:
+            self._erase(rules, error, strict=not classify)
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._note(self._page_size, 0)
-        self._warnings += [*doubts, *self._pmem.warnings, *self._classifier.warnings]
-        self._on_doubt = on_doubt
-        self._doubted: frozenset[PageClass] = frozenset()
-        self._witnesses: Witnesses | None = None
-        if judged is not None:
-            self._witnesses = Witnesses(judged, self._classifier)
-            self._doubted = self._judge(self._witnesses.doubts, on_doubt)
+        self._warnings += [*warnings, *self._pmem.warnings, *self._classifier.warnings]
+        self._doubted = self._judge(self._witnesses.doubts if self._witnesses else (), on_doubt)
         self._all_levels = level_of(level, self._doubted) | dump.header.level  # what was excluded before stays excluded
+
+    def _hear(self, kernel: Kernel) -> list[str]:
+        """Hear the witnesses against the classification; return warnings. Raises KernelError as Classifier does."""
+        trusted = self._on_doubt == "trust"
+        asked = frozenset[PageClass]() if trusted else excluded_classes(self._level, self._include_pmem_userdata)
+        found = hear(self._dump, kernel, self._pmem, self._include_pmem_userdata, asked)
+        self._kernel, self._pmem, self._classifier, self._witnesses, warnings = found
+        self._info = self._kernel.info
+        return warnings
 
     def _erase(self, rules: Rules, error: str, strict: bool) -> None:
         """Find what to erase. Raises KernelError if the kernel is not understood; if strict, also if anything fails."""

@@ -47,7 +47,7 @@ def test_no_wrong_field_loses_a_page_of_the_kernel_or_keeps_many_others_in_silen
     real: Callable[[str], Path], note: Callable[[str], Note], tmp_path: Path, name: str
 ) -> None:
     flags = real(name).with_name(f"{name}.kpageflags")
-    assert noticed(note(name), flags, tmp_path / "dump") > 15
+    assert noticed(note(name), flags, tmp_path / "dump").noticed > 15
 
 
 @pytest.mark.parametrize("path", sorted(TESTDATA.glob("*.vmcore.zst")), ids=lambda path: path.name.split(".vmcore")[0])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Run
+from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, MIB, Synthetic
 from typesbuilder import UNION, Kallsyms, Types
 
@@ -27,13 +30,16 @@ LEFT = {"kallsyms": KALLSYMS, "nothing": ("CRASHTIME",), "no note": ()}
 class Described(Synthetic):
     """A machine of x86_64 with 16 free pages and one page of cache, whose image has symbols and types.
 
-    Its VMCOREINFO has only the lines that begin as one of `left`.
+    Its VMCOREINFO has only the lines that begin as one of `left`, and those in `wrong` instead of others.
     """
 
     left: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
     def _vmcoreinfo(self, sections: list[str]) -> str:
         lines = super()._vmcoreinfo(sections).splitlines()
+        wrong = {line.partition("=")[0]: line for line in self.wrong}
+        lines = [wrong.get(line.partition("=")[0], line) for line in lines]
         return "".join(f"{line}\n" for line in lines if line.startswith(self.left))
 
 
@@ -108,6 +114,95 @@ def test_what_vmcoreinfo_lacks_comes_from_types(tmp_path: Path, lacks: str) -> N
     result = vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
     assert (result.classes[PageClass.FREE], result.classes[PageClass.CACHE]) == (16, 1)
     assert any(lacks.strip("(") in line and "types (BTF) complete it" in line for line in result.warnings)
+
+
+ALL = "OSRELEASE", "PAGESIZE", "SYMBOL", "OFFSET", "SIZE", "NUMBER", "LENGTH"
+PRIVATE, SAME_PLACE = "OFFSET(page.private)=48", "OFFSET(page._mapcount) or OFFSET(page.private) may be wrong: "
+TWINS = "NUMBER(PG_lru)=6", "NUMBER(PG_lru) or NUMBER(PG_head_mask) may be wrong: both have the same value"
+CORRECTED = "; the kernel's own types (BTF) replace {} by {}, and no witness contradicts that"
+
+
+def doubtful(*wrong: str, btf: bool = True) -> Described:
+    s = described(btf=btf)
+    s.left, s.wrong = ALL, wrong
+    for pfn in range(s.text // s.page, s.text // s.page + 64):  # reserved, and in no list
+        lru = s.vmemmap_at + 64 * pfn + 8
+        s.put_raw(pfn, struct.pack("<6Q2I8x", 1 << 13, lru, lru, 0, 0, 0, 0xFFFFFFFF, 1))
+    return s
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "doubt"),
+    [
+        (PRIVATE, 40, f"{SAME_PLACE}both have the same place"),
+        (TWINS[0], 5, TWINS[1]),
+        ("NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-184549376", -201326592, "both have the same value"),
+    ],
+)
+def test_types_correct_what_a_witness_convicts(tmp_path: Path, wrong: str, right: int, doubt: str) -> None:
+    vmfilter.filter_dump(doubtful().write(tmp_path / "vmcore"), tmp_path / "good")
+    result = vmfilter.filter_dump(doubtful(wrong).write(tmp_path / "vmcore"), tmp_path / "dump")
+    assert (result.classes[PageClass.FREE], result.classes[PageClass.CACHE]) == (16, 1)
+    assert Kdump(tmp_path / "dump").kept == Kdump(tmp_path / "good").kept
+    (said,) = result.warnings
+    assert doubt in said
+    assert said.endswith(CORRECTED.format(wrong, right))
+    with open_dump(tmp_path / "dump") as dump:  # so whoever reads it next has no doubt
+        info = vmcoreinfo_of(dump)
+    assert info
+    assert f"{wrong.partition('=')[0]}={right}" in info.text.splitlines()
+
+
+def test_a_doubt_that_types_settle_is_no_reason_to_fail(tmp_path: Path) -> None:
+    vmcore = doubtful(PRIVATE).write(tmp_path / "vmcore")
+    assert PageClass.FREE in vmfilter.filter_dump(vmcore, tmp_path / "dump", on_doubt="fail").excluded_classes
+
+
+@pytest.mark.parametrize(
+    ("btf", "more"), [(False, []), (True, ["NUMBER(PG_slab)=5"])], ids=["no types", "what they do not have"]
+)
+def test_what_types_do_not_settle_is_kept(tmp_path: Path, btf: bool, more: list[str]) -> None:
+    s = doubtful(PRIVATE, btf=btf)
+    s.extra += more
+    result = vmfilter.filter_dump(s.write(tmp_path / "vmcore"), tmp_path / "dump")
+    assert PageClass.FREE not in result.excluded_classes
+    assert any(SAME_PLACE in said for said in result.warnings)
+    assert not any("replace" in said for said in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"on_doubt": "trust"}, "are excluded all the same"), ({"level": 17}, "")]
+)
+def test_types_are_not_read_if_nobody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.delattr("vmfilter.kernel.types.mend.corrected")
+    result = vmfilter.filter_dump(doubtful(TWINS[0]).write(tmp_path / "vmcore"), tmp_path / "dump", **options)
+    assert all(said in line for line in result.warnings)
+    assert bool(result.warnings) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "said"),
+    [
+        ("SIZE(page)=5000", 64, "VMCOREINFO has SIZE(page)=5000, which is impossible"),
+        ("OFFSET(page.mapping)=25", 24, "VMCOREINFO puts mapping at 25 of struct page, which is not aligned"),
+        ("SIZE(mem_section)=5", 16, "VMCOREINFO puts section_mem_map at 0 of a struct mem_section of 5 bytes"),
+        ("OFFSET(page.private)=x", 40, "VMCOREINFO has OFFSET(page.private)='x', which is not a 64-bit number"),
+    ],
+)
+def test_types_correct_what_cannot_be(tmp_path: Path, wrong: str, right: int, said: str) -> None:
+    result = vmfilter.filter_dump(doubtful(wrong).write(tmp_path / "vmcore"), tmp_path / "dump")
+    assert (result.classes[PageClass.FREE], result.classes[PageClass.CACHE]) == (16, 1)
+    assert f"{said}; the kernel's own types (BTF) replace {wrong} by {right}" in result.warnings[0]
+
+
+def test_all_that_classify_take_what_types_correct(tmp_path: Path, run: Run) -> None:
+    vmcore = doubtful(PRIVATE).write(tmp_path / "vmcore")
+    for command in "mem-usage", "stats", "estimate":
+        done = run(command, vmcore)
+        assert done.status == 0
+        assert done.err.count("replace OFFSET(page.private)=48 by 40, and no witness contradicts that") == 1
 
 
 def test_without_types_the_reason_stays(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import kpageflags
 from kdumpreader import Kdump
@@ -62,25 +63,36 @@ class _Outcome:
 
     def __init__(self, vmcore: Path, flags: Path, dump: Path) -> None:
         self.said: list[str] = vmfilter.filter_dump(vmcore, dump, compress="none", force=True).warnings
-        table = kpageflags.table(flags, (k := Kdump(dump)).present, k.kept)
+        self.frames = (k := Kdump(dump)).kept
+        table = kpageflags.table(flags, k.present, k.kept)
         self.lost = sum(table.get(kind, (0, 0))[1] for kind in kpageflags.KERNELS_OWN)
         self.kept = sum(kept for kind, (kept, _) in table.items() if kind not in kpageflags.KERNELS_OWN)
 
 
-def noticed(note: Note, flags: Path, dump: Path) -> int:
-    """Make a dump of each wrong note; return how many of them are noticed.
+class Wrong(NamedTuple):
+    """Of how many wrong notes something was said, and how many led to the same pages as the good note."""
+
+    all: int
+    noticed: int
+    same: int
+
+
+def noticed(note: Note, flags: Path, dump: Path) -> Wrong:
+    """Make a dump of each wrong note.
 
     Assert that none loses a page of the kernel, or keeps many others in silence.
     """
     good = _Outcome(note.write({}), flags, dump)
-    count = 0
+    count = told = same = 0
     for change in _corruptions(note):
+        count += 1
         try:
             found = _Outcome(note.write(change), flags, dump)
         except KernelError:
-            count += 1
+            told += 1
             continue
-        count += bool(found.said)
+        told += bool(found.said)
+        same += found.frames == good.frames
         assert found.lost <= good.lost, (change, found.said)
         assert found.said or found.kept < good.kept + _MANY, change
-    return count
+    return Wrong(count, told, same)

@@ -68,6 +68,27 @@ class Vmcoreinfo:
         lines += [line for line in other.text.splitlines() if line.partition("=")[0] not in has]
         return Vmcoreinfo("".join(f"{line}\n" for line in lines))
 
+    def corrected(self, other: Vmcoreinfo) -> tuple[Vmcoreinfo, list[str]]:
+        """Take the values of another text for what both have.
+
+        Args:
+            other: VMCOREINFO of the same kernel.
+
+        Returns:
+            This text with the other's values, and what changed: "OFFSET(page.flags)=8 by 0".
+
+        """
+        right = dict(line.split("=", 1) for line in other.text.splitlines())
+        lines, changes = [], []
+        for line in self.text.splitlines():
+            key, _, value = line.partition("=")
+            correct = right.get(key, value)
+            if correct != value:
+                changes.append(f"{key}={value[:40]} by {correct}")
+                line = f"{key}={correct}"
+            lines.append(line)
+        return Vmcoreinfo("".join(f"{line}\n" for line in lines)), changes
+
     def _number(self, kind: str, name: str, base: int) -> int | None:
         value = self._values.get((kind, name))
         if value is None:

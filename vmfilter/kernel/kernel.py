@@ -126,6 +126,15 @@ class Kernel:
     def _struct_page(self) -> StructPage:
         return struct_page(self.info, self._dump.arch)
 
+    def lacks(self) -> str:
+        """Return what classification needs and VMCOREINFO lacks, or has as it cannot be; "" if there is nothing."""
+        try:
+            warnings = self.struct_page().warnings
+            self.memory_model  # noqa: B018
+        except KernelError as e:
+            return str(e)
+        return "; ".join(warnings)
+
     @cached_property
     def memory_model(self) -> MemoryModel:
         """Location of the struct pages. Raises KernelError if it cannot be found."""

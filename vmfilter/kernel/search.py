@@ -102,9 +102,8 @@ def survey(dump: Dump, everywhere: bool = False) -> Survey:
     used: _Candidate | None = None
     try:
         used, warnings = _choose(dump, tried)
-        completed, more = _completed_by_types(dump, used)
-        kernel = completed.kernel
-        assert kernel is not None
+        assert used.kernel is not None
+        kernel, more = _mended(dump, used.kernel)
         if dump.vmlinux:
             from vmfilter.kernel.types.vmlinux import Vmlinux
 
@@ -270,30 +269,15 @@ def _of_image(dump: Dump, info: Vmcoreinfo, image: Found) -> _Candidate | None:
     return None
 
 
-def _completed_by_types(dump: Dump, used: _Candidate) -> tuple[_Candidate, list[str]]:
-    """Add what classification needs and VMCOREINFO lacks, from the kernel's types. Only then are these read."""
-    kernel = used.kernel
-    assert kernel is not None
-    try:
-        lacking = "; ".join(kernel.struct_page().warnings)
-        kernel.memory_model  # noqa: B018
-    except KernelError as e:
-        lacking = str(e)
+def _mended(dump: Dump, kernel: Kernel) -> tuple[Kernel, list[str]]:
+    """Give VMCOREINFO what classification needs, from the kernel's types. Only if it lacks something are they read."""
+    lacking = kernel.lacks()
     if not lacking:
-        return used, []
-    from vmfilter.kernel.types.debug_info import symbols_of
-    from vmfilter.kernel.types.exported import exported
-    from vmfilter.kernel.types.structures import Structures, types_of
+        return kernel, []
+    from vmfilter.kernel.types.mend import completed
 
-    with suppress(KernelError):
-        symbols = symbols_of(kernel)
-        lines = exported(dump.arch, symbols, Structures(kernel, types_of(kernel, symbols)))
-        found = _candidate(dump, used.place, kernel.info.completed(Vmcoreinfo("".join(f"{line}\n" for line in lines))))
-        if not found.failure:
-            types = "the types in its vmlinux" if dump.vmlinux else "the kernel's own types (BTF)"
-            found = found._replace(address=used.address, why=used.why)
-            return found, [f"{dump.path}: {lacking}; {types} complete it"]
-    return used, []
+    found = completed(dump, kernel)
+    return (kernel, []) if found is None else (found.kernel, [f"{dump.path}: {lacking}; {found.how}"])
 
 
 def _at(dump: Dump, address: int) -> _Candidate:

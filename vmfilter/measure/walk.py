@@ -13,9 +13,9 @@ from vmfilter.kernel.search import understand
 from vmfilter.kernel.zone_bits import Zone, ZoneBits, zone_bits
 from vmfilter.kernel.zones import zones_of_a_node
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
-from vmfilter.pages.classify import Classifier, max_pfn
+from vmfilter.pages.classify import max_pfn
 from vmfilter.pages.coverage import gaps
-from vmfilter.pages.doubts import Doubt, Witnesses, judge, used_pages
+from vmfilter.pages.doubts import Doubt, hear, judge, used_pages
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 
@@ -129,12 +129,11 @@ class Walk:
         try:
             if kernel is None:
                 raise KernelError(error)
-            self.kernel = kernel
-            self._classifier = Classifier(dump, self.page_size, kernel, self.pmem)
+            found = hear(dump, kernel, self.pmem, False, excluded_classes(MAX_LEVEL))
+            self.kernel, self.pmem, self._classifier, self._witnesses, warnings = found
         except KernelError as e:
             raise KernelError(f"{dump.path}: {e}") from e
-        self._warnings += [*self.pmem.warnings, *self._classifier.warnings]
-        self._witnesses = Witnesses(kernel, self._classifier)
+        self._warnings += [*warnings, *self.pmem.warnings, *self._classifier.warnings]
         self.doubted = self._judge(self._witnesses.doubts, "keep")
         self._zones = self._find_zones() if zones else None
         self._counters = counters

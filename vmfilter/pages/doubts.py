@@ -2,8 +2,8 @@
 
 Classification believes VMCOREINFO. If one number of it is wrong, pages of the kernel are excluded, or all free pages
 are kept. Each witness here is independent of the number that it judges: struct pages whose contents are known, rules
-that members of a struct page keep among themselves, page tables, the kernel's free lists and its counters. A class that
-a witness convicts is not excluded.
+that members of a struct page keep among themselves, page tables, the kernel's free lists and its counters. If one
+convicts it, the kernel's own types may know better: only then are they read. What is in doubt even so is not excluded.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from vmfilter.errors import InputError, KernelError
 from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.kernel.zones import Start, Zones, free_blocks, read_zones
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.pages.classify import Classifier
+from vmfilter.pages.pmem import find_pmem
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel
-    from vmfilter.pages.classify import Classifier, Sample
+    from vmfilter.pages.classify import Sample
+    from vmfilter.pages.pmem import Pmem
+    from vmfilter.reader import Dump
 
 _PIECES, _PIECE_PAGES = 32, 512  # struct pages of a sample
 _TEXT_PAGES = 64
@@ -239,6 +243,7 @@ class Witnesses:
             if _convicts(own, pages):
                 evidence = f"{pages} of {own} pages that page tables show to be the kernel's are {_NAMES[page_class]}"
                 yield Doubt("VMCOREINFO", evidence, frozenset({page_class}))
+        yield from self._lists_of(self._judge.lists)
 
     def _add_free(self, piece: Sample) -> None:
         """Remember the first free block: what follows it may be its tail."""
@@ -286,19 +291,10 @@ class Witnesses:
             Both numbers, or None if the zones are not in the dump; and what is to be said of them.
 
         """
-        lists = classifier.lists
+        lists, zones = classifier.lists, self._zones
         found = sum(n << order for order, n in enumerate(lists.free_blocks))
-        doubts = []
-        if _convicts(sum(lists.free_blocks) + lists.refused, lists.refused):
-            evidence = f"{lists.refused} free blocks have an impossible order or link"
-            doubts.append(Doubt("OFFSET(page.private) or OFFSET(page.lru)", evidence, _FREE, loses=False))
-        if lists.too_large > 1:
-            evidence = f"{lists.too_large} free blocks are larger than it says that blocks can be"
-            doubts.append(Doubt("LENGTH(zone.free_area)", evidence, _FREE, loses=False))
-        if lists.unknown_huge > 1 and not lists.hugetlb and self._layout.hugetlb[1] != 0:
-            evidence = f"{lists.unknown_huge} huge pages have an unknown page type, and none is hugetlb"
-            doubts.append(Doubt(_TYPES["hugetlb"][0], evidence, _USER, loses=False))
-        zones = self._zones
+        told = {doubt.field for doubt in self.doubts}
+        doubts = [doubt for doubt in self._lists_of(lists) if doubt.field not in told]
         if zones is not None:
             counts = zones.counted, zones.free
             if all(_differ(found, count) for count in counts):
@@ -312,6 +308,18 @@ class Witnesses:
             evidence = f"{lists.unused} unused pages are in no free block"
             doubts.append(Doubt("OFFSET(page.private)", evidence, _FREE, loses=False))
         return None, doubts
+
+    def _lists_of(self, lists: native.Lists) -> Iterator[Doubt]:
+        """Free blocks and huge pages are in lists, and of an order and a type that there are."""
+        if _convicts(sum(lists.free_blocks) + lists.refused, lists.refused):
+            evidence = f"{lists.refused} free blocks have an impossible order or link"
+            yield Doubt("OFFSET(page.private) or OFFSET(page.lru)", evidence, _FREE, loses=False)
+        if lists.too_large > 1:
+            evidence = f"{lists.too_large} free blocks are larger than it says that blocks can be"
+            yield Doubt("LENGTH(zone.free_area)", evidence, _FREE, loses=False)
+        if lists.unknown_huge > 1 and not lists.hugetlb and self._layout.hugetlb[1] != 0:
+            evidence = f"{lists.unknown_huge} huge pages have an unknown page type, and none is hugetlb"
+            yield Doubt(_TYPES["hugetlb"][0], evidence, _USER, loses=False)
 
 
 def used_pages(found: int, counts: Mapping[str, int], cpus: int) -> Iterator[Doubt]:
@@ -371,6 +379,70 @@ def judge(
         else:
             warnings.append(f"{said}; {names} pages are excluded all the same")
     return frozenset(kept), warnings
+
+
+class Hearing(NamedTuple):
+    """A kernel whose classification witnesses have judged.
+
+    Attributes:
+        kernel: the crashed kernel.
+        pmem: persistent memory.
+        classifier: classifies its pages.
+        witnesses: with what they say before classification.
+        warnings: why it is another kernel than the one that was asked about, one line each.
+
+    """
+
+    kernel: Kernel
+    pmem: Pmem
+    classifier: Classifier
+    witnesses: Witnesses
+    warnings: list[str]
+
+
+def hear(
+    dump: Dump,
+    kernel: Kernel,
+    pmem: Pmem,
+    include_pmem_userdata: bool,
+    asked: frozenset[PageClass],
+) -> Hearing:
+    """Prepare to classify pages, by VMCOREINFO or, if only they are free of doubt, by the kernel's types.
+
+    Args:
+        dump: the dump.
+        kernel: the crashed kernel.
+        pmem: persistent memory by this kernel.
+        include_pmem_userdata: see Classifier.
+        asked: classes in whose doubts the caller is interested; without any, VMCOREINFO is trusted.
+
+    Raises:
+        KernelError: see Classifier.
+
+    """
+    first = _heard(dump, kernel, pmem, include_pmem_userdata)
+    doubt = next((doubt for doubt in first.witnesses.doubts if doubt.classes & asked), None)
+    if doubt is None:
+        return first
+    from vmfilter.kernel.types.mend import corrected
+
+    mended = corrected(dump, kernel)
+    if mended is None:
+        return first
+    try:
+        pmem = find_pmem(dump, mended.kernel.page_size, mended.kernel)
+        second = _heard(dump, mended.kernel, pmem, include_pmem_userdata)
+    except KernelError:
+        return first
+    if second.witnesses.doubts:
+        return first
+    said = f"{dump.path}: {doubt.field} may be wrong: {doubt.evidence}"
+    return second._replace(warnings=[f"{said}; {mended.how}, and no witness contradicts that"])
+
+
+def _heard(dump: Dump, kernel: Kernel, pmem: Pmem, include_pmem_userdata: bool) -> Hearing:
+    classifier = Classifier(dump, kernel.page_size, kernel, pmem, include_pmem_userdata)
+    return Hearing(kernel, pmem, classifier, Witnesses(kernel, classifier), [])
 
 
 def _convicts(pages: int, against: int, fewest: int = _FEWEST) -> bool:

@@ -21,7 +21,7 @@ from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import NO_RANK
 from vmfilter.pages.classify import Classifier, max_pfn
-from vmfilter.pages.doubts import Witnesses, judge
+from vmfilter.pages.doubts import Doubt, hear, judge
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.writer.kdump import HeaderFields, KdumpWriter
@@ -224,17 +224,22 @@ def estimate(
 
     choose = random.Random(seed)
     began = time.monotonic()
-    page_size, info, kernel, error, doubts = understand(dump)
+    page_size, info, kernel, error, warnings = understand(dump)
     pmem = find_pmem(dump, page_size, kernel)
     asked = tuple(levels) if levels is not None else (*LEVELS, *((LEVEL_PMEM_METADATA | 31,) if pmem.metadata else ()))
     if error and any(needs_kernel(level) for level in asked):
         raise KernelError(f"{dump.path}: {error}; -d 1 excludes only zero pages, and needs no kernel data")
-    classifier = Classifier(dump, page_size, None if error else kernel, pmem)
-    witnesses = Witnesses(kernel, classifier).doubts if kernel and not error else []
-    warnings = [*dump.warnings, *doubts, *pmem.warnings, *classifier.warnings]
+    doubts: list[Doubt] = []
+    if kernel is None:
+        classifier = Classifier(dump, page_size, None, pmem)
+    else:
+        found = hear(dump, kernel, pmem, False, frozenset().union(*map(excluded_classes, asked)))
+        kernel, pmem, classifier, witnesses, more = found
+        info, doubts, warnings = kernel.info, witnesses.doubts, [*warnings, *more]
+    warnings = [*dump.warnings, *warnings, *pmem.warnings, *classifier.warnings]
     excluded: dict[int, frozenset[PageClass]] = {}
     for level in asked:
-        doubted, said = judge(witnesses, excluded_classes(level), "keep", dump.path)
+        doubted, said = judge(doubts, excluded_classes(level), "keep", dump.path)
         excluded[level] = excluded_classes(level, doubted=doubted)
         warnings += [line for line in said if line not in warnings]
     with ExitStack() as stack:

@@ -93,8 +93,7 @@ def exported(arch: Arch, symbols: Symbols, structures: Structures) -> Iterator[s
     release = "" if name is None else release_at(structures.kernel, name)
     if release:
         yield f"OSRELEASE={release}"
-    yield from _types(structures)
-    yield from _numbers(structures, release)
+    yield from numbers(structures, release)
     array = symbols.address("node_data")
     place = None if array is None else symbols.place(array)
     if place is not None and place.size >= arch.abi.word:
@@ -108,6 +107,21 @@ def exported(arch: Arch, symbols: Symbols, structures: Structures) -> Iterator[s
         raw = None if at is None else structures.kernel.memory.read(at + offset, size)
         if raw is not None:
             yield f"NUMBER({variable.name})={int.from_bytes(raw, arch.abi.byteorder, signed=True)}"
+
+
+def numbers(structures: Structures, release: str) -> Iterator[str]:
+    """Yield the lines that types alone make.
+
+    Args:
+        structures: the kernel's structures.
+        release: of the kernel; "" if it is not known.
+
+    Raises:
+        KernelError: the types are damaged.
+
+    """
+    yield from _types(structures)
+    yield from _constants(structures, release)
 
 
 def located(places: Places) -> Iterator[str]:
@@ -144,7 +158,7 @@ def _types(structures: Structures) -> Iterator[str]:
         yield f"SIZE(nodemask_t)={btf.size(nodes)}"
 
 
-def _numbers(structures: Structures, release: str) -> Iterator[str]:
+def _constants(structures: Structures, release: str) -> Iterator[str]:
     btf = structures.types
     for enum, names in _NUMBERS.items():
         values = btf.enumerators(enum)
