@@ -23,16 +23,7 @@ $python -m pip install -q '.[fuzz]' || {
     $python -m pip install -q '.[test]'
 }
 
-clang_here() {
-    echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' |
-        clang -fsanitize=fuzzer,address,undefined -x c - -o build/fuzz/probe 2>/dev/null
-}
-if ! clang_here && [ "$(id -u)" = 0 ]; then
-    apt-get update -q
-    release=$(apt-cache depends clang | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p')
-    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends clang "libclang-rt-$release-dev" || :
-fi
-if clang_here; then
+if sh tests/clang.sh; then
     sed -n 's/^    ("\(HAVE_[A-Z0-9]*\)", "\([^"]*\)", "\([a-z0-9]*\)".*/\1 \2 \3/p' setup.py |
     while read -r macro header library; do
         printf '#include <stddef.h>\n#include <%s>\n' "$header" | clang -E -x c - >/dev/null 2>&1 || continue
