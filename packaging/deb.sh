@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes the Debian packages in a new chroot of a release, and checks them with lintian: sh packaging/deb.sh [RELEASE]
-# [FOLDER]. Run it as root on Debian. Debian 13 (trixie) is the oldest release with setuptools and cffi as new as needed.
+# Makes the Debian packages in a new chroot of a release, checks them with lintian, and tests them with autopkgtest in
+# another: sh packaging/deb.sh [RELEASE] [FOLDER]. Run it as root on Debian. Debian 13 (trixie) is the oldest release with
+# setuptools and cffi as new as needed.
 set -eu
 cd "$(dirname "$0")/.."
 release=${1:-trixie}
@@ -10,19 +11,25 @@ trap 'rm -rf --one-file-system "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 root=$folder/root
 sh tests/chroot.sh "$release" "$root"
+cp -a "$root" "$folder/clean"
+
 mkdir "$root/build" "$root/build/source"
 git archive HEAD | tar -x -C "$root/build/source"
-unshare --mount --pid --fork --kill-child sh -euc '
-    mount -t proc proc "$1/proc"
-    chroot "$1" env -i HOME=/root LANG=C.UTF-8 PATH=/usr/bin:/bin:/usr/sbin:/sbin DEBIAN_FRONTEND=noninteractive \
-        http_proxy="${http_proxy-}" https_proxy="${https_proxy-}" no_proxy="${no_proxy-}" sh -euc "
-        cd /build/source
-        apt-get update -q
-        apt-get install -qy --no-install-recommends build-essential lintian
-        apt-get build-dep -qy --no-install-recommends .
-        dpkg-buildpackage -us -uc
-        lintian --allow-root --fail-on error,warning ../*.changes"
-' sh "$root"
+sh tests/enter.sh "$root" sh -euc '
+    cd /build/source
+    apt-get update -q
+    apt-get install -qy --no-install-recommends build-essential lintian
+    apt-get build-dep -qy --no-install-recommends .
+    dpkg-buildpackage -us -uc
+    lintian --allow-root --fail-on error,warning ../*.changes'
+
+mkdir "$folder/clean/built"
+cp "$root"/build/*.deb "$root"/build/*.dsc "$root"/build/*.tar.xz "$root"/build/*.changes "$folder/clean/built"
+sh tests/enter.sh "$folder/clean" sh -euc '
+    apt-get update -q
+    apt-get install -qy --no-install-recommends autopkgtest dpkg-dev
+    autopkgtest /built/*.changes -- null'
+
 mkdir -p "$out"
-cp "$root"/build/*.deb "$root"/build/*.dsc "$root"/build/*.tar.xz "$root"/build/*.changes "$out"
+cp "$folder"/clean/built/* "$out"
 ls -l "$out"

