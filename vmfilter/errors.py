@@ -33,6 +33,7 @@ INCOMPLETE = 6
 HIGHEST = (1 << 64) - 1
 """Highest address."""
 _LONGEST_WORD = 40  # that may be a name misspelt
+_command_line = False  # whether a command runs, and not a program that imports us
 
 
 class VmfilterError(Exception):
@@ -113,6 +114,26 @@ class WrongKernelError(UsageError):
 
 class CodecError(UsageError):
     """The codec is unknown or not available here, or lacks the requested level."""
+
+
+def speak_to_command_line(yes: bool) -> bool:
+    """Say whether messages are for the user of a command, and not of a function; return what was so before."""
+    global _command_line
+    before, _command_line = _command_line, yes
+    return before
+
+
+def option(name: str, value: str | bool | None = None) -> str:
+    """Return how the reader of a message gives an option: --on-doubt keep to a command, on_doubt='keep' to a function.
+
+    Args:
+        name: of the function's argument.
+        value: True for a switch; None for the name alone.
+
+    """
+    if _command_line:
+        return f"--{name.replace('_', '-')}" + (f" {value}" if isinstance(value, str) else "")
+    return name if value is None else f"{name}={value!r}"
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from vmfilter.errors import (
     NoSpaceError,
     VmfilterError,
     failure_of,
+    option,
     without_frames,
 )
 from vmfilter.formats.codec import packer
@@ -430,7 +431,8 @@ class DumpRun:
             first, base = self._dump.next_memory(0), writer.first_pfn * self._page_size
             self._warnings.append(
                 f"{self._dump.path}: {selection.uncounted} pages of memory at {first:#x}-{base - 1:#x} are missing: "
-                f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; --format elf keeps them"
+                f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; "
+                f"{option('format', 'elf')} keeps them"
             )
         result.unknown = self._classifier.unknown
         if self._plan is not None:

@@ -211,7 +211,7 @@ def test_nothing_half_written_stays(
 
 def test_an_object_is_replaced_only_if_asked(source: Path, s3: Any) -> None:
     s3.pipe("dumps/there", b"old")
-    with pytest.raises(OutputError, match="s3://dumps/there: exists; --force replaces it"):
+    with pytest.raises(OutputError, match="s3://dumps/there: exists; force=True replaces it"):
         vmfilter.filter_dump(source, "s3://dumps/there")
     assert s3.cat("dumps/there") == b"old"
     vmfilter.filter_dump(source, "s3://dumps/there", force=True)

@@ -55,7 +55,7 @@ def test_a_dump_is_the_same_by_sftp(server: str, source: Path, tmp_path: Path, f
     vmfilter.filter_dump(source, tmp_path / "here", flatten=flatten)
     url = f"{server}{tmp_path}/new/there"
     vmfilter.filter_dump(source, url, level=0)
-    with pytest.raises(OutputError, match="exists; --force replaces it"):
+    with pytest.raises(OutputError, match="exists; force=True replaces it"):
         vmfilter.filter_dump(source, url)
     vmfilter.filter_dump(f"{server}{source}", url, flatten=flatten, force=True)
     assert (tmp_path / "new" / "there").read_bytes() == (tmp_path / "here").read_bytes()

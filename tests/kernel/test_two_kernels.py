@@ -116,7 +116,7 @@ def test_the_kernel_that_manages_more_memory_is_taken(tmp_path: Path, around: st
     assert release == RUNNING
     (warning,) = warnings
     assert f"the one at {OWN_TEXT_AT:#x} ({RUNNING}: manages about 8 MiB) is used" in warning
-    assert f"--vmcoreinfo-at chooses another: {TEXT_AT:#x} ({OTHER}: manages about 2 MiB)" in warning
+    assert f"vmcoreinfo_at chooses another: {TEXT_AT:#x} ({OTHER}: manages about 2 MiB)" in warning
 
 
 def test_a_little_more_memory_does_not_decide(tmp_path: Path) -> None:

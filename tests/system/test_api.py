@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 from array import array
@@ -20,6 +22,7 @@ from logbuilder import Message, Ring
 
 import vmfilter
 from vmfilter import Level, PageClass, PageKind
+from vmfilter.cli.command import parser_of
 
 SMALL = "x86_64-6.12-small"
 
@@ -428,6 +431,45 @@ def test_a_mistake_is_one_exception_of_one_line(
         assert said in str(raised.value)
         assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_message_to_a_program_has_the_words_of_functions(small: Path, tmp_path: Path, run: Run) -> None:
+    dump, link = tmp_path / "dump", tmp_path / "link"
+    vmfilter.filter_dump(small, dump)
+    link.symlink_to(tmp_path / "nowhere")
+    for output in dump, link:
+        assert "; --force " in run("filter", small, output).err  # a command before does not change what programs get
+        with pytest.raises(vmfilter.OutputError, match="; force=True "):
+            vmfilter.filter_dump(small, output)
+    with pytest.raises(vmfilter.KernelError, match="without vmcoreinfo_at, memory is searched"):
+        _ = vmfilter.open_dump(small, vmcoreinfo_at=0x1000).kernel
+
+
+def test_no_message_below_the_commands_has_an_option_of_theirs() -> None:
+    """errors.option() writes it as its reader gives it. What is a whole command stays one."""
+    helps = "".join(command.format_help() for command in parser_of("").commands().values())
+    options = {*re.findall(r"(?<![\w-])--[a-z][\w-]*", helps)}
+    found = []
+    for path in sorted(Path(vmfilter.__file__).parent.rglob("*.py")):
+        if {*path.parts} & {"cli", "makedumpfile", "integration", "readiness", "report", "fleet"}:
+            continue
+        tree = ast.parse(path.read_text())
+        documents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+                text = re.sub(r"(vmfilter [a-z-]+|virsh dump) --\S+", "", node.value)
+                found += [(path.name, name) for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text) if name in options]
+    assert found == []
+
+
+def test_the_warnings_of_a_result_are_those_of_the_command(small: Path, tmp_path: Path, run: Run) -> None:
+    dump = tmp_path / "dump"
+    result = vmfilter.filter_dump(small, dump, compress="none", limit=5 << 20)
+    ran = run("filter", "--json", "--force", "--compress", "none", "--limit", "5M", small, dump)
+    assert ran.status == 6
+    assert result.as_dict()["warnings"] == [*result.warnings]
+    assert [line.replace("limit was", "--limit was") for line in result.warnings] == json.loads(ran.out)["warnings"]
+    assert any("is incomplete: " in line for line in result.warnings)
 
 
 def test_a_closed_dump_says_so(small: Path) -> None:

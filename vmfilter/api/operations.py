@@ -34,7 +34,7 @@ from vmfilter.report.data import diff_data, dump_data, stats_data, usage_data, v
 from vmfilter.report.info import info_data
 from vmfilter.report.log import log_lines, record_data
 from vmfilter.report.readiness import estimate_data
-from vmfilter.report.text import verdict
+from vmfilter.report.text import cautions, verdict
 from vmfilter.report.usage import levels_of
 
 if TYPE_CHECKING:
@@ -206,7 +206,8 @@ def _check_rules(rules: object) -> None:
 
 def _written(found: Counts, files: Sequence[object]) -> Statistics:
     outputs = [*map(name_of, files)]
-    return Statistics.of(found, dump_data(found, outputs, found.warnings), outputs=outputs)
+    warnings = (*cautions(found, " ".join(outputs)),)
+    return Statistics.of(found, dump_data(found, outputs, warnings), outputs=outputs, warnings=warnings)
 
 
 def verify_dump(

@@ -47,15 +47,13 @@ def run(options: argparse.Namespace, rules: Rules | None = None) -> int:
     from vmfilter.console.output import one_line, say, show
     from vmfilter.convert import convert_dump
     from vmfilter.reader import open_dump
-    from vmfilter.report.text import erased, size
+    from vmfilter.report.text import cautions, erased, size
 
     warn_of_codec(options.compress)
     opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
     with opened as dump, run_of(options, dump, [options.new]) as progress:
         result = convert_dump(dump, options.new, rules=rules, progress=progress, **form_of(options))
-    warnings = list(result.warnings)
-    if result.failure:
-        warnings.append(f"{options.new} is incomplete: {result.cut_off} pages are missing: {result.failure}")
+    warnings = [*cautions(result, options.new)]
     for warning in warnings:
         say(f"warning: {warning}")
     if options.json:

@@ -164,8 +164,7 @@ def run(options: argparse.Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.console.output import one_line, say, show
     from vmfilter.filter import filter_dump
-    from vmfilter.frames.classes import PageClass
-    from vmfilter.report.text import coverage, erased, report, size, table
+    from vmfilter.report.text import cautions, coverage, erased, report, size, table
 
     names = [options.vmcore, *(options.dump or [_NOWHERE])]
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
@@ -191,16 +190,10 @@ def run(options: argparse.Namespace) -> int:
             **form_of(options),
         )
         path = dump.path
-    warnings = list(result.warnings)
+    made = " ".join(outputs) if options.dump else "the dump"
+    warnings = [*cautions(result, made)]
     if options.quiet:  # the report, which contains them, is not printed
         warnings += [f"{path}: {line}" for line in coverage(result.gaps)]
-    made = " ".join(outputs) if options.dump else "the dump"
-    if options.include_pmem_userdata:
-        pages = result.classes[PageClass.PMEM_USERDATA]
-        warnings.append(f"{made} contains {pages} pages of user data on persistent memory: protect it like the files")
-    if result.cut_off:
-        reason = result.failure or "--limit was reached"
-        warnings.append(f"{made} is incomplete: {result.cut_off} pages are missing: {reason}")
     for warning in warnings:
         say(f"warning: {warning}")
     if options.json:

@@ -10,7 +10,7 @@ from functools import partial
 
 from vmfilter.console.output import flush, prepare, say, trouble
 from vmfilter.console.signals import EndedError, end_at_once, end_by_default
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import VmfilterError, speak_to_command_line
 
 _MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 
@@ -28,11 +28,13 @@ def _job(arguments: list[str]) -> Callable[[], int]:
 
 def run(arguments: list[str] | None) -> int:
     """Run the command: see main()."""
+    before = speak_to_command_line(True)
     try:
         try:
             return _run(arguments)
         finally:
             end_by_default()
+            speak_to_command_line(before)
     except EndedError as e:  # during the cleanup after another failure, or the last output
         say(str(e))
         return 128 + e.number

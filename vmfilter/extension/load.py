@@ -30,7 +30,7 @@ def path_of(name: str) -> str:
     """Return the path of an extension, given its path or the name of a shipped one. Raises UsageError without one."""
     path = os.path.join(_SHIPPED, f"{name}.py") if name in shipped() else name
     if not os.path.isfile(path):
-        raise UsageError(f"--extension {name:.200}: no such file, and none of {', '.join(shipped())}")
+        raise UsageError(f"extension {name:.200}: no such file, and none of {', '.join(shipped())}")
     return path
 
 

@@ -17,7 +17,7 @@ from threading import Thread
 
 from vmfilter.console.output import one_line, trouble
 from vmfilter.console.signals import EndedError, end_at_once
-from vmfilter.errors import VmfilterError
+from vmfilter.errors import VmfilterError, speak_to_command_line
 from vmfilter.fleet.operations import Result, perform
 from vmfilter.fleet.record import FAILED
 from vmfilter.lean import TYPE_CHECKING
@@ -52,6 +52,7 @@ def main() -> None:
     """Work until standard input ends. The first argument is the limit of memory in bytes, or 0."""
     if limit := int(sys.argv[1]):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    speak_to_command_line(True)
     tasks: SimpleQueue[dict[str, Any]] = SimpleQueue()
     try:
         end_at_once()

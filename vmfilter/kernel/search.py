@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import count, takewhile
 
-from vmfilter.errors import KernelError, UnreadableError
+from vmfilter.errors import KernelError, UnreadableError, option
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel, page_size_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -286,7 +286,8 @@ def _at(dump: Dump, address: int) -> _Candidate:
     text, _ = text_at(dump, address)
     if text is None:
         raise KernelError(
-            f"no VMCOREINFO begins at physical address {address:#x}: without --vmcoreinfo-at, memory is searched"
+            f"no VMCOREINFO begins at physical address {address:#x}: without {option('vmcoreinfo_at')}, "
+            "memory is searched"
         )
     found = _candidate(dump, f"{address:#x}", Vmcoreinfo(text.decode("ascii")), address)
     if found.failure:
@@ -392,6 +393,6 @@ def _best(dump: Dump, tried: list[_Candidate]) -> tuple[_Candidate, list[str]]:
     others = ", ".join(f"{tried[i].place} ({tried[i].release}: {tried[i].why})" for i in proven if tried[i] is not used)
     warning = (
         f"{dump.path}: memory has VMCOREINFO of {len(proven)} kernels or boots; the one at {used.place} "
-        f"({used.release}: {used.why}) is used; --vmcoreinfo-at chooses another: {others}"
+        f"({used.release}: {used.why}) is used; {option('vmcoreinfo_at')} chooses another: {others}"
     )
     return used, [warning]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import combinations, repeat
 
 from vmfilter import native
-from vmfilter.errors import InputError, KernelError
+from vmfilter.errors import InputError, KernelError, option
 from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.kernel.zones import Start, Zones, free_blocks, read_zones
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -369,7 +369,7 @@ def judge(
             continue
         said = f"{path}: {doubt.field} may be wrong: {doubt.evidence}"
         if on_doubt == "fail":
-            raise KernelError(f"{said}; --on-doubt keep writes a dump that keeps what is in doubt")
+            raise KernelError(f"{said}; {option('on_doubt', 'keep')} writes a dump that keeps what is in doubt")
         names = " and ".join(dict.fromkeys(_NAMES[c] for c in sorted(classes)))
         if not doubt.loses:
             warnings.append(f"{said}; {names} pages may be kept needlessly")

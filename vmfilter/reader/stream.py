@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-from vmfilter.errors import EndsEarlyError, InputError
+from vmfilter.errors import EndsEarlyError, InputError, option
 from vmfilter.formats.flattened import HEADER_SIZE, RECORD, SIGNATURE, check_header, check_record
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.reader.flattened import FLATTENED
@@ -133,7 +133,7 @@ class Decompressed:
                 raise
             raise InputError(
                 f"{self._path}: takes more than {self._most} bytes of memory to decompress: decompress it first "
-                "(zstd -d --long=31, xz -d), or let filter and convert use more (--max-memory)"
+                f"(zstd -d --long=31, xz -d), or let filter and convert use more ({option('max_memory')})"
             ) from e
 
 

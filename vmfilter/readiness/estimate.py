@@ -219,7 +219,7 @@ def estimate(
 
     """
     if not 0 < seconds < math.inf:
-        raise UsageError(f"--seconds must be a positive number, not {seconds!r}")
+        raise UsageError(f"seconds must be a positive number, not {seconds!r}")
     import random
 
     choose = random.Random(seed)

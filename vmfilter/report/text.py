@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from vmfilter.errors import option
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
 from vmfilter.lean import TYPE_CHECKING
@@ -133,6 +134,16 @@ def size(s: Statistics) -> str:
     memory = s.present * s.page_size
     share = f", {s.output_size / memory:.1%} of memory" if memory else ""
     return f"{s.output_size} bytes ({s.output_size / 2**20:.1f} MiB{share})"
+
+
+def cautions(s: Statistics, made: str) -> Iterator[str]:
+    """Yield the warnings of a run. made: names of the new files."""
+    yield from s.warnings
+    if PageClass.PMEM_USERDATA not in s.excluded_classes and (pages := s.classes[PageClass.PMEM_USERDATA]):
+        yield f"{made} contains {pages} pages of user data on persistent memory: protect it like the files"
+    if s.cut_off:
+        why = s.failure or f"{option('limit')} was reached"
+        yield f"{made} is incomplete: {s.cut_off} pages are missing: {why}"
 
 
 def _ranges(ranges: Sequence[Range], pages: int, page_size: int, what: str) -> Iterator[str]:

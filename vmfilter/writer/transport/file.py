@@ -8,7 +8,7 @@ import os
 import stat
 
 from vmfilter.compress.budget import has_room
-from vmfilter.errors import NoSpaceError, OutputError
+from vmfilter.errors import NoSpaceError, OutputError, option
 from vmfilter.writer.transport.base import path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
@@ -47,7 +47,7 @@ class BytesInFile:
         if e.errno in _NO_SPACE:
             return NoSpaceError(
                 f"{self._path}: {e.strerror} while writing; free some space, or make a smaller dump: "
-                "filter has higher levels (-d) and other codecs (--compress)"
+                f"filter has higher levels ({option('level')}) and other codecs ({option('compress')})"
             )
         return OutputError(f"{self._path}: cannot be written: {e.strerror}")
 
@@ -248,12 +248,14 @@ class FileTransport(BytesInFile):
             info = os.stat(path)
         except FileNotFoundError:
             if os.path.islink(path) and not self._force:
-                raise OutputError(f"{path}: is a link to a file that does not exist; --force makes that file") from None
+                raise OutputError(
+                    f"{path}: is a link to a file that does not exist; {option('force', True)} makes that file"
+                ) from None
             return
         if not stat.S_ISREG(info.st_mode):
             raise OutputError(f"{path}: exists and is not a regular file; choose another name")
         if not self._force:
-            raise OutputError(f"{path}: exists; --force replaces it")
+            raise OutputError(f"{path}: exists; {option('force', True)} replaces it")
 
     def publish(self) -> None:
         try:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import OutputError, option
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.remote import located, reason_of, shown
 from vmfilter.writer.transport.file import BytesInFile
@@ -72,7 +72,7 @@ class RemoteSink:
         names = [self._name, self._name + SUFFIX] if self._digest else [self._name]
         free = [name for name in names if not self._files.exists(name)]
         if len(free) < len(names) and not self._force:
-            raise OutputError(f"{self._path}: exists; --force replaces it")
+            raise OutputError(f"{self._path}: exists; {option('force', True)} replaces it")
         return free
 
     def begin(self, size: int = 0) -> None:
