@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 releases="sid trixie bookworm"
 packaging="MANIFEST.in pyproject.toml setup.py docs/quickstart.sh
-           tests/chroot.sh tests/packages.sh tests/releases.sh tests/run.sh
+           tests/chroot.sh tests/enter.sh tests/packages.sh tests/releases.sh tests/run.sh
            $(find vmfilter/integration -type f -not -name '*.pyc' | LC_ALL=C sort)"
 
 # Runs in its own namespaces, so that no mount outlives it.
