@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import subprocess
 import sys
 import zipfile
@@ -14,12 +15,16 @@ import fsspec
 import pytest
 import zstandard
 from command import Run
+from kernelbuilder import Synthetic
 from tinyvmcore import vmcore
+from typesbuilder import Types
+from vmlinuxbuilder import vmlinux
 from webserver import serving
 
 import vmfilter
 from vmfilter.errors import InputError, OutputError, UsageError
 from vmfilter.reader import open_dump, remote
+from vmfilter.reader.plain import PlainFile
 from vmfilter.reader.remote import open_url, shown
 from vmfilter.writer.transport import remote as remote_output
 
@@ -227,6 +232,51 @@ def test_every_command_takes_urls(source: Path, s3: Any, run: Run) -> None:
     assert run("diff", url, f"{url}2").status == 0
     assert run("stats", "--html", f"{url}.html", url).status == 0
     assert s3.cat(f"{url}.html").startswith(b"<!DOCTYPE html>")
+
+
+def test_every_option_that_names_a_file_takes_urls(tmp_path: Path, run: Run) -> None:
+    """What is fetched once serves all that opens it, and what is not there is one line."""
+    machine = Synthetic()
+    machine.extra += [f"BUILD-ID={bytes(20).hex()}", f"SYMBOL(_stext)={machine.symbol(machine.text):x}"]
+    source = machine.write(tmp_path / "vmcore")
+    types = Types()
+    types.struct("page", {"flags": "long"})
+    symbols = [("_stext", "T", machine.symbol(machine.text))]
+    vmlinux(tmp_path / "vmlinux", symbols, bytes(20), {".BTF": types.build()})
+    (tmp_path / "info").write_text(machine.info)
+    (tmp_path / "conf").write_text("# nothing\n")
+    here = run("symbols", "-x", tmp_path / "vmlinux", source)
+    with serving(tmp_path) as server:
+        assert run("symbols", "-x", f"{server.url}/vmlinux?key=5ecret", source).out == here.out != ""
+        asked = len(server.requests)
+        ran = run("filter", "-q", "--dry-run", "--vmcoreinfo", f"{server.url}/info?key=5ecret", source, "x")
+        assert ran.status == 0, ran.err
+        assert len(server.requests) > asked
+        ran = run(
+            *("erase", "-x", f"{server.url}/vmlinux", "--config", f"{server.url}/conf?key=5ecret"),
+            *(source, tmp_path / "erased"),
+        )
+        assert f"{server.url}/conf has no erase commands" in ran.err
+        for command in (["symbols", "-x"], ["info", "--vmcoreinfo"], ["erase", "--config"]):
+            arguments = [*command, f"{server.url}/none?key=5ecret", source, *(["x"] if command[0] == "erase" else [])]
+            ran = run(*arguments)
+            assert (ran.status, ran.err.count("\n")) == (3, 1)
+            assert ran.err.startswith(f"vmfilter: {server.url}/none: cannot be opened: ")
+            assert "5ecret" not in ran.err
+
+
+def test_a_file_beside_a_dump_is_fetched_once(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(3 << 20)
+    (tmp_path / "file").write_bytes(data)
+    with serving(tmp_path) as server:
+        file = PlainFile(f"{server.url}/file")
+        assert not server.requests
+        with file.open() as one, file.open() as other:
+            assert one.read() == other.read() == data
+        asked = len(server.requests)
+        with file.open() as again:
+            assert again.read() == data
+        assert len(server.requests) == asked
 
 
 # Without the extra

@@ -19,6 +19,7 @@ from vmlinuxbuilder import vmlinux
 from vmfilter.errors import InputError, KernelError, VmfilterError
 from vmfilter.kernel.types.model import Field
 from vmfilter.kernel.types.vmlinux import Vmlinux
+from vmfilter.reader.plain import PlainFile
 from vmfilter.report.types import struct_json
 
 BUILD = bytes(range(20))
@@ -125,7 +126,7 @@ def test_without_types_the_installed_debug_information_is_read(
 def test_a_file_that_is_no_vmlinux_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "vmlinux").write_bytes(data)
     with pytest.raises(InputError, match=r"cannot be read|not a vmlinux"):
-        Vmlinux(str(tmp_path / "vmlinux")).table()
+        Vmlinux(PlainFile(str(tmp_path / "vmlinux"))).table()
 
 
 def compiled(to: Path, *options: str, text: str = TYPES) -> Path:
@@ -140,7 +141,7 @@ def compiled(to: Path, *options: str, text: str = TYPES) -> Path:
 @pytest.mark.parametrize("version", ["-gdwarf-4", "-gdwarf-5"])
 def test_dwarf_has_the_compilers_types(tmp_path: Path, version: str) -> None:
     pytest.importorskip("elftools")
-    with Vmlinux(str(compiled(tmp_path / "vmlinux", version))) as file:
+    with Vmlinux(PlainFile(str(compiled(tmp_path / "vmlinux", version)))) as file:
         types = file.types()
     page = types.find("page")
     assert page is not None
@@ -240,14 +241,17 @@ def test_an_enumerator_without_a_value_is_damage(tmp_path: Path) -> None:
     damaged, count = re.subn(rb"(\x28\x00\x03.)\x1c", rb"\1;", path.read_bytes(), flags=re.DOTALL)
     assert count == 1
     path.write_bytes(damaged)
-    with Vmlinux(str(path)) as file, pytest.raises(KernelError, match=r"has an enumerator at .* that is no number"):
+    with (
+        Vmlinux(PlainFile(str(path))) as file,
+        pytest.raises(KernelError, match=r"has an enumerator at .* that is no number"),
+    ):
         file.dwarf().enumerators("pageflags")
 
 
 def test_damaged_debug_information_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("elftools")
     good = compiled(tmp_path / "vmlinux", text=KERNEL).read_bytes()
-    with Vmlinux(str(tmp_path / "vmlinux")) as file:
+    with Vmlinux(PlainFile(str(tmp_path / "vmlinux"))) as file:
         address = file.table().address("node_data")
         assert file.types().type_name(file.types().variable("", address) or 0) == "void *[4]"
     chosen = random.Random(1)
@@ -256,7 +260,7 @@ def test_damaged_debug_information_is_one_line(tmp_path: Path) -> None:
         for _ in range(8):
             data[chosen.randrange(len(data) // 8, len(data))] = chosen.choice((0, 1, 0x80, 0xFF))
         (tmp_path / "vmlinux").write_bytes(data)
-        with contextlib.suppress(VmfilterError), Vmlinux(str(tmp_path / "vmlinux")) as file:
+        with contextlib.suppress(VmfilterError), Vmlinux(PlainFile(str(tmp_path / "vmlinux"))) as file:
             types = file.types()
             types.variable("node_data", address)
             for name in ("page", "zone", "uts_namespace"):

@@ -24,6 +24,7 @@ from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.kernel.types.model import Kind
 from vmfilter.kernel.types.vmlinux import Vmlinux
 from vmfilter.reader import open_dump
+from vmfilter.reader.plain import PlainFile
 from vmfilter.report.types import struct_json
 
 pytestmark = pytest.mark.lab
@@ -187,7 +188,7 @@ def test_dwarf_types_are_drgns(lab: Lab, vmlinux: Path) -> None:
     program = drgn.Program()
     program.set_core_dump(lab("x86-pmem2"))
     program.load_debug_info([str(vmlinux)])
-    with Vmlinux(str(vmlinux)) as file:
+    with Vmlinux(PlainFile(str(vmlinux))) as file:
         types = file.types()
     for name in ("page", "zone", "mm_struct", "task_struct", "rq", "sk_buff", "inode", "file", "dev_pagemap", "bio"):
         theirs = program.type(f"struct {name}")

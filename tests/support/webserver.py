@@ -52,7 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.failing -= 1
             self.send_error(503)
             return
-        data = (self.server.folder / self.path.lstrip("/").partition("?")[0]).read_bytes()
+        file = self.server.folder / self.path.lstrip("/").partition("?")[0]
+        if not file.exists():
+            self.send_error(404)
+            return
+        data = file.read_bytes()
         size = len(data)
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.server.ranges else None
         if asked:

@@ -267,10 +267,11 @@ def open_dump(
             Several, in any order, are the parts of one split set. "-" is standard input. A file object is read from its
             beginning if it can seek; it stays open, and must not be used until the dump is closed.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
-        vmcoreinfo: file with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it; None: the dump's own.
+        vmcoreinfo: file, or URL of one, with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it; None: the
+            dump's own.
         vmcoreinfo_at: physical address of the text of VMCOREINFO, if memory contains several; None: find out.
-        vmlinux: path of the crashed kernel's vmlinux, or of the file with its debug information, for symbols and types
-            that the dump lacks; None: the dump's own alone.
+        vmlinux: path or URL of the crashed kernel's vmlinux, or of the file with its debug information, for symbols and
+            types that the dump lacks; None: the dump's own alone.
         max_memory: bytes of memory that may be allocated to decompress the file; None: 128 MiB.
 
     Returns:

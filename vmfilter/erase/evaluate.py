@@ -6,12 +6,14 @@ The rules are those of makedumpfile.conf(5). Every walk is bounded, and ends whe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 
 from vmfilter.erase.config import VMLINUX, Erase, Loop, Name, Section, parse, parse_expression
 from vmfilter.erase.plan import Plan
 from vmfilter.erase.types import Type, Variable, Variables
 from vmfilter.errors import KernelError, UsageError
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:
     from vmfilter.erase.rules import Rules
@@ -257,12 +259,12 @@ class Evaluator:
                 raise KernelError(f"{via} is no pointer to struct {target.type.name}")
 
 
-def _text(path: str) -> str:
+def _text(file: PlainFile) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as f:
+        with TextIOWrapper(file.open(), encoding="utf-8", errors="surrogateescape") as f:
             return f.read(1 << 21)
     except OSError as e:
-        raise UsageError(f"{path}: cannot be read: {e.strerror}") from e
+        raise UsageError(f"{file.name}: cannot be read: {e.strerror}") from e
 
 
 def plan_of(kernel: Kernel, rules: Rules) -> Plan:
@@ -279,11 +281,12 @@ def plan_of(kernel: Kernel, rules: Rules) -> Plan:
     """
     from vmfilter.kernel.types.debug_info import debug_info
 
-    sections = parse(_text(rules.config), rules.config) if rules.config else []
+    config = PlainFile(rules.config)
+    sections = parse(_text(config), config.name) if rules.config else []
     sections += [parse_expression(text) for text in rules.expressions]
     evaluator = Evaluator(Variables(debug_info(kernel)))
     if rules.config and not sections:
-        evaluator.warnings.append(f"{rules.config} has no erase commands")
+        evaluator.warnings.append(f"{config.name} has no erase commands")
     for section in sections:
         evaluator.run(section)
     for symbol in rules.symbols:

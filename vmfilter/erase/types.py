@@ -224,6 +224,7 @@ class Variables:
         from vmfilter.kernel.types.vmlinux import Vmlinux
 
         types = self.info.need_structures().types
+        assert self.info.kernel.vmlinux
         with Vmlinux(self.info.kernel.vmlinux) as file:
             shift = file.shift(self.info.symbols.address("_stext"))
             return (file.dwarf() if isinstance(types, Btf) else types), shift

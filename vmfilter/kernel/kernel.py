@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader import Dump
+    from vmfilter.reader.plain import PlainFile
 
 _SMALLEST_SECTION = 1 << 24  # bytes of the smallest memory section on any architecture
 _KNOWN = 64  # addresses of memory with which the memory model is tested
@@ -114,8 +115,8 @@ class Kernel:
         return self._dump.arch.abi
 
     @property
-    def vmlinux(self) -> str:
-        """Path of its vmlinux; "": none is given."""
+    def vmlinux(self) -> PlainFile | None:
+        """Its vmlinux; None: none is given."""
         return self._dump.vmlinux
 
     def struct_page(self) -> StructPage:

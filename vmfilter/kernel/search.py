@@ -109,7 +109,9 @@ def survey(dump: Dump, everywhere: bool = False) -> Survey:
 
             with Vmlinux(dump.vmlinux) as vmlinux:
                 if not vmlinux.check(kernel, kernel.info.symbol("_stext")):
-                    more.append(f"{dump.path}: nothing tells whether {dump.vmlinux} is of this kernel or another build")
+                    more.append(
+                        f"{dump.path}: nothing tells whether {dump.vmlinux.name} is of this kernel or another build"
+                    )
         understood = Understood(kernel.page_size, kernel.info, kernel, "", [*warnings, *more])
     except KernelError as e:
         error = str(e)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vmfilter.errors import InputError
 from vmfilter.kernel.types.vmlinux import Vmlinux
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:
     from vmfilter.kernel.types.model import Types
@@ -74,7 +75,7 @@ def generated(path: str) -> Iterator[str]:
         UsageError: pyelftools is needed and not installed.
 
     """
-    with Vmlinux(path) as file:
+    with Vmlinux(PlainFile(path)) as file:
         symbols, types, dwarf = file.table(), file.types(), file.dwarf()
         at = symbols.address("init_uts_ns")
         release = "" if at is None else _release(file, at + (_offset(types, "uts_namespace.name") or 0))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmfilter.formats.codec import Codec
+    from vmfilter.reader.plain import PlainFile
 
 _MAX_READ = 1 << 30
 # Bytes of memory per byte of data. All memory and all memory sections are walked, so they must be bounded. The struct
@@ -202,7 +203,7 @@ class Dump(Memory):
         checksum_note: note with the checksums of the file, or of another from which it was copied; None without one.
         vmcoreinfo_at: physical address of the text of VMCOREINFO to use; None: find out.
         given: VMCOREINFO to use, from a file; None: find out.
-        vmlinux: path of the crashed kernel's vmlinux, for its types and symbols; "": they are in the dump.
+        vmlinux: the crashed kernel's vmlinux, for its types and symbols; None: they are in the dump.
         erase_info: file offset and size in bytes of makedumpfile's report of erased data; None without one.
         passed_over: number of reads of notes and of the kernel's own data that failed and were passed over.
 
@@ -215,7 +216,7 @@ class Dump(Memory):
     header = DumpHeader()
     vmcoreinfo_at: int | None = None
     given: Given | None = None
-    vmlinux = ""
+    vmlinux: PlainFile | None = None
 
     def __init__(self, source: Source) -> None:
         """Take ownership of the source; close() closes it."""

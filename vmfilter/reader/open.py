@@ -13,6 +13,7 @@ from itertools import islice
 from vmfilter.errors import InputError, UsageError, did_you_mean, files_of, name_of
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Given
+from vmfilter.reader.plain import PlainFile
 from vmfilter.reader.source import PreadSource, Source, bytes_at, is_url, open_source
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def open_dump(
             order, are the parts of one split set. A file object is read from its beginning if it can seek; it stays
             open, and must not be used until the dump is closed.
         missing_parts: whether to accept a split set with missing parts. Their pages count as lost.
-        vmcoreinfo: file with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it. What it lacks comes from
-            the dump's own. None: the dump's own alone.
+        vmcoreinfo: file or URL with VMCOREINFO of the crashed kernel, as makedumpfile -g writes it. What it lacks comes
+            from the dump's own. None: the dump's own alone.
         vmcoreinfo_at: physical address of the text of VMCOREINFO that describes the crashed kernel, if memory contains
             several; None: the note's, or what a search of memory finds.
-        vmlinux: the crashed kernel's vmlinux, or the file with its debug information: for symbols and types that the
-            dump lacks, and for classification if VMCOREINFO lacks something. None: the dump's own alone.
+        vmlinux: path or URL of the crashed kernel's vmlinux, or of the file with its debug information: for symbols and
+            types that the dump lacks, and for classification if VMCOREINFO lacks something. None: the dump's own alone.
         max_memory: bytes of memory that may be allocated to decompress a file; None: 128 MiB, as zstd does.
 
     Returns:
@@ -72,15 +73,16 @@ def open_dump(
         raise UsageError("VMCOREINFO comes from a file or from an address in memory: give one of them")
     files = files_of(path, "the dump to read", "read")
     given = None if vmcoreinfo is None else _given(files_of(vmcoreinfo, "the file with VMCOREINFO", "read")[0])
-    debug = "" if vmlinux is None else files_of(vmlinux, "the kernel's vmlinux", "read")[0]
-    if not isinstance(debug, str):
+    debug = None if vmlinux is None else files_of(vmlinux, "the kernel's vmlinux", "read")[0]
+    if not isinstance(debug, str | None):
         raise UsageError("the kernel's vmlinux: give its path, not a file object")
     sources: list[Source] = []
     try:
         for file in files:
             sources.append(_opened(file, max_memory) if isinstance(file, str) else _opened_object(file, max_memory))
         dump = read_from(sources, missing_parts)
-        dump.vmcoreinfo_at, dump.given, dump.vmlinux = vmcoreinfo_at, given, debug
+        dump.vmcoreinfo_at, dump.given = vmcoreinfo_at, given
+        dump.vmlinux = PlainFile(debug) if debug else None
         return dump
     except BaseException:
         for source in sources:
@@ -90,9 +92,9 @@ def open_dump(
 
 def _given(file: Any) -> Given:
     """Read a file with VMCOREINFO."""
-    path = name_of(file)
+    path = PlainFile(name_of(file)).name
     try:
-        with contextlib.nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
+        with contextlib.nullcontext(file) if hasattr(file, "read") else PlainFile(file).open() as opened:
             raw = opened.read(_MAX_VMCOREINFO + 1)
     except OSError as e:
         raise _not_opened(path, e) from e

@@ -7,9 +7,11 @@ Where blocks are read one after the other, a request has twice as many as the on
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from queue import Empty, SimpleQueue
 from threading import Lock
 
@@ -47,8 +49,9 @@ def shown(url: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a library says of a failure, in one line: many put more into the exception than its message."""
-    return " ".join((str(error) or type(error).__name__).split())
+    """Return what a library says of a failure, in one line and without the secrets of URLs that it names."""
+    words = (str(error) or type(error).__name__).split()
+    return " ".join(shown(word) if "://" in word else word for word in words)
 
 
 def located(url: str, failure: type[VmfilterError]) -> tuple[Any, str]:
@@ -300,3 +303,30 @@ def open_url(url: str) -> RemoteSource | RemoteStream:
         return RemoteSource(path, size, opened, first, requests)
     except Exception as e:
         raise InputError(f"{path}: cannot be opened: {reason_of(e)}") from e
+
+
+def fetched(url: str) -> IO[bytes]:
+    """Copy a file to a temporary one without a name, and return that.
+
+    Raises:
+        InputError: it does not exist, or cannot be read, or the temporary directory cannot hold it.
+        UsageError: a package is not installed.
+
+    """
+    opened = open_url(url)
+    try:
+        with closing(opened), ExitStack() as unless_done:
+            file = unless_done.enter_context(tempfile.TemporaryFile(buffering=0))
+            while data := opened.read(_BLOCK):
+                while data:
+                    data = data[file.write(data) :]
+            unless_done.pop_all()
+            return file
+    except VmfilterError:
+        raise
+    except OSError as e:
+        raise InputError(
+            f"{opened.path}: cannot be copied to the temporary directory: {reason_of(e)}; set TMPDIR to another"
+        ) from e
+    except Exception as e:
+        raise InputError(f"{opened.path}: cannot be read: {reason_of(e)}") from e

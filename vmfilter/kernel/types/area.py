@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.kernel.page_tables import Translation
+    from vmfilter.reader.plain import PlainFile
 
 MAX_TABLE = 1 << 26
 """Limit of a table in bytes. The largest of any distribution's kernel has 8 MiB."""
@@ -44,7 +45,7 @@ class Readable(Protocol):
     @property
     def abi(self) -> Abi: ...
     @property
-    def vmlinux(self) -> str: ...
+    def vmlinux(self) -> PlainFile | None: ...
 
 
 def read_table(kernel: Readable, what: str, address: int, size: int) -> bytes:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.area import Readable
     from vmfilter.kernel.types.symbols import Symbols
     from vmfilter.reader import Dump
+    from vmfilter.reader.plain import PlainFile
 
 _PIECE = 1 << 20
 _LARGEST = 1 << 27  # bytes of a kernel image
@@ -60,7 +61,7 @@ class _Image(NamedTuple):
     abi: Abi
     page_size: int
     info: Vmcoreinfo
-    vmlinux: str
+    vmlinux: PlainFile | None
 
 
 class Found(NamedTuple):

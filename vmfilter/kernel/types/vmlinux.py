@@ -12,6 +12,7 @@ from vmfilter.formats.abi import Abi
 from vmfilter.formats.elf import CLASSES, IDENT_SIZE, SIGNS, ElfHeader, note_header, padded
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,33 +46,30 @@ class Vmlinux:
     """A vmlinux, or the file with its debug information.
 
     Attributes:
-        path: of the file.
+        path: of the file, for messages.
         abi: of the kernel.
         build_id: in hexadecimal; "" if it has none.
 
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, file: PlainFile) -> None:
         """Open the file.
-
-        Args:
-            path: of the file.
 
         Raises:
             InputError: it cannot be read, or is not ELF.
 
         """
-        self.path = path
+        self._file, self.path = file, file.name
         try:
-            with open(path, "rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with file.open() as opened:
+                self._data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:
-            raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+            raise InputError(f"{self.path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
         try:
             self._sections = {section.name: section for section in self._read_sections()}
         except (struct.error, KeyError, IndexError, OverflowError) as e:
             self._data.close()
-            raise InputError(f"{path}: not a vmlinux: it is no ELF file, or its sections are damaged") from e
+            raise InputError(f"{self.path}: not a vmlinux: it is no ELF file, or its sections are damaged") from e
         self.build_id = next(self._build_ids(), "")
 
     def __enter__(self) -> Self:
@@ -212,23 +210,23 @@ class Vmlinux:
 
     def dwarf(self) -> Dwarf:
         """Return the types from DWARF, in this file or that with its debug information. Raises as types()."""
-        path = self.path if ".debug_info" in self._sections else self._separate()
+        debug = self._file if ".debug_info" in self._sections else self._separate()
         try:
             from elftools.elf.elffile import ELFFile
 
             from vmfilter.kernel.types.dwarf import Dwarf
         except ImportError as e:
             raise UsageError(
-                f"{path}: its types are DWARF, which needs pyelftools: pip install 'vmfilter[debuginfo]'"
+                f"{debug.name}: its types are DWARF, which needs pyelftools: pip install 'vmfilter[debuginfo]'"
             ) from e
         try:
-            with open(path, "rb") as file:
-                return Dwarf(ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False), self.abi, path)
+            with debug.open() as file:
+                return Dwarf(ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False), self.abi, debug.name)
         except Exception as e:  # see dwarf.py
-            raise InputError(f"{path}: its debug information is damaged, or cannot be read") from e
+            raise InputError(f"{debug.name}: its debug information is damaged, or cannot be read") from e
 
-    def _separate(self) -> str:
-        """Return the path of the file with the debug information, by the build ID: installed, or debuginfod's."""
+    def _separate(self) -> PlainFile:
+        """Return the file with the debug information, by the build ID: installed, or debuginfod's."""
         cache = os.environ.get("DEBUGINFOD_CACHE_PATH") or os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "debuginfod_client"
         )
@@ -236,7 +234,7 @@ class Vmlinux:
         found = next((place for place in places if self.build_id and os.path.isfile(place)), None)
         if found is None:
             raise InputError(f"{self.path}: has no DWARF, and a file with its debug information is not installed")
-        return found
+        return PlainFile(found)
 
 
 def _shift(linked: SymbolTable, start: int | None) -> int:

@@ -1,0 +1,46 @@
+"""Files beside a dump that the user names: VMCOREINFO, a vmlinux, commands, a list. Each has a path or a URL."""
+
+from __future__ import annotations
+
+from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.source import is_url
+
+if TYPE_CHECKING:
+    from typing import IO, BinaryIO
+
+
+class PlainFile:
+    """A file that is no dump. What a URL names is fetched once, when it is first opened, and read like any file.
+
+    Attributes:
+        name: for messages.
+
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open nothing yet. path: path or URL."""
+        self.name = self._path = path
+        self._fetched: IO[bytes] | None = None
+        if is_url(path):
+            from vmfilter.reader.remote import shown
+
+            self.name = shown(path)
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+            InputError: there is no such URL, or it cannot be fetched.
+            UsageError: a package is not installed.
+
+        """
+        if not is_url(self._path):
+            return open(self._path, "rb")
+        if self._fetched is None:
+            from vmfilter.reader.remote import fetched
+
+            self._fetched = fetched(self._path)
+        return open(
+            f"/proc/self/fd/{self._fetched.fileno()}", "rb"
+        )  # the file has no other name, and a place of its own
