@@ -304,7 +304,7 @@ def plan(operation: str, out: Path, *names: object, **options: Any) -> Plan:
 
 def left(out: Path, *names: object, **options: Any) -> int:
     """Return how many dumps are left to do."""
-    made = Batch(plan("info", out, *names, **options))
+    made = Batch(plan(options.pop("operation", "info"), out, *names, **options))
     made._manifest.close()
     return len(made.tasks)
 
@@ -473,10 +473,30 @@ def test_no_two_dumps_have_the_same_output(tmp_path: Path) -> None:
         "s3://a/b/./c",
         "s3://a/b/../c",
         "s3://a/../../../../c",
+        "/s3/a/vmcore",
+        "/s3:/a/vmcore",
+        "/zip/x/s3/a/b",
+        "zip://x/s3/a/b",
+        "zip://x/:/s3:/a/b",
+        "zip://x::/a/b",
+        "/dumps/a",
+        "/%64umps/a",
     ]
     outputs = {store.output(os.fsdecode(source), ".kdump") for source in sources}
     assert len(outputs) == len(sources)
     assert all(Path(os.path.abspath(output)).is_relative_to(tmp_path) for output in outputs)
+
+
+def test_no_dump_has_the_place_of_the_batchs_own_files(tmp_path: Path, dump: Path) -> None:
+    """The table of an earlier batch is removed as a whole."""
+    store = Store(str(tmp_path / "out"))
+    made = [store.output(f"/{name}/vmcore", ".kdump") for name in ("dumps", "manifest.d", "batch.lock")]
+    for one in made:
+        assert work(task(dump, Path(one))).status == "done"
+    write_tables(store, [work(task(dump, tmp_path / "x", "info"))])
+    write_tables(store, [])
+    assert all(Path(one).exists() for one in made)
+    assert not (tmp_path / "out" / "dumps").exists()
 
 
 def test_names_of_files_are_not_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +532,58 @@ def test_folders_of_a_batch_are_its_owners(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
         make_folder(str(tmp_path / "file" / "below"))
+
+
+# Split sets
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """A folder with a whole dump, two split sets, and a part whose others are in another folder."""
+    folder = tmp_path / "sets"
+    (folder / "other").mkdir(parents=True)
+    for name, source, level in (("a", vmcore(pages=40), 1), ("b", vmcore(pages=80), 31), ("c", vmcore(pages=120), 31)):
+        source.write(tmp_path / name)
+        filter_dump(tmp_path / name, [folder / f"{name}.{i}" for i in (1, 2, 10)], level=level)
+    (folder / "c.1").rename(folder / "other" / "c.1")
+    (folder / "c.2").rename(folder / "other" / "c.2")
+    filter_dump(tmp_path / "a", folder / "whole")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def test_the_files_of_a_split_set_are_one_dump(sets: Path) -> None:
+    found = {os.path.relpath(one.name, sets): one for one in inputs([str(sets)], "out")}
+    parts = {name: [os.path.relpath(file, sets) for file in one.files] for name, one in found.items()}
+    assert parts == {
+        "a.1": ["a.1", "a.10", "a.2"],
+        "b.1": ["b.1", "b.10", "b.2"],
+        "c.10": ["c.10"],
+        "other/c.1": ["other/c.1", "other/c.2"],
+        "whole": ["whole"],
+        "pipe": ["pipe"],
+    }
+    assert found["a.1"].size == sum((sets / f"a.{i}").stat().st_size for i in (1, 2, 10))
+    assert [one.files for one in inputs([f"{sets}/b.*0"], "out")] == [[str(sets / "b.10")]]
+
+
+def test_a_batch_makes_one_dump_of_a_split_set(sets: Path, tmp_path: Path) -> None:
+    """And does it again if any part is another."""
+    out = tmp_path / "out"
+    assert ran("filter", sets / "a.*", "--out", out, "-d", 31).stdout == f"{out}: 1 done; 0 done before.\n"
+    filter_dump([sets / f"a.{i}" for i in (1, 2, 10)], tmp_path / "here", level=31)
+    (line,) = manifest(out)
+    assert line["input"] == str(sets / "a.1")
+    assert Path(line["output"]).read_bytes() == (tmp_path / "here").read_bytes()
+    assert left(out, sets / "a.*", operation="filter", form={"level": 31}) == 0
+    os.utime(sets / "a.10", (1, 1))
+    assert left(out, sets / "a.*", operation="filter", form={"level": 31}) == 1
+
+
+def test_a_part_alone_fails_and_is_said_to_be_one(sets: Path, tmp_path: Path) -> None:
+    result = ran("stats", sets / "c.10", "--out", tmp_path / "out")
+    assert "c.10: a part of the split set is missing: frames" in result.stderr
+    assert statuses(tmp_path / "out") == {"c.10": "failed"}
 
 
 # One large dump
@@ -552,7 +624,7 @@ def test_dumps_manifest_and_tables_can_be_on_a_store(s3: Any, tmp_path: Path) ->
     assert result.stdout == "s3://dumps/made: 2 done, 1 failed; 0 done before.\n"
     for name in names:
         filter_dump(name, tmp_path / "here", force=True)
-        assert s3.cat(f"dumps/made/s3/dumps/in/{name.name}.kdump") == (tmp_path / "here").read_bytes()
+        assert s3.cat(f"dumps/made/s3:/dumps/in/{name.name}.kdump") == (tmp_path / "here").read_bytes()
     lines = [json.loads(line) for line in s3.cat("dumps/made/manifest.jsonl").splitlines()]
     assert {line["input"]: line["status"] for line in lines} == {
         "s3://dumps/in/vmcore0": "done",
@@ -562,6 +634,98 @@ def test_dumps_manifest_and_tables_can_be_on_a_store(s3: Any, tmp_path: Path) ->
     assert all(line["digest"] for line in lines)
     assert pq.read_table("dumps/made/manifest.parquet", filesystem=s3).num_rows == 3
     assert ran("filter", "s3://dumps/in", "--out", "s3://dumps/made").stdout.endswith("nothing to do; 3 done before.\n")
+
+
+def test_split_sets_on_a_store_are_found_with_one_request_for_each_object(
+    s3: Any, sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sets / "pipe").unlink()
+    s3.put(f"{sets}/", "dumps/sets/", recursive=True)
+    asked, call = [], s3._call_s3
+
+    async def counted(method: str, *rest: Any, **options: Any) -> Any:
+        asked.append(method)
+        return await call(method, *rest, **options)
+
+    monkeypatch.setattr(type(s3), "_call_s3", lambda self, *rest, **options: counted(*rest, **options))
+    found = {one.name: one for one in inputs(["s3://dumps/sets"], "out")}
+    assert found["s3://dumps/sets/b.1"].files == [f"s3://dumps/sets/b.{i}" for i in (1, 10, 2)]
+    assert len(found["s3://dumps/sets/b.1"].digest.split()) == 3
+    assert len(found) == 5
+    assert asked.count("get_object") == 10
+
+
+def test_a_batch_that_was_killed_on_a_store_does_nothing_twice(s3: Any, tmp_path: Path) -> None:
+    """What workers have done is noted by themselves, long before the manifest is sent."""
+    count = 12
+    for i in range(count):
+        s3.put(str(vmcore(pages=16 + i).write(tmp_path / "vmcore")), f"dumps/killed/{i}")
+    arguments = ["filter", "s3://dumps/killed", "--out", "s3://dumps/resumed"]
+
+    def noted() -> set[str]:
+        """Outputs that are known to be done."""
+        s3.invalidate_cache()
+        texts = s3.cat([*s3.find("dumps/resumed/manifest.d"), "dumps/resumed/manifest.jsonl"], on_error="omit")
+        lines = [json.loads(line) for text in texts.values() for line in text.splitlines()]
+        return {line["output"].removeprefix("s3://") for line in lines}
+
+    with subprocess.Popen(
+        batch(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        wait_for(lambda: len(noted()) >= 3 or process.poll() is not None)
+        process.kill()
+    wait_for(lambda: not has_processes(process.pid))
+    before = {name: s3.info(name)["LastModified"] for name in noted()}
+    assert 3 <= len(before) < count
+    result = ran(*arguments)
+    rest = count - len(before)
+    assert result.stdout == f"s3://dumps/resumed: {rest} done; {len(before)} done before.\n"
+    assert before == {name: s3.info(name)["LastModified"] for name in before}
+    lines = [json.loads(line)["input"] for line in s3.cat("dumps/resumed/manifest.jsonl").splitlines()]
+    assert sorted(lines) == sorted(f"s3://dumps/killed/{i}" for i in range(count))
+    s3.invalidate_cache()
+    assert not s3.find("dumps/resumed/manifest.d")
+
+
+def has_processes(session: int) -> bool:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[3] == str(session):
+                return True
+    return False
+
+
+def test_one_batch_at_a_time_writes_to_a_store(s3: Any) -> None:
+    """One that was killed on this machine is no longer one. Nobody can tell that of another machine's."""
+    store, lock = Store("s3://dumps/locked"), "dumps/locked/batch.lock"
+    manifest = Manifest(store)
+    with pytest.raises(
+        UsageError,
+        match=rf"s3://dumps/locked: another batch is writing it: process {os.getpid()} on .*, since 20.*: wait "
+        r"until it ends, or choose another --out; if it was killed, remove s3://dumps/locked/batch.lock",
+    ):
+        Manifest(store)
+    owner = json.loads(s3.cat(lock))
+    manifest.close()
+    assert not s3.exists(lock)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    s3.pipe(lock, json.dumps({**owner, "process": ended.pid}).encode())
+    Manifest(store).close()
+    s3.pipe(lock, json.dumps({**owner, "process": ended.pid, "machine": "another"}).encode())
+    with pytest.raises(UsageError, match=f"process {ended.pid} on"):
+        Manifest(store)
+    for unreadable in b"", b"[]", b"\xff{":
+        s3.pipe(lock, unreadable)
+        Manifest(store).close()
+
+
+def test_a_damaged_note_frees_the_lock_again(s3: Any) -> None:
+    s3.pipe("dumps/noted/manifest.d/x.json", b"{}\n")
+    s3.pipe("dumps/noted/manifest.jsonl", b"")
+    with pytest.raises(InputError, match=r"s3://dumps/noted/manifest.d/x.json: line 1 is not a record"):
+        Manifest(Store("s3://dumps/noted"))
+    assert not s3.exists("dumps/noted/batch.lock")
 
 
 def test_a_deployer_of_dask_gives_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

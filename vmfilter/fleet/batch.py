@@ -9,8 +9,8 @@ from vmfilter.fleet.engine import cluster, run_tasks
 from vmfilter.fleet.inputs import inputs
 from vmfilter.fleet.manifest import Manifest
 from vmfilter.fleet.operations import OPERATIONS
-from vmfilter.fleet.record import Input, Record
-from vmfilter.fleet.store import Store
+from vmfilter.fleet.record import Input, Record, note_of
+from vmfilter.fleet.store import NOTES, Store
 from vmfilter.fleet.table import write_tables
 from vmfilter.fleet.worker import Task
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -73,15 +73,15 @@ class Batch:
 
         """
         self._plan = plan
+        dumps = inputs(plan.inputs, plan.out)
+        if plan.parts is not None and len(dumps) != 1:
+            raise UsageError(f"--parts divides one dump among the workers, not {len(dumps)}: name one")
         self._store = Store(plan.out)
         self._manifest = Manifest(self._store)
-        dumps = inputs(plan.inputs, plan.out)
         if plan.parts is None:
             tasks = [self._task(dump, plan.job, OPERATIONS[plan.operation].suffix, plan.form) for dump in dumps]
-        elif len(dumps) == 1:
-            tasks = list(self._parts(dumps[0], plan.parts))
         else:
-            raise UsageError(f"--parts divides one dump among the workers, not {len(dumps)}: name one")
+            tasks = list(self._parts(dumps[0], plan.parts))
         self._made_of = [task.output for task in tasks]
         self.tasks = [task for task in map(self._compared, tasks) if task is not None]
         self.skipped = len(tasks) - len(self.tasks)
@@ -94,10 +94,11 @@ class Batch:
         plan = self._plan
         return Task(
             input=dump,
-            source=[dump.url],
+            source=dump.files,
             job=job,
             operation=plan.operation,
             output=self._store.output(dump.url, suffix),
+            note="" if self._store.is_local else self._store.path(f"{NOTES}/{note_of(dump.name, job)}"),
             options={**form, "threads": plan.threads, "max_memory": plan.max_memory},
             timeout=plan.timeout,
             max_memory=plan.max_memory,

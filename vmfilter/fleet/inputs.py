@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from io import TextIOWrapper
 
 from vmfilter.errors import InputError
 from vmfilter.fleet.record import Input
+from vmfilter.fleet.sets import joined
 from vmfilter.lean import TYPE_CHECKING
+from vmfilter.reader.plain import PlainFile
 from vmfilter.reader.remote import located, reason_of, shown
 from vmfilter.reader.source import is_url
 
@@ -28,11 +31,12 @@ def _named(arguments: Iterable[str]) -> Iterator[str]:
         if not argument.startswith("@"):
             yield argument
             continue
+        names = PlainFile(argument[1:])
         try:
-            with open(argument[1:], encoding="utf-8", errors="surrogateescape") as file:
+            with TextIOWrapper(names.open(), encoding="utf-8", errors="surrogateescape") as file:
                 yield from (line.rstrip("\n") for line in file if line.strip())
         except OSError as e:
-            raise InputError(f"{argument[1:]}: cannot be read: {e.strerror}") from e
+            raise InputError(f"{names.name}: cannot be read: {e.strerror}") from e
 
 
 def _said(info: dict[str, Any], names: tuple[str, ...]) -> str:
@@ -91,7 +95,7 @@ def _expanded(name: str) -> Iterator[Input]:
 
 
 def inputs(arguments: Iterable[str], out: str) -> list[Input]:
-    """Return the dumps that arguments name, each once.
+    """Return the dumps that arguments name, each once, and each split set as one.
 
     Args:
         arguments: paths, URLs, patterns, folders, prefixes, and @FILE for a list of them.
@@ -110,4 +114,4 @@ def inputs(arguments: Iterable[str], out: str) -> list[Input]:
                 continue
             if found.setdefault(one.name, one).url != one.url:
                 raise InputError(f"{one.name}: is named twice, with different queries or passwords")
-    return list(found.values())
+    return joined(found.values())

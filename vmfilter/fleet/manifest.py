@@ -1,4 +1,8 @@
-"""The manifest of a batch: a line of JSON for each dump that is done or has failed, as it goes."""
+"""The manifest of a batch: a line of JSON for each dump that is done or has failed, as it goes.
+
+In a folder, lines are added to it. On an object store, it can only be replaced: there, each worker notes what it has
+done in an object of its own, and the manifest is sent now and then, with all that it has, in place of them.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,19 @@ import time
 from collections.abc import Collection, Iterator
 
 from vmfilter.errors import InputError, OutputError, UsageError
-from vmfilter.fleet.record import Record
-from vmfilter.fleet.store import Store
+from vmfilter.fleet.lock import lock
+from vmfilter.fleet.record import Record, note_of
+from vmfilter.fleet.store import LOCK, MANIFEST, NOTES, Store
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.remote import located, reason_of, shown
 
 if TYPE_CHECKING:
     from typing import IO
 
-NAME = "manifest.jsonl"
 _SENT_AFTER = 5.0
-"""Seconds at least between two times that the manifest is sent to an object store, which is always all of it."""
+"""Seconds at least between two times that the manifest is sent to an object store."""
+_SHARE = 20
+"""And so many times those that it took: a long one is sent less often."""
 
 
 def records_of(text: str, name: str) -> Iterator[Record]:
@@ -86,58 +92,84 @@ class Manifest:
             UsageError: another batch is writing it, or there are files and no manifest.
 
         """
-        self._store, self._path = store, store.path(NAME)
-        text = store.read(NAME)
-        if text is None and not store.is_empty():
+        self._store, self._path = store, store.shown(MANIFEST)
+        if store.read(MANIFEST) is None and set(store.names()) - {LOCK}:
             raise UsageError(f"{store.name}: is not empty, and has no manifest of a batch: choose another --out")
-        self._file: IO[bytes] | None = None
-        if store.is_local:
-            text = self._locked()
-        self._lines = [whole_lines(text or "")]
-        self.records = _last(self._lines[0], self._path)
+        self._lines: list[str] = []
+        self._file = self._locked() if store.is_local else None
         if self._file is not None:
-            self._file.truncate(len(self._lines[0].encode()))
-        self._sent = time.monotonic()
-
-    def _locked(self) -> str:
-        """Open the file for appending, and return its text."""
+            text = whole_lines(self._text(self._file))
+            self.records = _last(text, self._path)
+            self._file.truncate(len(text.encode()))
+            return
+        lock(store)
         try:
-            self._file = open(  # noqa: SIM115 - close() closes it
-                self._path, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)
-            )
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.seek(0)
-            return self._file.read().decode()
+            self._lines.append(whole_lines(store.read(MANIFEST) or ""))
+            self.records = _last(self._lines[0], self._path)
+            for name, text in store.texts(NOTES).items():
+                for record in records_of(text, store.shown(f"{NOTES}/{name}")):
+                    self._take(record)
+            self._send()
+        except BaseException:
+            store.remove(LOCK)
+            raise
+
+    def _locked(self) -> IO[bytes]:
+        """Open the file for appending."""
+        path = self._store.path(MANIFEST)
+        try:
+            file = open(path, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115 - close()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{self._path}: another batch is writing it") from None
+            raise UsageError(
+                f"{self._path}: another batch is writing it: wait until it ends, or choose another --out"
+            ) from None
+        except OSError as e:
+            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+        return file
+
+    def _text(self, file: IO[bytes]) -> str:
+        try:
+            file.seek(0)
+            return file.read().decode()
         except UnicodeDecodeError as e:
             raise InputError(f"{self._path}: is not a manifest of vmfilter batch: {e}") from e
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
 
+    def _take(self, record: Record) -> None:
+        self.records[record.input, record.job] = record
+        self._lines.append(record.line)
+
     def add(self, record: Record) -> None:
         """Add a line. Raises OutputError if it cannot be written."""
-        self.records[record.input, record.job] = record
-        line = json.dumps(record._asdict()) + "\n"
         if self._file is None:
-            self._lines.append(line)
-            if time.monotonic() - self._sent > _SENT_AFTER:
+            self._take(record)
+            if time.monotonic() > self._next:
                 self._send()
             return
+        self.records[record.input, record.job] = record
         try:
-            self._file.write(line.encode())
+            self._file.write(record.line.encode())
             self._file.flush()
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
 
     def _send(self) -> None:
-        self._store.write(NAME, "".join(self._lines).encode())
-        self._sent = time.monotonic()
+        began = time.monotonic()
+        noted = set(self._store.names(NOTES)) & {note_of(*key) for key in self.records}
+        self._store.write(MANIFEST, "".join(self._lines).encode())
+        self._store.remove_all(NOTES, noted)
+        now = time.monotonic()
+        self._next = now + max(_SENT_AFTER, _SHARE * (now - began))
 
     def close(self) -> None:
-        """Write what is not written yet. Raises OutputError if that fails."""
+        """Write what is not written yet, and let other batches begin. Raises OutputError if that fails."""
         if self._file is None:
-            self._send()
+            try:
+                self._send()
+            finally:
+                self._store.remove(LOCK)
             return
         try:
             self._file.close()

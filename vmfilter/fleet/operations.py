@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from vmfilter.errors import KernelError
 from vmfilter.fleet.facts import info_facts, stats_facts
 from vmfilter.fleet.record import DAMAGED, DONE, INCOMPLETE
-from vmfilter.fleet.store import make_folder
+from vmfilter.fleet.store import make_folder, write
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import open_dump
 from vmfilter.reader.source import is_url
-from vmfilter.writer.output import file_at
-from vmfilter.writer.transport.base import published
 
 if TYPE_CHECKING:
     from typing import Any
@@ -46,10 +44,7 @@ class Result(NamedTuple):
 def _written(text: Iterable[str], output: str) -> int:
     """Write lines to a new file; return its size in bytes."""
     data = "".join(f"{line}\n" for line in text).encode()
-    transport = file_at(output, True)
-    with published([transport]):
-        transport.write(0, data)
-        transport.sync(len(data))
+    write(output, data)
     return len(data)
 
 
@@ -58,19 +53,19 @@ def _of_run(result: Statistics) -> Result:
     return Result(INCOMPLETE if result.incomplete else DONE, result.output_size, result.warnings, error=failure)
 
 
-def _filter(source: str, output: str, options: Options) -> Result:
+def _filter(source: Sequence[str], output: str, options: Options) -> Result:
     from vmfilter.filter import filter_dump
 
     return _of_run(filter_dump(source, output, force=True, **options))
 
 
-def _convert(source: str, output: str, options: Options) -> Result:
+def _convert(source: Sequence[str], output: str, options: Options) -> Result:
     from vmfilter.convert import convert_dump
 
     return _of_run(convert_dump(source, output, force=True, **options))
 
 
-def _verify(source: str, output: str, options: Options) -> Result:
+def _verify(source: Sequence[str], output: str, options: Options) -> Result:
     from vmfilter.report.data import document, verify_data
     from vmfilter.verify import verify_dump
 
@@ -82,7 +77,7 @@ def _verify(source: str, output: str, options: Options) -> Result:
     return Result(status, size, faults, error=faults[0] if faults else "")
 
 
-def _info(source: str, output: str, options: Options) -> Result:
+def _info(source: Sequence[str], output: str, options: Options) -> Result:
     from vmfilter.info import dump_info
     from vmfilter.report.info import info_json
 
@@ -91,7 +86,7 @@ def _info(source: str, output: str, options: Options) -> Result:
     return Result(DONE, _written([info_json(info)], output), info.warnings, info_facts(info))
 
 
-def _stats(source: str, output: str, options: Options) -> Result:
+def _stats(source: Sequence[str], output: str, options: Options) -> Result:
     from vmfilter.info import dump_info
     from vmfilter.measure.stats import measure
     from vmfilter.report.data import document, stats_data
@@ -103,7 +98,7 @@ def _stats(source: str, output: str, options: Options) -> Result:
     return Result(DONE, size, stats.warnings, stats_facts(info, stats))
 
 
-def _dmesg(source: str, output: str, options: Options) -> Result:
+def _dmesg(source: Sequence[str], output: str, options: Options) -> Result:
     from vmfilter.kernel.log import KernelLog
     from vmfilter.kernel.search import understand
     from vmfilter.report.log import log_lines
@@ -126,7 +121,7 @@ class Operation(NamedTuple):
 
     """
 
-    run: Callable[[str, str, Options], Result]
+    run: Callable[[Sequence[str], str, Options], Result]
     suffix: str
 
 
@@ -141,12 +136,12 @@ OPERATIONS = {
 """Operations by the name of their command."""
 
 
-def perform(operation: str, source: str, output: str, options: Options) -> Result:
+def perform(operation: str, source: Sequence[str], output: str, options: Options) -> Result:
     """Do one operation with one dump.
 
     Args:
         operation: a key of OPERATIONS.
-        source: path or URL of the dump.
+        source: paths or URLs of the dump.
         output: path or URL of what is made, in a folder that is made too. It is replaced.
         options: keyword arguments of the operation.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ class Input(NamedTuple):
         size: bytes; None if it is unknown, as for a dump that does not exist.
         modified: time of its last change, or what the store has in place of that; "" if unknown.
         digest: what the store says of its contents (an ETag); "" if it says nothing.
+        others: paths or URLs of the other parts, if it is the first of a split set. The other attributes but the names
+            are of all of them then.
 
     """
 
@@ -32,6 +37,17 @@ class Input(NamedTuple):
     size: int | None = None
     modified: str = ""
     digest: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """Paths or URLs of all its files."""
+        return [self.url, *self.others]
+
+
+def note_of(name: str, job: str) -> str:
+    """Return the name of a file with the record of a dump, by its name, and job."""
+    return hashlib.sha256(f"{name}\0{job}".encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".json"
 
 
 class Record(NamedTuple):
@@ -63,6 +79,11 @@ class Record(NamedTuple):
     output: str
     output_size: int
     facts: dict[str, Any]
+
+    @property
+    def line(self) -> str:
+        """The record as a line of a manifest."""
+        return json.dumps(self._asdict()) + "\n"
 
     @property
     def succeeded(self) -> bool:

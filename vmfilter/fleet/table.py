@@ -9,15 +9,13 @@ import pyarrow.parquet as pq
 
 from vmfilter.fleet.facts import COLUMNS, date_of
 from vmfilter.fleet.record import Record
-from vmfilter.fleet.store import Store
+from vmfilter.fleet.store import DUMPS, TABLE, Store
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import Any
 
-MANIFEST = "manifest.parquet"
-DUMPS = "dumps"
 _TYPES = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -63,7 +61,7 @@ def write_tables(store: Store, records: Collection[Record]) -> None:
         if record.facts:  # of info, of stats, or of both
             row = known.setdefault(record.input, {"input": record.input})
             row |= record.facts | {"size": record.size, "warnings": record.warnings}
-    store.write(MANIFEST, _parquet(rows, _MANIFEST))
+    store.write(TABLE, _parquet(rows, _MANIFEST))
     store.remove(DUMPS)  # a day may have no dump any more
     days: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in known.values():

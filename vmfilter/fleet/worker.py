@@ -14,9 +14,10 @@ from contextlib import suppress
 from glob import escape, glob
 from queue import Empty, SimpleQueue
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, OutputError
 from vmfilter.fleet.child import PATIENCE
 from vmfilter.fleet.record import FAILED, KILLED, SUCCEEDED, TIMEOUT, Input, Record
+from vmfilter.fleet.store import write
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.source import is_url
 
@@ -35,6 +36,7 @@ class Task(NamedTuple):
         job: see Record.
         operation: a key of vmfilter.fleet.operations.OPERATIONS.
         output: path or URL of what is made.
+        note: URL for its record, so that it stays known if the batch is killed; "": only the batch notes it.
         options: keyword arguments of the operation.
         timeout: seconds that it may take; None: any number.
         max_memory: bytes of memory that its process may use; None: any number.
@@ -49,6 +51,7 @@ class Task(NamedTuple):
     operation: str
     output: str
     options: dict[str, Any]
+    note: str = ""
     timeout: float | None = None
     max_memory: int | None = None
     digest: bool = False
@@ -138,18 +141,29 @@ def _child(max_memory: int | None) -> _Child:
 
 
 def _digest(task: Task) -> str:
-    """Return the SHA-256 of a file; of an object, what the store says. Raises InputError if it cannot be read."""
-    if not task.digest or not os.path.isfile(task.input.url):
+    """Return the SHA-256 of files; of an object, what the store says. Raises InputError if one cannot be read."""
+    if not task.digest or not all(map(os.path.isfile, task.input.files)):
         return task.input.digest
+    digest = hashlib.sha256()
     try:
-        with open(task.input.url, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        for name in task.input.files:
+            with open(name, "rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        return digest.hexdigest()
     except OSError as e:
         raise InputError(f"{task.input.name}: cannot be read: {e.strerror}") from e
 
 
 def work(task: Task) -> Record:
     """Do a task, and say what became of it. Nothing but the death of this process prevents that."""
+    record = _worked(task)
+    if task.note:
+        with suppress(OutputError):  # the batch gets the record too
+            write(task.note, record.line.encode())
+    return record
+
+
+def _worked(task: Task) -> Record:
     started = time.monotonic()
     result: dict[str, Any] = {"warnings": [], "size": 0, "facts": {}}
     digest = task.input.digest

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
+from vmfilter.formats.kdump import MainHeader, SubHeader
 from vmfilter.frames.ranges import Range
 from vmfilter.lean import NamedTuple
 from vmfilter.reader.kdump.file import KdumpFile, pieces
@@ -58,19 +59,25 @@ def in_order(files: Sequence[KdumpFile]) -> list[KdumpFile]:
     return ordered
 
 
+def common(main: MainHeader, sub: SubHeader) -> dict[str, object]:
+    """Return what the headers of all parts of a set have in common."""
+    return {
+        "header versions": main.header_version,
+        "signatures": main.signature,
+        "kernels": main.utsname,
+        "crash times": main.tv_sec,
+        "page sizes": main.block_size,
+        "numbers of page frames": sub.max_mapnr_64 if main.header_version >= 6 else main.max_mapnr,
+        "dump levels": sub.dump_level,
+        "addresses of the kernel (phys_base)": sub.phys_base,
+    }
+
+
 def _check_same_dump(one: KdumpFile, other: KdumpFile) -> None:
     """Raise InputError if the headers of two parts show that they belong to different dumps."""
-    for what, a, b in (
-        ("header versions", one.version, other.version),
-        ("signatures", one.main.signature, other.main.signature),
-        ("kernels", one.main.utsname, other.main.utsname),
-        ("crash times", one.main.tv_sec, other.main.tv_sec),
-        ("page sizes", one.block, other.block),
-        ("numbers of page frames", one.frames, other.frames),
-        ("dump levels", one.sub.dump_level, other.sub.dump_level),
-        ("addresses of the kernel (phys_base)", one.sub.phys_base, other.sub.phys_base),
-    ):
-        if a != b:
+    of_other = common(other.main, other.sub)
+    for what, a in common(one.main, one.sub).items():
+        if a != of_other[what]:
             raise InputError(f"{one.path} and {other.path}: parts of different dumps: their {what} differ")
 
 
