@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.model import Field, Types
     from vmfilter.kernel.types.symbols import Symbols
 
-_MAX_STRUCT = 1 << 16  # bytes of one that is read; struct task_struct has 2^13
+_MAX_STRUCT = 1 << 20  # bytes of one that is read; struct pglist_data of x86_64 has 2^17 and more
 
 
 class Object:
