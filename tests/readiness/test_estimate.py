@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jsonschema
@@ -100,6 +101,28 @@ def test_time_ends_the_sample_before_all_rounds(vmcore: Path) -> None:
         early = estimate(dump, [1], ALL, seconds=1e-6, seed=1)
     assert 0 < early.sampled < found(vmcore, [1]).sampled / 4
     assert all(contains(row.size, size_of(vmcore, 1, row.codec)) for row in early.rows)
+
+
+@pytest.mark.parametrize(("a_round", "rounds"), [(0.5, 9), (2.4, 2), (7, 1), (0.1, 16)])
+def test_no_round_begins_that_would_end_too_late(
+    vmcore: Path, monkeypatch: pytest.MonkeyPatch, a_round: float, rounds: int
+) -> None:
+    """On a clock that only rounds move: they may take 5 seconds, and the first of them is always done."""
+    now = [100.0]
+    began = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    take = module._Sampler.take
+
+    def slow(sampler: module._Sampler, stratum: module._Stratum, number: int) -> None:
+        if number == len(began):
+            began.append(now[0])
+            now[0] += a_round
+        take(sampler, stratum, number)
+
+    monkeypatch.setattr(module._Sampler, "take", slow)
+    with open_dump(vmcore) as dump:
+        made = estimate(dump, [31], ALL[:1], seconds=5, seed=1)
+    assert (len(began), made.seconds) == (rounds, pytest.approx(rounds * a_round))
 
 
 def test_scaled_totals_are_unbiased_and_their_variance_holds() -> None:

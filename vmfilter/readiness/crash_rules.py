@@ -219,8 +219,8 @@ CMA_OPTION = Commit("35c18f2933c5", 'Add a new optional ",cma" suffix to the cra
 CMA: dict[str, Commit] = {
     "x86_64": Commit("bf8be1c36108", "x86: implement crashkernel cma reservation", (6, 17)),
     "ppc64": Commit("b4a96ab50f36", "powerpc/kdump: Add support for crashkernel CMA reservation", (6, 19)),
-    "arm64": Commit("", "arm64: kexec_file: Add support for crashkernel CMA reservation", (7, 3)),
-    "riscv64": Commit("", "riscv: kexec_file: Add support for crashkernel CMA reservation", (7, 3)),
+    "arm64": Commit("c12c63d05dfe", "arm64: kexec_file: Add support for crashkernel CMA reservation", (7, 3)),
+    "riscv64": Commit("a037fe3c58ed", "riscv: kexec_file: Add support for crashkernel CMA reservation", (7, 3)),
 }
 """What made an architecture reserve for ,cma."""
 ROUNDED = Commit("46d36b1be18b", "kdump: round up the total memory size to 128M for crashkernel reservation", (6, 0))

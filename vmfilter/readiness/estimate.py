@@ -208,7 +208,8 @@ def estimate(
         dump: to read.
         levels: dump levels; None: the usual ones.
         codecs: page codecs with their levels.
-        seconds: after which no further pages are drawn. Classification and a sixteenth of the sample are always done.
+        seconds: in which this ends, unless classification and a sixteenth of the sample, which are always done, take
+            longer.
         threads: of the run whose time is estimated.
         seed: of the random numbers; None: by the system.
 
@@ -255,11 +256,12 @@ def estimate(
         for stratum, count in zip(strata, _shares(strata), strict=True):
             stratum.draw(count, choose)
         sampler = _Sampler(dump, page_size, codecs)
-        rounds = 0
-        while rounds < _ROUNDS and (not rounds or time.monotonic() - began < seconds):
+        rounds, longest = 0, 0.0
+        while rounds < _ROUNDS and (not rounds or time.monotonic() - began + longest < seconds):
+            started = time.monotonic()
             for stratum in strata:
                 sampler.take(stratum, rounds)
-            rounds += 1
+            rounds, longest = rounds + 1, max(longest, time.monotonic() - started)
         rows = []
         for level in asked:
             header = HeaderFields(dump.header.uts, 0, 0, level, end, page_size, info, first)
