@@ -669,11 +669,12 @@ print(*sys.modules)
 """
 
 
-def test_the_makedumpfile_of_a_capture_kernel_imports_no_slow_module_that_it_can_do_without(
-    real: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize("words", [["makedumpfile", "--message-level", "0", "-l"], ["filter", "-q"]], ids=" ".join)
+def test_a_capture_kernel_imports_no_slow_module_that_it_can_do_without(
+    real: Callable[[str], Path], tmp_path: Path, words: list[str]
 ) -> None:
-    command = [sys.executable, "-IS", "-c", f"import sys; sys.path += {sys.path}\n{IMPORTED}", "makedumpfile"]
-    arguments = ["--message-level", "0", "-d", "31", real(SMALL), tmp_path / "dump"]
+    command = [sys.executable, "-IS", "-c", f"import sys; sys.path += {sys.path}\n{IMPORTED}", *words]
+    arguments = ["-d", "31", real(SMALL), tmp_path / "dump"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-    slow = {"typing", "dataclasses", "pathlib", "shutil", "tempfile", "inspect", "argparse"}
+    slow = {"typing", "dataclasses", "pathlib", "shutil", "tempfile", "inspect", "argparse", "re", "gettext", "locale"}
     assert not slow & set(done.stdout.split())

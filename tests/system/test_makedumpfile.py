@@ -9,11 +9,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from getopt import GetoptError, gnu_getopt
 from pathlib import Path
 
 import logbuilder
 import pytest
 from elfbuilder import PAGE, Elf, Load
+from hypothesis import given
+from hypothesis import strategies as st
 from kdumpreader import Kdump
 from kernelbuilder import FLAVOURS, Synthetic
 
@@ -23,7 +26,7 @@ from vmfilter.filter import filter_dump
 from vmfilter.formats.codec import native_libraries
 from vmfilter.frames.classes import PageClass
 from vmfilter.makedumpfile.messages import _eta, help_lines, report
-from vmfilter.makedumpfile.options import OPTIONS, Command, check, parse
+from vmfilter.makedumpfile.options import OPTIONS, Command, check, parse, taken_apart
 from vmfilter.reader import open_dump
 
 INVALID = "Commandline parameter is invalid.\nTry `makedumpfile --help' for more information.\n"
@@ -117,6 +120,34 @@ def test_command_lines_are_parsed_as_by_getopt_long(arguments: str, attribute: s
     command = parsed(*arguments.split())
     check(command)
     assert getattr(command, attribute) == value
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(OPTIONS).map(lambda option: option.name),
+            st.sampled_from(OPTIONS).flatmap(
+                lambda option: st.integers(2, len(option.name)).map(lambda n: option.name[:n])
+            ),
+            st.sampled_from(
+                ["a", "-", "--", "31", "-cd31", "-lfd", "--mem=1", "--split=1", "--x", "-q", "", "-d"]
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_arguments_are_taken_apart_as_by_getopt(arguments: list[str]) -> None:
+    short = "".join(o.name[1] + ":" * bool(o.value) for o in OPTIONS if o.name[1] != "-")
+    long = [o.name[2:] + "=" * bool(o.value) for o in OPTIONS if o.name.startswith("--")]
+    try:
+        found, names = gnu_getopt(arguments, short, long)
+    except GetoptError:
+        with pytest.raises(UsageError, match="makedumpfile: option "):
+            list(taken_apart(arguments))
+    else:
+        words = list(taken_apart(arguments))
+        assert [word for word in words if word[0]] == found
+        assert [text for option, text in words if not option] == names
 
 
 @pytest.mark.parametrize(

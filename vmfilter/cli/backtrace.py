@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli.options import add_input, add_vmcoreinfo, add_vmlinux
+from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
@@ -23,7 +24,7 @@ _EXAMPLES = {
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 11):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number")
+        raise UsageError(f"{text[:20]!r} is not a number")
     return int(text)
 
 
@@ -45,7 +46,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the backtraces, return the exit status."""
     from vmfilter.cli.debug import debugged
     from vmfilter.console.output import hand_out

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
-from vmfilter.cli.options import FAILURES, LIMITS, NEW, PRINTED, level_of, size_of, threads_of
+from vmfilter.cli.options import FAILURES, LIMITS, NEW, PRINTED, size_of, threads_of
 from vmfilter.errors import UsageError
-from vmfilter.frames.levels import DEFAULT_LEVEL
+from vmfilter.frames.levels import DEFAULT_LEVEL, parse_level
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any
 
     from vmfilter.cli.parser import Commands
@@ -46,13 +45,13 @@ def _seconds_of(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a positive number of seconds")
+        raise UsageError(f"{text[:20]!r} is not a positive number of seconds")
     return seconds
 
 
 def _number_of(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 6) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 1 to 99999")
+        raise UsageError(f"{text[:20]!r} is not a number from 1 to 99999")
     return int(text)
 
 
@@ -70,7 +69,7 @@ def add_to(commands: Commands) -> None:
     new.add_argument(
         "-d",
         "--level",
-        type=level_of,
+        type=parse_level,
         metavar="LEVEL",
         help=f"filter: what to exclude, as for vmfilter filter (default: {DEFAULT_LEVEL})",
     )
@@ -105,7 +104,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def _form_of(options: argparse.Namespace) -> dict[str, Any]:
+def _form_of(options: Namespace) -> dict[str, Any]:
     """Return the options that change what is made. Raises UsageError if the operation does not have one."""
     given = {name: getattr(options, name) for name in ("level", "format", "compress", "dedup", "parts", "reassemble")}
     given = {name: value for name, value in given.items() if value not in (None, False)}
@@ -117,7 +116,7 @@ def _form_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in ("parts", "reassemble")}
 
 
-def _plan_of(options: argparse.Namespace) -> Plan:
+def _plan_of(options: Namespace) -> Plan:
     from vmfilter.fleet.batch import Plan
 
     return Plan(
@@ -135,7 +134,7 @@ def _plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Run the batch, return the exit status."""
     if options.operation == "report":
         return _report(options)
@@ -146,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
     return _run(Batch(_plan_of(options)), options)
 
 
-def _run(batch: Batch, options: argparse.Namespace) -> int:
+def _run(batch: Batch, options: Namespace) -> int:
     import time
 
     from vmfilter.console.output import say, show
@@ -176,7 +175,7 @@ def _run(batch: Batch, options: argparse.Namespace) -> int:
     return 1 if progress.failed or batch.failed else 0
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: Namespace) -> int:
     """Write the overview of manifests."""
     from importlib.util import find_spec
 

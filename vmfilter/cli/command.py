@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 
 from vmfilter.cli.parser import Parser
+from vmfilter.cli.plain import COMMANDS
 from vmfilter.console.output import flush, show
 from vmfilter.errors import EXIT_STATUSES
 
-COMMANDS = {
-    "filter": "filter",
-    "convert": "convert",
-    "reassemble": "convert",
-    "rearrange": "rearrange",
-    "erase": "erase",
-    "info": "info",
-    "verify": "verify",
-    "dmesg": "dmesg",
-    "backtrace": "backtrace",
-    "tasks": "tasks",
-    "symbols": "symbols",
-    "struct": "struct",
-    "mem-usage": "mem_usage",
-    "estimate": "estimate",
-    "stats": "stats",
-    "diff": "diff",
-    "kdump": "kdump",
-    "batch": "batch",
-    "completion": "completion",
-    "help": "help",
-}
-"""Module of each subcommand."""
 _EXAMPLES = {
     "vmfilter filter /proc/vmcore dump": "make a small dump, in a capture kernel or of a copy",
     "vmfilter info dump": "what crashed",
@@ -61,15 +37,15 @@ def parser_of(command: str) -> Parser:
         examples=_EXAMPLES,
         statuses=EXIT_STATUSES,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and the codecs of this build")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show the version and the codecs of this build",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values()):
         import_module(f"vmfilter.cli.{module}").add_to(commands)
     commands.add_parser("makedumpfile", add_help=False, help="accept makedumpfile's command line (-h lists it)")
     return parser
-
-
-def parsed(arguments: list[str]) -> Callable[[], int]:
-    """Parse the command line; return a function that runs the subcommand, and returns the exit status."""
-    options = parser_of(arguments[0] if arguments else "").parse_args(arguments)
-    return partial(options.run, options)

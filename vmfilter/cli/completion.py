@@ -100,7 +100,7 @@ def _option(action: argparse.Action) -> _Option:
 
 def _values(action: argparse.Action) -> list[str]:
     """Return the values of an option or a name, as far as they can be listed."""
-    from vmfilter.cli.command import COMMANDS
+    from vmfilter.cli.plain import COMMANDS
     from vmfilter.formats.codec import CODECS
     from vmfilter.frames.levels import NAMES
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo, form_of, run_of, vmcoreinfo_of, warn_of_codec
 from vmfilter.errors import INCOMPLETE
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
     from vmfilter.erase.rules import Rules
 
@@ -42,7 +42,7 @@ def add_to(commands: Commands) -> None:
         p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, rules: Rules | None = None) -> int:
+def run(options: Namespace, rules: Rules | None = None) -> int:
     """Convert, print the result, return the exit status. rules: what to erase on the way."""
     from vmfilter.console.output import one_line, say, show
     from vmfilter.convert import convert_dump

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,12 +9,14 @@ from vmfilter.cli.options import vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.reader import Dump
 
 
 @contextmanager
-def debugged(options: argparse.Namespace) -> Iterator[tuple[Dump, DebugInfo]]:
+def debugged(options: Namespace) -> Iterator[tuple[Dump, DebugInfo]]:
     """Yield the dump and what its kernel says of itself; print warnings afterwards.
 
     Args:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli.options import add_input, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
@@ -42,7 +42,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the log, return the exit status."""
     from vmfilter.console.output import hand_out, say
     from vmfilter.errors import KernelError

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli import convert
 from vmfilter.cli.options import KERNEL, add_config, add_extension, add_form, add_input, add_vmcoreinfo, add_vmlinux
 from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
@@ -61,7 +61,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Erase, print the result, return the exit status."""
     from vmfilter.erase.rules import Rules
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli.options import add_input, add_json, add_vmcoreinfo, threads_of, vmcoreinfo_of
-from vmfilter.errors import NoSpaceError
+from vmfilter.errors import NoSpaceError, UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
@@ -55,11 +55,11 @@ def add_to(commands: Commands) -> None:
 def _seconds(text: str) -> float:
     digits = text.replace(".", "", 1)
     if not (digits.isascii() and digits.isdecimal() and len(text) < 10 and float(text)):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of seconds")
+        raise UsageError(f"{text[:20]!r} is not a number of seconds")
     return float(text)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the estimate, return the exit status."""
     from pathlib import Path
 

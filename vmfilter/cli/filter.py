@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
 from vmfilter.cli.options import (
@@ -15,17 +14,18 @@ from vmfilter.cli.options import (
     add_vmlinux,
     count_of,
     form_of,
-    level_of,
     run_of,
     size_of,
     vmcoreinfo_of,
     warn_of_codec,
 )
 from vmfilter.errors import INCOMPLETE, InputError, UsageError
-from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT
+from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT, parse_level
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
     from vmfilter.erase.rules import Rules
     from vmfilter.reader import Dump
@@ -74,7 +74,7 @@ def add_to(commands: Commands) -> None:
     excluded.add_argument(
         "-d",
         "--level",
-        type=level_of,
+        type=parse_level,
         default=DEFAULT_LEVEL,
         metavar="LEVEL",
         help="what to exclude (default: %(default)s)",
@@ -107,9 +107,8 @@ def add_to(commands: Commands) -> None:
     printed = p.group(PRINTED)
     printed.add_argument(
         "--dry-run",
-        action=_DryRun,
-        nargs=0,
-        default=False,
+        action="waive",
+        const="dump",
         help="do all the work and print the report, but write no file; DUMP may be left out",
     )
     printed.add_argument(
@@ -129,17 +128,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-class _DryRun(argparse.Action):
-    """Makes DUMP optional. With nargs="*", argparse would not accept options between VMCORE and DUMP."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        namespace.dry_run = True
-        for action in parser._actions:
-            if action.dest == "dump":
-                action.required = False
-
-
-def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
+def _opened(paths: list[str], options: Namespace) -> Dump:
     from vmfilter.reader import open_dump
 
     try:
@@ -152,7 +141,7 @@ def _opened(paths: list[str], options: argparse.Namespace) -> Dump:
         raise InputError(f"{e}{hint}") from e
 
 
-def _rules(options: argparse.Namespace) -> Rules | None:
+def _rules(options: Namespace) -> Rules | None:
     if not (options.config or options.extension):
         return None
     from vmfilter.erase.rules import Rules
@@ -160,7 +149,7 @@ def _rules(options: argparse.Namespace) -> Rules | None:
     return Rules(options.config, extensions=options.extension)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.console.output import one_line, say, show
     from vmfilter.filter import filter_dump

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.errors import EXIT_STATUSES
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Iterator
 
     from vmfilter.cli.parser import Commands, Parser
@@ -31,7 +30,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the help, return the exit status."""
     from vmfilter.cli.command import parser_of
     from vmfilter.console.output import hand_out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 from vmfilter.cli.options import PRINTED, add_input, add_vmcoreinfo, add_vmlinux, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
     from vmfilter.reader import Dump
 
@@ -44,14 +45,14 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the description, return the exit status."""
     from vmfilter.cli.each import for_each
 
     return for_each(options.input, partial(_info, options), missing_parts=True, **vmcoreinfo_of(options))
 
 
-def _info(options: argparse.Namespace, dump: Dump, alone: bool) -> int:
+def _info(options: Namespace, dump: Dump, alone: bool) -> int:
     from vmfilter.console.output import hand_out, say
     from vmfilter.info import dump_info
     from vmfilter.report.info import info_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 
 from vmfilter.cli.options import add_json, size_of
@@ -10,6 +9,8 @@ from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands, Parser
 
 _KDUMP = """\
@@ -102,11 +103,11 @@ def add_to(commands: Commands) -> None:
 def _directory(name: str) -> str:
     """Reject an empty name: it is an unset shell variable, and would mean the working directory."""
     if not name:
-        raise argparse.ArgumentTypeError("the directory name is empty")
+        raise UsageError("the directory name is empty")
     return name
 
 
-def _install(options: argparse.Namespace) -> int:
+def _install(options: Namespace) -> int:
     """Install, remove or collect, print what was done, return the exit status."""
     from vmfilter.console.output import hand_out, one_line, show
 
@@ -126,7 +127,7 @@ def _install(options: argparse.Namespace) -> int:
     return 0
 
 
-def _crashkernel(options: argparse.Namespace) -> int:
+def _crashkernel(options: Namespace) -> int:
     """Explain a line, return the exit status."""
     from vmfilter.console.output import hand_out
     from vmfilter.readiness.crashkernel import explain
@@ -147,7 +148,7 @@ def _crashkernel(options: argparse.Namespace) -> int:
     return 0 if made.valid else 1
 
 
-def _status(options: argparse.Namespace) -> int:
+def _status(options: Namespace) -> int:
     """Check the system, return the exit status."""
     from pathlib import Path
 
@@ -162,7 +163,7 @@ def _status(options: argparse.Namespace) -> int:
     return 1 if worst(results) == FAIL else 0
 
 
-def _advise(options: argparse.Namespace) -> int:
+def _advise(options: Namespace) -> int:
     """Print advice, return the exit status."""
     from pathlib import Path
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace, _ActionsContainer
     from typing import Any
 
     from vmfilter.cli.parser import Parser
@@ -24,11 +25,11 @@ PRINTED = "what is printed"
 
 
 def threads_of(text: str) -> int:
-    """Parse a number of threads. Raises ArgumentTypeError if it is out of range."""
+    """Parse a number of threads. Raises UsageError if it is out of range."""
     from vmfilter.compress.budget import MAX_THREADS
 
     if not (text.isascii() and text.isdecimal() and len(text) < 5) or not 1 <= int(text) <= MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of threads from 1 to {MAX_THREADS}")
+        raise UsageError(f"{text[:20]!r} is not a number of threads from 1 to {MAX_THREADS}")
     return int(text)
 
 
@@ -40,12 +41,12 @@ _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def size_of(text: str) -> int:
-    """Parse a size in bytes, with an optional unit K, M, G or T. Raises ArgumentTypeError if it is not a size."""
+    """Parse a size in bytes, with an optional unit K, M, G or T. Raises UsageError if it is not a size."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20) or not int(digits):
         said = f"{text[:20]!r} is not a size: give bytes, or a number with K, M, G or T"
         short = text.upper().removesuffix("B").removesuffix("I")
-        raise argparse.ArgumentTypeError(f"{said}; did you mean {short}?" if _is_size(short) else said)
+        raise UsageError(f"{said}; did you mean {short}?" if _is_size(short) else said)
     return int(digits) << _UNITS.get(unit, 0)
 
 
@@ -53,27 +54,14 @@ def _is_size(text: str) -> bool:
     return len(text) > 1 and text[:-1].isdecimal() and text[-1] in _UNITS
 
 
-def level_of(text: str) -> int:
-    """Parse a dump level. Raises ArgumentTypeError if it is not one."""
-    from vmfilter.errors import VmfilterError
-    from vmfilter.frames.levels import parse_level
-
-    try:
-        return parse_level(text)
-    except VmfilterError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
-
-
 def address_of(text: str) -> int:
-    """Parse a physical address, hexadecimal after 0x. Raises ArgumentTypeError if it is not one."""
+    """Parse a physical address, hexadecimal after 0x. Raises UsageError if it is not one."""
     try:
         address = int(text, 16 if text.startswith("0x") else 10) if text.isascii() and text.isalnum() else -1
     except ValueError:
         address = -1
     if not 0 <= address < 1 << 64:
-        raise argparse.ArgumentTypeError(
-            f"{text[:20]!r} is not an address: give a number, or 0x and hexadecimal digits"
-        )
+        raise UsageError(f"{text[:20]!r} is not an address: give a number, or 0x and hexadecimal digits")
     return address
 
 
@@ -105,16 +93,16 @@ def add_vmlinux(p: Parser) -> None:
     )
 
 
-def vmcoreinfo_of(options: argparse.Namespace) -> dict[str, Any]:
+def vmcoreinfo_of(options: Namespace) -> dict[str, Any]:
     """Return the options of add_vmcoreinfo() and add_vmlinux() as keyword arguments of open_dump()."""
     vmlinux = getattr(options, "vmlinux", None)
     return {"vmcoreinfo": options.vmcoreinfo_file, "vmcoreinfo_at": options.vmcoreinfo_at, "vmlinux": vmlinux}
 
 
 def count_of(text: str) -> int:
-    """Parse a number of things. Raises ArgumentTypeError if it is not one."""
+    """Parse a number of things. Raises UsageError if it is not one."""
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number")
+        raise UsageError(f"{text[:20]!r} is not a whole number")
     return int(text)
 
 
@@ -156,7 +144,7 @@ def add_extension(p: Parser) -> None:
     )
 
 
-def add_json(p: argparse._ActionsContainer) -> None:
+def add_json(p: _ActionsContainer) -> None:
     """Add --json."""
     p.add_argument("--json", action="store_true", help="print one JSON document instead; docs/json.md describes it")
 
@@ -218,7 +206,7 @@ def add_replacing(p: Parser) -> None:
     new.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
 
 
-def form_of(options: argparse.Namespace) -> dict[str, Any]:
+def form_of(options: Namespace) -> dict[str, Any]:
     """Return the options of add_form() as keyword arguments of filter_dump() and convert_dump()."""
     names = ["format", "compress", "flatten", "dedup", "threads", "max_memory", "force"]
     names += ["keep_incomplete", "max_bad_pages", "sha256"]
@@ -226,7 +214,7 @@ def form_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def progress_of(options: argparse.Namespace) -> Iterator[ProgressLines | ProgressPrinter | None]:
+def progress_of(options: Namespace) -> Iterator[ProgressLines | ProgressPrinter | None]:
     """Yield the Progress that the options of add_progress() ask for, or None."""
     printer: ProgressPrinter | ProgressLines | None = None
     if options.progress == "json":
@@ -245,7 +233,7 @@ def progress_of(options: argparse.Namespace) -> Iterator[ProgressLines | Progres
 
 
 @contextmanager
-def run_of(options: argparse.Namespace, dump: Dump, outputs: Sequence[str]) -> Iterator[Progress | None]:
+def run_of(options: Namespace, dump: Dump, outputs: Sequence[str]) -> Iterator[Progress | None]:
     """Yield the Progress of a run that writes a dump to outputs; - is standard output."""
     from vmfilter.console.signals import EndsBetweenPages
 

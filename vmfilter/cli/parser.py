@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
+from vmfilter.errors import UsageError, did_you_mean
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
 _SYNOPSIS = {None: "{}", 1: "{}", "?": "[{}]", "+": "{}...", "*": "[{}]...", argparse.PARSER: "{}"}
 """How often a name may be given, by its nargs."""
 _ELSEWHERE = "exit status: vmfilter help exit-status"
+
+
+class _Waive(argparse.Action):
+    """Notes that it was given, and makes the name in const optional.
+
+    With nargs="*", argparse would not accept options before that name.
+    """
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(nargs=0, default=False, **rest)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        setattr(namespace, self.dest, True)
+        for action in parser._actions:
+            if action.dest == self.const:
+                action.required = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +56,7 @@ class Parser(argparse.ArgumentParser):
 
         """
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **rest)
+        self.register("action", "waive", _Waive)
         self.given: Sequence[str] = ()
         self.statuses = statuses or {}
         self._examples = examples or {}
@@ -51,10 +69,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except UsageError as e:
+            raise argparse.ArgumentError(action, str(e)) from None
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            from vmfilter.errors import did_you_mean
-
             names = list(map(str, action.choices))
             raise argparse.ArgumentError(
                 action, f"{value!r} is none of {', '.join(names)}{did_you_mean(str(value), names)}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli.options import add_replacing
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
@@ -36,7 +36,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Rearrange, print the size, return the exit status."""
     from vmfilter.console.output import one_line, say, show
     from vmfilter.errors import INCOMPLETE, UsageError

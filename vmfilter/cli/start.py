@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from vmfilter.cli.plain import parsed
 from vmfilter.console.output import flush, prepare, say, trouble
 from vmfilter.console.signals import EndedError, end_at_once, end_by_default
 from vmfilter.errors import VmfilterError, speak_to_command_line
@@ -17,13 +18,16 @@ _MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 
 def _job(arguments: list[str]) -> Callable[[], int]:
     """Return a function that runs the subcommand, and returns the exit status."""
-    if arguments[:1] == [_MAKEDUMPFILE[0]]:  # argparse cannot parse its options, and takes long to import
+    if arguments[:1] == [_MAKEDUMPFILE[0]]:
         from vmfilter.makedumpfile.run import run
 
         return partial(run, arguments[1:])
-    from vmfilter.cli.command import parsed
+    options = parsed(arguments)
+    if options is None:
+        from vmfilter.cli.command import parser_of
 
-    return parsed(arguments)
+        options = parser_of(arguments[0] if arguments else "").parse_args(arguments)
+    return partial(options.run, options)
 
 
 def run(arguments: list[str] | None) -> int:

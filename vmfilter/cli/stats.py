@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 from vmfilter.cli.options import PRINTED, add_input, add_json, add_threads, add_vmcoreinfo, vmcoreinfo_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable
 
     from vmfilter.cli.parser import Commands
@@ -61,7 +61,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the statistics, return the exit status."""
     from vmfilter.cli.each import for_each
     from vmfilter.errors import UsageError
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     return for_each(options.input, partial(_stats, options, wanted), **vmcoreinfo_of(options))
 
 
-def _stats(options: argparse.Namespace, wanted: list[tuple[str, str]], dump: Dump, alone: bool) -> int:
+def _stats(options: Namespace, wanted: list[tuple[str, str]], dump: Dump, alone: bool) -> int:
     from vmfilter.console.output import say
     from vmfilter.errors import UsageError
 
@@ -89,13 +89,13 @@ def _stats(options: argparse.Namespace, wanted: list[tuple[str, str]], dump: Dum
     return 0
 
 
-def _measured(dump: Dump, options: argparse.Namespace) -> Stats:
+def _measured(dump: Dump, options: Namespace) -> Stats:
     from vmfilter.measure.stats import measure
 
     return measure(dump, options.threads)
 
 
-def _drawn(dump: Dump, options: argparse.Namespace, wanted: list[tuple[str, str]]) -> Stats:
+def _drawn(dump: Dump, options: Namespace, wanted: list[tuple[str, str]]) -> Stats:
     """Measure, and write pictures: all of them, or none. What prevents that fails before pages are read."""
     from vmfilter.info import dump_info
     from vmfilter.measure.memory_map import MemoryMap
@@ -135,7 +135,7 @@ def _drawer(form: str) -> Callable[[Picture], bytes]:
     return partial(chart, form=form)
 
 
-def _print(stats: Stats, options: argparse.Namespace, path: str | None) -> None:
+def _print(stats: Stats, options: Namespace, path: str | None) -> None:
     """Print the statistics; path: of the dump, if there are several."""
     from vmfilter.console.output import hand_out, one_line
     from vmfilter.report.data import document, stats_data

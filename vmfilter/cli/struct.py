@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from vmfilter.cli.options import add_vmcoreinfo, add_vmlinux
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
 
 _DESCRIPTION = """\
@@ -37,7 +37,7 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print the structure, return the exit status."""
     from vmfilter.cli.debug import debugged
     from vmfilter.console.output import hand_out

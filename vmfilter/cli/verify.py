@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from contextlib import nullcontext
 from functools import partial
 
@@ -11,6 +10,8 @@ from vmfilter.errors import INCOMPLETE, InputError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from vmfilter.cli.parser import Commands
     from vmfilter.reader import Dump
 
@@ -53,14 +54,14 @@ def add_to(commands: Commands) -> None:
     p.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Verify, print the findings, return the exit status."""
     from vmfilter.cli.each import for_each
 
     return for_each(options.input, partial(_verify, options), missing_parts=True)
 
 
-def _verify(options: argparse.Namespace, dump: Dump, alone: bool) -> int:
+def _verify(options: Namespace, dump: Dump, alone: bool) -> int:
     from vmfilter.console.output import hand_out, one_line, say, show
     from vmfilter.reader import open_dump
     from vmfilter.report.text import verification, verification_line

@@ -5,11 +5,12 @@ Source: Documentation/admin-guide/kdump/vmcoreinfo.rst of the kernel.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from vmfilter.errors import KernelError
 
+_DIGITS = "0123456789"
+_HEXDIGITS = f"{_DIGITS}abcdefABCDEF"
 _NOT_FOUND = f"={(1 << 63) - 2}"  # FOUND_ARRAY_TYPE of makedumpfile.h
 _KINDS = ("SYMBOL", "SIZE", "OFFSET", "LENGTH", "NUMBER")
 
@@ -144,13 +145,16 @@ class Vmcoreinfo:
 
     def version(self) -> tuple[int, int]:
         """Return the kernel version, or (0, 0) if OSRELEASE does not contain it. Use it only as a last resort."""
-        match = re.match(r"(\d{1,9})\.(\d{1,9})", self.plain("OSRELEASE") or "")
-        return (int(match[1]), int(match[2])) if match else (0, 0)
+        major, dot, rest = (self.plain("OSRELEASE") or "").partition(".")
+        minor = rest[: len(rest) - len(rest.lstrip(_DIGITS))]
+        if not dot or not all(0 < len(number) < 10 and set(number) <= set(_DIGITS) for number in (major, minor)):
+            return 0, 0
+        return int(major), int(minor)
 
 
 def _moved(line: str, offset: int) -> str:
     """Return a line with its address moved, if it is one of a symbol."""
     key, equals, value = line.partition("=")
-    if not (equals and key.startswith("SYMBOL(") and re.fullmatch("[0-9a-fA-F]{1,16}", value)):
+    if not (equals and key.startswith("SYMBOL(") and 0 < len(value) <= 16 and set(value) <= set(_HEXDIGITS)):
         return line
     return f"{key}={int(value, 16) + offset & (1 << 64) - 1:x}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from getopt import GetoptError, gnu_getopt
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 from vmfilter.errors import UsageError
 from vmfilter.frames.levels import MAX_LEVEL
@@ -53,8 +52,12 @@ class Command:
 
 def _number(text: str, low: int, high: int, what: str) -> int:
     # makedumpfile reads anything else as 0. Refuse it: -d O must not dump all memory.
-    match = re.fullmatch(r"\s*\+?(?:(0[xX][0-9a-fA-F]+)|(\d+))", text, re.ASCII)
-    value = int(match[1], 16) if match and match[1] else int(match[2]) if match else -1
+    digits = text.lstrip(" \t\n\v\f\r").removeprefix("+")
+    base = 16 if digits[:2] in ("0x", "0X") else 10
+    try:
+        value = int(digits, base) if digits.isascii() and digits.isalnum() else -1
+    except ValueError:
+        value = -1
     if not low <= value <= high:
         raise UsageError(f"{what}({text}) is invalid.")
     return value
@@ -172,8 +175,53 @@ OPTIONS = (
     Option("--diskset", _SADUMP, "refused", "VMCORE"),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
-_SHORT = "".join(o.name[1] + ":" * bool(o.value) for o in OPTIONS if o.name[1] != "-")
-_LONG = [o.name[2:] + "=" * bool(o.value) for o in OPTIONS if o.name.startswith("--")]
+
+
+def _whole(name: str) -> str:
+    """Return the name of a long option that may be abbreviated."""
+    names = [name] if name in _BY_NAME else [known for known in _BY_NAME if known.startswith(name)]
+    if len(names) != 1:
+        raise UsageError(f"makedumpfile: option {name} not {'a unique prefix' if names else 'recognized'}")
+    return names[0]
+
+
+def taken_apart(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield options with their values, and names with "" for an option, as getopt_long(3) finds them.
+
+    Python's getopt imports gettext, and that what a small dump takes longer to import than to classify.
+    """
+    rest = iter(arguments)
+
+    def value(name: str) -> str:
+        for word in rest:
+            return word
+        raise UsageError(f"makedumpfile: option {name} requires argument")
+
+    for word in rest:
+        if word == "--":
+            break
+        if word.startswith("--"):
+            given, equals, text = word.partition("=")
+            name = _whole(given)
+            if equals and not _BY_NAME[name].value:
+                raise UsageError(f"makedumpfile: option {name} must not have an argument")
+            yield name, text if equals or not _BY_NAME[name].value else value(name)
+        elif word.startswith("-") and word != "-":
+            letters = word[1:]
+            while letters:
+                name, letters = f"-{letters[0]}", letters[1:]
+                if name not in _BY_NAME:
+                    raise UsageError(f"makedumpfile: option {name} not recognized")
+                if not _BY_NAME[name].value:
+                    yield name, ""
+                else:
+                    yield name, letters or value(name)
+                    break
+        else:
+            yield "", word
+            if os.environ.get("POSIXLY_CORRECT"):
+                break
+    yield from (("", word) for word in rest)
 
 
 def parse(arguments: Sequence[str], command: Command) -> None:
@@ -183,12 +231,10 @@ def parse(arguments: Sequence[str], command: Command) -> None:
         UsageError: an option is unknown, or its value is missing or wrong; in makedumpfile's words, if it has any.
 
     """
-    try:
-        found, command.files = gnu_getopt(arguments, _SHORT, _LONG)
-    except GetoptError as e:
-        said = e.msg.partition("; possible options: ")[0]  # added by Python 3.14
-        raise UsageError(f"makedumpfile: {said}") from e
-    for name, text in found:
+    for name, text in list(taken_apart(arguments)):
+        if not name:
+            command.files.append(text)
+            continue
         option = _BY_NAME[name]
         if option.sets in ("unneeded", "refused"):
             getattr(command, option.sets)[name] = option.help

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Callable, Sequence
 
 from vmfilter.console.output import hand_out, one_line, trouble
@@ -48,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         check(command)
         if command.check_params:
             return _COMPLETED
-        messages.debug(HEADLINE, f"command line: makedumpfile {shlex.join(arguments)}", "")
+        messages.debug(HEADLINE, one_line(f"command line: makedumpfile {' '.join(arguments)}"), "")
         for name, why in command.unneeded.items():
             messages.common(f"'{name}' option has no effect: {why}.")
         if command.work_dir:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Sequence
 from itertools import islice
@@ -101,7 +100,7 @@ def _given(file: Any) -> Given:
     except ValueError as e:  # a file object is closed
         raise InputError(f"{path}: cannot be read: {e}") from e
     text = raw.rstrip(b"\0").decode("ascii", "replace")
-    if len(raw) > _MAX_VMCOREINFO or not text.isascii() or not re.search("^OSRELEASE=", text, re.MULTILINE):
+    if len(raw) > _MAX_VMCOREINFO or not text.isascii() or "\nOSRELEASE=" not in f"\n{text}":
         raise InputError(
             f"{path}: not VMCOREINFO, which is text with a line OSRELEASE=...: makedumpfile -g makes such a file, "
             "and vmfilter info --vmcoreinfo prints that of a dump"
