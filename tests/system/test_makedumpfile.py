@@ -129,9 +129,7 @@ def test_command_lines_are_parsed_as_by_getopt_long(arguments: str, attribute: s
             st.sampled_from(OPTIONS).flatmap(
                 lambda option: st.integers(2, len(option.name)).map(lambda n: option.name[:n])
             ),
-            st.sampled_from(
-                ["a", "-", "--", "31", "-cd31", "-lfd", "--mem=1", "--split=1", "--x", "-q", "", "-d"]
-            ),
+            st.sampled_from(["a", "-", "--", "31", "-cd31", "-lfd", "--mem=1", "--split=1", "--x", "-q", "", "-d"]),
         ),
         max_size=6,
     )

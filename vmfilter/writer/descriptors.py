@@ -21,12 +21,18 @@ _Part = tuple[int, memoryview, int]
 """File offset, descriptors, and the number of pages that were put before them."""
 
 
-def _adjacent(parts: list[_Part]) -> list[_Part]:
-    """Return the last parts of a list in descending order, as many as are adjacent, in ascending order."""
-    n = 1
-    while n < len(parts) and parts[-n - 1][0] == parts[-n][0] + len(parts[-n][1]):
-        n += 1
-    return parts[: -n - 1 : -1]
+def _adjacent(parts: Iterable[_Part]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Yield the descriptors of sorted parts, those of adjacent parts together, and their file offset."""
+    start, end, together = 0, -1, list[memoryview]()
+    for at, descriptors, _ in parts:
+        if at != end:
+            if together:
+                yield start, together
+            start, together = at, []
+        together.append(descriptors)
+        end = at + len(descriptors)
+    if together:
+        yield start, together
 
 
 class DescriptorTable:
@@ -78,13 +84,9 @@ class DescriptorTable:
     def flush(self) -> None:
         """Write all descriptors so far. Raises OutputError if that fails."""
         self._sent = self._put
-        parts = sorted(self._pending, key=itemgetter(0), reverse=True)
-        while parts:
-            taken = _adjacent(parts)
-            data = b"".join(descriptors for _, descriptors, _ in taken)
-            self._pending = parts
-            self._transport.write(taken[0][0], data)
-            del parts[-len(taken) :]
+        parts = _adjacent(sorted(self._pending, key=itemgetter(0)))
+        pieces = [(at, b"".join(together) if len(together) > 1 else together[0]) for at, together in parts]
+        self._transport.write_pieces(pieces)
         self._pending, self._bytes = [], 0
 
     def go_back(self, pages: int, order: Iterable[Stretch]) -> None:

@@ -9,6 +9,8 @@ from vmfilter.lean import Protocol
 
 _ZEROS = memoryview(bytes(1 << 16))
 
+Piece = tuple[int, bytes | memoryview]
+"""Data for an offset."""
 Write = Callable[[int, memoryview, int], int]
 """Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
 
@@ -85,6 +87,14 @@ class Transport(Sink, Protocol):
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at an offset. Raises OutputError if that fails."""
+
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Write pieces of data in any order, all of them in one reserved range.
+
+        Raises:
+            OutputError: that fails. They can be written again.
+
+        """
 
     def forget(self, start: int, end: int) -> None:
         """Undo what write() wrote at the offsets [start, end): other data, or zeros(), can follow there.

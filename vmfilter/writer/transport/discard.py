@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+
+from vmfilter.writer.transport.base import Piece
 
 
 class Discard:
@@ -14,6 +17,9 @@ class Discard:
         pass
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
         pass
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:

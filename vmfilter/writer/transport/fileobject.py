@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from vmfilter.errors import OutputError, name_of
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.writer.transport.base import zeros_in
+from vmfilter.writer.transport.base import Piece, zeros_in
 
 if TYPE_CHECKING:
     from typing import Any
@@ -89,6 +90,10 @@ class ObjectTransport(ObjectStream):
             self._put(data)
         except Exception as e:
             raise self._failed(e) from e
+
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+        for offset, data in pieces:
+            self.write(offset, data)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self.write(offset, data)

@@ -7,11 +7,12 @@ turns out to be incomplete.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from vmfilter.errors import NoSpaceError, OutputError, failure_of, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
 from vmfilter.lean import NamedTuple
-from vmfilter.writer.transport.base import Sink, zeros_in
+from vmfilter.writer.transport.base import Piece, Sink, zeros_in
 
 _LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy
 _COLLECTED = 1 << 20  # limit of a record that is collected from smaller pieces
@@ -19,22 +20,22 @@ _LAST_RECORDS = 1 << 16  # bytes; more than the last records need beside their d
 _RESERVED_AT_ONCE = 64 << 20
 
 
-class _Record(NamedTuple):
-    """A record that may not be in the stream yet.
+class _Records(NamedTuple):
+    """Records that may not be in the stream yet.
 
     Attributes:
-        start: its offset in the stream.
+        start: offset of the first in the stream.
         offset: offset of its data in the dump.
-        size: bytes of its data.
-        again: a copy of its data, to repeat the record if the stream loses it. None for pages, which are not repeated,
-            and for records before the first page: if one of those is lost, no dump is left.
+        size: bytes from its data to the end of the last.
+        again: copies of their data with their offsets, to repeat them if the stream loses them. None for pages, which
+            are not repeated, and for records before the first page: if one of those is lost, no dump is left.
 
     """
 
     start: int
     offset: int
     size: int
-    again: bytes | None
+    again: Sequence[Piece] | None
 
     @property
     def data(self) -> int:
@@ -68,11 +69,12 @@ class FlattenedTransport:
         self._offset = 0  # of the collected data, in the dump
         self._collected = bytearray()
         self._owed: list[list[int]] = []  # reserved ranges of the dump: start, end, bytes to come
+        self._owed_bytes = 0  # of all of them
         self._reserved = 0  # of the stream
         self._full = False
         self._first_page = -1  # its offset in the dump, once there is one
-        self._records: deque[_Record] = deque()
-        self._again: list[tuple[int, bytes]] = []  # lost data to repeat: offset in the dump, and the data
+        self._records: deque[_Records] = deque()
+        self._again: list[Piece] = []  # lost data to repeat
         self._landed = 0
         self._failure: OutputError | None = None
         self._append(flattened_header())
@@ -103,6 +105,7 @@ class FlattenedTransport:
                 if part:
                     self._below.stream(at, part)
                     at += len(part)
+            self._see_what_landed()
         except (OutputError, MemoryError) as e:  # part of it may be in the stream
             self._failure = type(e)(*e.args) if isinstance(e, OutputError) else OutputError("out of memory")
             self._failure.__cause__ = e.__cause__
@@ -116,11 +119,14 @@ class FlattenedTransport:
             NoSpaceError: there is not enough; what must follow still has its space. Later calls do not raise.
 
         """
-        owed = sum(left for *_, left in self._owed)
+        owed = self._owed_bytes
         records = _LAST_RECORDS + owed // _LARGE * RECORD.size
         end = self._at + len(self._collected) + size + owed + records
-        if end <= self._reserved or self._full:
-            return
+        if end > self._reserved and not self._full:
+            self._reserve(end)
+
+    def _reserve(self, end: int) -> None:
+        """Reserve space up to an offset in the stream, and more if there is any."""
         try:
             self._below.reserve(self._reserved, end + _RESERVED_AT_ONCE)
             self._reserved = end + _RESERVED_AT_ONCE
@@ -133,18 +139,46 @@ class FlattenedTransport:
                 raise
 
     def reserve(self, start: int, end: int, pieces: int = 1) -> None:
-        self._owed.append([start, end, end - start + pieces * RECORD.size])
+        size = end - start + pieces * RECORD.size
+        self._owed.append([start, end, size])
+        self._owed_bytes += size
         self._have_room(0)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._record(offset, data)
 
-    def _record(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+        """See Transport. A level that keeps little scatters descriptors: most records of a stream come from here."""
+        if not pieces:
+            return
+        together = b"".join(part for offset, data in pieces for part in (RECORD.pack(offset, len(data)), data))
+        first, size = pieces[0][0], len(together)
+        self._pay(first, size)
+        self._have_room(size)
+        self._flush()
+        again = [(offset, bytes(data)) for offset, data in pieces] if first < self._first_page else None
+        self._records.append(_Records(self._at, first, size - RECORD.size, again))
+        try:
+            self._append(together)
+        except (OutputError, MemoryError):
+            self._records.pop()
+            raise
+        offset, data = pieces[-1]
+        self._end = max(self._end, offset + len(data))
+
+    def _pay(self, offset: int, size: int) -> None:
+        """Note that records for an offset take size bytes of the space that is reserved for it."""
         for owed in self._owed:
             if owed[0] <= offset < owed[1]:
-                owed[2] = max(owed[2] - len(data) - RECORD.size, 0)
-        self._have_room(len(data))
-        if len(data) >= _LARGE:
+                paid = min(owed[2], size)
+                owed[2] -= paid
+                self._owed_bytes -= paid
+
+    def _record(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        size = len(data)
+        self._pay(offset, size + RECORD.size)
+        self._have_room(size)
+        if size >= _LARGE:
             self._flush()
             try:
                 self._put(offset, data)
@@ -153,7 +187,8 @@ class FlattenedTransport:
                     self._records.pop()
                 raise
             return
-        if offset != self._offset + len(self._collected) or len(self._collected) + len(data) > _COLLECTED:
+        collected = len(self._collected)
+        if offset != self._offset + collected or collected + size > _COLLECTED:
             self._flush()
             self._offset = offset
         self._collected += data
@@ -167,10 +202,10 @@ class FlattenedTransport:
         self._records.append(self._next_record(offset, data))
         self._append(RECORD.pack(offset, len(data)), data)
         self._end = max(self._end, offset + len(data))
-        self._see_what_landed()
 
-    def _next_record(self, offset: int, data: bytes | bytearray | memoryview) -> _Record:
-        return _Record(self._at, offset, len(data), bytes(data) if offset < self._first_page else None)
+    def _next_record(self, offset: int, data: bytes | bytearray | memoryview) -> _Records:
+        again = [(offset, bytes(data))] if offset < self._first_page else None
+        return _Records(self._at, offset, len(data), again)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         if self._first_page < 0:
@@ -203,7 +238,7 @@ class FlattenedTransport:
         if first.again is None and first.data <= landed:
             self._landed = first.offset + landed - first.data
             self._at, self._end = first.end, first.offset + first.size
-        self._again = [(record.offset, record.again) for record in self._records if record.again is not None]
+        self._again = [piece for records in self._records for piece in records.again or ()]
         self._records.clear()
 
     @property

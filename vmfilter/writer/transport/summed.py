@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 from vmfilter import native
 from vmfilter.formats import checksum_note
@@ -11,7 +12,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Transport
+    from vmfilter.writer.transport.base import Piece, Transport
 
 _MEMORY = 1 << 19  # bytes of memory in the source for which the table has a checksum
 _MIN_BLOCKS = 1 << 8
@@ -85,6 +86,11 @@ class SummedTransport:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.write(offset, data)
         self._add(offset, data)  # not before: a write that failed is repeated
+
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+        self._below.write_pieces(pieces)
+        for offset, data in pieces:
+            self._add(offset, data)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.stream(offset, data)
