@@ -180,8 +180,10 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 def _whole(name: str) -> str:
     """Return the name of a long option that may be abbreviated."""
     names = [name] if name in _BY_NAME else [known for known in _BY_NAME if known.startswith(name)]
-    if len(names) != 1:
-        raise UsageError(f"makedumpfile: option {name} not {'a unique prefix' if names else 'recognized'}")
+    if not names:
+        raise UsageError(f"makedumpfile: option {name} not recognized")
+    if len(names) > 1:
+        raise UsageError(f"makedumpfile: option {name} not a unique prefix")
     return names[0]
 
 
