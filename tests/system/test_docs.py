@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import pty
 import re
@@ -126,7 +127,12 @@ def on_screen(command: list[str], folder: Path) -> str:
                 printed += data
         process.wait()
     os.close(ours)
-    lines = printed.decode().replace("\x1b[K", "").split("\n")
+    return left_on_screen(printed.decode())
+
+
+def left_on_screen(printed: str) -> str:
+    """Return what is on the screen at the end."""
+    lines = printed.replace("\x1b[K", "").split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 
 
@@ -155,6 +161,14 @@ def test_commands_print_what_a_document_shows(document: Path, folder: Path) -> N
         for command, shown in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
             printed = on_screen(["sh", "-c", command], where).replace(str(where), WHERE)
             assert stable(printed) == stable(shown), command
+
+
+def test_the_recording_shows_the_tutorial() -> None:
+    """If not, run `sh docs/cast.sh`."""
+    recorded = (ROOT / "docs" / "tutorial.cast").read_text().splitlines()[1:]
+    printed = "".join(text for _, _, text in map(json.loads, recorded))
+    shown = "".join(text for text in blocks(ROOT / "docs" / "tutorial.md", "console") if "$ drgn" not in text)
+    assert stable(left_on_screen(printed)) == stable(shown)
 
 
 def programs(document: Path) -> list[tuple[str, str]]:
