@@ -9,9 +9,12 @@ So what is caught does not outlive its handler, or is kept without frames, and n
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
 
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ INCOMPLETE = 6
 HIGHEST = (1 << 64) - 1
 """Highest address."""
 _LONGEST_WORD = 40  # that may be a name misspelt
+_MOST_NAMES = 1000  # of a folder that are compared with a wrong one
 _command_line = False  # whether a command runs, and not a program that imports us
 
 
@@ -142,6 +146,19 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
     found = get_close_matches(word[:_LONGEST_WORD], list(names), 1)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def why_not_opened(path: str, error: OSError) -> str:
+    """Return why a file cannot be opened, and what to do."""
+    hint = "; check the name"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "; run this as root, or as its owner" if os.geteuid() else "; the kernel may be locked down"
+    elif error.errno == errno.ENOENT:
+        folder, name = os.path.split(path)
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            near = did_you_mean(name, (one.name for one in islice(entries, _MOST_NAMES) if one.name != name))
+            hint = near.replace("mean ", f"mean {folder}/") if near and folder else near or hint
+    return f"{error.strerror}{hint}"
 
 
 def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:

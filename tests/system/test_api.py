@@ -443,6 +443,8 @@ def test_a_message_to_a_program_has_the_words_of_functions(small: Path, tmp_path
             vmfilter.filter_dump(small, output)
     with pytest.raises(vmfilter.KernelError, match="without vmcoreinfo_at, memory is searched"):
         _ = vmfilter.open_dump(small, vmcoreinfo_at=0x1000).kernel
+    with pytest.raises(vmfilter.UsageError, match="max_memory must be a number of bytes, at least 1048576, not 64"):
+        vmfilter.filter_dump(small, "new", max_memory=64)
 
 
 def test_no_message_below_the_commands_has_an_option_of_theirs() -> None:

@@ -239,7 +239,7 @@ def words(node: ast.expr) -> str:
     """Return the text of an expression that is a string, as the command line has it."""
     if isinstance(node, ast.JoinedStr):
         return "".join(words(part) for part in node.values)
-    if isinstance(node, ast.FormattedValue) and ast.unparse(node.value).startswith("option("):
+    if isinstance(node, ast.FormattedValue) and re.match(r"option\('", ast.unparse(node.value)):
         name, *value = (ast.literal_eval(argument) for argument in node.value.args)  # type: ignore[attr-defined]
         return " ".join([f"--{name.replace('_', '-')}", *(text for text in value if isinstance(text, str))])
     return str(node.value) if isinstance(node, ast.Constant) else "…"

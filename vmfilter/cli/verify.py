@@ -86,6 +86,6 @@ def _verify(options: Namespace, dump: Dump, alone: bool) -> int:
         hand_out([document(verify_data(found, path))])
     elif not options.quiet:
         show(*(verification(found, one_line(path)) if alone else [verification_line(found, one_line(path))]))
-        if not alone and path == options.input[1] and len(options.input) == 2:
+        if not alone and len({*options.input}) == 2 and path == options.input[1]:
             say(f"to compare the two: vmfilter verify --against {options.input[0]} {path}")
     return INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else InputError.exit_status

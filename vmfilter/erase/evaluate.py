@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from vmfilter.erase.config import VMLINUX, Erase, Loop, Name, Section, parse, parse_expression
 from vmfilter.erase.plan import Plan
 from vmfilter.erase.types import Type, Variable, Variables
-from vmfilter.errors import KernelError, UsageError
+from vmfilter.errors import KernelError, UsageError, why_not_opened
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.plain import PlainFile
 
@@ -264,7 +264,7 @@ def _text(file: PlainFile) -> str:
         with TextIOWrapper(file.open(), encoding="utf-8", errors="surrogateescape") as f:
             return f.read(1 << 21)
     except OSError as e:
-        raise UsageError(f"{file.name}: cannot be read: {e.strerror}") from e
+        raise UsageError(f"{file.name}: cannot be read: {why_not_opened(file.name, e)}") from e
 
 
 def plan_of(kernel: Kernel, rules: Rules) -> Plan:

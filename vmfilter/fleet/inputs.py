@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from io import TextIOWrapper
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, why_not_opened
 from vmfilter.fleet.record import Input
 from vmfilter.fleet.sets import joined
 from vmfilter.lean import TYPE_CHECKING
@@ -36,7 +36,7 @@ def _named(arguments: Iterable[str]) -> Iterator[str]:
             with TextIOWrapper(names.open(), encoding="utf-8", errors="surrogateescape") as file:
                 yield from (line.rstrip("\n") for line in file if line.strip())
         except OSError as e:
-            raise InputError(f"{names.name}: cannot be read: {e.strerror}") from e
+            raise InputError(f"{names.name}: cannot be read: {why_not_opened(names.name, e)}") from e
 
 
 def _said(info: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -7,9 +7,8 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from itertools import islice
 
-from vmfilter.errors import InputError, UsageError, did_you_mean, files_of, name_of
+from vmfilter.errors import InputError, UsageError, files_of, name_of, why_not_opened
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Given
 from vmfilter.reader.plain import PlainFile
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 KCORE = "/proc/kcore"
 VMCORE = "/proc/vmcore"
-_MOST_NAMES = 1000  # of a folder that are compared with a wrong one
 _MAX_VMCOREINFO = 1 << 20  # bytes; kernels have a few KiB
 
 
@@ -145,20 +143,13 @@ def _opened_fd(name: str, fd: int, max_memory: int | None) -> Source:
 
 def _not_opened(path: str, error: OSError) -> InputError:
     """Return the error for a file that cannot be opened, with what to do."""
-    hint = "; check the name"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        hint = "; run this as root, or as its owner" if os.geteuid() else "; the kernel may be locked down"
-    elif path == VMCORE:
-        hint = (
-            "; it exists only in a capture kernel, after a crash: vmfilter kdump status says whether the next crash "
-            "leaves a dump"
+    why = why_not_opened(path, error)
+    if path == VMCORE and error.errno == errno.ENOENT:
+        why = (
+            f"{error.strerror}; it exists only in a capture kernel, after a crash: vmfilter kdump status says whether "
+            "the next crash leaves a dump"
         )
-    elif error.errno == errno.ENOENT:
-        folder, name = os.path.split(path)
-        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
-            near = did_you_mean(name, (one.name for one in islice(entries, _MOST_NAMES) if one.name != name))
-            hint = near.replace("mean ", f"mean {folder}/") if near and folder else near or hint
-    return InputError(f"{path or repr(path)}: cannot be opened: {error.strerror}{hint}")
+    return InputError(f"{path or repr(path)}: cannot be opened: {why}")
 
 
 def _opened_url(url: str, max_memory: int | None) -> Source:

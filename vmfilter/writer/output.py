@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
-from vmfilter.errors import CodecError, OutputError, UsageError, check_progress, files_of, is_whole, name_of
+from vmfilter.errors import CodecError, OutputError, UsageError, check_progress, files_of, is_whole, name_of, option
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import Dump
@@ -90,9 +90,9 @@ def check(output: File | Sequence[File], form: Form, progress: object) -> list[A
     for what, size, least in ("limit", form.limit, 1), ("max_memory", form.max_memory, _LEAST_MEMORY):
         if size is not None and not is_whole(size, least):
             hint = f"; did you mean {size}M?" if is_whole(size, 1) else ""
-            raise UsageError(f"{what} must be a number of bytes, at least {least}, not {size!r:.80}{hint}")
+            raise UsageError(f"{option(what)} must be a number of bytes, at least {least}, not {size!r:.80}{hint}")
     if form.max_bad_pages is not None and not is_whole(form.max_bad_pages, 0):
-        raise UsageError(f"max_bad_pages must be a number of pages, not {form.max_bad_pages!r:.80}")
+        raise UsageError(f"{option('max_bad_pages')} must be a number of pages, not {form.max_bad_pages!r:.80}")
     budget(form.threads)
     check_progress(progress)
     return files

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 
-from vmfilter.errors import InputError, UsageError, WrongKernelError
+from vmfilter.errors import InputError, UsageError, WrongKernelError, why_not_opened
 from vmfilter.formats.abi import Abi
 from vmfilter.formats.elf import CLASSES, IDENT_SIZE, SIGNS, ElfHeader, note_header, padded
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
@@ -63,8 +63,10 @@ class Vmlinux:
         try:
             with file.open() as opened:
                 self._data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as e:
-            raise InputError(f"{self.path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+        except OSError as e:
+            raise InputError(f"{self.path}: cannot be read: {why_not_opened(self.path, e)}") from e
+        except ValueError as e:
+            raise InputError(f"{self.path}: not a vmlinux: it is empty") from e
         try:
             self._sections = {section.name: section for section in self._read_sections()}
         except (struct.error, KeyError, IndexError, OverflowError) as e:
