@@ -127,7 +127,7 @@ def speak_to_command_line(yes: bool) -> bool:
     return before
 
 
-def option(name: str, value: str | bool | None = None) -> str:
+def option(name: str, value: str | int | None = None) -> str:
     """Return how the reader of a message gives an option: --on-doubt keep to a command, on_doubt='keep' to a function.
 
     Args:
@@ -136,7 +136,7 @@ def option(name: str, value: str | bool | None = None) -> str:
 
     """
     if _command_line:
-        return f"--{name.replace('_', '-')}" + (f" {value}" if isinstance(value, str) else "")
+        return f"--{name.replace('_', '-')}" + ("" if value is None or value is True else f" {value}")
     return name if value is None else f"{name}={value!r}"
 
 

@@ -123,7 +123,9 @@ class DumpRun:
                 )
         except KernelError as e:
             if classify and needs_kernel(level):
-                raise KernelError(f"{dump.path}: {e}; -d 1 excludes only zero pages, and needs no kernel data") from e
+                raise KernelError(
+                    f"{dump.path}: {e}; {option('level', 1)} excludes only zero pages, and needs no kernel data"
+                ) from e
             if classify:
                 self._warnings.append(
                     f"{dump.path}: {e}; hwpoisoned and offline pages cannot be identified and are kept; "
@@ -308,7 +310,7 @@ class DumpRun:
             if isinstance(e, Exception) or self._stopped:
                 failure_of(writer.settle)
             if isinstance(e, MemoryError):
-                raise VmfilterError("out of memory; fewer threads (-j 1) need less") from None
+                raise VmfilterError(f"out of memory; fewer threads ({option('threads', 1)}) need less") from None
             raise
         writer.settle()
         if 0 < writer.written.pages == writer.written.lost:

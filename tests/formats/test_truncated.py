@@ -129,7 +129,7 @@ def test_if_the_memory_model_is_missing_level_1_is_advised_and_works(
     assert ran.status == KERNEL
     assert ran.err.count("\n") == 1
     assert "SYMBOL(mem_section)" in ran.err
-    assert "-d 1 excludes only zero pages" in ran.err
+    assert "--level 1 excludes only zero pages" in ran.err
     assert "truncated at offset" in ran.err
     assert not (tmp_path / "dump").exists()
     assert run("filter", "-q", "-d", "1", path, tmp_path / "dump").status == INCOMPLETE

@@ -443,6 +443,10 @@ def test_a_message_to_a_program_has_the_words_of_functions(small: Path, tmp_path
             vmfilter.filter_dump(small, output)
     with pytest.raises(vmfilter.KernelError, match="without vmcoreinfo_at, memory is searched"):
         _ = vmfilter.open_dump(small, vmcoreinfo_at=0x1000).kernel
+    with vmfilter.open_dump(small, vmcoreinfo_at=0x1000) as dump:
+        for operation in (lambda: vmfilter.filter_dump(dump, "new"), lambda: vmfilter.estimate(dump)):
+            with pytest.raises(vmfilter.KernelError, match="; level=1 excludes only zero pages"):
+                operation()
     with pytest.raises(vmfilter.UsageError, match="max_memory must be a number of bytes, at least 1048576, not 64"):
         vmfilter.filter_dump(small, "new", max_memory=64)
 
@@ -461,6 +465,7 @@ def test_no_message_below_the_commands_has_an_option_of_theirs() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
                 text = re.sub(r"(vmfilter [a-z-]+|virsh dump) --\S+", "", node.value)
                 found += [(path.name, name) for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text) if name in options]
+                found += [(path.name, name) for name in re.findall(r"-[dj] \d+|\(-[a-z]\)", text)]
     assert found == []
 
 

@@ -245,7 +245,7 @@ def test_a_truncated_file_is_refused_if_the_level_needs_more_than_it_contains(ru
             (folder / "dump").unlink()
         elif _pages_before(cut):
             ran.fails(KERNEL, folder.parent / "vmcore")
-            assert "-d 1 excludes only zero pages, and needs no kernel data; " in ran.err
+            assert "--level 1 excludes only zero pages, and needs no kernel data; " in ran.err
             assert f"vmcore: truncated at offset {cut:#x}" in ran.err
         else:
             ran.fails(INPUT, folder.parent / "vmcore")

@@ -241,7 +241,7 @@ def words(node: ast.expr) -> str:
         return "".join(words(part) for part in node.values)
     if isinstance(node, ast.FormattedValue) and re.match(r"option\('", ast.unparse(node.value)):
         name, *value = (ast.literal_eval(argument) for argument in node.value.args)  # type: ignore[attr-defined]
-        return " ".join([f"--{name.replace('_', '-')}", *(text for text in value if isinstance(text, str))])
+        return " ".join([f"--{name.replace('_', '-')}", *(str(one) for one in value if one is not True)])
     return str(node.value) if isinstance(node, ast.Constant) else "…"
 
 

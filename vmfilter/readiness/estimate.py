@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from vmfilter.errors import KernelError, UnreadableError, UsageError
+from vmfilter.errors import KernelError, UnreadableError, UsageError, option
 from vmfilter.formats.codec import DEFAULT, Codec, packer
 from vmfilter.frames.classes import PageClass, by_class, class_in
 from vmfilter.frames.frame_set import FrameSet
@@ -229,7 +229,9 @@ def estimate(
     pmem = find_pmem(dump, page_size, kernel)
     asked = tuple(levels) if levels is not None else (*LEVELS, *((LEVEL_PMEM_METADATA | 31,) if pmem.metadata else ()))
     if error and any(needs_kernel(level) for level in asked):
-        raise KernelError(f"{dump.path}: {error}; -d 1 excludes only zero pages, and needs no kernel data")
+        raise KernelError(
+            f"{dump.path}: {error}; {option('level', 1)} excludes only zero pages, and needs no kernel data"
+        )
     doubts: list[Doubt] = []
     if kernel is None:
         classifier = Classifier(dump, page_size, None, pmem)

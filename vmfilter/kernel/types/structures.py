@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, option
 from vmfilter.kernel.types.area import read_table
 from vmfilter.lean import TYPE_CHECKING
 
@@ -158,6 +158,7 @@ def types_of(kernel: Readable, symbols: Symbols) -> Types:
     start, stop = symbols.address("__start_BTF"), symbols.address("__stop_BTF")
     if start is None or stop is None:
         raise KernelError(
-            "this kernel has no types in its memory: it was built without CONFIG_DEBUG_INFO_BTF; give its vmlinux (-x)"
+            "this kernel has no types in its memory: it was built without CONFIG_DEBUG_INFO_BTF; "
+            f"give {option('vmlinux')}"
         )
     return Btf(read_table(kernel, "the kernel's types (BTF)", start, stop - start), kernel.abi)
