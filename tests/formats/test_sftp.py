@@ -14,7 +14,9 @@ import pytest
 from tinyvmcore import vmcore
 
 import vmfilter
-from vmfilter.errors import OutputError
+from vmfilter.errors import OutputError, UsageError
+from vmfilter.fleet.manifest import Manifest
+from vmfilter.fleet.store import Store
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
 
@@ -61,6 +63,16 @@ def test_a_dump_is_the_same_by_sftp(server: str, source: Path, tmp_path: Path, f
     assert (tmp_path / "new" / "there").read_bytes() == (tmp_path / "here").read_bytes()
     assert (tmp_path / "new" / "there").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["there"]
+
+
+def test_one_batch_at_a_time_writes_to_a_server(server: str, tmp_path: Path) -> None:
+    store = Store(f"{server}{tmp_path}/out")
+    manifest = Manifest(store)
+    with pytest.raises(UsageError, match=f"another batch is writing it: process {os.getpid()} on"):
+        Manifest(store)
+    manifest.close()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
+    Manifest(store).close()
 
 
 @pytest.mark.parametrize("flatten", [False, True])

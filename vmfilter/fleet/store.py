@@ -153,6 +153,8 @@ class Store:
         except FileExistsError:
             return False
         except Exception as e:
+            if name in self.names():  # SFTP has no error of its own for that
+                return False
             raise OutputError(f"{self.shown(name)}: cannot be written: {reason_of(e)}") from e
         return True
 
