@@ -88,5 +88,6 @@ def joined(dumps: Iterable[Input]) -> list[Input]:
     """
     folders: defaultdict[str, list[Input]] = defaultdict(list)
     for one in dumps:
-        folders[one.url if "::" in one.url else os.path.dirname(one.url)].append(one)
+        is_chain = is_url(one.url) and "::" in one.url
+        folders[one.url if is_chain else os.path.dirname(one.url)].append(one)
     return [_joined(parts) for of_folder in folders.values() for parts in _in_folder(of_folder)]
