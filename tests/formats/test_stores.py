@@ -181,7 +181,7 @@ def test_nothing_half_written_stays(store: Store, flatten: bool, large: Path, mo
 
 def test_an_object_is_replaced_only_if_asked(store: Store, source: Path) -> None:
     store.files.pipe("dumps/there", b"old")
-    with pytest.raises(OutputError, match=f"{store.url}/there: exists; --force replaces it"):
+    with pytest.raises(OutputError, match=f"{store.url}/there: exists; force=True replaces it"):
         vmfilter.filter_dump(source, f"{store.url}/there")
     assert store.files.cat("dumps/there") == b"old"
 
