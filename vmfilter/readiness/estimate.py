@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 
 from vmfilter.errors import KernelError, UnreadableError, UsageError, option
 from vmfilter.formats.codec import DEFAULT, Codec, packer
@@ -258,12 +259,13 @@ def estimate(
         for stratum, count in zip(strata, _shares(strata), strict=True):
             stratum.draw(count, choose)
         sampler = _Sampler(dump, page_size, codecs)
-        rounds, longest = 0, 0.0
-        while rounds < _ROUNDS and (not rounds or time.monotonic() - began + longest < seconds):
+        rounds, longest = 1, 0.0
+        for number, stratum in product(range(_ROUNDS), strata):
             started = time.monotonic()
-            for stratum in strata:
-                sampler.take(stratum, rounds)
-            rounds, longest = rounds + 1, max(longest, time.monotonic() - started)
+            if number and started - began + longest >= seconds:
+                break
+            sampler.take(stratum, number)
+            rounds, longest = number + 1, max(longest, time.monotonic() - started)
         rows = []
         for level in asked:
             header = HeaderFields(dump.header.uts, 0, 0, level, end, page_size, info, first)
