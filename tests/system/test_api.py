@@ -371,6 +371,8 @@ MISTAKES: list[tuple[Call, str]] = [
     (lambda dump: vmfilter.open_dump(io.StringIO("text")), "<StringIO>: is a file of text: open it in binary mode"),  # type: ignore[arg-type]
     (lambda dump: vmfilter.open_dump(io.BytesIO()), "<BytesIO>: not a dump that vmfilter knows"),
     (lambda dump: vmfilter.open_dump(io.BytesIO(b"\x7fELF")), "<BytesIO>: ends at offset 0x4, "),
+    (lambda dump: vmfilter.open_dump(dump.path, vmlinux=io.BytesIO()), "vmlinux: give its path, not a file object"),  # type: ignore[arg-type]
+    (lambda dump: vmfilter.filter_dump(dump, "new", format="ELF"), "unknown format 'ELF': use kdump or elf"),
     (lambda dump: vmfilter.filter_dump(dump, 5), "output: 5 is neither a file"),  # type: ignore[arg-type]
     (lambda dump: vmfilter.filter_dump(dump, "new", level=64), "dump level 64 is not between 0 and 63"),
     (lambda dump: vmfilter.filter_dump(dump, "new", level=Level.ALL | 64), "dump level 95 is not between"),
@@ -431,6 +433,13 @@ def test_a_mistake_is_one_exception_of_one_line(
         assert said in str(raised.value)
         assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_dumps_of_two_machines_are_not_compared(real: Callable[[str], Path], small: Path) -> None:
+    other = real("arm64-6.12")
+    for compare in vmfilter.diff, vmfilter.verify_dump:
+        with pytest.raises(vmfilter.VmfilterError, match=r"is a dump of \w+, but .* is one of \w+$"):
+            compare(small, other)
 
 
 def test_a_message_to_a_program_has_the_words_of_functions(small: Path, tmp_path: Path, run: Run) -> None:
