@@ -368,6 +368,19 @@ def test_loops_that_never_end_and_pieces_without_number(
         vmfilter.convert_dump(path, tmp_path / "d", rules=vmfilter.Rules(str(conf)))
 
 
+def test_a_filter_that_does_not_erase_all_says_so_in_its_exit_status(
+    vmcore: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    for symbol, status, limit in ("(s1)mystruct1.name", 0, ""), ("nothing", 7, ""), ("nothing", 7, "--limit=1M"):
+        (tmp_path / "conf").write_text(f"erase {symbol}\n")
+        form = ["-q", "-d", 0, "--force", "--compress", "none", *filter(None, [limit])]
+        ran = run("filter", *form, "--config", tmp_path / "conf", vmcore("x86_64"), cut)
+        assert (ran.status, "so it is not erased" in ran.err) == (status, status == 7)
+        with vmfilter.open_dump(cut) as dump:
+            assert dump.incomplete == bool(limit)
+
+
 def test_makedumpfiles_command_line_tells_at_every_message_level_that_not_all_is_erased(
     vmcore: Callable[[str], Path], run: Run, tmp_path: Path
 ) -> None:

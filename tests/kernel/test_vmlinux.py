@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -138,10 +139,10 @@ def compiled(to: Path, *options: str, text: str = TYPES) -> Path:
     return to
 
 
-@pytest.mark.parametrize("version", ["-gdwarf-4", "-gdwarf-5"])
-def test_dwarf_has_the_compilers_types(tmp_path: Path, version: str) -> None:
+@pytest.mark.parametrize("options", [["-gdwarf-4"], ["-gdwarf-5"], ["-gdwarf-5", "-gz"]], ids=" ".join)
+def test_dwarf_has_the_compilers_types(tmp_path: Path, options: list[str]) -> None:
     pytest.importorskip("elftools")
-    with Vmlinux(PlainFile(str(compiled(tmp_path / "vmlinux", version)))) as file:
+    with Vmlinux(PlainFile(str(compiled(tmp_path / "vmlinux", *options)))) as file:
         types = file.types()
     page = types.find("page")
     assert page is not None
@@ -159,6 +160,20 @@ def test_dwarf_has_the_compilers_types(tmp_path: Path, version: str) -> None:
     assert [types.type_name(m.type, m.name) for m in types.members(inner)] == ["short int a", "char text[3][5]"]
     assert types.enumerators("pageflags") == {"PG_locked": 0, "PG_head": 6, "PG_below": -1}
     assert types.find("no_such_structure") is None
+
+
+def test_sections_take_no_memory_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("elftools")
+    path, large = compiled(tmp_path / "vmlinux"), tmp_path / "large"
+    large.write_bytes(bytes(64 << 20))
+    subprocess.run(["objcopy", "--add-section", f".debug_loclists={large}", path], check=True, capture_output=True)
+    tracemalloc.start()
+    try:
+        with Vmlinux(PlainFile(str(path))) as file:
+            assert file.types().find("struct page")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_without_pyelftools_a_message_says_how_to_get_it(

@@ -19,7 +19,7 @@ from vmfilter.cli.options import (
     vmcoreinfo_of,
     warn_of_codec,
 )
-from vmfilter.errors import INCOMPLETE, InputError, UsageError
+from vmfilter.errors import INCOMPLETE, NOT_ERASED, InputError, UsageError
 from vmfilter.frames.levels import DEFAULT_LEVEL, ON_DOUBT, parse_level
 from vmfilter.lean import TYPE_CHECKING
 
@@ -196,4 +196,4 @@ def run(options: Namespace) -> int:
         what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
         if lines:
             show(*lines, one_line(f"{made} {what} {size(result)}.{erased(result)}"), aside="-" in outputs)
-    return INCOMPLETE if result.incomplete else 0
+    return NOT_ERASED if result.not_erased else INCOMPLETE if result.incomplete else 0

@@ -1,25 +1,33 @@
 """DWARF, the types in a vmlinux without BTF, by pyelftools. Source: the DWARF standard, version 5.
 
 A vmlinux has thousands of units with millions of entries, so nothing is read but what is asked for: a name's place in
-.debug_str leads to the attributes that refer to it, and these to their entries. pyelftools trusts the file: if that is
-damaged, it raises whatever Python does.
+.debug_str leads to the attributes that refer to it, and these to their entries. Sections have hundreds of MiB, so they
+are mapped. pyelftools trusts the file: if that is damaged, it raises whatever Python does.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from io import BytesIO
 from itertools import chain, islice, takewhile
 
 from elftools.dwarf.die import DIE
+from elftools.dwarf.dwarfinfo import DebugSectionDescriptor
+from elftools.elf.elffile import ELFFile
 
 from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from elftools.dwarf.dwarfinfo import DebugSectionDescriptor, DWARFInfo
+    from typing import Any, BinaryIO, Self
+
+    from elftools.dwarf.abbrevtable import AbbrevTable
+    from elftools.dwarf.dwarfinfo import DWARFInfo
+    from elftools.elf.sections import Section
 
     from vmfilter.formats.abi import Abi
 
@@ -54,6 +62,73 @@ _ENUM_SIZE = 4
 _DIMENSION = 1 << 48  # a number plus this many is the same array without its first dimension
 _MAX_FOUND = 1 << 18  # places of a string
 _COMPARED = 8  # definitions of a name
+_KEPT_FORMS = 64  # units
+
+
+class _Mapping(mmap.mmap):
+    """A section of a file as the stream that pyelftools reads. A mapping begins where a page does, so before it.
+
+    Attributes:
+        before: bytes of the mapping before the section.
+
+    """
+
+    before: int
+
+    def __new__(cls, file: int, offset: int, size: int) -> Self:
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        self = super().__new__(cls, file, before + size, access=mmap.ACCESS_READ, offset=offset - before)
+        self.before = before
+        self.seek(0)
+        return self
+
+    def seek(self, pos: int, whence: int = os.SEEK_SET) -> None:
+        # A stream lets itself be moved behind its end, where nothing is read.
+        super().seek(min(pos + self.before, len(self)) if whence == os.SEEK_SET else pos, whence)  # type: ignore[arg-type]
+
+    def tell(self) -> int:
+        return super().tell() - self.before
+
+
+class _MappedFile(ELFFile):
+    """An ELF file whose debug sections are mapped, if they are not compressed. pyelftools copies each."""
+
+    def _read_dwarf_section(self, section: Section, relocate_dwarf_sections: bool) -> DebugSectionDescriptor:
+        size = section.data_size
+        if section.compressed or section["sh_type"] == "SHT_NOBITS" or not size:
+            return super()._read_dwarf_section(section, relocate_dwarf_sections)
+        offset, address = section["sh_offset"], section["sh_addr"]
+        mapping: Any = _Mapping(self.stream.fileno(), offset, size)  # as much of a stream as is used
+        return DebugSectionDescriptor(mapping, section.name, offset, size, address)
+
+
+class _Contents:
+    """The bytes of a debug section, mapped or not."""
+
+    def __init__(self, section: DebugSectionDescriptor | None) -> None:
+        stream: Any = BytesIO() if section is None else section.stream
+        self._data: _Mapping | bytes = stream if isinstance(stream, _Mapping) else stream.getvalue()
+        self._before = self._data.before if isinstance(self._data, _Mapping) else 0
+
+    def at(self, start: int, size: int) -> bytes:
+        """Return bytes, as far as there are any."""
+        return self._data[self._before + start : self._before + start + size]
+
+    def finds(self, text: bytes) -> Iterator[int]:
+        """Yield each place of a text."""
+        found, count = self._data.find(text, self._before), 0
+        while found >= 0 and count < _MAX_FOUND:
+            yield found - self._before
+            found, count = self._data.find(text, found + 1), count + 1
+
+    def matches(self, pattern: bytes) -> Iterator[int]:
+        """Yield each place where a regular expression matches."""
+        return (found.start() - self._before for found in re.compile(pattern).finditer(self._data, self._before))
+
+
+def dwarf_info(file: BinaryIO) -> DWARFInfo:
+    """Return what pyelftools reads of an open file. Raises whatever Python does."""
+    return _MappedFile(file).get_dwarf_info(relocate_dwarf_sections=False)
 
 
 class Dwarf(Types):
@@ -72,7 +147,7 @@ class Dwarf(Types):
         """
         super().__init__(path, abi)
         self._info = info
-        self._entries, self._strings = map(_contents, (info.debug_info_sec, info.debug_str_sec))
+        self._entries, self._strings = map(_Contents, (info.debug_info_sec, info.debug_str_sec))
         self.named_entry = cache(self._named)
         self.get = cache(self._get)  # type: ignore[method-assign]
 
@@ -88,7 +163,7 @@ class Dwarf(Types):
 
     def _definitions(self, name: str, tag: str) -> Iterator[DIE]:
         text = name.encode("latin-1", "replace") + b"\0"
-        for place in chain(self._references(text), _finds(self._entries, text)):
+        for place in chain(self._references(text), self._entries.finds(text)):
             start = self._start(place, tag)
             die = None if start is None else self._die(start)
             if die is not None and (tag == _VARIABLE or "DW_AT_declaration" not in die.attributes):
@@ -115,21 +190,21 @@ class Dwarf(Types):
         """Yield the offset of each attribute that refers to a string, or has the same bytes."""
         order = self._abi.byteorder
         # The linker lets a string be the end of another, so it can be at any of these places.
-        places = {place.to_bytes(4, order) for place in _finds(self._strings, text)}
+        places = {place.to_bytes(4, order) for place in self._strings.finds(text)}
         sets = (b"".join(b"\\x%02x" % value for value in {place[i] for place in places}) for i in range(4))
         pattern = b"(?=" + b"".join(b"[%s]" % values for values in sets) + b")"
-        for found in re.finditer(pattern, self._entries) if places else ():
-            if self._entries[found.start() : found.start() + 4] in places:
-                yield found.start()
+        for found in self._entries.matches(pattern) if places else ():
+            if self._entries.at(found, 4) in places:
+                yield found
 
     def _start(self, place: int, tag: str) -> int | None:
         """Return the start of the entry whose name is at a place, if it can have this tag; None if it has not.
 
         The name is the first attribute, after the number of the entry's form, which has one byte or two.
         """
-        low, high = self._entries[max(place - 2, 0)], self._entries[place - 1]
+        low, high = self._entries.at(place - 2, 2) if place > 1 else bytes(2)
         try:
-            forms = self._info.get_CU_containing(place).get_abbrev_table()
+            forms = self._forms(place)
             for code, size in ((high, 1), (low & 0x7F | high << 7, 2)):
                 if high < 0x80 and (size == 1 or low >= 0x80) and code in forms._abbrev_map:
                     form = forms.get_abbrev(code)
@@ -138,6 +213,12 @@ class Dwarf(Types):
         except Exception:
             pass
         return None
+
+    def _forms(self, place: int) -> AbbrevTable:
+        """Return the forms of entries in the unit that has a place. Each unit has hundreds, so few are kept."""
+        if len(self._info._abbrevtable_cache) > _KEPT_FORMS:
+            self._info._abbrevtable_cache.clear()
+        return self._info.get_abbrev_table(self._info.get_CU_containing(place)["debug_abbrev_offset"])
 
     def find(self, name: str) -> int | None:
         word, _, rest = name.rpartition(" ")
@@ -164,7 +245,7 @@ class Dwarf(Types):
         word = self._abi.word
         linked = (address % (1 << 8 * word)).to_bytes(word, self._abi.byteorder)
         location = bytes((1 + word, _OP_ADDR)) + linked
-        for place in _finds(self._entries, location):
+        for place in self._entries.finds(location):
             for start in self._starts(place):
                 die = self._die(start)
                 own = die.attributes.get("DW_AT_location")
@@ -175,7 +256,7 @@ class Dwarf(Types):
     def _starts(self, place: int) -> Iterator[int]:
         """Yield where the entry of a variable can begin whose location is at a place: other entries refer to it too."""
         try:
-            forms = self._info.get_CU_containing(place).get_abbrev_table()._abbrev_map
+            forms = self._forms(place)._abbrev_map
         except Exception:
             return
         for code, form in forms.items():
@@ -183,7 +264,7 @@ class Dwarf(Types):
             if form["tag"] == _VARIABLE and None not in widths:
                 number = bytes((code,)) if code < 0x80 else bytes((code & 0x7F | 0x80, code >> 7 & 0x7F))
                 start = place - sum(filter(None, widths)) - len(number)
-                if self._entries.startswith(number, max(start, 0)):
+                if start >= 0 and self._entries.at(start, len(number)) == number:
                     yield start
 
     def source(self, name: str) -> str:
@@ -271,13 +352,6 @@ class Dwarf(Types):
             yield _text(die), kind, bit, bits
 
 
-def _contents(section: DebugSectionDescriptor | None) -> bytes:
-    if section is None:
-        return b""
-    section.stream.seek(0)
-    return section.stream.read()
-
-
 def _is_before_location(attribute: Mapping[str, str]) -> bool:
     return attribute["name"] != "DW_AT_location"
 
@@ -285,13 +359,6 @@ def _is_before_location(attribute: Mapping[str, str]) -> bool:
 def _size(die: DIE) -> int:
     size = die.attributes.get("DW_AT_byte_size")
     return size.value if size is not None and isinstance(size.value, int) else 0
-
-
-def _finds(data: bytes, text: bytes) -> Iterator[int]:
-    at, count = data.find(text), 0
-    while at >= 0 and count < _MAX_FOUND:
-        yield at
-        at, count = data.find(text, at + 1), count + 1
 
 
 def _text(die: DIE) -> str:

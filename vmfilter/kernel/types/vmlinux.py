@@ -214,16 +214,14 @@ class Vmlinux:
         """Return the types from DWARF, in this file or that with its debug information. Raises as types()."""
         debug = self._file if ".debug_info" in self._sections else self._separate()
         try:
-            from elftools.elf.elffile import ELFFile
-
-            from vmfilter.kernel.types.dwarf import Dwarf
+            from vmfilter.kernel.types.dwarf import Dwarf, dwarf_info
         except ImportError as e:
             raise UsageError(
                 f"{debug.name}: its types are DWARF, which needs pyelftools: pip install 'vmfilter[debuginfo]'"
             ) from e
         try:
             with debug.open() as file:
-                return Dwarf(ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False), self.abi, debug.name)
+                return Dwarf(dwarf_info(file), self.abi, debug.name)
         except Exception as e:  # see dwarf.py
             raise InputError(f"{debug.name}: its debug information is damaged, or cannot be read") from e
 
