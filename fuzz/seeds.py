@@ -7,14 +7,18 @@ import functools
 import gzip
 import itertools
 import lzma
+import shutil
 import struct
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import crashbuilder
+import imagebuilder
 import lz4.frame
+import vmlinuxbuilder
 import zstandard
 from elfbuilder import PT_NOTE, Elf, Load, note
 from kdumpbuilder import PRSTATUS, SUB
@@ -228,6 +232,36 @@ def kallsyms() -> Iterator[bytes]:
     table = Kallsyms([("_stext", "T", 0), ("start_kernel", "t", 64), ("x" * 200, "d", 128)])
     names = table.names()
     yield b"\0".join([*table.tokens, names])
+
+
+_DEFINITIONS = b"""
+struct list_head { struct list_head *next, *prev; };
+enum comm { SHORT = 1, LONG = -2 };
+struct page { unsigned long flags; union { struct list_head lru; void (*free)(int); }; unsigned low : 3, high : 7; };
+struct task_struct { int pid; char comm[16][2]; struct list_head tasks; struct page *page; enum comm kind; };
+struct task_struct task;
+"""
+
+
+def vmlinux() -> Iterator[bytes]:
+    """A vmlinux with types in BTF and, if there is a C compiler, with those in DWARF."""
+    symbols = [("cpu_number", "A", 0x40), ("_stext", "T", 0xFFFFFFFF81000000), ("vfs_read", "t", 0xFFFFFFFF81000040)]
+    yield _made(lambda to: vmlinuxbuilder.vmlinux(to, symbols, bytes(range(20)), {".BTF": next(btf())}))
+    for version in ("-gdwarf-4", "-gdwarf-5", "-gz") if shutil.which("cc") else ():
+        command = ["cc", "-g", version, "-nostdlib", "-static", "-Wl,-e,0", "-x", "c", "-", "-o"]
+        yield _made(functools.partial(_compile, command))
+
+
+def _compile(command: list[str], to: Path) -> None:
+    subprocess.run([*command, str(to)], input=_DEFINITIONS, check=True, capture_output=True)
+
+
+def image() -> Iterator[bytes]:
+    """Machines without VMCOREINFO, whose kernel's image has symbols and types."""
+    for layout, late in (("relative", False), ("place", True), ("absolute", False)):
+        machine = imagebuilder.described(layout, late, bits=(21, 29))
+        machine.note = False
+        yield _compact(_made(machine.write))
 
 
 def _info_block(minor: int = 4) -> bytes:

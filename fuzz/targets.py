@@ -25,18 +25,23 @@ from spans import split_parts
 from vmfilter.cli import main
 from vmfilter.errors import INCOMPLETE, InputError, KernelError, UnreadableError, VmfilterError
 from vmfilter.formats.abi import BE64, LE32, LE64
+from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.info import dump_info
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.btf import Btf
+from vmfilter.kernel.types.exported import exported
+from vmfilter.kernel.types.image import images
 from vmfilter.kernel.types.kallsyms import expand
-from vmfilter.kernel.types.model import Kind
+from vmfilter.kernel.types.model import Kind, Types
+from vmfilter.kernel.types.vmlinux import Vmlinux
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.pmem.info_block import BLOCK, parse_info_block
 from vmfilter.reader import Dump, open_dump
 from vmfilter.reader.checksums import compare
+from vmfilter.reader.plain import PlainFile
 from vmfilter.rearrange import rearrange
 from vmfilter.report.log import log_json, log_lines
 from vmfilter.report.types import struct_json, struct_lines
@@ -184,17 +189,30 @@ def _btf(data: bytes) -> None:
             _ask(Btf(data, abi))
 
 
-def _ask(btf: Btf) -> None:
+def _ask(types: Types) -> None:
     """Ask types everything."""
-    for number in range(min(btf.count, _SEVERAL)):
+    for number in _numbers(types):
         with suppress(KernelError):
-            btf.type_name(number)
-            if btf.kind(number) in (Kind.STRUCT, Kind.UNION):
-                list(struct_lines(btf, number))
-                struct_json(btf, number)
-                btf.field(number, "tasks.next")
-    btf.find("task_struct")
-    btf.enumerators("comm")
+            types.type_name(number)
+            if types.kind(number) in (Kind.STRUCT, Kind.UNION):
+                list(struct_lines(types, number))
+                struct_json(types, number)
+                types.field(number, "tasks.next")
+    with suppress(KernelError):
+        types.find("task_struct")
+        types.enumerators("comm")
+
+
+def _numbers(types: Types) -> Iterator[int]:
+    """Yield some types: all are numbered in BTF, and those in DWARF are found by name."""
+    if isinstance(types, Btf):
+        yield from range(min(types.count, _SEVERAL))
+        return
+    for name in "page", "task_struct", "list_head":
+        with suppress(KernelError):
+            number = types.find(name)
+            if number is not None:
+                yield number
 
 
 def _kallsyms(data: bytes) -> None:
@@ -202,6 +220,22 @@ def _kallsyms(data: bytes) -> None:
     for count in (3, 1 << 20):
         with suppress(KernelError):
             expand(names, [*tokens, *[b""] * 256][:256], count)
+
+
+def _vmlinux(data: bytes) -> None:
+    with _file_of(data) as path, Vmlinux(PlainFile(path)) as file:
+        with suppress(InputError):
+            file.table()
+        with suppress(KernelError):
+            _ask(file.types())
+
+
+def _image(data: bytes) -> None:
+    with _opened(data) as dump:
+        for found in islice(images(dump, Vmcoreinfo("")), _SEVERAL):
+            with suppress(KernelError):
+                list(exported(dump.arch, found.symbols, found.structures))
+                _ask(found.structures.types)
 
 
 def _pmem(data: bytes) -> None:
@@ -298,6 +332,8 @@ TARGETS = [
     Target("pmem", _pmem, seeds.pmem),
     Target("btf", _btf, seeds.btf),
     Target("kallsyms", _kallsyms, seeds.kallsyms),
+    Target("vmlinux", _vmlinux, seeds.vmlinux),
+    Target("image", _image, seeds.image),
     Target("filter", _command(*_FILTER), seeds.vmcores),
     Target("convert", _command(*_CONVERT), seeds.vmcores),
     Target("info", _command("info IN", "info --pages IN", "info --vmcoreinfo IN"), seeds.vmcores),
