@@ -1,19 +1,24 @@
-"""What this package uses of typing, without importing it.
+"""What this package uses of typing, threading and queue, without importing them.
 
-typing and what it does for each NamedTuple take a third of the time of all imports: it compiles every annotation. A
-type checker sees the originals.
+typing and what it does for each NamedTuple take a third of the time of all imports: it compiles every annotation. The
+other two bring more modules, for threads that they manage; what is used of them is in C. A type checker sees the
+originals.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from queue import SimpleQueue as SimpleQueue
+    from threading import Lock as Lock
     from typing import Generic as Generic
     from typing import NamedTuple as NamedTuple
     from typing import Protocol as Protocol
     from typing import TypeVar as TypeVar
     from typing import overload as overload
 else:
+    from _queue import SimpleQueue  # noqa: F401
+    from _thread import allocate_lock as Lock  # noqa: F401, N812
     from collections import _tuplegetter as member
 
     TypeVar = str

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from vmfilter.cli.plain import parsed
 from vmfilter.console.output import flush, prepare, say, trouble
 from vmfilter.console.signals import EndedError, end_at_once, end_by_default
 from vmfilter.errors import VmfilterError, speak_to_command_line
@@ -22,6 +21,8 @@ def _job(arguments: list[str]) -> Callable[[], int]:
         from vmfilter.makedumpfile.run import run
 
         return partial(run, arguments[1:])
+    from vmfilter.cli.plain import parsed
+
     options = parsed(arguments)
     if options is None:
         from vmfilter.cli.command import parser_of

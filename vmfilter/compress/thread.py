@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator
-from threading import Lock
+
+from vmfilter.lean import Lock
 
 
 class Thread:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
-from threading import Lock
 
 from vmfilter.compress.budget import has_room
 from vmfilter.compress.thread import Thread
-from vmfilter.lean import Generic, TypeVar
+from vmfilter.lean import Generic, Lock, SimpleQueue, TypeVar
 
 W = TypeVar("W")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
 import time
@@ -13,9 +12,13 @@ from types import FrameType
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import signal
     from typing import NoReturn
 
     from vmfilter.run import Progress
+
+else:
+    import _signal as signal  # signal makes enums of all that is in it
 
 _PATIENCE = 10.0
 """Seconds that a run may take from a signal to the next chunk of pages."""
@@ -37,8 +40,10 @@ class EndedError(BaseException):
         self.number = number
 
     def __str__(self) -> str:
+        from signal import Signals
+
         notes = getattr(self, "__notes__", ["no partial file remains"])  # set by add_note()
-        return "; ".join([f"ended by {signal.Signals(self.number).name}", *notes])
+        return "; ".join([f"ended by {Signals(self.number).name}", *notes])
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:

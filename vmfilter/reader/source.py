@@ -8,11 +8,10 @@ import os
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from threading import Lock
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
-from vmfilter.lean import NamedTuple, Protocol
+from vmfilter.lean import Lock, NamedTuple, Protocol
 
 _WINDOW_BYTES = 32 << 20
 _WINDOWS = 8

@@ -11,9 +11,9 @@ import contextlib
 import errno
 import mmap
 import os
-from queue import SimpleQueue
 
 from vmfilter.compress.thread import Thread
+from vmfilter.lean import SimpleQueue
 from vmfilter.writer.transport.base import Write, path_of
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
