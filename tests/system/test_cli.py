@@ -517,7 +517,7 @@ def test_three_lines_of_python_filter_a_dump(small: Path, tmp_path: Path) -> Non
     k = Kdump(tmp_path / "dump")
     assert (found.present, found.kept + found.zero, found.max_mapnr) == (len(k.present), len(k.kept), k.max_mapnr)
     assert found.output_size == (tmp_path / "dump").stat().st_size
-    assert (found.level, found.page_size, found.unknown, found.warnings) == (31, PAGE, 0, [])
+    assert (found.level, found.page_size, found.unknown, found.warnings) == (31, PAGE, 0, ())
     assert stat.S_IMODE((tmp_path / "dump").stat().st_mode) == 0o600
 
 

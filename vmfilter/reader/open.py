@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from vmfilter.errors import InputError, UsageError, files_of, name_of, why_not_opened
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Given
-from vmfilter.reader.plain import PlainFile
 from vmfilter.reader.source import PreadSource, Source, bytes_at, is_url, open_source
 
 if TYPE_CHECKING:
@@ -79,7 +78,10 @@ def open_dump(
             sources.append(_opened(file, max_memory) if isinstance(file, str) else _opened_object(file, max_memory))
         dump = read_from(sources, missing_parts)
         dump.vmcoreinfo_at, dump.given = vmcoreinfo_at, given
-        dump.vmlinux = PlainFile(debug) if debug else None
+        if debug:
+            from vmfilter.reader.plain import PlainFile
+
+            dump.vmlinux = PlainFile(debug)
         return dump
     except BaseException:
         for source in sources:
@@ -89,6 +91,8 @@ def open_dump(
 
 def _given(file: Any) -> Given:
     """Read a file with VMCOREINFO."""
+    from vmfilter.reader.plain import PlainFile
+
     path = PlainFile(name_of(file)).name
     try:
         with contextlib.nullcontext(file) if hasattr(file, "read") else PlainFile(file).open() as opened:
