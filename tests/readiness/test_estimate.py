@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -15,7 +17,7 @@ import pytest
 from command import Run
 from judges import LARGE
 
-from vmfilter.errors import KernelError, NoSpaceError, UsageError
+from vmfilter.errors import KernelError, NoSpaceError, UnreadableError, UsageError
 from vmfilter.filter import filter_dump
 from vmfilter.formats.codec import CODECS, parse_codec
 from vmfilter.reader import open_dump
@@ -123,6 +125,27 @@ def test_no_round_begins_that_would_end_too_late(
     with open_dump(vmcore) as dump:
         made = estimate(dump, [31], ALL[:1], seconds=5, seed=1)
     assert (len(began), made.seconds) == (rounds, pytest.approx(rounds * a_round))
+
+
+def test_pages_that_cannot_be_read_leave_the_others(vmcore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_dump(vmcore) as dump, ThreadPoolExecutor(4) as readers:
+        pfns = [paddr // 4096 for paddr in islice(dump.blocks(4096), 200)]
+        bad = {pfns[i] for i in (0, 5, 6, 7, 100, 198, 199)}
+        good = [dump.read(pfn * 4096, 4096) for pfn in pfns if pfn not in bad]
+        read_into = dump.read_into
+
+        def failing(paddr: int, view: memoryview) -> None:
+            if paddr // 4096 in bad:
+                view[:] = bytes(4096)
+                raise UnreadableError("bad sector")
+            read_into(paddr, view)
+
+        monkeypatch.setattr(dump, "read_into", failing)
+        sampler = module._Sampler(dump, 4096, ALL[:1], readers)
+        count = sampler._read(pfns)
+        found = [bytes(sampler._buffer[i * 4096 : (i + 1) * 4096]) for i in range(count)]
+    assert sampler.unreadable == len(bad)
+    assert sorted(found) == sorted(bytes(page or b"") for page in good)
 
 
 def test_scaled_totals_are_unbiased_and_their_variance_holds() -> None:

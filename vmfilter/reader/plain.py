@@ -41,6 +41,5 @@ class PlainFile:
             from vmfilter.reader.remote import fetched
 
             self._fetched = fetched(self._path)
-        return open(
-            f"/proc/self/fd/{self._fetched.fileno()}", "rb"
-        )  # the file has no other name, and a place of its own
+        # It has no other name. A descriptor of its own starts at its beginning.
+        return open(f"/proc/self/fd/{self._fetched.fileno()}", "rb")

@@ -10,6 +10,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import product
 
@@ -40,6 +41,8 @@ _MOST = 1 << 14
 _LEAST = 128
 """Pages of a stratum that are sampled at least, if it has as many."""
 _ROUNDS = 16
+_READERS = 4
+"""Pages that are read at a time: a disk finds as many in the time of one."""
 _SPREAD = 3
 """Standard errors on either side of an estimate: 99 of 100 intervals contain the truth, skewed as sizes are."""
 
@@ -258,7 +261,7 @@ def estimate(
         classified = time.monotonic() - began
         for stratum, count in zip(strata, _shares(strata), strict=True):
             stratum.draw(count, choose)
-        sampler = _Sampler(dump, page_size, codecs)
+        sampler = _Sampler(dump, page_size, codecs, stack.enter_context(ThreadPoolExecutor(_READERS)))
         rounds, longest = 1, 0.0
         for number, stratum in product(range(_ROUNDS), strata):
             started = time.monotonic()
@@ -329,8 +332,10 @@ class _Sampler:
 
     """
 
-    def __init__(self, dump: Dump, page_size: int, codecs: Sequence[tuple[Codec, int]]) -> None:
-        self._dump = dump
+    def __init__(
+        self, dump: Dump, page_size: int, codecs: Sequence[tuple[Codec, int]], readers: ThreadPoolExecutor
+    ) -> None:
+        self._dump, self._readers = dump, readers
         self._page_size = page_size
         self._packers = [packer(codec, effort, page_size) for codec, effort in codecs]
         most = max(_LEAST, _MOST // _ROUNDS + 1)  # pages of a slice
@@ -342,16 +347,33 @@ class _Sampler:
             one.pack(memoryview(bytes(page_size)), False, self._out, sizes)
             self.zero_sizes.append(sizes[0])
 
+    def _read(self, pfns: Sequence[int]) -> int:
+        """Read pages into the buffer; return the number of those that can be read."""
+        size, count = self._page_size, len(pfns)
+
+        def page(index: int) -> memoryview:
+            return self._buffer[index * size : (index + 1) * size]
+
+        def read(first: int) -> list[int]:
+            lost = []
+            for i in range(first, count, _READERS):
+                try:
+                    self._dump.read_into(pfns[i] * size, page(i))
+                except UnreadableError:
+                    lost.append(i)
+            return lost
+
+        lost = [i for some in self._readers.map(read, range(_READERS)) for i in some]
+        for i in sorted(lost, reverse=True):  # the last page takes its place
+            count -= 1
+            page(i)[:] = page(count)
+        self.unreadable += len(lost)
+        return count
+
     def take(self, stratum: _Stratum, number: int) -> None:
         """Compress the pages of a round with every codec."""
-        began, count, size = time.monotonic(), 0, self._page_size
-        for pfn in sorted(stratum.slice(number)):
-            try:
-                self._dump.read_into(pfn * size, self._buffer[count * size : (count + 1) * size])
-            except UnreadableError:
-                self.unreadable += 1
-                continue
-            count += 1
+        began, size = time.monotonic(), self._page_size
+        count = self._read(sorted(stratum.slice(number)))
         if not count:
             return
         read, packed = time.monotonic() - began, []
