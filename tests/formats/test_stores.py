@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 import shutil
 import socket
 import subprocess
@@ -21,8 +22,10 @@ from fleet import GOOD, ran, small_fleet
 from tinyvmcore import vmcore
 
 import vmfilter
-from vmfilter.errors import OutputError
+from vmfilter.errors import OutputError, UsageError
+from vmfilter.fleet import store as batch_store
 from vmfilter.fleet.inputs import inputs
+from vmfilter.fleet.manifest import Manifest
 from vmfilter.writer.transport import remote as remote_output
 
 SMALL = "x86_64-6.12-small"
@@ -204,3 +207,13 @@ def test_a_batch_reads_and_writes_a_store(store: Store, tmp_path: Path) -> None:
     assert result.stdout == f"{store.url}/made: {GOOD} done, 2 failed; 0 done before.\n"
     again = ran("filter", f"{store.url}/fleet", "--out", f"{store.url}/made")
     assert again.stdout == f"{store.url}/made: nothing to do; {GOOD + 2} done before.\n"
+
+
+def test_one_batch_at_a_time_writes_to_a_store(store: Store) -> None:
+    made = batch_store.Store(f"{store.url}/locked")
+    manifest = Manifest(made)
+    with pytest.raises(UsageError, match=f"another batch is writing it: process {os.getpid()} on"):
+        Manifest(made)
+    manifest.close()
+    Manifest(made).close()
+    assert made.names() == ["manifest.jsonl"]

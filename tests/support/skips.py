@@ -19,6 +19,7 @@ ON_STORES = (
     "test_an_object_is_replaced_only_if_asked",
     "test_every_command_takes_urls",
     "test_a_batch_reads_and_writes_a_store",
+    "test_one_batch_at_a_time_writes_to_a_store",
 )
 MAY_BE_SKIPPED = {
     "test_bad_input.py::test_a_file_without_permission_is_refused": "CI runs as root, who may read every file",

@@ -720,6 +720,13 @@ def test_one_batch_at_a_time_writes_to_a_store(s3: Any) -> None:
         Manifest(store).close()
 
 
+def test_one_of_two_batches_that_begin_at_once_has_the_lock(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("s3://dumps/at-once")
+    monkeypatch.setattr(store.files, "exists", lambda name: False)
+    assert [store.create("batch.lock", owner) for owner in (b"one", b"other")] == [True, False]
+    assert s3.cat("dumps/at-once/batch.lock") == b"one"
+
+
 def test_a_damaged_note_frees_the_lock_again(s3: Any) -> None:
     s3.pipe("dumps/noted/manifest.d/x.json", b"{}\n")
     s3.pipe("dumps/noted/manifest.jsonl", b"")

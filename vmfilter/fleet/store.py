@@ -146,15 +146,17 @@ class Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """Make a file if there is none of its name; return whether it was made. Raises OutputError if that fails."""
+        at = f"{self.root}/{name}"
         try:
             if not getattr(self.files, "async_impl", False):
                 self.files.makedirs(self.root, exist_ok=True)
-            self.files.pipe_file(f"{self.root}/{name}", data, mode="create")
+            self.files.invalidate_cache()
+            if self.files.exists(at):  # not every store compares that itself
+                return False
+            self.files.pipe_file(at, data, mode="create")
         except FileExistsError:
             return False
         except Exception as e:
-            if name in self.names():  # SFTP has no error of its own for that
-                return False
             raise OutputError(f"{self.shown(name)}: cannot be written: {reason_of(e)}") from e
         return True
 
