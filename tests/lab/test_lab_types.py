@@ -92,15 +92,16 @@ def is_complete(kind: drgn.Type) -> bool:
     return kind.kind != drgn.TypeKind.ARRAY or kind.length is not None
 
 
-def test_tasks_are_crashes(lab: Lab, run: Run) -> None:
+@pytest.mark.parametrize("name", ["x86-6.12", "x86-pmem2"])
+def test_tasks_are_crashes(lab: Lab, vmlinux: Path, run: Run, name: str) -> None:
     if not peer_is_here("crash", "--version"):
         pytest.skip("crash is not available here")
-    vmlinux = debug_vmlinux("linux-image-6.12.95+deb12-cloud-amd64")
-    said = crash(vmlinux, lab("x86-6.12"), "ps")
+    given = ["-x", vmlinux] if name == "x86-pmem2" else []  # it has no types of its own
+    said = crash(vmlinux if given else debug_vmlinux("linux-image-6.12.95+deb12-cloud-amd64"), lab(name), "ps")
     rows = re.findall(r"^(>?) +(\d+) +\d+ +(\d+) +[0-9a-f]{16} +(\w\w) +\S+ +\S+ +\S+ +(.*)$", said, re.M)
     letters = {"RU": "R", "IN": "S", "UN": "D", "ID": "I", "ZO": "Z"}
     theirs = {(int(pid), int(cpu), letters[st], comm.strip("[]"), bool(r)) for r, pid, cpu, st, comm in rows}
-    ours = [(t["pid"], t["cpu"], t["state"], t["comm"], t["running"]) for t in listed(run, "tasks", lab("x86-6.12"))]
+    ours = [(t["pid"], t["cpu"], t["state"], t["comm"], t["running"]) for t in listed(run, "tasks", *given, lab(name))]
     assert len(theirs) == len(ours) > 50
     assert set(ours) == theirs
 

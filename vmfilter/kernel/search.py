@@ -8,7 +8,6 @@ kernel whose release it gives; witnesses.py chooses among several.
 from __future__ import annotations
 
 from contextlib import suppress
-from itertools import count, takewhile
 
 from vmfilter.errors import KernelError, UnreadableError, option
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
@@ -24,6 +23,7 @@ _MAX_NOTE = 1 << 20  # bytes; the kernel needs one or two pages
 _MAX_CANDIDATES = 256
 _NOTE = "the note"
 _IMAGE = "the kernel's image"
+_PAGE_SIZES = 1 << 12, 1 << 14, 1 << 16
 
 
 def vmcoreinfo_of(dump: Dump) -> Vmcoreinfo | None:
@@ -262,13 +262,16 @@ def _of_image(dump: Dump, info: Vmcoreinfo, image: Found) -> _Candidate | None:
 
     arch, said = dump.arch, info.plain("PAGESIZE")
     lines = [*exported(arch, image.symbols, image.structures), *located(image.places)]
-    sizes = takewhile(lambda size: size <= arch.largest_page, (arch.page_size << i for i in count(0, 2)))
+    sizes = [size for size in dict.fromkeys((arch.page_size, *_PAGE_SIZES)) if size <= arch.largest_page]
+    proven: list[_Candidate] = []
     for size in sizes if said is None else (page_size_of(dump, info),):
         made = Vmcoreinfo("".join(f"{line}\n" for line in (*lines, f"PAGESIZE={size}")))
         found = _candidate(dump, _IMAGE, info.completed(made))
-        if not found.failure:
-            return found
-    return None
+        if not found.failure and found.kernel is not None:
+            if not found.kernel.lacks():  # tables of ppc64 lead to its name whatever the size
+                return found
+            proven.append(found)
+    return proven[0] if proven else None
 
 
 def _mended(dump: Dump, kernel: Kernel) -> tuple[Kernel, list[str]]:
