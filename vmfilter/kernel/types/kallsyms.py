@@ -6,6 +6,7 @@ places.py finds its parts; the order of them in memory does not matter here.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Sequence
 
 from vmfilter.errors import KernelError
@@ -147,14 +148,16 @@ def _addresses(kernel: Readable, place: Places, count: int) -> list[Sequence[int
         raw = read_table(kernel, "kallsyms_addresses", place.addresses or 0, word * count)
         return [struct.unpack(f"{sign}{count}{'Q' if word == 8 else 'I'}", raw)]
     raw = read_table(kernel, "kallsyms_offsets", offsets_at, 4 * count)
-    signed = struct.unpack(f"{sign}{count}i", raw)
+    signed = array("i", raw)
+    if kernel.abi.swapped:
+        signed.byteswap()
     all_ones = (1 << 8 * word) - 1
     if base_at is None:
-        return [[offsets_at + 4 * i + o & all_ones for i, o in enumerate(signed)]]
+        return [array("Q", (offsets_at + 4 * i + o & all_ones for i, o in enumerate(signed)))]
     base = int.from_bytes(read_table(kernel, "kallsyms_relative_base", base_at, word), kernel.abi.byteorder)
     return [
-        [base + (o & 0xFFFFFFFF) & all_ones for o in signed],
+        array("Q", (base + (o & 0xFFFFFFFF) & all_ones for o in signed)),
         # With CONFIG_KALLSYMS_ABSOLUTE_PERCPU, until 01157ddc58dc ("kallsyms: Remove KALLSYMS_ABSOLUTE_PERCPU"),
         # v6.15: per-CPU symbols are absolute.
-        [base - 1 - o & all_ones if o < 0 else o for o in signed],
+        array("Q", (base - 1 - o & all_ones if o < 0 else o for o in signed)),
     ]
