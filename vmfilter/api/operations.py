@@ -86,8 +86,7 @@ def filter_dump(
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short. For source, see open_dump().
-        force: replace an existing file; if output is a link, the file that it leads to. A dump that has more memory of
-            the same crash than the source is not replaced: names are swapped.
+        force: replace an existing file; if output is a link, the file that it leads to.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
         max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,

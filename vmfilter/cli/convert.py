@@ -51,7 +51,7 @@ def run(options: Namespace, rules: Rules | None = None) -> int:
 
     warn_of_codec(options.compress)
     opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
-    with opened as dump, run_of(options, [options.new]) as progress:
+    with opened as dump, run_of(options, dump, [options.new]) as progress:
         result = convert_dump(dump, options.new, rules=rules, progress=progress, **form_of(options))
     warnings = [*cautions(result, options.new)]
     for warning in warnings:

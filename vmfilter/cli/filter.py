@@ -165,7 +165,7 @@ def run(options: Namespace) -> int:
     outputs = names[inputs:]
     warn_of_codec(options.compress)
     made_files = [] if options.dry_run else outputs
-    with _opened(names[:inputs], options) as dump, run_of(options, made_files) as progress:
+    with _opened(names[:inputs], options) as dump, run_of(options, dump, made_files) as progress:
         result = filter_dump(
             dump,
             outputs,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vmfilter.cli.parser import Parser
     from vmfilter.console.progress import ProgressLines, ProgressPrinter
+    from vmfilter.reader import Dump
     from vmfilter.run import Progress
 
 NEW = "the new dump"
@@ -232,10 +233,14 @@ def progress_of(options: Namespace) -> Iterator[ProgressLines | ProgressPrinter 
 
 
 @contextmanager
-def run_of(options: Namespace, outputs: Sequence[str]) -> Iterator[Progress | None]:
+def run_of(options: Namespace, dump: Dump, outputs: Sequence[str]) -> Iterator[Progress | None]:
     """Yield the Progress of a run that writes a dump to outputs; - is standard output."""
     from vmfilter.console.signals import EndsBetweenPages
 
+    if options.force:
+        from vmfilter.cli.guard import check
+
+        check(dump, outputs)
     with progress_of(options) as progress:
         yield EndsBetweenPages(progress, "-" in outputs) if options.keep_incomplete else progress
 

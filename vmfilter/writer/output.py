@@ -130,7 +130,7 @@ class Destination:
 
         Raises:
             CodecError: the codec is not available here.
-            OutputError: the new file is the source, or a dump with more of the same crash.
+            OutputError: the new file is the source.
 
         """
         self.files, self.form = files, form
@@ -142,10 +142,6 @@ class Destination:
         self.copies = self.codec == keep and ":" not in (compress or "")
         for file in files:
             _refuse_same_file(dump, file)
-        if form.force and not form.dry_run:
-            from vmfilter.writer import guard
-
-            guard.check(dump, [file for file in files if isinstance(file, str)])
 
     def budget(self) -> Budget:
         """Return the limits of threads and chunks; they depend on the memory in use now."""

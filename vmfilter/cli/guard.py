@@ -1,4 +1,4 @@
-"""What force must not do: replace a dump by what is made from a smaller one of the same crash, its own descendant."""
+"""What --force must not do: replace a dump by what is made from a smaller one of the same crash, its own descendant."""
 
 from __future__ import annotations
 
