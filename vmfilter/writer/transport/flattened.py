@@ -100,8 +100,9 @@ class FlattenedTransport:
         """Give the stream what was collected for it, and parts."""
         ahead, self._ahead = self._ahead, bytearray()
         at = self._at - len(ahead) - sum(map(len, parts))
+        ahead += b"".join(parts[:-1])  # a record's head is not worth a call that wakes the reader of a pipe
         try:
-            for part in (ahead, *parts):
+            for part in (ahead, *parts[-1:]):
                 if part:
                     self._below.stream(at, part)
                     at += len(part)
