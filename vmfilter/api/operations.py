@@ -206,7 +206,7 @@ def _check_rules(rules: object) -> None:
 
 def _written(found: Counts, files: Sequence[object]) -> Statistics:
     outputs = [*map(name_of, files)]
-    warnings = [*cautions(found, " ".join(outputs))]
+    warnings = tuple(cautions(found, " ".join(outputs)))
     return Statistics.of(found, dump_data(found, outputs, warnings), outputs=outputs, warnings=warnings)
 
 
