@@ -172,7 +172,7 @@ def test_vmlinux_without_dwarf_is_said_and_a_list_needs_none(
     file = vmlinux(tmp_path / "vmlinux", [("_stext", "T", 0x1000)], b"", {".BTF": s.types.build()})
     (tmp_path / "conf").write_text(LOOPS + "erase mystruct1.name")
     ran = run("filter", "-x", file, "--config", tmp_path / "conf", vmcore("x86_64"), tmp_path / "dump")
-    assert ran.status == 0
+    assert ran.status == 7
     assert f"write (TYPE)mystruct1; {file}: has no DWARF, and a file with its debug information is not" in ran.err
     assert scene().places["private of element 2"][1] not in memory_of(tmp_path / "dump")
 
