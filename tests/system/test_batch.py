@@ -27,9 +27,9 @@ from tinyvmcore import vmcore
 import vmfilter
 from vmfilter.convert import convert_dump
 from vmfilter.crash.signature import signature
-from vmfilter.errors import InputError, OutputError, UsageError
+from vmfilter.errors import InputError, OutputError, UsageError, VmfilterError
 from vmfilter.filter import filter_dump
-from vmfilter.fleet import worker
+from vmfilter.fleet import engine, worker
 from vmfilter.fleet.batch import Batch, Plan
 from vmfilter.fleet.engine import cluster, run_tasks
 from vmfilter.fleet.facts import COLUMNS
@@ -250,6 +250,15 @@ def test_a_dump_that_kills_every_worker_is_a_failure(
     records = done(client, task(dump, tmp_path / "x")._replace(job="deadly"), task(dump, tmp_path / "good"))
     assert {r.status for r in records} == {"killed", "done"}
     assert f"{dump}: each worker that had it died" in {r.error for r in records}
+
+
+def test_a_batch_without_workers_ends(tmp_path: Path, dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine._SETTINGS, "distributed.scheduler.no-workers-timeout", "1 s")
+    with cluster(None, 1) as client:
+        client.cluster.scale(0)
+        wait_for(lambda: not client.scheduler_info()["workers"])
+        with pytest.raises(VmfilterError, match="the cluster failed: "):
+            run_tasks(client, [task(dump, tmp_path / "out")], lambda record: None)
 
 
 def test_memory_of_a_process_is_bounded(tmp_path: Path, dump: Path) -> None:

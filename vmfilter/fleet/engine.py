@@ -27,8 +27,12 @@ _AHEAD = 500
 _CONNECT = 30
 """Seconds to reach a scheduler."""
 _LOGGERS = "distributed", "distributed.client"
-# A worker has no task but those that it works on: if it dies, no other dump is suspected.
-_SETTINGS = {"distributed.scheduler.worker-saturation": 1.0}
+_SETTINGS = {
+    # A worker has no task but those that it works on: if it dies, no other dump is suspected.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Dask gives up a worker that does not start again in time, and would wait for others for ever.
+    "distributed.scheduler.no-workers-timeout": "120 s",
+}
 
 
 @contextmanager
