@@ -215,7 +215,7 @@ def test_such_a_dump_says_why_it_cannot_be_filtered(tmp_path: Path) -> None:
         f"OFFSET(page.{name})={i * 8}" for i, name in enumerate(("flags", "lru", "_mapcount", "mapping", "private"))
     ]
     with space.dump(tmp_path, said) as dump:
-        with pytest.raises(KernelError, match=r"mem_section.*nothing can be read there; -d 1"):
+        with pytest.raises(KernelError, match=r"mem_section.*nothing can be read there; level=1 "):
             vmfilter.filter_dump(dump, tmp_path / "out")
         result = vmfilter.filter_dump(dump, tmp_path / "out", level=1)
         assert any("mem_section" in warning for warning in result.warnings)

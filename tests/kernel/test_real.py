@@ -288,7 +288,7 @@ def test_each_form_of_page_tables_is_really_there(
 def test_a_riscv64_vmcore_of_kexec_load_has_no_struct_pages(real: Callable[[str], Path], tmp_path: Path) -> None:
     """Its first page tables are missing too, as kexec-tools omits "Reserved" memory. All pages are kept."""
     vmcore = real("riscv64-6.12-reserved")
-    with pytest.raises(vmfilter.KernelError, match=r"mem_section.* -d 1 "):
+    with pytest.raises(vmfilter.KernelError, match=r"mem_section.* level=1 "):
         vmfilter.filter_dump(vmcore, tmp_path / "dump")
     vmfilter.filter_dump(vmcore, tmp_path / "dump", level=1)
     dump = Kdump(tmp_path / "dump")
