@@ -28,14 +28,14 @@ EXIT_STATUSES = {
     "4": "the output cannot be written, or already exists",
     "5": "the crashed kernel cannot be analysed (no VMCOREINFO, unsupported machine, damaged memory)",
     "6": "the dump is incomplete and marked so, perhaps because its input was",
-    "7": "the dump contains what was to be erased; it may be incomplete as well",
+    "7": "the dump still contains data that should have been erased; it may also be incomplete",
     "128 + N": "ended by signal N",
 }
 """Meaning of each exit status of the commands."""
 INCOMPLETE = 6
 """Exit status if the dump is incomplete and marked so."""
 NOT_ERASED = 7
-"""Exit status if the dump contains what was to be erased."""
+"""Exit status if the dump still contains data that should have been erased."""
 HIGHEST = (1 << 64) - 1
 """Highest address."""
 _LONGEST_WORD = 40  # that may be a name misspelt

@@ -235,7 +235,7 @@ def test_every_command_takes_urls(source: Path, s3: Any, run: Run) -> None:
 
 
 def test_every_option_that_names_a_file_takes_urls(tmp_path: Path, run: Run) -> None:
-    """What is fetched once serves all that opens it, and what is not there is one line."""
+    """A file is fetched once, however often it is opened; a missing one is an error of one line."""
     machine = Synthetic()
     machine.extra += [f"BUILD-ID={bytes(20).hex()}", f"SYMBOL(_stext)={machine.symbol(machine.text):x}"]
     source = machine.write(tmp_path / "vmcore")

@@ -198,7 +198,7 @@ def test_every_command_takes_urls(store: Store, source: Path, run: Run) -> None:
 
 
 def test_a_batch_reads_and_writes_a_store(store: Store, tmp_path: Path) -> None:
-    """And knows what it has done by what the store says of its objects."""
+    """A second run skips what is done, by the digests and times that the store reports."""
     fleet = small_fleet(tmp_path / "fleet")
     (fleet / "pipe").unlink()
     store.files.put(f"{fleet}/", "dumps/fleet/", recursive=True)

@@ -92,7 +92,7 @@ def test_types_correct_what_a_witness_convicts(tmp_path: Path, wrong: str, right
     (said,) = result.warnings
     assert doubt in said
     assert said.endswith(CORRECTED.format(wrong, right))
-    with open_dump(tmp_path / "dump") as dump:  # so whoever reads it next has no doubt
+    with open_dump(tmp_path / "dump") as dump:  # its VMCOREINFO is right, so no reader doubts it
         info = vmcoreinfo_of(dump)
     assert info
     assert f"{wrong.partition('=')[0]}={right}" in info.text.splitlines()

@@ -1,6 +1,7 @@
 """vmfilter stats, judged by the kernel: nodes and zones by its struct zones and its log, free pages by its counters.
 
-drgn reads these with the kernel's debug information. Where that is no longer to be had, vmfilter's own types do.
+drgn reads these with the kernel's debug information. Where the archive has no debug package of the
+kernel any more, its own types (BTF) serve instead.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class _Plain:
 
 
 def _take(argument: _Argument, names: list[str], most: int, optional: bool) -> Any:
-    """Remove the words of an argument from names, at most so many; return its value."""
+    """Remove up to most words from names, those of this argument; return its value."""
     if most < 1:
         if not optional:
             raise _NotPlainError

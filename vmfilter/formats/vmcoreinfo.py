@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from vmfilter.errors import KernelError
 
-_DIGITS = "0123456789"
-_HEXDIGITS = f"{_DIGITS}abcdefABCDEF"
+_HEXDIGITS = frozenset("0123456789abcdefABCDEF")
 _NOT_FOUND = f"={(1 << 63) - 2}"  # FOUND_ARRAY_TYPE of makedumpfile.h
 _KINDS = ("SYMBOL", "SIZE", "OFFSET", "LENGTH", "NUMBER")
 
@@ -145,9 +144,10 @@ class Vmcoreinfo:
 
     def version(self) -> tuple[int, int]:
         """Return the kernel version, or (0, 0) if OSRELEASE does not contain it. Use it only as a last resort."""
-        major, dot, rest = (self.plain("OSRELEASE") or "").partition(".")
-        minor = rest[: len(rest) - len(rest.lstrip(_DIGITS))]
-        if not dot or not all(0 < len(number) < 10 and set(number) <= set(_DIGITS) for number in (major, minor)):
+        major, _, rest = (self.plain("OSRELEASE") or "").partition(".")
+        minor = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        numbers = major, minor
+        if not all(number.isascii() and number.isdecimal() and len(number) < 10 for number in numbers):
             return 0, 0
         return int(major), int(minor)
 
@@ -155,6 +155,6 @@ class Vmcoreinfo:
 def _moved(line: str, offset: int) -> str:
     """Return a line with its address moved, if it is one of a symbol."""
     key, equals, value = line.partition("=")
-    if not (equals and key.startswith("SYMBOL(") and 0 < len(value) <= 16 and set(value) <= set(_HEXDIGITS)):
+    if not (equals and key.startswith("SYMBOL(") and 0 < len(value) <= 16 and _HEXDIGITS.issuperset(value)):
         return line
     return f"{key}={int(value, 16) + offset & (1 << 64) - 1:x}"

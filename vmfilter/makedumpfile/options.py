@@ -190,7 +190,7 @@ def _whole(name: str) -> str:
 def taken_apart(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield options with their values, and names with "" for an option, as getopt_long(3) finds them.
 
-    Python's getopt imports gettext, and that what a small dump takes longer to import than to classify.
+    Python's getopt is not used: it imports gettext and re, which takes longer than classifying a small dump.
     """
     rest = iter(arguments)
 

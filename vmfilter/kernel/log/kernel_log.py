@@ -222,9 +222,9 @@ class KernelLog:
 
 
 def _line(line: bytes, cleared: bool | None) -> Record:
-    level = facility = ts_nsec = None
     import re  # here: a filter reads where the log is, and none of its lines
 
+    level = facility = ts_nsec = None
     match = re.match(_BEGINNING, line)
     if match:
         line = line[match.end() :]
