@@ -15,9 +15,9 @@ from secretbuilder import Secrets
 from typesbuilder import UNION, Types, debugged
 
 from vmfilter.errors import NOT_ERASED
-from vmfilter.extension import KernelError, Machine, walk
+from vmfilter.extension import KernelError, Machine, shipped, walk
 from vmfilter.extension import machine as machine_module
-from vmfilter.extension.load import shipped
+from vmfilter.extension.shipped import SHIPPED
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.reader import open_dump
@@ -313,8 +313,13 @@ def test_the_examples_of_the_document_run(vmcore: Path, run: Run, tmp_path: Path
         ran = run("filter", "--force", "--extension", path, vmcore, tmp_path / "dump")
         assert ran.status in (0, NOT_ERASED)  # the synthetic kernel lacks what they look for
         assert "Error" not in ran.err
-    for name in shipped():
+    for name in SHIPPED:
         assert f"`{name}`" in document
+
+
+def test_all_shipped_extensions_are_listed() -> None:
+    files = {path.stem for path in Path(str(shipped.__file__)).parent.glob("*.py")}
+    assert files - {"__init__"} == set(SHIPPED)
 
 
 # Those that come with vmfilter, on structures made here

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from drgn.helpers.linux import (
 from judges import debug_vmlinux
 
 from vmfilter.extension import Machine, walk
-from vmfilter.extension.load import path_of
+from vmfilter.extension.load import rules_of
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.reader import open_dump
@@ -94,7 +93,7 @@ def test_keys_are_found_and_erased(
     lab: Lab, machine: Callable[[str], Machine], run: Run, tmp_path: Path, name: str
 ) -> None:
     m = machine(name)
-    runpy.run_path(path_of("keys"))["rules"](m)
+    rules_of("keys")(m)
     assert m.warnings == []
     assert m.pieces
     made = tmp_path / "dump"

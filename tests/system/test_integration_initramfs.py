@@ -15,9 +15,12 @@ import logbuilder
 import pytest
 from kernelbuilder import FLAVOURS, Synthetic
 from namespaces import needs_namespace, needs_program, run_over
+from typesbuilder import Types, debugged
 
 from vmfilter.cli import main
 from vmfilter.formats.codec import native_libraries
+from vmfilter.integration.archive import names_in
+from vmfilter.integration.collect import ARCHIVE, _Needed
 from vmfilter.integration.install import install
 
 VERSION = "6.1.0-test"  # no such kernel is here: the initramfs contains no modules
@@ -43,6 +46,8 @@ vmfilter filter -q --compress lzo --dedup vmcore lzo
 vmfilter filter -q --compress snappy --split vmcore snappy.1 snappy.2
 vmfilter filter -q --compress lz4 vmcore lz4
 vmfilter filter -q --limit 1M vmcore part
+vmfilter filter -q --extension zfs_arc typed.vmcore shipped
+vmfilter filter -q --extension rules.py typed.vmcore own
 vmfilter filter -q vmcore -
 vmfilter convert -q --format elf lzo elf
 vmfilter info vmcore
@@ -61,7 +66,8 @@ makedumpfile --dump-dmesg log.vmcore log
 makedumpfile -R rearranged < flat
 vmfilter rearrange again < flat
 """
-MADE = {"dump", "zlib", "lzo", "snappy.2", "lz4", "part", "elf", "made", "two", "joined", "log", "rearranged", "again"}
+MADE = {"dump", "zlib", "lzo", "snappy.2", "lz4", "part", "shipped", "own", "elf", "made", "two", "joined", "log"}
+MADE |= {"rearranged", "again"}
 
 
 def installed(folder: Path) -> Path:
@@ -121,6 +127,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, real: Callable[[str], Path]
     logging.write(folder / "log.vmcore")
     with (folder / "flat").open("wb") as flat:
         subprocess.run([SCRIPTS / "vmfilter", "filter", "-q", folder / "vmcore", "-"], stdout=flat, check=True)
+    typed = Synthetic()
+    debugged(typed, Types(8, "<"))
+    typed.write(folder / "typed.vmcore")
+    (folder / "rules.py").write_text("from vmfilter.extension import walk\n\ndef rules(machine):\n    assert walk\n")
     return folder
 
 
@@ -228,9 +238,19 @@ def test_unneeded_files_stay_out(tmp_path: Path, capsys: pytest.CaptureFixture[s
     objects = capsys.readouterr().out.splitlines()
     assert objects[0] == os.path.realpath(objects[0])
     assert [p for p in objects if not Path(p).is_absolute() or not Path(p).exists()] == []
-    modules = {p.stem for p in tmp_path.rglob("*.pyc")} | {Path(p).name.partition(".")[0] for p in objects[1:]}
+    archived = names_in((tmp_path / ARCHIVE).read_bytes())
+    modules = {name.rpartition(".")[2] for name in archived}
+    files = {Path(file).name.partition(".")[0] for file in objects[1:]}
+    assert {"_core", "_cffi_backend"} <= files <= modules
     # the last two are loaded on use: locale to print help, ascii to read a file
-    assert {"_core", "_cffi_backend", "x86_64", "locale", "ascii"} <= modules
+    assert {"x86_64", "locale", "ascii"} <= modules
+    assert {p.stem for p in tmp_path.rglob("*.pyc")} == {
+        "__future__",
+        "os",
+        "__init__",
+        "aliases",
+        "utf_8",
+    }  # of encodings
     # needed only to install, for networks, by compilers or in tests
     assert not modules & {"trace", "install", "pytest", "subprocess", "_ssl", "_hashlib", "cparser"}
     stand_ins = {"zstd": "backend_c", "lz4": "_block"}
@@ -253,6 +273,7 @@ def test_an_interpreter_is_started_whatever_its_path(
     monkeypatch.setattr("vmfilter.integration.collect._interpreter", lambda: str(interpreter))
     assert main(["kdump", "collect", str(root)]) == 0
     launcher = root / "usr/bin/vmfilter-makedumpfile"
+    launcher.write_text(launcher.read_text().replace(f"/{ARCHIVE}", str(root / ARCHIVE)))
     # dracut's dracut-install -R aborts the build if this program does not exist on the machine.
     assert launcher.read_text().startswith(f"#!{interpreter} " if direct else "#!/bin/sh\n")
     status, version, _ = outcome([str(launcher), "-v"], os.devnull)
@@ -271,7 +292,7 @@ def test_the_running_system_is_not_taken_for_an_initramfs(
 ) -> None:
     """Its own vmfilter would be overwritten; this test has nothing that could overwrite it."""
     monkeypatch.setattr("vmfilter.integration.collect._PROGRAMS", ())
-    monkeypatch.setattr("vmfilter.integration.collect._needed", lambda interpreter: {})
+    monkeypatch.setattr("vmfilter.integration.collect._needed", lambda interpreter: _Needed({}, {}))
     assert main(["kdump", "collect", "/"]) == 4
     assert capsys.readouterr().err == "vmfilter: /: is the running system; name the root of the initramfs\n"
 

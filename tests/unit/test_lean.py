@@ -1,7 +1,10 @@
-"""lean.NamedTuple does what typing.NamedTuple does."""
+"""lean.NamedTuple does what typing.NamedTuple does, and lean.IntEnum and lean.StrEnum what those of enum do."""
 
 from __future__ import annotations
 
+import copy
+import enum
+import json
 import pickle
 import typing
 from typing import Any
@@ -80,3 +83,68 @@ def test_a_member_cannot_be_changed_and_no_other_be_added() -> None:
     for name in "start", "other":
         with pytest.raises(AttributeError):
             setattr(Ours(1), name, 2)
+
+
+lean_int_enum: Any = lean.IntEnum
+lean_str_enum: Any = lean.StrEnum
+
+
+class OurNumbers(lean_int_enum):  # type: ignore[misc]
+    """Numbers."""
+
+    NONE = 0
+    ONE = 1
+
+
+class TheirNumbers(enum.IntEnum):
+    """Numbers."""
+
+    NONE = 0
+    ONE = 1
+
+
+class OurTexts(lean_str_enum):  # type: ignore[misc]
+    A = "a b"
+    B = ""
+
+
+class TheirTexts(enum.StrEnum):
+    A = "a b"
+    B = ""
+
+
+def behaviour_of_members(kind: Any) -> list[Any]:
+    one = next(iter(kind))
+    return [
+        [(member.name, member.value, type(member.value)) for member in kind],
+        list(kind.__members__),
+        len(kind),
+        one.value in kind.__members__.values(),
+        kind(one.value) is one,
+        kind(one) is one,
+        kind[one.name] is one,
+        isinstance(one, kind),
+        {one: 1}[one.value],
+        f"{one} {one!s:>5} {one!r}".replace("Their", "Our"),
+        json.dumps({"member": one, "list": list(kind)}),
+        [copied is one for copied in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one)))],
+        kind.__doc__ if kind.__name__.endswith("Numbers") else None,
+    ]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(OurNumbers, TheirNumbers), (OurTexts, TheirTexts)])
+def test_members_are_as_those_of_enum(ours: Any, theirs: Any) -> None:
+    assert behaviour_of_members(ours) == behaviour_of_members(theirs)
+
+
+def test_numbers_with_names_count_as_numbers() -> None:
+    for kind in OurNumbers, TheirNumbers:
+        assert [kind.ONE + 1, b"%c" % kind.ONE, f"{kind.ONE:02d}", bytes([kind.ONE])] == [2, b"\1", "01", b"\1"]
+
+
+def test_a_value_or_name_of_no_member_is_refused() -> None:
+    for kind, value in (OurNumbers, 2), (TheirNumbers, 2), (OurTexts, "c"), (TheirTexts, "c"):
+        with pytest.raises(ValueError, match="is not a valid"):
+            kind(value)
+        with pytest.raises(KeyError):
+            kind["C"]

@@ -6,10 +6,10 @@ CONTRIBUTING.md contains the recipe for a new one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 
 from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.errors import KernelError
+from vmfilter.lean import import_module
 
 # (e_machine of the ELF header, little-endian): module. The ELF class does not identify the machine: kexec writes 64-bit
 # headers for 32-bit machines with much memory, and 32-bit headers on request.

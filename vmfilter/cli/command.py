@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 
 from vmfilter.cli.parser import Parser
 from vmfilter.cli.plain import COMMANDS
 from vmfilter.console.output import flush, show
 from vmfilter.errors import EXIT_STATUSES
+from vmfilter.lean import import_module
 
 _EXAMPLES = {
     "vmfilter filter /proc/vmcore dump": "make a small dump, in a capture kernel or of a copy",

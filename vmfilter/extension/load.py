@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from types import ModuleType
 
 from vmfilter.erase.plan import Plan
 from vmfilter.errors import KernelError, UsageError
 from vmfilter.extension.machine import Machine
+from vmfilter.extension.shipped import SHIPPED
 from vmfilter.kernel.types.debug_info import debug_info
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, import_module
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 
-_SHIPPED = os.path.join(os.path.dirname(__file__), "shipped")
 
-
-def shipped() -> list[str]:
-    """Return the names of the extensions of this package."""
-    return sorted(name.removesuffix(".py") for name in os.listdir(_SHIPPED) if name.endswith(".py") and name[0] != "_")
-
-
-def path_of(name: str) -> str:
-    """Return the path of an extension, given its path or the name of a shipped one. Raises UsageError without one."""
-    path = os.path.join(_SHIPPED, f"{name}.py") if name in shipped() else name
-    if not os.path.isfile(path):
-        raise UsageError(f"extension {name:.200}: no such file, and none of {', '.join(shipped())}")
-    return path
+def rules_of(name: str) -> Any:
+    """Return what an extension defines as rules, None if that is nothing; name: a shipped extension, or a path."""
+    if name in SHIPPED:
+        return import_module(f"vmfilter.extension.shipped.{name}").rules
+    module = ModuleType(f"extension {name}")
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    with open(name, "rb") as file:
+        exec(compile(file.read(), name, "exec", dont_inherit=True), module.__dict__)
+    return getattr(module, "rules", None)
 
 
 def extend(plan: Plan, dump: Dump, kernel: Kernel, names: Sequence[str]) -> None:
@@ -41,19 +40,21 @@ def extend(plan: Plan, dump: Dump, kernel: Kernel, names: Sequence[str]) -> None
         plan: to add to.
         dump: the dump.
         kernel: its kernel.
-        names: as path_of() takes them.
+        names: of shipped extensions, or paths of others.
 
     Raises:
         UsageError: there is no such extension.
         KernelError: the kernel's symbols cannot be found, or are not in the dump.
 
     """
-    paths = [path_of(name) for name in names]
+    for name in names:
+        if name not in SHIPPED and not os.path.isfile(name):
+            raise UsageError(f"extension {name:.200}: no such file, and none of {', '.join(SHIPPED)}")
     info = debug_info(kernel)
-    for name, path in zip(names, paths, strict=True):
+    for name in names:
         machine = Machine(dump, kernel, info)
         try:
-            rules = runpy.run_path(path).get("rules")
+            rules = rules_of(name)
             if not callable(rules):
                 raise KernelError("it defines no function rules()")
             with redirect_stdout(sys.stderr):  # the new dump may go to standard output

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from enum import IntEnum
 
 from vmfilter import native
+from vmfilter.lean import IntEnum
 
 
 class PageClass(IntEnum):

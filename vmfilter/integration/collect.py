@@ -1,34 +1,49 @@
 """Writes vmfilter and the Python modules that it needs to an initramfs under construction.
 
-Modules become bytecode without source, at the same path as on this machine: an interpreter and its libraries rely on
-their own location (the prefix, RUNPATH with $ORIGIN). The interpreter and extension modules are only listed, because
-the tools that build an initramfs copy such files together with their shared objects.
+Modules become bytecode without source, in one archive (archive.py); those that an interpreter loads before it can read
+that stay at their path. The interpreter and extension modules are only listed, because the tools that build an
+initramfs copy such files together with their shared objects, to the same path as on this machine: both rely on their
+own location (the prefix, RUNPATH with $ORIGIN).
 """
 
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import py_compile
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import CodeType
+from typing import NamedTuple
 
 import vmfilter
 from vmfilter.errors import OutputError, VmfilterError
+from vmfilter.integration.archive import pack
 
 _PROGRAMS = ("vmfilter", "vmfilter-makedumpfile")
+ARCHIVE = "usr/lib/vmfilter/modules"
+"""Where the archive is, in an initramfs."""
 _LAUNCHER = """\
 {start}
+import marshal
+import posix
 import sys
 
-sys.path += {directories}
+fd = posix.open("/{archive}", posix.O_CLOEXEC)
+code, index = marshal.loads(posix.pread(fd, {begin}, 0))
+names = {{"__name__": "archive"}}
+exec(code, names)
+sys.meta_path.insert(0, names["Archive"](fd, {begin}, index))
 from vmfilter.cli import main
 
 sys.exit(main())
 """
+_PYC_HEADER = 16  # bytes before the marshalled code: PEP 552
 _LINE_BYTES = 127
 """Length of a #! line that every kernel reads in full. Since 6eb3c3d0a52d ("exec: increase BINPRM_BUF_SIZE to 256"),
 v5.1, the limit is 255 bytes."""
@@ -52,29 +67,65 @@ def _start(interpreter: str) -> str:
     return f"#!/bin/sh\n'''exec' {shlex.quote(interpreter)} -ISXutf8 \"$0\" \"$@\"\n' '''"
 
 
-def _needed(interpreter: str) -> dict[str, Path]:
-    """Return the file of each module that vmfilter needs, by module name."""
+class _Needed(NamedTuple):
+    """Modules that vmfilter needs: the file of each, by name.
+
+    Attributes:
+        first: those that an interpreter loads before anything else.
+        others: all others.
+
+    """
+
+    first: dict[str, str]
+    others: dict[str, str]
+
+
+def _needed(interpreter: str) -> _Needed:
+    """Return the modules that vmfilter needs."""
     directories = [str(Path(vmfilter.__path__[0]).parent), *(p for p in sys.path if os.path.isdir(p))]
     command = [interpreter, "-IS", str(Path(__file__).with_name("trace.py")), *directories]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         why = (result.stderr.splitlines() or [f"exit status {result.returncode}"])[-1]
         raise VmfilterError(f"{interpreter}: cannot load vmfilter's modules: {why}")
-    return {name: Path(file) for name, file in json.loads(result.stdout).items()}
+    return _Needed(**json.loads(result.stdout))
 
 
-def _directory(name: str, file: Path) -> str:
-    """Return the entry of sys.path under which a module was found."""
-    return str(file.parents[name.count(".") + (file.stem == "__init__")])
+def _is_python(file: str) -> bool:
+    return file.endswith((".py", ".pyc"))
 
 
-def _write_bytecode(source: Path, target: Path) -> None:
+def _code(file: str) -> CodeType:
+    """Return the code of a Python file, or of one that is bytecode already."""
+    path = Path(file)
+    if path.suffix == ".pyc":
+        code = marshal.loads(path.read_bytes()[_PYC_HEADER:])
+        assert isinstance(code, CodeType)
+        return code
+    return compile(path.read_bytes(), file, "exec", dont_inherit=True)
+
+
+def _write_bytecode(file: str, root: Path) -> None:
+    """Write a Python file to its path in the initramfs, as bytecode."""
+    source = Path(file)
+    target = root / source.relative_to("/").with_suffix(".pyc")
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".pyc":
         shutil.copyfile(source, target)
     else:  # unchecked hashes instead of timestamps make the initramfs reproducible
         unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
         py_compile.compile(str(source), str(target), doraise=True, invalidation_mode=unchecked)
+
+
+def _write_archive(files: Mapping[str, str], root: Path) -> int:
+    """Write the archive of modules, and return the size of its begin."""
+    code = {name: _code(file) for name, file in files.items() if _is_python(file)}
+    packages = [name for name, file in files.items() if Path(file).stem == "__init__"]
+    archive, begin = pack(code, files, packages, _code(str(Path(__file__).with_name("archive.py"))))
+    path = root / ARCHIVE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(archive)
+    return begin
 
 
 def collect(initramfs: str | os.PathLike[str]) -> list[str]:
@@ -98,17 +149,16 @@ def collect(initramfs: str | os.PathLike[str]) -> list[str]:
     if root.samefile("/"):
         raise OutputError(f"{root}: is the running system; name the root of the initramfs")
     needed = _needed(interpreter)
-    pure = [file for file in needed.values() if file.suffix in {".py", ".pyc"}]
-    ours = {n: file for n, file in needed.items() if n.partition(".")[0] not in sys.stdlib_module_names}
-    directories = list(dict.fromkeys(_directory(name, file) for name, file in ours.items()))
     try:
-        for file in pure:
-            _write_bytecode(file, root / file.relative_to("/").with_suffix(".pyc"))
+        for file in filter(_is_python, needed.first.values()):
+            _write_bytecode(file, root)
+        begin = _write_archive(needed.others, root)
         for program in _PROGRAMS:
             launcher = root / "usr/bin" / program
             launcher.parent.mkdir(parents=True, exist_ok=True)
-            launcher.write_text(_LAUNCHER.format(start=_start(interpreter), directories=directories))
+            launcher.write_text(_LAUNCHER.format(start=_start(interpreter), archive=ARCHIVE, begin=begin))
             launcher.chmod(0o755)
     except OSError as e:
         raise OutputError(f"{e.filename or root}: {e.strerror}") from e
-    return [interpreter, *(str(file) for file in needed.values() if file not in pure)]
+    extensions = [file for files in needed for file in files.values() if not _is_python(file)]
+    return [interpreter, *extensions]

@@ -6,13 +6,15 @@ OpenSSL, packages of extras with the modules that need them, those that only rep
 parts of vmfilter that no initramfs needs.
 
 Arguments: directories to search for modules, after the interpreter's own.
-Output: a JSON object that maps the name of each module loaded from a file to that file.
+Output: a JSON object with two maps from the name of a module to its file. "first" has those that an interpreter loads
+before anything else, "others" the rest.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import PathFinder  # importlib.machinery has it too, and loads more modules
 
 
 class _Finder:
@@ -23,12 +25,13 @@ class _Finder:
 
     def __init__(self) -> None:
         specs = [m.__spec__ for m in sys.modules.values()]
-        self.files = {s.name: s.origin for s in specs if s and s.has_location}
+        self.first = {s.name: s.origin for s in specs if s and s.has_location}
+        self.others: dict[str, str | None] = {}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target)
-        if spec and spec.has_location:
-            self.files[name] = spec.origin
+        if spec and spec.has_location and name not in self.first:
+            self.others[name] = spec.origin
         return spec
 
 
@@ -112,4 +115,4 @@ def _load(modules: dict[str, ModuleType | None]) -> None:
 if __name__ == "__main__":
     _load(cast("dict[str, ModuleType | None]", sys.modules))
     # os is frozen, but an interpreter locates its library by this file
-    print(json.dumps({**finder.files, "os": os.__file__}))
+    print(json.dumps({"first": {**finder.first, "os": os.__file__}, "others": finder.others}))

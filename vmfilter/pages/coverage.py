@@ -7,13 +7,12 @@ that moment. Memory plugged later is missing from every dump until the crash ker
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import islice
 
 from vmfilter import native
 from vmfilter.errors import KernelError
 from vmfilter.frames.ranges import merged
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, StrEnum
 
 if TYPE_CHECKING:
     from vmfilter.kernel.kernel import Kernel

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from vmfilter.errors import KernelError
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, IntEnum, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
