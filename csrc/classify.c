@@ -3,7 +3,6 @@
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 #include <string.h>
-#include <unistd.h>
 
 #include "page.h"
 
@@ -321,14 +320,6 @@ struct place {
 	const struct vmf_extent *extent, *end;
 };
 
-/* Reads up to size bytes of a file, or of a mapping if fd is -1. Returns their number, not positive if none can be read. */
-static int64_t read_some(int fd, uint64_t offset, uint8_t *out, uint64_t size)
-{
-	if (fd < 0)
-		return vmf_copy_mapped((const uint8_t *)(uintptr_t)offset, out, size);
-	return pread(fd, out, size, (off_t)offset);
-}
-
 /* Reads size bytes at byte `at` of the array, which is not before the place. Returns 0, or -1 if it cannot be read. */
 static int read_array(int fd, struct place *place, uint64_t at, uint64_t size, uint8_t *out)
 {
@@ -345,7 +336,7 @@ static int read_array(int fd, struct place *place, uint64_t at, uint64_t size, u
 		}
 		if (part > e->size - (at - e->at))
 			part = e->size - (at - e->at);
-		n = read_some(fd, e->offset + (at - e->at), out, part);
+		n = vmf_read(fd, e->offset + (at - e->at), out, part);
 		if (n <= 0)
 			return -1;
 		at += (uint64_t)n;

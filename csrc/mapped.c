@@ -31,3 +31,35 @@ int64_t vmf_copy_mapped(const uint8_t *mapped, uint8_t *out, uint64_t size)
 	}
 	return (int64_t)done;
 }
+
+int64_t vmf_read(int fd, uint64_t offset, uint8_t *out, uint64_t size)
+{
+	if (fd < 0)
+		return vmf_copy_mapped((const uint8_t *)(uintptr_t)offset, out, size);
+	return pread(fd, out, size, (off_t)offset);
+}
+
+/* Reads an extent to its place. Returns whether all of it could be read. */
+static int read_extent(int fd, const struct vmf_extent *e, uint8_t *out)
+{
+	uint64_t done = 0;
+
+	while (done < e->size) {
+		int64_t n = vmf_read(fd, e->offset + done, out + e->at + done, e->size - done);
+
+		if (n <= 0)
+			return 0;
+		done += (uint64_t)n;
+	}
+	return 1;
+}
+
+uint64_t vmf_read_extents(int fd, const struct vmf_extent *extents, uint64_t count, uint8_t *out, uint64_t size)
+{
+	uint64_t i = 0;
+
+	while (i < count && extents[i].at <= size && extents[i].size <= size - extents[i].at &&
+	       read_extent(fd, &extents[i], out))
+		i++;
+	return i;
+}

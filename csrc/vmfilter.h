@@ -451,6 +451,29 @@ void vmf_mark_pointed(const uint8_t *data, uint64_t size, uint32_t word, int swa
  */
 int64_t vmf_copy_mapped(const uint8_t *mapped, uint8_t *out, uint64_t size);
 
+/*
+ * vmf_read() - read bytes of a file or of a mapping
+ * @fd: the file, which supports pread(); -1 if it is mapped, and @offset is an address
+ * @offset: of the first byte
+ * @out: out: @size bytes
+ * @size: bytes
+ *
+ * Return: number of bytes read, at most @size. Not positive if the first cannot be read.
+ */
+int64_t vmf_read(int fd, uint64_t offset, uint8_t *out, uint64_t size);
+
+/*
+ * vmf_read_extents() - read parts of a file or of a mapping
+ * @fd: as for vmf_read()
+ * @extents: in: @count extents, each with its place in @out
+ * @count: number of extents
+ * @out: out: buffer
+ * @size: bytes of @out
+ *
+ * Return: number of extents that are read. If this is less than @count, the next cannot be read, or has no room.
+ */
+uint64_t vmf_read_extents(int fd, const struct vmf_extent *extents, uint64_t count, uint8_t *out, uint64_t size);
+
 /* Instead of the bytes of a page's data: the page is lost. It has no data, and its descriptor is all zeros. */
 enum vmf_size {
 	VMF_LOST = 0x7fffffff

@@ -540,7 +540,7 @@ def mark_pointed(
 
 
 def address(mapped: ReadableBuffer) -> int:
-    """Return the address of the first byte of a mapping, for classify_file()."""
+    """Return the address of the first byte of a mapping, for classify_file() and read_extents()."""
     return int(ffi.cast("uintptr_t", _read("uint8_t[]", mapped)))
 
 
@@ -564,6 +564,28 @@ def copy_mapped(mapped: ReadableBuffer, out: WriteableBuffer) -> int:
     if n < 0:
         raise OSError(-n, os.strerror(-n))
     return n
+
+
+def read_extents(fd: int, extents: ReadableBuffer, out: WriteableBuffer) -> bool:
+    """Read parts of a file.
+
+    Args:
+        fd: the file; -1: it is mapped, and the offsets of the extents are addresses.
+        extents: the parts, EXTENT bytes each.
+        out: out: buffer; each extent says where in it its bytes go.
+
+    Returns:
+        Whether all of them could be read. If not, it is not known which bytes of the buffer are written.
+
+    Raises:
+        ValueError: the buffer is too small.
+
+    """
+    where, target = _read("struct vmf_extent[]", extents), _write("uint8_t[]", out)
+    n: int = lib.vmf_read_extents(fd, where, len(where), target, len(target))
+    if n < len(where):
+        _require(len(target), where[n].at + where[n].size)
+    return n == len(where)
 
 
 # Page codecs: csrc/codec.c, csrc/decode.c

@@ -163,19 +163,14 @@ class CompressingWorker:
         self._pages = memoryview(bytearray(CHUNK_BYTES))
 
     def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
-        size, count, used = self._page_size, 0, 0
-        lost: list[Lost] = []
-        packed = 0  # pages that were compressed before the last lost one, and that one
-        for pfn, n, _ in chunk:
-            view = self._pages[count * size : (count + n) * size]
-            for at, _, failure in self._memory.read_around(pfn * size, view, size):
-                i = count + at // size
-                used += self._pack(packed, i, out[used:], sizes)
-                sizes[i] = LOST
-                lost.append(Lost(pfn + at // size, str(failure)))
-                packed = i + 1
-            count += n
-        return Packed(count, used + self._pack(packed, count, out[used:], sizes), lost)
+        count = sum(n for _, n, _ in chunk)
+        lost, used, done = list[Lost](), 0, 0
+        for i, pfn, failure in self._memory.read_frames(chunk, self._page_size, self._pages[: count * self._page_size]):
+            used += self._pack(done, i, out[used:], sizes)
+            sizes[i] = LOST
+            lost.append(Lost(pfn, str(failure)))
+            done = i + 1
+        return Packed(count, used + self._pack(done, count, out[used:], sizes), lost)
 
     def _pack(self, first: int, end: int, out: memoryview, sizes: memoryview) -> int:
         """Compress pages [first, end) of the buffer; return the bytes written."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmfilter.formats.codec import Codec
+    from vmfilter.frames.frame_set import Stretch
     from vmfilter.reader.plain import PlainFile
 
 _MAX_READ = 1 << 30
@@ -161,6 +162,28 @@ class Memory:
                 # contains a memoryview in use.
                 lost.append((at, end, UnreadableError(str(e))))
             at = end
+        return lost
+
+    def read_frames(
+        self, stretches: Iterable[Stretch], page_size: int, view: memoryview
+    ) -> list[tuple[int, int, UnreadableError]]:
+        """Fill the view with pages, one after the other, and with zeros for those that cannot be read.
+
+        Args:
+            stretches: their frames.
+            page_size: bytes.
+            view: destination, page_size bytes for each frame.
+
+        Returns:
+            The pages that cannot be read, in ascending order: index in the view, frame, and reason.
+
+        """
+        lost, done = list[tuple[int, int, UnreadableError]](), 0
+        for pfn, count, _ in stretches:
+            pages = view[done * page_size : (done + count) * page_size]
+            for at, _, failure in self.read_around(pfn * page_size, pages, page_size):
+                lost.append((done + at // page_size, pfn + at // page_size, failure))
+            done += count
         return lost
 
     def read(self, address: int, size: int) -> bytes | None:

@@ -9,12 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import gt, lt
 
-from vmfilter.errors import InputError
+from vmfilter import native
+from vmfilter.errors import InputError, UnreadableError
 from vmfilter.formats.elf import PF_PMEM, Load
 from vmfilter.frames.classes import PageClass
-from vmfilter.lean import overload
+from vmfilter.lean import TYPE_CHECKING, overload
 from vmfilter.reader.dump import Dump, frames_named, listed
 from vmfilter.reader.source import Extents
+
+if TYPE_CHECKING:
+    from vmfilter.frames.frame_set import Stretch
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
@@ -220,6 +224,25 @@ class SegmentDump(Dump):
                 stop = at = min(at // _STEP * _STEP + _STEP, end)
         if first < stop:
             yield first, stop
+
+    def read_frames(
+        self, stretches: Iterable[Stretch], page_size: int, view: memoryview
+    ) -> list[tuple[int, int, UnreadableError]]:
+        # All stretches of a chunk are read by one call, unless one is not within a segment or cannot be read.
+        starts, ends, offsets = self.segments.starts, self.segments.ends, self.segments.offsets
+        parts, at = list[tuple[int, int, int]](), 0
+        for pfn, count, _ in stretches:
+            start, size = pfn * page_size, count * page_size
+            i = bisect_right(starts, start) - 1
+            if i < 0 or start + size > ends[i]:
+                break
+            parts.append((offsets[i] + start - starts[i], size, at))
+            at += size
+        else:
+            extents = self._source.extents(parts)
+            if extents and native.read_extents(extents.fd, extents.words, view):
+                return []
+        return super().read_frames(stretches, page_size, view)
 
     def read_into(self, address: int, view: memoryview) -> bool:
         end = address + len(view)
