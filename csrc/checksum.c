@@ -69,6 +69,13 @@ void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t
 	}
 }
 
+void vmf_sums_add_pieces(uint32_t *sums, uint32_t shift, const struct vmf_extent *extents, uint64_t count,
+			 const uint8_t *data)
+{
+	for (uint64_t i = 0; i < count; i++)
+		vmf_sums_add(sums, shift, extents[i].offset, data + extents[i].at, extents[i].size);
+}
+
 void vmf_sums_join(uint32_t *sums, uint64_t count, uint32_t shift)
 {
 	uint32_t factor = factor_of((uint64_t)1 << shift);

@@ -576,6 +576,39 @@ uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t
 			 uint64_t offset, uint64_t zero_offset, uint32_t codec_flag, int swap,
 			 struct vmf_descriptor *descriptors);
 
+/* struct vmf_stretch - @count page frames from @pfn on, before which the new dump has @index pages */
+struct vmf_stretch {
+	uint64_t pfn, count, index;
+};
+
+/*
+ * vmf_place_descriptors() - put page descriptors in the order in which a file has them
+ * @stretches: in: @count stretches of frames, in any order; none overlap
+ * @count: number of stretches
+ * @origin: file offset of the descriptor of the page with index 0; may have wrapped around
+ * @descriptors: in: of the pages of all stretches, back to back
+ * @extents: out: room for @count. Where the file has the descriptors, and where @data has them, in ascending order;
+ *	adjacent ones are one extent
+ * @data: out: as large as @descriptors
+ *
+ * Return: number of extents.
+ */
+uint64_t vmf_place_descriptors(const struct vmf_stretch *stretches, uint64_t count, uint64_t origin,
+			       const struct vmf_descriptor *descriptors, struct vmf_extent *extents, uint8_t *data);
+
+enum vmf_record {
+	VMF_RECORD = 16		/* bytes before the data of a record */
+};
+
+/*
+ * vmf_records() - make records of a flattened file: offset and size, both big-endian, and data
+ * @extents: in: for each record, its place in the dump and its data's place in @data
+ * @count: number of records
+ * @data: in: of all records
+ * @out: out: room for @count * VMF_RECORD bytes more than all data
+ */
+void vmf_records(const struct vmf_extent *extents, uint64_t count, const uint8_t *data, uint8_t *out);
+
 /*
  * vmf_swap_descriptors() - reverse the byte order of descriptors
  * @descriptors: in and out: @count descriptors
@@ -663,6 +696,16 @@ uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const u
  * @size: bytes
  */
 void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size);
+
+/*
+ * vmf_sums_add_pieces() - add pieces of a file to the checksums of its blocks
+ * @sums, @shift: as for vmf_sums_add()
+ * @extents: in: for each piece, its place in the file and in @data
+ * @count: number of pieces
+ * @data: in: of all pieces
+ */
+void vmf_sums_add_pieces(uint32_t *sums, uint32_t shift, const struct vmf_extent *extents, uint64_t count,
+			 const uint8_t *data);
 
 /*
  * vmf_sums_join() - join the checksums of each two blocks

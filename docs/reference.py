@@ -11,7 +11,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def section(name: str) -> str:
     doc = markdown(inspect.getdoc(found) or "")
     if inspect.isfunction(found):
         return f"## {name}\n\n{signature(found)}\n\n{doc}"
-    if issubclass(found, Enum):
+    if hasattr(found, "__members__"):  # an enumeration
         values = [wrapped(f"`{one}` = {value.value}", "- ") for one, value in found.__members__.items()]
         return f"## {name}\n\n{doc}\n\n" + "\n".join(values)
     if issubclass(found, Exception):

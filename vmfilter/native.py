@@ -25,6 +25,9 @@ DESCRIPTOR: int = ffi.sizeof("struct vmf_descriptor")
 EXTENT: int = ffi.sizeof("struct vmf_extent")
 """Size of an extent in bytes: u64 file offset, u64 size, u64 position in the buffer."""
 
+RECORD: int = lib.VMF_RECORD
+"""Bytes before the data of a record of a flattened file."""
+
 Field = tuple[int, int]
 """Offset and width of an unsigned member of a structure, in bytes; width 0 if there is no such member."""
 PageType = tuple[int, int]
@@ -967,6 +970,40 @@ class DedupTable:
         return left
 
 
+# Data for several places in a file: csrc/pieces.c
+
+
+def place_descriptors(
+    stretches: ReadableBuffer, origin: int, descriptors: ReadableBuffer
+) -> tuple[memoryview, memoryview]:
+    """Put page descriptors in the order in which a file has them.
+
+    Args:
+        stretches: u64 first frame, number of frames and index of each stretch of frames, in any order. The index is the
+            number of pages before it in the new dump.
+        origin: file offset of the descriptor of the page with index 0; may be negative, if the file has none of it.
+        descriptors: of the pages of all stretches, back to back.
+
+    Returns:
+        Extents (u64 file offset, size, and position in the data), in ascending order, and the data.
+
+    """
+    runs, source = _read("struct vmf_stretch[]", stretches), _read("struct vmf_descriptor[]", descriptors)
+    extents, data = bytearray(len(runs) * EXTENT), bytearray(len(source) * DESCRIPTOR)
+    _require(len(source), sum(memoryview(stretches).cast("B").cast("Q")[1::3]))
+    where, out = _write("struct vmf_extent[]", extents), _write("uint8_t[]", data)
+    n: int = lib.vmf_place_descriptors(runs, len(runs), origin % (1 << 64), source, where, out)
+    return memoryview(extents)[: n * EXTENT].cast("Q"), memoryview(data)
+
+
+def records(extents: memoryview, data: ReadableBuffer) -> bytearray:
+    """Return records of a flattened file for data at several offsets; extents: as place_descriptors() returns them."""
+    where, count, source = _contents(extents, data)
+    out = bytearray(sum(extents[1::3]) + count * RECORD)
+    lib.vmf_records(where, count, source, _write("uint8_t[]", out))
+    return out
+
+
 # Checksums of a file: csrc/checksum.c
 
 
@@ -984,6 +1021,20 @@ def sums_add(sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffe
     if len(source):
         _require(len(out), (offset + len(source) - 1 >> shift) + 1)
     lib.vmf_sums_add(out, shift, offset, source, len(source))
+
+
+def sums_add_pieces(sums: WriteableBuffer, shift: int, extents: memoryview, data: ReadableBuffer) -> None:
+    """Add pieces of a file to the checksums of its blocks.
+
+    Args:
+        sums, shift: as for sums_add().
+        extents: u64 file offset, size, and position in the data of each piece, in ascending order.
+        data: of all pieces.
+
+    """
+    out, (where, count, source) = _write("uint32_t[]", sums), _contents(extents, data)
+    _require(len(out), max(map(add, extents[::3], extents[1::3]), default=0) + (1 << shift) - 1 >> shift)
+    lib.vmf_sums_add_pieces(out, shift, where, count, source)
 
 
 def sums_join(sums: WriteableBuffer, shift: int) -> None:

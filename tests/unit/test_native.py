@@ -17,6 +17,7 @@ import pytest
 
 from vmfilter import native
 from vmfilter.formats.codec import CODECS
+from vmfilter.formats.flattened import RECORD
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, byte_of, class_in
 
 MAX = (1 << 32) - 1
@@ -112,6 +113,11 @@ def find(**others: Any) -> native.DedupTable:
         lambda: find().place(b"\1\1", TWO, 0, bytearray(3), array("Q", [0])),
         lambda: find().place(b"\1\1\1", array("I", [1, 2, 3]), 0, bytearray(6), array("Q", [0, 0, 0])),
         lambda: native.sums_add(array("I", [0, 0]), 4, 30, b"abc"),
+        lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [30, 3, 0])), b"abc"),
+        lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [0, 3, 1])), b"abc"),
+        lambda: native.records(memoryview(array("Q", [0, 3, 1])), b"abc"),
+        lambda: native.place_descriptors(array("Q", [0, 2, 0]), 0, bytes(24)),
+        lambda: native.read_extents(0, array("Q", [0, 2, 3]), bytearray(4)),
     ],
 )  # fmt: skip
 def test_a_buffer_that_is_too_small_is_a_python_error(call: Any) -> None:
@@ -172,6 +178,35 @@ def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
     assert [bool(h) for h in hashes] == [True, False, False, True]
 
 
+def test_descriptors_are_put_in_the_order_of_their_frames() -> None:
+    stretches = array("Q", [900, 2, 7, 100, 1, 4, 500, 2, 5, 901, 1, 9])  # first frame, number of frames, index
+    descriptors = b"".join(bytes([i]) * native.DESCRIPTOR for i in (7, 8, 4, 5, 6, 9))
+    extents, data = native.place_descriptors(stretches, 1000 - 4 * 24, descriptors)
+    assert extents.tolist() == [1000, 6 * 24, 0]
+    assert bytes(data) == b"".join(bytes([i]) * 24 for i in range(4, 10))
+    apart = array("Q", [0, 1, 9, 0, 1, 7, 0, 1, 8, 0, 1, 4])
+    extents, data = native.place_descriptors(apart, -4 * 24, descriptors[: 4 * 24])
+    assert extents.tolist() == [0, 24, 0, 3 * 24, 3 * 24, 24]
+    assert bytes(data[::24]) == bytes([5, 8, 4, 7])
+
+
+def test_records_are_those_of_a_flattened_file() -> None:
+    extents = memoryview(array("Q", [1 << 40, 3, 2, 5, 1, 0]))
+    assert native.records(extents, b"abcde") == RECORD.pack(1 << 40, 3) + b"cde" + RECORD.pack(5, 1) + b"a"
+
+
+def test_extents_of_a_file_are_read_to_their_places(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abcdefgh")
+    with (tmp_path / "file").open("rb") as file:
+        out = bytearray(b"......")
+        assert native.read_extents(file.fileno(), array("Q", [1, 2, 4, 6, 2, 0]), out)
+        assert out == b"gh..bc"
+        assert not native.read_extents(file.fileno(), array("Q", [7, 2, 0]), out)
+    mapped, out = memoryview(b"abcdef"), bytearray(b"......")
+    assert native.read_extents(-1, array("Q", [native.address(mapped) + 2, 3, 1]), out)
+    assert out == b".cde.."
+
+
 def test_checksums_of_blocks_do_not_depend_on_the_order_of_their_pieces() -> None:
     chance = random.Random(3)
     data = chance.randbytes(100) + bytes(30) + chance.randbytes(126)
@@ -185,3 +220,7 @@ def test_checksums_of_blocks_do_not_depend_on_the_order_of_their_pieces() -> Non
         blocks = [data[i : i + (1 << shift)] for i in range(0, 256, 1 << shift)]
         assert list(sums) == [zlib.crc32(b, MAX) ^ MAX for b in blocks] + [0] * (8 - len(blocks))
         native.sums_join(sums, shift)
+    together = array("I", bytes(4 * 8))
+    extents = [word for start, end in sorted(pieces) for word in (start, end - start, start)]
+    native.sums_add_pieces(together, 5, memoryview(array("Q", extents)), data)
+    assert list(together) == [zlib.crc32(data[i : i + 32], MAX) ^ MAX for i in range(0, 256, 32)]

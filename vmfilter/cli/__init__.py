@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 
@@ -32,13 +33,16 @@ def _explained(error: Exception) -> str | None:
     """Return a line about an error that comes from the machine, as imports without enough memory do; else None."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "out of memory; use fewer threads (-j 1)"
-    if isinstance(error, SystemError | SyntaxError):  # CPython raises either if it compiles without enough memory
-        return f"Python failed, perhaps because it is out of memory: {error}"
     if isinstance(error, ImportError):
-        from vmfilter.cli.core import not_loaded
-
-        return not_loaded(error)
-    return None
+        try:
+            from vmfilter.cli.core import not_loaded
+        except (ImportError, MemoryError):  # what this needs cannot be loaded either
+            pass
+        else:
+            return not_loaded(error)
+    elif not (isinstance(error, SystemError | SyntaxError) or str(error).startswith("field '")):
+        return None  # CPython raises those, and "ValueError: field '...' is required", if it compiles without enough memory
+    return f"Python failed, perhaps because it is out of memory: {error}"
 
 
 def _failed(why: str, status: int) -> int:
@@ -47,4 +51,6 @@ def _failed(why: str, status: int) -> int:
             sys.stderr.write(f"vmfilter: {why}\n")
     except OSError:
         pass
+    except MemoryError:
+        os.write(2, b"vmfilter: out of memory; use fewer threads (-j 1)\n")
     return status

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
-from operator import itemgetter
+from itertools import chain
 
+from vmfilter import native
+from vmfilter.compress.pipeline import split_chunk
 from vmfilter.errors import OutputError
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR
+from vmfilter.writer.transport.base import Pieces
 
 if TYPE_CHECKING:
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.writer.transport.summed import SummedTransport
 
 _MAX_BYTES = 2 << 20  # of descriptors that are collected
-_MAX_STRETCHES = 1 << 14
-
-
-_Part = tuple[int, memoryview, int]
-"""File offset, descriptors, and the number of pages that were put before them."""
-
-
-def _adjacent(parts: Iterable[_Part]) -> Iterator[tuple[int, list[memoryview]]]:
-    """Yield the descriptors of sorted parts, those of adjacent parts together, and their file offset."""
-    start, end, together = 0, -1, list[memoryview]()
-    for at, descriptors, _ in parts:
-        if at != end:
-            if together:
-                yield start, together
-            start, together = at, []
-        together.append(descriptors)
-        end = at + len(descriptors)
-    if together:
-        yield start, together
+_MAX_WORDS = 3 << 14  # of stretches that are collected
 
 
 class DescriptorTable:
@@ -63,31 +49,27 @@ class DescriptorTable:
         self._origin = start - before * DESCRIPTOR
         self._put = 0  # pages
         self._sent = 0  # pages among them whose descriptors may have been written
-        self._pending: list[_Part] = []
-        self._bytes = 0
+        self._first = 0  # pages among them that are not pending
+        self._pending, self._descriptors = array("Q"), bytearray()  # stretches, and the descriptors of their pages
         self._wrong = False  # descriptors of lost pages could not be removed
         if pages:
             transport.reserve(self.start, self.end, pieces)
 
     def put(self, chunk: Iterable[Stretch], descriptors: memoryview) -> None:
         """Add the descriptors of a chunk of pages. Raises OutputError if earlier ones cannot be written."""
-        if self._bytes >= _MAX_BYTES or len(self._pending) >= _MAX_STRETCHES:
+        if len(self._descriptors) >= _MAX_BYTES or len(self._pending) >= _MAX_WORDS:
             self.flush()
-        done = 0
-        for _, count, index in chunk:
-            end = done + count * DESCRIPTOR
-            self._pending.append((self._origin + index * DESCRIPTOR, descriptors[done:end], self._put))
-            done = end
-            self._put += count
-        self._bytes += done
+        self._pending.extend(chain.from_iterable(chunk))
+        self._descriptors += descriptors
+        self._put += len(descriptors) // DESCRIPTOR
 
     def flush(self) -> None:
         """Write all descriptors so far. Raises OutputError if that fails."""
         self._sent = self._put
-        parts = _adjacent(sorted(self._pending, key=itemgetter(0)))
-        pieces = [(at, b"".join(together) if len(together) > 1 else together[0]) for at, together in parts]
-        self._transport.write_pieces(pieces)
-        self._pending, self._bytes = [], 0
+        if self._pending:
+            placed = native.place_descriptors(self._pending, self._origin, self._descriptors)
+            self._transport.write_pieces(Pieces(*placed))
+        self._first, self._pending, self._descriptors = self._put, array("Q"), bytearray()
 
     def go_back(self, pages: int, order: Iterable[Stretch]) -> None:
         """Remove the descriptors of all but the first pages.
@@ -100,12 +82,15 @@ class DescriptorTable:
             OutputError: descriptors that were written cannot be removed.
 
         """
-        self._pending = [part for part in self._pending if part[2] < pages]
+        stay = max(pages - self._first, 0)  # of the pending ones
+        stretches = zip(*(self._pending[i::3] for i in range(3)), strict=True)
+        self._pending = array("Q", chain.from_iterable(split_chunk(list(stretches), stay)[0]))
+        del self._descriptors[stay * DESCRIPTOR :]
         self._wrong = True
         for start, end in self._ranges(pages, self._sent, order):
             self._transport.forget(start, end)
         self._wrong = False
-        self._put = min(self._put, pages)
+        self._put, self._first = min(self._put, pages), min(self._first, pages)
 
     def finish(self, order: Iterable[Stretch]) -> bool:
         """Write all descriptors, and zeros for the pages that were not put.

@@ -5,14 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from vmfilter.lean import Protocol
+from vmfilter.lean import NamedTuple, Protocol
 
 _ZEROS = memoryview(bytes(1 << 16))
 
-Piece = tuple[int, bytes | memoryview]
-"""Data for an offset."""
 Write = Callable[[int, memoryview, int], int]
 """Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
+
+
+class Pieces(NamedTuple):
+    """Data for several places in a dump.
+
+    Attributes:
+        extents: u64 offset in the dump, size, and position in the data of each piece; ascending, one at least.
+        data: of all pieces.
+
+    """
+
+    extents: memoryview
+    data: memoryview
+
+    @property
+    def start(self) -> int:
+        """Offset of the first piece."""
+        return int(self.extents[0])
+
+    @property
+    def end(self) -> int:
+        """Offset after the last piece."""
+        return int(self.extents[-3] + self.extents[-2])
+
+    def parts(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield the offset and the data of each piece."""
+        words = self.extents.tolist()
+        for offset, size, at in zip(words[::3], words[1::3], words[2::3], strict=True):
+            yield offset, self.data[at : at + size]
 
 
 class Sink(Protocol):
@@ -88,8 +115,8 @@ class Transport(Sink, Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at an offset. Raises OutputError if that fails."""
 
-    def write_pieces(self, pieces: Sequence[Piece]) -> None:
-        """Write pieces of data in any order, all of them in one reserved range.
+    def write_pieces(self, pieces: Pieces) -> None:
+        """Write pieces, all of them in one reserved range.
 
         Raises:
             OutputError: that fails. They can be written again.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from vmfilter.writer.transport.base import Piece
+from vmfilter.writer.transport.base import Pieces
 
 
 class Discard:
@@ -19,7 +18,7 @@ class Discard:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         pass
 
-    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+    def write_pieces(self, pieces: Pieces) -> None:
         pass
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:

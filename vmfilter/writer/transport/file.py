@@ -6,11 +6,10 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
 
 from vmfilter.compress.budget import has_room
 from vmfilter.errors import NoSpaceError, OutputError, option
-from vmfilter.writer.transport.base import Piece, path_of, write_all, zeros_in
+from vmfilter.writer.transport.base import Pieces, path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -96,8 +95,8 @@ class BytesInFile:
         except OSError as e:
             raise self._failed(e) from e
 
-    def write_pieces(self, pieces: Sequence[Piece]) -> None:
-        for offset, data in pieces:
+    def write_pieces(self, pieces: Pieces) -> None:
+        for offset, data in pieces.parts():
             self.write(offset, data)
 
     def _pwrite(self, fd: int, view: memoryview, offset: int) -> int:

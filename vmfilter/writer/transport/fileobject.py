@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from vmfilter.errors import OutputError, name_of
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.writer.transport.base import Piece, zeros_in
+from vmfilter.writer.transport.base import Pieces, zeros_in
 
 if TYPE_CHECKING:
     from typing import Any
@@ -91,8 +90,8 @@ class ObjectTransport(ObjectStream):
         except Exception as e:
             raise self._failed(e) from e
 
-    def write_pieces(self, pieces: Sequence[Piece]) -> None:
-        for offset, data in pieces:
+    def write_pieces(self, pieces: Pieces) -> None:
+        for offset, data in pieces.parts():
             self.write(offset, data)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:

@@ -7,12 +7,13 @@ turns out to be incomplete.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 
+from vmfilter import native
 from vmfilter.errors import NoSpaceError, OutputError, failure_of, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
 from vmfilter.lean import NamedTuple
-from vmfilter.writer.transport.base import Piece, Sink, zeros_in
+from vmfilter.writer.transport.base import Pieces, Sink, zeros_in
 
 _LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy
 _COLLECTED = 1 << 20  # limit of a record that is collected from smaller pieces
@@ -27,15 +28,15 @@ class _Records(NamedTuple):
         start: offset of the first in the stream.
         offset: offset of its data in the dump.
         size: bytes from its data to the end of the last.
-        again: copies of their data with their offsets, to repeat them if the stream loses them. None for pages, which
-            are not repeated, and for records before the first page: if one of those is lost, no dump is left.
+        again: the records, to repeat them if the stream loses them. None for pages, which are not repeated, and for
+            records before the first page: if one of those is lost, no dump is left.
 
     """
 
     start: int
     offset: int
     size: int
-    again: Sequence[Piece] | None
+    again: bytes | bytearray | None
 
     @property
     def data(self) -> int:
@@ -44,6 +45,16 @@ class _Records(NamedTuple):
     @property
     def end(self) -> int:
         return self.data + self.size
+
+
+def _data_of(records: bytes | bytearray) -> Iterator[tuple[int, bytes | bytearray]]:
+    """Yield the offset and the data of each record."""
+    at = 0
+    while at < len(records):
+        offset, size = RECORD.unpack_from(records, at)
+        at += RECORD.size
+        yield offset, records[at : at + size]
+        at += size
 
 
 class FlattenedTransport:
@@ -74,7 +85,7 @@ class FlattenedTransport:
         self._full = False
         self._first_page = -1  # its offset in the dump, once there is one
         self._records: deque[_Records] = deque()
-        self._again: list[Piece] = []  # lost data to repeat
+        self._again: list[tuple[int, bytes | bytearray]] = []  # lost data to repeat, and their offsets
         self._landed = 0
         self._failure: OutputError | None = None
         self._append(flattened_header())
@@ -86,7 +97,8 @@ class FlattenedTransport:
         """Add a record, or the header, which may come in parts, to the stream."""
         size = sum(map(len, parts))
         if size < _LARGE:  # a copy is cheaper than one more call
-            self._ahead += b"".join(parts)
+            for part in parts:
+                self._ahead += part
             parts = ()
         self._at += size
         if parts or len(self._ahead) >= _LARGE:
@@ -148,24 +160,20 @@ class FlattenedTransport:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._record(offset, data)
 
-    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+    def write_pieces(self, pieces: Pieces) -> None:
         """See Transport. A level that keeps little scatters descriptors: most records of a stream come from here."""
-        if not pieces:
-            return
-        together = b"".join(part for offset, data in pieces for part in (RECORD.pack(offset, len(data)), data))
-        first, size = pieces[0][0], len(together)
-        self._pay(first, size)
-        self._have_room(size)
+        records = native.records(*pieces)
+        self._pay(pieces.start, len(records))
+        self._have_room(len(records))
         self._flush()
-        again = [(offset, bytes(data)) for offset, data in pieces] if first < self._first_page else None
-        self._records.append(_Records(self._at, first, size - RECORD.size, again))
+        again = records if pieces.start < self._first_page else None
+        self._records.append(_Records(self._at, pieces.start, len(records) - RECORD.size, again))
         try:
-            self._append(together)
+            self._append(records)
         except (OutputError, MemoryError):
             self._records.pop()
             raise
-        offset, data = pieces[-1]
-        self._end = max(self._end, offset + len(data))
+        self._end = max(self._end, pieces.end)
 
     def _pay(self, offset: int, size: int) -> None:
         """Note that records for an offset take size bytes of the space that is reserved for it."""
@@ -205,7 +213,7 @@ class FlattenedTransport:
         self._end = max(self._end, offset + len(data))
 
     def _next_record(self, offset: int, data: bytes | bytearray | memoryview) -> _Records:
-        again = [(offset, bytes(data))] if offset < self._first_page else None
+        again = RECORD.pack(offset, len(data)) + data if offset < self._first_page else None
         return _Records(self._at, offset, len(data), again)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -239,7 +247,7 @@ class FlattenedTransport:
         if first.again is None and first.data <= landed:
             self._landed = first.offset + landed - first.data
             self._at, self._end = first.end, first.offset + first.size
-        self._again = [piece for records in self._records for piece in records.again or ()]
+        self._again = [part for records in self._records for part in _data_of(records.again or b"")]
         self._records.clear()
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 
 from vmfilter import native
 from vmfilter.formats import checksum_note
@@ -12,12 +11,10 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Piece, Transport
+    from vmfilter.writer.transport.base import Pieces, Transport
 
 _MEMORY = 1 << 19  # bytes of memory in the source for which the table has a checksum
 _MIN_BLOCKS = 1 << 8
-_AREA = 1 << 16  # bytes of the dump whose small pieces are summed at once
-_SMALL = 1 << 12
 
 
 def _memory_of(source: Dump) -> int:
@@ -58,39 +55,32 @@ class SummedTransport:
         self.note_size = len(self._head) + self._size
         self._header = b""
         self._end = 0  # of all bytes that were written
-        self._area, self._area_at = bytearray(_AREA), 0  # small pieces, not yet in the checksums, and zeros
         self._doubtful: list[tuple[int, int]] = []  # ranges that were forgotten
 
     def _add(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Add bytes to the checksums. Small pieces, as descriptors of a few pages, are collected first."""
+        """Add bytes to the checksums."""
+        self._sum(offset, data)
         self._end = max(self._end, offset + len(data))
-        if len(data) >= _SMALL:
-            self._sum(offset, data)
-            return
-        at = offset - self._area_at
-        if not 0 <= at <= _AREA - len(data) or self._area.count(0, at, at + len(data)) < len(data):
-            self._sum_area()
-            self._area_at, at = offset, 0
-        self._area[at : at + len(data)] = data
 
-    def _sum_area(self) -> None:
-        area, self._area = self._area, bytearray(_AREA)
-        self._sum(self._area_at, memoryview(area)[: max(self._end - self._area_at, 0)])
-
-    def _sum(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        while offset + len(data) > len(self._sums) << self._shift:
+    def _reach(self, end: int) -> None:
+        """Join blocks until the table has one for all bytes before end."""
+        while end > len(self._sums) << self._shift:
             native.sums_join(self._sums, self._shift)
             self._shift += 1
+
+    def _sum(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self._reach(offset + len(data))
         native.sums_add(self._sums, self._shift, offset, data)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.write(offset, data)
         self._add(offset, data)  # not before: a write that failed is repeated
 
-    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+    def write_pieces(self, pieces: Pieces) -> None:
         self._below.write_pieces(pieces)
-        for offset, data in pieces:
-            self._add(offset, data)
+        self._reach(pieces.end)
+        native.sums_add_pieces(self._sums, self._shift, pieces.extents, pieces.data)
+        self._end = max(self._end, pieces.end)
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.stream(offset, data)
@@ -129,7 +119,6 @@ class SummedTransport:
 
         """
         header = self._header if header is None else header
-        self._sum_area()
         known = self._settle_doubts(size)
         if header != self._header:
             self._sum(0, self._header)  # takes it back
