@@ -41,7 +41,7 @@ def _explained(error: Exception) -> str | None:
         else:
             return not_loaded(error)
     elif not (isinstance(error, SystemError | SyntaxError) or str(error).startswith("field '")):
-        return None  # CPython raises those, and "ValueError: field '...' is required", if it compiles without enough memory
+        return None  # CPython raises these (ValueError: field ... is required) if it compiles without enough memory
     return f"Python failed, perhaps because it is out of memory: {error}"
 
 
