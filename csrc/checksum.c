@@ -9,7 +9,14 @@
 
 #define POLYNOMIAL 0xedb88320u	/* bit 31 is x^0 */
 #define ONE 0x80000000u
-#define X_TO_8 0x00800000u
+
+/* x^(8 * 2^i) modulo the polynomial: the factor of a checksum with 2^i zero bytes after it. Its period is 32. */
+static const uint32_t powers[32] = {
+	0x00800000, 0x00008000, 0xedb88320, 0xb1e6b092, 0xa06a2517, 0xed627dae, 0x88d14467, 0xd7bbfe6a,
+	0xec447f11, 0x8e7ea170, 0x6427800e, 0x4d47bae0, 0x09fe548f, 0x83852d0f, 0x30362f1a, 0x7b5a9cc3,
+	0x31fec169, 0x9fec022a, 0x6c8dedc4, 0x15d6874d, 0x5fde7a4e, 0xbad90e37, 0x2e4e5eef, 0x4eaba214,
+	0xa8a472c0, 0x429a969e, 0x148d302a, 0xc40ba6d0, 0xc4e22c3c, 0x40000000, 0x20000000, 0x08000000
+};
 
 #ifdef HAVE_LIBDEFLATE
 static uint32_t crc_of(const uint8_t *data, uint64_t size)
@@ -48,9 +55,9 @@ static uint32_t factor_of(uint64_t zeros)
 {
 	uint32_t factor = ONE;
 
-	for (uint32_t square = X_TO_8; zeros; zeros >>= 1, square = times(square, square))
+	for (unsigned i = 0; zeros; i++, zeros >>= 1)
 		if (zeros & 1)
-			factor = times(factor, square);
+			factor = times(powers[i % 32], factor);
 	return factor;
 }
 

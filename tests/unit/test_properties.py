@@ -14,7 +14,7 @@ from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames import frame_set
 from vmfilter.frames.bitmap import joined, runs_in
 from vmfilter.frames.frame_set import FrameSet
-from vmfilter.frames.ranges import Range, clipped, frames_in, intersection, merged, without
+from vmfilter.frames.ranges import Range, clipped, contains, frames_in, intersection, merged, without
 from vmfilter.reader.segments import Loads, without_overlaps
 
 MOST = 300
@@ -43,6 +43,7 @@ def test_ranges_are_sets(some: list[Range], others: list[Range], part: Range) ->
     assert frames_in(a) == len(frames(some))
     assert frames(clipped(a, *part)) == frames(a) & frames([part])
     assert frames(intersection(a, b)) == frames(a) & frames(b)
+    assert {frame for frame in range(2 * MOST) if contains(a, frame)} == frames(a)
     assert frames(without(a, b)) == frames(a) - frames(b)
     assert all(map(is_minimal, (a, b, clipped(a, *part), intersection(a, b), without(a, b))))
 

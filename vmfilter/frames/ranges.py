@@ -37,6 +37,12 @@ def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:
     return out
 
 
+def contains(ranges: Sequence[Range], frame: int) -> bool:
+    """Return whether a page frame is in ranges."""
+    i = bisect_left(ranges, (frame + 1,)) - 1
+    return i >= 0 and frame < ranges[i][1]
+
+
 def intersection(some: Iterable[Range], others: Sequence[Range]) -> list[Range]:
     """Return the ranges that are in both."""
     return [part for first, end in some for part in clipped(others, first, end)]

@@ -15,7 +15,7 @@ from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.frames.bitmap import Run, runs_in
 from vmfilter.frames.classes import PageClass, PageKind, byte_of
-from vmfilter.frames.ranges import Range, append, clipped, merged
+from vmfilter.frames.ranges import Range, append, clipped, contains, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
 from vmfilter.lean import TYPE_CHECKING
@@ -265,7 +265,7 @@ class _Search:
         """Find page tables, and memory that is mapped neither by the linear map nor as image."""
         known, tables = self._known(), list[Range]()
         try:
-            for m in self._memory.walk(lambda vaddr: bool(clipped(known, vaddr, vaddr + 1)), tables):
+            for m in self._memory.walk(lambda vaddr: contains(known, vaddr), tables):
                 offset = m.vaddr - m.paddr & self._reach
                 if self._linear is not None and offset not in (self._linear, self._image):
                     self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)

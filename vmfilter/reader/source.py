@@ -8,6 +8,7 @@ import os
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
@@ -132,7 +133,7 @@ class PreadSource:
     def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
         if self._fd < 0:  # closed: the C core would take the offsets for addresses
             return None
-        return Extents(self._fd, array("Q", (word for part in parts for word in part)))
+        return Extents(self._fd, array("Q", chain.from_iterable(parts)))
 
     def close(self) -> None:
         if self._fd >= 0:

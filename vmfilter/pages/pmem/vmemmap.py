@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from vmfilter.errors import KernelError
-from vmfilter.frames.ranges import Range, append, clipped, frames_in, intersection, merged, without
+from vmfilter.frames.ranges import Range, append, contains, frames_in, intersection, merged, without
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ class Sections:
         places = (
             m for at, end in kernel.memory_model.tables(dump.blocks) for m in kernel.memory.translate(at, end - at)
         )
-        return any(
-            clipped(outside, frame := m.paddr // kernel.page_size, frame + 1) for m in islice(places, _MAX_PLACES)
-        )
+        return any(contains(outside, m.paddr // kernel.page_size) for m in islice(places, _MAX_PLACES))
 
 
 def mostly(ranges: Sequence[Range], others: Sequence[Range]) -> Iterator[Range]:

@@ -81,6 +81,7 @@ class FlattenedTransport:
         self._collected = bytearray()
         self._owed: list[list[int]] = []  # reserved ranges of the dump: start, end, bytes to come
         self._owed_bytes = 0  # of all of them
+        self._owed_end = 0  # all of them end before it
         self._reserved = 0  # of the stream
         self._full = False
         self._first_page = -1  # its offset in the dump, once there is one
@@ -155,6 +156,7 @@ class FlattenedTransport:
         size = end - start + pieces * RECORD.size
         self._owed.append([start, end, size])
         self._owed_bytes += size
+        self._owed_end = max(self._owed_end, end)
         self._have_room(0)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -177,7 +179,7 @@ class FlattenedTransport:
 
     def _pay(self, offset: int, size: int) -> None:
         """Note that records for an offset take size bytes of the space that is reserved for it."""
-        for owed in self._owed:
+        for owed in self._owed if offset < self._owed_end else ():
             if owed[0] <= offset < owed[1]:
                 paid = min(owed[2], size)
                 owed[2] -= paid
