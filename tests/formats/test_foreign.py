@@ -111,7 +111,7 @@ def test_a_core_of_a_xen_guest_is_named(tmp_path: Path) -> None:
 def test_program_headers_of_another_size_are_named(tmp_path: Path) -> None:
     made = bytearray(Elf([Load(0x1000, bytes(PAGE))]).build())
     struct.pack_into("<H", made, 54, 55)
-    assert refusal(bytes(made), tmp_path).endswith("the program headers at offset 0x40, is 55 bytes")
+    assert refusal(bytes(made), tmp_path).endswith("at offset 0x40, is 55 bytes; copy it again")
 
 
 def core(paddrs: list[int], notes: bytes) -> bytes:

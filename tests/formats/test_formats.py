@@ -859,7 +859,7 @@ def test_a_flattened_file_of_a_later_kind_is_refused(tmp_path: Path, kind: int, 
     data = bytearray(stream_of((0, b"x")))
     data[16:32] = struct.pack(">qq", kind, version)
     (tmp_path / "flat").write_bytes(data)
-    with pytest.raises(InputError, match=f"type {kind}, version {version}"):
+    with pytest.raises(InputError, match=f"type {kind} and version {version}; copy it again$"):
         open_dump(tmp_path / "flat")
 
 

@@ -246,7 +246,8 @@ def test_parts_of_different_dumps_are_refused(written: Written, change: dict[str
     one, two = written([files[0], replace(files[1], **change)])
     message = refusal(one, two)
     assert what in message
-    assert f"{one} and {two}: parts of different dumps" in message
+    assert f"{one} and {two}: parts of different dumps: their " in message
+    assert message.endswith(" differ; name the parts of one")
 
 
 def test_parts_whose_bitmaps_differ_are_refused(written: Written) -> None:

@@ -359,7 +359,11 @@ def test_the_line_that_a_killed_batch_left_is_removed(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
     manifest.close()
     path.write_bytes(b"{}\n")
-    with pytest.raises(InputError, match="line 1 is not a record"):
+    said = r"line 1 is not a record of vmfilter batch \(.*\): remove it, and its dump is done again$"
+    with pytest.raises(InputError, match=f"^{path}: {said}"):
+        Manifest(store)
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match=f"^{path}: is not a manifest of vmfilter batch: .*; choose another --out$"):
         Manifest(store)
 
 

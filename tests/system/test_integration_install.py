@@ -194,7 +194,9 @@ def test_a_symbolic_link_out_of_the_system_stops_it(system: System, tmp_path: Pa
     (system.root / link).parent.mkdir(parents=True, exist_ok=True)
     (system.root / link).symlink_to(tmp_path / "outside")
     (line,) = system.run("install", status=4)
-    assert line.endswith(f", outside {system.root}")
+    outside = tmp_path / "outside"
+    assert f": a symbolic link leads to {outside}" in line
+    assert line.endswith(f", outside {system.root}; remove the link")
     assert list((tmp_path / "outside").iterdir()) == []
     assert system.files() == {}
 
@@ -254,6 +256,8 @@ def test_a_damaged_record_removes_nothing(system: System, record: str) -> None:
     (system.root / RECORD).write_text(record)
     (line,) = system.run("remove", status=3)
     assert line.startswith(f"vmfilter: {system.root / RECORD}: ")
+    damaged = ": the record of installed files is damaged; remove it and install again"
+    assert line.endswith((damaged, ", which is not a path below the root; remove the record and install again"))
     assert system.files() == INSTALLED
 
 

@@ -47,7 +47,7 @@ def hand_out(lines: Iterable[str]) -> None:
     from vmfilter.errors import OutputError
 
     if sys.stdout is None:
-        raise OutputError("standard output: is closed")
+        raise OutputError("standard output: is closed; redirect it to a file or a pipe")
     try:
         for line in lines:
             print(line)

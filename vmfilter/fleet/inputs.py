@@ -113,5 +113,5 @@ def inputs(arguments: Iterable[str], out: str) -> list[Input]:
             if one.name.startswith(own):
                 continue
             if found.setdefault(one.name, one).url != one.url:
-                raise InputError(f"{one.name}: is named twice, with different queries or passwords")
+                raise InputError(f"{one.name}: is named twice, with different queries or passwords: name it once")
     return joined(found.values())

@@ -44,7 +44,10 @@ def records_of(text: str, name: str) -> Iterator[Record]:
             members = json.loads(line)
             yield Record(**{member: members[member] for member in Record._fields})
         except (ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{name}: line {number} is not a record of vmfilter batch: {e!r:.80}") from e
+            raise InputError(
+                f"{name}: line {number} is not a record of vmfilter batch ({e!r:.80}): "
+                "remove it, and its dump is done again"
+            ) from e
 
 
 def whole_lines(text: str) -> str:
@@ -133,7 +136,7 @@ class Manifest:
             file.seek(0)
             return file.read().decode()
         except UnicodeDecodeError as e:
-            raise InputError(f"{self._path}: is not a manifest of vmfilter batch: {e}") from e
+            raise InputError(f"{self._path}: is not a manifest of vmfilter batch: {e}; choose another --out") from e
         except OSError as e:
             raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
 

@@ -42,7 +42,9 @@ def check_header(path: str, head: bytes) -> None:
     """
     kind, version = _HEADER.unpack(head[:CHECKED_SIZE])[1:]
     if (kind, version) != (_TYPE, _VERSION):
-        raise InputError(f"{path}: a flattened file of type {kind}, version {version}, which is not supported")
+        raise InputError(
+            f"{path}: damaged: the header of a flattened file, with type {kind} and version {version}; copy it again"
+        )
 
 
 def check_record(path: str, at: int, raw: bytes) -> tuple[int, int]:
@@ -64,5 +66,7 @@ def check_record(path: str, at: int, raw: bytes) -> tuple[int, int]:
     if raw == END:
         return -1, -1
     if not 0 <= offset <= offset + size < _MAX_OFFSET or size <= 0:
-        raise InputError(f"{path}: damaged: the record at offset {at:#x} is invalid: {size} bytes for {offset:#x}")
+        raise InputError(
+            f"{path}: damaged: the record at offset {at:#x} is invalid: {size} bytes for {offset:#x}; copy it again"
+        )
     return offset, size

@@ -87,7 +87,7 @@ def _needed(interpreter: str) -> _Needed:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         why = (result.stderr.splitlines() or [f"exit status {result.returncode}"])[-1]
-        raise VmfilterError(f"{interpreter}: cannot load vmfilter's modules: {why}")
+        raise VmfilterError(f"{interpreter}: cannot load vmfilter's modules: {why}; install vmfilter again")
     return _Needed(**json.loads(result.stdout))
 
 

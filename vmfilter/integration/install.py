@@ -68,7 +68,7 @@ class _System:
         here = self.root / path
         directory = os.path.realpath(here.parent)
         if not Path(directory).is_relative_to(os.path.realpath(self.root)):
-            raise OutputError(f"{here}: a symbolic link leads to {directory}, outside {self.root}")
+            raise OutputError(f"{here}: a symbolic link leads to {directory}, outside {self.root}; remove the link")
         return here
 
     def read(self, path: str) -> bytes | None:

@@ -421,5 +421,7 @@ class Dump(Memory):
 
         """
         if size < 0 or size > _MAX_READ:
-            raise InputError(f"{self.path}: damaged: implausible size of {size} bytes at offset {offset:#x}")
+            raise InputError(
+                f"{self.path}: damaged: implausible size of {size} bytes at offset {offset:#x}; copy it again"
+            )
         return bytes_at(self._source, offset, size)

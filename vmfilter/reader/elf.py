@@ -57,7 +57,9 @@ class ElfDump(SegmentDump):
         self._file_end = _NO_END if source.size is None else source.size
         ident = self.read_file(0, IDENT_SIZE)
         if ident[4] not in CLASSES or ident[5] not in SIGNS:
-            raise InputError(f"{self.path}: damaged ELF identification at offset 0: {ident.hex()}")
+            raise InputError(
+                f"{self.path}: damaged: the ELF identification at offset 0 is {ident.hex()}; copy it again"
+            )
         form, self._sign = CLASSES[ident[4]], SIGNS[ident[5]]
         self.format = f"ELF{form.word_bits}"
         self._form = form
@@ -74,11 +76,13 @@ class ElfDump(SegmentDump):
         if count == PN_XNUM:
             count = self._struct(form.section, header.shoff, "the section header that replaces PN_XNUM")[SH_INFO]
         if count > MAX_PROGRAM_HEADERS:
-            raise InputError(f"{self.path}: damaged: no vmcore has {count} program headers (at offset {offset:#x})")
+            raise InputError(
+                f"{self.path}: damaged: no vmcore has {count} program headers (at offset {offset:#x}); copy it again"
+            )
         if header.phentsize != struct.calcsize("=" + form.program):
             raise InputError(
                 f"{self.path}: damaged: e_phentsize, for the program headers at offset {offset:#x}, "
-                f"is {header.phentsize} bytes"
+                f"is {header.phentsize} bytes; copy it again"
             )
         self._within(offset, count * header.phentsize, "the program header table")
         self.header = DumpHeader(incomplete=bool(header.flags & DUMP_ELF_INCOMPLETE))
@@ -88,8 +92,8 @@ class ElfDump(SegmentDump):
         # makedumpfile's report of erased data: a note in ELF, header fields in the kdump-compressed format.
         self.erase_info = next(((n.offset, n.size) for n in self.notes if n.name == b"ERASEINFO" and n.size), None)
         if not loads:
-            why = f": {self.truncated}" if self.truncated else ""
-            raise InputError(f"{self.path}: no PT_LOAD contains memory{why}")
+            why = f"{self.truncated}; copy it again" if self.truncated else "name another dump of the crash"
+            raise InputError(f"{self.path}: no PT_LOAD contains memory: {why}")
         self.set_memory(loads, memory)
 
     def marked_header(self) -> bytes:
@@ -129,18 +133,24 @@ class ElfDump(SegmentDump):
                 self._within(start, size, f"program header {i} (PT_NOTE)")
                 notes_size, pt_notes = notes_size + size, pt_notes + 1
                 if notes_size > self._file_end:  # a parsed note takes more memory than its bytes in the file
-                    raise InputError(f"{self.path}: damaged: the PT_NOTEs up to program header {i} overlap")
+                    raise InputError(
+                        f"{self.path}: damaged: the PT_NOTEs up to program header {i} overlap; copy it again"
+                    )
                 if pt_notes > _MAX_PT_NOTES:
-                    raise InputError(f"{self.path}: damaged: no vmcore has more than {_MAX_PT_NOTES} PT_NOTEs")
+                    raise InputError(
+                        f"{self.path}: damaged: no vmcore has more than {_MAX_PT_NOTES} PT_NOTEs; copy it again"
+                    )
                 self._take_notes(start, size, memory)
             elif kind == PT_LOAD and paddr not in (no_address, end):
                 if end > _MAX_ADDRESS:
                     raise InputError(
-                        f"{self.path}: damaged: program header {i}: no machine has memory at {paddr:#x}-{end - 1:#x}"
+                        f"{self.path}: damaged: program header {i}: no machine has memory at {paddr:#x}-{end - 1:#x}; "
+                        "copy it again"
                     )
                 if size and start + size >= _MAX_FILE:
                     raise InputError(
-                        f"{self.path}: damaged: program header {i}: no file has {size} bytes at offset {start:#x}"
+                        f"{self.path}: damaged: program header {i}: no file has {size} bytes at offset {start:#x}; "
+                        "copy it again"
                     )
                 if size and start + size > self._file_end:
                     present = self._bytes_present(paddr, start)
@@ -170,7 +180,10 @@ class ElfDump(SegmentDump):
             said = self.read_file(own.offset, min(own.size, memory_note.MAX_SIZE + 1))
             found = memory_note.parse(self._sign, said)
             if found is None or any(stop > _MAX_ADDRESS for _, stop in found[1]):
-                raise InputError(f"{self.path}: damaged: the note VMFILTER, {own.size} bytes at offset {own.offset:#x}")
+                raise InputError(
+                    f"{self.path}: damaged: the note VMFILTER, {own.size} bytes at offset {own.offset:#x}; "
+                    "copy it again"
+                )
             self.header = self.header._replace(level=found[0])
             for first, stop in found[1]:
                 memory.add(first, stop, first)
@@ -186,5 +199,6 @@ class ElfDump(SegmentDump):
     def _within(self, offset: int, size: int, what: str) -> None:
         if offset + size > self._file_end:
             raise InputError(
-                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at {self._file_end:#x}"
+                f"{self.path}: truncated: {what} ends at offset {offset + size:#x}, the file at "
+                f"{self._file_end:#x}; copy it again"
             )

@@ -63,7 +63,7 @@ class ObjectSource:
                 if not data:
                     raise InputError(
                         f"{self.path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "
-                        "the file is truncated"
+                        "the file is truncated: copy it again"
                     )
                 view[done : done + len(data)] = data
                 done += len(data)

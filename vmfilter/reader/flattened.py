@@ -77,7 +77,7 @@ class FlattenedSource:
         if end > self._size:
             raise InputError(
                 f"{self.path}: the flattened dump ends at offset {self._size:#x}, {end - self._size} bytes too early: "
-                "the file is truncated"
+                "the file is truncated: copy it again"
             )
         for i in range(max(bisect_right(self._offsets, offset) - 1, 0), len(self._offsets)):
             start = self._offsets[i]

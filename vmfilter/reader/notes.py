@@ -48,7 +48,9 @@ def _parse(dump: Dump, start: int, size: int, notes: list[Note]) -> None:
             break  # the kernel reserves more space for notes than it uses; the rest is zeros
         desc = at + header.size + padded(name_size)
         if name_size > _MAX_NAME or desc + desc_size > end:
-            raise InputError(f"{dump.path}: damaged: the note at offset {at:#x} does not end before {end:#x}")
+            raise InputError(
+                f"{dump.path}: damaged: the note at offset {at:#x} does not end before {end:#x}; copy it again"
+            )
         name = dump.read_file(at + header.size, min(name_size, _READ_NAME)).rstrip(b"\0")
         notes.append(Note(name, kind, desc, desc_size, at))
         at = desc + padded(desc_size)

@@ -274,7 +274,9 @@ def _not_a_dump(source: Source) -> InputError:
     from vmfilter.reader.foreign import BEGINNING, foreign
 
     if source.cut:
-        return InputError(f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered")
+        return InputError(
+            f"{source.path}: {source.cut}; the dump's header is missing, so nothing can be recovered: copy it again"
+        )
     begin = bytes_at(source, 0, min(source.size or 0, BEGINNING))
     if known := foreign(begin):
         return InputError(f"{source.path}: {known.name}, which vmfilter does not read: {known.advice}")

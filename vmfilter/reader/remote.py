@@ -143,7 +143,8 @@ class RemoteSource:
         if offset + len(view) > self._size:
             missing = offset + len(view) - self._size
             raise InputError(
-                f"{self.path}: ends at offset {self._size:#x}, {missing} bytes too early: the file is truncated"
+                f"{self.path}: ends at offset {self._size:#x}, {missing} bytes too early: "
+                "the file is truncated: copy it again"
             )
         while view:
             number, at = divmod(offset, _BLOCK)

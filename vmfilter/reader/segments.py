@@ -134,14 +134,16 @@ class SegmentDump(Dump):
         self._memory = without_overlaps(memory)
         size = sum(self._memory.ends) - sum(self._memory.starts)
         if size > _MAX_MEMORY:  # all of it is walked, so it must be bounded
-            raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz)")
+            raise InputError(f"{self.path}: damaged: no machine has {size} bytes of memory (p_memsz); copy it again")
         stored = sum(self.segments.ends) - sum(self.segments.starts)
         if self._source.size is not None and stored > _MOST_SHARED * self._source.size:
-            raise InputError(f"{self.path}: damaged: {stored} bytes of memory: the PT_LOADs overlap in the file")
+            raise InputError(
+                f"{self.path}: damaged: {stored} bytes of memory: the PT_LOADs overlap in the file; copy it again"
+            )
         size += stored
         if size > self.most_memory:
             what = self.truncated or f"{size} bytes of memory"
-            raise InputError(f"{self.path}: damaged: {what}: too many for a file with so few data")
+            raise InputError(f"{self.path}: damaged: {what}: too many for a file with so few data; copy it again")
         self.end = max([self.segments.ends[-1], *self._memory.ends[-1:]])
         self._pmem = [loads[i] for i, flags in enumerate(loads.flags) if flags & PF_PMEM]
 

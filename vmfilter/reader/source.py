@@ -154,7 +154,7 @@ class PreadSource:
             if n == 0:
                 raise InputError(
                     f"{self.path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "
-                    "the file is truncated"
+                    "the file is truncated: copy it again"
                 )
             done += n
 

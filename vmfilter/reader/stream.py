@@ -167,7 +167,7 @@ class Reader:
         part = part or self._next(size)
         self.at += len(part)
         if self._file and self.at > self._file.at * _MAX_RATIO:
-            raise InputError(f"{self.path}: damaged: unpacks to more than {_MAX_RATIO} times its size")
+            raise InputError(f"{self.path}: damaged: unpacks to more than {_MAX_RATIO} times its size; copy it again")
         return part
 
     def exactly(self, size: int) -> bytes:

@@ -290,7 +290,7 @@ class KdumpWriter:
 
     def finish(self, incomplete: bool = False) -> int:
         if not self._table.finish(self.order()) and not incomplete:
-            raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter")
+            raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter; report it")
         self._transport.finish(self.size, self._main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0))
         return self.size
 

@@ -199,7 +199,7 @@ def file_at(path: str, force: bool, sha256: bool = False) -> FileTransport | Rem
 
 def _standard_output() -> Sink:
     if sys.stdout is None:
-        raise OutputError("standard output: is closed")
+        raise OutputError("standard output: is closed; redirect it to a file or a pipe")
     fd, name = sys.stdout.fileno(), "standard output"
     if os.isatty(fd):
         raise UsageError(f"{name} is a terminal: redirect the dump to a file or a pipe")

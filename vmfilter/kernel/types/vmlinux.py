@@ -176,10 +176,13 @@ class Vmlinux:
         """
         said = kernel.info.plain("BUILD-ID")
         if self.abi != kernel.abi:
-            raise WrongKernelError(f"{self.path} is of another machine than the dump")
+            raise WrongKernelError(f"{self.path} is of another machine than the dump; give the vmlinux of its kernel")
         if said and self.build_id:
             if said != self.build_id:
-                raise WrongKernelError(f"{self.path} is of build {self.build_id}, and the dump's kernel of {said:.64}")
+                raise WrongKernelError(
+                    f"{self.path} is of build {self.build_id}, and the dump's kernel of {said:.64}: give "
+                    "the vmlinux of that one"
+                )
             return True
         table = self.table()
         linked = table.address(_BANNER)
@@ -187,7 +190,9 @@ class Vmlinux:
         at = None if linked is None or start is None else linked + _shift(table, start)
         theirs = kernel.memory.read(at, len(own)) if at is not None and own else None
         if theirs not in (None, own):
-            raise WrongKernelError(f"{self.path} is of another kernel than the dump: linux_banner differs")
+            raise WrongKernelError(
+                f"{self.path} is of another kernel than the dump: linux_banner differs; give the vmlinux of its kernel"
+            )
         return theirs is not None
 
     def shift(self, start: int | None) -> int:
@@ -223,7 +228,7 @@ class Vmlinux:
             with debug.open() as file:
                 return Dwarf(dwarf_info(file), self.abi, debug.name)
         except Exception as e:  # see dwarf.py
-            raise InputError(f"{debug.name}: its debug information is damaged, or cannot be read") from e
+            raise InputError(f"{debug.name}: its debug information is damaged, or cannot be read; get it again") from e
 
     def _separate(self) -> PlainFile:
         """Return the file with the debug information, by the build ID: installed, or debuginfod's."""

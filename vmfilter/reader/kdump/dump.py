@@ -119,7 +119,9 @@ class KdumpDump(Dump):
                 continue
             is_lost = at + size > file.size
             if size > most or (is_lost and what != "erase info"):
-                raise InputError(f"{file.path}: damaged or truncated: {what} of {size} bytes at offset {at:#x}")
+                raise InputError(
+                    f"{file.path}: damaged or truncated: {what} of {size} bytes at offset {at:#x}; copy it again"
+                )
             if what == "notes":
                 take_notes(self, at, size)
             elif what == "erase info" and not is_lost:

@@ -102,12 +102,14 @@ class KdumpFile:
     def _lay_out(self, main: MainHeader) -> None:
         """Find the bitmaps and descriptors."""
         if not 0 < self.frames <= _MAX_MAPNR:
-            raise InputError(f"{self.path}: damaged: no machine has {self.frames:#x} page frames (max_mapnr)")
+            raise InputError(
+                f"{self.path}: damaged: no machine has {self.frames:#x} page frames (max_mapnr); copy it again"
+            )
         needed = -(-self.frames // (8 * self.block))  # blocks per bitmap
         if main.bitmap_blocks < needed:
             raise InputError(
                 f"{self.path}: damaged: {main.bitmap_blocks} blocks of bitmaps are too few for "
-                f"{self.frames:#x} page frames"
+                f"{self.frames:#x} page frames; copy it again"
             )
         self.bitmap1 = self.bitmap2 = (1 + main.sub_hdr_size) * self.block
         # If the blocks are too few for two bitmaps, one serves as both, as in diskdump: crash's dump_is_partial().
@@ -117,7 +119,7 @@ class KdumpFile:
         if self.descriptors > self.size:
             raise InputError(
                 f"{self.path}: ends at offset {self.size:#x}, but its bitmaps are at {self.bitmap1:#x} to "
-                f"{self.descriptors:#x}: the file is truncated, or its header is damaged"
+                f"{self.descriptors:#x}: the file is truncated, or its header is damaged; copy it again"
             )
 
     def _find_part(self, sub: SubHeader) -> None:
@@ -130,7 +132,8 @@ class KdumpFile:
         if not 0 <= first <= end <= self.frames:
             raise InputError(
                 f"{self.path}: damaged: the sub header at offset {self.block:#x} describes a part of a split set with "
-                f"frames {first:#x} to {end:#x}, but the machine has {self.frames:#x} frames"
+                f"frames {first:#x} to {end:#x}, but the machine has {self.frames:#x} frames; "
+                "copy it again"
             )
         self.first, self.end = first, end
 

@@ -67,7 +67,7 @@ def read_headers(path: str, read: Read) -> KdumpHeaders:
     """
     head = read(0, MAIN_SIZE)
     if not any(int.from_bytes(head[8:12], order) in VERSIONS for order in ("little", "big")):
-        raise InputError(f"{path}: unknown header version at offset 8: {head[8:12].hex()}")
+        raise InputError(f"{path}: damaged: the header version at offset 8 is {head[8:12].hex()}; copy it again")
     uts = Utsname.parse(head[UTS_AT:])
     by_qemu = uts.machine in _NO_MACHINE
     if by_qemu:
@@ -78,12 +78,15 @@ def read_headers(path: str, read: Read) -> KdumpHeaders:
         form = arch.abi
     main = _main_header(head, form)
     if main.header_version not in VERSIONS:
-        raise InputError(f"{path}: damaged: the header version at offset 8 is not in {arch.name}'s byte order")
+        raise InputError(
+            f"{path}: damaged: the header version at offset 8 is not in {arch.name}'s byte order; copy it again"
+        )
     size = main.block_size
     if not _can_be_block(size):
-        raise InputError(f"{path}: damaged: the header at offset 0 has a block_size of {size} bytes")
+        raise InputError(f"{path}: damaged: the header at offset 0 has a block_size of {size} bytes; copy it again")
     if main.sub_hdr_size < 0:
-        raise InputError(f"{path}: damaged: the header at offset 0 has a sub_hdr_size of {main.sub_hdr_size} blocks")
+        size = main.sub_hdr_size
+        raise InputError(f"{path}: damaged: the header at offset 0 has a sub_hdr_size of {size} blocks; copy it again")
     sub = _sub_header(read, main, form)
     signed = form.word == 8 and sub.phys_base >> 63
     starts_at = sub.phys_base // size * size if arch.counts_from_ram and not by_qemu else 0

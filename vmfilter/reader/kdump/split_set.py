@@ -78,7 +78,9 @@ def _check_same_dump(one: KdumpFile, other: KdumpFile) -> None:
     of_other = common(other.main, other.sub)
     for what, a in common(one.main, one.sub).items():
         if a != of_other[what]:
-            raise InputError(f"{one.path} and {other.path}: parts of different dumps: their {what} differ")
+            raise InputError(
+                f"{one.path} and {other.path}: parts of different dumps: their {what} differ; name the parts of one"
+            )
 
 
 def check_bitmap(one: KdumpFile, other: KdumpFile) -> None:
@@ -90,7 +92,7 @@ def check_bitmap(one: KdumpFile, other: KdumpFile) -> None:
             pfn = 8 * (at + next(i for i in range(size) if a[i] != b[i]))
             raise InputError(
                 f"{one.path} and {other.path}: parts of different dumps: their bitmaps differ at frame {pfn:#x} "
-                f"(offset {other.bitmap2 + pfn // 8:#x})"
+                f"(offset {other.bitmap2 + pfn // 8:#x}); name the parts of one"
             )
 
 
