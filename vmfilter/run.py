@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
 from vmfilter.arch import machine_of
@@ -28,7 +28,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
-from vmfilter.pages.doubts import Doubt, Witnesses, hear, judge
+from vmfilter.pages.doubts import Doubt, Hearing, Witnesses, counted_pages, hear, hear_types, judge
 from vmfilter.pages.exclude import Selection, excluded_classes, level_of
 from vmfilter.pages.order import by_kind
 from vmfilter.pages.pmem import find_pmem
@@ -60,6 +60,10 @@ If it has a method note(), that is called before, with the bytes of a page and o
 def noted(progress: object) -> Callable[[int, int], None]:
     """Return the method note() of a Progress, or one that does nothing."""
     return getattr(progress, "note", lambda page_size, size: None)
+
+
+class _AgainError(Exception):
+    """The whole classification shows that it must be made once more, by other numbers or to keep more classes."""
 
 
 class DumpRun:
@@ -112,6 +116,8 @@ class DumpRun:
         self._memory: Memory = dump  # from which pages are read that are written
         self._on_doubt = on_doubt
         self._witnesses: Witnesses | None = None
+        self._is_settled = False  # what the whole classification shows has been decided
+        self._doubted = frozenset[PageClass]()
         try:
             if self._kernel is None:
                 raise KernelError(error)
@@ -137,14 +143,22 @@ class DumpRun:
         self._max_mapnr = max_pfn(dump, self._page_size)
         self._note(self._page_size, 0)
         self._warnings += [*warnings, *self._pmem.warnings, *self._classifier.warnings]
-        self._doubted = self._judge(self._witnesses.doubts if self._witnesses else (), on_doubt)
-        self._all_levels = level_of(level, self._doubted) | dump.header.level  # what was excluded before stays excluded
+        self._keep(self._judge(self._witnesses.doubts if self._witnesses else (), on_doubt))
+
+    def _keep(self, doubted: frozenset[PageClass]) -> None:
+        """Exclude classes no more."""
+        self._doubted |= doubted
+        # What was excluded before stays excluded.
+        self._all_levels = level_of(self._level, self._doubted) | self._dump.header.level
 
     def _hear(self, kernel: Kernel) -> list[str]:
         """Hear the witnesses against the classification; return warnings. Raises KernelError as Classifier does."""
         trusted = self._on_doubt == "trust"
         asked = frozenset[PageClass]() if trusted else excluded_classes(self._level, self._include_pmem_userdata)
-        found = hear(self._dump, kernel, self._pmem, self._include_pmem_userdata, asked)
+        return self._take(hear(self._dump, kernel, self._pmem, self._include_pmem_userdata, asked))
+
+    def _take(self, found: Hearing) -> list[str]:
+        """Classify as a hearing decided; return its warnings."""
         self._kernel, self._pmem, self._classifier, self._witnesses, warnings = found
         self._info = self._kernel.info
         return warnings
@@ -172,7 +186,7 @@ class DumpRun:
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
         """Return the classes that must not be excluded, and warn."""
-        excluded = excluded_classes(self._level, self._include_pmem_userdata)
+        excluded = excluded_classes(self._level, self._include_pmem_userdata, self._doubted)
         kept, warnings = judge(doubts, excluded, on_doubt, self._dump.path)
         self._warnings += warnings
         return kept
@@ -191,8 +205,7 @@ class DumpRun:
             BaseException: what progress raised.
 
         """
-        with to.transports() as transports:
-            result = self._write(to, transports)
+        result = self._write_all(to)
         if result.failure is None or isinstance(result.failure, VmfilterError):
             return result
         failure, result.failure = result.failure, None
@@ -202,6 +215,11 @@ class DumpRun:
         finally:
             del failure  # see vmfilter.errors
 
+    def _write_all(self, to: Destination) -> Statistics:
+        while True:  # twice more at most: types correct VMCOREINFO once, and then the classification is settled
+            with suppress(_AgainError), to.transports() as transports:
+                return self._write(to, transports)
+
     def _write(self, to: Destination, transports: Sequence[Transport]) -> Statistics:
         started = time.monotonic()
         writer = self._writer(to, transports)
@@ -209,7 +227,8 @@ class DumpRun:
         if self._plan is not None:
             selection.choose(self._plan.kept, self._plan.dropped)
         with closing(selection.kept):
-            result = self._classify(selection, writer, to.budget().threads)
+            repeatable = not any(transport.is_stream for transport in transports)
+            result = self._classify(selection, writer, to.budget().threads, repeatable)
             result.seconds["classify"] = time.monotonic() - started
             return self._write_selected(selection.kept, writer, to, result)
 
@@ -414,7 +433,7 @@ class DumpRun:
 
         return windows_ahead(self._classifier, threads)
 
-    def _classify(self, selection: Selection, writer: Writer, threads: int) -> Statistics:
+    def _classify(self, selection: Selection, writer: Writer, threads: int, repeatable: bool) -> Statistics:
         """Select the page frames that are kept, and write the bitmaps."""
         namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
         with closing(self._windows(threads)) as windows:
@@ -429,6 +448,8 @@ class DumpRun:
         if self._kernel is not None:
             result.gaps = gaps(self._dump, self._kernel)
         result.uncounted = selection.uncounted
+        result.unknown = self._classifier.unknown
+        self._settle(result, repeatable)
         if selection.uncounted:
             first, base = self._dump.next_memory(0), writer.first_pfn * self._page_size
             self._warnings.append(
@@ -436,18 +457,55 @@ class DumpRun:
                 f"a kdump-compressed dump of this machine begins at phys_base, {base:#x}; "
                 f"{option('format', 'elf')} keeps them"
             )
-        result.unknown = self._classifier.unknown
         if self._plan is not None:
             result.erased, result.not_erased = self._plan.size, len(self._plan.failures)
-        is_all = not (result.gaps or result.unknown or result.classes[PageClass.EXCLUDED] or self._dump.truncated)
-        if self._witnesses and is_all and needs_kernel(self._level):
-            result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)
-            self._judge(doubts, "fail" if self._on_doubt == "fail" else "trust")  # it is too late to keep more
         if result.unknown:
             self._warnings.append(
                 f"{self._dump.path}: {result.unknown} pages have no struct page in this dump; they are kept"
             )
         return result
+
+    def _settle(self, result: Statistics, repeatable: bool) -> None:
+        """Judge the whole classification.
+
+        Args:
+            result: what it found; gets the free pages that the kernel counts.
+            repeatable: whether it can be made once more. What a stream has sent cannot be taken back.
+
+        Raises:
+            _AgainError: it must be.
+            KernelError: it is in doubt, and on_doubt is "fail".
+
+        """
+        is_all = not (result.gaps or result.unknown or result.classes[PageClass.EXCLUDED] or self._dump.truncated)
+        if self._witnesses and self._kernel and is_all and needs_kernel(self._level):
+            result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)
+            if not self._is_settled:
+                self._decide([*doubts, *self._used_pages(self._witnesses, self._kernel, result)], repeatable)
+
+    def _decide(self, doubts: Sequence[Doubt], repeatable: bool) -> None:
+        """Decide what follows from doubts about the whole classification. Raises as _settle()."""
+        excluded = excluded_classes(self._level, self._include_pmem_userdata, self._doubted)
+        doubt = next((doubt for doubt in doubts if doubt.classes & excluded), None)
+        if doubt and repeatable and self._kernel and self._on_doubt != "trust":
+            found = hear_types(self._dump, self._kernel, self._include_pmem_userdata, doubt)
+            if found is not None:
+                self._warnings += self._take(found)
+                raise _AgainError
+        trusted = self._on_doubt == "trust" or not (repeatable or self._on_doubt == "fail")
+        kept = self._judge(doubts, "trust" if trusted else self._on_doubt)
+        if kept:
+            self._is_settled = True
+            self._keep(kept)
+            raise _AgainError
+
+    def _used_pages(self, witnesses: Witnesses, kernel: Kernel, result: Statistics) -> list[Doubt]:
+        if self._plan and (self._plan.kept or self._plan.dropped):  # some pages changed their class
+            return []
+        hugetlb = sum(n << order for order, n in enumerate(self._classifier.lists.hugetlb_blocks))
+        used = sum(result.classes[c] for c in (PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER)) - hugetlb
+        cpus = self._dump.cpus
+        return counted_pages(kernel, used, cpus) if witnesses.suspect(used, cpus) else []
 
 
 def _erased(uts: Utsname, kernel: Kernel, plan: Plan) -> Utsname:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from command import Run
+from crashbuilder import crash
 from files import TESTDATA
+from kernelbuilder import Synthetic
 from note import Note, copy_of
 from scenes import FREE, KERNEL
 from wrongfields import doubts, noticed
@@ -23,11 +25,12 @@ from vmfilter.arch import x86_64
 from vmfilter.errors import KernelError, UsageError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames.classes import PageClass
+from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.struct_page import NO_TYPE, struct_page
-from vmfilter.kernel.zones import Start, read_zones
+from vmfilter.kernel.zones import Start, Zones, read_zones
 from vmfilter.pages.classify import Classifier
-from vmfilter.pages.doubts import Witnesses, used_pages
+from vmfilter.pages.doubts import Doubt, Witnesses, counted_pages, used_pages
 from vmfilter.reader import open_dump
 
 VMCORES = ["x86_64-5.10", "x86_64-7.2", "arm64-6.12", "loongarch64-7.2", "ppc64le-7.2", "riscv64-7.2-sv48"]
@@ -89,6 +92,7 @@ def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Pa
         assert read_zones(kernel, Start([], (0, 0), 0)) is None, "lists beyond the end of a zone"
     assert by_symbol == by_lists == by_the_only_node
     assert by_lists
+    assert by_lists.in_use[1] == 11553  # of 11590 pages of cache and processes; CPUs have not added all
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,23 @@ def test_vmcoreinfo_is_trusted_if_asked(note: Callable[[str], Note], tmp_path: P
     result = vmfilter.filter_dump(note("x86_64-7.2").write(WRONG), tmp_path / "dump", on_doubt="trust")
     assert PageClass.USER in result.excluded_classes
     assert "pages are excluded all the same" in "".join(result.warnings)
+
+
+@pytest.mark.parametrize(("flatten", "said"), [(False, "all free pages are kept"), (True, "excluded all the same")])
+def test_more_free_pages_than_the_kernel_counts_are_kept(
+    real: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flatten: bool, said: str
+) -> None:
+    """All of them are classified before that is known. What a stream has sent by then cannot be taken back."""
+    monkeypatch.setattr(
+        "vmfilter.pages.doubts.read_zones", lambda *known: read_zones(*known)._replace(counted=9, free=9)
+    )
+    result = vmfilter.filter_dump(real("x86_64-7.2"), tmp_path / "dump", flatten=flatten)
+    assert (PageClass.FREE in result.excluded_classes) == flatten
+    (warning,) = result.warnings
+    assert f"free pages are found, and the kernel counts 9; {said}" in warning.replace("free pages are ex", "ex")
+    if not flatten:
+        with open_dump(tmp_path / "dump") as dump:
+            assert dump.header.level == 31 - 16
 
 
 def test_a_doubt_about_what_the_level_keeps_is_not_told(note: Callable[[str], Note], tmp_path: Path) -> None:
@@ -401,3 +422,71 @@ def test_pages_in_use_are_as_many_as_the_kernel_counts(
 ) -> None:
     doubts = list(used_pages(found, counts, cpus))
     assert [doubt.loses for doubt in doubts] == ([] if loses is None else [loses])
+
+
+@pytest.mark.parametrize(
+    ("in_use", "found", "cpus", "suspect"),
+    [
+        ((11553, 9), 11590, 2, False),
+        ((38945, 11553), 11590, 2, False),  # a counter of free pages is before those of LRU lists
+        ((11553, 11553), 9900, 2, True),
+        ((11553, 11553), 9900, 4, False),  # the CPUs have not added theirs
+        ((900, 900), 0, 2, False),
+    ],
+)
+def test_pages_in_use_that_no_lru_list_has_are_suspect(
+    real: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    in_use: tuple[int, int],
+    found: int,
+    cpus: int,
+    suspect: bool,
+) -> None:
+    monkeypatch.setattr("vmfilter.pages.doubts.read_zones", lambda *known: Zones(9, 9, [], in_use))
+    with open_dump(real("x86_64-7.2")) as dump:
+        page_size, _, kernel, _, _ = understand(dump)
+        assert kernel
+        assert Witnesses(kernel, Classifier(dump, page_size, kernel)).suspect(found, cpus) == suspect
+
+
+def test_types_lead_to_the_counters_of_pages_in_use(tmp_path: Path) -> None:
+    c = crash()
+    task, node = c.task(0, "swapper/0"), c.room()
+    c.types.enum("node_stat_item", {"NR_FILE_PAGES": 0, "NR_ANON_MAPPED": 1})
+    c.word(node, 7000)
+    c.word(node + 8, 6450)
+    c.write([task], vm_node_stat=node)
+    with c.s.opened(tmp_path) as (_, kernel):
+        assert counted_pages(kernel, 13542, 2) == []
+        (doubt,) = counted_pages(kernel, 30000, 2)
+    assert doubt.evidence == "30000 pages of page cache and anonymous memory are found, and the kernel counts 13450"
+
+
+def test_without_types_nothing_is_said_of_pages_in_use(tmp_path: Path) -> None:
+    with Synthetic().opened(tmp_path) as (_, kernel):
+        assert counted_pages(kernel, 30000, 2) == []
+
+
+@pytest.mark.parametrize(("in_use", "said"), [((11553, 11553), []), ((4000, 300), [11590])])
+def test_filter_asks_for_the_counters_only_if_lru_lists_have_other_numbers_of_pages(
+    real: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_use: tuple[int, int],
+    said: list[int],
+) -> None:
+    asked: list[int] = []
+
+    def counted(_: Kernel, found: int, cpus: int) -> list[Doubt]:
+        asked.append(found)
+        return [*used_pages(found, {"file": 2000, "anonymous": 2000}, cpus)]
+
+    monkeypatch.setattr("vmfilter.run.counted_pages", counted)
+    monkeypatch.setattr("vmfilter.pages.doubts.read_zones", lambda *known: read_zones(*known)._replace(in_use=in_use))
+    result = vmfilter.filter_dump(real("x86_64-7.2"), tmp_path / "dump")
+    assert asked == said
+    assert (PageClass.USER in result.excluded_classes) == (not said)
+    evidence = "11590 pages of page cache and anonymous memory are found, and the kernel counts 4000"
+    assert [warning.partition("wrong: ")[2] for warning in result.warnings] == [
+        f"{evidence}; all cache and user pages are kept" for _ in said
+    ]

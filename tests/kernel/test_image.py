@@ -98,6 +98,51 @@ def test_types_correct_what_a_witness_convicts(tmp_path: Path, wrong: str, right
     assert f"{wrong.partition('=')[0]}={right}" in info.text.splitlines()
 
 
+HUGETLB = "NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-218103808"
+UNKNOWN = "huge pages have an unknown page type, and none is hugetlb"
+HUGE = 5 * 512, 7 * 512  # frames that no sample of struct pages includes
+
+
+def seen_as_a_whole(*wrong: str, btf: bool = True) -> Described:
+    """Return a machine on which only the whole classification shows what is wrong."""
+    s = doubtful(*wrong, btf=btf)
+    for pfn in HUGE:
+        s.compound(pfn, 9, hugetlb=True)
+        s.free(pfn + 2048, 9)
+    return s
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "doubt", "options"),
+    [
+        (HUGETLB, -201326592, f"2 {UNKNOWN}", {}),
+        (HUGETLB, -201326592, f"2 {UNKNOWN}", {"format": "elf"}),
+        (HUGETLB, -201326592, f"2 {UNKNOWN}", {"on_doubt": "fail", "sha256": True}),
+        ("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-1", -268435456, "no free page is found", {}),
+        ("LENGTH(zone.free_area)=9", 11, "2 free blocks are larger than it says that blocks can be", {}),
+    ],
+)
+def test_types_correct_what_only_the_whole_classification_shows(
+    tmp_path: Path, wrong: str, right: int, doubt: str, options: dict[str, Any]
+) -> None:
+    good = vmfilter.filter_dump(seen_as_a_whole().write(tmp_path / "vmcore"), tmp_path / "good", **options)
+    result = vmfilter.filter_dump(seen_as_a_whole(wrong).write(tmp_path / "vmcore"), tmp_path / "dump", **options)
+    assert result.classes == good.classes
+    assert (result.classes[PageClass.FREE], result.classes[PageClass.USER]) == (16 + 1024, 1024)
+    (said,) = result.warnings
+    assert f"{doubt}{CORRECTED.format(wrong, right)}" in said
+    if "format" not in options:
+        assert Kdump(tmp_path / "dump").kept == Kdump(tmp_path / "good").kept
+
+
+def test_what_a_stream_has_sent_is_not_taken_back(tmp_path: Path) -> None:
+    vmcore = seen_as_a_whole(HUGETLB).write(tmp_path / "vmcore")
+    result = vmfilter.filter_dump(vmcore, tmp_path / "dump", flatten=True)
+    assert result.classes[PageClass.USER] == 0
+    (said,) = result.warnings
+    assert said.endswith(f"{UNKNOWN}; user pages may be kept needlessly")
+
+
 def test_a_doubt_that_types_settle_is_no_reason_to_fail(tmp_path: Path) -> None:
     vmcore = doubtful(PRIVATE).write(tmp_path / "vmcore")
     assert PageClass.FREE in vmfilter.filter_dump(vmcore, tmp_path / "dump", on_doubt="fail").excluded_classes

@@ -59,6 +59,8 @@ def types() -> Types:
     made.struct("", {"lru": "list_head", "compound_head": "long"}, UNION)
     counters = {"_mapcount": "u32", "_refcount": "u32", "memcg_data": "long"}
     made.struct("page", {"flags": "long", "": "", "mapping": "long", "index": "long", "private": "long", **counters})
+    made.struct("free_area", {"free_list": "list_head[6]", "nr_free": "long"})
+    made.struct("zone", {"free_area": "free_area[11]"})
     made.struct("mem_section", {"section_mem_map": "long", "usage": "pointer"})
     made.struct("uts_namespace", {"name": "char[390]"})
     made.struct("mm_struct", {"pgd": "pointer"})

@@ -12,7 +12,7 @@ from note import Note
 
 import vmfilter
 from vmfilter.errors import KernelError
-from vmfilter.frames.classes import PageClass
+from vmfilter.frames.classes import ClassCounter, PageClass
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.doubts import Doubt, Witnesses
@@ -28,10 +28,15 @@ def doubts(vmcore: Path) -> list[Doubt]:
         assert kernel
         classifier = Classifier(dump, page_size, kernel)
         witnesses = Witnesses(kernel, classifier)
-        pages = sum(
-            len(window.classes) - bytes(window.classes).count(PageClass.HOLE) for window in classifier.windows()
-        )
-        return [*witnesses.doubts, *witnesses.free_pages(classifier, pages)[1]]
+        counter = ClassCounter()
+        for window in classifier.windows():
+            counter.add(window.classes)
+        classes = counter.result()
+        pages = sum(n for c, n in classes.items() if c is not PageClass.HOLE)
+        used = sum(classes[c] for c in (PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER))
+        used -= sum(n << order for order, n in enumerate(classifier.lists.hugetlb_blocks))
+        suspect = [Doubt("", "zones count others in use", frozenset())] * witnesses.suspect(used, dump.cpus)
+        return [*witnesses.doubts, *witnesses.free_pages(classifier, pages)[1], *suspect]
 
 
 def _corruptions(note: Note) -> Iterator[dict[str, int | None]]:

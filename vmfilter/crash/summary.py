@@ -143,4 +143,4 @@ def _memory(info: DebugInfo) -> dict[str, int] | None:
     pages = info.kernel.memory.read_word(total) if total is not None else None
     if info.structures is None or pages is None:
         return None
-    return {"all": pages, **counters(info, _USES)}
+    return {"all": pages, **counters(info.structures, info.symbols, _USES)}

@@ -25,6 +25,7 @@ _MAX_LISTS = 1 << 16  # that are not empty
 _PROVEN = 4  # lists whose links are tested before the zones are believed
 _MAX_STEPS = 1 << 9  # along lists, to find a head
 _ALIGNED = 32  # bytes: the smallest cache line
+_LRU_LISTS = 5  # enum lru_list, and as many counters: anonymous, file, each active or not, and unevictable
 
 
 class _List(NamedTuple):
@@ -57,12 +58,14 @@ class Zones(NamedTuple):
         counted: free pages by vm_stat. CPUs add to it in batches, so it can lag behind; unaccepted memory counts.
         free: free pages by nr_free, which is exact.
         lists: lists that are not empty.
+        in_use: pages on LRU lists by vm_stat, if their counters follow NR_FREE_PAGES, or if another is between them.
 
     """
 
     counted: int
     free: int
     lists: list[_List]
+    in_use: tuple[int, int]
 
 
 class Start(NamedTuple):
@@ -141,20 +144,23 @@ def read_zones(kernel: Kernel, start: Start) -> Zones | None:
     if layout is None:
         return None
     nodes = dict.fromkeys(_nodes(kernel)) or dict.fromkeys(_node_of(kernel, layout, start))
-    counted, free, lists = 0, 0, list[_List]()
+    counted, free, lists, after = 0, 0, list[_List](), [0] * (_LRU_LISTS + 1)
     for node in nodes:
         for zone in _zones(kernel, layout, node):
             raw = kernel.memory.read(zone, layout.zone)
             if raw is None or len(lists) > _MAX_LISTS:
                 return None
             words = _Words(raw, kernel)
-            counted += words.signed(layout.vm_stat + layout.free_pages * layout.word)
+            counters = layout.vm_stat + layout.free_pages * layout.word
+            counted += words.signed(counters)
+            after = [n + words.signed(counters + i * layout.word) for i, n in enumerate(after, 1)]
             for order in range(layout.orders):
                 area = layout.free_area + order * layout.area
                 free += words.at(area + layout.types * layout.list_head) << order
             lists += (one for one in _lists(layout, zone, words) if one.next not in (one.head, 0))
     proven = counted > 0 and all(_is_list(kernel, one) for one in islice(lists, _PROVEN))
-    return Zones(counted, free, lists) if lists and proven else None
+    in_use = sum(after[:_LRU_LISTS]), sum(after[1:])
+    return Zones(counted, free, lists, in_use) if lists and proven else None
 
 
 def zones_of_a_node(kernel: Kernel, start: Start) -> int | None:

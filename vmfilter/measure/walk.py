@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from vmfilter import native
-from vmfilter.errors import InputError, KernelError
+from vmfilter.errors import KernelError
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.kernel.search import understand
@@ -15,7 +14,7 @@ from vmfilter.kernel.zones import zones_of_a_node
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.classify import max_pfn
 from vmfilter.pages.coverage import gaps
-from vmfilter.pages.doubts import Doubt, hear, judge, used_pages
+from vmfilter.pages.doubts import Doubt, counted_pages, hear, judge
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 
@@ -188,17 +187,9 @@ class Walk:
             self._warnings.append(f"{path}: {unknown} pages have no struct page; they are counted as kernel")
         if not (unknown or is_filtered or self.dump.truncated or gaps(self.dump, self.kernel)):
             _, doubts = self._witnesses.free_pages(self._classifier, present)
-            self._judge([*doubts, *self._used_pages(used)], "trust")
+            hugetlb = sum(n << order for order, n in enumerate(self.lists.hugetlb_blocks))
+            if self._counters:
+                doubts += counted_pages(self.kernel, used - hugetlb, self.dump.cpus)
+            self._judge(doubts, "trust")
         if self._zones and self._zones.changes > _MAX_CHANGES:
             self._warnings.append(f"{path}: nodes and zones differ from page to page; not all of them are known")
-
-    def _used_pages(self, used: int) -> Iterator[Doubt]:
-        """Yield what the kernel's counters say of the pages of cache and processes, if its types are known."""
-        if self._counters:
-            from vmfilter.kernel.types.counters import counters
-            from vmfilter.kernel.types.debug_info import debug_info
-
-            with suppress(InputError, KernelError):
-                counts = counters(debug_info(self.kernel), ("file", "anonymous", "swap cache"))
-                hugetlb = sum(n << order for order, n in enumerate(self.lists.hugetlb_blocks))
-                yield from used_pages(used - hugetlb, counts, self.dump.cpus)

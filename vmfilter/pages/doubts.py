@@ -309,6 +309,19 @@ class Witnesses:
             doubts.append(Doubt("OFFSET(page.private)", evidence, _FREE, loses=False))
         return None, doubts
 
+    def suspect(self, used: int, cpus: int) -> bool:
+        """Return whether another number of pages is on LRU lists than was found to be of cache and processes.
+
+        VMCOREINFO does not say which counters of a zone are theirs. So this convicts nothing: see counted_pages().
+
+        Args:
+            used: pages of both classes, without hugetlb.
+            cpus: number of CPUs.
+
+        """
+        counts = self._zones.in_use if self._zones else ()
+        return bool(counts) and all(_differ(used, count, _LATE * cpus) for count in counts)
+
     def _lists_of(self, lists: native.Lists) -> Iterator[Doubt]:
         """Free blocks and huge pages are in lists, and of an order and a type that there are."""
         if _convicts(sum(lists.free_blocks) + lists.refused, lists.refused):
@@ -342,6 +355,19 @@ def used_pages(found: int, counts: Mapping[str, int], cpus: int) -> Iterator[Dou
     if _differ(found, least, late) and _differ(found, most, late):
         evidence = f"{found} pages of page cache and anonymous memory are found, and the kernel counts {most}"
         yield Doubt("VMCOREINFO", evidence, _CACHE | _USER, loses=found > most)
+
+
+def counted_pages(kernel: Kernel, found: int, cpus: int) -> list[Doubt]:
+    """Do so with the counters that the kernel's types lead to. No doubt if it has none. See used_pages()."""
+    from vmfilter.kernel.types.counters import counters
+    from vmfilter.kernel.types.debug_info import symbols_of
+    from vmfilter.kernel.types.structures import Structures, types_of
+
+    with suppress(InputError, KernelError):
+        symbols = symbols_of(kernel)
+        counts = counters(Structures(kernel, types_of(kernel, symbols)), symbols, ("file", "anonymous", "swap cache"))
+        return list(used_pages(found, counts, cpus))
+    return []
 
 
 def judge(
@@ -422,20 +448,34 @@ def hear(
     """
     first = _heard(dump, kernel, pmem, include_pmem_userdata)
     doubt = next((doubt for doubt in first.witnesses.doubts if doubt.classes & asked), None)
-    if doubt is None:
-        return first
+    return (doubt and hear_types(dump, kernel, include_pmem_userdata, doubt)) or first
+
+
+def hear_types(dump: Dump, kernel: Kernel, include_pmem_userdata: bool, doubt: Doubt) -> Hearing | None:
+    """Prepare to classify pages by the kernel's types.
+
+    Args:
+        dump: the dump.
+        kernel: the crashed kernel.
+        include_pmem_userdata: see Classifier.
+        doubt: what a witness says against VMCOREINFO.
+
+    Returns:
+        None if there are no types, they agree with VMCOREINFO, or a witness contradicts them.
+
+    """
     from vmfilter.kernel.types.mend import corrected
 
     mended = corrected(dump, kernel)
     if mended is None:
-        return first
+        return None
     try:
         pmem = find_pmem(dump, mended.kernel.page_size, mended.kernel)
         second = _heard(dump, mended.kernel, pmem, include_pmem_userdata)
     except KernelError:
-        return first
+        return None
     if second.witnesses.doubts:
-        return first
+        return None
     said = f"{dump.path}: {doubt.field} may be wrong: {doubt.evidence}"
     return second._replace(warnings=[f"{said}; {mended.how}, and no witness contradicts that"])
 

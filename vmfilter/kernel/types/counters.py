@@ -7,7 +7,8 @@ from vmfilter.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmfilter.kernel.types.debug_info import DebugInfo
+    from vmfilter.kernel.types.structures import Structures
+    from vmfilter.kernel.types.symbols import Symbols
 
 _COUNTERS = {
     "free": ("vm_zone_stat", "zone_stat_item", ("NR_FREE_PAGES",)),
@@ -20,22 +21,23 @@ _COUNTERS = {
 per-node vmstats"), v4.8; slab since d42f3245c7e2 ("mm: memcg: convert vmstat slab counters to bytes"), v5.9."""
 
 
-def counters(info: DebugInfo, uses: Iterable[str]) -> dict[str, int]:
+def counters(structures: Structures, symbols: Symbols, uses: Iterable[str]) -> dict[str, int]:
     """Return the number of pages of each use, as far as the kernel has a counter of it.
 
     Args:
-        info: the kernel's symbols and types.
+        structures: of the kernel.
+        symbols: of the kernel image.
         uses: "free", "file" (page cache), "anonymous" (and mapped), "slab", "swap cache" (in "file" too).
 
     Raises:
-        KernelError: the kernel's types are not known, or are damaged.
+        KernelError: the types are damaged.
 
     """
-    memory, word, types = info.kernel.memory, info.kernel.abi.word, info.need_structures().types
+    memory, word, types = structures.kernel.memory, structures.kernel.abi.word, structures.types
     found = {}
     for use in uses:
         array, enum, elements = _COUNTERS[use]
-        at, numbers = info.symbols.address(array), types.enumerators(enum)
+        at, numbers = symbols.address(array), types.enumerators(enum)
         places = [numbers[element] for element in elements if element in numbers]
         if at is None or len(places) < len(elements):
             continue
