@@ -263,23 +263,13 @@ void vmf_codec_free(struct vmf_codec *codec)
 	free(codec);
 }
 
+/* memcmp() is the fastest loop over memory that there is on each machine. A page of zeros equals itself, moved. */
 int vmf_is_zero(const uint8_t *page, uint64_t size)
 {
-	uint64_t i = 0;
+	static const uint8_t zeros[64];
+	uint64_t first = size < sizeof(zeros) ? size : sizeof(zeros);
 
-	for (; i + 64 <= size; i += 64) {
-		uint64_t words[8], any = 0;
-
-		memcpy(words, page + i, sizeof(words));
-		for (int j = 0; j < 8; j++)
-			any |= words[j];
-		if (any)
-			return 0;
-	}
-	for (; i < size; i++)
-		if (page[i])
-			return 0;
-	return 1;
+	return !memcmp(page, zeros, first) && !memcmp(page, page + first, size - first);
 }
 
 void vmf_count_zero(const uint8_t *pages, uint64_t count, uint64_t page_size, const uint8_t *classes,

@@ -17,7 +17,7 @@ puts the notes directly after the sub header, never gives to a copy of it. The n
 file before the main header, in a stream last.
 
 In a stream, the main header comes first, in a record of its own as makedumpfile sends it: file(1) and hotkdump expect
-that. The descriptors of a chunk follow its data. So a stream that breaks off contains all pages before the last chunk.
+that. Descriptors follow each 128 KiB of data. So a stream that breaks off lacks no page before the last so many.
 If the dump is incomplete, the header is sent again, with the mark.
 """
 
@@ -50,6 +50,7 @@ _VERSION = 6
 _GAP = 64  # bytes between the sub header and the notes
 _MAX_32 = (1 << 32) - 1
 _CHUNK_PAGES = 8  # at least: a chunk can end in the middle of a stretch
+_DATA_AT_ONCE = 1 << 17  # bytes of pages in a stream, before their descriptors
 _BITS_AT_ONCE = 1 << 18  # bytes of a bitmap that are collected for one write
 
 
@@ -243,6 +244,7 @@ class KdumpWriter:
             self._transport.write(self.size, bytes(self._block))
             self.size = self.room_for(count, True)
         self._account = Account(self.size)
+        self._described = self.size  # offset before which the descriptors of all data are in the stream
         return pages
 
     def order(self) -> Iterator[Stretch]:
@@ -261,8 +263,9 @@ class KdumpWriter:
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
-        if self._transport.is_stream and pages.data:
+        if self._transport.is_stream and self.size - self._described >= _DATA_AT_ONCE:
             self._table.flush()
+            self._described = self.size
         data, shared, sharing = pages.data, None, 0
         if self._deduplicator:
             lowest_pfn = self._part.start_pfn if self._part else 0
