@@ -127,7 +127,7 @@ class _Survey:
         return Loss.PLUGGED
 
     def _all_reserved(self, memmap: int, mapped: list[Translation]) -> bool:
-        """Return whether PG_reserved is set in all mapped struct pages: the kernel reserved the memory at boot."""
+        """Return whether PG_reserved is set in all struct pages: the kernel reserved the memory at boot."""
         layout = self._kernel.struct_page().layout
         classifier = native.Classifier(layout)
         for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):
@@ -138,6 +138,7 @@ class _Survey:
                 self._reads -= 1
                 count = min(_AT_ONCE, last - first)
                 raw = self._kernel.memory.read(memmap + first * layout.size, count * layout.size)
-                if raw is None or not classifier.all_have(raw, layout.reserved):
+                # Those that an incomplete dump has lost say nothing.
+                if raw is not None and not classifier.all_have(raw, layout.reserved):
                     return False
         return True
