@@ -478,6 +478,26 @@ def test_no_message_below_the_commands_has_an_option_of_theirs() -> None:
     assert found == []
 
 
+def test_swapped_names_do_not_replace_the_larger_dump(small: Path, tmp_path: Path) -> None:
+    vmcore, dump, other = tmp_path / "vmcore", tmp_path / "dump", tmp_path / "other"
+    vmcore.write_bytes(small.read_bytes())
+    vmfilter.filter_dump(vmcore, dump)
+    said = f"^{vmcore}: not replaced: .* are the two names swapped\\? if not, remove it first$"
+    for operation in vmfilter.filter_dump, vmfilter.convert_dump:
+        with pytest.raises(vmfilter.OutputError, match=said):
+            operation(dump, vmcore, force=True)
+        with vmfilter.open_dump(dump) as opened, pytest.raises(vmfilter.OutputError, match=said):
+            operation(opened, [other, vmcore], force=True)
+        with pytest.raises(vmfilter.OutputError, match=said), open(dump, "rb") as file:
+            operation(file, bytes(vmcore), force=True)
+    assert vmcore.read_bytes() == small.read_bytes()
+    assert not other.exists()
+    assert vmfilter.filter_dump(dump, vmcore, force=True, dry_run=True).remaining == 2449
+    assert vmfilter.filter_dump(vmcore, dump, force=True).remaining == 2449
+    vmcore.unlink()
+    assert vmfilter.convert_dump(dump, vmcore, force=True).remaining == 2449
+
+
 def test_the_warnings_of_a_result_are_those_of_the_command(small: Path, tmp_path: Path, run: Run) -> None:
     dump = tmp_path / "dump"
     result = vmfilter.filter_dump(small, dump, compress="none", limit=5 << 20)

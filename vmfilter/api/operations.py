@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
-from vmfilter import convert, filter, info, verify
+from vmfilter import convert, filter, info, reader, verify
 from vmfilter.api.dump import opened, reader_of
 from vmfilter.api.levels import Level, level_number
 from vmfilter.api.results import (
@@ -36,6 +37,7 @@ from vmfilter.report.log import log_lines, record_data
 from vmfilter.report.readiness import estimate_data
 from vmfilter.report.text import cautions, verdict
 from vmfilter.report.usage import levels_of
+from vmfilter.writer.guard import refuse_swapped
 
 if TYPE_CHECKING:
     from vmfilter.api.dump import Source
@@ -86,7 +88,8 @@ def filter_dump(
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short. For source, see open_dump().
-        force: replace an existing file; if output is a link, the file that it leads to.
+        force: replace an existing file; if output is a link, the file that it leads to. A dump that has more memory of
+            the same crash than the source is not replaced, since the two names are swapped then: remove it first.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
         max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,
@@ -115,27 +118,29 @@ def filter_dump(
     """
     _check_rules(rules)
     files = files_of(output, "output", "write")
-    found = filter.filter_dump(
-        reader_of(source),
-        files,
-        level=level_number(level),
-        format=format,
-        compress=compress,
-        flatten=flatten,
-        dedup=dedup,
-        limit=limit,
-        threads=threads,
-        max_memory=max_memory,
-        force=force,
-        keep_incomplete=keep_incomplete,
-        max_bad_pages=max_bad_pages,
-        sha256=sha256,
-        dry_run=dry_run,
-        include_pmem_userdata=include_pmem_userdata,
-        on_doubt=on_doubt,
-        rules=rules,
-        progress=progress,
-    )
+    number = level_number(level)
+    with _replacing(source, files if force and not dry_run else [], max_memory) as dump:
+        found = filter.filter_dump(
+            dump,
+            files,
+            level=number,
+            format=format,
+            compress=compress,
+            flatten=flatten,
+            dedup=dedup,
+            limit=limit,
+            threads=threads,
+            max_memory=max_memory,
+            force=force,
+            keep_incomplete=keep_incomplete,
+            max_bad_pages=max_bad_pages,
+            sha256=sha256,
+            dry_run=dry_run,
+            include_pmem_userdata=include_pmem_userdata,
+            on_doubt=on_doubt,
+            rules=rules,
+            progress=progress,
+        )
     return _written(found, files)
 
 
@@ -180,23 +185,41 @@ def convert_dump(
     """
     _check_rules(rules)
     files = files_of(output, "output", "write")
-    found = convert.convert_dump(
-        reader_of(source),
-        files,
-        format=format,
-        compress=compress,
-        flatten=flatten,
-        dedup=dedup,
-        threads=threads,
-        max_memory=max_memory,
-        force=force,
-        keep_incomplete=keep_incomplete,
-        max_bad_pages=max_bad_pages,
-        sha256=sha256,
-        rules=rules,
-        progress=progress,
-    )
+    with _replacing(source, files if force else [], max_memory) as dump:
+        found = convert.convert_dump(
+            dump,
+            files,
+            format=format,
+            compress=compress,
+            flatten=flatten,
+            dedup=dedup,
+            threads=threads,
+            max_memory=max_memory,
+            force=force,
+            keep_incomplete=keep_incomplete,
+            max_bad_pages=max_bad_pages,
+            sha256=sha256,
+            rules=rules,
+            progress=progress,
+        )
     return _written(found, files)
+
+
+@contextmanager
+def _replacing(
+    source: Source, files: Sequence[object], max_memory: int | None
+) -> Iterator[reader.Dump | File | Sequence[File]]:
+    """Yield a source for an operation that replaces files. Raises OutputError if the names are swapped."""
+    found = reader_of(source)
+    names = [file for file in files if isinstance(file, str) and os.path.exists(file)]
+    if not names:
+        yield found
+        return
+    with (
+        nullcontext(found) if isinstance(found, reader.Dump) else reader.open_dump(found, max_memory=max_memory) as dump
+    ):
+        refuse_swapped(dump, names)
+        yield dump
 
 
 def _check_rules(rules: object) -> None:

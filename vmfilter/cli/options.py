@@ -238,9 +238,9 @@ def run_of(options: Namespace, dump: Dump, outputs: Sequence[str]) -> Iterator[P
     from vmfilter.console.signals import EndsBetweenPages
 
     if options.force:
-        from vmfilter.cli.guard import check
+        from vmfilter.writer.guard import refuse_swapped
 
-        check(dump, outputs)
+        refuse_swapped(dump, outputs)
     with progress_of(options) as progress:
         yield EndsBetweenPages(progress, "-" in outputs) if options.keep_incomplete else progress
 

@@ -1,4 +1,4 @@
-"""What --force must not do: replace a dump by what is made from a smaller one of the same crash, its own descendant."""
+"""What force must not do: replace a dump by what is made from a smaller one of the same crash, its own descendant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _READ_IN_PLACE = (b"\x7fELF", SIGNATURE, *SIGNATURES)
 """How files begin that need not be unpacked."""
 
 
-def check(source: Dump, outputs: Sequence[str]) -> None:
+def refuse_swapped(source: Dump, outputs: Sequence[str]) -> None:
     """Raise OutputError if an output is a dump with more memory of the same crash than the source: names are swapped.
 
     Args:
@@ -26,9 +26,10 @@ def check(source: Dump, outputs: Sequence[str]) -> None:
         outputs: paths of the new dump.
 
     """
-    said = vmcoreinfo_of(source)
-    for path in outputs:
-        if said is not None and _can_be_opened(path):
+    old_files = [path for path in outputs if _can_be_opened(path)]
+    said = vmcoreinfo_of(source) if old_files else None
+    for path in old_files:
+        if said is not None:
             with suppress(InputError, KernelError), open_dump(path, missing_parts=True) as old:
                 found, page = vmcoreinfo_of(old), page_size_of(source, said)
                 there, here = _frames(old, page), _frames(source, page)
