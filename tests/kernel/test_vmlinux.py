@@ -162,6 +162,21 @@ def test_dwarf_has_the_compilers_types(tmp_path: Path, options: list[str]) -> No
     assert types.find("no_such_structure") is None
 
 
+def test_units_that_only_use_a_name_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vmlinux has thousands of them, and pyelftools takes 5 ms for each."""
+    elftools = pytest.importorskip("elftools.dwarf.abbrevtable")
+    parsed, parse = [], elftools.AbbrevTable._parse_abbrev_table
+    monkeypatch.setattr(elftools.AbbrevTable, "_parse_abbrev_table", lambda self: parsed.append(self) or parse(self))
+    users = [tmp_path / f"{i}.c" for i in range(9)]
+    for i, path in enumerate(users):
+        path.write_text(f"struct user{i} {{ int rq; }} user{i};")
+    path = compiled(tmp_path / "vmlinux", *map(str, users), text="struct rq { long rq[2]; } rq;")
+    with Vmlinux(PlainFile(str(path))) as file:
+        types = file.types()
+    assert types.size(types.find("struct rq") or 0) == 16
+    assert len(parsed) == 1
+
+
 def test_sections_take_no_memory_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("elftools")
     path, large = compiled(tmp_path / "vmlinux"), tmp_path / "large"

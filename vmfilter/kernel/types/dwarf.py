@@ -10,22 +10,22 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, lru_cache
 from io import BytesIO
 from itertools import chain, islice, takewhile
 
 from elftools.dwarf.die import DIE
 from elftools.dwarf.dwarfinfo import DebugSectionDescriptor
+from elftools.dwarf.enums import ENUM_DW_AT, ENUM_DW_FORM, ENUM_DW_TAG
 from elftools.elf.elffile import ELFFile
 
 from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any, BinaryIO, Self
 
-    from elftools.dwarf.abbrevtable import AbbrevTable
     from elftools.dwarf.dwarfinfo import DWARFInfo
     from elftools.elf.sections import Section
 
@@ -46,13 +46,15 @@ _KINDS = {
 }
 _TAGS = {"struct": ("DW_TAG_structure_type",), "union": ("DW_TAG_union_type",)}
 _ANY = "DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_typedef"
+_NAME, _LOCATION = (bytes([ENUM_DW_AT[f"DW_AT_{name}"]]) for name in ("name", "location"))
 _VARIABLE = "DW_TAG_variable"  # its definition can lack the name, and refer to its declaration instead
-_WIDTHS = {
-    **dict.fromkeys(("DW_FORM_flag_present", "DW_FORM_implicit_const"), 0),
-    **dict.fromkeys(("DW_FORM_data1", "DW_FORM_ref1", "DW_FORM_flag", "DW_FORM_strx1"), 1),
-    **dict.fromkeys(("DW_FORM_data2", "DW_FORM_ref2", "DW_FORM_strx2"), 2),
-    **dict.fromkeys(("DW_FORM_data4", "DW_FORM_ref4", "DW_FORM_ref_addr", "DW_FORM_strp"), 4),
+_FORMS = {
+    0: ("flag_present", "implicit_const"),
+    1: ("data1", "ref1", "flag", "strx1"),
+    2: ("data2", "ref2", "strx2"),
+    4: ("data4", "ref4", "ref_addr", "strp"),
 }
+_WIDTHS: dict[int, int] = {ENUM_DW_FORM[f"DW_FORM_{name}"]: width for width, names in _FORMS.items() for name in names}
 """Bytes of attributes that can precede the location of a variable."""
 _OP_ADDR = 3  # DW_OP_addr
 _SCALARS = "DW_TAG_base_type", "DW_TAG_typedef", "DW_TAG_enumeration_type"
@@ -63,6 +65,9 @@ _DIMENSION = 1 << 48  # a number plus this many is the same array without its fi
 _MAX_FOUND = 1 << 18  # places of a string
 _COMPARED = 8  # definitions of a name
 _KEPT_FORMS = 64  # units
+_NUMBER = rb"(?:[\x80-\xff]*[\0-\x7f])"  # LEB128
+_ATTRIBUTE = rb"(?!\0)(N)(?:(\x21)N|(N))".replace(b"N", _NUMBER)  # DW_FORM_implicit_const has its value here
+_FORM = re.compile(rb"(N)(N)[\0\1]((?:A)*)\0\0".replace(b"A", rb"(?!\0)N(?:\x21N|(?!\x21)N)").replace(b"N", _NUMBER))
 
 
 class _Mapping(mmap.mmap):
@@ -102,6 +107,13 @@ class _MappedFile(ELFFile):
         return DebugSectionDescriptor(mapping, section.name, offset, size, address)
 
 
+class _Form(NamedTuple):
+    """How entries of a number are laid out: their tag, and their attributes with the form of each."""
+
+    tag: int
+    attributes: bytes
+
+
 class _Contents:
     """The bytes of a debug section, mapped or not."""
 
@@ -124,6 +136,14 @@ class _Contents:
     def matches(self, pattern: bytes) -> Iterator[int]:
         """Yield each place where a regular expression matches."""
         return (found.start() - self._before for found in re.compile(pattern).finditer(self._data, self._before))
+
+    def forms(self, start: int) -> dict[int, _Form]:
+        """Return the forms of a unit's entries, which are at a place of .debug_abbrev, by their numbers."""
+        out, at = {}, self._before + start
+        while (one := _FORM.match(self._data, at)) and one[1] != b"\0":
+            out[_as_int(one[1])] = _Form(_as_int(one[2]), one[3])
+            at = one.end()
+        return out
 
 
 def dwarf_info(file: BinaryIO) -> DWARFInfo:
@@ -148,6 +168,7 @@ class Dwarf(Types):
         super().__init__(path, abi)
         self._info = info
         self._entries, self._strings = map(_Contents, (info.debug_info_sec, info.debug_str_sec))
+        self._forms_at = lru_cache(_KEPT_FORMS)(_Contents(info.debug_abbrev_sec).forms)
         self.named_entry = cache(self._named)
         self.get = cache(self._get)  # type: ignore[method-assign]
 
@@ -206,19 +227,16 @@ class Dwarf(Types):
         try:
             forms = self._forms(place)
             for code, size in ((high, 1), (low & 0x7F | high << 7, 2)):
-                if high < 0x80 and (size == 1 or low >= 0x80) and code in forms._abbrev_map:
-                    form = forms.get_abbrev(code)
-                    if form["tag"] == tag and form["attr_spec"][0]["name"] == "DW_AT_name":
-                        return place - size
+                form = forms.get(code) if high < 0x80 and (size == 1 or low >= 0x80) else None
+                if form and form.tag == ENUM_DW_TAG[tag] and form.attributes.startswith(_NAME):
+                    return place - size
         except Exception:
             pass
         return None
 
-    def _forms(self, place: int) -> AbbrevTable:
-        """Return the forms of entries in the unit that has a place. Each unit has hundreds, so few are kept."""
-        if len(self._info._abbrevtable_cache) > _KEPT_FORMS:
-            self._info._abbrevtable_cache.clear()
-        return self._info.get_abbrev_table(self._info.get_CU_containing(place)["debug_abbrev_offset"])
+    def _forms(self, place: int) -> dict[int, _Form]:
+        """Return the forms of entries in the unit that has a place. pyelftools takes a hundred times as long."""
+        return self._forms_at(self._info.get_CU_containing(place)["debug_abbrev_offset"])
 
     def find(self, name: str) -> int | None:
         word, _, rest = name.rpartition(" ")
@@ -256,12 +274,15 @@ class Dwarf(Types):
     def _starts(self, place: int) -> Iterator[int]:
         """Yield where the entry of a variable can begin whose location is at a place: other entries refer to it too."""
         try:
-            forms = self._forms(place)._abbrev_map
+            forms = self._forms(place)
         except Exception:
             return
         for code, form in forms.items():
-            widths = [_WIDTHS.get(one["form"]) for one in takewhile(_is_before_location, form["attr_spec"])]
-            if form["tag"] == _VARIABLE and None not in widths:
+            if form.tag != ENUM_DW_TAG[_VARIABLE]:
+                continue
+            attributes = takewhile(lambda one: one[1] != _LOCATION, re.finditer(_ATTRIBUTE, form.attributes))
+            widths = [_WIDTHS.get(_as_int(one[2] or one[3])) for one in attributes]
+            if None not in widths:
                 number = bytes((code,)) if code < 0x80 else bytes((code & 0x7F | 0x80, code >> 7 & 0x7F))
                 start = place - sum(filter(None, widths)) - len(number)
                 if start >= 0 and self._entries.at(start, len(number)) == number:
@@ -352,8 +373,9 @@ class Dwarf(Types):
             yield _text(die), kind, bit, bits
 
 
-def _is_before_location(attribute: Mapping[str, str]) -> bool:
-    return attribute["name"] != "DW_AT_location"
+def _as_int(number: bytes) -> int:
+    """Return the value of a LEB128 number."""
+    return sum((byte & 0x7F) << 7 * i for i, byte in enumerate(number))
 
 
 def _size(die: DIE) -> int:
