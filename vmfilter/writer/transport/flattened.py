@@ -222,6 +222,7 @@ class FlattenedTransport:
         if self._first_page < 0:
             self._flush()
             self._first_page = offset
+            self._send()  # the reader can begin
         self._record(offset, data)
 
     def settle(self) -> None:
