@@ -283,6 +283,14 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     _check_whole(out, count)
 
 
+def test_what_a_killed_process_has_left_is_removed_when_its_dump_is_done(tmp_path: Path, dump: Path) -> None:
+    left, other = tmp_path / "out.4711.7feb.incomplete", tmp_path / "out2.4711.7feb.incomplete"
+    left.touch()
+    other.touch()
+    assert work(task(dump, tmp_path / "out")).status == "done"
+    assert unfinished(tmp_path) == [other]
+
+
 def _killed_three_times(arguments: list[Any], out: Path, count: int) -> None:
     chance = random.Random(7)
     for _ in range(3):

@@ -172,10 +172,11 @@ def _worked(task: Task) -> Record:
         if task.known and digest == task.known.digest:
             return task.known._replace(modified=task.input.modified)
         child = _child(task.max_memory)
+        _remove_unfinished(task.output)  # of a batch that was killed
         try:
             result |= child.perform(task)
         except _EndedError as e:
-            _remove_left_by(child.pid, task.output)
+            _remove_unfinished(task.output)
             result |= {"status": e.status, "error": f"{task.input.name}: {e}"}
         else:
             _idle.put(child)
@@ -199,8 +200,8 @@ def _worked(task: Task) -> Record:
     )
 
 
-def _remove_left_by(pid: int, output: str) -> None:
-    """Remove the file that a process was writing when it was killed. On a store, its rules remove it."""
-    for path in () if is_url(output) else glob(f"{escape(output)}.{pid}.*.incomplete"):
+def _remove_unfinished(output: str) -> None:
+    """Remove what processes were writing when they were killed; only one writes an output. A store does so itself."""
+    for path in () if is_url(output) else glob(f"{escape(output)}.*.incomplete"):
         with suppress(OSError):
             os.unlink(path)
