@@ -75,7 +75,7 @@ def rearrange(
     """
     reader = Reader(name, stream)
     if reader.peek(len(SIGNATURE)) != SIGNATURE:
-        begins = f"it begins with {reader.peek(8)!r}"
+        begins = f"it begins with {reader.peek(8)!r}" if reader.peek(1) else "it is empty"
         raise InputError(f"{name}: is not flattened: {begins}; vmfilter convert reads dumps in any form")
     transport = Discard() if dry_run else file_at(os.fspath(output), force, sha256)
     size, cut = 0, ""

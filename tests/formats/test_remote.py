@@ -261,7 +261,7 @@ def test_every_option_that_names_a_file_takes_urls(tmp_path: Path, run: Run) -> 
             arguments = [*command, f"{server.url}/none?key=5ecret", source, *(["x"] if command[0] == "erase" else [])]
             ran = run(*arguments)
             assert (ran.status, ran.err.count("\n")) == (3, 1)
-            assert ran.err.startswith(f"vmfilter: {server.url}/none: cannot be opened: ")
+            assert ran.err.startswith(f"vmfilter: {server.url}/none: cannot be opened: 404, message=")
             assert "5ecret" not in ran.err
 
 

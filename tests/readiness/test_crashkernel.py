@@ -160,6 +160,7 @@ def test_a_kernel_in_qemu_reserved_the_same(arch: str, kernel: str, sizes: str, 
         ("x86_64", "7.3", "512M,high 256M,high 64M,low 32M,low", "256M 32M", "above 4G"),
         ("x86_64", "7.3", "0x10000000", "0 256M", ""),
         ("x86_64", "7.3", "262144k", "0 256M", ""),
+        ("x86_64", "7.3", "256", "0 256", "sizes without K, M or G are in bytes"),
         # ranges
         ("x86_64", "7.3", "1G-4G:128M,4G-:320M", "0 320M", ""),
         ("x86_64", "7.3", "1G-4G:128M", "-", "no range"),

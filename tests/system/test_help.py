@@ -74,3 +74,21 @@ def test_help_of_makedumpfile_is_its_own(run: Run) -> None:
 def test_an_unknown_topic_is_one_line(run: Run) -> None:
     ran = run("help", "kdump", "statsu")
     assert (ran.status, ran.err) == (2, "vmfilter: vmfilter kdump has no command 'statsu'; did you mean status?\n")
+
+
+def test_the_help_of_a_command_names_the_new_dump_as_its_usage_does(run: Run) -> None:
+    for command, new in ("filter", "DUMP"), ("rearrange", "DUMP"), ("convert", "NEW"), ("erase", "NEW"):
+        text = " ".join(run(command, "--help").out.split())
+        assert f"replace {new} if it exists" in text
+        assert f"also write {new}.sha256" in text
+
+
+def test_exit_statuses_are_shown_or_said_to_be_elsewhere(run: Run) -> None:
+    elsewhere = "exit status: vmfilter help exit-status\n"
+    assert not run("--help").out.endswith(elsewhere)
+    for path in COMMANDS:
+        assert run(*path.split(), "--help").out.endswith(elsewhere)
+
+
+def test_remove_does_not_say_that_it_installs(run: Run) -> None:
+    assert "Remove what vmfilter kdump install put into a system" in run("kdump", "remove", "--help").out

@@ -720,3 +720,9 @@ def test_a_url_that_is_named_with_two_queries_is_refused(s3: Any) -> None:
     with pytest.raises(vmfilter.InputError) as raised:
         inputs(["s3://dumps/twice?a=1", "s3://dumps/twice?a=2"], "out")
     assert str(raised.value) == "s3://dumps/twice: is named twice, with different queries or passwords: name it once"
+
+
+def test_a_url_where_nothing_is_says_so(run: Run) -> None:
+    pytest.importorskip("fsspec")
+    said = "memory://none: cannot be opened: no such file; check the name"
+    assert error(run, "info", "memory://none") == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
 
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.reader import Dump
+
+
+def _opened(options: Namespace) -> Dump:
+    from vmfilter.errors import InputError
+    from vmfilter.reader import open_dump
+
+    try:
+        return open_dump(options.input, **vmcoreinfo_of(options))
+    except InputError as e:
+        name, other = options.input[0], getattr(options, "name", getattr(options, "pattern", ""))
+        if not os.path.lexists(name) and os.path.isfile(other):
+            raise InputError(f"{e}; the dump comes first: vmfilter {options.command} {other} {name}") from e
+        raise
 
 
 @contextmanager
@@ -31,9 +45,8 @@ def debugged(options: Namespace) -> Iterator[tuple[Dump, DebugInfo]]:
     from vmfilter.errors import KernelError
     from vmfilter.kernel.search import understand
     from vmfilter.kernel.types.debug_info import debug_info
-    from vmfilter.reader import open_dump
 
-    with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
+    with _opened(options) as dump:
         try:
             _, _, kernel, error, doubts = understand(dump)
             if kernel is None:

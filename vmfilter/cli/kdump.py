@@ -24,6 +24,11 @@ machine's memory changes, and example settings. It never changes a file that it
 did not install: docs/guide-distribution.md says which settings make kdump use
 vmfilter."""
 
+_REMOVE = """\
+Remove what vmfilter kdump install put into a system, except files that were
+modified since, and folders that contain others. Nothing else is touched; take
+vmfilter out of kdump's settings yourself."""
+
 _COLLECT = """\
 Write vmfilter and the Python modules that it needs to DIR, the root of an
 initramfs under construction. Print the programs and extension modules that
@@ -74,7 +79,7 @@ def add_to(commands: Commands) -> None:
     actions = p.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
     for a in (
         add(actions, "install", "install vmfilter into kdump", _DESCRIPTION),
-        add(actions, "remove", "remove the installed files, except those modified since", _DESCRIPTION),
+        add(actions, "remove", "remove the installed files, except those modified since", _REMOVE),
     ):
         a.add_argument(
             "--root", type=_directory, default="/", metavar="DIR", help="root of the system (default: %(default)s)"

@@ -48,8 +48,11 @@ _OF_CRASH = {
     "merge": "reassemble",
     "split": "filter --split",
     "compress": "convert",
+    "version": "--version",
 }
 """Names of crash's commands, and other words, for commands of ours."""
+_OUTPUT = ("-o", "--out", "--output")
+"""Options that people expect of a command that writes a dump."""
 
 
 def explained(parser: argparse.ArgumentParser, given: Sequence[str], message: str) -> str:
@@ -100,5 +103,8 @@ def _meant(parser: argparse.ArgumentParser, word: str) -> str:
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     if name in _OF_MAKEDUMPFILE:
         return f", which is makedumpfile's: {_OF_MAKEDUMPFILE[name]}"
+    if name in _OUTPUT and "--sha256" in parser._option_string_actions:
+        metavar = parser._get_positional_actions()[-1].metavar
+        return f"; {metavar} comes last, without an option: {parser.format_usage().partition(': ')[2].rstrip()}"
     near = did_you_mean(name, parser._option_string_actions)
     return near or f"; {parser.prog} --help lists the options"

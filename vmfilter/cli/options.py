@@ -88,8 +88,8 @@ def add_vmlinux(p: Parser) -> None:
         "-x",
         "--vmlinux",
         metavar="VMLINUX",
-        help="the crashed kernel's vmlinux or its debug information, for symbols and types that DUMP lacks; its build "
-        "ID must be the kernel's",
+        help="the crashed kernel's vmlinux or its debug information, for symbols and types that the dump of its "
+        "memory lacks; its build ID must be the kernel's",
     )
 
 
@@ -168,8 +168,8 @@ def add_progress(p: Parser, quiet: str = "print errors and warnings only") -> No
     printed.add_argument("-q", "--quiet", action="store_true", help=quiet)
 
 
-def add_form(p: Parser, codec: str = "zstd") -> None:
-    """Add the options of every command that writes a dump. codec: text for the default codec."""
+def add_form(p: Parser, codec: str = "zstd", name: str = "DUMP") -> None:
+    """Add the options of every command that writes a dump. codec: text for the default codec. name: of the dump."""
     new, limits, failures = p.group(NEW), p.group(LIMITS), p.group(FAILURES)
     new.add_argument(
         "--format", choices=("kdump", "elf"), default="kdump", help="kdump-compressed (the default) or uncompressed ELF"
@@ -184,7 +184,7 @@ def add_form(p: Parser, codec: str = "zstd") -> None:
         "--flatten", action="store_true", help="write the flattened format; standard output always gets it"
     )
     new.add_argument("--dedup", action="store_true", help="store identical pages once; all tools can read the dump")
-    add_replacing(p)
+    add_replacing(p, name)
     add_threads(p)
     limits.add_argument(
         "--max-memory",
@@ -199,11 +199,11 @@ def add_form(p: Parser, codec: str = "zstd") -> None:
     add_json(p.group(PRINTED))
 
 
-def add_replacing(p: Parser) -> None:
-    """Add --sha256 and --force."""
+def add_replacing(p: Parser, name: str = "DUMP") -> None:
+    """Add --sha256 and --force. name: of the new dump."""
     new = p.group(NEW)
-    new.add_argument("--sha256", action="store_true", help="also write DUMP.sha256, which sha256sum -c reads")
-    new.add_argument("--force", action="store_true", help="replace DUMP if it exists; follow it if it is a link")
+    new.add_argument("--sha256", action="store_true", help=f"also write {name}.sha256, which sha256sum -c reads")
+    new.add_argument("--force", action="store_true", help=f"replace {name} if it exists; follow it if it is a link")
 
 
 def form_of(options: Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from vmfilter.errors import UsageError, did_you_mean
+from vmfilter.errors import EXIT_STATUSES, UsageError, did_you_mean
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -116,5 +116,7 @@ class Parser(argparse.ArgumentParser):
         parts = [["examples:", *lines]] if lines else []
         if self.statuses:
             parts.append(["exit status:", *(f"  {status!s:8} {text}" for status, text in self.statuses.items())])
-        self.epilog = "\n\n".join("\n".join(part) for part in (*parts, [_ELSEWHERE]))
+        if self.statuses is not EXIT_STATUSES:
+            parts.append([_ELSEWHERE])
+        self.epilog = "\n\n".join("\n".join(part) for part in parts)
         return super().format_help()

@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
     add_vmlinux(p)
     p.add_argument("input", nargs=1, metavar="DUMP", help="input, or - for standard input")
     p.add_argument("name", metavar="NAME", help='its name: task_struct, or "union thread_union"')
-    p.set_defaults(run=run)
+    p.set_defaults(run=run, command="struct")
 
 
 def run(options: Namespace) -> int:

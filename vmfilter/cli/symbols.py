@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
     p.add_argument(
         "pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern: only names that match it"
     )
-    p.set_defaults(run=run)
+    p.set_defaults(run=run, command="symbols")
 
 
 def run(options: Namespace) -> int:

@@ -153,6 +153,8 @@ def _not_opened(path: str, error: OSError) -> InputError:
             f"{error.strerror}; it exists only in a capture kernel, after a crash: vmfilter kdump status says whether "
             "the next crash leaves a dump"
         )
+    if path == KCORE and error.errno == errno.ENOENT:
+        why = f"{error.strerror}; this kernel lacks CONFIG_PROC_KCORE, or a container hides it"
     return InputError(f"{path or repr(path)}: cannot be opened: {why}")
 
 

@@ -51,6 +51,8 @@ def shown(url: str) -> str:
 def reason_of(error: Exception) -> str:
     """Return what a library says of a failure, in one line and without the secrets of URLs that it names."""
     words = (str(error) or type(error).__name__).split()
+    if isinstance(error, FileNotFoundError) and len(words) == 1:  # the name, and why is in the cause, if that is known
+        return reason_of(error.__cause__) if isinstance(error.__cause__, Exception) else "no such file; check the name"
     return " ".join(shown(word) if "://" in word else word for word in words)
 
 

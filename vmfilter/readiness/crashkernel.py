@@ -159,7 +159,10 @@ def explain(line: str, arch: str, ram: Iterable[Range], kernel: Version = NEWEST
     try:
         asked, high, low, notes = _asked(line, era, memory, kernel, made)
         notes += _cma(line, arch, kernel, made)
-        made.reason = "; ".join([_reserve(made, era, ranges, asked, high=high, low=low), *notes])
+        placed = _reserve(made, era, ranges, asked, high=high, low=low)
+        if 0 < made.high + made.low < MIB:
+            notes.append("sizes without K, M or G are in bytes")
+        made.reason = "; ".join([placed, *notes])
     except _WrongError as e:
         made.valid, made.high, made.low, made.cma = False, 0, 0, 0
         made.reason = str(e)

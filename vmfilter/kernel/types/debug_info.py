@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, option
 from vmfilter.kernel.types.kallsyms import kallsyms
 from vmfilter.kernel.types.modules import add_modules
 from vmfilter.kernel.types.structures import Structures, types_of
@@ -42,9 +42,9 @@ def symbols_of(kernel: Kernel) -> Symbols:
     """Read the symbols of a kernel's image: kallsyms or, if the dump lacks it, its vmlinux. Raises as debug_info()."""
     try:
         return kallsyms(kernel)
-    except KernelError:
+    except KernelError as e:
         if not kernel.vmlinux:
-            raise
+            raise KernelError(f"{e}; the kernel's vmlinux has them: {option('vmlinux')}") from e
     from vmfilter.kernel.types.vmlinux import Vmlinux
 
     with Vmlinux(kernel.vmlinux) as vmlinux:
