@@ -26,6 +26,7 @@ COMMAND_LINE = [
     ("bt vmcore", "", "no command 'bt'", "did you mean backtrace?"),
     ("ps vmcore", "", "no command 'ps'", "did you mean tasks?"),
     ("version", "", "no command 'version'", "did you mean --version?"),
+    ("FILTER vmcore new", "", "no command 'FILTER'", "did you mean filter?"),
     ("filter -o new vmcore", "filter", "unknown option -o", "comes last, without an option: vmfilter filter"),
     ("filter --out=new vmcore", "filter", "unknown option --out", "vmfilter filter [OPTIONS] VMCORE DUMP..."),
     ("convert --output new vmcore", "convert", "unknown option --output", "NEW comes last, without an option"),
@@ -161,8 +162,11 @@ OTHERS = [
     ("kdump collect /", 4, "/", "is the running system", "name the root of the initramfs"),
     ("kdump crashkernel 256M --arch vax", 2, "", "no rules of crashkernel= are known for 'vax'", "they are for x86_64"),
     ("kdump crashkernel 256M --kernel new", 2, "", "'new' is not the version of a kernel", "give one such as 6.12"),
+    ("filter -x vmcore vmcore new", 3, "vmcore", "not a vmlinux", "give the one that the kernel's build made"),
+    ("help filter more", 2, "", "vmfilter filter has no command 'more'", "leave it out: vmfilter help filter"),
+    ("batch report vmcore --out new", 3, "vmcore", "is not a manifest of vmfilter batch", "name its manifest.jsonl"),
     ("help fliter", 2, "", "vmfilter has no command 'fliter'", "did you mean filter?"),
-    ("help kdump x", 2, "", "vmfilter kdump has no command 'x'", "vmfilter help lists them"),
+    ("help kdump x", 2, "", "vmfilter kdump has no command 'x'", "vmfilter help kdump lists them"),
 ]
 
 

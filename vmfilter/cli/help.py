@@ -56,7 +56,9 @@ def _below(parser: Parser, name: str) -> Parser:
     found = parser.commands()
     if name not in found:
         near = did_you_mean(name, [*found, _STATUSES])
-        raise UsageError(f"{parser.prog} has no command {name!r}{near or '; vmfilter help lists them'}")
+        above = " ".join(["vmfilter help", *parser.prog.split()[1:]])
+        hint = f"; {above} lists them" if found else f"; leave it out: {above}"
+        raise UsageError(f"{parser.prog} has no command {name!r}{near or hint}")
     return found[name]
 
 

@@ -84,7 +84,7 @@ def _no_command(word: str, parser: argparse.ArgumentParser) -> str:
         hint = f"; a command comes before names, as in: vmfilter filter {word} DUMP"
     else:
         names = (name for action in parser._actions for name in action.choices or ())
-        hint = did_you_mean(word, names) or f"; {parser.prog} --help lists the commands"
+        hint = did_you_mean(word.lower(), names) or f"; {parser.prog} --help lists the commands"
     return f"there is no command {word[:40]!r}{hint}"
 
 

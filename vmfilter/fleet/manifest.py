@@ -69,6 +69,8 @@ def read_manifest(name: str) -> Collection[Record]:
     files, path = located(name, InputError)
     try:
         text = files.cat_file(path).decode()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{shown(name)}: is not a manifest of vmfilter batch: {e}; name its manifest.jsonl") from e
     except Exception as e:
         raise InputError(f"{shown(name)}: cannot be read: {reason_of(e)}") from e
     return _last(whole_lines(text), shown(name)).values()

@@ -71,7 +71,10 @@ class Vmlinux:
             self._sections = {section.name: section for section in self._read_sections()}
         except (struct.error, KeyError, IndexError, OverflowError) as e:
             self._data.close()
-            raise InputError(f"{self.path}: not a vmlinux: it is no ELF file, or its sections are damaged") from e
+            raise InputError(
+                f"{self.path}: not a vmlinux: it is no ELF file, or its sections are damaged; give "
+                "the one that the kernel's build made"
+            ) from e
         self.build_id = next(self._build_ids(), "")
 
     def __enter__(self) -> Self:
