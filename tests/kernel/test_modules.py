@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,8 +45,14 @@ class Machine:
             "mod_kallsyms", {"symtab": "pointer", "num_symtab": "u32", "strtab": "pointer", "typetab": "pointer"}
         )
         types.struct(
-            "module", {"state": "u32", "list": "list_head", "name": "char[56]", **memory, "kallsyms": "pointer"}
+            "module",
+            {
+                **{"state": "u32", "list": "list_head", "name": "char[56]"},
+                **{**memory, "kallsyms": "pointer", "notes_attrs": "pointer"},
+            },
         )
+        types.struct("bin_attribute", {"size": "long", "private": "pointer"})
+        types.struct("module_notes_attrs", {"grp": "long[6]", "attrs": "bin_attribute[0]"})
         types.struct("btf", {"data": "pointer", "data_size": "u32"})
         types.struct("btf_module", {"list": "list_head", "module": "pointer", "btf": "pointer"})
         self.modules: list[tuple[int, dict[str, int | bytes | str]]] = []
@@ -82,6 +91,16 @@ class Machine:
             members = {"core_layout": types.pack("module_layout", base=at, size=SIZE)}
         self.modules.append((self.room(), {"state": state, "name": name, "kallsyms": tables, **members}))
         return at
+
+    def add_notes(self, module: int, at: int, *notes: bytes) -> None:
+        """Give a module notes. module: its index; at: address of its memory."""
+        attributes, place = self.room(), at + 0x1400
+        for i, note in enumerate(notes):
+            packed = self.types.pack("bin_attribute", size=len(note), private=place)
+            self.put(attributes + self.types.sizes["module_notes_attrs"] + i * len(packed), packed)
+            self.put(place, note)
+            place += len(note)
+        self.modules[module][1]["notes_attrs"] = attributes
 
     def add_types(self, module: int, types: Types) -> None:
         """Give a module types. module: its index."""
@@ -159,6 +178,80 @@ def split(base: Types) -> Types:
     types.numbers, types.sizes = dict(base.numbers), dict(base.sizes)
     types.struct("nvme_queue", {"list": "list_head", "head": "short"})
     return types
+
+
+BUILD = b"\x5a" * 20
+NOTES = struct.pack("<3I4s4x", 4, 4, 5, b"GNU"), struct.pack("<3I4s", 4, 20, 3, b"GNU") + BUILD
+SOURCE = """\
+__asm__(".section .note.gnu.build-id,\\"a\\",@note\\n.long 4,20,3\\n.asciz \\"GNU\\"\\n.fill 20,1,0x5a\\n.previous");
+struct unused { int first; } unused;
+struct dmu_buf { struct unused *db; char text[40]; } buf;
+"""
+
+
+def build(to: Path, *options: str) -> None:
+    """Compile a module's file with debug information. Its places of strings are not settled, as it is not linked."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    command = ["cc", "-g", *options, "-c", "-x", "c", "-", "-o", to]
+    subprocess.run(command, input=SOURCE.encode(), check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("options", [[], ["-gz"]], ids=str)
+@pytest.mark.parametrize("where", [f"{BUILD.hex()}/debuginfo", f"{FLAVOURS['6.12'].release}/extra/open-zfs.ko.debug"])
+def test_types_that_a_module_lacks_come_from_its_debug_information(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, options: list[str]
+) -> None:
+    pytest.importorskip("elftools")
+    monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path))
+    monkeypatch.setattr("vmfilter.kernel.types.vmlinux._OF_MODULES", f"{tmp_path}/{{}}")
+    m = Machine()
+    m.add_notes(0, m.add("open_zfs"), *NOTES)
+    dump = m.write(tmp_path / "dump")
+    assert run("struct", dump, "dmu_buf").status == 5
+    build(tmp_path / where, *options)
+    lines = run("struct", dump, "dmu_buf").out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        *(["struct", "unused", "*db;", "/*", "0", "8", "*/"], ["char", "text[40];", "/*", "8", "40", "*/"]),
+    ]
+    assert run("struct", dump, "no_dmu_buf").status == 5
+
+
+def test_damaged_debug_information_of_a_module_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("elftools")
+    monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path))
+    m = Machine()
+    m.add_notes(0, m.add("zfs"), *NOTES)
+    path = tmp_path / BUILD.hex() / "debuginfo"
+    build(path)
+    path.write_bytes(path.read_bytes().replace(b"\0.debug_abbrev", b"\0.damaged_abbr"))
+    done = run("struct", m.write(tmp_path / "dump"), "dmu_buf")
+    assert (done.status, done.err.count("\n")) == (5, 1)
+    path.write_bytes(b"no ELF file")
+    assert "have no structure or union 'dmu_buf'" in run("struct", tmp_path / "dump", "dmu_buf").err
+
+
+@pytest.mark.parametrize("wrong", ["other build", "no notes", "has types", "outside"])
+def test_debug_information_that_is_not_the_modules_is_not_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setattr("vmfilter.kernel.types.vmlinux._OF_MODULES", f"{tmp_path}/modules/{{}}")
+    monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path))
+    (tmp_path / "modules").mkdir()
+    m = Machine()
+    at = m.add("zfs")
+    if wrong != "no notes":
+        note = NOTES[1].replace(BUILD, bytes(20)) if wrong == "other build" else NOTES[1]
+        m.add_notes(0, at, note)
+    if wrong == "has types":
+        m.add_types(0, split(m.types))
+    if wrong == "outside":
+        m.s.flavour = replace(m.s.flavour, release="..")
+    build(tmp_path / ("zfs.ko" if wrong == "outside" else f"modules/{m.s.flavour.release}/zfs.ko"))
+    assert run("struct", m.write(tmp_path / "dump"), "dmu_buf").status == 5
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,15 @@ class _Mapping(mmap.mmap):
 
 
 class _MappedFile(ELFFile):
-    """An ELF file whose debug sections are mapped, if they are not compressed. pyelftools copies each."""
+    """An ELF file whose debug sections are mapped, if they are not compressed. pyelftools copies each.
+
+    Entries of a module are copied: places of strings in them are relocations, as a linker has yet to add them up.
+    """
 
     def _read_dwarf_section(self, section: Section, relocate_dwarf_sections: bool) -> DebugSectionDescriptor:
         size = section.data_size
+        if self["e_type"] == "ET_REL" and section.name == ".debug_info":
+            return super()._read_dwarf_section(section, True)
         if section.compressed or section["sh_type"] == "SHT_NOBITS" or not size:
             return super()._read_dwarf_section(section, relocate_dwarf_sections)
         offset, address = section["sh_offset"], section["sh_addr"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from vmfilter.errors import KernelError
+from vmfilter.errors import InputError, KernelError, UsageError
 from vmfilter.kernel.types.area import read_table
 from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_MODULES = 1 << 12
 _MAX_SYMBOLS = 1 << 18  # of a module
+_MAX_NOTES, _MAX_NOTE = 16, 1 << 12  # of a module, and bytes of each
 _UNFORMED = 3  # MODULE_STATE_UNFORMED: its memory is being filled
 _SYMBOL = {8: "IBBHQQ", 4: "IIIBBH"}  # Elf64_Sym, Elf32_Sym
 _VALUE = {8: 4, 4: 1}  # place of st_value in it
@@ -132,8 +133,47 @@ def _module_types(structures: Structures, symbols: Symbols, base: Btf) -> Iterat
             yield Btf(data, structures.kernel.abi, name, base)
 
 
+def _debug_types(structures: Structures, symbols: Symbols, but: set[str], name: str) -> Iterator[Types]:
+    """Yield the types in the installed debug information of modules, but for some of them, if it can have a name."""
+    release = structures.kernel.info.plain("OSRELEASE") or ""
+    for module in modules(structures, symbols):
+        build_id = _build_id(structures, module) if module.name not in but else ""
+        if build_id:
+            from vmfilter.kernel.types.vmlinux import debug_of_module
+
+            file = debug_of_module(module.name, build_id, release)
+            if file is not None:
+                try:
+                    with file:
+                        if file.may_describe(name):
+                            yield file.dwarf()
+                except (InputError, UsageError) as e:
+                    raise KernelError(str(e)) from e
+
+
+def _build_id(structures: Structures, module: Module) -> str:
+    """Return the build ID of a module in hexadecimal, by its notes in /sys/module; "" if it has none."""
+    from vmfilter.kernel.types.vmlinux import build_ids
+
+    kernel, record = structures.kernel, module.record
+    notes = record.number("notes_attrs") if record.has("notes_attrs") else 0
+    if not notes:
+        return ""
+    first = notes + structures.field("module_notes_attrs", "attrs").offset
+    for i in range(_MAX_NOTES):
+        note = structures.read("bin_attribute", first + i * structures.size("bin_attribute"))
+        at, size = (note.number("private"), note.number("size")) if note is not None else (0, 0)
+        if not any(start <= at < end for start, end in module.ranges):
+            break
+        data = kernel.memory.read(at, min(size, _MAX_NOTE)) or b""
+        found = next(build_ids(data, kernel.abi), "")
+        if found:
+            return found
+    return ""
+
+
 def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Types, int]:
-    """Find a structure or union of the kernel, or else of a module.
+    """Find a structure or union of the kernel, or else of a module: in memory, or else in its debug information.
 
     Args:
         structures: of the kernel.
@@ -144,14 +184,20 @@ def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Type
         The types among which it is, and its number.
 
     Raises:
-        KernelError: there is none of this name, or types are missing or damaged.
+        KernelError: there is none of this name, or types are missing or damaged, or pyelftools is not installed.
 
     """
     number = structures.types.find(name)
     if number is not None:
         return structures.types, number
+    described = set[str]()
     for btf in _module_types(structures, symbols, structures.types) if isinstance(structures.types, Btf) else ():
+        described.add(btf.name)
         number = btf.find(name)
         if number is not None:
             return btf, number
+    for types in _debug_types(structures, symbols, described, name.rpartition(" ")[2]):
+        number = types.find(name)
+        if number is not None:
+            return types, number
     raise KernelError(f"the kernel's types and its modules' have no structure or union {name!r:.80}")

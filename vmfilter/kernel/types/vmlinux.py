@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 from vmfilter.errors import InputError, UsageError, WrongKernelError, why_not_opened
 from vmfilter.formats.abi import Abi
@@ -31,6 +33,8 @@ _WITNESS = "_stext"
 _BANNER = "linux_banner"
 _MAX_BANNER = 512  # bytes
 _SEPARATE = "/usr/lib/debug/.build-id/{0}/{1}.debug", "{cache}/{0}{1}/debuginfo"
+_OF_MODULES = "/usr/lib/debug/lib/modules/{}"
+_SHF_COMPRESSED = 1 << 11
 
 
 class _Section(NamedTuple):
@@ -81,6 +85,10 @@ class Vmlinux:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what was read of it stays."""
         self._data.close()
 
     def _read_sections(self) -> Iterator[_Section]:
@@ -116,16 +124,8 @@ class Vmlinux:
         return b""
 
     def _build_ids(self) -> Iterator[str]:
-        header = note_header("<" if self.abi.byteorder == "little" else ">")
         for one in self._sections.values():
-            data = self.section(one.name) if one.kind == _SHT_NOTE else b""
-            at = 0
-            while at + header.size <= len(data):
-                name_size, size, kind = header.unpack_from(data, at)
-                name, desc = at + header.size, at + header.size + padded(name_size)
-                if kind == _NT_GNU_BUILD_ID and data[name : name + 4] == b"GNU\0":
-                    yield data[desc : desc + size].hex()
-                at = desc + padded(size)
+            yield from build_ids(self.section(one.name) if one.kind == _SHT_NOTE else b"", self.abi)
 
     def table(self) -> SymbolTable:
         """Return the symbols where they were linked. Raises InputError if the file has none."""
@@ -233,16 +233,62 @@ class Vmlinux:
         except Exception as e:  # see dwarf.py
             raise InputError(f"{debug.name}: its debug information is damaged, or cannot be read; get it again") from e
 
+    def may_describe(self, name: str) -> bool:
+        """Return whether the debug information in this file can have a name: its strings have it, or are compressed."""
+        found = [one for one in self._sections.values() if one.name in (".debug_str", ".debug_info")]
+        text = name.encode("latin-1", "replace") + b"\0"
+        return any(one.flags & _SHF_COMPRESSED or text in self.section(one.name) for one in found)
+
     def _separate(self) -> PlainFile:
-        """Return the file with the debug information, by the build ID: installed, or debuginfod's."""
-        cache = os.environ.get("DEBUGINFOD_CACHE_PATH") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "debuginfod_client"
-        )
-        places = [form.format(self.build_id[:2], self.build_id[2:], cache=cache) for form in _SEPARATE]
-        found = next((place for place in places if self.build_id and os.path.isfile(place)), None)
+        found = separate(self.build_id)
         if found is None:
             raise InputError(f"{self.path}: has no DWARF, and a file with its debug information is not installed")
         return PlainFile(found)
+
+
+def separate(build_id: str) -> str | None:
+    """Return the path of the file with the debug information of a build: installed, or debuginfod's; None: neither."""
+    cache = os.environ.get("DEBUGINFOD_CACHE_PATH") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "debuginfod_client"
+    )
+    places = [form.format(build_id[:2], build_id[2:], cache=cache) for form in _SEPARATE]
+    return next((place for place in places if build_id and os.path.isfile(place)), None)
+
+
+def debug_of_module(name: str, build_id: str, release: str) -> Vmlinux | None:
+    """Return the file with the debug information of a module; None if it is not installed.
+
+    Distributions name it by the build ID, or keep it in the folder of its kernel.
+
+    Args:
+        name: of the module, as the kernel has it.
+        build_id: in hexadecimal.
+        release: of the kernel.
+
+    """
+    own = separate(build_id)
+    paths = [own] if own else []
+    if re.fullmatch(r"[\w.+~-]+", release) and release.strip("."):  # a dump must not lead anywhere else
+        files = (os.path.join(at, file) for at, _, files in os.walk(_OF_MODULES.format(release)) for file in files)
+        paths += [path for path in files if os.path.basename(path).partition(".ko")[0].replace("-", "_") == name]
+    for path in paths:
+        with suppress(InputError):
+            file = Vmlinux(PlainFile(path))
+            if file.build_id == build_id:
+                return file
+            file.close()
+    return None
+
+
+def build_ids(notes: bytes, abi: Abi) -> Iterator[str]:
+    """Yield the build IDs among notes, in hexadecimal."""
+    header, at = note_header("<" if abi.byteorder == "little" else ">"), 0
+    while at + header.size <= len(notes):
+        name_size, size, kind = header.unpack_from(notes, at)
+        name, desc = at + header.size, at + header.size + padded(name_size)
+        if kind == _NT_GNU_BUILD_ID and notes[name : name + 4] == b"GNU\0":
+            yield notes[desc : desc + size].hex()
+        at = desc + padded(size)
 
 
 def _shift(linked: SymbolTable, start: int | None) -> int:
