@@ -726,3 +726,34 @@ def test_a_url_where_nothing_is_says_so(run: Run) -> None:
     pytest.importorskip("fsspec")
     said = "memory://none: cannot be opened: no such file; check the name"
     assert error(run, "info", "memory://none") == said
+
+
+def test_a_note_larger_than_any_is_damage(tmp_path: Path) -> None:
+    made = elf()
+    at, size = 1 << 20, (1 << 30) + 1
+    made.extra_headers = [Elf().header(4, at, 0, size + 24)]
+    path = made.write(tmp_path / "vmcore")
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(struct.pack("<III", 11, size, 0) + b"VMCOREINFO\0\0")
+        file.truncate(at + size + 24)
+    with vmfilter.open_dump(path) as dump, pytest.raises(vmfilter.InputError) as raised:
+        _ = dump.notes[0].data
+    assert str(raised.value) == f"{path}: damaged: implausible size of {size} bytes at offset {at + 24:#x}{COPY}"
+
+
+def test_memory_that_no_struct_page_describes_is_counted_with_a_warning(run: Run, tmp_path: Path) -> None:
+    s = machine()
+    s.memory.write(64 * MIB, bytes(3 * PAGE))  # in the dump, but the kernel knows no such section
+    path = s.write(tmp_path / "vmcore")
+    ran = run("mem-usage", path)
+    assert ran.status == 0
+    assert f"vmfilter: warning: {path}: " in ran.err
+    assert " pages have no struct page; they are counted as kernel\n" in ran.err
+
+
+def test_a_kernel_that_is_unknown_says_what_info_cannot_tell(run: Run, tmp_path: Path) -> None:
+    path = elf().write(tmp_path / "vmcore")
+    ran = run("info", path)
+    assert ran.status == 0
+    assert f"{path}: no VMCOREINFO note, and none in memory either; missing memory cannot be detected\n" in ran.err
