@@ -347,6 +347,16 @@ def test_keys_of_keyrings_and_copies_of_them_are_nowhere(run: Run, tmp_path: Pat
     assert (ran.status, ran.err) == (0, "")
     assert (vmcore.read_bytes().count(SECRET), dump.read_bytes().count(SECRET)) == (2, 0)
     assert dump.read_bytes().count(b"X" * len(SECRET)) == 2
+    t.struct("page", {"flags": "long", "compound_head": "long", "rest": "char[48]"})
+    t.struct("slab", {"flags": "long", "slab_cache": "pointer", "rest": "char[48]"})
+    t.struct("kmem_cache", {"list": "list_head"})
+    head = c.symbols["slab_caches"] = c.put(bytes(16))
+    c.write_at(head, struct.pack("<QQ", head, head))
+    c.write_at(user, t.pack("key_type", name=c.put(b"encrypted\0")))
+    ran = run("erase", "--force", "--extension", "keys", c.write(vmcore), dump)
+    assert ran.status == 5
+    assert "1 keys are not erased: the payload of a key at 0x" in ran.err
+    assert " is in no slab cache, and no dump is made\n" in ran.err
 
 
 class WithModule(Scene):
