@@ -158,6 +158,8 @@ FADUMP = both(
         ),
         (says("sys/kernel/kexec_crash_loaded", "0\n"), {"loaded": FAIL}),
         (lacks("sys/kernel/kexec_crash_loaded"), {"loaded": FAIL}),
+        (both(says("sys/kernel/kexec_crash_loaded", "0\n"), lacks("proc/kcore")), {"loaded": FAIL, "header": WARN}),
+        (both(lacks("proc/iomem"), lacks("sys/kernel/kexec_crash_size")), {"reserved": WARN, "enough": WARN}),
         # a DIMM was plugged, and kdump not loaded again
         (says("proc/iomem", IOMEM + "180000000-1ffffffff : System RAM\n"), {"header": FAIL}),
         (lambda root: kcore(root / "proc/kcore", [RAM[1]]), {"header": FAIL}),
@@ -254,6 +256,20 @@ def test_nothing_at_all_is_no_crash(tmp_path: Path) -> None:
     assert worst(check(System(tmp_path))) == FAIL
 
 
+def test_what_cannot_be_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    for result in check(System(tmp_path, "x86_64")):
+        assert "nothing is reserved" not in result.text
+        assert "this kernel has no" not in result.text
+        assert result.name == "loaded" or result.status != FAIL
+
+
+@pytest.mark.parametrize("action", ["status", "advise"])
+def test_a_root_that_does_not_exist_is_no_system_full_of_faults(run: Run, tmp_path: Path, action: str) -> None:
+    done = run("kdump", action, "--root", tmp_path / "none")
+    assert (done.status, done.out) == (3, "")
+    assert done.err.endswith("/none: is not a directory; name the root of a system\n")
+
+
 # Its parts
 
 
@@ -327,6 +343,12 @@ def test_the_command_advises(run: Run, root: Path) -> None:
     assert line.startswith("crashkernel=")
     assert "for vmfilter" in reason
     assert target.find_target(root)
+
+
+def test_the_advice_says_what_it_assumes(tmp_path: Path) -> None:
+    reason = advise(System(tmp_path, "x86_64")).reason
+    assert "an initramfs of 32M, since none is found" in reason
+    assert "are reserved" not in reason  # it is not known how much memory the machine has
 
 
 def test_an_archive_whose_size_leads_back_is_not_followed(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_one_byte_is_found(real: Callable[[str], Path], tmp_path: Path, run: Run
     pfn = (load.start + (1 << 20) - 5) // 4096
     assert (found["start"], found["end"], found["contents"]) == (pfn, pfn + 1, True)
     assert found["a"] == found["b"]
-    assert f"{pfn * 4096:#x}-{pfn * 4096 + 4095:#x} (1 pages): " in run("diff", tmp_path / "a", tmp_path / "b").out
+    assert f"{pfn * 4096:#x}-{pfn * 4096 + 4095:#x} (1 page): " in run("diff", tmp_path / "a", tmp_path / "b").out
 
 
 def test_a_page_that_changed_hands(tmp_path: Path, run: Run) -> None:
@@ -139,6 +139,14 @@ def test_dumps_of_two_page_sizes_are_not_compared(real: Callable[[str], Path], r
     done = run("diff", real("arm64-6.12"), real("arm64-6.12-16k"))
     assert done.status == 3
     assert "its pages have 16384 bytes, but those of" in done.err
+
+
+def test_dumps_of_two_kernels_are_compared_with_a_warning(real: Callable[[str], Path], run: Run) -> None:
+    done = run("diff", real("x86_64-6.1"), real(SMALL))
+    assert done.status == 1
+    (warning,) = (line for line in done.err.splitlines() if "its kernel is" in line)
+    assert re.search(r"its kernel is 6\.12\.\S+, and that of \S+ 6\.1\.\S+: pages at one", warning)
+    assert "its kernel is" not in run("diff", real(SMALL), real(SMALL)).err
 
 
 def test_hwpoisoned_pages_are_not_read(real: Callable[[str], Path], run: Run) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from vmfilter.cli.parser import Commands, Parser
+    from vmfilter.readiness.system import System
 
 _KDUMP = """\
 Make vmfilter part of a system's kdump, explain crashkernel=, and check that
@@ -153,30 +154,36 @@ def _crashkernel(options: Namespace) -> int:
     return 0 if made.valid else 1
 
 
-def _status(options: Namespace) -> int:
-    """Check the system, return the exit status."""
+def _system(root: str) -> System:
+    """Return the system below a directory. Raises InputError if there is none: a wrong name is no fault of kdump."""
     from pathlib import Path
 
+    from vmfilter.errors import InputError
+    from vmfilter.readiness.system import System
+
+    if not Path(root).is_dir():
+        raise InputError(f"{root}: is not a directory; name the root of a system")
+    return System(Path(root))
+
+
+def _status(options: Namespace) -> int:
+    """Check the system, return the exit status."""
     from vmfilter.console.output import hand_out
     from vmfilter.readiness.checks import FAIL, check, worst
-    from vmfilter.readiness.system import System
     from vmfilter.report.data import document
     from vmfilter.report.readiness import status_data, status_lines
 
-    results = check(System(Path(options.root)))
+    results = check(_system(options.root))
     hand_out([document(status_data(results))] if options.json else status_lines(results))
     return 1 if worst(results) == FAIL else 0
 
 
 def _advise(options: Namespace) -> int:
     """Print advice, return the exit status."""
-    from pathlib import Path
-
     from vmfilter.console.output import hand_out
     from vmfilter.readiness.advice import advise
-    from vmfilter.readiness.system import System
     from vmfilter.report.data import document
 
-    advice = advise(System(Path(options.root)))
+    advice = advise(_system(options.root))
     hand_out([document(advice._asdict())] if options.json else [advice.line, advice.reason])
     return 0

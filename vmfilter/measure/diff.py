@@ -99,8 +99,19 @@ def diff_dumps(a: Dump, b: Dump, threads: int | None = None) -> Diff:
                 runs.append(one)
             else:
                 more += 1
-    warnings = [*walks[0].warnings, *walks[1].warnings]
+    warnings = [*walks[0].warnings, *walks[1].warnings, *_strangers(a, b, walks)]
     return Diff(size, dict(counts), comparison.compared, runs, more, warnings)
+
+
+def _strangers(a: Dump, b: Dump, walks: tuple[Walk, Walk]) -> Iterator[str]:
+    """Yield a warning if the dumps are of two kernels: the user may have named the wrong file."""
+    x, y = (walk.kernel.uts for walk in walks)
+    if (x.release, x.version) == (y.release, y.version) or not (x.release and y.release):
+        return
+    names = [field.decode("ascii", "backslashreplace") for field in (y.release, x.release)]
+    if names[0] == names[1]:
+        names = [field.decode("ascii", "backslashreplace") for field in (y.version, x.version)]
+    yield f"{b.path}: its kernel is {names[0]}, and that of {a.path} {names[1]}: pages at one address have no relation"
 
 
 def _joined(differences: Iterator[Difference]) -> Iterator[Difference]:

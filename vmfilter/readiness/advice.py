@@ -39,7 +39,7 @@ def needed(system: System) -> Need:
     found = system.initrd
     size = found.stat().st_size if found else _INITRD
     initrd = _UNPACKED * size
-    where = f"/{found.relative_to(system.root)}" if found else "an initramfs of 32M"
+    where = f"/{found.relative_to(system.root)}" if found else f"an initramfs of {_INITRD // MIB}M, since none is found"
     return Need(
         _KERNEL + initrd + _FILTER,
         f"{_KERNEL // MIB}M for the kernel, {-(-initrd // MIB)}M for {where}, {_FILTER // MIB}M for vmfilter",
@@ -58,7 +58,7 @@ def advise(system: System) -> Advice:
     size = max(_LEAST, -(-need.size * _SPARE // 4 // _STEP) * _STEP)
     line = f"crashkernel={size_text(size)}"
     reason = f"{need.reason}; with a quarter more, in steps of {_STEP // MIB}M"
-    if system.arch:
+    if system.arch and memory:
         made = explain(line, system.arch, system.machine.ram, system.kernel)
         reason += f". {made.reason}" if made.valid else f". This machine is too small for it: {made.reason}"
     return Advice(line, reason)

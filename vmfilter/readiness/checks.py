@@ -15,6 +15,7 @@ from vmfilter.readiness.system import System
 from vmfilter.readiness.target import find_target, room_at
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+_LOADED = "sys/kernel/kexec_crash_loaded"
 _SLACK = 2 * MIB
 """Memory that may be missing in a header: kernels leave out partial pages and what firmware took."""
 
@@ -77,15 +78,20 @@ def _command_line(system: System) -> Finding:
     return Finding(OK, f"{given}: {made.reason}")
 
 
+def _unknown_reservation(system: System) -> bool:
+    """Whether neither the memory map nor the kernel says how much is reserved."""
+    return not system.iomem and system.number("sys/kernel/kexec_crash_size") is None
+
+
 def _reserved(system: System) -> Finding:
     """Memory is reserved, in both parts if there are two."""
     size, total = system.number("sys/kernel/kexec_crash_size"), sum(b - a for a, b in system.reserved)
     if system.fadump:
         return Finding(OK, "firmware preserves memory (fadump)")
     if not (total or size):
-        if system.iomem or size == 0:
-            return Finding(FAIL, "no memory is reserved for a capture kernel", _advised(system))
-        return Finding(WARN, "neither /proc/iomem nor /sys/kernel/kexec_crash_size can be read", "run this as root")
+        if _unknown_reservation(system):
+            return Finding(WARN, "neither /proc/iomem nor /sys/kernel/kexec_crash_size can be read", "run this as root")
+        return Finding(FAIL, "no memory is reserved for a capture kernel", _advised(system))
     parts = ", ".join(f"{size_text(b - a)} at {a:#x}" for a, b in system.reserved) or size_text(size or 0)
     limit = ERAS[system.arch][-1].limit if system.arch else 0
     if limit and system.reserved and all(a >= limit for a, _ in system.reserved):
@@ -109,6 +115,8 @@ def _enough(system: System) -> Finding:
     total = max(sum(b - a for a, b in system.reserved), system.number("sys/kernel/kexec_crash_size") or 0)
     if system.fadump:
         return Finding(OK, "fadump: not limited by a reservation")
+    if not total and _unknown_reservation(system):
+        return Finding(WARN, "it cannot be read how much memory is reserved", "run this as root")
     if not total:
         return Finding(FAIL, "nothing is reserved")
     need = needed(system)
@@ -124,7 +132,9 @@ def _loaded(system: System) -> Finding:
         if system.number("sys/kernel/fadump/registered") == 1 or system.number("sys/kernel/fadump_registered") == 1:
             return Finding(OK, "fadump is registered")
         return Finding(FAIL, "fadump is not registered", "echo 1 > /sys/kernel/fadump/registered")
-    loaded = system.number("sys/kernel/kexec_crash_loaded")
+    loaded = system.number(_LOADED)
+    if loaded is None and not system.names("sys/kernel"):
+        return Finding(FAIL, f"/{_LOADED} cannot be read", "mount sysfs")
     if loaded is None:
         return Finding(FAIL, "this kernel has no /sys/kernel/kexec_crash_loaded", "use a kernel with CONFIG_CRASH_DUMP")
     if not loaded:
@@ -140,6 +150,10 @@ def _header(system: System) -> Finding:
             return Finding(OK, "fadump's capture kernel makes the header itself")
         return Finding(WARN, "fadump has a header of the memory at registration", "register it again after a change")
     ranges = described(system.root / "proc/kcore", system.reserved) if system.reserved else None
+    if ranges is None and system.number(_LOADED) != 1:
+        return Finding(
+            WARN, "no header is found, and no capture kernel is known to be loaded", f"systemctl restart {service}"
+        )
     if ranges is None:
         if system.arch == "riscv64":
             return Finding(

@@ -58,7 +58,7 @@ def diff_lines(diff: Diff, a: str, b: str) -> Iterator[str]:
     yield ""
     yield from (_run(run, diff.page_size) for run in diff.runs[:_SHOWN])
     if more := len(diff.runs[_SHOWN:]) + diff.more:
-        yield f"{more} runs more; --json lists them"
+        yield f"{more} run{'s' * (more != 1)} more; --json lists them"
 
 
 def _uses() -> Iterator[tuple[str, list[int]]]:
@@ -73,7 +73,8 @@ def _uses() -> Iterator[tuple[str, list[int]]]:
 
 
 def _run(run: Difference, page_size: int) -> str:
-    where = f"{run.start * page_size:#x}-{run.end * page_size - 1:#x} ({run.end - run.start} pages)"
+    pages = run.end - run.start
+    where = f"{run.start * page_size:#x}-{run.end * page_size - 1:#x} ({pages} page{'s' * (pages != 1)})"
     if run.a is None or run.b is None:
         return f"{where}: only in {'A' if run.b is None else 'B'}: {use_name(run.a or run.b)}"
     change = use_name(run.a) + f" in A, {use_name(run.b)} in B" * (run.a != run.b)
