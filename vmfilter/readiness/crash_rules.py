@@ -107,7 +107,7 @@ _S390 = Era(
 )
 _PPC64 = Era(
     Commit("7c5ed82b800d", "powerpc: Set crashkernel offset to mid of RMA region", (5, 18)),
-    "one part in the middle of the memory that is accessible in real mode, from 512M at most",
+    "one part in the middle of the memory that is accessible in real mode, from 512M at most, or 128M on bare metal",
     limit=0,
     align=64 * KIB,
     fixed_align=64 * KIB,
@@ -192,7 +192,7 @@ ERAS: dict[str, tuple[Era, ...]] = {
     "s390x": (_S390,),
     "ppc64": (
         _PPC64._replace(
-            commit=Commit("", "the rule before powerpc: Set crashkernel offset to mid of RMA region", (5, 2)),
+            commit=Commit("e641eb03ab2b", "powerpc: Fix up the kdump base cap to 128M", OLDEST),  # or older
             text="one part in the middle of the memory that is accessible in real mode, from 128M at most",
             most_address=128 * MIB,
         ),
