@@ -711,6 +711,82 @@ static void checksum(struct input *in)
 	free(data);
 }
 
+/* pieces.c */
+
+/*
+ * Places descriptors of stretches that come in any order, and gives records and checksums of them. Plainer code writes
+ * each stretch to its place in a file.
+ */
+static void pieces(struct input *in)
+{
+	enum { MOST = 40, SLOTS = 8 * MOST };
+	uint64_t count = below(in, MOST), origin = below(in, 100), index = 0, pages = 0, blocks, n;
+	uint32_t shift = 5 + (uint32_t)below(in, 8);
+	uint64_t size;
+	struct vmf_stretch stretches[MOST], spare;
+	struct vmf_extent *extents = allocate(count * sizeof(*extents));
+	uint8_t *file, *data, *records, *r;
+	struct vmf_descriptor *descriptors;
+	uint32_t *whole, *parts;
+
+	size = origin + SLOTS * sizeof(*descriptors);
+	file = calloc(1, size);
+	for (uint64_t i = 0; i < count; i++) {
+		index += below(in, 3);
+		stretches[i] = (struct vmf_stretch){index, 1 + below(in, 6), index};
+		index += stretches[i].count;
+		pages += stretches[i].count;
+	}
+	for (uint64_t i = count; i-- > 1;) {
+		uint64_t j = below(in, i + 1);
+
+		spare = stretches[i];
+		stretches[i] = stretches[j];
+		stretches[j] = spare;
+	}
+	descriptors = bytes(in, pages * sizeof(*descriptors));
+	data = allocate(pages * sizeof(*descriptors));
+	n = vmf_place_descriptors(stretches, count, origin, descriptors, extents, data);
+	EXPECT(file && n <= count);
+	pages = 0;
+	for (uint64_t i = 0; i < count; i++) {
+		memcpy(file + origin + stretches[i].index * sizeof(*descriptors), descriptors + pages,
+		       stretches[i].count * sizeof(*descriptors));
+		pages += stretches[i].count;
+	}
+	for (uint64_t i = 0; i < n; i++) {
+		EXPECT(!memcmp(file + extents[i].offset, data + extents[i].at, extents[i].size));
+		EXPECT(!i || extents[i].offset > extents[i - 1].offset + extents[i - 1].size);
+	}
+	records = allocate(pages * sizeof(*descriptors) + n * VMF_RECORD);
+	vmf_records(extents, n, data, records);
+	r = records;
+	for (uint64_t i = 0; i < n; i++, r += VMF_RECORD + extents[i - 1].size) {
+		uint64_t offset = 0, length = 0;
+
+		for (int b = 0; b < 8; b++) {
+			offset = offset << 8 | r[b];
+			length = length << 8 | r[8 + b];
+		}
+		EXPECT(offset == extents[i].offset && length == extents[i].size);
+		EXPECT(!memcmp(r + VMF_RECORD, file + offset, length));
+	}
+	blocks = (size >> shift) + 1;
+	whole = calloc(blocks, 4);
+	parts = calloc(blocks, 4);
+	EXPECT(whole && parts);
+	vmf_sums_add_pieces(parts, shift, extents, n, data);
+	vmf_sums_add(whole, shift, 0, file, size);
+	EXPECT(!memcmp(whole, parts, 4 * blocks));
+	free(extents);
+	free(file);
+	free(descriptors);
+	free(data);
+	free(records);
+	free(whole);
+	free(parts);
+}
+
 /* search.c */
 
 static uint64_t found_plainly(const uint8_t *data, uint64_t size, uint64_t at, const uint8_t *text, uint64_t length)
@@ -746,6 +822,7 @@ static void mapped(struct input *in)
 	uint64_t at = below(in, COUNT * PAGE), size = below(in, COUNT * PAGE - at + 1), readable = size;
 	uint8_t *pages = mmap(NULL, COUNT * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	uint8_t *out = allocate(size);
+	struct vmf_extent extent;
 
 	EXPECT(pages != MAP_FAILED);
 	take_into(in, pages, 64);
@@ -758,6 +835,8 @@ static void mapped(struct input *in)
 	}
 	EXPECT(vmf_copy_mapped(pages + at, out, size) == (int64_t)readable);
 	EXPECT(!memcmp(out, pages + at, readable));
+	extent = (struct vmf_extent){(uintptr_t)(pages + at), size, 0};
+	EXPECT(vmf_read_extents(-1, &extent, 1, out, size) == (readable == size));
 	munmap(pages, COUNT * PAGE);
 	free(out);
 }
@@ -768,7 +847,7 @@ static const struct {
 } targets[] = {
 	{"classify", classify}, {"tables", tables}, {"bitmap", bitmap},	    {"descriptors", descriptors},
 	{"decode", decode},	{"codec", codec},   {"dedup", dedup},	    {"checksum", checksum},
-	{"search", search},	{"mapped", mapped},
+	{"search", search},	{"mapped", mapped}, {"pieces", pieces},
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
