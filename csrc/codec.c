@@ -263,7 +263,7 @@ void vmf_codec_free(struct vmf_codec *codec)
 	free(codec);
 }
 
-/* memcmp() is the fastest loop over memory that there is on each machine. A page of zeros equals itself, moved. */
+/* glibc's memcmp() is vectorised for each CPU. A page of zeros equals itself, moved. */
 int vmf_is_zero(const uint8_t *page, uint64_t size)
 {
 	static const uint8_t zeros[64];

@@ -583,7 +583,7 @@ struct vmf_stretch {
 
 /*
  * vmf_place_descriptors() - put page descriptors in the order in which a file has them
- * @stretches: in: @count stretches of frames, in any order; none overlap
+ * @stretches: in: @count stretches of frames, in any order; none is empty, and none overlap
  * @count: number of stretches
  * @origin: file offset of the descriptor of the page with index 0; may have wrapped around
  * @descriptors: in: of the pages of all stretches, back to back

@@ -979,8 +979,8 @@ def place_descriptors(
     """Put page descriptors in the order in which a file has them.
 
     Args:
-        stretches: u64 first frame, number of frames and index of each stretch of frames, in any order. The index is the
-            number of pages before it in the new dump.
+        stretches: u64 first frame, number of frames and index of each stretch of frames, in any order; none is empty.
+            The index is the number of pages before it in the new dump.
         origin: file offset of the descriptor of the page with index 0; may be negative, if the file has none of it.
         descriptors: of the pages of all stretches, back to back.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -301,6 +303,15 @@ def test_time_is_limited(vmcore: Path, run: Run, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(machine_module, "_MAX_SECONDS", 0.05)
     rules = extension(tmp_path, "while True: machine.read(machine.symbol('array_var'), 4)")
     assert "it may never end" in run("filter", "--extension", rules, vmcore, tmp_path / "dump").err
+
+
+def test_an_extension_is_loaded_as_a_program_is(vmcore: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rules.py"
+    path.write_text("print('loaded from', __file__)\n\ndef rules(machine):\n    pass\n")
+    command = [sys.executable, "-m", "vmfilter", "filter", "-q", "--extension", path, vmcore, "-"]
+    ran = subprocess.run(command, capture_output=True, check=True)
+    assert ran.stderr.decode() == f"loaded from {path}\n"
+    assert ran.stdout.startswith(b"makedumpfile\0")  # and not with what the extension prints
 
 
 def test_the_examples_of_the_document_run(vmcore: Path, run: Run, tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_has_left_is_removed_when_its_dump_is_done(tmp_path: Path, dump: Path) -> None:
-    left, other = tmp_path / "out.4711.7feb.incomplete", tmp_path / "out2.4711.7feb.incomplete"
+    left, other = tmp_path / "out.4711.7feb.incomplete", tmp_path / "out.1.4711.7feb.incomplete"
     left.touch()
     other.touch()
     assert work(task(dump, tmp_path / "out")).status == "done"

@@ -413,6 +413,27 @@ def test_a_disk_that_dies_while_descriptors_are_written_is_one_error(
     assert not list(tmp_path.glob("dump*"))
 
 
+def test_pages_before_memory_runs_out_for_descriptors_are_kept(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(bytearray):
+        def __iadd__(self, data: Any) -> Full:  # type: ignore[override]
+            raise MemoryError
+
+    put, chunks = descriptors.DescriptorTable.put, list[Any]()
+
+    def short(table: Any, chunk: Any, of_chunk: memoryview) -> None:
+        chunks.append(chunk)
+        if len(chunks) == 3:
+            table._descriptors = Full(table._descriptors)
+        put(table, chunk, of_chunk)
+
+    monkeypatch.setattr(descriptors.DescriptorTable, "put", short)
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    assert "out of memory" in str(result.failure)
+    assert is_part_of(tmp_path / "dump", small) == 2 * 128 == result.kept - result.lost
+
+
 def test_no_dump_is_left_with_descriptors_of_lost_pages(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,7 +277,7 @@ def test_a_window_stays_mapped_while_it_is_used(tmp_path: Path, windows: list[tu
 
 
 def test_the_core_reads_what_is_mapped_at_its_addresses(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
-    content = random.Random(1).randbytes(10 * PAGE + 100)
+    content = random.Random(1).randbytes(7 * PAGE + 100)
     (tmp_path / "vmcore").write_bytes(content)
     file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
     chance = random.Random(3)
@@ -292,6 +292,15 @@ def test_the_core_reads_what_is_mapped_at_its_addresses(tmp_path: Path, windows:
         assert [at for _, _, at in parts] == [7, *accumulate((size for _, size, _ in parts[:-1]), initial=7)][1:]
     assert file.extents([(len(content) - 5, 6, 0)]) is None
     del found
+    file.close()
+
+
+def test_no_more_windows_are_mapped_for_the_core_than_for_reads(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
+    (tmp_path / "vmcore").write_bytes(bytes(16 * PAGE))
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    scattered = [(4 * number * PAGE, PAGE, number * PAGE) for number in range(3)]  # two may be mapped
+    assert file.extents(scattered[:2]) is not None
+    assert file.extents(scattered) is None
     file.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
 
@@ -40,17 +39,22 @@ def _explained(error: Exception) -> str | None:
             pass
         else:
             return not_loaded(error)
-    elif not (isinstance(error, SystemError | SyntaxError) or str(error).startswith("field '")):
-        return None  # CPython raises these (ValueError: field ... is required) if it compiles without enough memory
+    elif not _is_of_compiler(error):
+        return None
     return f"Python failed, perhaps because it is out of memory: {error}"
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    """Return whether CPython raises such an error if it compiles without enough memory. ValueError: 3.14."""
+    if isinstance(error, ValueError):
+        return str(error).startswith("field '")
+    return isinstance(error, SystemError | SyntaxError)
 
 
 def _failed(why: str, status: int) -> int:
     try:
         if sys.stderr is not None:  # None: the parent process closed it
             sys.stderr.write(f"vmfilter: {why}\n")
-    except OSError:
+    except (OSError, MemoryError):
         pass
-    except MemoryError:
-        os.write(2, b"vmfilter: out of memory; use fewer threads (-j 1)\n")
     return status

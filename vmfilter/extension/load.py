@@ -27,6 +27,7 @@ def rules_of(name: str) -> Any:
     if name in SHIPPED:
         return import_module(f"vmfilter.extension.shipped.{name}").rules
     module = ModuleType(f"extension {name}")
+    module.__file__ = name
     sys.modules[module.__name__] = module  # where dataclasses look for it
     with open(name, "rb") as file:
         exec(compile(file.read(), name, "exec", dont_inherit=True), module.__dict__)
@@ -54,10 +55,10 @@ def extend(plan: Plan, dump: Dump, kernel: Kernel, names: Sequence[str]) -> None
     for name in names:
         machine = Machine(dump, kernel, info)
         try:
-            rules = rules_of(name)
-            if not callable(rules):
-                raise KernelError("it defines no function rules()")
             with redirect_stdout(sys.stderr):  # the new dump may go to standard output
+                rules = rules_of(name)
+                if not callable(rules):
+                    raise KernelError("it defines no function rules()")
                 rules(machine)
         except (Exception, SystemExit) as e:
             kind = "" if isinstance(e, KernelError) else f"{type(e).__name__}: "

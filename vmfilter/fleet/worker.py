@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from vmfilter.fleet.record import FAILED, KILLED, SUCCEEDED, TIMEOUT, Input, Rec
 from vmfilter.fleet.store import write
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.source import is_url
+from vmfilter.writer.transport.file import shortened
 
 if TYPE_CHECKING:
     from typing import Any
@@ -202,6 +204,9 @@ def _worked(task: Task) -> Record:
 
 def _remove_unfinished(output: str) -> None:
     """Remove what processes were writing when they were killed; only one writes an output. A store does so itself."""
-    for path in () if is_url(output) else glob(f"{escape(output)}.*.incomplete"):
-        with suppress(OSError):
-            os.unlink(path)
+    folder, name = os.path.split(output)
+    begin = os.path.join(folder, shortened(name))
+    for path in () if is_url(output) else glob(f"{escape(begin)}.*.incomplete"):
+        if re.fullmatch(r"\.\d+\.[0-9a-f]+\.incomplete", path.removeprefix(begin)):
+            with suppress(OSError):
+                os.unlink(path)

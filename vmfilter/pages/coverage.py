@@ -127,7 +127,7 @@ class _Survey:
         return Loss.PLUGGED
 
     def _all_reserved(self, memmap: int, mapped: list[Translation]) -> bool:
-        """Return whether PG_reserved is set in all struct pages: the kernel reserved the memory at boot."""
+        """Return whether the kernel reserved the memory at boot: no struct page in the dump lacks PG_reserved."""
         layout = self._kernel.struct_page().layout
         classifier = native.Classifier(layout)
         for start, end in merged((m.vaddr - memmap, m.vaddr - memmap + m.length) for m in mapped):

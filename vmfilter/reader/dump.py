@@ -165,7 +165,7 @@ class Memory:
         return lost
 
     def read_frames(
-        self, stretches: Iterable[Stretch], page_size: int, view: memoryview
+        self, stretches: Sequence[Stretch], page_size: int, view: memoryview
     ) -> list[tuple[int, int, UnreadableError]]:
         """Fill the view with pages, one after the other, and with zeros for those that cannot be read.
 

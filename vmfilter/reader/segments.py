@@ -228,7 +228,7 @@ class SegmentDump(Dump):
             yield first, stop
 
     def read_frames(
-        self, stretches: Iterable[Stretch], page_size: int, view: memoryview
+        self, stretches: Sequence[Stretch], page_size: int, view: memoryview
     ) -> list[tuple[int, int, UnreadableError]]:
         # All stretches of a chunk are read by one call, unless one is not within a segment or cannot be read.
         starts, ends, offsets = self.segments.starts, self.segments.ends, self.segments.offsets

@@ -187,8 +187,8 @@ class ProcSource(PreadSource):
     a few pages here and there share them. A page of a mapping that cannot be read is an error, not SIGBUS: see
     csrc/mapped.c. A kernel without CONFIG_CROSS_MEMORY_ATTACH lacks what that needs, so its files are read by pread.
 
-    One thread reads or copies at a time. The kernel copies each page through a bounce buffer that concurrent reads
-    share without a lock, so two threads would get each other's bytes:
+    One thread reads at a time. The kernel copies each page through a bounce buffer that concurrent reads share without
+    a lock, so two threads would get each other's bytes. extents() gives only mappings whose faults use no such buffer:
 
     - /proc/kcore: open_kcore() in fs/proc/kcore.c allocates one page per open file (private_data).
       Since df04abfd181a ("fs/proc/kcore.c: Add bounce buffer for ktext data"), v4.8.
@@ -217,12 +217,13 @@ class ProcSource(PreadSource):
         """See Source. Only a mapping is of use: pread() maps and unmaps each page of the old memory."""
         if _HAS_BUFFER_IN_FAULTS:
             return None
-        words, mapped = array("Q"), list[memoryview]()
+        words, mapped, windows = array("Q"), list[memoryview](), set[int]()
         with self._reading:
             for offset, size, at in parts:
                 while size:
                     window = self._mapping(offset)[:size]
-                    if not window:
+                    windows.add(offset // _WINDOW_BYTES)
+                    if not window or len(windows) > _WINDOWS:
                         return None
                     words.extend((native.address(window), len(window), at))
                     mapped.append(window)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmfilter.writer.transport.summed import SummedTransport
 
 _MAX_BYTES = 2 << 20  # of descriptors that are collected
-_MAX_WORDS = 3 << 14  # of stretches that are collected
+_MAX_STRETCHES = 1 << 14
 
 
 class DescriptorTable:
@@ -49,27 +49,28 @@ class DescriptorTable:
         self._origin = start - before * DESCRIPTOR
         self._put = 0  # pages
         self._sent = 0  # pages among them whose descriptors may have been written
-        self._first = 0  # pages among them that are not pending
-        self._pending, self._descriptors = array("Q"), bytearray()  # stretches, and the descriptors of their pages
+        self._pending: list[Stretch] = []
+        self._descriptors = bytearray()  # of their pages
         self._wrong = False  # descriptors of lost pages could not be removed
         if pages:
             transport.reserve(self.start, self.end, pieces)
 
-    def put(self, chunk: Iterable[Stretch], descriptors: memoryview) -> None:
+    def put(self, chunk: list[Stretch], descriptors: memoryview) -> None:
         """Add the descriptors of a chunk of pages. Raises OutputError if earlier ones cannot be written."""
-        if len(self._descriptors) >= _MAX_BYTES or len(self._pending) >= _MAX_WORDS:
+        if len(self._descriptors) >= _MAX_BYTES or len(self._pending) >= _MAX_STRETCHES:
             self.flush()
-        self._pending.extend(chain.from_iterable(chunk))
         self._descriptors += descriptors
+        self._pending += chunk  # last: if memory runs out, no stretch lacks descriptors
         self._put += len(descriptors) // DESCRIPTOR
 
     def flush(self) -> None:
         """Write all descriptors so far. Raises OutputError if that fails."""
         self._sent = self._put
         if self._pending:
-            placed = native.place_descriptors(self._pending, self._origin, self._descriptors)
+            stretches = array("Q", chain.from_iterable(self._pending))
+            placed = native.place_descriptors(stretches, self._origin, self._descriptors)
             self._transport.write_pieces(Pieces(*placed))
-        self._first, self._pending, self._descriptors = self._put, array("Q"), bytearray()
+        self._pending, self._descriptors = [], bytearray()
 
     def go_back(self, pages: int, order: Iterable[Stretch]) -> None:
         """Remove the descriptors of all but the first pages.
@@ -82,15 +83,15 @@ class DescriptorTable:
             OutputError: descriptors that were written cannot be removed.
 
         """
-        stay = max(pages - self._first, 0)  # of the pending ones
-        stretches = zip(*(self._pending[i::3] for i in range(3)), strict=True)
-        self._pending = array("Q", chain.from_iterable(split_chunk(list(stretches), stay)[0]))
+        pending = sum(count for _, count, _ in self._pending)
+        stay = max(pages - (self._put - pending), 0)
+        self._pending, _ = split_chunk(self._pending, stay)
         del self._descriptors[stay * DESCRIPTOR :]
         self._wrong = True
         for start, end in self._ranges(pages, self._sent, order):
             self._transport.forget(start, end)
         self._wrong = False
-        self._put, self._first = min(self._put, pages), min(self._first, pages)
+        self._put = min(self._put, pages)
 
     def finish(self, order: Iterable[Stretch]) -> bool:
         """Write all descriptors, and zeros for the pages that were not put.

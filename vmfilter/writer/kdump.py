@@ -17,7 +17,7 @@ puts the notes directly after the sub header, never gives to a copy of it. The n
 file before the main header, in a stream last.
 
 In a stream, the main header comes first, in a record of its own as makedumpfile sends it: file(1) and hotkdump expect
-that. Descriptors follow each 128 KiB of data. So a stream that breaks off lacks no page before the last so many.
+that. Descriptors follow as soon as 128 KiB of data have none: a stream that breaks off loses only pages near its end.
 If the dump is incomplete, the header is sent again, with the mark.
 """
 

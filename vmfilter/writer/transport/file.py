@@ -200,6 +200,11 @@ def real_path(path: str, follow: bool = True) -> str:
         raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
 
 
+def shortened(name: str) -> str:
+    """Return the begin of a file's temporary name, which ends with .PID.HEX.incomplete."""
+    return os.fsdecode(os.fsencode(name)[:200])
+
+
 class FileTransport(BytesInFile):
     """A file with a temporary name, which gets its own once it is synced.
 
@@ -233,8 +238,7 @@ class FileTransport(BytesInFile):
             self._check_free(self._given)  # as given: /dev/stdout, say, may lead to something without a path
             self._folder = _open_folder(os.path.dirname(self._path))
             # Not hidden: after SIGKILL the file remains, and its owner must see it.
-            short = os.fsdecode(os.fsencode(self._name)[:200])
-            self._temporary = f"{short}.{os.getpid()}.{id(self):x}.incomplete"
+            self._temporary = f"{shortened(self._name)}.{os.getpid()}.{id(self):x}.incomplete"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
         except OSError as e:
