@@ -34,6 +34,7 @@ class Era(NamedTuple):
         limit: first address that is not low, in bytes; 0: there is only one part, which counts as low.
         align: alignment of an address that the kernel chooses, in bytes.
         fixed_align: that of an address after @.
+        rounded_address: what an address after @ is rounded up to, in bytes.
         suffixes: whether ,high and ,low are understood.
         falls_back: whether a size that does not fit below the limit goes above it.
         default_low: bytes that are reserved below the limit if the rest is above it, and ,low does not say how many.
@@ -43,6 +44,7 @@ class Era(NamedTuple):
         rounded: what a size is rounded up to, in bytes.
         most_address: address after @ if none is given (at most half of memory), in bytes; 0: the kernel searches.
         span: bytes from the start of memory within which the kernel searches; 0: all of it.
+        taken: bytes at the end of memory that boot takes before the kernel searches, at least.
 
     """
 
@@ -60,6 +62,8 @@ class Era(NamedTuple):
     rounded: int = 1
     most_address: int = 0
     span: int = 0
+    rounded_address: int = 1
+    taken: int = 0
 
 
 _X86 = Era(
@@ -104,6 +108,7 @@ _S390 = Era(
     suffixes=False,
     from_size=True,
     rounded=MIB,
+    rounded_address=MIB,
 )
 _PPC64 = Era(
     Commit("7c5ed82b800d", "powerpc: Set crashkernel offset to mid of RMA region", (5, 18)),
@@ -189,7 +194,15 @@ ERAS: dict[str, tuple[Era, ...]] = {
             _GENERIC,
         ),
     ),
-    "s390x": (_S390,),
+    "s390x": (
+        _S390,
+        _S390._replace(
+            commit=Commit("bb1520d581a3", "s390/mm: start kernel with DAT enabled", (6, 3)),
+            text="one part, above the address that equals its size, rounded up to 1M, and below the page tables that "
+            "boot puts at the end of memory: so less than half of memory",
+            taken=MIB,  # at most 1M and 2M for each 1G of memory, without large pages
+        ),
+    ),
     "ppc64": (
         _PPC64._replace(
             commit=Commit("e641eb03ab2b", "powerpc: Fix up the kdump base cap to 128M", OLDEST),  # or older

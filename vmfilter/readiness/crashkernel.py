@@ -268,6 +268,8 @@ def _reserve(made: Reservation, era: Era, ram: list[Range], asked: Asked, *, hig
 
     """
     size = -(-asked.size // era.rounded) * era.rounded
+    asked = asked._replace(base=-(-asked.base // era.rounded_address) * era.rounded_address)
+    ram = _free(ram, era.taken)
     base = asked.base or (min(era.most_address, _first_range(ram) // 2) if era.most_address else 0)
     limit, top = era.limit or _ALL, max((end for _, end in ram), default=0)
     if asked.base:
@@ -294,6 +296,11 @@ def _reserve(made: Reservation, era: Era, ram: list[Range], asked: Asked, *, hig
     made.valid, made.high, made.low = True, size, low
     low_text = f"and {size_text(low)} below it for DMA" if low else "and nothing below it"
     return f"{size_text(size)} are reserved above {size_text(limit)}, {low_text}"
+
+
+def _free(ram: list[Range], taken: int) -> list[Range]:
+    """Return memory without what boot takes at its end."""
+    return [*ram[:-1], (ram[-1][0], max(ram[-1][1] - taken, ram[-1][0]))] if ram else []
 
 
 def _too_low(era: Era, base: int, size: int) -> bool:
