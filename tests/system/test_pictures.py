@@ -22,6 +22,7 @@ from vmfilter.measure.memory_map import MAX_RUNS, MemoryMap
 from vmfilter.measure.runs import Run as MemoryRun
 from vmfilter.measure.stats import measure
 from vmfilter.reader import open_dump
+from vmfilter.report.chart import chart
 from vmfilter.report.html import page
 from vmfilter.report.picture import COLORS, Picture, picture_of
 from vmfilter.report.text import CLASS_NAMES
@@ -103,6 +104,30 @@ def test_charts(real: Callable[[str], Path], tmp_path: Path, run: Run, form: str
     else:
         assert ElementTree.fromstring(made).tag == "{http://www.w3.org/2000/svg}svg"
         assert b"user process data" in made
+
+
+def test_a_chart_says_whose_memory_it_shows(picture: Picture) -> None:
+    made = chart(picture, "svg").decode()
+    assert "x86_64-6.12-small" in made
+    assert "Linux 6.12." in made
+    assert "no memory, or not in the dump" in made
+
+
+def test_a_bar_as_long_as_the_chart_hides_no_legend(picture: Picture) -> None:
+    drawn = ElementTree.fromstring(chart(picture, "svg"))
+    parts = {part.get("id"): ElementTree.tostring(part, encoding="unicode") for part in drawn.iter()}
+    right, legend = parts["axes_3"], parts["legend_2"]
+    top = min(float(y) for y in re.findall(r"[\d.]+", re.findall(r' d="([^"]*)"', right)[0])[1::2])
+    places = re.findall(r"translate\([\d.]+ ([\d.]+)\) scale", legend)
+    assert len(places) == 2  # the texts
+    assert all(float(y) < top for y in places)
+
+
+def test_text_of_a_dump_is_text_in_a_chart(picture: Picture) -> None:
+    odd = HOSTILE + "$\\frac$ \u6f22"
+    made = chart(picture._replace(name=odd, facts=[("kernel", odd), ("crash time", "--><script>")]), "svg").decode()
+    assert not re.search("[\x1b\u202e\udcff]", made)
+    assert [tag for tag in ElementTree.fromstring(made).iter() if tag.tag.endswith("script")] == []
 
 
 @pytest.mark.parametrize(("option", "module"), [("html", "jinja2"), ("png", "matplotlib"), ("svg", "matplotlib")])

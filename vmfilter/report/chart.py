@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 
 from vmfilter.frames.classes import PageClass
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.stats import LEVELS
 from vmfilter.report.picture import COLORS
-from vmfilter.report.text import CLASS_NAMES
+from vmfilter.report.text import CLASS_NAMES, harmless
 
 if TYPE_CHECKING:
     from vmfilter.report.picture import Picture
@@ -17,6 +18,7 @@ _ROWS, _COLUMNS = 40, 512  # of the map
 _ADDRESSES = 8  # rows with an address
 _HOLE = "#eef1f4"
 _LONGEST = 256  # a hole takes at most this part of the map
+_TITLE = 100  # letters that fit
 _INCHES, _DPI = (11, 8.5), 120
 
 
@@ -40,7 +42,7 @@ def chart(picture: Picture, form: str) -> bytes:
     figure = Figure(figsize=_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
-    figure.suptitle("Physical memory by class")
+    figure.suptitle(_title(picture), parse_math=False)
     axes = figure.add_subplot(grid[0, :])
     cells, addresses = _cells(picture)
     colors = ListedColormap([_HOLE, *(COLORS[c][1] for c in CLASS_NAMES)])
@@ -48,8 +50,11 @@ def chart(picture: Picture, form: str) -> bytes:
     labelled = range(0, _ROWS, _ROWS // _ADDRESSES)
     axes.set_yticks(list(labelled), [f"{addresses[row]:#x}" for row in labelled], family="monospace")
     axes.set_xticks([])
+    keys = [(COLORS[c][1], CLASS_NAMES[c]) for c in shown]
+    if any(0 in row for row in cells):
+        keys.append((_HOLE, "no memory, or not in the dump"))
     axes.legend(
-        handles=[Patch(facecolor=COLORS[c][1], edgecolor="black", label=CLASS_NAMES[c]) for c in shown],
+        handles=[Patch(facecolor=color, edgecolor="black", label=name) for color, name in keys],
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=4,
@@ -68,11 +73,19 @@ def chart(picture: Picture, form: str) -> bytes:
     right.barh(levels, zero, left=kept, color=COLORS[PageClass.FREE][1], label="excluded because they are zero")
     right.invert_yaxis()
     right.set_xlabel("MiB at each dump level")
-    right.legend(loc="lower right", frameon=False)
+    right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # bars can be as long as the axes
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "vmfilter"}):  # the same input makes the same file
         figure.savefig(out, format=form, dpi=_DPI, metadata={"Date": None} if form == "svg" else {"Software": None})
     return out.getvalue()
+
+
+def _title(picture: Picture) -> str:
+    """Return whose memory it is: a picture in a report is seen without the dump. ASCII, which every font has."""
+    facts = dict(picture.facts)
+    names = os.path.basename(picture.name), facts.get("kernel", "").partition(" #")[0], facts.get("crash time", "")
+    line = harmless(", ".join(name for name in names if name))
+    return f"Physical memory by class\n{line.encode('ascii', 'backslashreplace').decode()[:_TITLE]}"
 
 
 def _cells(picture: Picture) -> tuple[list[list[int]], list[int]]:
