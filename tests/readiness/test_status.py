@@ -256,6 +256,12 @@ def test_nothing_at_all_is_no_crash(tmp_path: Path) -> None:
     assert worst(check(System(tmp_path))) == FAIL
 
 
+def test_no_service_that_is_not_installed_is_to_be_restarted(root: Path) -> None:
+    both(lacks("usr/lib/systemd"), lacks("proc/kcore"), says("sys/kernel/kexec_crash_loaded", "0\n"))(root)
+    found = {result.name: result.todo for result in check(System(root, "x86_64"))}
+    assert found["loaded"] == found["header"] == found["service"] == "install kdump-tools or kdump-utils"
+
+
 def test_what_cannot_be_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
     for result in check(System(tmp_path, "x86_64")):
         assert "nothing is reserved" not in result.text
@@ -342,6 +348,7 @@ def test_the_command_advises(run: Run, root: Path) -> None:
     line, reason = run("kdump", "advise", "--root", root).out.splitlines()
     assert line.startswith("crashkernel=")
     assert "for vmfilter" in reason
+    assert ". At boot, 192M are reserved" in reason
     assert target.find_target(root)
 
 

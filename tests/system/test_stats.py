@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def test_the_first_screen_is_one(real: Callable[[str], Path], run: Run) -> None:
     assert len(out) < 24
     assert max(map(len, out)) <= 80
     assert "--all" in out[-1]
+
+
+def test_several_dumps_have_a_line_each(real: Callable[[str], Path], run: Run) -> None:
+    lines = run("stats", *[real("x86_64-6.12-small")] * 2).out.splitlines()
+    assert len(lines) == 2
+    assert re.search(r": kernel and other [\d.]+, .* MiB; level 31 keeps [\d.]+ MiB$", lines[0])
 
 
 def test_csv_reads_no_page(real: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,5 +60,5 @@ def advise(system: System) -> Advice:
     reason = f"{need.reason}; with a quarter more, in steps of {_STEP // MIB}M"
     if system.arch and memory:
         made = explain(line, system.arch, system.machine.ram, system.kernel)
-        reason += f". {made.reason}" if made.valid else f". This machine is too small for it: {made.reason}"
+        reason += f". At boot, {made.reason}" if made.valid else f". This machine is too small for it: {made.reason}"
     return Advice(line, reason)

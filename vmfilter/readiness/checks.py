@@ -15,6 +15,7 @@ from vmfilter.readiness.system import System
 from vmfilter.readiness.target import find_target, room_at
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+_INSTALL = "install kdump-tools or kdump-utils"
 _LOADED = "sys/kernel/kexec_crash_loaded"
 _SLACK = 2 * MIB
 """Memory that may be missing in a header: kernels leave out partial pages and what firmware took."""
@@ -138,22 +139,19 @@ def _loaded(system: System) -> Finding:
     if loaded is None:
         return Finding(FAIL, "this kernel has no /sys/kernel/kexec_crash_loaded", "use a kernel with CONFIG_CRASH_DUMP")
     if not loaded:
-        return Finding(FAIL, "no capture kernel is loaded", f"systemctl restart {_service(system) or 'kdump'}")
+        return Finding(FAIL, "no capture kernel is loaded", _reload(system))
     return Finding(OK, "a capture kernel is loaded")
 
 
 def _header(system: System) -> Finding:
     """The loaded ELF header describes all memory that there is now, struct pages included."""
-    service = _service(system) or "kdump"
     if system.fadump:
         if system.number("sys/kernel/fadump/hotplug_ready") == 1:
             return Finding(OK, "fadump's capture kernel makes the header itself")
         return Finding(WARN, "fadump has a header of the memory at registration", "register it again after a change")
     ranges = described(system.root / "proc/kcore", system.reserved) if system.reserved else None
     if ranges is None and system.number(_LOADED) != 1:
-        return Finding(
-            WARN, "no header is found, and no capture kernel is known to be loaded", f"systemctl restart {service}"
-        )
+        return Finding(WARN, "no header is found, and no capture kernel is known to be loaded", _reload(system))
     if ranges is None:
         if system.arch == "riscv64":
             return Finding(
@@ -170,7 +168,7 @@ def _header(system: System) -> Finding:
     said = f"the loaded header lacks {size // MIB}M of memory, first {first:#x}-{end - 1:#x}"
     if any(r.depth and r.name in ("Reserved", "reserved") and first <= r.start < end for r in system.iomem):
         return Finding(FAIL, f"{said}, which has struct pages: nobody can filter that", "kexec -s -p loads it whole")
-    return Finding(FAIL, said, f"systemctl restart {service}")
+    return Finding(FAIL, said, _reload(system))
 
 
 def _hotplug(system: System) -> Finding:
@@ -212,7 +210,7 @@ def _target(system: System) -> Finding:
     """The target is writable, and has room for the kernel's own memory."""
     target = find_target(system.root)
     if target is None:
-        return Finding(WARN, "no settings of kdump are found", "install kdump-tools or kdump-utils")
+        return Finding(WARN, "no settings of kdump are found", _INSTALL)
     said = f"{target.where} ({target.said_by})"
     if not target.local:
         return Finding(OK, f"{said}: not on this system, so neither room nor rights are checked")
@@ -244,13 +242,19 @@ def _service(system: System) -> str:
     return ""
 
 
+def _reload(system: System) -> str:
+    """Return what loads the capture kernel again: a service that is not installed cannot."""
+    service = _service(system)
+    return f"systemctl restart {service}" if service else _INSTALL
+
+
 def _enabled(system: System) -> Finding:
     """A service loads the capture kernel at boot."""
     if "USE_KDUMP=0" in (system.text("etc/default/kdump-tools") or "").split():
         return Finding(FAIL, "/etc/default/kdump-tools says USE_KDUMP=0", "set USE_KDUMP=1")
     service = _service(system)
     if not service:
-        return Finding(WARN, "no service of kdump is installed", "install kdump-tools or kdump-utils")
+        return Finding(WARN, "no service of kdump is installed", _INSTALL)
     if system.names(f"etc/systemd/system/*.wants/{service}.service"):
         return Finding(OK, f"{service}.service is enabled")
     return Finding(FAIL, f"{service}.service is not enabled", f"systemctl enable --now {service}")

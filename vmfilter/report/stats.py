@@ -95,7 +95,7 @@ def stats_line(stats: Stats, path: str) -> str:
         return f"{pages * usage.page_size / 2**20:.1f}"
 
     classes = [f"{name} {mib(usage.classes[c])}" for c, name in CLASS_NAMES.items() if usage.classes[c]]
-    return f"{path}: {', '.join(classes)} MiB; level 31 keeps {mib(stats.at_level(31).kept)}"
+    return f"{path}: {', '.join(classes)} MiB; level 31 keeps {mib(stats.at_level(31).kept)} MiB"
 
 
 def _blocks(blocks: Blocks, page_size: int) -> Iterator[str]:
