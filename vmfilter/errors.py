@@ -40,6 +40,25 @@ HIGHEST = (1 << 64) - 1
 """Highest address."""
 _LONGEST_WORD = 40  # that may be a name misspelt
 _MOST_NAMES = 1000  # of a folder that are compared with a wrong one
+_TO_READ = {
+    errno.EIO: "if the disk is failing, save it with ddrescue",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENOMEM: "free some memory, or use fewer threads",
+    errno.ESTALE: "see whether its server answers",
+    errno.ETIMEDOUT: "see whether its server answers",
+}
+"""What to do if a file cannot be read."""
+_TO_WRITE = _TO_READ | {
+    errno.EACCES: "choose another folder, or run this as root",
+    errno.EIO: "if the disk is failing, choose another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "make its folder first",
+    errno.EPERM: "choose another folder, or run this as root",
+    errno.EROFS: "choose another disk",
+    errno.EPIPE: "see why the program that reads it ended",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or choose another disk"),
+}
+"""What to do if a file cannot be made or written."""
 _command_line = False  # whether a command runs, and not a program that imports us
 
 
@@ -151,9 +170,35 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def why_not_read(error: OSError, otherwise: str = "use another copy if there is one") -> str:
+    """Return why a file cannot be read, and what to do; otherwise: what, for an error without a step of its own."""
+    return f"{error.strerror}; {_TO_READ.get(error.errno or 0, otherwise)}"
+
+
+def why_not_written(error: OSError, otherwise: str = "choose another disk") -> str:
+    """Return why a file cannot be written, and what to do; otherwise: see why_not_read()."""
+    return f"{error.strerror}; {_TO_WRITE.get(error.errno or 0, otherwise)}"
+
+
+def not_understood(path: str, why: object) -> KernelError:
+    """Return the error for a dump whose kernel is unknown, or cannot be used for this; why: "" if nobody knows."""
+    return KernelError(f"{path}: {why or 'its kernel is unknown'}; vmfilter info says what the dump has")
+
+
+def not_found(path: str, why: object) -> KernelError:
+    """Return the error for a log, symbols, types or tasks that are not found, with a next step unless why has one."""
+    step = "" if "; " in str(why) else "; crash or drgn may find it, with the kernel's vmlinux"
+    return KernelError(f"{path}: {why}{step}")
+
+
+def fewer_threads() -> str:
+    """Return what to do if memory is short."""
+    return f"fewer threads ({option('threads', 1)}) need less"
+
+
 def why_not_opened(path: str, error: OSError) -> str:
     """Return why a file cannot be opened, and what to do."""
-    hint = "; check the name"
+    hint = f"; {_TO_READ.get(error.errno or 0, 'check the name')}"
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = "; run this as root, or as its owner" if os.geteuid() else "; the kernel may be locked down"
     elif error.errno == errno.ENOENT:
@@ -174,13 +219,13 @@ def is_whole(value: object, lowest: int, highest: int | None = None) -> bool:
 def check_address(address: object) -> None:
     """Check an argument that is an address. Raises UsageError unless it is a number of 64 bits."""
     if not is_whole(address, 0, HIGHEST):
-        raise UsageError(f"{address!r:.80} is not an address, which is a number from 0 to {HIGHEST:#x}")
+        raise UsageError(f"{address!r:.80} is not an address: give a number from 0 to {HIGHEST:#x}")
 
 
 def check_progress(progress: object) -> None:
     """Check an argument that is called with the progress. Raises UsageError if it cannot be."""
     if progress is not None and not callable(progress):
-        raise UsageError(f"progress {progress!r:.80} is not callable")
+        raise UsageError(f"progress {progress!r:.80} is not callable: give a function, or None")
 
 
 def files_of(files: object, what: str, method: str) -> list[Any]:

@@ -6,7 +6,7 @@ import os
 from contextlib import closing
 
 from vmfilter import native
-from vmfilter.errors import EndsEarlyError, InputError, UsageError
+from vmfilter.errors import EndsEarlyError, InputError, UsageError, why_not_read
 from vmfilter.formats.flattened import SIGNATURE
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.flattened import FLATTENED
@@ -42,7 +42,9 @@ def standard_input() -> Stream:
     try:
         return open(0, "rb", buffering=0, closefd=False)
     except OSError as e:
-        raise InputError(f"standard input: cannot be read: {e.strerror}") from e
+        raise InputError(
+            f"standard input: cannot be read: {why_not_read(e, 'redirect a flattened stream to it')}"
+        ) from e
 
 
 def rearrange(

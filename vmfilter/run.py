@@ -15,6 +15,7 @@ from vmfilter.errors import (
     NoSpaceError,
     VmfilterError,
     failure_of,
+    fewer_threads,
     option,
     without_frames,
 )
@@ -178,9 +179,9 @@ class DumpRun:
 
                 extend(plan, self._dump, self._kernel, rules.extensions)
         except KernelError as e:
-            raise KernelError(f"{path}: {e}; so nothing can be erased") from e
+            raise KernelError(f"{path}: {e}; so nothing can be erased: vmfilter info says what the dump has") from e
         if strict and plan.failures:
-            raise KernelError(f"{path}: {plan.failures[0]}, and no dump is made")
+            raise KernelError(f"{path}: {plan.failures[0]}, and no dump is made: mend that rule, or leave it out")
         self._warnings += [f"{path}: {said}" for said in (*plan.failures, *plan.warnings)]
         self._memory = ErasedMemory(self._dump, plan)
 
@@ -329,16 +330,21 @@ class DumpRun:
             if isinstance(e, Exception) or self._stopped:
                 failure_of(writer.settle)
             if isinstance(e, MemoryError):
-                raise VmfilterError(f"out of memory; fewer threads ({option('threads', 1)}) need less") from None
+                raise VmfilterError(f"out of memory; {fewer_threads()}") from None
             raise
         writer.settle()
         if 0 < writer.written.pages == writer.written.lost:
-            raise InputError(f"{self._why_lost}; so it is with every page that the new dump would contain")
+            raise InputError(
+                f"{self._why_lost}; so it is with every page that the new dump would contain: copy it again"
+            )
 
     def _check_lost(self, writer: Writer, most: int | None) -> None:
         """Raise InputError if more pages are lost than the user accepts."""
         if most is not None and writer.written.lost > most:
-            raise InputError(f"{self._why_lost}; so many pages are lost that the run ends: more than {most}")
+            raise InputError(
+                f"{self._why_lost}; so many pages are lost that the run ends: more than {most}; "
+                f"{option('max_bad_pages')} allows more"
+            )
 
     @staticmethod
     def _passthrough(codec: Codec) -> NewWorker:

@@ -96,7 +96,8 @@ def verify_dump(
     check_progress(progress)
     if against is not None and against.arch.name != dump.arch.name:
         raise InputError(
-            f"{against.path}: is a dump of {against.arch.name}, but {dump.path} is one of {dump.arch.name}"
+            f"{against.path}: is a dump of {against.arch.name}, but {dump.path} is one of {dump.arch.name}; "
+            "name a dump of the same crash"
         )
     result = Verification(truncated=bool(dump.truncated), incomplete=dump.header.incomplete)
     if dump.truncated:

@@ -547,5 +547,5 @@ def test_a_vmcore_that_lost_its_log_says_so(real: Callable[[str], Path], capsys:
     assert main(["dmesg", str(real("x86_64-6.12-small"))]) == 5  # most pages of its log were replaced by zeros
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.endswith("the kernel's log is damaged: it contains no intact record\n")
+    assert "the kernel's log is damaged: it contains no intact record; crash or drgn may find it" in err
     assert err.count("\n") == 1

@@ -377,7 +377,10 @@ MISTAKES: list[tuple[Call, str]] = [
     (lambda dump: vmfilter.filter_dump(dump, "new", level=64), "dump level 64 is not between 0 and 63"),
     (lambda dump: vmfilter.filter_dump(dump, "new", level=Level.ALL | 64), "dump level 95 is not between"),
     (lambda dump: vmfilter.filter_dump(dump, "new", level="fre"), "'fre' is not a page class"),
-    (lambda dump: vmfilter.filter_dump(dump, "new", level=None), "dump level None is no number, name or Level"),  # type: ignore[arg-type]
+    (
+        lambda dump: vmfilter.filter_dump(dump, "new", level=None),
+        "dump level None is no level: give a number, name or Level",
+    ),  # type: ignore[arg-type]
     (lambda dump: vmfilter.filter_dump(dump, [io.BytesIO(), io.BytesIO()]), "a split set needs"),
     (lambda dump: vmfilter.filter_dump(dump, io.BytesIO(), sha256=True), "the SHA-256 of a dump"),
     (lambda dump: vmfilter.open_dump(dump.path, vmlinux="/no/such").kernel, "/no/such"),
@@ -389,8 +392,8 @@ MISTAKES: list[tuple[Call, str]] = [
     (lambda dump: dump.read(-1, 4), "-1 is not an address"),
     (lambda dump: dump.read(HIGHEST, 4), "is not an address"),
     (lambda dump: dump.read("0", 4), "'0' is not an address"),  # type: ignore[arg-type]
-    (lambda dump: dump.read(0, -1), "-1 is not a number of bytes from 0 to 0x40000000"),
-    (lambda dump: dump.read(0, 1 << 40), "is not a number of bytes"),
+    (lambda dump: dump.read(0, -1), "-1 is no size: give a number of bytes from 0 to 0x40000000"),
+    (lambda dump: dump.read(0, 1 << 40), "is no size: give a number of bytes"),
     (lambda dump: dump.read(0, 1 << 20), ": physical address 0x0 is not in the dump"),
     (lambda dump: dump.read((1 << 64) - 1, 1 << 20), ": physical address 0xffffffffffffffff is not in the dump"),
     (lambda dump: dump.read_into(0x100000, b"1234"), "bytes cannot be written: read into a bytearray"),  # type: ignore[arg-type]
@@ -438,7 +441,7 @@ def test_a_mistake_is_one_exception_of_one_line(
 def test_dumps_of_two_machines_are_not_compared(real: Callable[[str], Path], small: Path) -> None:
     other = real("arm64-6.12")
     for compare in vmfilter.diff, vmfilter.verify_dump:
-        with pytest.raises(vmfilter.VmfilterError, match=r"is a dump of \w+, but .* is one of \w+$"):
+        with pytest.raises(vmfilter.VmfilterError, match=r"is a dump of \w+, but .* is one of \w+; "):
             compare(small, other)
 
 

@@ -433,7 +433,7 @@ def test_a_process_that_cannot_be_started_costs_only_its_dump(
     record = work(task(dump, tmp_path / "x", max_memory=1 << 40))
     assert (record.status, record.error) == (
         "failed",
-        f"{dump}: no process can be started for it: No such file or directory",
+        f"{dump}: no process can be started for it: No such file or directory; --retry does it again",
     )
 
 

@@ -672,7 +672,8 @@ def test_a_reader_that_goes_away_is_one_line(small: Path, command: str) -> None:
         said = process.stderr.read().decode()
     assert process.returncode == (1 if command.startswith("makedumpfile") else 4)
     (line,) = [line for line in said.splitlines() if "standard output" in line]
-    assert line.endswith(" bytes: Broken pipe; standard output: what was sent is incomplete: its end is missing")
+    why = "Broken pipe; see why the program that reads it ended"
+    assert line.endswith(f" bytes: {why}; standard output: what was sent is incomplete: its end is missing")
     assert "Traceback" not in said
 
 
@@ -696,7 +697,8 @@ def test_output_that_cannot_be_taken_back_is_reported(
         _dying_disk(m)
         assert main(command.format(small).split()) == status
     said = capfd.readouterr().err
-    assert "; standard output: what was written is not a dump, and cannot be removed: Read-only file system\n" in said
+    why = "what was written is not a dump, and cannot be removed: Read-only file system"
+    assert f"; standard output: {why}; remove it yourself\n" in said
 
 
 def _wait_until_full(pipe: int) -> None:

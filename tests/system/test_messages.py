@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import gzip
 import hashlib
 import os
 import pty
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +35,8 @@ from vmfilter.fleet.inputs import inputs
 from vmfilter.integration import collect
 
 COPY = "; copy it again"
+CRASH = "; crash or drgn may find it, with the kernel's vmlinux"
+BROKEN = "if the disk is failing, choose another"
 LEVEL_1 = "; --level 1 excludes only zero pages, and needs no kernel data"
 EM_VAX = 75
 MIB = 1 << 20
@@ -214,7 +218,10 @@ def test_memory_that_is_too_short_is_one_line(run: Run, tmp_path: Path, monkeypa
     path = kdump().write(tmp_path / "dump")
     monkeypatch.setattr(vmfilter.native, "Decompressor", refuse)
     ran = run("convert", path, tmp_path / "new")
-    assert (ran.status, ran.err) == (1, "vmfilter: no memory for decompression\n")
+    assert (ran.status, ran.err) == (
+        1,
+        "vmfilter: no memory for decompression; fewer threads (--threads 1) need less\n",
+    )
 
 
 # VMCOREINFO
@@ -381,7 +388,7 @@ LOGS = {
 @pytest.mark.parametrize("said", LOGS)
 def test_a_log_that_cannot_be_found_is_said(run: Run, tmp_path: Path, said: str) -> None:
     path = LOGS[said].write(tmp_path / "vmcore")
-    assert error(run, "dmesg", path) == f"{path}: {said}"
+    assert error(run, "dmesg", path) == f"{path}: {said}{CRASH}"
     assert run("filter", "-d0", path, tmp_path / "dump").status == 0
 
 
@@ -403,7 +410,7 @@ def typed(*structures: tuple[str, dict[str, str], int], nested: bool = False) ->
 
 TYPES = {
     "this kernel's types (BTF) lack task_struct": ("tasks", typed()),
-    "this kernel's task_struct lacks state: it changed in a version that vmfilter does not know": (
+    "this kernel's task_struct lacks state: it changed in a version that vmfilter does not know; report it": (
         "tasks",
         typed(("task_struct", {"comm": "char[16]"}, 0)),
     ),
@@ -416,7 +423,10 @@ TYPES = {
         typed(("task_struct", {"comm": "char[16]", "state": "int"}, 8)),
     ),
     "the types (BTF) of the kernel are damaged: structures contain each other": ("struct page", typed(nested=True)),
-    "the kernel's types and its modules' have no structure or union 'none'": ("struct none", typed()),
+    "the kernel's types and its modules' have no structure or union 'none'; give a name as C has it": (
+        "struct none",
+        typed(),
+    ),
 }
 
 
@@ -425,7 +435,7 @@ def test_types_that_do_not_fit_are_said(run: Run, tmp_path: Path, said: str) -> 
     line, s = TYPES[said]
     command, *name = line.split()
     path = s.write(tmp_path / "vmcore")
-    assert error(run, command, path, *name) == f"{path}: {said}"
+    assert error(run, command, path, *name) == f"{path}: {said}" + CRASH * ("; " not in said)
 
 
 def test_a_table_of_an_impossible_size_is_damage(run: Run, tmp_path: Path) -> None:
@@ -435,7 +445,7 @@ def test_a_table_of_an_impossible_size_is_damage(run: Run, tmp_path: Path) -> No
     Kallsyms([("_stext", "T", start), *ends]).write(s)
     path = s.write(tmp_path / "vmcore")
     said = f"the kernel's types (BTF) at {start:#x} would have {1 << 27} bytes: the kernel's memory is damaged"
-    assert error(run, "struct", path, "page") == f"{path}: {said}"
+    assert error(run, "struct", path, "page") == f"{path}: {said}{CRASH}"
 
 
 BUILD = bytes(20)
@@ -523,7 +533,7 @@ def test_why_something_cannot_be_erased_is_said_with_its_line(
     said = error(run, "erase", "--config", conf, secrets, tmp_path / "dump")
     assert said.startswith(f"{secrets}: {conf}:")
     assert ERASE[commands].format(conf=conf) in said
-    assert said.endswith("; so it is not erased, and no dump is made")
+    assert said.endswith("; so it is not erased, and no dump is made: mend that rule, or leave it out")
 
 
 def test_the_last_symbol_has_no_size(run: Run, secrets: Path, tmp_path: Path) -> None:
@@ -541,7 +551,7 @@ def test_a_file_that_has_no_erase_commands_is_refused(
     assert said.endswith("; see makedumpfile.conf(5) or docs/erase.md")
     monkeypatch.setattr("vmfilter.erase.config._MAX_TEXT", 5)
     said = error(run, "erase", "--config", conf, secrets, tmp_path / "dump")
-    assert said == f"{conf}: has more than 5 characters: no file of erase commands has"
+    assert said == f"{conf}: has more than 5 characters: no file of erase commands has; name another"
 
 
 # Files and streams
@@ -648,7 +658,7 @@ def test_a_dump_that_cannot_be_read_again_has_no_sum(tmp_path: Path, monkeypatch
     monkeypatch.setattr(hashlib, "file_digest", broken)
     with pytest.raises(vmfilter.OutputError) as raised:
         vmfilter.convert_dump(path, new, sha256=True)
-    assert str(raised.value) == f"{new}: cannot be read again for its SHA-256: Input/output error"
+    assert str(raised.value) == f"{new}: cannot be read again for its SHA-256: Input/output error; {BROKEN}"
     assert sorted(os.listdir(tmp_path)) == ["dump"]
 
 
@@ -660,7 +670,9 @@ def test_a_codec_without_memory_is_said(run: Run, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(vmfilter.native, "Compressor", refuse)
     ran = run("convert", "-j1", "--compress", "zlib", path, tmp_path / "new")
     assert (ran.status, ran.err) == (1, "vmfilter: out of memory; fewer threads (--threads 1) need less\n")
-    with pytest.raises(MemoryShortError, match=r"^codec zlib: its library could not allocate memory$"):
+    with pytest.raises(
+        MemoryShortError, match=r"^codec zlib: its library could not allocate memory; fewer threads .* need less$"
+    ):
         vmfilter.estimate(path, levels=[0], codecs=["zlib"])
 
 
@@ -699,7 +711,7 @@ def test_a_disk_that_loses_the_header_is_said(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(os, "pwrite", broken)
         with pytest.raises(vmfilter.OutputError) as raised:
             vmfilter.convert_dump(path, "-")
-    assert str(raised.value) == "standard output: cannot be written at offset 3: Input/output error"
+    assert str(raised.value) == f"standard output: cannot be written at offset 3: Input/output error; {BROKEN}"
 
 
 def test_a_python_that_cannot_load_the_modules_is_said(
@@ -757,3 +769,68 @@ def test_a_kernel_that_is_unknown_says_what_info_cannot_tell(run: Run, tmp_path:
     ran = run("info", path)
     assert ran.status == 0
     assert f"{path}: no VMCOREINFO note, and none in memory either; missing memory cannot be detected\n" in ran.err
+
+
+# The rule
+
+
+VERBS = "check choose compare copy crash free give install leave mend move name open pip pipe raise read redirect "
+VERBS += "remove report run set start use wait"
+STEP = re.compile(
+    rf"[;:,] (?:or )?(?:{VERBS.replace(' ', '|')})\b"  # an order, or a tool
+    r"|\bvmfilter [a-z{]|(?<!\w)--[a-z]|\boption\("  # a command or an option
+    r"|\b(?:must be|from \S+ to|between|is none of|are for|are not supported|needs)\b"  # what is right
+    r"|; .* (?:may have|lists what)\b"  # where it is
+    r"|\{[^}]*(?:why|reason|hint)\}|\{(?:why_not_\w+|why_of|fewer_threads)\("  # these end with one
+)
+"""The form of a next step. Names in braces are of variables and functions."""
+ENDED_BY_CALLERS = {
+    # Folders and files whose KernelErrors do not end with a step, and who adds it.
+    "kernel": "run.py: the level that needs no kernel; not_understood(); not_found()",
+    "arch/ppc64.py": "as kernel",
+    "crash/tasks.py": "not_found()",
+    "report/types.py": "not_found()",
+    "erase": "run.py: mend that rule",
+    "extension": "run.py: mend that rule",
+    "cli/options.py": "Parser.error(): --help",
+    "cli/backtrace.py": "Parser.error(): --help",
+    "cli/batch.py": "Parser.error(): --help",
+    "cli/estimate.py": "Parser.error(): --help",
+    "cli/kdump.py": "Parser.error(): --help",
+    "formats/vmcoreinfo.py": "as kernel",
+    "integration": "none: two of its messages have no step, and it is as kdump installs it",
+    "makedumpfile": "none: scripts know makedumpfile's words, and a warning before them says more",
+    "reader/stream.py": "spooled() and rearrange.py: what was read is a dump that ends early",
+}
+
+
+def in_words(node: ast.expr) -> str:
+    """Return the text of a message, with its variable parts in braces."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(in_words, node.values))
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
+    if isinstance(node, ast.BinOp):
+        return in_words(node.left) + in_words(node.right)
+    return str(node.value) if isinstance(node, ast.Constant) else f"{{{ast.unparse(node)}}}"
+
+
+def failures() -> Iterator[tuple[str, int, str]]:
+    """Yield each failure of the source that has words of its own: its file, line and message."""
+    kinds = {name for name, kind in vars(vmfilter.errors).items() if isinstance(kind, type) and name.endswith("Error")}
+    root = Path(vmfilter.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds and node.args:
+                said = in_words(node.args[-1])
+                if len(re.findall(r"[a-z]{2,}", re.sub(r"\{.*?\}", "", said))) > 2:
+                    yield str(path.relative_to(root)), node.lineno, said
+
+
+def test_each_failure_says_what_to_do_next() -> None:
+    found = list(failures())
+    parts = [(name, line, said) for name, line, said in found if not STEP.search(said)]
+    excepted = {part for part in ENDED_BY_CALLERS for name, _, _ in parts if name.startswith(part)}
+    assert [one for one in parts if not one[0].startswith(tuple(ENDED_BY_CALLERS))] == []
+    assert excepted == set(ENDED_BY_CALLERS)
+    assert len(found) > 300

@@ -357,7 +357,8 @@ def test_another_machine_cannot_be_compared(run: Run, dump: Path, tmp_path: Path
     arm = Elf([Load(0, bytes(PAGE))], machine=183).write(tmp_path / "arm")
     ran = run("verify", dump, "--against", arm)
     assert ran.status == DAMAGED
-    assert ran.err == f"vmfilter: {arm}: is a dump of aarch64, but {dump} is one of x86_64\n"
+    said = f"{arm}: is a dump of aarch64, but {dump} is one of x86_64"
+    assert ran.err == f"vmfilter: {said}; name a dump of the same crash\n"
 
 
 def test_damage_in_the_other_dump_is_not_this_ones(run: Run, file: KdumpFile, dump: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from vmfilter import reader
 from vmfilter.api.frames import Page, Run, RunTable, run_of
 from vmfilter.api.kernel import Kernel
 from vmfilter.api.notes import Note
-from vmfilter.errors import HIGHEST, InputError, KernelError, UsageError, check_address, is_whole
+from vmfilter.errors import HIGHEST, InputError, UsageError, check_address, is_whole, not_understood
 from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.runs import runs_of
@@ -117,7 +117,7 @@ class Dump:
     def _kernel(self) -> kernel.Kernel:
         found = self._understood.kernel
         if found is None:
-            raise KernelError(f"{self.path}: {self._understood.error or 'its kernel is unknown'}")
+            raise not_understood(self.path, self._understood.error)
         return found
 
     @cached_property
@@ -159,7 +159,9 @@ class Dump:
         try:
             view = memoryview(buffer).cast("B")
         except (TypeError, ValueError):
-            raise UsageError(f"{type(buffer).__name__} has no contiguous buffer to read into") from None
+            raise UsageError(
+                f"{type(buffer).__name__} has no contiguous buffer to read into: give a bytearray, say"
+            ) from None
         if view.readonly:
             raise UsageError(f"{type(buffer).__name__} cannot be written: read into a bytearray, say")
         _check_range(address, min(len(view), _MOST))
@@ -188,7 +190,10 @@ class Dump:
             parts.append(self.read(one.paddr, one.length))
             at += one.length
         if at != address + size:
-            raise InputError(f"{self.path}: virtual address {at:#x} is not mapped by the kernel")
+            raise InputError(
+                f"{self.path}: virtual address {at:#x} is not mapped by the kernel; "
+                "vmfilter symbols lists addresses that are"
+            )
         return b"".join(parts)
 
     def runs(self) -> Iterator[Run]:
@@ -225,17 +230,19 @@ class Dump:
 
         """
         if not is_whole(pfn, 0, HIGHEST):
-            raise UsageError(f"{pfn!r:.80} is not the number of a page frame")
+            raise UsageError(f"{pfn!r:.80} is not the number of a page frame: give an integer, at least 0")
         run = self._table.at(pfn)
         if run is None:
-            raise InputError(f"{self._open.path}: page frame {pfn:#x} is no memory of the crashed machine")
+            raise InputError(
+                f"{self._open.path}: page frame {pfn:#x} is no memory of the crashed machine; runs() lists what is"
+            )
         return run_of(run, self.page_size, self.read).page(pfn)
 
 
 def _check_range(address: int, size: int) -> None:
     check_address(address)
     if not is_whole(size, 0, _MOST):
-        raise UsageError(f"{size!r:.80} is not a number of bytes from 0 to {_MOST:#x}")
+        raise UsageError(f"{size!r:.80} is no size: give a number of bytes from 0 to {_MOST:#x}")
 
 
 def _check_contained(dump: reader.Dump, address: int, size: int) -> None:
@@ -247,7 +254,8 @@ def _check_contained(dump: reader.Dump, address: int, size: int) -> None:
         at = end
     if at < address + size:
         raise InputError(
-            f"{dump.path}: physical address {at:#x} is not in the dump: it was excluded or lost, or is no memory"
+            f"{dump.path}: physical address {at:#x} is not in the dump: it was excluded or lost, or is no memory; "
+            "the vmcore may have it"
         )
 
 

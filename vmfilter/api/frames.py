@@ -78,7 +78,10 @@ class Run:
     def page(self, pfn: int) -> Page:
         """Return one of the pages. Raises UsageError if it is not in the run."""
         if not is_whole(pfn, self.start, self.end - 1):
-            raise UsageError(f"{pfn!r:.80} is not the number of a page frame of the run")
+            raise UsageError(
+                f"{pfn!r:.80} is not the number of a page frame of the run: "
+                f"give one from {self.start} to {self.end - 1}"
+            )
         return self._page(pfn)
 
     def _page(self, pfn: int) -> Page:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from vmfilter.crash.tasks import list_tasks
-from vmfilter.errors import InputError, KernelError, UsageError, check_address
+from vmfilter.errors import InputError, KernelError, UsageError, check_address, not_found
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.lean import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ def _text(name: bytes) -> str:
 def _check_name(name: object) -> None:
     """Check an argument. Raises UsageError unless it is a string."""
     if not isinstance(name, str):
-        raise UsageError(f"{name!r:.80} is not the name of a symbol or type")
+        raise UsageError(f"{name!r:.80} is not the name of a symbol or type: give text, as C has it")
 
 
 class Kernel:
@@ -65,7 +65,7 @@ class Kernel:
         try:
             return debug_info(self._kernel)
         except KernelError as e:
-            raise KernelError(f"{self._path}: {e}") from e
+            raise not_found(self._path, e) from e
 
     def symbol(self, name: str) -> int:
         """Return the virtual address of a symbol of the kernel image.
@@ -119,9 +119,9 @@ class Kernel:
         try:
             found = info.need_structures().read(name, address)
         except KernelError as e:
-            raise KernelError(f"{self._path}: {e}") from e
+            raise not_found(self._path, e) from e
         if found is None:
-            raise InputError(f"{self._path}: not all of {name} at {address:#x} is in the dump")
+            raise InputError(f"{self._path}: not all of {name} at {address:#x} is in the dump; the vmcore may have it")
         return found
 
     def tasks(self) -> list[Task]:
@@ -135,4 +135,4 @@ class Kernel:
         try:
             return list_tasks(self._dump(), info).tasks
         except KernelError as e:
-            raise KernelError(f"{self._path}: {e}") from e
+            raise not_found(self._path, e) from e

@@ -41,7 +41,7 @@ def level_number(level: Level | int | str) -> int:
     if isinstance(level, str):
         return parse_level(level)
     if not isinstance(level, int) or isinstance(level, bool):
-        raise UsageError(f"dump level {level!r:.80} is no number, name or Level")
+        raise UsageError(f"dump level {level!r:.80} is no level: give a number, name or Level")
     if not 0 <= level <= MAX_LEVEL:
         raise UsageError(f"dump level {int(level)} is not between 0 and {MAX_LEVEL}")
     return int(level)

@@ -21,7 +21,7 @@ from vmfilter.api.results import (
     Verification,
 )
 from vmfilter.erase.rules import Rules
-from vmfilter.errors import KernelError, UsageError, files_of, is_whole, name_of
+from vmfilter.errors import KernelError, UsageError, files_of, is_whole, name_of, not_found, not_understood
 from vmfilter.formats.codec import MISSING, availability, parse_codec
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.search import understand
@@ -351,13 +351,13 @@ def dmesg(source: Source, *, since_clear: bool = False) -> Log:
     """
     with opened(source) as dump:
         _, _, kernel, error, doubts = understand(dump)
+        if kernel is None:
+            raise not_understood(dump.path, error)
         try:
-            if kernel is None:
-                raise KernelError(error or "its kernel is unknown")
             log = KernelLog(kernel)
             records = list(log.records(since_clear=since_clear))
         except KernelError as e:
-            raise KernelError(f"{dump.path}: {e}") from e
+            raise not_found(dump.path, e) from e
         warnings = (*dump.warnings, *doubts, *(f"{dump.path}: {warning}" for warning in log.warnings()))
     return Log(
         records=tuple(map(LogRecord.of, records)),

@@ -42,18 +42,18 @@ def debugged(options: Namespace) -> Iterator[tuple[Dump, DebugInfo]]:
 
     """
     from vmfilter.console.output import say
-    from vmfilter.errors import KernelError
+    from vmfilter.errors import KernelError, not_found, not_understood
     from vmfilter.kernel.search import understand
     from vmfilter.kernel.types.debug_info import debug_info
 
     with _opened(options) as dump:
+        _, _, kernel, error, doubts = understand(dump)
+        if kernel is None:
+            raise not_understood(dump.path, error)
         try:
-            _, _, kernel, error, doubts = understand(dump)
-            if kernel is None:
-                raise KernelError(error or "its kernel is unknown")
             info = debug_info(kernel)
             yield dump, info
         except KernelError as e:
-            raise KernelError(f"{dump.path}: {e}") from e
+            raise not_found(dump.path, e) from e
     for warning in (*dump.warnings, *doubts, *(f"{dump.path}: {warning}" for warning in info.warnings)):
         say(f"warning: {warning}")

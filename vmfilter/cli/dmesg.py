@@ -45,7 +45,7 @@ def add_to(commands: Commands) -> None:
 def run(options: Namespace) -> int:
     """Print the log, return the exit status."""
     from vmfilter.console.output import hand_out, say
-    from vmfilter.errors import KernelError
+    from vmfilter.errors import KernelError, not_found, not_understood
     from vmfilter.kernel.log import KernelLog
     from vmfilter.kernel.search import understand
     from vmfilter.reader import open_dump
@@ -53,16 +53,16 @@ def run(options: Namespace) -> int:
 
     with open_dump(options.input, **vmcoreinfo_of(options)) as dump:
         _, _, kernel, error, doubts = understand(dump)
+        if kernel is None:
+            raise not_understood(dump.path, error)
         try:
-            if kernel is None:
-                raise KernelError(error or "its kernel is unknown")
             log = KernelLog(kernel)
             records = log.records(since_clear=options.since_clear)
             hand_out(
                 log_json(records) if options.json else log_lines(records, level=options.level, caller=options.caller)
             )
         except KernelError as e:
-            raise KernelError(f"{dump.path}: {e}") from e
+            raise not_found(dump.path, e) from e
     for warning in (*dump.warnings, *doubts, *(f"{dump.path}: {warning}" for warning in log.warnings())):
         say(f"warning: {warning}")
     return 0

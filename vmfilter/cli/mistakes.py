@@ -106,5 +106,7 @@ def _meant(parser: argparse.ArgumentParser, word: str) -> str:
     if name in _OUTPUT and "--sha256" in parser._option_string_actions:
         metavar = parser._get_positional_actions()[-1].metavar
         return f"; {metavar} comes last, without an option: {parser.format_usage().partition(': ')[2].rstrip()}"
-    near = did_you_mean(name, parser._option_string_actions)
+    if name == "--verbose" and "--progress" in parser._option_string_actions:
+        return "; progress is shown by default: filter has --stats for more, and --quiet is for less"
+    near = did_you_mean(name, parser._option_string_actions) if name != "--verbose" else ""
     return near or f"; {parser.prog} --help lists the options"

@@ -44,7 +44,7 @@ def hand_out(lines: Iterable[str]) -> None:
         OutputError: standard output is closed or cannot be written.
 
     """
-    from vmfilter.errors import OutputError
+    from vmfilter.errors import OutputError, why_not_written
 
     if sys.stdout is None:
         raise OutputError("standard output: is closed; redirect it to a file or a pipe")
@@ -55,7 +55,7 @@ def hand_out(lines: Iterable[str]) -> None:
     except BrokenPipeError:
         pass
     except OSError as e:
-        raise OutputError(f"standard output: cannot be written: {e.strerror}") from e
+        raise OutputError(f"standard output: cannot be written: {why_not_written(e)}") from e
 
 
 def say(message: str) -> None:

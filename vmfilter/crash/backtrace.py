@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from vmfilter.crash import unwind, unwind_x86
 from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import Task, current, list_tasks, stack_of
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, option
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def of_cpus(dump: Dump, info: DebugInfo, number: int | None = None) -> list[Back
     cpus = [cpu for cpu in saved_cpus(dump, info) if number in (None, cpu.number)]
     if not cpus:
         whose = "any CPU" if number is None else f"CPU {number}"
-        raise KernelError(f"the dump has no registers (NT_PRSTATUS) of {whose}")
+        raise KernelError(f"the dump has no registers (NT_PRSTATUS) of {whose}; {option('pid')} takes a task instead")
     panicked = panic_cpu(info)
     cpus.sort(key=lambda cpu: cpu.number != panicked)
     found = []
@@ -109,7 +109,7 @@ def of_task(dump: Dump, info: DebugInfo, pid: int) -> Backtrace:
     stack = stack_of(dump)
     task = next((task for task in list_tasks(dump, info).tasks if task.pid == pid), None)
     if task is None:
-        raise KernelError(f"no task has the PID {pid}")
+        raise KernelError(f"no task has the PID {pid}; vmfilter tasks lists them")
     if task.runs:
         return of_cpus(dump, info, task.cpu)[0]
     registers = _saved(dump, info, stack, task)
@@ -121,7 +121,9 @@ def _saved(dump: Dump, info: DebugInfo, stack: Stack, task: Task) -> list[int]:
     """Return the registers that a task saved when it gave up its CPU; 0 for the others."""
     record = info.need_structures().read("task_struct", task.address)
     if record is None:
-        raise KernelError(f"the registers of task {task.pid} at {task.address:#x} are not in the dump")
+        raise KernelError(
+            f"the registers of task {task.pid} at {task.address:#x} are not in the dump; the vmcore may have them"
+        )
     registers = [0] * len(dump.arch.registers)
     registers[stack.sp] = task.sp
     for place, path in ((stack.pc, stack.task_pc), (stack.fp, stack.task_fp)):
@@ -131,7 +133,9 @@ def _saved(dump: Dump, info: DebugInfo, stack: Stack, task: Task) -> list[int]:
         # x86_64: 0100301bfdf5 ("sched/x86: Rewrite the switch_to() code"), v4.9.
         frame = info.need_structures().read("inactive_task_frame", task.sp)
         if frame is None:
-            raise KernelError(f"the stack of task {task.pid} at {task.sp:#x} is not in the dump")
+            raise KernelError(
+                f"the stack of task {task.pid} at {task.sp:#x} is not in the dump; the vmcore may have it"
+            )
         registers[stack.pc], registers[stack.fp] = frame.number("ret_addr"), frame.number("bp")
         registers[stack.sp] = task.sp + info.need_structures().size("inactive_task_frame")
     return registers

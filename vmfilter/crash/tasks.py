@@ -91,7 +91,7 @@ def list_tasks(dump: Dump, info: DebugInfo) -> TaskList:
 def stack_of(dump: Dump) -> Stack:
     """Return how the dump's architecture lays out stacks. Raises KernelError if that is not known."""
     if dump.arch.stack is None:
-        raise KernelError(f"stacks of {dump.arch.name} are not known to vmfilter")
+        raise KernelError(f"stacks of {dump.arch.name} are not known to vmfilter; use crash")
     return dump.arch.stack
 
 

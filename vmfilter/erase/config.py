@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from vmfilter.errors import UsageError
+from vmfilter.errors import UsageError, option
 from vmfilter.lean import NamedTuple
 
 VMLINUX = "vmlinux"
@@ -188,14 +188,17 @@ def parse(text: str, origin: str) -> list[Section]:
 
     """
     if len(text) > _MAX_TEXT:
-        raise UsageError(f"{origin}: has more than {_MAX_TEXT} characters: no file of erase commands has")
+        raise UsageError(f"{origin}: has more than {_MAX_TEXT} characters: no file of erase commands has; name another")
     found: list[tuple[str, list[tuple[str, int]]]] = [(VMLINUX, [])]
     for number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0]
         if line.startswith("["):
             name, bracket, _ = line[1:].partition("]")
             if not bracket or not name.strip():
-                raise UsageError(f"{origin}:{number}: {line.strip()!r:.80} is not [MODULE]")
+                raise UsageError(
+                    f"{origin}:{number}: {line.strip()!r:.80} is not [MODULE]; "
+                    "see makedumpfile.conf(5) or docs/erase.md"
+                )
             found.append((name.strip().replace("-", "_"), []))  # as the kernel calls modules
         else:
             found[-1][1].extend((word, number) for word in _TOKEN.findall(line))
@@ -207,5 +210,5 @@ def parse_expression(text: str) -> Section:
     words = [(word, 0) for word in ["erase", *_TOKEN.findall(text)]]
     commands = list(_Parser(f"'erase {text:.80}'", words).commands())
     if len(commands) > 1:
-        raise UsageError(f"'erase {text:.80}': is more than one command")
+        raise UsageError(f"'erase {text:.80}': is more than one command; give each its own {option('expression')}")
     return Section(VMLINUX, commands)

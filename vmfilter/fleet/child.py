@@ -37,7 +37,12 @@ def _result(task: dict[str, Any]) -> Result:
     except MemoryError:
         return Result(FAILED, 0, [], error="out of memory; --max-memory allows more")
     except Exception as e:  # a fault of ours, or a library's, must not cost the next dump
-        return Result(FAILED, 0, [], error=one_line(f"unexpected {type(e).__name__}: {e}"))
+        return Result(
+            FAILED,
+            0,
+            [],
+            error=one_line(f"unexpected {type(e).__name__}: {e}; this is a bug in vmfilter or a library: report it"),
+        )
 
 
 def _receive(tasks: SimpleQueue[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from vmfilter.errors import VmfilterError
 from vmfilter.fleet.record import KILLED, Record
 from vmfilter.fleet.worker import Task, work
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.remote import reason_of
+from vmfilter.reader.remote import reason_of, why_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -67,7 +67,7 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                     )
                 )
         except (OSError, RuntimeError, ValueError, TypeError) as e:  # TypeError: tls:// without keys
-            raise VmfilterError(f"{scheduler or 'workers of this machine'}: cannot be reached: {reason_of(e)}") from e
+            raise VmfilterError(f"{scheduler or 'workers of this machine'}: cannot be reached: {why_of(e)}") from e
         try:
             yield client
         finally:
@@ -109,7 +109,7 @@ def run_tasks(client: Client, tasks: Iterable[Task], done: Callable[[Record], No
                 raise VmfilterError("the scheduler is lost: start the same batch again, which goes on where it was")
             error = future.exception()
             if not isinstance(error, KilledWorker):
-                raise VmfilterError(f"the cluster failed: {reason_of(error)}")
+                raise VmfilterError(f"the cluster failed: {reason_of(error)}; start the same batch again")
             done(killed(task))
         future.release()
         completed.update(submit(1))

@@ -13,7 +13,7 @@ from vmfilter.fleet.record import Input
 from vmfilter.fleet.sets import joined
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.plain import PlainFile
-from vmfilter.reader.remote import located, reason_of, shown
+from vmfilter.reader.remote import located, shown, why_of
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def _expanded(name: str) -> Iterator[Input]:
         yield Input(shown(name), name) if is_remote else Input(path, path)
         return
     except Exception as e:
-        raise InputError(f"{shown(name)}: cannot be listed: {reason_of(e)}") from e
+        raise InputError(f"{shown(name)}: cannot be listed: {why_of(e)}") from e
     if not found:
-        raise InputError(f"{shown(name)}: no file is there, or matches")
+        raise InputError(f"{shown(name)}: no file is there, or matches; check the name")
     for one in sorted(found):
         if found[one]["type"] != "directory":
             yield _listed(files, one, found[one], is_remote)

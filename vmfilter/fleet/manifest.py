@@ -12,12 +12,12 @@ import os
 import time
 from collections.abc import Collection, Iterator
 
-from vmfilter.errors import InputError, OutputError, UsageError
+from vmfilter.errors import InputError, OutputError, UsageError, why_not_written
 from vmfilter.fleet.lock import lock
 from vmfilter.fleet.record import Record, note_of
 from vmfilter.fleet.store import LOCK, MANIFEST, NOTES, Store
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.remote import located, reason_of, shown
+from vmfilter.reader.remote import located, shown, why_of
 
 if TYPE_CHECKING:
     from typing import IO
@@ -72,7 +72,7 @@ def read_manifest(name: str) -> Collection[Record]:
     except UnicodeDecodeError as e:
         raise InputError(f"{shown(name)}: is not a manifest of vmfilter batch: {e}; name its manifest.jsonl") from e
     except Exception as e:
-        raise InputError(f"{shown(name)}: cannot be read: {reason_of(e)}") from e
+        raise InputError(f"{shown(name)}: cannot be read: {why_of(e)}") from e
     return _last(whole_lines(text), shown(name)).values()
 
 
@@ -130,7 +130,7 @@ class Manifest:
                 f"{self._path}: another batch is writing it: wait until it ends, or choose another --out"
             ) from None
         except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+            raise OutputError(f"{self._path}: cannot be written: {why_not_written(e)}") from e
         return file
 
     def _text(self, file: IO[bytes]) -> str:
@@ -140,7 +140,7 @@ class Manifest:
         except UnicodeDecodeError as e:
             raise InputError(f"{self._path}: is not a manifest of vmfilter batch: {e}; choose another --out") from e
         except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+            raise OutputError(f"{self._path}: cannot be written: {why_not_written(e)}") from e
 
     def _take(self, record: Record) -> None:
         self.records[record.input, record.job] = record
@@ -158,7 +158,7 @@ class Manifest:
             self._file.write(record.line.encode())
             self._file.flush()
         except OSError as e:
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+            raise OutputError(f"{self._path}: cannot be written: {why_not_written(e)}") from e
 
     def _send(self) -> None:
         began = time.monotonic()
@@ -179,4 +179,4 @@ class Manifest:
         try:
             self._file.close()
         except OSError as e:  # a line that could not be written is tried again
-            raise OutputError(f"{self._path}: cannot be written: {e.strerror}") from e
+            raise OutputError(f"{self._path}: cannot be written: {why_not_written(e)}") from e

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, not_found, not_understood
 from vmfilter.fleet.facts import info_facts, stats_facts
 from vmfilter.fleet.record import DAMAGED, DONE, INCOMPLETE
 from vmfilter.fleet.store import make_folder, write
@@ -106,9 +106,12 @@ def _dmesg(source: Sequence[str], output: str, options: Options) -> Result:
     with open_dump(source, max_memory=options["max_memory"]) as dump:
         _, _, kernel, error, doubts = understand(dump)
         if kernel is None:
-            raise KernelError(f"{dump.path}: {error or 'its kernel is unknown'}")
+            raise not_understood(dump.path, error)
         log = KernelLog(kernel)
-        size = _written(log_lines(log.records()), output)
+        try:
+            size = _written(log_lines(log.records()), output)
+        except KernelError as e:
+            raise not_found(dump.path, e) from e
         return Result(DONE, size, [*dump.warnings, *doubts, *log.warnings()])
 
 

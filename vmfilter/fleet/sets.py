@@ -39,7 +39,7 @@ def _set_of(files: Any, path: str, head: Any) -> object:
         if len(data) < size:
             data = files.cat_file(path, offset, offset + size)
         if len(data) < size:
-            raise InputError(f"{path}: is truncated")
+            raise InputError(f"{path}: is truncated; copy it again")
         return data
 
     try:

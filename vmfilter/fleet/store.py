@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import OutputError, why_not_written
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.remote import located, reason_of, shown
+from vmfilter.reader.remote import located, shown, why_of
 from vmfilter.reader.source import is_url
 from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
@@ -41,7 +41,7 @@ def make_folder(path: str) -> None:
     except OSError as e:
         if os.path.isdir(path):  # it was there, or another worker was faster
             return
-        raise OutputError(f"{path}: cannot be made: {e.strerror}") from e
+        raise OutputError(f"{path}: cannot be made: {why_not_written(e)}") from e
 
 
 def write(path: str, data: bytes) -> None:
@@ -52,7 +52,7 @@ def write(path: str, data: bytes) -> None:
             try:
                 files.pipe_file(name, data)
             except Exception as e:
-                raise OutputError(f"{shown(path)}: cannot be written: {reason_of(e)}") from e
+                raise OutputError(f"{shown(path)}: cannot be written: {why_of(e)}") from e
             return
     transport = file_at(path, True)
     with published([transport]):
@@ -122,7 +122,7 @@ class Store:
             self.files.invalidate_cache()
             found = self.files.ls(at, detail=False) if self.files.exists(at) else []
         except Exception as e:
-            raise OutputError(f"{self.shown(folder)}: cannot be listed: {reason_of(e)}") from e
+            raise OutputError(f"{self.shown(folder)}: cannot be listed: {why_of(e)}") from e
         return [name.rstrip("/").rpartition("/")[2] for name in found]
 
     def texts(self, folder: str) -> dict[str, str]:
@@ -131,7 +131,7 @@ class Store:
         try:
             found = self.files.cat(list(paths)) if paths else {}
         except Exception as e:
-            raise OutputError(f"{self.shown(folder)}: cannot be read: {reason_of(e)}") from e
+            raise OutputError(f"{self.shown(folder)}: cannot be read: {why_of(e)}") from e
         return {path.rpartition("/")[2]: data.decode("utf-8", "replace") for path, data in found.items()}
 
     def read(self, name: str) -> str | None:
@@ -141,7 +141,7 @@ class Store:
         except FileNotFoundError:
             return None
         except Exception as e:
-            raise OutputError(f"{self.shown(name)}: cannot be read: {reason_of(e)}") from e
+            raise OutputError(f"{self.shown(name)}: cannot be read: {why_of(e)}") from e
         return data.decode("utf-8", "replace")
 
     def create(self, name: str, data: bytes) -> bool:
@@ -157,7 +157,7 @@ class Store:
         except FileExistsError:
             return False
         except Exception as e:
-            raise OutputError(f"{self.shown(name)}: cannot be written: {reason_of(e)}") from e
+            raise OutputError(f"{self.shown(name)}: cannot be written: {why_of(e)}") from e
         return True
 
     def remove(self, name: str) -> None:
@@ -167,7 +167,7 @@ class Store:
             if self.files.exists(at):
                 self.files.rm(at, recursive=True)
         except Exception as e:
-            raise OutputError(f"{self.shown(name)}: cannot be removed: {reason_of(e)}") from e
+            raise OutputError(f"{self.shown(name)}: cannot be removed: {why_of(e)}") from e
 
     def remove_all(self, folder: str, names: Iterable[str]) -> None:
         """Remove files of a folder, that are there. Raises OutputError if that fails."""
@@ -176,7 +176,7 @@ class Store:
             if paths:
                 self.files.rm(paths)
         except Exception as e:
-            raise OutputError(f"{self.shown(folder)}: cannot be removed: {reason_of(e)}") from e
+            raise OutputError(f"{self.shown(folder)}: cannot be removed: {why_of(e)}") from e
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file, in a folder that is made if need be. Raises OutputError if that fails."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from glob import escape, glob
 from queue import Empty, SimpleQueue
 
-from vmfilter.errors import InputError, OutputError
+from vmfilter.errors import InputError, OutputError, why_not_read
 from vmfilter.fleet.child import PATIENCE
 from vmfilter.fleet.record import FAILED, KILLED, SUCCEEDED, TIMEOUT, Input, Record
 from vmfilter.fleet.store import write
@@ -111,7 +111,9 @@ class _Child:
                 self.end()
                 status = self._process.returncode
                 how = signal.Signals(-status).name if status < 0 else f"status {status}"
-                raise _EndedError(KILLED, f"its process ended with {how}, perhaps because memory is short")
+                raise _EndedError(
+                    KILLED, f"its process ended with {how}, perhaps because memory is short; --max-memory bounds it"
+                )
             line += data
         return line
 
@@ -153,7 +155,7 @@ def _digest(task: Task) -> str:
                 hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
     except OSError as e:
-        raise InputError(f"{task.input.name}: cannot be read: {e.strerror}") from e
+        raise InputError(f"{task.input.name}: cannot be read: {why_not_read(e)}") from e
 
 
 def work(task: Task) -> Record:
@@ -185,7 +187,10 @@ def _worked(task: Task) -> Record:
     except InputError as e:
         result |= {"status": FAILED, "error": str(e)}
     except OSError as e:
-        result |= {"status": FAILED, "error": f"{task.input.name}: no process can be started for it: {e.strerror}"}
+        result |= {
+            "status": FAILED,
+            "error": f"{task.input.name}: no process can be started for it: {e.strerror}; --retry does it again",
+        }
     return Record(
         input=task.input.name,
         job=task.job,

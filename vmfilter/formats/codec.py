@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmfilter import native
-from vmfilter.errors import CodecError, MemoryShortError, VmfilterError, did_you_mean
+from vmfilter.errors import CodecError, MemoryShortError, VmfilterError, did_you_mean, fewer_threads
 from vmfilter.lean import NamedTuple, Protocol
 
 
@@ -200,7 +200,7 @@ class _NativePacker:
     def pack(self, pages: memoryview, skip_zero: bool, out: memoryview, sizes: memoryview) -> int:
         n = self._compressor.compress(pages, skip_zero, out, sizes)
         if n < 0:
-            raise VmfilterError(f"codec {self._name}: the library failed ({n})")
+            raise VmfilterError(f"codec {self._name}: the library failed ({n}); use another codec, and report it")
         return n
 
 
@@ -238,7 +238,11 @@ def packer(codec: Codec, level: int, page_size: int) -> Packer:
         try:
             return _NativePacker(codec, native.Compressor(codec.name, native_level, page_size))
         except MemoryError:
-            raise MemoryShortError(f"codec {codec.name}: its library could not allocate memory") from None
+            raise MemoryShortError(
+                f"codec {codec.name}: its library could not allocate memory; {fewer_threads()}"
+            ) from None
     if codec.fallback is None:
-        raise CodecError(f"codec {codec.name} is not available here: this vmfilter was built without its library")
+        raise CodecError(
+            f"codec {codec.name} is not available here: this vmfilter was built without its library; use another"
+        )
     return _PythonPacker(codec.fallback(level), page_size)

@@ -180,9 +180,14 @@ class FrameSet:
             try:
                 part = os.pread(self._fd, size - len(data), at)
             except OSError as e:
-                raise OutputError(f"temporary file: cannot be read at offset {at:#x}: {e.strerror}") from e
+                raise OutputError(
+                    f"temporary file: cannot be read at offset {at:#x}: {e.strerror}; set TMPDIR to another directory"
+                ) from e
             if not part:
-                raise OutputError(f"temporary file: truncated by another program: ends at offset {at:#x}")
+                raise OutputError(
+                    f"temporary file: truncated by another program: ends at offset {at:#x}; "
+                    "set TMPDIR to a directory of your own"
+                )
             data += part
         return data
 

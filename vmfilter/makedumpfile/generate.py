@@ -80,7 +80,9 @@ def generated(path: str) -> Iterator[str]:
         at = symbols.address("init_uts_ns")
         release = "" if at is None else _release(file, at + (_offset(types, "uts_namespace.name") or 0))
     if not release:
-        raise InputError(f"{path}: has no name of a Linux kernel: it is not its vmlinux")
+        raise InputError(
+            f"{path}: has no name of a Linux kernel: it is not its vmlinux; give the one that its build made"
+        )
     yield f"OSRELEASE={release}"
     yield f"PAGESIZE={os.sysconf('SC_PAGE_SIZE')}"
     yield from (f"SYMBOL({name})={at:x}" for name in _SYMBOLS if (at := symbols.address(name)) is not None)

@@ -17,6 +17,8 @@ from vmfilter.errors import (
     UsageError,
     VmfilterError,
     WrongKernelError,
+    not_found,
+    not_understood,
 )
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_usage, report, version
@@ -152,9 +154,12 @@ def _dmesg(command: Command, messages: Messages) -> str:
         _show_vmcoreinfo(dump, messages)
         _, _, kernel, error, doubts = understand(dump)
         if kernel is None:
-            raise KernelError(error or f"{dump.path}: its kernel is unknown")
+            raise not_understood(dump.path, error)
         log = KernelLog(kernel)
-        lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
+        try:
+            lines = list(log_lines(log.records(since_clear=command.partial_dmesg), caller=True))
+        except KernelError as e:
+            raise not_found(dump.path, e) from e
     for warning in (*doubts, *(f"{command.files[0]}: {warning}" for warning in log.warnings())):
         messages.error(f"warning: {warning}")
     if command.flatten:

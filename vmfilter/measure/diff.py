@@ -86,11 +86,16 @@ def diff_dumps(a: Dump, b: Dump, threads: int | None = None) -> Diff:
 
     """
     if a.arch.name != b.arch.name:
-        raise InputError(f"{b.path}: is a dump of {b.arch.name}, but {a.path} is one of {a.arch.name}")
+        raise InputError(
+            f"{b.path}: is a dump of {b.arch.name}, but {a.path} is one of {a.arch.name}; compare dumps of one machine"
+        )
     walks = Walk(a, zones=False), Walk(b, zones=False)
     size = walks[0].page_size
     if walks[1].page_size != size:
-        raise InputError(f"{b.path}: its pages have {walks[1].page_size} bytes, but those of {a.path} have {size}")
+        raise InputError(
+            f"{b.path}: its pages have {walks[1].page_size} bytes, but those of {a.path} have {size}; "
+            "compare dumps of one kernel"
+        )
     counts, runs, more = Counter[tuple[int | None, int | None, bool]](), list[Difference](), 0
     with closing(_Comparison(a, b, size, threads)) as comparison:
         for one in _joined(comparison.differences(_parts(*(walk.stretches() for walk in walks)))):

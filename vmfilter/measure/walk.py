@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vmfilter import native
-from vmfilter.errors import KernelError
+from vmfilter.errors import KernelError, not_understood
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.kernel.search import understand
@@ -131,7 +131,7 @@ class Walk:
             found = hear(dump, kernel, self.pmem, False, excluded_classes(MAX_LEVEL))
             self.kernel, self.pmem, self._classifier, self._witnesses, warnings = found
         except KernelError as e:
-            raise KernelError(f"{dump.path}: {e}") from e
+            raise not_understood(dump.path, e) from e
         self._warnings += [*warnings, *self.pmem.warnings, *self._classifier.warnings]
         self.doubted = self._judge(self._witnesses.doubts, "keep")
         self._zones = self._find_zones() if zones else None

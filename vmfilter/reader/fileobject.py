@@ -25,7 +25,7 @@ def descriptor_of(file: Any) -> int:
         file.flush()
         return raw.fileno()
     except (OSError, ValueError) as e:
-        raise UsageError(f"{name_of(file)}: cannot be used: {e}") from e
+        raise UsageError(f"{name_of(file)}: cannot be used: {e}; open it again") from e
 
 
 def can_seek(file: Any) -> bool:
@@ -35,7 +35,7 @@ def can_seek(file: Any) -> bool:
     except (AttributeError, OSError):
         return False
     except ValueError as e:
-        raise UsageError(f"{name_of(file)}: cannot be used: {e}") from e
+        raise UsageError(f"{name_of(file)}: cannot be used: {e}; open it again") from e
 
 
 class ObjectSource:
@@ -59,7 +59,9 @@ class ObjectSource:
                     self._file.seek(offset + done)
                     data = self._file.read(min(len(view) - done, _AT_ONCE))
                 except Exception as e:  # each library has its own exceptions
-                    raise UnreadableError(f"{self.path}: cannot be read at offset {offset + done:#x}: {e}") from e
+                    raise UnreadableError(
+                        f"{self.path}: cannot be read at offset {offset + done:#x}: {e}; open it again"
+                    ) from e
                 if not data:
                     raise InputError(
                         f"{self.path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "

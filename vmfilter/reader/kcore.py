@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, why_not_opened
 from vmfilter.frames.ranges import Range, merged, without
 from vmfilter.reader.elf import ElfDump
 from vmfilter.reader.segments import Loads
@@ -40,13 +40,13 @@ class KcoreDump(ElfDump):
     def set_memory(self, loads: Loads, memory: Loads) -> None:
         # p_paddr is 0 before 464920104bf7 ("/proc/kcore: update physical address for kcore ram and text"), v4.11.
         if loads.starts.count(0) > 1:
-            raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11")
+            raise InputError(f"{self.path}: has no physical addresses: this kernel is older than 4.11; use a dump")
         cut = Loads()
         for load in loads:
             for start, end in without([(load.start, load.end)], self._crash_kernel):
                 cut.add(start, end, load.offset + start - load.start, load.flags, load.vaddr)
         if not cut:
-            raise InputError(f"{self.path}: contains no memory but the crash kernel's")
+            raise InputError(f"{self.path}: contains no memory but the crash kernel's; use a dump")
         super().set_memory(cut, memory)
 
 
@@ -56,7 +56,9 @@ def _crash_kernel() -> list[Range]:
         with open(IOMEM, encoding="ascii") as f:
             text = f.read()
     except OSError as e:
-        raise InputError(f"{IOMEM}: cannot be read, so the crash kernel's memory is not known: {e.strerror}") from e
+        raise InputError(
+            f"{IOMEM}: cannot be read, so the crash kernel's memory is not known: {why_not_opened(IOMEM, e)}"
+        ) from e
     if not re.search(_ADDRESS, text):
         raise InputError(f"{IOMEM}: shows no addresses, so the crash kernel's memory is not known: run as root")
     return merged((int(start, 16), int(end, 16) + 1) for start, end in re.findall(_CRASH_KERNEL, text))

@@ -100,7 +100,7 @@ def _given(file: Any) -> Given:
     except OSError as e:
         raise _not_opened(path, e) from e
     except ValueError as e:  # a file object is closed
-        raise InputError(f"{path}: cannot be read: {e}") from e
+        raise InputError(f"{path}: cannot be read: {e}; open it again") from e
     text = raw.rstrip(b"\0").decode("ascii", "replace")
     if len(raw) > _MAX_VMCOREINFO or not text.isascii() or "\nOSRELEASE=" not in f"\n{text}":
         raise InputError(
@@ -154,7 +154,7 @@ def _not_opened(path: str, error: OSError) -> InputError:
             "the next crash leaves a dump"
         )
     if path == KCORE and error.errno == errno.ENOENT:
-        why = f"{error.strerror}; this kernel lacks CONFIG_PROC_KCORE, or a container hides it"
+        why = f"{error.strerror}; this kernel lacks CONFIG_PROC_KCORE, or a container hides it: run this outside"
     return InputError(f"{path or repr(path)}: cannot be opened: {why}")
 
 

@@ -56,6 +56,12 @@ def reason_of(error: Exception) -> str:
     return " ".join(shown(word) if "://" in word else word for word in words)
 
 
+def why_of(error: Exception) -> str:
+    """Return what a library says of a failure, and what to do."""
+    reason = reason_of(error)
+    return reason if "; " in reason else f"{reason}; check the name, the credentials and the network"
+
+
 def located(url: str, failure: type[VmfilterError]) -> tuple[Any, str]:
     """Return the file system of a URL or path, and the name of the file in it.
 
@@ -80,7 +86,7 @@ def located(url: str, failure: type[VmfilterError]) -> tuple[Any, str]:
     except ImportError as e:
         raise UsageError(f"{name}: needs a package that is not installed: {reason_of(e)}") from e
     except Exception as e:
-        raise failure(f"{name}: cannot be opened: {reason_of(e)}") from e
+        raise failure(f"{name}: cannot be opened: {why_of(e)}") from e
     return file_system, path
 
 
@@ -156,7 +162,7 @@ class RemoteSource:
             except Exception as e:
                 with self._lock:
                     self._drop(run)
-                raise UnreadableError(f"{self.path}: cannot be read at offset {offset:#x}: {reason_of(e)}") from e
+                raise UnreadableError(f"{self.path}: cannot be read at offset {offset:#x}: {why_of(e)}") from e
             at += (number - run.first) * _BLOCK
             part = data[at : at + len(view)]
             view[: len(part)] = part
@@ -246,7 +252,7 @@ def _bytes_of(file: IO[bytes], start: int, end: int) -> bytes:
     while len(data) < end - start:
         more = file.read(end - start - len(data))
         if not more:
-            raise OSError(f"the file has become shorter: it ends at {start + len(data):#x}")
+            raise OSError(f"the file has become shorter: it ends at {start + len(data):#x}; copy it again")
         data += more
     return data[: end - start]
 
@@ -305,7 +311,7 @@ def open_url(url: str) -> RemoteSource | RemoteStream:
         requests = _REQUESTS if getattr(file_system, "async_impl", False) else 1
         return RemoteSource(path, size, opened, first, requests)
     except Exception as e:
-        raise InputError(f"{path}: cannot be opened: {reason_of(e)}") from e
+        raise InputError(f"{path}: cannot be opened: {why_of(e)}") from e
 
 
 def fetched(url: str) -> IO[bytes]:
@@ -332,4 +338,4 @@ def fetched(url: str) -> IO[bytes]:
             f"{opened.path}: cannot be copied to the temporary directory: {reason_of(e)}; set TMPDIR to another"
         ) from e
     except Exception as e:
-        raise InputError(f"{opened.path}: cannot be read: {reason_of(e)}") from e
+        raise InputError(f"{opened.path}: cannot be read: {why_of(e)}") from e

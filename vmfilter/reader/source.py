@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import chain
 
 from vmfilter import native
-from vmfilter.errors import InputError, UnreadableError
+from vmfilter.errors import InputError, UnreadableError, why_not_read
 from vmfilter.lean import Lock, NamedTuple, Protocol
 
 _WINDOW_BYTES = 32 << 20
@@ -149,7 +149,7 @@ class PreadSource:
             try:
                 n = os.preadv(self._fd, [view[done:]], offset + done)
             except (OSError, OverflowError) as e:
-                reason = e.strerror if isinstance(e, OSError) else "no file is that long"
+                reason = why_not_read(e) if isinstance(e, OSError) else "no file is that long; copy it again"
                 raise UnreadableError(f"{self.path}: cannot be read at offset {offset + done:#x}: {reason}") from e
             if n == 0:
                 raise InputError(
@@ -245,7 +245,7 @@ class ProcSource(PreadSource):
                     break
                 offset, view = offset + copied, view[copied:]
                 if copied < len(part):
-                    reason = os.strerror(errno.EFAULT)
+                    reason = f"{os.strerror(errno.EFAULT)}; use another copy if there is one"
                     raise UnreadableError(f"{self.path}: cannot be read at offset {offset:#x}: {reason}")
             super().read_into(offset, view)
 

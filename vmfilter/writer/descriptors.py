@@ -107,7 +107,7 @@ class DescriptorTable:
 
         """
         if self._wrong:
-            raise OutputError("descriptors of lost pages cannot be removed: no dump is left")
+            raise OutputError("descriptors of lost pages cannot be removed: no dump is left; choose another disk")
         self.flush()
         pages = (self.end - self.start) // DESCRIPTOR
         if self._put == pages:

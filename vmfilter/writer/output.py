@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
-from vmfilter.errors import CodecError, OutputError, UsageError, check_progress, files_of, is_whole, name_of, option
+from vmfilter.errors import (
+    CodecError,
+    OutputError,
+    UsageError,
+    check_progress,
+    files_of,
+    is_whole,
+    name_of,
+    option,
+    why_not_written,
+)
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import Dump
@@ -206,7 +216,7 @@ def _standard_output() -> Sink:
     try:
         return _sink(fd, name)
     except OSError as e:
-        raise OutputError(f"{name}: cannot be written: {e.strerror}") from e
+        raise OutputError(f"{name}: cannot be written: {why_not_written(e)}") from e
 
 
 def _in_object(file: Any) -> Sink:
@@ -220,7 +230,7 @@ def _in_object(file: Any) -> Sink:
     try:
         return _sink(fd, name_of(file))
     except OSError as e:
-        raise OutputError(f"{name_of(file)}: cannot be written: {e.strerror}") from e
+        raise OutputError(f"{name_of(file)}: cannot be written: {why_not_written(e)}") from e
 
 
 def _sink(fd: int, name: str) -> Sink:

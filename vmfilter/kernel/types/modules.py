@@ -200,4 +200,6 @@ def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Type
         number = types.find(name)
         if number is not None:
             return types, number
-    raise KernelError(f"the kernel's types and its modules' have no structure or union {name!r:.80}")
+    raise KernelError(
+        f"the kernel's types and its modules' have no structure or union {name!r:.80}; give a name as C has it"
+    )

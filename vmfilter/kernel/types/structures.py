@@ -94,7 +94,9 @@ class Structures:
             self._fields[key] = self.types.field(self._number(name), path)
         field = self._fields[key]
         if field is None:
-            raise KernelError(f"this kernel's {name} lacks {path}: it changed in a version that vmfilter does not know")
+            raise KernelError(
+                f"this kernel's {name} lacks {path}: it changed in a version that vmfilter does not know; report it"
+            )
         return field
 
     def has(self, name: str, path: str) -> bool:

@@ -70,7 +70,7 @@ class Vmlinux:
         except OSError as e:
             raise InputError(f"{self.path}: cannot be read: {why_not_opened(self.path, e)}") from e
         except ValueError as e:
-            raise InputError(f"{self.path}: not a vmlinux: it is empty") from e
+            raise InputError(f"{self.path}: not a vmlinux: it is empty; get it again") from e
         try:
             self._sections = {section.name: section for section in self._read_sections()}
         except (struct.error, KeyError, IndexError, OverflowError) as e:
@@ -242,7 +242,10 @@ class Vmlinux:
     def _separate(self) -> PlainFile:
         found = separate(self.build_id)
         if found is None:
-            raise InputError(f"{self.path}: has no DWARF, and a file with its debug information is not installed")
+            raise InputError(
+                f"{self.path}: has no DWARF, and a file with its debug information is not installed: "
+                "get it with debuginfod-find"
+            )
         return PlainFile(found)
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from vmfilter import native
-from vmfilter.errors import InputError, MemoryShortError, UnreadableError
+from vmfilter.errors import InputError, MemoryShortError, UnreadableError, fewer_threads
 from vmfilter.formats.codec import CODECS
 from vmfilter.formats.elf import Load
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, main_layout
@@ -42,7 +42,7 @@ class _Tools:
         try:
             self.decompressor = native.Decompressor(page_size)
         except MemoryError:
-            raise MemoryShortError("no memory for decompression") from None
+            raise MemoryShortError(f"no memory for decompression; {fewer_threads()}") from None
         self.batch = max(_BATCH_BYTES // page_size, 1)
         self.descriptors = bytearray(self.batch * DESCRIPTOR)
         self.extents = bytearray(self.batch * EXTENT)
@@ -273,7 +273,7 @@ class KdumpDump(Dump):
             offset, size, _, _ = _DESCRIPTOR.unpack_from(descriptors, e.index * DESCRIPTOR)
             raise UnreadableError(
                 f"{part.file.path}: damaged: the descriptor of frame {pfn + e.index:#x}, at offset "
-                f"{at + e.index * DESCRIPTOR:#x}, points to {size} bytes at {offset:#x}"
+                f"{at + e.index * DESCRIPTOR:#x}, points to {size} bytes at {offset:#x}; copy it again"
             ) from None
         data = memoryview(tools.data)
         try:
@@ -301,14 +301,25 @@ class KdumpDump(Dump):
         size = self._size
         codec: Codec | None = next((c for c in CODECS.values() if c.flag == flag), None)
         if codec is None:
-            raise UnreadableError(f"{file.path}: {where}: unknown page flags {flag:#x}")
+            raise UnreadableError(
+                f"{file.path}: {where}: unknown page flags {flag:#x}; use a newer vmfilter, or copy it again"
+            )
         if not flag:
-            raise UnreadableError(f"{file.path}: damaged: {where}: marked as uncompressed, but a page has {size} bytes")
+            raise UnreadableError(
+                f"{file.path}: damaged: {where}: marked as uncompressed, but a page has {size} bytes; copy it again"
+            )
         if native.decompresses(flag):
-            raise UnreadableError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
+            raise UnreadableError(
+                f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page; copy it again"
+            )
         if codec.expand is None:
-            raise InputError(f"{file.path}: {where}: this vmfilter was built without the library of {codec.name}")
+            raise InputError(
+                f"{file.path}: {where}: this vmfilter was built without the library of {codec.name}; "
+                "install it, and build again"
+            )
         page = codec.expand(file.read(at, length), size)
         if page is None or len(page) != size:
-            raise UnreadableError(f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page")
+            raise UnreadableError(
+                f"{file.path}: damaged: {where}: {codec.name} cannot decompress them to a page; copy it again"
+            )
         return page

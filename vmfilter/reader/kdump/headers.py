@@ -145,4 +145,6 @@ def _by_registers(path: str, read: Read, head: bytes) -> tuple[Arch, Abi]:
                 == note_head(arch.abi.sign, b"CORE", arch.prstatus_size, NT_PRSTATUS)[:_NOTE_SIZE]
             ):
                 return arch, form
-    raise KernelError(f"{path}: does not name its machine, and its first note fits the registers of no known machine")
+    raise KernelError(
+        f"{path}: does not name its machine, and its first note fits the registers of no known machine; copy it again"
+    )

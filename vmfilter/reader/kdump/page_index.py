@@ -100,7 +100,9 @@ class PageIndex:
                     self._numbers.append(pfn // STRETCH)
                     self._ranks.append(self._ranks[-1] + n)
         if not self._ranks[-1]:
-            raise InputError(f"{self._file.path}: contains no page: bitmap 2, at offset {bitmap2:#x}, is empty")
+            raise InputError(
+                f"{self._file.path}: contains no page: bitmap 2, at offset {bitmap2:#x}, is empty; copy it again"
+            )
 
     def _find_parts(self, missing_parts: bool) -> None:
         """Assign page frames to files. Pages in no file are lost."""
@@ -126,7 +128,7 @@ class PageIndex:
         if cut:
             lost, self.truncated = self._describe_cut(cut)
             if lost == self.kept:
-                raise InputError(f"{self._file.path}: {self.truncated}")
+                raise InputError(f"{self._file.path}: no page is in the file: {self.truncated}; copy it again")
 
     def _is_cut(self, part: Part) -> bool:
         """Return whether a file is truncated.

@@ -8,17 +8,11 @@ import os
 import stat
 
 from vmfilter.compress.budget import has_room
-from vmfilter.errors import NoSpaceError, OutputError, option
+from vmfilter.errors import NoSpaceError, OutputError, option, why_not_written
 from vmfilter.writer.transport.base import Pieces, path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_HINTS = {
-    errno.ENOENT: "make its folder first",
-    errno.EACCES: "choose another folder, or run this as root",
-    errno.EROFS: "choose another disk",
-}
-"""What to do if a file cannot be created."""
 _WRITE_BEHIND = 8 << 20  # bytes written before writeback is started
 _AHEAD = 64 << 20  # bytes by which a file is extended beyond its need: each time waits for writes in progress
 
@@ -49,7 +43,7 @@ class BytesInFile:
                 f"{self._path}: {e.strerror} while writing; free some space, or make a smaller dump: "
                 f"filter has higher levels ({option('level')}) and other codecs ({option('compress')})"
             )
-        return OutputError(f"{self._path}: cannot be written: {e.strerror}")
+        return OutputError(f"{self._path}: cannot be written: {why_not_written(e)}")
 
     def zeros(self, offset: int, size: int) -> None:
         """See Transport. Unwritten bytes read as zeros if the file is long enough.
@@ -181,7 +175,9 @@ class OpenFile(BytesInFile):
         try:
             os.ftruncate(self._fd, 0)
         except OSError as e:
-            return f"{self._path}: what was written is not a dump, and cannot be removed: {e.strerror}"
+            return (
+                f"{self._path}: what was written is not a dump, and cannot be removed: {e.strerror}; remove it yourself"
+            )
         return None
 
 
@@ -197,7 +193,7 @@ def real_path(path: str, follow: bool = True) -> str:
     try:
         return os.path.realpath(path) if follow else os.path.join(os.path.realpath(folder), name)
     except OSError as e:
-        raise OutputError(f"{path}: cannot be written: {e.strerror}") from e
+        raise OutputError(f"{path}: cannot be written: {e.strerror}; name its whole path") from e
 
 
 def shortened(name: str) -> str:
@@ -243,8 +239,7 @@ class FileTransport(BytesInFile):
             self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
         except OSError as e:
             self._temporary = ""
-            hint = _HINTS.get(e.errno or 0, "choose another name")
-            raise OutputError(f"{self._given}: cannot be written: {e.strerror}; {hint}") from e
+            raise OutputError(f"{self._given}: cannot be written: {why_not_written(e, 'choose another name')}") from e
 
     def descriptor(self) -> int:
         """Return a new descriptor of the file, to read what was written."""
@@ -274,7 +269,9 @@ class FileTransport(BytesInFile):
             with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is synced
                 os.fsync(self._folder)
         except FileExistsError:
-            raise OutputError(f"{self._path}: was created by another process meanwhile; it is not replaced") from None
+            raise OutputError(
+                f"{self._path}: was created by another process meanwhile; it is not replaced: choose another name"
+            ) from None
         except OSError as e:
             raise self._failed(e) from e
 
@@ -300,7 +297,10 @@ class FileTransport(BytesInFile):
     def _check_is(self, name: str) -> None:
         """Check that a name in the folder is this file's."""
         if not self._is(name):
-            raise OutputError(f"{self._path}: another process has replaced the file before it got this name")
+            raise OutputError(
+                f"{self._path}: another process has replaced the file before it got this name; "
+                "choose a folder of your own"
+            )
 
     def _is(self, name: str) -> bool:
         try:
@@ -335,7 +335,7 @@ class FileTransport(BytesInFile):
             pass
         except OSError as e:
             path = os.path.join(os.path.dirname(self._path), name)
-            return f"{path}: is not a dump, and cannot be removed: {e.strerror}"
+            return f"{path}: is not a dump, and cannot be removed: {e.strerror}; remove it yourself"
         return None
 
 

@@ -22,7 +22,7 @@ class ObjectStream:
         self._landed = 0
 
     def _failed(self, e: Exception) -> OutputError:
-        return OutputError(f"{self._name}: cannot be written: {e}")
+        return OutputError(f"{self._name}: cannot be written: {e}; give another file")
 
     def create(self) -> None:
         pass

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from vmfilter import native
-from vmfilter.errors import NoSpaceError, OutputError, failure_of, without_frames
+from vmfilter.errors import NoSpaceError, OutputError, failure_of, fewer_threads, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
 from vmfilter.lean import NamedTuple
 from vmfilter.writer.transport.base import Pieces, Sink, zeros_in
@@ -121,7 +121,9 @@ class FlattenedTransport:
                     at += len(part)
             self._see_what_landed()
         except (OutputError, MemoryError) as e:  # part of it may be in the stream
-            self._failure = type(e)(*e.args) if isinstance(e, OutputError) else OutputError("out of memory")
+            self._failure = (
+                type(e)(*e.args) if isinstance(e, OutputError) else OutputError(f"out of memory; {fewer_threads()}")
+            )
             self._failure.__cause__ = e.__cause__
             without_frames(self._failure)
             raise

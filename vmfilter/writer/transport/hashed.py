@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import OutputError, why_not_written
 from vmfilter.writer.transport.file import FileTransport
 
 SUFFIX = ".sha256"
@@ -51,7 +51,7 @@ class HashedFileTransport(FileTransport):
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as e:
-            raise OutputError(f"{self._path}: cannot be read again for its SHA-256: {e.strerror}") from e
+            raise OutputError(f"{self._path}: cannot be read again for its SHA-256: {why_not_written(e)}") from e
         line = line_of(self._given, digest)
         self._hash.write(0, line)
         self._hash.sync(len(line))

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from vmfilter.errors import OutputError, option
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.remote import located, reason_of, shown
+from vmfilter.reader.remote import located, reason_of, shown, why_of
 from vmfilter.writer.transport.file import BytesInFile
 from vmfilter.writer.transport.hashed import SUFFIX, line_of
 
@@ -57,7 +57,7 @@ class RemoteSink:
         except OutputError:
             raise
         except Exception as e:
-            raise OutputError(f"{self._path}: cannot be written: {reason_of(e)}") from e
+            raise OutputError(f"{self._path}: cannot be written: {why_of(e)}") from e
 
     def create(self) -> None:
         self._files, self._name = located(self._url, OutputError)
@@ -142,7 +142,7 @@ class RemoteSink:
             except FileNotFoundError:
                 pass
             except Exception as e:
-                return f"{self._path}: is not a dump, and cannot be removed: {reason_of(e)}"
+                return f"{self._path}: is not a dump, and cannot be removed: {reason_of(e)}; remove it yourself"
         return None
 
 
@@ -180,7 +180,9 @@ class RemoteTransport(BytesInFile):
             try:
                 data = os.pread(self._fd, min(_PIECE, self._size - at), at)
             except OSError as e:
-                raise OutputError(f"{self._path}: cannot be read again: {e.strerror}") from e
+                raise OutputError(
+                    f"{self._path}: cannot be read again: {e.strerror}; set TMPDIR to another directory"
+                ) from e
             self._sink.stream(at, data)
         self._sink.publish()
 

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 
-from vmfilter.errors import OutputError
+from vmfilter.errors import OutputError, fewer_threads, why_not_written
 from vmfilter.writer.transport.base import write_all
 
 _PIPE_BYTES = 1 << 20  # size of a pipe: with the default of 64 KiB, its two ends keep waiting for each other
@@ -47,7 +47,7 @@ class StreamSink:
                 n = os.write(self._fd, view)
                 view, self._at = view[n:], self._at + n
         except (OSError, MemoryError) as e:
-            reason = e.strerror if isinstance(e, OSError) else "out of memory"
+            reason = why_not_written(e) if isinstance(e, OSError) else f"out of memory; {fewer_threads()}"
             self._failure = f"{self._name}: cannot be written after {self._at} bytes: {reason}"
             raise OutputError(self._failure) from e
 
@@ -67,7 +67,7 @@ class StreamSink:
             os.fsync(self._fd)
         except OSError as e:
             if e.errno not in _NOTHING_TO_SYNC:
-                raise OutputError(f"{self._name}: cannot be written: {e.strerror}") from e
+                raise OutputError(f"{self._name}: cannot be written: {why_not_written(e)}") from e
 
     def publish(self) -> None:
         pass
@@ -110,7 +110,7 @@ class DiskSink(StreamSink):
         try:
             write_all(os.pwrite, self._fd, self._header, self._start)
         except OSError as e:
-            raise OutputError(f"{self._name}: cannot be written at offset {self._start}: {e.strerror}") from e
+            raise OutputError(f"{self._name}: cannot be written at offset {self._start}: {why_not_written(e)}") from e
         super().sync(size)
 
     def abort(self) -> str | None:
