@@ -160,7 +160,7 @@ def test_a_temporary_file_that_cannot_be_removed_is_named(tmp_path: Path) -> Non
     (aside,) = tmp_path.iterdir()
     aside.unlink()
     aside.mkdir()
-    assert transport.abort() == f"{aside}: is not a dump, and cannot be removed: Is a directory"
+    assert transport.abort() == f"{aside}: is not a dump, and cannot be removed: Is a directory; remove it yourself"
 
 
 def test_a_dump_and_its_sha_256_that_cannot_be_removed_are_named(tmp_path: Path) -> None:
