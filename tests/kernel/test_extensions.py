@@ -132,6 +132,31 @@ def test_an_xarray_of_two_levels(opened: Callable[[Scene], Machine]) -> None:
     assert list(walk.xarray(machine, single)) == [(0, 0x1000)]
 
 
+@pytest.mark.parametrize("member", ["compound_head", "compound_info"])
+@pytest.mark.parametrize("order", [1, 3])
+def test_an_object_in_a_tail_of_a_slab(opened: Callable[[Scene], Machine], member: str, order: int) -> None:
+    c = Scene()
+    t, s = c.types, c.s
+    t.struct("page", {"flags": "long", member: "long", "rest": "char[48]"})
+    t.struct("slab", {"flags": "long", "slab_cache": "pointer", "objects": "u32"})
+    t.struct("kmem_cache", {"list": "list_head", "size": "u32"})
+    cache, head = c.put(t.pack("kmem_cache", size=768)), c.put(bytes(16))
+    c.symbols["slab_caches"] = head
+    c.write_at(cache, struct.pack("<QQ", head, head))
+    c.write_at(head, struct.pack("<QQ", cache, cache))
+    count = 1 << order
+    first = -(-s.memory.take(2 * count * s.page) // s.page // count) * count
+    s.put_raw(first, t.pack("slab", slab_cache=cache, objects=count * s.page // 768).ljust(64, b"\0"))
+    # A pointer to the head, or since 7.1 a mask that makes the tail's address the head's.
+    word = s.address(first) if member == "compound_head" else -64 * count & (1 << 64) - 1
+    for tail in range(1, count):
+        s.put_raw(first + tail, t.pack("page", **{member: word | 1}))
+    start = s.linear(first * s.page)
+    machine = opened(c)
+    for i in 0, 6, count * s.page // 768 - 1:
+        assert walk.allocation(machine, start + 768 * i + 700) == (start + 768 * i, 768)
+
+
 def test_a_maple_tree_of_two_levels_and_a_node_of_no_type(opened: Callable[[Scene], Machine]) -> None:
     c = Scene()
     c.types.struct("maple_tree", {"ma_lock": "long", "ma_root": "pointer"})
@@ -427,6 +452,19 @@ def missing(run: Run, tmp_path: Path, scene: Scene, name: str) -> list[int]:
             size = scene.s.page
             held.append({at // size for start, end in dump.covered(0, dump.end) for at in range(start, end, size)})
     return sorted(held[0] - held[1])
+
+
+def test_keys_of_keyrings_are_erased_where_a_module_has_no_types(run: Run, tmp_path: Path) -> None:
+    c = WithModule("dm_crypt")
+    t = c.types
+    t.struct("rb_node", {"__rb_parent_color": "long", "rb_right": "pointer", "rb_left": "pointer"})
+    c.symbols["key_serial_tree"] = c.put(bytes(8))
+    t.struct("key", {"serial_node": "rb_node"})
+    c.load()
+    ran = run("filter", "--extension", "keys", c.write(tmp_path / "vmcore"), tmp_path / "dump")
+    assert ran.status == NOT_ERASED
+    assert "extension keys: keys of dm-crypt are not erased: " in ran.err
+    assert "failed" not in ran.err
 
 
 @pytest.mark.parametrize("marks", [False, True], ids=["before 6.11", "since 6.11"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.structures import Object
 
 _PAGES_AT_ONCE = 1 << 13
+_LARGEST_REACH = 1 << 28  # struct pages of 16 GiB: more than any compound page; no pointer is so close to the end
 
 
 def linked(machine: Machine, head: int, struct: str, member: str) -> Iterator[Object]:
@@ -225,10 +226,7 @@ def allocation(machine: Machine, address: int) -> Allocation | None:
     page = next((memmap + (frame - a) * size for a, b, memmap in machine.memmap if a <= frame < b), None)
     if page is None:
         return None
-    # compound_info since 7.1. A tail has the address of its head there, and bit 0.
-    member = next(path for path in ("compound_head", "compound_info") if machine.has("page", path))
-    head = machine.pointer(page + machine.offset("page", member))
-    head = head - 1 if head & 1 else page
+    head = _head(machine, page)
     slab = machine.record(struct, head)
     at = slab.number("slab_cache")
     if at not in _cache_addresses(machine):
@@ -236,6 +234,21 @@ def allocation(machine: Machine, address: int) -> Allocation | None:
     start = (address & -machine.page_size) - (page - head) // size * machine.page_size
     found = _objects(machine.record("kmem_cache", at), slab, start)
     return next((one for one in found if one.address <= address < one.address + one.size), None)
+
+
+def _head(machine: Machine, page: int) -> int:
+    """Return the address of a page's head, or its own if it is no tail; page: address of its struct page.
+
+    A tail has bit 0 in compound_head, beside its head's address. In compound_info, since 7.1, it can be beside a mask
+    that makes the tail's address its head's, if struct pages are aligned for that.
+    """
+    member = next(path for path in ("compound_head", "compound_info") if machine.has("page", path))
+    word = machine.pointer(page + machine.offset("page", member))
+    if not word & 1:
+        return page
+    reach = (1 << 8 * machine.word) - (word - 1)  # of the compound page's struct pages, in bytes, if this is a mask
+    is_mask = member == "compound_info" and reach <= _LARGEST_REACH and not reach & (reach - 1)
+    return page & -reach if is_mask else word - 1
 
 
 def _cache_addresses(machine: Machine) -> set[int]:
