@@ -154,7 +154,7 @@ def test_an_install_that_fails_midway_can_be_removed(system: System, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         (line,) = system.run("install", status=4)
-    assert line.endswith("98-vmfilter-kdump.rules: cannot be written: No space left on device")
+    assert "98-vmfilter-kdump.rules: cannot be written: No space left on device; be root, and name" in line
     assert system.files()
     system.run("remove")
     assert list(system.root.iterdir()) == []
@@ -180,7 +180,7 @@ def test_an_upgrade_that_fails_midway_leaves_nothing_that_is_taken_for_foreign(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         (line,) = system.run("install", status=4)
-    assert line.endswith("98-vmfilter-kdump.rules: cannot be written: No space left on device")
+    assert "98-vmfilter-kdump.rules: cannot be written: No space left on device; be root, and name" in line
     assert not any(line.startswith("kept ") for line in system.run(then))
     system.run("install")
     assert (system.root / HOOK).read_text().startswith("#!/bin/sh\n# initramfs-tools hook")
@@ -220,7 +220,8 @@ def test_a_directory_in_place_of_a_file_stops_install_before_it_writes(system: S
 
 def test_remove_without_an_installation_is_one_line(system: System) -> None:
     (line,) = system.run("remove", status=1)
-    assert line == f"vmfilter: {system.root / RECORD}: does not exist: nothing is installed"
+    missing = f"vmfilter: {system.root / RECORD}: does not exist: nothing is installed"
+    assert line == f"{missing}; be root, and name the system with --root if it is another"
 
 
 @pytest.mark.parametrize("command", ["install --root", "remove --root", "collect"])

@@ -798,7 +798,7 @@ ENDED_BY_CALLERS = {
     "cli/estimate.py": "Parser.error(): --help",
     "cli/kdump.py": "Parser.error(): --help",
     "formats/vmcoreinfo.py": "as kernel",
-    "integration": "none: two of its messages have no step, and it is as kdump installs it",
+    "integration": "cli/kdump.py: be root",
     "makedumpfile": "none: scripts know makedumpfile's words, and a warning before them says more",
     "reader/stream.py": "spooled() and rearrange.py: what was read is a dump that ends early",
 }

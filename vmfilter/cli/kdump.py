@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vmfilter.cli.options import add_json, size_of
-from vmfilter.errors import UsageError
+from vmfilter.errors import UsageError, VmfilterError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -128,7 +128,12 @@ def _install(options: Namespace) -> int:
     if options.action == "collect":
         hand_out(collect(options.initramfs))
     else:
-        done = (install if options.action == "install" else remove)(options.root, dry_run=options.dry_run)
+        try:
+            done = (install if options.action == "install" else remove)(options.root, dry_run=options.dry_run)
+        except VmfilterError as e:
+            if "; " not in str(e):  # of what the system refuses, and of nothing to remove
+                raise type(e)(f"{e}; be root, and name the system with --root if it is another") from e.__cause__
+            raise
         show(*map(one_line, done))
     return 0
 
