@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Classification of page frames by their struct pages. The rules are here; the layout tells where the members are. */
-#define _GNU_SOURCE
-#define _FILE_OFFSET_BITS 64
 #include <string.h>
 
 #include "page.h"

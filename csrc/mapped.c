@@ -8,11 +8,14 @@
  * the caller. process_vm_readv() cannot: it refuses a mapping of /proc/vmcore, whose pages have no struct page.
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "vmfilter.h"
+
+_Static_assert(sizeof(off_t) == 8, "a vmcore can be larger than 2 GiB on a 32-bit machine too");
 
 int64_t vmf_copy_mapped(const uint8_t *mapped, uint8_t *out, uint64_t size)
 {
