@@ -58,15 +58,12 @@ class _Reader:
         self._pages = memoryview(bytearray(CHUNK_BYTES))
 
     def read(self, stretches: list[Stretch], classes: bytes) -> tuple[ClassCounter, list[str]]:
-        zero, unreadable, done = ClassCounter(), list[str](), 0
-        for pfn, count, _ in stretches:
-            pages = self._pages[: count * self._size]
-            for first, end, failure in self._dump.read_around(pfn * self._size, pages, self._size):
-                pages[first:end] = b"\1" * (end - first)  # what cannot be read is no zero page
-                unreadable.append(str(failure))
-            zero.add_zero(pages, self._size, classes[done : done + count])
-            done += count
-        return zero, unreadable
+        zero, pages = ClassCounter(), self._pages[: len(classes) * self._size]
+        lost = self._dump.read_frames(stretches, self._size, pages)
+        for i, _, _ in lost:
+            pages[i * self._size] = 1  # what cannot be read is no zero page
+        zero.add_zero(pages, self._size, classes)
+        return zero, [str(failure) for _, _, failure in lost]
 
 
 class ZeroCounter:
