@@ -15,6 +15,8 @@ LAB = Path(os.environ.get("VMFILTER_LAB", Path(__file__).parents[3] / "shared"))
 VMCORES = LAB / "vmcores"
 LARGE = sorted(path.name.removesuffix(".zst") for path in VMCORES.glob("[!rv]*-*[0-9].zst"))
 """Names of the vmcores of the lab, but for riscv64: its kernel's own data are not in it."""
+NOT_FETCHED = "the lab has not fetched "
+"""Why tests are skipped that need more than is kept beside the checkout."""
 
 
 def judge(*arguments: str | Path) -> str:
@@ -46,5 +48,5 @@ def debug_vmlinux(package: str) -> Path:
     cache = Path(os.environ.get("VMLAB_CACHE", Path.home() / ".cache" / "vmlab")) / "debs"
     found = sorted(cache.glob(f"{package}-dbg_*/usr/lib/debug/boot/vmlinux-*"))
     if not found:
-        pytest.skip(f"{package}-dbg is not in {cache}: debs.py fetches it")
+        pytest.skip(f"{NOT_FETCHED}{package}-dbg into {cache}: debs.py does")
     return found[-1]
