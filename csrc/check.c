@@ -67,6 +67,7 @@ int vmf_check(const struct vmf_page_layout *layout, const struct vmf_areas *area
 {
 	const struct vmf_page_layout *l = layout;
 	const uint8_t *end = structs + count * l->size;
+	struct vmf_verdict before = *verdict;
 	uint32_t shift;
 	uint64_t zone = 0;
 	int known = 0;
@@ -85,5 +86,7 @@ int vmf_check(const struct vmf_page_layout *layout, const struct vmf_areas *area
 		test(verdict, VMF_RULE_ZONE, field(l, page, l->flags) >> shift == zone);
 		check_page(l, areas, page, end, classes[i], verdict);
 	}
+	for (int rule = 0; rule < 8; rule++)
+		verdict->calls[rule] += verdict->broken[rule] > before.broken[rule];
 	return 0;
 }

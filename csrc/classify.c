@@ -23,7 +23,7 @@
  */
 static int proves_itself(const struct vmf_page_layout *l, const uint8_t *page, struct vmf_lists *lists, int possible)
 {
-	int proven = possible && is_listed(l, page, &lists->areas);
+	int proven = possible && may_be_listed(l, page, &lists->areas);
 
 	lists->refused += !proven;
 	return proven;
@@ -126,6 +126,8 @@ INLINE struct vmf_block block_at(const struct vmf_page_layout *l, const uint8_t 
 		b.byte = typed_class(l, page, flags, mapcount, pfn, lists, &order);
 	} else {
 		b.byte = untyped_class(l, page, flags, native64);
+		lists->unknown_huge += order >= HUGE_ORDER && b.byte == VMF_KERNEL && l->destructor.width &&
+				       is_in_list(l, page, &lists->areas);
 		/* Only hugetlb pages can be larger than the largest block of the buddy allocator. */
 		if (order >= l->free_orders && (l->destructor.width || l->hugetlb.mask))
 			order = 0;

@@ -107,11 +107,16 @@ static inline int is_in(const struct vmf_areas *areas, uint64_t address)
 	return 0;
 }
 
-/* Whether both links of the list entry that overlays lru lead into the areas; 1 if these or lru are not known. */
-static inline int is_listed(const struct vmf_page_layout *l, const uint8_t *page, const struct vmf_areas *areas)
+/* Whether both links of the list entry that overlays lru lead into the areas. */
+static inline int is_in_list(const struct vmf_page_layout *l, const uint8_t *page, const struct vmf_areas *areas)
 {
-	return !areas->count || !l->next.width ||
-	       (is_in(areas, field(l, page, l->next)) && is_in(areas, field(l, page, l->prev)));
+	return l->next.width && is_in(areas, field(l, page, l->next)) && is_in(areas, field(l, page, l->prev));
+}
+
+/* The same, but 1 if the areas or lru are not known. */
+static inline int may_be_listed(const struct vmf_page_layout *l, const uint8_t *page, const struct vmf_areas *areas)
+{
+	return !areas->count || !l->next.width || is_in_list(l, page, areas);
 }
 
 static inline int fits(const struct vmf_page_layout *l, struct vmf_field f)

@@ -137,7 +137,8 @@ struct vmf_areas {
  * @refused: number of pages that have the type of either, but an impossible order or link; they are kept
  * @too_large: number of free blocks of an order above all that the layout knows; they are kept
  * @unused: number of pages that nobody uses and that are in no free block
- * @unknown_huge: number of huge compound pages with a page type that the layout does not know
+ * @unknown_huge: number of huge compound pages with a page type that the layout does not know; or, if no type marks
+ *	hugetlb, that are in a list but not one of LRU
  * @contradicting: number of tails that contradict the head of their block; they are kept
  * @hugetlb_blocks, @user_blocks, @cache_blocks: number of compound pages of each order: of hugetlb, of processes
  *	(without hugetlb), and of the page cache (likewise)
@@ -233,10 +234,12 @@ enum vmf_rule {
  * struct vmf_verdict - pages that were tested by each rule
  * @tested: number of pages
  * @broken: number of tested pages that break the rule
+ * @calls: number of calls that found such pages
  */
 struct vmf_verdict {
 	uint64_t tested[8];
 	uint64_t broken[8];
+	uint64_t calls[8];
 };
 
 /*

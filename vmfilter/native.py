@@ -132,7 +132,8 @@ class Lists(NamedTuple):
         refused: number of pages that have the type of either, but an impossible order or link; they are kept.
         too_large: number of free blocks of an order above all that the layout knows; they are kept.
         unused: number of pages that nobody uses and that are in no free block.
-        unknown_huge: number of huge compound pages with a page type that the layout does not know.
+        unknown_huge: number of huge compound pages with a page type that the layout does not know; or, if no type marks
+            hugetlb, that are in a list but not one of LRU.
         contradicting: number of tails that contradict the head of their block; they are kept.
         hugetlb_blocks, user_blocks, cache_blocks: number of compound pages of each order: of hugetlb, and of the others
             those of processes and of the page cache.
@@ -163,6 +164,21 @@ RULES: int = lib.VMF_RULE_SLAB + 1
 """Number of rules that Classifier.check() tests."""
 
 
+class Verdict(NamedTuple):
+    """What struct pages say of one rule.
+
+    Attributes:
+        tested: number of pages that it applies to.
+        broken: number of these that break it.
+        calls: number of calls that found such pages.
+
+    """
+
+    tested: int
+    broken: int
+    calls: int
+
+
 class Classifier:
     """Classifies page frames by their struct pages, in ascending order. One thread at a time."""
 
@@ -178,6 +194,7 @@ class Classifier:
         self._layout = ffi.new("struct vmf_page_layout *", layout._asdict())
         self._block = ffi.new("struct vmf_block *")
         self._lists = ffi.new("struct vmf_lists *")
+        self._verdict = ffi.new("struct vmf_verdict *")
         if areas:
             _fill(self._lists.areas, areas)
 
@@ -254,22 +271,24 @@ class Classifier:
         compound = found.hugetlb_blocks, found.user_blocks, found.cache_blocks
         return Lists(list(found.free_blocks), *numbers, *map(list, compound))
 
-    def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> list[tuple[int, int]]:
+    def check(self, structs: ReadableBuffer, classes: ReadableBuffer) -> None:
         """Test struct pages of consecutive frames in one zone against rules that do not depend on their classes.
 
         Args:
             structs: struct pages, back to back.
             classes: one byte per frame, as classify() made them.
 
-        Returns:
-            For each rule of enum vmf_rule the number of pages that it applies to, and of those that break it.
-
         """
         pages, found = _read("uint8_t[]", structs), _read("uint8_t[]", classes)
         _require(len(pages), len(found) * self._size)
-        verdict = ffi.new("struct vmf_verdict *")
-        lib.vmf_check(self._layout, ffi.addressof(self._lists, "areas"), pages, len(found), found, verdict)
-        return list(zip(verdict.tested, verdict.broken, strict=True))[:RULES]
+        areas = ffi.addressof(self._lists, "areas")
+        lib.vmf_check(self._layout, areas, pages, len(found), found, self._verdict)
+
+    @property
+    def verdict(self) -> list[Verdict]:
+        """For each rule of enum vmf_rule, what check() found so far."""
+        found = self._verdict
+        return list(map(Verdict, found.tested, found.broken, found.calls))[:RULES]
 
     def zone_runs(
         self, structs: ReadableBuffer, classes: ReadableBuffer, shift: int, mask: int

@@ -8,11 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from vmfilter.compress.budget import Budget, budget
-from vmfilter.compress.pipeline import chunks_of
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError, KernelError, check_progress
 from vmfilter.frames.classes import PageKind
-from vmfilter.frames.frame_set import Stretch
+from vmfilter.frames.frame_set import Stretch, chunks_of
 from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.pages.pmem import find_pmem

@@ -151,6 +151,21 @@ def test_pages_in_no_list_or_an_impossible_one_are_a_doubt(
     assert (counted, [doubt.evidence for doubt in doubts_of_lists]) == (None, said)
 
 
+def test_huge_pages_in_a_list_are_a_doubt_where_a_flag_or_number_marks_hugetlb(real: Callable[[str], Path]) -> None:
+    with open_dump(real("x86_64-5.10")) as dump:
+        page_size, _, kernel, _, _ = understand(dump)
+        assert kernel
+        classifier = Classifier(dump, page_size, kernel)
+        for _ in classifier.windows():
+            pass
+        witnesses, lists = Witnesses(kernel, classifier), classifier.lists
+    assert not witnesses.free_pages(SimpleNamespace(lists=lists), 1 << 15)[1]  # type: ignore[arg-type]
+    wrong = lists._replace(hugetlb=0, unknown_huge=2)
+    (doubt,) = witnesses.free_pages(SimpleNamespace(lists=wrong), 1 << 15)[1]  # type: ignore[arg-type]
+    assert doubt.evidence == "2 huge pages are on no LRU list, and none is hugetlb"
+    assert doubt.field == "NUMBER(PG_hugetlb) or the destructor"
+
+
 def test_nothing_is_excluded_by_struct_pages_of_another_size(note: Callable[[str], Note], tmp_path: Path) -> None:
     result = vmfilter.filter_dump(note("arm64-6.12").write({"SIZE(page)": 56}), tmp_path / "dump")
     assert "OFFSET(page.flags) or SIZE(page) may be wrong: " in "".join(result.warnings)
@@ -309,6 +324,22 @@ def test_a_hugetlb_page_by_its_destructor_is_in_a_list_too(link: int, wanted: in
     assert [c & 15 for c in classes] == [wanted] * 2
 
 
+@pytest.mark.parametrize(
+    ("marked", "link", "flags", "found"),
+    [
+        (1 << 8, IN_A_LIST, HEAD, (1, 0)),  # as hugetlb's head is on a kernel of 6.6 to 6.8
+        (0, IN_A_LIST, HEAD, (0, 1)),
+        (0, POISON, HEAD, (0, 0)),  # the kernel's own: in no list
+        (0, IN_A_LIST, HEAD | 1 << 5, (0, 0)),  # page cache
+    ],
+)
+def test_a_huge_page_in_a_list_is_hugetlb_or_on_lru(marked: int, link: int, flags: int, found: tuple[int, int]) -> None:
+    by_flag = {"order": (0, 1), "destructor": (0, 8), "destructor_value": 1 << 8, "destructor_mask": 1 << 8}
+    classifier = native.Classifier(LAYOUT._replace(hugetlb=NO_TYPE, **by_flag), AREA)
+    classifier.classify(page(NOTHING, link, flags=flags) + tail(flags=9 | marked), 0, bytearray([KERNEL]) * 2)
+    assert (classifier.lists.hugetlb, classifier.lists.unknown_huge) == found
+
+
 def test_a_compound_page_is_not_offline() -> None:
     assert classes_of(page(OFFLINE)) == [PageClass.OFFLINE]
     assert classes_of(page(OFFLINE, flags=HEAD), tail()) == [KERNEL] * 2
@@ -400,9 +431,13 @@ CACHE, USER = PageClass.CACHE, PageClass.USER
     ],
 )
 def test_each_rule(rule: str, pages: list[bytes], classes: list[int], verdict: tuple[int, int]) -> None:
-    found = native.Classifier(LAYOUT._replace(slab=SLAB), AREA).check(b"".join(pages), bytes(classes))
-    assert found[RULES.index(rule)] == verdict
-    assert len(found) == native.RULES == len(RULES)
+    classifier = native.Classifier(LAYOUT._replace(slab=SLAB), AREA)
+    for calls in 1, 2:
+        classifier.check(b"".join(pages), bytes(classes))
+        found = classifier.verdict
+        assert len(found) == native.RULES == len(RULES)
+        tested, broken = (calls * count for count in verdict)
+        assert found[RULES.index(rule)] == (tested, broken, calls if broken else 0)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from threads import no_thread_is_left
 from vmfilter import CodecError, InputError, VmfilterError
 from vmfilter.compress import pipeline
 from vmfilter.compress.budget import CHUNK_BYTES, budget
-from vmfilter.compress.pipeline import Pages, chunks_of, packed
+from vmfilter.compress.pipeline import Pages, packed
 from vmfilter.compress.thread import Thread
 from vmfilter.formats.codec import CODECS, packer
 from vmfilter.frames.bitmap import Run, runs_in
-from vmfilter.frames.frame_set import Stretch
+from vmfilter.frames.frame_set import Stretch, chunks_of
 from vmfilter.reader.dump import Dump
 
 CHUNK = CHUNK_BYTES // PAGE

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
+from vmfilter.frames.frame_set import chunks_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.native import LOST, data_sizes
 
@@ -71,32 +72,6 @@ def split_chunk(chunk: list[Stretch], count: int) -> tuple[list[Stretch], list[S
             return first, [(pfn + count, n - count, index + count), *chunk[i + 1 :]]
         count -= n
     return chunk, []
-
-
-def chunks_of(stretches: Iterable[Stretch], pages: int) -> Iterator[list[Stretch]]:
-    """Cut stretches of page frames into chunks.
-
-    Args:
-        stretches: in the order in which they are written.
-        pages: in each chunk; the last may have fewer.
-
-    """
-    chunk: list[Stretch] = []
-    room = pages
-    for pfn, count, index in stretches:
-        while count > room:
-            chunk.append((pfn, room, index))
-            yield chunk
-            pfn, count, index = pfn + room, count - room, index + room
-            chunk, room = [], pages
-        if count:
-            chunk.append((pfn, count, index))
-            room -= count
-            if not room:
-                yield chunk
-                chunk, room = [], pages
-    if chunk:
-        yield chunk
 
 
 class _Chunk(Task["Worker"]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from vmfilter import native
 from vmfilter.errors import OutputError
@@ -24,6 +24,32 @@ _LAST = native.RANKS - 1
 
 Stretch = tuple[int, int, int]
 """First page frame, number of frames, and the number of frames of the set that are before them."""
+
+
+def chunks_of(stretches: Iterable[Stretch], pages: int) -> Iterator[list[Stretch]]:
+    """Cut stretches of page frames into chunks.
+
+    Args:
+        stretches: in the order in which they are written.
+        pages: in each chunk; the last may have fewer.
+
+    """
+    chunk: list[Stretch] = []
+    room = pages
+    for pfn, count, index in stretches:
+        while count > room:
+            chunk.append((pfn, room, index))
+            yield chunk
+            pfn, count, index = pfn + room, count - room, index + room
+            chunk, room = [], pages
+        if count:
+            chunk.append((pfn, count, index))
+            room -= count
+            if not room:
+                yield chunk
+                chunk, room = [], pages
+    if chunk:
+        yield chunk
 
 
 class _Window(NamedTuple):

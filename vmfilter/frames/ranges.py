@@ -19,10 +19,12 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 def append(ranges: list[Range], first: int, end: int) -> None:
     """Append a range to ranges in place. Merge it with the last one if it begins within or right after that."""
-    if ranges and ranges[-1][0] <= first <= ranges[-1][1]:
-        ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
-    elif first < end:
-        ranges.append((first, end))
+    start, last = ranges[-1] if ranges else (first + 1, first)
+    if not start <= first <= last:
+        if first < end:
+            ranges.append((first, end))
+    elif end > last:
+        ranges[-1] = (start, end)
 
 
 def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:

@@ -223,20 +223,16 @@ class Witnesses:
 
     def _sample(self, classifier: Classifier) -> Iterator[Doubt]:
         """Members of a struct page agree with each other, and classes with the page tables."""
-        tested, broken, pieces = [0] * native.RULES, [0] * native.RULES, [0] * native.RULES
         own, wrong = 0, Counter[PageClass]()
         kinds = classifier.kinds
         for piece in classifier.sample(self._judge, _PIECES, _PIECE_PAGES):
-            for i, (pages, against) in enumerate(self._judge.check(piece.structs, piece.classes)):
-                tested[i] += pages
-                broken[i] += against
-                pieces[i] += against > 0
+            self._judge.check(piece.structs, piece.classes)
             pages, against_them = kinds.contradicted(piece.pfn, piece.classes)
             own += pages
             wrong.update(map(class_in, against_them))
             self._add_free(piece)
-        for rule, pages, against, count in zip(_RULES, tested, broken, pieces, strict=True):
-            is_wide = count >= _FEWEST_PIECES or against * 2 > pages
+        for rule, (pages, against, pieces) in zip(_RULES, self._judge.verdict, strict=True):
+            is_wide = pieces >= _FEWEST_PIECES or against * 2 > pages
             if is_wide and _convicts(pages, against, _FEWEST_SAMPLED):
                 yield Doubt(rule.field, f"{against} of {pages} {rule.broken}", rule.classes)
         for page_class, pages in wrong.items():
@@ -330,9 +326,13 @@ class Witnesses:
         if lists.too_large > 1:
             evidence = f"{lists.too_large} free blocks are larger than it says that blocks can be"
             yield Doubt("LENGTH(zone.free_area)", evidence, _FREE, loses=False)
-        if lists.unknown_huge > 1 and not lists.hugetlb and self._layout.hugetlb[1] != 0:
-            evidence = f"{lists.unknown_huge} huge pages have an unknown page type, and none is hugetlb"
-            yield Doubt(_TYPES["hugetlb"][0], evidence, _USER, loses=False)
+        if lists.unknown_huge > 1 and not lists.hugetlb:
+            if self._layout.hugetlb[1]:
+                field, why = _TYPES["hugetlb"][0], "have an unknown page type"
+            else:
+                field, why = "NUMBER(PG_hugetlb) or the destructor", "are on no LRU list"
+            evidence = f"{lists.unknown_huge} huge pages {why}, and none is hugetlb"
+            yield Doubt(field, evidence, _USER, loses=False)
 
 
 def used_pages(found: int, counts: Mapping[str, int], cpus: int) -> Iterator[Doubt]:

@@ -15,6 +15,7 @@ from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.frames.bitmap import Run, runs_in
 from vmfilter.frames.classes import PageClass, PageKind, byte_of
+from vmfilter.frames.frame_set import chunks_of
 from vmfilter.frames.ranges import Range, append, clipped, contains, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
@@ -337,19 +338,13 @@ class _Search:
 
     def _contents(self, ranges: Iterable[Range]) -> Iterator[memoryview]:
         """Yield the memory of page frames, as much as is read quickly, many ranges at once."""
-        buffer, size, used = memoryview(bytearray(_AT_ONCE)), self._kernel.page_size, 0
-        room = _QUICKLY
-        for at, end in ((first * size, last * size) for first, last in ranges):
-            while at < end and room:
-                n = min(end - at, room, len(buffer) - used)
-                self._dump.read_around(at, buffer[used : used + n], size)
-                at, room, used = at + n, room - n, used + n
-                if used == len(buffer):
-                    yield buffer
-                    used = 0
-            if not room:
-                break
-        yield buffer[:used]
+        size = self._kernel.page_size
+        buffer = memoryview(bytearray(_AT_ONCE))
+        stretches = ((first, end - first, 0) for first, end in ranges)
+        for chunk in islice(chunks_of(stretches, _AT_ONCE // size), _QUICKLY // _AT_ONCE):
+            pages = buffer[: size * sum(count for _, count, _ in chunk)]
+            self._dump.read_frames(chunk, size, pages)
+            yield pages
 
     def _known(self) -> list[Range]:
         """Return the virtual addresses of struct pages and of the linear map, without the bits above self._reach."""

@@ -144,19 +144,18 @@ class PreadSource:
         return isinstance(identity, os.stat_result) and os.path.samestat(identity, self._original)
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
+        while view:
             try:
-                n = os.preadv(self._fd, [view[done:]], offset + done)
+                n = os.preadv(self._fd, [view], offset)
             except (OSError, OverflowError) as e:
                 reason = why_not_read(e) if isinstance(e, OSError) else "no file is that long; copy it again"
-                raise UnreadableError(f"{self.path}: cannot be read at offset {offset + done:#x}: {reason}") from e
+                raise UnreadableError(f"{self.path}: cannot be read at offset {offset:#x}: {reason}") from e
             if n == 0:
                 raise InputError(
-                    f"{self.path}: ends at offset {offset + done:#x}, {len(view) - done} bytes too early: "
+                    f"{self.path}: ends at offset {offset:#x}, {len(view)} bytes too early: "
                     "the file is truncated: copy it again"
                 )
-            done += n
+            view, offset = view[n:], offset + n
 
     def next_data(self, offset: int) -> int:
         try:
