@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -221,6 +222,21 @@ def test_an_object_is_replaced_only_if_asked(source: Path, s3: Any) -> None:
     assert s3.cat("dumps/there") == b"old"
     vmfilter.filter_dump(source, "s3://dumps/there", force=True)
     vmfilter.open_dump("s3://dumps/there").close()
+
+
+def test_swapped_urls_do_not_replace_the_larger_dump(real: Callable[[str], Path], run: Run, memory: Any) -> None:
+    vmcore = real(SMALL)
+    with memory.open("/out/vmcore", "wb") as file:
+        file.write(vmcore.read_bytes())
+    vmfilter.filter_dump(vmcore, "memory://out/dump")
+    said = "not replaced: .* are the two names swapped"
+    with pytest.raises(OutputError, match=f"^memory://out/vmcore: {said}"):
+        vmfilter.filter_dump("memory://out/dump", "memory://out/vmcore", force=True)
+    swapped = run("filter", "--force", "memory://out/dump", "memory://out/vmcore")
+    assert swapped.status == 4
+    assert re.search(said, swapped.err)
+    assert memory.size("/out/vmcore") == vmcore.stat().st_size
+    vmfilter.filter_dump("memory://out/vmcore", "memory://out/dump", force=True)
 
 
 def test_every_command_takes_urls(source: Path, s3: Any, run: Run) -> None:

@@ -29,6 +29,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure import diff as differences
 from vmfilter.measure import mem_usage
 from vmfilter.measure import stats as statistics
+from vmfilter.reader.source import is_url
 from vmfilter.readiness import estimate as estimates
 from vmfilter.readiness.estimate import judged
 from vmfilter.report.data import diff_data, dump_data, stats_data, usage_data, verify_data
@@ -211,7 +212,7 @@ def _replacing(
 ) -> Iterator[reader.Dump | File | Sequence[File]]:
     """Yield a source for an operation that replaces files. Raises OutputError if the names are swapped."""
     found = reader_of(source)
-    names = [file for file in files if isinstance(file, str) and os.path.exists(file)]
+    names = [file for file in files if isinstance(file, str) and (is_url(file) or os.path.exists(file))]
     if not names:
         yield found
         return

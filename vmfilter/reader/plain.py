@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.source import is_url
+from vmfilter.reader.source import bytes_at, is_url
 
 if TYPE_CHECKING:
     from typing import IO, BinaryIO
@@ -43,3 +45,24 @@ class PlainFile:
             self._fetched = fetched(self._path)
         # It has no other name. A descriptor of its own starts at its beginning.
         return open(f"/proc/self/fd/{self._fetched.fileno()}", "rb")
+
+
+def beginning(path: str) -> bytes:
+    """Return the first 16 bytes of a file; nothing if it is at a URL whose server does not support ranges.
+
+    Args:
+        path: path or URL.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        InputError: there is no such URL, or it cannot be read.
+        UsageError: a package is not installed.
+
+    """
+    if not is_url(path):
+        with open(path, "rb") as file:
+            return file.read(16)
+    from vmfilter.reader.remote import RemoteSource, open_url
+
+    with closing(open_url(path)) as opened:
+        return bytes_at(opened, 0, min(opened.size or 0, 16)) if isinstance(opened, RemoteSource) else b""

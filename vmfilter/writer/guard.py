@@ -13,6 +13,8 @@ from vmfilter.formats.flattened import SIGNATURE
 from vmfilter.kernel.kernel import page_size_of
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.reader import Dump, open_dump
+from vmfilter.reader.plain import beginning
+from vmfilter.reader.source import is_url
 
 _READ_IN_PLACE = (b"\x7fELF", SIGNATURE, *SIGNATURES)
 """How files begin that need not be unpacked."""
@@ -23,7 +25,7 @@ def refuse_swapped(source: Dump, outputs: Sequence[str]) -> None:
 
     Args:
         source: from which the new dump is made.
-        outputs: paths of the new dump.
+        outputs: paths and URLs of the new dump.
 
     """
     old_files = [path for path in outputs if _can_be_opened(path)]
@@ -46,8 +48,7 @@ def _frames(dump: Dump, page: int) -> int:
 
 
 def _can_be_opened(path: str) -> bool:
-    with suppress(OSError):
-        if stat.S_ISREG(os.stat(path).st_mode):
-            with open(path, "rb") as file:
-                return file.read(16).startswith(_READ_IN_PLACE)
+    with suppress(OSError, InputError):
+        if is_url(path) or stat.S_ISREG(os.stat(path).st_mode):
+            return beginning(path).startswith(_READ_IN_PLACE)
     return False
