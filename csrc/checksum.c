@@ -2,7 +2,8 @@
 /*
  * Checksums of the blocks of a file, made as its bytes come, in any order. They are CRC-32 with zlib's polynomial and
  * bit order, but without its inversions. That makes them linear: a block's checksum is the XOR of its pieces' checksums,
- * each piece padded with zeros. Zeros before a piece do not count, and n zeros after it multiply by x^(8n).
+ * each piece padded with zeros. Zeros before a piece do not count, and n zeros after it multiply by x^(8n). So where the
+ * beginnings of data have known checksums, a piece is the end of one without the end of another.
  */
 #include "libraries.h"
 #include "vmfilter.h"
@@ -19,14 +20,15 @@ static const uint32_t powers[32] = {
 };
 
 #ifdef HAVE_LIBDEFLATE
-static uint32_t crc_of(const uint8_t *data, uint64_t size)
+/* Returns the checksum of data that follow what has the checksum crc. */
+static uint32_t crc_after(uint32_t crc, const uint8_t *data, uint64_t size)
 {
-	return ~libdeflate_crc32(0xffffffffu, data, size);
+	return ~libdeflate_crc32(~crc, data, size);
 }
 #else
-static uint32_t crc_of(const uint8_t *data, uint64_t size)
+static uint32_t crc_after(uint32_t crc, const uint8_t *data, uint64_t size)
 {
-	uint32_t table[256], crc = 0;
+	uint32_t table[256];
 
 	for (uint32_t i = 0; i < 256; i++) {
 		table[i] = i;
@@ -44,8 +46,8 @@ static uint32_t times(uint32_t a, uint32_t b)
 	uint32_t product = 0;
 
 	for (; a; a <<= 1) {
-		product ^= a & ONE ? b : 0;
-		b = b >> 1 ^ (b & 1 ? POLYNOMIAL : 0);
+		product ^= b & -(a >> 31);	/* without branches: nobody can predict them */
+		b = b >> 1 ^ (POLYNOMIAL & -(b & 1));
 	}
 	return product;
 }
@@ -61,18 +63,40 @@ static uint32_t factor_of(uint64_t zeros)
 	return factor;
 }
 
-void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size)
+static uint32_t padded(uint32_t sum, uint64_t zeros)
+{
+	return sum && zeros ? times(sum, factor_of(zeros)) : sum;
+}
+
+void vmf_sums_of(const uint8_t *data, uint64_t size, uint32_t *known)
+{
+	known[0] = 0;
+	for (uint64_t i = 0; i < size / VMF_SUMMED; i++)
+		known[i + 1] = crc_after(known[i], data + i * VMF_SUMMED, VMF_SUMMED);
+}
+
+/* Returns the checksum of the first n bytes of data, made from the last known one before. */
+static uint32_t sum_of_first(uint64_t n, const uint8_t *data, const uint32_t *known)
+{
+	uint64_t rest = n % VMF_SUMMED;
+
+	return crc_after(known[n / VMF_SUMMED], data + n - rest, rest);
+}
+
+void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size,
+		  const uint32_t *known)
 {
 	uint64_t block_size = (uint64_t)1 << shift;
+	uint32_t before = known ? known[0] : 0;	/* of what is before the piece */
 
-	while (size) {
-		uint64_t room = block_size - (offset & (block_size - 1)), n = size < room ? size : room;
-		uint32_t crc = crc_of(data, n);
+	for (uint64_t at = 0, n; at < size; at += n, offset += n) {
+		uint64_t room = block_size - (offset & (block_size - 1));
+		uint32_t sum;
 
-		sums[offset >> shift] ^= n < room ? times(crc, factor_of(room - n)) : crc;
-		offset += n;
-		data += n;
-		size -= n;
+		n = size - at < room ? size - at : room;
+		sum = known ? sum_of_first(at + n, data, known) : crc_after(0, data + at, n);
+		sums[offset >> shift] ^= padded(sum, room - n) ^ padded(before, room);
+		before = known ? sum : 0;
 	}
 }
 
@@ -80,7 +104,7 @@ void vmf_sums_add_pieces(uint32_t *sums, uint32_t shift, const struct vmf_extent
 			 const uint8_t *data)
 {
 	for (uint64_t i = 0; i < count; i++)
-		vmf_sums_add(sums, shift, extents[i].offset, data + extents[i].at, extents[i].size);
+		vmf_sums_add(sums, shift, extents[i].offset, data + extents[i].at, extents[i].size, NULL);
 }
 
 void vmf_sums_join(uint32_t *sums, uint64_t count, uint32_t shift)

@@ -2,9 +2,8 @@
 /* Page descriptors of the kdump-compressed format: struct page_desc of crash's diskdump.h. */
 #include "vmfilter.h"
 
-uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size,
-			 uint64_t offset, uint64_t zero_offset, uint32_t codec_flag, int swap,
-			 struct vmf_descriptor *descriptors)
+void vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size, uint64_t offset,
+		     uint64_t zero_offset, uint32_t codec_flag, int swap, struct vmf_descriptor *descriptors)
 {
 	for (uint64_t i = 0; i < count; i++) {
 		struct vmf_descriptor d = {offset, sizes[i], sizes[i] == page_size ? 0 : codec_flag, 0};
@@ -29,7 +28,6 @@ uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t
 		}
 		descriptors[i] = d;
 	}
-	return offset;
 }
 
 void vmf_count_sizes(const uint32_t *sizes, uint64_t count, uint64_t *zero, uint64_t *lost)

@@ -572,12 +572,9 @@ struct vmf_descriptor {
  * @codec_flag: flag of compressed pages
  * @swap: 1 if the file is in the opposite byte order
  * @descriptors: out: @count descriptors, in the byte order of the file
- *
- * Return: file offset after the last page's data.
  */
-uint64_t vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size,
-			 uint64_t offset, uint64_t zero_offset, uint32_t codec_flag, int swap,
-			 struct vmf_descriptor *descriptors);
+void vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size, uint64_t offset,
+		     uint64_t zero_offset, uint32_t codec_flag, int swap, struct vmf_descriptor *descriptors);
 
 /* struct vmf_stretch - @count page frames from @pfn on, before which the new dump has @index pages */
 struct vmf_stretch {
@@ -690,6 +687,18 @@ void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pf
 uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const uint32_t *found, const uint32_t *sizes,
 			 uint64_t count, uint64_t offset, uint8_t *data, uint64_t *shared);
 
+enum vmf_summed {
+	VMF_SUMMED = 4096	/* bytes after which vmf_sums_of() makes the next checksum */
+};
+
+/*
+ * vmf_sums_of() - make checksums of the beginnings of data, so that vmf_sums_add() need not read all of them again
+ * @data: in: @size bytes
+ * @size: bytes
+ * @known: out: checksum of the first 0, VMF_SUMMED, 2 * VMF_SUMMED, ... bytes: @size / VMF_SUMMED + 1 of them
+ */
+void vmf_sums_of(const uint8_t *data, uint64_t size, uint32_t *known);
+
 /*
  * vmf_sums_add() - add bytes of a file to the checksums of its blocks
  * @sums: in and out: checksum of each block; 0 for a block of zeros. Bytes that are added a second time are taken back.
@@ -697,8 +706,10 @@ uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const u
  * @offset: offset of the bytes in the file
  * @data: in: @size bytes; they end before the last block of @sums does
  * @size: bytes
+ * @known: in: from vmf_sums_of(); if @data follow n * VMF_SUMMED other bytes there, without its first n; or NULL
  */
-void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size);
+void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size,
+		  const uint32_t *known);
 
 /*
  * vmf_sums_add_pieces() - add pieces of a file to the checksums of its blocks

@@ -687,10 +687,10 @@ static void checksum(struct input *in)
 {
 	uint32_t shift = 4 + (uint32_t)below(in, 8);
 	uint64_t at = below(in, 200), size, cut, blocks;
-	uint32_t *whole, *pieces;
+	uint32_t *whole, *pieces, *known;
 	uint8_t *data;
 
-	cut = below(in, 1 << 12);
+	cut = below(in, 1 << 14);
 	size = in->left;
 	cut = cut < size ? cut : size;
 	blocks = ((at + size) >> shift) + 2 & ~1ull;
@@ -698,16 +698,25 @@ static void checksum(struct input *in)
 	whole = calloc(blocks, 4);
 	pieces = calloc(blocks, 4);
 	EXPECT(whole && pieces);
-	vmf_sums_add(whole, shift, at, data, size);
-	vmf_sums_add(pieces, shift, at + cut, data + cut, size - cut);
-	vmf_sums_add(pieces, shift, at, data, cut);
+	vmf_sums_add(whole, shift, at, data, size, NULL);
+	vmf_sums_add(pieces, shift, at + cut, data + cut, size - cut, NULL);
+	vmf_sums_add(pieces, shift, at, data, cut, NULL);
 	EXPECT(!memcmp(whole, pieces, 4 * blocks));
 	memset(pieces, 0, 4 * blocks);
-	vmf_sums_add(pieces, shift + 1, at, data, size);
+	known = malloc(4 * (size / VMF_SUMMED + 1));
+	EXPECT(known);
+	vmf_sums_of(data, size, known);
+	cut -= cut % VMF_SUMMED;
+	vmf_sums_add(pieces, shift, at + cut, data + cut, size - cut, known + cut / VMF_SUMMED);
+	vmf_sums_add(pieces, shift, at, data, cut, known);
+	EXPECT(!memcmp(whole, pieces, 4 * blocks));
+	memset(pieces, 0, 4 * blocks);
+	vmf_sums_add(pieces, shift + 1, at, data, size, NULL);
 	vmf_sums_join(whole, blocks, shift);
 	EXPECT(!memcmp(whole, pieces, 4 * blocks));
 	free(whole);
 	free(pieces);
+	free(known);
 	free(data);
 }
 
@@ -776,7 +785,7 @@ static void pieces(struct input *in)
 	parts = calloc(blocks, 4);
 	EXPECT(whole && parts);
 	vmf_sums_add_pieces(parts, shift, extents, n, data);
-	vmf_sums_add(whole, shift, 0, file, size);
+	vmf_sums_add(whole, shift, 0, file, size, NULL);
 	EXPECT(!memcmp(whole, parts, 4 * blocks));
 	free(extents);
 	free(file);

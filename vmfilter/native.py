@@ -760,19 +760,19 @@ def _contents(extents: ReadableBuffer, data: ReadableBuffer) -> tuple[Any, int, 
 def make_descriptors(
     sizes: ReadableBuffer,
     shared: ReadableBuffer | None,
-    page_size: int,
     offset: int,
+    page_size: int,
     zero_offset: int,
     codec_flag: int,
     swap: bool,
-) -> tuple[memoryview, int]:
-    """Return the descriptors of pages, and the file offset after their data.
+) -> memoryview:
+    """Return the descriptors of pages.
 
     Args:
         sizes: one u32 per page, from Compressor.compress(), or LOST.
         shared: one u64 per page, the file offset of the data that it shares, or 0; None if no page shares.
-        page_size: bytes.
         offset: file offset of the first page's data.
+        page_size: bytes.
         zero_offset: file offset of the data that all zero pages share.
         codec_flag: flag of compressed pages.
         swap: whether the file is in the opposite byte order.
@@ -785,8 +785,8 @@ def make_descriptors(
         sharing = _read("uint64_t[]", shared)
         _require(len(sharing), count)
     made = ffi.new("struct vmf_descriptor[]", count)
-    end = lib.vmf_descriptors(source, sharing, count, page_size, offset, zero_offset, codec_flag, swap, made)
-    return memoryview(ffi.buffer(made)), end
+    lib.vmf_descriptors(source, sharing, count, page_size, offset, zero_offset, codec_flag, swap, made)
+    return memoryview(ffi.buffer(made))
 
 
 def swap_descriptors(descriptors: WriteableBuffer) -> None:
@@ -1026,7 +1026,26 @@ def records(extents: memoryview, data: ReadableBuffer) -> bytearray:
 # Checksums of a file: csrc/checksum.c
 
 
-def sums_add(sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffer) -> None:
+SUMMED: int = lib.VMF_SUMMED
+"""Bytes after which sums_of() makes the next checksum."""
+
+
+def sums_of(data: ReadableBuffer, known: WriteableBuffer) -> None:
+    """Make checksums of the beginnings of data, so that sums_add() need not read all of them again.
+
+    Args:
+        data: bytes.
+        known: out: one u32 for the first 0, SUMMED, 2 * SUMMED, ... bytes.
+
+    """
+    source, out = _read("uint8_t[]", data), _write("uint32_t[]", known)
+    _require(len(out), len(source) // SUMMED + 1)
+    lib.vmf_sums_of(source, len(source), out)
+
+
+def sums_add(
+    sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffer, known: ReadableBuffer | None = None
+) -> None:
     """Add bytes of a file to the checksums of its blocks.
 
     Args:
@@ -1034,12 +1053,17 @@ def sums_add(sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffe
         shift: log2 of the bytes of a block.
         offset: file offset of the bytes.
         data: the bytes.
+        known: from sums_of(); if data follow n * SUMMED other bytes there, without its first n.
 
     """
     out, source = _write("uint32_t[]", sums), _read("uint8_t[]", data)
-    if len(source):
-        _require(len(out), (offset + len(source) - 1 >> shift) + 1)
-    lib.vmf_sums_add(out, shift, offset, source, len(source))
+    size, beginnings = len(source), ffi.NULL
+    if size:
+        _require(len(out), (offset + size - 1 >> shift) + 1)
+    if known is not None:
+        beginnings = _read("uint32_t[]", known)
+        _require(len(beginnings), size // SUMMED + 1)
+    lib.vmf_sums_add(out, shift, offset, source, size, beginnings)
 
 
 def sums_add_pieces(sums: WriteableBuffer, shift: int, extents: memoryview, data: ReadableBuffer) -> None:

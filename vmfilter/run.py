@@ -323,9 +323,12 @@ class DumpRun:
                     self._passthrough(to.codec) if copies else CompressingWorker,
                 )
             ) as chunks:
-                while (pages := next(chunks, None)) and self._put(writer, pages, to.form.limit):
+                for pages in chunks:
+                    if not self._put(writer, pages, to.form.limit):
+                        break
                     self._tell(writer, kept)
-                    self._check_lost(writer, to.form.max_bad_pages)
+                    if pages.lost:
+                        self._check_lost(writer, to.form.max_bad_pages)
         except BaseException as e:
             if isinstance(e, Exception) or self._stopped:
                 failure_of(writer.settle)

@@ -88,6 +88,29 @@ def test_checksums_of_pieces_in_any_order_are_those_of_the_blocks(
     assert not any(sums[len(blocks) :])
 
 
+@given(
+    first=st.integers(0, 4),
+    size=st.integers(0, 20_000),
+    at=st.integers(0, 1 << 17),
+    shift=st.integers(4, 17),
+    taken=st.booleans(),
+)
+@any_input
+def test_checksums_of_beginnings_make_those_of_any_piece_anywhere(
+    first: int, size: int, at: int, shift: int, taken: bool
+) -> None:
+    data = random.Random(4).randbytes(40_000)
+    known, start = array("I", bytes(4 * (len(data) // native.SUMMED + 1))), first * native.SUMMED
+    native.sums_of(data, known)
+    made, wanted = (array("I", bytes(4 * ((1 << 18 >> shift) + 1))) for _ in range(2))
+    if taken:  # what is there already stays
+        native.sums_add(made, shift, at // 2, data)
+        native.sums_add(wanted, shift, at // 2, data)
+    native.sums_add(made, shift, at, data[start : start + size], memoryview(known)[first:])
+    native.sums_add(wanted, shift, at, data[start : start + size])
+    assert made == wanted
+
+
 @given(parts=st.integers(2, 6), chance=st.randoms(use_true_random=False), level=st.sampled_from([0, 1, 31]))
 @settings(any_input, max_examples=10)
 def test_a_set_in_any_order_is_the_dump_that_was_split(

@@ -7,13 +7,14 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elfbuilder import Elf, Load
 from kdumpbuilder import PAGE, KdumpFile
 from kdumpreader import Kdump
 
-from vmfilter import VmfilterError, filter_dump
+from vmfilter import VmfilterError, filter_dump, native
 from vmfilter.convert import convert_dump
 from vmfilter.errors import NoSpaceError
 from vmfilter.formats.checksum_note import MAGIC
@@ -33,6 +34,7 @@ FORMS = {
     "flattened elf": {"format": "elf", "flatten": True},
     "split": {},
 }
+LIMITED = FORMS.keys() - {"split"}
 
 
 def _contents() -> bytes:
@@ -121,18 +123,77 @@ def test_the_bitmaps_that_a_flip_touches_are_named_with_their_frames(vmcore: Pat
     assert f"sub header and notes, bitmap 1 of frames 0x0-{end:#x}, bitmap 2 of frames 0x0-{end:#x}, " in _blamed(path)
 
 
-def test_a_checksum_is_zlibs_crc_32_without_inversions(vmcore: Path) -> None:
-    (path,) = _made(vmcore, "lzo")
+def _check_by_zlib(path: Path) -> int:
+    """Compare the checksums of a file with zlib's; return the offset of the description."""
     data = bytearray(path.read_bytes())
     at = data.index(MAGIC) - 32
     version, shift, size, offset, blocks, room = struct.unpack_from("<IIQQII", data, at)
     assert (version, shift, size, offset, blocks) == (1, 16, len(data), at, -(-size // BLOCK))
     sums = struct.unpack_from(f"<{room}I", data, at + 56)
-    assert at == Kdump(path).offset_note + 24
     data[at : at + 56 + 4 * room] = bytes(56 + 4 * room)
     data += bytes(-len(data) % BLOCK)
     wanted = [zlib.crc32(data[i : i + BLOCK], 0xFFFFFFFF) ^ 0xFFFFFFFF for i in range(0, len(data), BLOCK)]
     assert list(sums) == wanted + [0] * (room - blocks)
+    return at
+
+
+def test_a_checksum_is_zlibs_crc_32_without_inversions(vmcore: Path) -> None:
+    (path,) = _made(vmcore, "lzo")
+    assert _check_by_zlib(path) == Kdump(path).offset_note + 24
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmfilter.compress.pipeline.CHUNK_BYTES", 7 * PAGE)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    ("form", "limit"), [*((form, None) for form in FORMS), *((form, 300_001) for form in sorted(LIMITED))]
+)
+def test_checksums_are_the_same_for_any_number_of_threads(vmcore: Path, form: str, limit: int | None) -> None:
+    made = []
+    for threads in 1, 2, 5:
+        paths = [vmcore.parent / f"{threads}.{i}" for i in range(3 if form == "split" else 1)]
+        filter_dump(vmcore, paths, level=1, threads=threads, limit=limit, **FORMS[form])  # type: ignore[arg-type]
+        made.append([path.read_bytes() for path in paths])
+        for path in paths if "flattened" not in form else ():
+            _check_by_zlib(path)
+        assert _verified(*paths).covered
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("form", ["none", "zstd", "dedup", "elf"])
+def test_checksums_are_right_if_pages_are_lost(vmcore: Path, form: str) -> None:
+    source = vmcore.parent / "source"
+    filter_dump(vmcore, source, level=0, compress="zlib")
+    data = bytearray(source.read_bytes())
+    for i in (3, 7, 8, 100):  # within a chunk, its last page and the first of the next, any
+        at, size, flags, _ = struct.unpack_from("<QIIQ", data, Kdump(source).descriptors + 24 * i)
+        if flags:
+            data[at : at + size] = bytes(size)
+    source.write_bytes(data)
+    found = filter_dump(source, vmcore.parent / "dump", level=1, **FORMS[form])  # type: ignore[arg-type]
+    assert found.unreadable
+    _check_by_zlib(vmcore.parent / "dump")
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("form", sorted(FORMS.keys() - {"dedup"}))
+def test_no_page_is_read_again_for_its_checksum(vmcore: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers make checksums, and the thread that writes joins them, but where a split set is cut."""
+    again = []
+    add = native.sums_add
+
+    def spy(sums: Any, shift: int, offset: int, data: Any, known: Any = None) -> None:
+        add(sums, shift, offset, data, known)
+        again.append(isinstance(data, memoryview) and known is None)
+
+    monkeypatch.setattr(native, "sums_add", spy)
+    _made(vmcore, form)
+    assert len(again) > 10
+    assert sum(again) <= (form == "split")
 
 
 def test_the_blocks_grow_with_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def find(**others: Any) -> native.DedupTable:
         lambda: native.find_text(bytes(10), 10, 0, b"tex"),
         lambda: native.Compressor("none", 0, PAGE).compress(bytes(2 * PAGE), False, bytearray(2 * PAGE), NO_SIZES),
         lambda: native.Decompressor(PAGE).decompress(bytes(24), bytes(24), bytes(PAGE), bytearray(PAGE - 1)),
-        lambda: native.make_descriptors(array("I", [1, 2]), array("Q", [0]), PAGE, 0, 0, 1, False),
+        lambda: native.make_descriptors(array("I", [1, 2]), array("Q", [0]), 0, PAGE, 0, 1, False),
         lambda: native.extents_of(bytes(48), PAGE, 0, bytearray(47)),
         lambda: native.copy_pages(bytes(24), bytes(24), b"", PAGE, 1, False, bytearray(PAGE - 1), array("I", [0])),
         lambda: native.Decompressor(PAGE).decompress(bytes(24), extent(2, 3), bytes(4), bytearray(PAGE)),
@@ -113,6 +113,8 @@ def find(**others: Any) -> native.DedupTable:
         lambda: find().place(b"\1\1", TWO, 0, bytearray(3), array("Q", [0])),
         lambda: find().place(b"\1\1\1", array("I", [1, 2, 3]), 0, bytearray(6), array("Q", [0, 0, 0])),
         lambda: native.sums_add(array("I", [0, 0]), 4, 30, b"abc"),
+        lambda: native.sums_add(array("I", [0]), 16, 0, bytes(native.SUMMED), array("I", [0])),
+        lambda: native.sums_of(bytes(native.SUMMED), array("I", [0])),
         lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [30, 3, 0])), b"abc"),
         lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [0, 3, 1])), b"abc"),
         lambda: native.records(memoryview(array("Q", [0, 3, 1])), b"abc"),
@@ -162,14 +164,13 @@ def test_a_copy_of_a_mapping_ends_before_the_page_that_raises_sigbus(tmp_path: P
 
 def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
     sizes = array("I", [100, native.LOST, 0, PAGE])
-    made, end = native.make_descriptors(sizes, None, PAGE, 9000, 5000, 1, False)
+    made = native.make_descriptors(sizes, None, 9000, PAGE, 5000, 1, False)
     assert list(struct.iter_unpack("=QIIQ", made)) == [
         (9000, 100, 1, 0),
         (0, 0, 0, 0),
         (5000, PAGE, 0, 0),
         (9100, PAGE, 0, 0),
     ]
-    assert end == 9100 + PAGE
     assert native.data_sizes(memoryview(sizes)) == [100, 0, 0, PAGE]
     assert native.count_sizes(sizes) == (1, 1)
     assert native.count_sizes(array("I", [0, 0, native.LOST, 0])) == (3, 1)

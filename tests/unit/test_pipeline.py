@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 import weakref
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -26,8 +27,10 @@ from vmfilter.compress.thread import Thread
 from vmfilter.formats.codec import CODECS, packer
 from vmfilter.frames.bitmap import Run, runs_in
 from vmfilter.frames.frame_set import Stretch, chunks_of
+from vmfilter.native import SUMMED
 from vmfilter.reader.dump import Dump
 
+NO_BYTES = memoryview(b"")
 CHUNK = CHUNK_BYTES // PAGE
 """Pages per chunk."""
 
@@ -149,13 +152,20 @@ def test_chunks_take_no_more_runs_than_they_need() -> None:
 @pytest.mark.parametrize("count", range(10))
 def test_pages_split_at_any_page(count: int) -> None:
     sizes = memoryview(array("I", [5, 0, 7, 9, 1, 0, 2, 3, 4]))
-    pages = Pages([(10, 3, 20), (50, 1, 3), (60, 5, 7)], sizes, memoryview(bytes(range(31))))
-    first, rest = pages.split(count)
+    stretches, data, none, sums = (
+        [(10, 3, 20), (50, 1, 3), (60, 5, 7)],
+        memoryview(bytes(range(31))),
+        NO_BYTES,
+        NO_BYTES,
+    )
+    first, rest = Pages(stretches, sizes, data, none, none, sums, (), 2).split(count)
     alone = [[(pfn + i, index + i) for pfn, n, index in part.chunk for i in range(n)] for part in (first, rest)]
     assert alone[0] + alone[1] == [(10, 20), (11, 21), (12, 22), (50, 3), *((60 + i, 7 + i) for i in range(5))]
     assert len(alone[0]) == len(first.sizes) == count
     assert bytes(first.data) + bytes(rest.data) == bytes(range(31))
     assert len(first.data) == sum(first.sizes)
+    assert [part.zero for part in (first, rest)] == [part.sizes.tolist().count(0) for part in (first, rest)]
+    assert (first.sums, rest.sums) == (sums, None)  # those of the rest begin anywhere
 
 
 # runs_in
@@ -373,9 +383,13 @@ def test_a_real_codec_packs_the_same_with_any_number_of_threads() -> None:
         sizes, data = bytearray(), bytearray()
         new = lambda: packer(CODECS["zstd"], 1, PAGE)  # noqa: E731
         dump: Any = Memory()
-        for _, s, d, *_ in packed(dump, PAGE, stretches([(3, 2000), (5000, 777)]), new, True, budget(threads)):
-            sizes += s
-            data += d
+        for pages in packed(dump, PAGE, stretches([(3, 2000), (5000, 777)]), new, True, budget(threads)):
+            sizes += pages.sizes
+            data += pages.data
+            assert pages.zero == pages.sizes.tolist().count(0)
+            assert pages.sums is not None
+            for i in range(len(pages.data) // SUMMED + 1):
+                assert pages.sums[i] == zlib.crc32(pages.data[: i * SUMMED], 0xFFFFFFFF) ^ 0xFFFFFFFF
         return bytes(sizes), bytes(data)
 
     assert all_of(1) == all_of(2) == all_of(7)

@@ -14,12 +14,15 @@ from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.frames.frame_set import chunks_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
-from vmfilter.native import LOST, data_sizes
+from vmfilter.native import LOST, SUMMED, data_sizes
 
 if TYPE_CHECKING:
     from vmfilter.formats.codec import Packer
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.reader.dump import Memory
+
+
+_NONE = memoryview(b"")
 
 
 class Lost(NamedTuple):
@@ -38,28 +41,38 @@ class Pages(NamedTuple):
         data: of the pages, one after the other.
         frames: u64 per page: its frame; empty unless requested.
         hashes: u64 per page: of its data; empty unless requested.
+        sums: of data, as native.sums_of() makes them; None if hashes are requested: pages that share lose their data.
         lost: the lost pages among them, in the same order.
+        zero: number of zero pages among them that have no data.
 
     """
 
     chunk: list[Stretch]
     sizes: memoryview
     data: memoryview
-    frames: memoryview = memoryview(b"")
-    hashes: memoryview = memoryview(b"")
+    frames: memoryview = _NONE
+    hashes: memoryview = _NONE
+    sums: memoryview | None = None
     lost: Sequence[Lost] = ()
+    zero: int = 0
 
     def split(self, count: int) -> tuple[Pages, Pages]:
         """Return the first count pages, and the others."""
         used = sum(data_sizes(self.sizes[:count]))
         first, rest = split_chunk(self.chunk, count)
-        _, lost = native.count_sizes(self.sizes[:count])
+        zero, lost = native.count_sizes(self.sizes[:count])
+        sizes, data, frames, hashes = self.sizes, self.data, self.frames, self.hashes
         return (
+            Pages(first, sizes[:count], data[:used], frames[:count], hashes[:count], self.sums, self.lost[:lost], zero),
             Pages(
-                first, self.sizes[:count], self.data[:used], self.frames[:count], self.hashes[:count], self.lost[:lost]
-            ),
-            Pages(
-                rest, self.sizes[count:], self.data[used:], self.frames[count:], self.hashes[count:], self.lost[lost:]
+                rest,
+                sizes[count:],
+                data[used:],
+                frames[count:],
+                hashes[count:],
+                None,
+                self.lost[lost:],
+                self.zero - zero,
             ),
         )
 
@@ -80,32 +93,28 @@ class _Chunk(Task["Worker"]):
     def __init__(self, pages: int, hashed: bool) -> None:
         super().__init__()
         self.stretches: list[Stretch] = []
-        self._out = bytearray(CHUNK_BYTES)
-        self._sizes = array("I", bytes(4 * pages))
-        self._frames = array("Q")
-        self._hashes = array("Q", bytes(8 * pages if hashed else 0))
-        self._count = self._used = 0
-        self._lost: Sequence[Lost] = ()
+        self._out = memoryview(bytearray(CHUNK_BYTES))
+        self._sizes = memoryview(array("I", bytes(4 * pages)))
+        self._hashes = memoryview(array("Q", bytes(8 * pages))) if hashed else None
+        self._sums = memoryview(array("I", bytes(4 * (CHUNK_BYTES // SUMMED + 1))))
+        self._pages = Pages([], self._sizes[:0], self._out[:0])
 
     def do(self, worker: Worker) -> None:
-        self._count, self._used, self._lost = worker.pack(
-            self.stretches, memoryview(self._out), memoryview(self._sizes)
-        )
-        if self._hashes:
-            self._frames = array("Q", (frame for pfn, n, _ in self.stretches for frame in range(pfn, pfn + n)))
-            native.hash_pages(self._out, memoryview(self._sizes)[: self._count], self._hashes)
+        count, used, lost = worker.pack(self.stretches, self._out, self._sizes)
+        sizes, data = self._sizes[:count], self._out[:used]
+        zero, _ = native.count_sizes(sizes)
+        if self._hashes is None:
+            native.sums_of(data, self._sums)
+            self._pages = Pages(self.stretches, sizes, data, _NONE, _NONE, self._sums, lost, zero)
+        else:
+            frames = array("Q", (frame for pfn, n, _ in self.stretches for frame in range(pfn, pfn + n)))
+            native.hash_pages(data, sizes, self._hashes)
+            self._pages = Pages(self.stretches, sizes, data, memoryview(frames), self._hashes[:count], None, lost, zero)
 
     def pages(self) -> Pages:
         """Wait for the chunk, and return its pages. Raises what do() raised."""
         self.wait()
-        return Pages(
-            self.stretches,
-            memoryview(self._sizes)[: self._count],
-            memoryview(self._out)[: self._used],
-            memoryview(self._frames),
-            memoryview(self._hashes)[: self._count],
-            self._lost,
-        )
+        return self._pages
 
 
 class Packed(NamedTuple):

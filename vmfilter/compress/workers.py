@@ -41,12 +41,12 @@ class Task(Generic[W]):
     def wait(self) -> None:
         """Wait until the task is done. Raises what do() raised."""
         self.sleep()
-        error, self._error = self._error, None
-        try:
-            if error is not None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
                 raise error
-        finally:
-            del error  # see vmfilter.errors
+            finally:
+                del error  # see vmfilter.errors
 
     def drop(self) -> None:
         """Forget what do() raised; called once the pool has ended, for a task that nobody waits for."""

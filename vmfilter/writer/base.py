@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Iterator
 
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
-from vmfilter.native import count_sizes
 
 if TYPE_CHECKING:
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet, Stretch
+    from vmfilter.writer.transport.summed import SummedTransport
 
 
 class Written(NamedTuple):
@@ -29,24 +29,11 @@ class Written(NamedTuple):
     shared: int = 0
     lost: int = 0
 
-    def and_these(self, sizes: memoryview, shared: int) -> Written:
-        """Return the counts with more pages.
 
-        Args:
-            sizes: u32 per added page: bytes of its data, 0 for a zero page, LOST for a lost one.
-            shared: number of added pages that share data.
+_STEPS = 64  # states that an account keeps before it asks which of them are final
 
-        """
-        zero, lost = count_sizes(sizes)
-        return Written(self.pages + len(sizes), self.zero + zero, self.shared + shared, self.lost + lost)
-
-
-class _Step(NamedTuple):
-    """A state of the account: it is final once all data before data_end are in the file."""
-
-    data_end: int
-    size: int
-    written: Written
+_Step = tuple[int, int, Written]
+"""A state of an account: offset after the last data, size and pages. It is final once those data are in the file."""
 
 
 class Account:
@@ -58,37 +45,43 @@ class Account:
 
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, transport: SummedTransport) -> None:
         """Start without pages.
 
         Args:
             size: bytes of the dump so far.
+            transport: that the data of pages are given to.
 
         """
         self.size, self.written = self._none = size, Written()
+        self._transport = transport
         self._steps: deque[_Step] = deque()  # only the first is known to be in the file
 
-    def add(self, size: int, sizes: memoryview, data_end: int, landed: int, shared: int = 0) -> None:
+    def add(self, size: int, pages: Pages, data_end: int, sharing: int = 0) -> None:
         """Count more pages.
 
         Args:
             size: bytes of the dump with them.
-            sizes: u32 per page: bytes of its data, 0 for a zero page, LOST for a lost one.
+            pages: the pages.
             data_end: offset after the last data so far.
-            landed: offset before which all data are in the file.
-            shared: number of these pages that share the data of an earlier page.
+            sharing: number of these pages that share the data of an earlier page.
 
         """
-        self.size, self.written = size, self.written.and_these(sizes, shared)
-        if self._steps and self._steps[-1].data_end == data_end:  # only zero pages since: there can be terabytes
-            self._steps.pop()
-        self._steps.append(_Step(data_end, size, self.written))
-        while len(self._steps) > 1 and self._steps[1].data_end <= landed:
-            self._steps.popleft()
+        count, zero, shared, lost = self.written
+        written = Written(count + len(pages.sizes), zero + pages.zero, shared + sharing, lost + len(pages.lost))
+        self.size, self.written = size, written
+        steps = self._steps
+        if steps and steps[-1][0] == data_end:  # only zero pages since: there can be terabytes
+            steps.pop()
+        steps.append((data_end, size, written))
+        if len(steps) > _STEPS:
+            landed = self._transport.landed
+            while len(steps) > 1 and steps[1][0] <= landed:
+                steps.popleft()
 
     def go_back(self, landed: int) -> None:
         """Take back the pages whose data end after landed."""
-        while self._steps and self._steps[-1].data_end > landed:
+        while self._steps and self._steps[-1][0] > landed:
             self._steps.pop()
         self.size, self.written = self._steps[-1][1:] if self._steps else self._none
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from vmfilter import native
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.writer.transport.summed import SummedTransport
 
-_MAX_BYTES = 2 << 20  # of descriptors that are collected
+_MAX_BYTES = (2 << 20) // DESCRIPTOR * 4  # of sizes that are collected: descriptors of 2 MiB
 _MAX_STRETCHES = 1 << 14
 
 
+Make = Callable[[bytearray, bytearray | None, int], memoryview]
+"""Makes descriptors of pages: of their sizes, the offsets of data that they share, and the offset of their own data."""
+
+
 class DescriptorTable:
-    """Descriptors on their way to the file, collected into few writes.
+    """Descriptors on their way to the file. They are made and written many at once.
 
     Attributes:
         start: file offset of the table.
@@ -30,11 +34,14 @@ class DescriptorTable:
 
     """
 
-    def __init__(self, transport: SummedTransport, start: int, pages: int, before: int, pieces: int) -> None:
+    def __init__(
+        self, transport: SummedTransport, make: Make, start: int, pages: int, before: int, pieces: int
+    ) -> None:
         """Reserve room for the table, and write nothing yet.
 
         Args:
             transport: to write to.
+            make: makes descriptors.
             start: file offset of the table.
             pages: number of its descriptors.
             before: number of kept frames in earlier files of a split set.
@@ -44,33 +51,50 @@ class DescriptorTable:
             NoSpaceError: there is not enough room.
 
         """
-        self._transport = transport
+        self._transport, self._make = transport, make
         self.start, self.end = start, start + pages * DESCRIPTOR
         self._origin = start - before * DESCRIPTOR
         self._put = 0  # pages
         self._sent = 0  # pages among them whose descriptors may have been written
         self._pending: list[Stretch] = []
-        self._descriptors = bytearray()  # of their pages
+        self._sizes, self._shared = bytearray(), bytearray()  # of their pages: see put()
+        self._offset = 0  # of the data of their pages
         self._wrong = False  # descriptors of lost pages could not be removed
         if pages:
             transport.reserve(self.start, self.end, pieces)
 
-    def put(self, chunk: list[Stretch], descriptors: memoryview) -> None:
-        """Add the descriptors of a chunk of pages. Raises OutputError if earlier ones cannot be written."""
-        if len(self._descriptors) >= _MAX_BYTES or len(self._pending) >= _MAX_STRETCHES:
+    def put(self, chunk: list[Stretch], sizes: memoryview, shared: array[int] | None, offset: int) -> None:
+        """Add a chunk of pages.
+
+        Args:
+            chunk: their frames.
+            sizes: u32 per page: bytes of its data, 0 for a zero page, LOST for a lost one.
+            shared: u64 per page: offset of the data that it shares, or 0; None if none shares, in any chunk.
+            offset: of their own data, which follow those of the pages before.
+
+        Raises:
+            OutputError: the descriptors of earlier pages cannot be written.
+
+        """
+        if len(self._sizes) >= _MAX_BYTES or len(self._pending) >= _MAX_STRETCHES:
             self.flush()
-        self._descriptors += descriptors
-        self._pending += chunk  # last: if memory runs out, no stretch lacks descriptors
-        self._put += len(descriptors) // DESCRIPTOR
+        if not self._sizes:
+            self._offset = offset
+        if shared is not None:
+            self._shared += shared
+        self._sizes += sizes
+        self._pending += chunk  # last: if memory runs out, no stretch lacks sizes
+        self._put += len(sizes)
 
     def flush(self) -> None:
         """Write all descriptors so far. Raises OutputError if that fails."""
         self._sent = self._put
         if self._pending:
             stretches = array("Q", chain.from_iterable(self._pending))
-            placed = native.place_descriptors(stretches, self._origin, self._descriptors)
+            descriptors = self._make(self._sizes, self._shared or None, self._offset)
+            placed = native.place_descriptors(stretches, self._origin, descriptors)
             self._transport.write_pieces(Pieces(*placed))
-        self._pending, self._descriptors = [], bytearray()
+        self._pending, self._sizes, self._shared = [], bytearray(), bytearray()
 
     def go_back(self, pages: int, order: Iterable[Stretch]) -> None:
         """Remove the descriptors of all but the first pages.
@@ -86,7 +110,7 @@ class DescriptorTable:
         pending = sum(count for _, count, _ in self._pending)
         stay = max(pages - (self._put - pending), 0)
         self._pending, _ = split_chunk(self._pending, stay)
-        del self._descriptors[stay * DESCRIPTOR :]
+        del self._sizes[4 * stay :], self._shared[8 * stay :]
         self._wrong = True
         for start, end in self._ranges(pages, self._sent, order):
             self._transport.forget(start, end)

@@ -43,7 +43,7 @@ from vmfilter.formats.memory_note import MAX_RANGES
 from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.ranges import Range, append, without
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.native import LOST
+from vmfilter.native import LOST, SUMMED
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.notes import EraseInfo, Notes
 from vmfilter.writer.transport.summed import SummedTransport
@@ -103,7 +103,7 @@ class ElfWriter:
         self._memory: list[Range] = []
         self._memory_note = b""
         self._sign = source.arch.abi.sign
-        self._account = Account(0)
+        self._account = Account(0, self._transport)
         self._data_end = 0  # offset after the last page that is not a hole of the file
         self._lost: list[Range] = []  # page frames
         self._loads = sorted(source.loads) or [Load(0, max_mapnr * page_size, 0, _RWX)]
@@ -173,7 +173,7 @@ class ElfWriter:
         self._transport.zeros(at, self._data - at)
         self._transport.reserve(0, self._notes_at)
         self.size = self._data_end = self._data
-        self._account = Account(self.size)
+        self._account = Account(self.size, self._transport)
         return count
 
     def _lay_out(self, layout: ElfClass, segments: int, data_size: int) -> bool:
@@ -216,7 +216,7 @@ class ElfWriter:
         self._leave_out(pages.lost)
         data = pages.data
         done, at = 0, self.size
-        kept = bytes(size != 0 for size in pages.sizes.tolist() if size != LOST)
+        kept = bytes(map(bool, filter(LOST.__ne__, pages.sizes.tolist())))  # no step of Python per page
         i = 0
         while i < len(kept):
             value = kept[i]
@@ -224,7 +224,8 @@ class ElfWriter:
             end = len(kept) if end < 0 else end
             length = (end - i) * self._page_size
             if value:
-                self._transport.stream(at, data[done : done + length])
+                known = pages.sums and pages.sums[done // SUMMED :]  # a page is not smaller
+                self._transport.stream(at, data[done : done + length], known)
                 done += length
                 self._data_end = at + length
             else:
@@ -232,7 +233,7 @@ class ElfWriter:
             at += length
             i = end
         self.size = at
-        self._account.add(at, pages.sizes, self._data_end, self._transport.landed)
+        self._account.add(at, pages, self._data_end)
 
     def settle(self) -> None:
         try:

@@ -24,6 +24,7 @@ If the dump is incomplete, the header is sent again, with the mark.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 
 from vmfilter import native
@@ -193,7 +194,7 @@ class KdumpWriter:
             _Bitmap(self._transport, self._bitmap2 - bitmap_bytes, self._bitmap2, block),
             _Bitmap(self._transport, self._bitmap2, self._descriptors, block),
         )
-        self._account = Account(0)
+        self._account = Account(0, self._transport)
         if transport.is_stream:
             self._transport.write_header(self._main_header(0))
 
@@ -239,11 +240,18 @@ class KdumpWriter:
         self._transport.reserve(0, self._block)
         pages, before = (part.pages, part.before) if part else (count, 0)
         pieces = kept.max_stretches + count // _CHUNK_PAGES
-        self._table = DescriptorTable(self._transport, self._descriptors, pages, before, pieces)
+        make = partial(
+            native.make_descriptors,
+            page_size=self._block,
+            zero_offset=self._zero_at,
+            codec_flag=self._codec.flag,
+            swap=self._source.arch.abi.swapped,
+        )
+        self._table = DescriptorTable(self._transport, make, self._descriptors, pages, before, pieces)
         if share_zero:
             self._transport.write(self.size, bytes(self._block))
             self.size = self.room_for(count, True)
-        self._account = Account(self.size)
+        self._account = Account(self.size, self._transport)
         self._described = self.size  # offset before which the descriptors of all data are in the stream
         return pages
 
@@ -270,13 +278,10 @@ class KdumpWriter:
         if self._deduplicator:
             lowest_pfn = self._part.start_pfn if self._part else 0
             data, shared, sharing = self._deduplicator.share(pages, self.size, lowest_pfn)
-        self._transport.stream(self.size, data)
-        swap = self._source.arch.abi.swapped
-        descriptors, self.size = native.make_descriptors(
-            pages.sizes, shared, self._block, self.size, self._zero_at, self._codec.flag, swap
-        )
-        self._table.put(pages.chunk, descriptors)
-        self._account.add(self.size, pages.sizes, self.size, self._transport.landed, sharing)
+        self._transport.stream(self.size, data, pages.sums)
+        at, self.size = self.size, self.size + len(data)
+        self._table.put(pages.chunk, pages.sizes, shared, at)
+        self._account.add(self.size, pages, self.size, sharing)
 
     def settle(self) -> None:
         try:

@@ -48,7 +48,7 @@ class DirectWriter:
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
         self._full: SimpleQueue[_Piece | None] = SimpleQueue()
         self._buffer: mmap.mmap | None = None  # the one being filled
-        self._offset = self._used = 0  # of that buffer: offset in the file, and bytes in it
+        self._offset = self._used = self._size = 0  # of that buffer: offset in the file, bytes in it and for it
         self._failure: BaseException | None = None
         self._abandoned = False
         self.landed = 0
@@ -73,15 +73,15 @@ class DirectWriter:
             self._hand_over()
             self._offset = offset
         while view:
-            self._raise_failure()
             if self._buffer is None:
+                self._raise_failure()
                 self._buffer = self._free.get()
-            # A buffer that starts inside a block ends with that block, so the next one starts at a block.
-            size = -self._offset % _BLOCK or _BUFFER_BYTES
-            n = min(size - self._used, len(view))
+                # A buffer that starts inside a block ends with that block, so the next one starts at a block.
+                self._size = -self._offset % _BLOCK or _BUFFER_BYTES
+            n = min(self._size - self._used, len(view))
             self._buffer[self._used : self._used + n] = view[:n]
             self._used, view = self._used + n, view[n:]
-            if self._used == size:
+            if self._used == self._size:
                 self._hand_over()
 
     def finish(self) -> None:

@@ -57,24 +57,22 @@ class SummedTransport:
         self._end = 0  # of all bytes that were written
         self._doubtful: list[tuple[int, int]] = []  # ranges that were forgotten
 
-    def _add(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Add bytes to the checksums."""
-        self._sum(offset, data)
-        self._end = max(self._end, offset + len(data))
-
     def _reach(self, end: int) -> None:
         """Join blocks until the table has one for all bytes before end."""
         while end > len(self._sums) << self._shift:
             native.sums_join(self._sums, self._shift)
             self._shift += 1
 
-    def _sum(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        self._reach(offset + len(data))
-        native.sums_add(self._sums, self._shift, offset, data)
+    def _sum(self, offset: int, data: bytes | bytearray | memoryview, known: memoryview | None = None) -> int:
+        """Add bytes to the checksums; return the offset after them."""
+        end = offset + len(data)
+        self._reach(end)
+        native.sums_add(self._sums, self._shift, offset, data, known)
+        return end
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.write(offset, data)
-        self._add(offset, data)  # not before: a write that failed is repeated
+        self._end = max(self._end, self._sum(offset, data))  # not before: a write that failed is repeated
 
     def write_pieces(self, pieces: Pieces) -> None:
         self._below.write_pieces(pieces)
@@ -82,9 +80,10 @@ class SummedTransport:
         native.sums_add_pieces(self._sums, self._shift, pieces.extents, pieces.data)
         self._end = max(self._end, pieces.end)
 
-    def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def stream(self, offset: int, data: memoryview, known: memoryview | None = None) -> None:
+        """See Sink. known: of the data, as for native.sums_add()."""
         self._below.stream(offset, data)
-        self._add(offset, data)
+        self._end = max(self._end, self._sum(offset, data, known))
 
     def take_back(self, offset: int, data: bytes | bytearray) -> None:
         """Take bytes that were written out of the checksums, since others will be written there."""
