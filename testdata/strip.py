@@ -13,6 +13,7 @@ become zeros. OUT is zstd-compressed; tests/support/unpack.py unpacks it.
 from __future__ import annotations
 
 import argparse
+import io
 import pathlib
 
 import zstandard
@@ -100,7 +101,8 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--every", type=int, default=64)
     options = parser.parse_args()
-    with open_dump(options.vmcore) as dump:
+    # Of a file without a descriptor, nothing is read but by read_into(), which pages_read() records.
+    with io.BytesIO(pathlib.Path(options.vmcore).read_bytes()) as file, open_dump(file) as dump:
         wanted = pages_read(dump)
         size = pathlib.Path(options.vmcore).stat().st_size
         parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=27, enable_ldm=True)

@@ -111,6 +111,7 @@ def test_the_lists_lead_to_the_same_zones_as_the_symbol(real: Callable[[str], Pa
             "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE), OFFSET(page._refcount) or OFFSET(page.lru)",
         ),
         ("7.2", "OFFSET(page.private)=56", "OFFSET(page.private)"),  # the order of free blocks
+        ("6.6", "NUMBER(PG_hugetlb)=9", "NUMBER(PG_hugetlb) or the destructor"),
         ("7.2", "OFFSET(page.compound_info)=24", "OFFSET(page.mapping) or OFFSET(page.compound_head)"),
         ("7.2", "OFFSET(page.compound_info)=0", "NUMBER(PG_lru)"),  # a third of the anonymous pages, in many places
     ],
