@@ -193,8 +193,8 @@ class Dwarf(Types):
             start = self._start(place, tag)
             die = None if start is None else self._die(start)
             if die is not None and (tag == _VARIABLE or "DW_AT_declaration" not in die.attributes):
-                own = die.attributes["DW_AT_name"]
-                if own.offset == place and own.value == text[:-1] and self._is_entry(die):
+                own = die.attributes.get("DW_AT_name")  # damaged entries have others than their abbreviation says
+                if own and own.offset == place and own.value == text[:-1] and self._is_entry(die):
                     yield die
 
     def _is_entry(self, die: DIE) -> bool:
@@ -395,8 +395,8 @@ def _text(die: DIE) -> str:
 
 def _count(die: DIE) -> int:
     """Return the number of elements of a dimension; 0 if it does not say."""
-    if "DW_AT_count" in die.attributes:
-        value = die.attributes["DW_AT_count"].value
-    else:
-        value = die.attributes["DW_AT_upper_bound"].value + 1 if "DW_AT_upper_bound" in die.attributes else 0
-    return value if isinstance(value, int) and 0 < value < 1 << 32 else 0
+    for name, more in ("DW_AT_count", 0), ("DW_AT_upper_bound", 1):
+        if name in die.attributes:
+            value = die.attributes[name].value
+            return value + more if isinstance(value, int) and 0 < value + more < 1 << 32 else 0
+    return 0
