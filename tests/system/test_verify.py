@@ -17,6 +17,7 @@ from command import Run
 from elfbuilder import Elf, Load
 from kdumpbuilder import DESCRIPTOR, PAGE, KdumpFile
 from splitbuilder import parts_of, whole_file
+from tinyvmcore import vmcore
 
 import vmfilter
 from vmfilter.reader import open_dump
@@ -110,6 +111,20 @@ def test_a_missing_part_of_a_set_is_incomplete(run: Run, file: KdumpFile, tmp_pa
     lost = sum(100 <= pfn < 200 for pfn in file.pages)
     assert f"pages lost                   : {lost:12}" in ran.out
     assert "incomplete" in ran.out
+
+
+def test_a_split_set_is_one_dump_wherever_its_parts_are_named(run: Run, tmp_path: Path) -> None:
+    vmcore(pages=64).write(tmp_path / "vmcore")
+    source, *parts = (tmp_path / name for name in ("dump", "a", "b", "c"))
+    for new in source, parts:
+        vmfilter.filter_dump(tmp_path / "vmcore", new)
+    for names in [*parts, source], [source, *parts], [parts[2], source, parts[0], parts[1]]:
+        ran = run("verify", *names)
+        assert (ran.status, ran.err) == (0, "")
+        assert ran.out.splitlines() == [f"{source}: whole.", f"{parts[0]} and 2 more: whole."]
+    ran = run("verify", source, *parts[1:])
+    assert ran.status == INCOMPLETE
+    assert "and 1 more: incomplete" in ran.out
 
 
 def test_an_incomplete_dump_is_reported_as_such(run: Run, file: KdumpFile, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from vmfilter.console.output import say, trouble
-from vmfilter.errors import INCOMPLETE, InputError, UsageError, VmfilterError
+from vmfilter.errors import INCOMPLETE, UsageError, VmfilterError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ Job = Callable[["Dump", bool], int]
 
 
 def for_each(names: Sequence[str], job: Job, **how: Any) -> int:
-    """Do a job with each dump that names make: all files of a split set are one dump, others are a dump each.
+    """Do a job with each dump that names make: the files of a split set in a folder are one dump, others a dump each.
 
     Args:
         names: of files.
@@ -26,25 +28,34 @@ def for_each(names: Sequence[str], job: Job, **how: Any) -> int:
         how: arguments of open_dump().
 
     Returns:
-        The exit status of the worst dump. If there are several, the failure of one is printed, and the others follow.
+        The exit status of the worst dump. If there are several, the failure of one is printed, and the others follow,
+        split sets last.
 
     Raises:
         VmfilterError: the only dump cannot be opened, or the job failed.
 
     """
-    worst = 0
-    for some in _sets(names, how):
-        if len(some) == len(names):
-            return _done(some, job, True, how)
-        try:
-            status = _done(some, job, False, how)
-        except UsageError:
-            raise  # it is the same for all
-        except VmfilterError as e:
-            say(trouble(e))
-            status = e.exit_status
-        worst = max(worst, status, key=lambda s: (s != 0, s != INCOMPLETE, s))
-    return worst
+    if len(names) == 1:
+        return _done(names, job, True, how)
+    statuses, sets = list[int](), dict[object, list[str]]()
+    for name in names:
+        statuses.append(_failing(partial(_first, name, job, sets, how)))
+    for parts in sets.values():
+        if len(parts) == len(names):
+            return _done(parts, job, True, how)
+        statuses.append(_failing(partial(_done, parts, job, False, how)))
+    return max(statuses, key=lambda s: (s != 0, s != INCOMPLETE, s))
+
+
+def _failing(job: Callable[[], int]) -> int:
+    """Do the job with one of several dumps; if it fails, say so."""
+    try:
+        return job()
+    except UsageError:
+        raise  # it is the same for all
+    except VmfilterError as e:
+        say(trouble(e))
+        return e.exit_status
 
 
 def _done(names: Sequence[str], job: Job, alone: bool, how: dict[str, Any]) -> int:
@@ -54,17 +65,15 @@ def _done(names: Sequence[str], job: Job, alone: bool, how: dict[str, Any]) -> i
         return job(dump, alone)
 
 
-def _sets(names: Sequence[str], how: dict[str, Any]) -> Iterator[Sequence[str]]:
-    """Yield the names of each dump. The first file tells whether all are one set."""
+def _first(name: str, job: Job, sets: dict[object, list[str]], how: dict[str, Any]) -> int:
+    """Do the job with one of several files, unless it is a part of a split set: then add it to its set."""
     from vmfilter.reader import open_dump
+    from vmfilter.reader.kdump.dump import KdumpDump
+    from vmfilter.reader.kdump.split_set import common
 
-    if len(names) > 1:
-        try:
-            with open_dump(names[0], **how | {"missing_parts": True}) as first:
-                is_set = bool(first.parts)
-        except InputError:
-            is_set = False
-        if not is_set:
-            yield from ([name] for name in names)
-            return
-    yield names
+    with open_dump(name, **how | {"missing_parts": True}) as dump:
+        if not dump.parts or not isinstance(dump, KdumpDump):
+            return job(dump, False)
+        same = common(dump.files[0].main, dump.files[0].sub)
+    sets.setdefault((os.path.dirname(name), *same.values()), []).append(name)
+    return 0
