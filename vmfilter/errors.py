@@ -50,6 +50,7 @@ _TO_READ = {
 """What to do if a file cannot be read."""
 _TO_WRITE = _TO_READ | {
     errno.EACCES: "choose another folder, or run this as root",
+    errno.EEXIST: "choose another name",
     errno.EIO: "if the disk is failing, choose another",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOENT: "make its folder first",

@@ -795,12 +795,15 @@ def test_a_scheduler_whose_keys_are_missing_is_one_line(tmp_path: Path, dump: Pa
     assert result.stderr.startswith("vmfilter: tls://127.0.0.1:1: cannot be reached: TLS expects")
 
 
-def test_a_batch_without_its_packages_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["dask", "cryptography"])
+def test_a_batch_without_its_packages_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
     for name in [name for name in sys.modules if name.startswith("vmfilter.fleet.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.setitem(sys.modules, package, None)
     assert run("batch", "info", "x", "--out", tmp_path).err == (
-        "vmfilter: batch needs dask, which is not installed: pip install 'vmfilter[batch]'\n"
+        f"vmfilter: batch needs {package}, which is not installed: pip install 'vmfilter[batch]'\n"
     )
 
 
@@ -851,8 +854,11 @@ def test_progress_tells_count_speed_and_time_left(monkeypatch: pytest.MonkeyPatc
     now = [0.0]
     monkeypatch.setattr("vmfilter.fleet.progress.time.monotonic", lambda: now[0])
     one = Task(Input("x", "x", 10 << 20), ["x"], "info", "info", "y", {})
-    progress = Progress([one] * 4)
+    progress = Progress([one] * 4, 4)
     now[0] = 10.0
     record = Record("x", "info", 10 << 20, "", "", "failed", 1, [], "", "", 0, {})
     progress.add(record)
     assert str(progress) == "1 of 4, 1 failed, 1.0 MiB/s, 30 s left, after 10 s"
+    of_parts = Progress([one], 2)  # with the set that is made of them
+    now[0] = 20.0
+    assert str(of_parts).startswith("0 of 2, ")

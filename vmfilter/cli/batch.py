@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmfilter.cli.options import FAILURES, LIMITS, NEW, PRINTED, size_of, threads_of
 from vmfilter.errors import UsageError
 from vmfilter.frames.levels import DEFAULT_LEVEL, parse_level
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, import_module
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -140,6 +140,9 @@ def run(options: Namespace) -> int:
         return _report(options)
     try:
         from vmfilter.fleet.batch import Batch
+
+        if options.scheduler is None:
+            import_module("cryptography")  # for TLS between the workers of this machine
     except ModuleNotFoundError as e:
         raise UsageError(f"batch needs {e.name}, which is not installed: pip install 'vmfilter[batch]'") from e
     return _run(Batch(_plan_of(options)), options)
@@ -151,11 +154,11 @@ def _run(batch: Batch, options: Namespace) -> int:
     from vmfilter.console.output import say, show
     from vmfilter.fleet.progress import Progress
 
-    progress, last = Progress(batch.tasks), time.monotonic()
+    progress, last = Progress(batch.tasks, batch.count), time.monotonic()
 
     def began(dashboard: str) -> None:
         if not options.quiet:
-            say(f"{len(batch.tasks)} to do, {batch.skipped} done before; dashboard: {dashboard}")
+            say(f"{batch.count} to do, {batch.skipped} done before; dashboard: {dashboard}")
 
     def told(record: Record) -> None:
         nonlocal last

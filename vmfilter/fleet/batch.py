@@ -59,7 +59,8 @@ class Batch:
     """A batch that can be run.
 
     Attributes:
-        tasks: what is left to do.
+        tasks: what is left to do, but for making one dump of parts.
+        count: number of all tasks that are left.
         skipped: number of dumps, or parts, that are in the manifest of an earlier batch.
         failed: number of those of them that have failed.
 
@@ -87,6 +88,7 @@ class Batch:
         self.skipped = len(tasks) - len(self.tasks)
         last = [self._reassembly(dumps[0])] if plan.reassemble else []
         self._last = self._compared(last[0]) if last else None
+        self.count = len(self.tasks) + (self._last is not None)
         known = [self._known(task) for task in (*tasks, *last) if self._compared(task) is None]
         self.failed = sum(1 for record in known if record and not record.succeeded)
 

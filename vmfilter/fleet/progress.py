@@ -26,9 +26,15 @@ class Progress:
 
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        """Begin. tasks: all that are left to do."""
-        self._tasks = len(tasks)
+    def __init__(self, tasks: Sequence[Task], count: int) -> None:
+        """Begin.
+
+        Args:
+            tasks: what is left to do with inputs.
+            count: number of all tasks that are left.
+
+        """
+        self._tasks = count
         self._bytes = sum(task.input.size or 0 for task in tasks)
         self._read = 0
         self._started = time.monotonic()
