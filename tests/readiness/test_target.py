@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmfilter.errors import UsageError
 from vmfilter.readiness.target import find_target, given, room_at
 
 
@@ -46,8 +47,17 @@ def test_settings_without_a_target_name_none(tmp_path: Path, text: str) -> None:
     assert find_target(tmp_path / "nothing") is None
 
 
+def test_a_target_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in "nothing", "file":
+        with pytest.raises(UsageError, match=r"/\w+' \(--target\) is not a directory; make it first"):
+            given(str(tmp_path / name))
+
+
 def test_the_room_is_that_of_the_nearest_directory(tmp_path: Path) -> None:
-    room, parent = room_at(given(str(tmp_path / "a/b/c"))), room_at(given(str(tmp_path)))
+    below = find_target(root_with(tmp_path, "etc/kdump.conf", "path /a/b/c\n"))
+    assert below
+    room, parent = room_at(below), room_at(given(str(tmp_path)))
     assert room
     assert parent
     assert room.free > 0

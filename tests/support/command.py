@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from vmfilter.cli.parser import Parser
+
 
 class Ran:
     def __init__(self, status: int, out: str, err: str) -> None:
@@ -47,3 +49,10 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
+
+
+def every(parser: Parser, path: str = "") -> Iterator[tuple[str, Parser]]:
+    """Yield the parsers of all subcommands and actions, with their names."""
+    for name, below in parser.commands().items():
+        yield f"{path}{name}", below
+        yield from every(below, f"{path}{name} ")

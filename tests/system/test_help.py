@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 import pytest
-from command import Run
+from command import Run, every
 
 from vmfilter.cli.command import parser_of
-from vmfilter.cli.parser import Parser
 from vmfilter.errors import EXIT_STATUSES
-
-
-def every(parser: Parser, path: str = "") -> Iterator[tuple[str, Parser]]:
-    for name, below in parser.commands().items():
-        yield f"{path}{name}", below
-        yield from every(below, f"{path}{name} ")
-
 
 COMMANDS = {path: parser for path, parser in every(parser_of("")) if path != "makedumpfile"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from command import Run
+from command import Run, every
 from schema import SCHEMA, valid
 
+from vmfilter.cli.command import parser_of
+from vmfilter.cli.parser import Parser
 from vmfilter.frames.classes import PageClass
 from vmfilter.report.data import VERSION
 from vmfilter.report.text import CLASS_NAMES
@@ -30,6 +33,44 @@ def test_commands_that_read(real: Callable[[str], Path], run: Run, command: str,
     assert done.status == 0
     assert next(iter(data)) == "version"
     assert data.keys() == SCHEMA["$defs"][command]["properties"].keys()
+
+
+def test_each_command_that_prints_json_is_in_the_schema() -> None:
+    names = {path.replace(" ", "-") for path, parser in every(parser_of("")) if prints_json(parser)}
+    assert {"stats", "erase", "dmesg", "kdump-status"} <= names
+    assert names <= SCHEMA["$defs"].keys()
+
+
+def prints_json(parser: Parser) -> bool:
+    return any("--json" in action.option_strings for action in parser._actions)
+
+
+def test_each_record_of_the_log(real: Callable[[str], Path], run: Run) -> None:
+    lines = run("dmesg", "--json", real("x86_64-6.12-two-kernels")).out.splitlines()
+    assert len(lines) > 100
+    for line in lines:
+        jsonschema.Draft202012Validator({**SCHEMA, "$ref": "#/$defs/dmesg"}).validate(json.loads(line))
+        assert json.loads(line).keys() == SCHEMA["$defs"]["dmesg"]["properties"].keys()
+
+
+def test_documents_of_several_dumps_say_whose_they_are(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:
+    names = [str(real("x86_64-6.12-small")), str(real("x86_64-6.1"))]
+    for command in "stats", "info", "verify":
+        found, text = [], run(command, "--json", names[0], tmp_path / "none", names[1]).out
+        while text.strip():
+            data, end = json.JSONDecoder().raw_decode(text.lstrip())
+            found.append(data["path"])
+            text = text.lstrip()[end:]
+        assert found == names
+
+
+def test_info_does_not_leave_out_what_is_asked_for(real: Callable[[str], Path], run: Run) -> None:
+    small = real("x86_64-6.12-small")
+    done = run("info", "--vmcoreinfo", "--json", small)
+    assert (done.status, done.out) == (2, "")
+    done = run("info", "--pages", small, small)
+    assert (done.status, done.out) == (2, "")
+    assert "name one dump, or add --json" in done.err
 
 
 def test_filter_and_convert(real: Callable[[str], Path], tmp_path: Path, run: Run) -> None:

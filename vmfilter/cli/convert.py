@@ -35,7 +35,7 @@ def add_to(commands: Commands) -> None:
         ("reassemble", _REASSEMBLE, "make one dump from a split set", _REASSEMBLED),
     ):
         p = commands.add_parser(name, help=said, description=text, examples=examples)
-        add_form(p, "that of DUMP, or zstd if DUMP has none", "NEW")
+        add_form(p, "that of DUMP; zstd if DUMP is ELF", "NEW")
         add_vmcoreinfo(p)
         add_input(p)
         p.add_argument("new", metavar="NEW", help="output file, or - for standard output")

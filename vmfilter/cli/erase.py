@@ -53,7 +53,7 @@ def add_to(commands: Commands) -> None:
         help="erase the symbol NAME whole, up to the next symbol; needs no types; can be repeated",
     )
     add_extension(p)
-    add_form(p, "that of DUMP, or zstd if DUMP has none", "NEW")
+    add_form(p, "that of DUMP; zstd if DUMP is ELF", "NEW")
     add_vmcoreinfo(p)
     add_vmlinux(p)
     add_input(p)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmfilter.cli.options import add_input, add_json, add_vmcoreinfo, threads_of, vmcoreinfo_of
+from vmfilter.cli.options import add_input, add_json, add_vmcoreinfo, count_of, threads_of, vmcoreinfo_of
 from vmfilter.errors import NoSpaceError, UsageError
 from vmfilter.lean import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def add_to(commands: Commands) -> None:
     p.add_argument(
         "--seconds", type=_seconds, default=5.0, metavar="N", help="stop drawing pages after N seconds (default: 5)"
     )
-    p.add_argument("--seed", type=int, metavar="N", help="draw the same pages for the same N (default: random)")
+    p.add_argument("--seed", type=count_of, metavar="N", help="draw the same pages for the same N (default: random)")
     p.add_argument(
         "-j", "--threads", type=threads_of, default=1, metavar="THREADS", help="threads that will filter (default: 1)"
     )

@@ -48,16 +48,22 @@ def add_to(commands: Commands) -> None:
 def run(options: Namespace) -> int:
     """Print the description, return the exit status."""
     from vmfilter.cli.each import for_each
+    from vmfilter.errors import UsageError
 
+    if options.vmcoreinfo and options.json:
+        raise UsageError("--vmcoreinfo prints VMCOREINFO as it is, and --json has it too: use one of them")
     return for_each(options.input, partial(_info, options), missing_parts=True, **vmcoreinfo_of(options))
 
 
 def _info(options: Namespace, dump: Dump, alone: bool) -> int:
     from vmfilter.console.output import hand_out, say
+    from vmfilter.errors import UsageError
     from vmfilter.info import dump_info
     from vmfilter.report.info import info_json
     from vmfilter.report.text import info_line, info_lines
 
+    if options.pages and not (alone or options.json):
+        raise UsageError("--pages has no room in a line: name one dump, or add --json")
     info = dump_info(dump, options.pages, options.search)
     for warning in info.warnings:
         say(f"warning: {warning}")

@@ -83,7 +83,7 @@ def _stats(options: Namespace, wanted: list[tuple[str, str]], dump: Dump, alone:
     else:
         stats = _drawn(dump, options, wanted) if wanted else _measured(dump, options)
         warnings = stats.warnings
-        _print(stats, options, None if alone else dump.path)
+        _print(stats, options, alone)
     for warning in warnings:
         say(f"warning: {warning}")
     return 0
@@ -135,8 +135,8 @@ def _drawer(form: str) -> Callable[[Picture], bytes]:
     return partial(chart, form=form)
 
 
-def _print(stats: Stats, options: Namespace, path: str | None) -> None:
-    """Print the statistics; path: of the dump, if there are several."""
+def _print(stats: Stats, options: Namespace, alone: bool) -> None:
+    """Print the statistics; alone: in full."""
     from vmfilter.console.output import hand_out, one_line
     from vmfilter.report.data import document, stats_data
     from vmfilter.report.stats import stats_line, stats_lines
@@ -144,7 +144,7 @@ def _print(stats: Stats, options: Namespace, path: str | None) -> None:
     if options.json:
         hand_out([document(stats_data(stats))])
     else:
-        hand_out(stats_lines(stats, options.all) if path is None else [stats_line(stats, one_line(path))])
+        hand_out(stats_lines(stats, options.all) if alone else [stats_line(stats, one_line(stats.path))])
 
 
 def _print_runs(dump: Dump) -> list[str]:

@@ -60,6 +60,7 @@ class Stats(NamedTuple):
     """Statistics of memory.
 
     Attributes:
+        path: of the dump.
         usage: page frames by class and kind.
         zero: zero pages, of what level 0 keeps.
         zones: page frames by node and zone, in this order; those whose zone is not known come last.
@@ -70,6 +71,7 @@ class Stats(NamedTuple):
 
     """
 
+    path: str
     usage: Usage
     zero: Zero
     zones: list[ZonePages]
@@ -121,6 +123,7 @@ def measure(dump: Dump, threads: int | None = None, also: Callable[[Stretch], No
     warnings = [*usage.warnings, *zeros.warnings()]
     zones = [ZonePages(zone, by_zone[zone].result(), by_zone[zone].kinds()) for zone in sorted(by_zone, key=_order)]
     return Stats(
+        path=dump.path,
         usage=usage,
         zero=zeros,
         zones=zones,

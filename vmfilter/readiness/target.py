@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from vmfilter.errors import UsageError
 from vmfilter.lean import NamedTuple
 from vmfilter.readiness.files import text_of
 
@@ -44,7 +45,9 @@ class Room(NamedTuple):
 
 
 def given(directory: str) -> Target:
-    """Return the target that an option names."""
+    """Return the target that an option names. Raises UsageError if it is not a directory."""
+    if not os.path.isdir(directory):
+        raise UsageError(f"{directory!r} (--target) is not a directory; make it first, or name the one it will be in")
     return Target(directory, True, "--target", Path(directory))
 
 

@@ -89,6 +89,7 @@ def stats_data(stats: Stats) -> Document:
 
     at = {level: stats.at_level(level) for level in LEVELS}
     return {
+        "path": stats.path,
         **_memory(stats.usage, at[0].present),
         "zero": _classes(stats.zero.counts),
         "unreadable": stats.zero.unreadable,
