@@ -63,7 +63,7 @@ def convert_dump(
     )
     files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
-        to = Destination(dump, files, form, dump.codec())
+        to = Destination(dump, files, form, rules, dump.codec())
         return DumpRun(dump, dump.header.level, False, False, progress, _faults(dump), rules=rules).write(to)
 
 

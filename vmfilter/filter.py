@@ -112,5 +112,5 @@ def filter_dump(
     )
     files = check(output, form, progress)
     with nullcontext(source) if isinstance(source, Dump) else open_dump(source, max_memory=max_memory) as dump:
-        to = Destination(dump, files, form)
+        to = Destination(dump, files, form, rules)
         return DumpRun(dump, level, True, include_pmem_userdata, progress, on_doubt=on_doubt, rules=rules).write(to)

@@ -13,6 +13,7 @@ from vmfilter.reader.flattened import FLATTENED
 from vmfilter.reader.open import read_from
 from vmfilter.reader.source import PreadSource
 from vmfilter.reader.stream import Reader, Stream, rearranged
+from vmfilter.writer.guard import refuse_input
 from vmfilter.writer.output import file_at
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.discard import Discard
@@ -75,11 +76,13 @@ def rearrange(
         OutputError: the file exists, or cannot be written.
 
     """
-    reader = Reader(name, stream)
+    reader, output = Reader(name, stream), os.fspath(output)
     if reader.peek(len(SIGNATURE)) != SIGNATURE:
         begins = f"it begins with {reader.peek(8)!r}" if reader.peek(1) else "it is empty"
         raise InputError(f"{name}: is not flattened: {begins}; vmfilter convert reads dumps in any form")
-    transport = Discard() if dry_run else file_at(os.fspath(output), force, sha256)
+    if not dry_run:
+        refuse_input(output, stream)
+    transport = Discard() if dry_run else file_at(output, force, sha256)
     size, cut = 0, ""
     with published([transport]):
         try:

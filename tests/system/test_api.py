@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -346,6 +347,31 @@ def test_a_file_object_is_empty_after_a_failure(small: Path) -> None:
     with pytest.raises(KeyError):
         vmfilter.filter_dump(small, out, progress=fail)
     assert out.getvalue() == b""
+
+
+@pytest.mark.parametrize("taken", [None, 0, -1, 1 << 30, "all"])
+@pytest.mark.parametrize("seeks", [False, True])
+def test_a_file_object_whose_write_takes_nothing_is_an_error(small: Path, taken: object, seeks: bool) -> None:
+    class Unwilling(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            return taken  # type: ignore[return-value]
+
+        def seekable(self) -> bool:
+            return seeks
+
+    said = f"^<Unwilling>: cannot be written: its write\\(\\) took {taken} of [0-9]+ bytes; give another file(\n|$)"
+    with pytest.raises(vmfilter.OutputError, match=said):
+        vmfilter.filter_dump(small, Unwilling())
+
+
+@pytest.mark.parametrize(("call", "flatten"), [("pwrite", False), ("pwrite", True), ("write", True)])
+def test_a_write_of_the_system_that_takes_nothing_is_an_error(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, flatten: bool
+) -> None:
+    monkeypatch.setattr(os, call, lambda *_: 0)
+    with open(tmp_path / "appended", "ab") as file, pytest.raises(vmfilter.OutputError, match=r"write\(\) took 0 of "):
+        vmfilter.filter_dump(small, file if call == "write" else tmp_path / "new", flatten=flatten)
+    assert os.listdir(tmp_path) == ["appended"]
 
 
 def test_a_file_object_is_not_its_own_output(small: Path, tmp_path: Path) -> None:

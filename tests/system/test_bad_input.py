@@ -705,7 +705,24 @@ def test_an_unusable_standard_output_or_error_changes_nothing(
 
 @pytest.mark.parametrize(
     ("command", "status"),
-    [("dmesg", OUTPUT), ("info", OUTPUT), ("mem-usage", OUTPUT), ("makedumpfile --dump-dmesg -F", 1)],
+    [
+        ("dmesg", OUTPUT),
+        ("info", OUTPUT),
+        ("mem-usage", OUTPUT),
+        ("makedumpfile --dump-dmesg -F", 1),
+        ("makedumpfile --mem-usage", 1),
+        ("makedumpfile --help", 1),
+        ("filter --dry-run", OUTPUT),
+        ("filter --dry-run --json", OUTPUT),
+        ("filter --dry-run -q --stats", OUTPUT),
+        ("filter --json --force VMCORE", OUTPUT),
+        ("convert --json --force VMCORE", OUTPUT),
+        ("verify", OUTPUT),
+        ("verify VMCORE", OUTPUT),
+        ("filter --help", OUTPUT),
+        ("--version", OUTPUT),
+        ("kdump install --dry-run --root", OUTPUT),
+    ],
 )
 @pytest.mark.parametrize("stream", ["/dev/full", "pipe"])
 def test_a_full_standard_output_is_an_error_and_a_closed_pipe_is_not(
@@ -716,11 +733,12 @@ def test_a_full_standard_output_is_an_error_and_a_closed_pipe_is_not(
         logging = Synthetic(flavour=FLAVOURS["5.10"])
         logbuilder.plain(logging, b"<6>[    1.000000] one\n", 1 << 14)
         logging.write(path := tmp_path / "log.vmcore")
+    last = tmp_path / "new" if "--force" in command else tmp_path if "--root" in command else path
     read, write = os.pipe()
     os.close(read)  # the reader has read enough and exits
     out = write if stream == "pipe" else os.open(stream, os.O_WRONLY)
     ran = subprocess.run(
-        [sys.executable, "-m", "vmfilter", *command.split(), path],
+        [sys.executable, "-m", "vmfilter", *command.replace("VMCORE", str(path)).split(), last],
         stdout=out,
         stderr=subprocess.PIPE,
         text=True,

@@ -228,6 +228,41 @@ def test_check_params_does_nothing_else(run: Run) -> None:
     assert (ran.status, ran.out, ran.err) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--config nothere vmcore dumpfile", "nothere: cannot be read: No such file"),
+        ("--config wrong vmcore dumpfile", "wrong:1: "),
+        ("-i nothere vmcore dumpfile", "nothere: cannot be opened: No such file"),
+        ("-i wrong vmcore dumpfile", "wrong: not VMCOREINFO"),
+        ("-x nothere vmcore dumpfile", "nothere: cannot be read: No such file"),
+        ("-x wrong vmcore dumpfile", "wrong: not a vmlinux"),
+        ("-x nothere -g info", "nothere: cannot be read: No such file"),
+        ("-f vmcore /dev/null", "/dev/null: exists and is not a regular file; choose another name"),
+        ("vmcore folder", "folder: exists and is not a regular file; choose another name"),
+        ("--dump-dmesg vmcore folder", "folder: exists and is not a regular file; choose another name"),
+        ("-R folder", "folder: exists and is not a regular file; choose another name"),
+        ("--reassemble a b folder", "folder: exists and is not a regular file; choose another name"),
+        ("--split vmcore same ./same", "two outputs are the same file"),
+    ],
+)
+def test_check_params_refuses_files_that_a_run_would_refuse(run: Run, small: Path, arguments: str, said: str) -> None:
+    Path("folder").mkdir()
+    Path("wrong").write_text("erase\n")
+    ran = run("--check-params", *arguments.split())
+    assert ran.status == 1
+    assert said in ran.out + ran.err
+    form = [] if {"-R", "-g", "--reassemble", "--dump-dmesg"} & {*arguments.split()} else ["-d", 31]
+    assert run(*form, *arguments.replace("vmcore ", f"{small} ").split()).status == 1
+
+
+def test_check_params_takes_what_another_run_may_find(run: Run, tiny: Path) -> None:
+    """VMCORE need not exist, and DUMPFILE may."""
+    Path("erase.conf").write_text("erase (task_struct)init_task.comm\n")
+    ran = run("--check-params", "--config", "erase.conf", "nofile", tiny)
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+
+
 def test_help_lists_every_option_of_the_table(run: Run) -> None:
     ran = run("--help")
     assert ran.status == 0

@@ -90,7 +90,8 @@ def filter_dump(
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short. For source, see open_dump().
         force: replace an existing file; if output is a link, the file that it leads to. A dump that has more memory of
-            the same crash than the source is not replaced, since the two names are swapped then: remove it first.
+            the same crash than the source is not replaced, nor any of it that is compressed as a whole, since the two
+            names are swapped then: remove it first.
         keep_incomplete: if the run ends early while it writes pages (no space, an error, an exception from progress),
             finish the dump with the pages written so far, and mark it incomplete.
         max_bad_pages: number of pages that may be lost because they cannot be read or decompressed. If there are more,

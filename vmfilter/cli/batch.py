@@ -183,7 +183,7 @@ def _report(options: Namespace) -> int:
     from importlib.util import find_spec
 
     from vmfilter.fleet.manifest import read_manifest
-    from vmfilter.writer.output import file_at
+    from vmfilter.writer.output import put, side_file
     from vmfilter.writer.transport.base import published
 
     if find_spec("jinja2") is None:
@@ -191,8 +191,7 @@ def _report(options: Namespace) -> int:
     from vmfilter.fleet.overview import overview
 
     made = overview([record for name in options.input for record in read_manifest(name)])
-    transport = file_at(options.out, options.force)
+    transport = side_file(options.out, options.force, *options.input)
     with published([transport]):
-        transport.write(0, made)
-        transport.sync(len(made))
+        put(transport, made)
     return 0

@@ -6,7 +6,7 @@ import argparse
 
 from vmfilter.cli.parser import Parser
 from vmfilter.cli.plain import COMMANDS
-from vmfilter.console.output import flush, show
+from vmfilter.console.output import hand_out
 from vmfilter.errors import EXIT_STATUSES
 from vmfilter.lean import import_module
 
@@ -24,8 +24,7 @@ class _Version(argparse.Action):
         from vmfilter import __version__
         from vmfilter.formats.codec import availability
 
-        show(f"vmfilter {__version__}", *(f"  {codec:7} {by}" for codec, by in availability().items()))
-        flush()
+        hand_out([f"vmfilter {__version__}", *(f"  {codec:7} {by}" for codec, by in availability().items())])
         parser.exit()
 
 

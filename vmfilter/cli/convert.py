@@ -44,7 +44,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: Namespace, rules: Rules | None = None) -> int:
     """Convert, print the result, return the exit status. rules: what to erase on the way."""
-    from vmfilter.console.output import one_line, say, show
+    from vmfilter.console.output import hand_out, one_line, say, show
     from vmfilter.convert import convert_dump
     from vmfilter.reader import open_dump
     from vmfilter.report.text import cautions, erased, size
@@ -59,7 +59,7 @@ def run(options: Namespace, rules: Rules | None = None) -> int:
     if options.json:
         from vmfilter.report.data import document, dump_data
 
-        show(document(dump_data(result, [options.new], warnings)), aside=options.new == "-")
+        hand_out([document(dump_data(result, [options.new], warnings))], aside=options.new == "-")
     elif not options.quiet:
         pages = result.remaining + result.zero
         show(one_line(f"{options.new}: {pages} pages, {size(result)}.{erased(result)}"), aside=options.new == "-")

@@ -151,7 +151,7 @@ def _rules(options: Namespace) -> Rules | None:
 
 def run(options: Namespace) -> int:
     """Filter, print the report, return the exit status."""
-    from vmfilter.console.output import one_line, say, show
+    from vmfilter.console.output import hand_out, one_line, say, show
     from vmfilter.filter import filter_dump
     from vmfilter.report.text import cautions, coverage, erased, report, size, table
 
@@ -188,12 +188,16 @@ def run(options: Namespace) -> int:
     if options.json:
         from vmfilter.report.data import document, dump_data
 
-        show(document(dump_data(result, outputs, warnings)), aside="-" in outputs)
+        hand_out([document(dump_data(result, outputs, warnings))], aside="-" in outputs)
     else:
         lines = [] if options.quiet else [*report(result), ""]
         if options.stats:
             lines += [*table(result), ""]
         what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
         if lines:
-            show(*lines, one_line(f"{made} {what} {size(result)}.{erased(result)}"), aside="-" in outputs)
+            lines.append(one_line(f"{made} {what} {size(result)}.{erased(result)}"))
+        if options.dry_run:  # nothing else is made
+            hand_out(lines, aside="-" in outputs)
+        elif lines:
+            show(*lines, aside="-" in outputs)
     return NOT_ERASED if result.not_erased else INCOMPLETE if result.incomplete else 0

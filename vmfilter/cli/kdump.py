@@ -134,7 +134,10 @@ def _install(options: Namespace) -> int:
             if "; " not in str(e):  # of what the system refuses, and of nothing to remove
                 raise type(e)(f"{e}; be root, and name the system with --root if it is another") from e.__cause__
             raise
-        show(*map(one_line, done))
+        if options.dry_run:
+            hand_out(map(one_line, done))
+        else:
+            show(*map(one_line, done))
     return 0
 
 

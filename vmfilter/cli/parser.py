@@ -91,6 +91,12 @@ class Parser(argparse.ArgumentParser):
         say(": ".join([*self.prog.split(maxsplit=1)[1:], explained(self, self.given, message)]))
         self.exit(2)
 
+    def print_help(self, file: object = None) -> None:
+        """Print the help. Raises OutputError if that fails."""
+        from vmfilter.console.output import hand_out
+
+        hand_out([self.format_help().rstrip("\n")])
+
     def group(self, title: str) -> argparse._ArgumentGroup:
         """Return the group of options with a title, which is made if it is new."""
         made = (group for group in self._action_groups if group.title == title)

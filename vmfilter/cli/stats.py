@@ -101,19 +101,17 @@ def _drawn(dump: Dump, options: Namespace, wanted: list[tuple[str, str]]) -> Sta
     from vmfilter.measure.memory_map import MemoryMap
     from vmfilter.measure.stats import measure
     from vmfilter.report.picture import picture_of
-    from vmfilter.writer.output import file_at
+    from vmfilter.writer.output import put, side_file
     from vmfilter.writer.transport.base import published
 
     draw = [_drawer(form) for form, _ in wanted]
-    transports = [file_at(path, options.force) for _, path in wanted]
+    transports = [side_file(path, options.force, dump) for _, path in wanted]
     with published(transports):
         memory_map = MemoryMap()
         stats = measure(dump, options.threads, also=memory_map.add)
         picture = picture_of(dump, dump_info(dump), stats, memory_map)
         for drawn, transport in zip(draw, transports, strict=True):
-            made = drawn(picture)
-            transport.write(0, made)
-            transport.sync(len(made))
+            put(transport, drawn(picture))
     return stats
 
 

@@ -62,7 +62,7 @@ def run(options: Namespace) -> int:
 
 
 def _verify(options: Namespace, dump: Dump, alone: bool) -> int:
-    from vmfilter.console.output import hand_out, one_line, say, show
+    from vmfilter.console.output import hand_out, one_line, say
     from vmfilter.reader import open_dump
     from vmfilter.report.text import verification, verification_line
     from vmfilter.verify import verify_dump
@@ -85,7 +85,7 @@ def _verify(options: Namespace, dump: Dump, alone: bool) -> int:
 
         hand_out([document(verify_data(found, path))])
     elif not options.quiet:
-        show(*(verification(found, one_line(path)) if alone else [verification_line(found, one_line(path))]))
+        hand_out(verification(found, one_line(path)) if alone else [verification_line(found, one_line(path))])
         if not alone and len({*options.input}) == 2 and path == options.input[1]:
             say(f"to compare the two: vmfilter verify --against {options.input[0]} {path}")
     return INCOMPLETE if found.whole and found.incomplete else 0 if found.whole else InputError.exit_status

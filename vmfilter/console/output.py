@@ -37,8 +37,12 @@ def show(*lines: str, aside: bool = False) -> None:
     _print("\n".join(lines), sys.stderr if aside else sys.stdout)
 
 
-def hand_out(lines: Iterable[str]) -> None:
+def hand_out(lines: Iterable[str], aside: bool = False) -> None:
     """Print lines that are the command's result. Unlike a report, they must arrive; a closed pipe is no error.
+
+    Args:
+        lines: to print.
+        aside: see show().
 
     Raises:
         OutputError: standard output is closed or cannot be written.
@@ -46,16 +50,17 @@ def hand_out(lines: Iterable[str]) -> None:
     """
     from vmfilter.errors import OutputError, why_not_written
 
-    if sys.stdout is None:
-        raise OutputError("standard output: is closed; redirect it to a file or a pipe")
+    stream, name = (sys.stderr, "standard error") if aside else (sys.stdout, "standard output")
+    if stream is None:
+        raise OutputError(f"{name}: is closed; redirect it to a file or a pipe")
     try:
         for line in lines:
-            print(line)
-        sys.stdout.flush()
+            print(line, file=stream)
+        stream.flush()
     except BrokenPipeError:
         pass
     except OSError as e:
-        raise OutputError(f"standard output: cannot be written: {why_not_written(e)}") from e
+        raise OutputError(f"{name}: cannot be written: {why_not_written(e)}") from e
 
 
 def say(message: str) -> None:

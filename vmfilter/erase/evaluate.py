@@ -259,12 +259,15 @@ class Evaluator:
                 raise KernelError(f"{via} is no pointer to struct {target.type.name}")
 
 
-def _text(file: PlainFile) -> str:
+def commands_in(config: str) -> list[Section]:
+    """Return the sections of a file of commands; config: path or URL. Raises UsageError if it is no such file."""
+    file = PlainFile(config)
     try:
         with TextIOWrapper(file.open(), encoding="utf-8", errors="surrogateescape") as f:
-            return f.read(1 << 21)
+            text = f.read(1 << 21)
     except OSError as e:
         raise UsageError(f"{file.name}: cannot be read: {why_not_opened(file.name, e)}") from e
+    return parse(text, file.name)
 
 
 def plan_of(kernel: Kernel, rules: Rules) -> Plan:
@@ -281,12 +284,11 @@ def plan_of(kernel: Kernel, rules: Rules) -> Plan:
     """
     from vmfilter.kernel.types.debug_info import debug_info
 
-    config = PlainFile(rules.config)
-    sections = parse(_text(config), config.name) if rules.config else []
+    sections = commands_in(rules.config) if rules.config else []
     sections += [parse_expression(text) for text in rules.expressions]
     evaluator = Evaluator(Variables(debug_info(kernel)))
     if rules.config and not sections:
-        evaluator.warnings.append(f"{config.name} has no erase commands")
+        evaluator.warnings.append(f"{PlainFile(rules.config).name} has no erase commands")
     for section in sections:
         evaluator.run(section)
     for symbol in rules.symbols:

@@ -22,3 +22,7 @@ class Rules(NamedTuple):
     expressions: Sequence[str] = ()
     symbols: Sequence[str] = ()
     extensions: Sequence[str] = ()
+
+    def files(self) -> list[str]:
+        """Return the names of all that is read, those of shipped extensions too."""
+        return [*filter(None, [self.config]), *self.extensions]

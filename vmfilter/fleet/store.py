@@ -10,7 +10,7 @@ from vmfilter.errors import OutputError, why_not_written
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.remote import located, shown, why_of
 from vmfilter.reader.source import is_url
-from vmfilter.writer.output import file_at
+from vmfilter.writer.output import file_at, put
 from vmfilter.writer.transport.base import published
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def write(path: str, data: bytes) -> None:
             return
     transport = file_at(path, True)
     with published([transport]):
-        transport.write(0, data)
-        transport.sync(len(data))
+        put(transport, data)
 
 
 def _quoted(path: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vmfilter import __version__
-from vmfilter.console.output import one_line, show
+from vmfilter.console.output import hand_out, one_line, show
 from vmfilter.frames.classes import PageClass
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.makedumpfile import VERSION
@@ -49,6 +49,11 @@ class Messages:
     def common(self, *lines: str) -> None:
         """Print common messages (2)."""
         self._print(_COMMON, lines, self._aside)
+
+    def result(self, lines: Iterable[str]) -> None:
+        """Print common messages (2) that are all that the run makes. Raises OutputError if that fails."""
+        if self._level & _COMMON:
+            hand_out(lines, self._aside)
 
     def error(self, text: str) -> None:
         """Print one error or warning (4)."""

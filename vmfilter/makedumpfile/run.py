@@ -25,10 +25,12 @@ from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_u
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
 from vmfilter.statistics import Statistics
-from vmfilter.writer.output import file_at
+from vmfilter.writer.output import put, side_file
 from vmfilter.writer.transport.base import published
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmfilter.erase.rules import Rules
 
 _COMPLETED, _FAILED, _WRONG_RELEASE = 0, 1, 2
@@ -44,10 +46,11 @@ def run(arguments: Sequence[str]) -> int:
         finally:
             messages.obey(command)
         if command.help or command.version:
-            messages.common(*(help_lines() if command.help else version()))
+            messages.result(help_lines() if command.help else version())
             return _COMPLETED
         check(command)
         if command.check_params:
+            _check_files(command)
             return _COMPLETED
         messages.debug(HEADLINE, one_line(f"command line: makedumpfile {' '.join(arguments)}"), "")
         for name, why in command.unneeded.items():
@@ -79,6 +82,39 @@ def run(arguments: Sequence[str]) -> int:
 def _path(name: str) -> str:
     """Return a path for vmfilter. To makedumpfile, - is a file of that name."""
     return f"./{name}" if name == "-" else name
+
+
+def _check_files(command: Command) -> None:
+    """Check the files of a run that exist before it. Raises VmfilterError if it would refuse one.
+
+    VMCORE need not exist yet, and a DUMPFILE that exists may be gone by then.
+    """
+    from vmfilter.erase.evaluate import commands_in
+    from vmfilter.kernel.types.vmlinux import Vmlinux
+    from vmfilter.reader.open import given_in
+    from vmfilter.reader.plain import PlainFile
+    from vmfilter.writer.output import Form, check
+
+    if command.config:
+        commands_in(command.config)
+    if command.vmcoreinfo:
+        given_in(command.vmcoreinfo)
+    if command.vmlinux:
+        Vmlinux(PlainFile(command.vmlinux)).close()
+    if outputs := [_path(name) for name in _outputs(command)]:
+        check(outputs, Form("kdump", None, False, False, None, None, command.force, True, limit=command.limit), None)
+    for path in outputs:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OutputError(f"{path}: exists and is not a regular file; choose another name")
+
+
+def _outputs(command: Command) -> list[str]:
+    """Return the names of the files that a run makes."""
+    if command.generate:
+        return [command.generate]
+    if command.flatten or command.mem_usage:
+        return []
+    return command.files[:1] if command.rearrange else command.files[-1:] if command.reassemble else command.files[1:]
 
 
 def _opened(command: Command) -> Dump:
@@ -129,17 +165,20 @@ def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
 def _generate(command: Command, messages: Messages) -> str:
     from vmfilter.makedumpfile.generate import generated
 
-    _save("".join(f"{line}\n" for line in generated(_path(command.vmlinux or ""))), command.generate, force=True)
+    _save(
+        "".join(f"{line}\n" for line in generated(_path(command.vmlinux or ""))),
+        command.generate,
+        True,
+        command.vmlinux,
+    )
     return f"The vmcoreinfo is saved to {command.generate}."
 
 
-def _save(text: str, name: str, *, force: bool) -> None:
-    """Write a file. Raises OutputError."""
-    data = text.encode()
-    transport = file_at(_path(name), force)
+def _save(text: str, name: str, force: bool, made_from: Any) -> None:
+    """Write a file that is made from a dump, or another file. Raises OutputError."""
+    transport = side_file(_path(name), force, made_from)
     with published([transport]):
-        transport.write(0, data)
-        transport.sync(len(data))
+        put(transport, text.encode())
 
 
 def _dmesg(command: Command, messages: Messages) -> str:
@@ -165,7 +204,7 @@ def _dmesg(command: Command, messages: Messages) -> str:
     if command.flatten:
         hand_out(lines)
     else:
-        _save("".join(f"{line}\n" for line in lines), name, force=command.force)
+        _save("".join(f"{line}\n" for line in lines), name, command.force, dump)
     return f"The dmesg log is saved to {name}."
 
 
@@ -176,7 +215,7 @@ def _mem_usage(command: Command, messages: Messages) -> str:
         usage, warnings = usage_with_zero(dump, 31)
     for warning in warnings:
         messages.error(f"warning: {warning}")
-    messages.common(*mem_usage(usage))
+    messages.result(mem_usage(usage))
     return ""
 
 

@@ -287,7 +287,7 @@ class Dump(Memory):
         self.close()
 
     def is_file(self, identity: object) -> bool:
-        """Return whether the dump is in the file with this stat() result, or in this file object."""
+        """Return whether the dump is in the file with this stat() result or URL, or in this file object."""
         return self._source.is_file(identity)
 
     def marked_header(self) -> bytes:

@@ -68,7 +68,7 @@ def open_dump(
     if vmcoreinfo is not None and vmcoreinfo_at is not None:
         raise UsageError("VMCOREINFO comes from a file or from an address in memory: give one of them")
     files = files_of(path, "the dump to read", "read")
-    given = None if vmcoreinfo is None else _given(files_of(vmcoreinfo, "the file with VMCOREINFO", "read")[0])
+    given = None if vmcoreinfo is None else given_in(files_of(vmcoreinfo, "the file with VMCOREINFO", "read")[0])
     debug = None if vmlinux is None else files_of(vmlinux, "the kernel's vmlinux", "read")[0]
     if not isinstance(debug, str | None):
         raise UsageError("the kernel's vmlinux: give its path, not a file object")
@@ -89,8 +89,8 @@ def open_dump(
         raise
 
 
-def _given(file: Any) -> Given:
-    """Read a file with VMCOREINFO."""
+def given_in(file: Any) -> Given:
+    """Read a file with VMCOREINFO: a path, a URL or a file object. Raises InputError if that fails, or it is none."""
     from vmfilter.reader.plain import PlainFile
 
     path = PlainFile(name_of(file)).name

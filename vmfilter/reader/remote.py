@@ -242,7 +242,7 @@ class RemoteSource:
             self._files.get().close()
 
     def is_file(self, identity: object) -> bool:
-        return False
+        return identity == self.path
 
 
 def _bytes_of(file: IO[bytes], start: int, end: int) -> bytes:

@@ -84,7 +84,10 @@ class Source(Protocol):
         """Close the file. Later calls do nothing."""
 
     def is_file(self, identity: object) -> bool:
-        """Return whether this is the file with this stat() result, or this file object."""
+        """Return whether this is the file with this stat() result, the one at this URL, or this file object.
+
+        A URL is without its secrets, as in messages.
+        """
 
 
 def is_url(path: str) -> bool:
@@ -141,7 +144,9 @@ class PreadSource:
             self._fd = -1
 
     def is_file(self, identity: object) -> bool:
-        return isinstance(identity, os.stat_result) and os.path.samestat(identity, self._original)
+        if isinstance(identity, os.stat_result):
+            return os.path.samestat(identity, self._original)
+        return identity == self.path  # what a URL names was unpacked
 
     def read_into(self, offset: int, view: memoryview) -> None:
         while view:

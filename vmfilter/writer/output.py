@@ -25,6 +25,7 @@ from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader import Dump
 from vmfilter.reader.source import is_url
+from vmfilter.writer.guard import refuse_dump, refuse_input
 from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, TypeGuard
 
+    from vmfilter.erase.rules import Rules
     from vmfilter.formats.codec import Codec
     from vmfilter.reader import File
     from vmfilter.writer.transport.base import Sink, Transport
@@ -129,18 +131,21 @@ class Destination:
 
     """
 
-    def __init__(self, dump: Dump, files: list[Any], form: Form, keep: Codec | None = None) -> None:
+    def __init__(
+        self, dump: Dump, files: list[Any], form: Form, rules: Rules | None = None, keep: Codec | None = None
+    ) -> None:
         """Settle what depends on the source.
 
         Args:
             dump: the source.
             files: the new file, or the files of a split set, as check() returns them.
             form: as requested.
+            rules: what is erased.
             keep: codec to use if the form names none; None: the default codec.
 
         Raises:
             CodecError: the codec is not available here.
-            OutputError: the new file is the source.
+            OutputError: the new file is the source, or another file that is read.
 
         """
         self.files, self.form = files, form
@@ -150,8 +155,9 @@ class Destination:
         default = keep.name if keep else DEFAULT
         self.codec, self.effort = parse_codec("none" if elf else default if compress is None else compress)
         self.copies = self.codec == keep and ":" not in (compress or "")
-        for file in files:
-            _refuse_same_file(dump, file)
+        inputs = [dump, *(rules.files() if rules else ())]
+        for file in [*files, *(f"{path}.sha256" for path in files if form.sha256)]:
+            refuse_input(file, *inputs)
 
     def budget(self) -> Budget:
         """Return the limits of threads and chunks; they depend on the memory in use now."""
@@ -207,6 +213,30 @@ def file_at(path: str, force: bool, sha256: bool = False) -> FileTransport | Rem
     return HashedFileTransport(path, force)
 
 
+def side_file(path: str, force: bool, *inputs: Any) -> FileTransport | RemoteTransport:
+    """Return a new file that is no dump: a picture, a log. It replaces neither what it is made from nor any dump.
+
+    Args:
+        path: path or URL.
+        force: whether to replace another file.
+        inputs: see refuse_input().
+
+    Raises:
+        OutputError: it would.
+
+    """
+    refuse_input(path, *inputs)
+    if force:
+        refuse_dump(path)
+    return file_at(path, force)
+
+
+def put(transport: FileTransport | RemoteTransport, data: bytes) -> None:
+    """Write a whole file, which published() then names. Raises OutputError if that fails."""
+    transport.write(0, data)
+    transport.sync(len(data))
+
+
 def _standard_output() -> Sink:
     if sys.stdout is None:
         raise OutputError("standard output: is closed; redirect it to a file or a pipe")
@@ -244,17 +274,3 @@ def _sink(fd: int, name: str) -> Sink:
     if stat.S_ISREG(info.st_mode) and not info.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
         return OpenFile(fd, name)
     return DiskSink(fd, name)
-
-
-def _refuse_same_file(source: Dump, file: Any) -> None:
-    identity = file
-    try:
-        if isinstance(file, str):
-            identity = os.stat(file)
-        elif hasattr(file, "fileno"):
-            identity = os.fstat(file.fileno())
-    except (OSError, ValueError):  # there is no such file, or the object is not one of the system
-        pass
-    if source.is_file(identity):
-        name = name_of(file)
-        raise OutputError(f"{name}: is the input, which cannot be replaced while it is read; name another output")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -183,11 +184,18 @@ def path_of(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+def taken(n: object, given: int) -> int:
+    """Return how many bytes a write took of those given. Raises OSError if it took none: no repetition would end."""
+    if isinstance(n, int) and 0 < n <= given:
+        return n
+    raise OSError(errno.ENODATA, f"its write() took {n} of {given} bytes")
+
+
 def write_all(write: Write, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all data at an offset, in as many calls as it takes. Raises OSError if one fails."""
     view = memoryview(data)
     while view:
-        n = write(fd, view, offset)
+        n = taken(write(fd, view, offset), len(view))
         view, offset = view[n:], offset + n
 
 

@@ -14,7 +14,7 @@ import os
 
 from vmfilter.compress.thread import Thread
 from vmfilter.lean import SimpleQueue
-from vmfilter.writer.transport.base import Write, path_of
+from vmfilter.writer.transport.base import Write, path_of, taken
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
 _BUFFER_BYTES = 2 << 20
@@ -144,11 +144,11 @@ class DirectWriter:
         whole = len(view) // _BLOCK * _BLOCK
         if self._direct >= 0 and whole and offset % _BLOCK == 0:
             return self._write_direct(view[:whole], offset)
-        return self._write(self._fd, view, offset)
+        return taken(self._write(self._fd, view, offset), len(view))
 
     def _write_direct(self, view: memoryview, offset: int) -> int:
         try:
-            return self._write(self._direct, view, offset)
+            return taken(self._write(self._direct, view, offset), len(view))
         except OSError as e:
             # On a full disk, part of the data may still fit through the page cache.
             if e.errno not in (errno.EINVAL, errno.ENOSPC):

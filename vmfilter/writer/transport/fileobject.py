@@ -6,7 +6,7 @@ import os
 
 from vmfilter.errors import OutputError, name_of
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.writer.transport.base import Pieces, zeros_in
+from vmfilter.writer.transport.base import Pieces, taken, zeros_in
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +22,8 @@ class ObjectStream:
         self._landed = 0
 
     def _failed(self, e: Exception) -> OutputError:
-        return OutputError(f"{self._name}: cannot be written: {e}; give another file")
+        why = e.strerror if isinstance(e, OSError) and e.strerror else e
+        return OutputError(f"{self._name}: cannot be written: {why}; give another file")
 
     def create(self) -> None:
         pass
@@ -30,7 +31,7 @@ class ObjectStream:
     def _put(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         while view:
-            view = view[self._file.write(view) :]
+            view = view[taken(self._file.write(view), len(view)) :]
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         try:

@@ -8,7 +8,7 @@ import fcntl
 import os
 
 from vmfilter.errors import OutputError, fewer_threads, why_not_written
-from vmfilter.writer.transport.base import write_all
+from vmfilter.writer.transport.base import taken, write_all
 
 _PIPE_BYTES = 1 << 20  # size of a pipe: with the default of 64 KiB, its two ends keep waiting for each other
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socket, a terminal
@@ -44,7 +44,7 @@ class StreamSink:
         view = memoryview(data)
         try:
             while view:
-                n = os.write(self._fd, view)
+                n = taken(os.write(self._fd, view), len(view))
                 view, self._at = view[n:], self._at + n
         except (OSError, MemoryError) as e:
             reason = why_not_written(e) if isinstance(e, OSError) else f"out of memory; {fewer_threads()}"
