@@ -165,25 +165,38 @@ class DumpRun:
         return warnings
 
     def _erase(self, rules: Rules, error: str, strict: bool) -> None:
-        """Find what to erase. Raises KernelError if the kernel is not understood; if strict, also if anything fails."""
+        """Find what to erase, keep and drop.
+
+        Args:
+            rules: what the user says.
+            error: why the kernel is not understood.
+            strict: whether a rule that fails to erase is an error.
+
+        Raises:
+            KernelError: the kernel or its symbols are not found, and a rule may erase; or, if strict, one fails.
+
+        """
         from vmfilter.erase.evaluate import plan_of
         from vmfilter.erase.plan import ErasedMemory
+        from vmfilter.extension import load
 
         path = self._dump.path
+        load.check(rules.extensions)
         try:
             if self._kernel is None:
                 raise KernelError(error or "its kernel is unknown")
-            self._plan = plan = plan_of(self._kernel, rules)
+            plan = plan_of(self._kernel, rules)
             if rules.extensions:
-                from vmfilter.extension.load import extend
-
-                extend(plan, self._dump, self._kernel, rules.extensions)
+                load.extend(plan, self._dump, self._kernel, rules.extensions)
         except KernelError as e:
+            if not any(rules._replace(extensions=())) and not any(map(load.may_erase, rules.extensions)):
+                self._warnings.append(f"{path}: {e}; so extensions keep and drop nothing")
+                return
             raise KernelError(f"{path}: {e}; so nothing can be erased: vmfilter info says what the dump has") from e
         if strict and plan.failures:
             raise KernelError(f"{path}: {plan.failures[0]}, and no dump is made: mend that rule, or leave it out")
         self._warnings += [f"{path}: {said}" for said in (*plan.failures, *plan.warnings)]
-        self._memory = ErasedMemory(self._dump, plan)
+        self._plan, self._memory = plan, ErasedMemory(self._dump, plan)
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
         """Return the classes that must not be excluded, and warn."""

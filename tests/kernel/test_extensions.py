@@ -16,10 +16,11 @@ from kernelbuilder import Synthetic
 from secretbuilder import Secrets
 from typesbuilder import UNION, Types, debugged
 
+from vmfilter.crash.tasks import Task
 from vmfilter.errors import NOT_ERASED
 from vmfilter.extension import KernelError, Machine, shipped, walk
 from vmfilter.extension import machine as machine_module
-from vmfilter.extension.shipped import SHIPPED
+from vmfilter.extension.shipped import SHIPPED, user_stack
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.reader import open_dump
@@ -309,6 +310,25 @@ def test_one_that_fails_erases_what_it_had_found_and_others_are_obeyed(
     assert b"SECRET name" in (tmp_path / "dump").read_bytes()
 
 
+def test_one_that_only_keeps_and_drops_fails_with_a_warning_and_the_dump_is_made(
+    vmcore: Path, real: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    path = Path(extension(tmp_path, "machine.drop_frames(0, 1 << 20)", "machine.symbol('nothing')"))
+    path.write_text(path.read_text() + "\n\nERASES = False\n")
+    for command in "filter", "erase":
+        ran = run(command, "--force", "--extension", path, vmcore, tmp_path / "dump")
+        assert (ran.status, "NOT ALL" in ran.out) == (0, False)
+        assert ran.err.endswith("there is no symbol 'nothing'; so it keeps and drops nothing\n")
+    ran = run("filter", "--extension", path, "--extension", "user_stack", real("x86_64-5.10"), tmp_path / "new")
+    assert (ran.status, "so extensions keep and drop nothing\n" in ran.err) == (0, True)
+    ran = run("filter", "--extension", path, "--extension", "keys", real("x86_64-5.10"), tmp_path / "none")
+    assert (ran.status, "so nothing can be erased" in ran.err) == (5, True)
+    path.write_text(
+        path.read_text().replace("machine.symbol('n", "machine.erase(machine.symbol('array_var'), 8)\n    n")
+    )
+    assert run("filter", "--force", "--extension", path, vmcore, tmp_path / "dump").status == NOT_ERASED
+
+
 def test_what_one_prints_is_not_on_standard_output_where_the_dump_may_go(
     vmcore: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -393,6 +413,54 @@ def test_keys_of_keyrings_and_copies_of_them_are_nowhere(run: Run, tmp_path: Pat
     assert ran.status == 5
     assert "1 keys are not erased: the payload of a key at 0x" in ran.err
     assert " is in no slab cache, and no dump is made: mend that rule, or leave it out\n" in ran.err
+
+
+@pytest.mark.parametrize("form", ["", "fred_frame", "not there", "no sp"])
+def test_user_stack_keeps_from_the_stack_pointer_up_or_says_that_it_found_none(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """The process's page tables are the kernel's, so its areas are where the kernel has memory."""
+    c = Scene()
+    t, size = c.types, c.s.page
+    t.struct("pt_regs", {"ax": "long", "regs" if form == "no sp" else "sp": "long", "ss": "long"})
+    if form == "fred_frame":
+        t.struct("fred_frame", {"regs": "pt_regs", "info": "long[2]"})
+    t.struct("vm_area_struct", {"vm_start": "long", "vm_end": "long", "vm_next": "pointer"})
+    t.struct("mm_struct", {"pgd": "pointer", "mmap": "pointer"})
+    t.struct("signal_struct", {"thread_head": "list_head"})
+    members = {"mm": "pointer", "signal": "pointer", "stack": "pointer", "pid": "u32", "thread_node": "list_head"}
+    t.struct("task_struct", members)
+    at = c.s.memory.take(4 * size)
+    c.s.memory.write(at, b"x" * 4 * size)
+    for frame in range(at // size, at // size + 4):
+        c.s.put(frame, "lru", mapping=ANONYMOUS)
+    start, top = c.s.linear(at), t.sizes["fred_frame" if form == "fred_frame" else "pt_regs"]
+    stack = c.put(bytes(2 * size))
+    registers = b"" if form == "no sp" else t.pack("pt_regs", sp=0 if form == "not there" else start + size + 8)
+    c.write_at(stack + 2 * size - top, registers)
+    area = c.put(t.pack("vm_area_struct", vm_start=start, vm_end=start + 4 * size))
+    mm = c.put(t.pack("mm_struct", pgd=c.s.linear(c.s.tables.root), mmap=area))
+    signal = c.put(bytes(16))
+    task = c.put(t.pack("task_struct", mm=mm, signal=signal, stack=stack, pid=7))
+    link = task + t.offsets["task_struct"]["thread_node"]
+    c.write_at(signal, struct.pack("<QQ", link, link))
+    c.write_at(link, struct.pack("<QQ", signal, signal))
+    found = Task(task, 7, "init", "R", 0, True, stack, 0)
+    for name, value in (("panic_cpu", 0), ("current", found), ("stack_size", 2 * size)):
+        monkeypatch.setattr(user_stack, name, lambda *_, value=value: value)
+    ran = run("filter", "-d", 31, "--extension", "user_stack", c.write(tmp_path / "vmcore"), tmp_path / "dump")
+    with open_dump(tmp_path / "dump") as dump:
+        held = [dump.read(at + i * size, size) is not None for i in range(4)]
+    said = {
+        "not there": "the memory of PID 7 has no stack at its stack pointer, so none is kept; report it\n",
+        "no sp": "is not known to vmfilter; use crash; so it keeps and drops nothing\n",
+    }
+    assert (ran.status, held) == (0, [False, *[form not in said] * 3])
+    assert ran.err.endswith(said.get(form, ""))
+    assert bool(ran.err) == (form in said)
+    monkeypatch.setattr(user_stack, "current", lambda *_: None)
+    ran = run("filter", "--force", "--extension", "user_stack", tmp_path / "vmcore", tmp_path / "dump")
+    assert "the task that panicked is not in the dump, so no user stack is kept" in ran.err
 
 
 class WithModule(Scene):
@@ -529,8 +597,8 @@ def test_zfs_arc_drops_the_pages_of_buffers(run: Run, tmp_path: Path) -> None:
     assert missing(run, tmp_path, c, "zfs_arc") == c.frames
     c.word(more, more | 1)
     ran = run("erase", "--force", "--extension", "zfs_arc", c.write(tmp_path / "vmcore"), tmp_path / "dump")
-    assert ran.status == 5
-    assert f"the scatterlist at {more:#x} leads to a chain of chains; so not all that it would erase" in ran.err
+    assert ran.status == 0
+    assert f"the scatterlist at {more:#x} leads to a chain of chains; so it keeps and drops nothing" in ran.err
 
 
 @pytest.mark.parametrize("name", ["gpu", "zfs_arc"])

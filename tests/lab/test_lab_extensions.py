@@ -24,7 +24,7 @@ from drgn.helpers.linux import (
 from judges import debug_vmlinux
 
 from vmfilter.extension import Machine, walk
-from vmfilter.extension.load import rules_of
+from vmfilter.extension.load import load
 from vmfilter.kernel.search import understand
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.reader import open_dump
@@ -93,7 +93,7 @@ def test_keys_are_found_and_erased(
     lab: Lab, machine: Callable[[str], Machine], run: Run, tmp_path: Path, name: str
 ) -> None:
     m = machine(name)
-    rules_of("keys")(m)
+    load("keys").rules(m)
     assert m.warnings == []
     assert m.pieces
     made = tmp_path / "dump"
@@ -113,3 +113,15 @@ def test_the_user_stack_of_the_panicking_task_is_in_the_dump(lab: Lab, run: Run,
         top = task.stack.value_() + 16384 - drgn.sizeof(kind)
         read.append(access_process_vm(task, drgn.Object(p, kind, address=top).sp.value_(), 512))
     assert read[0] == read[1]
+
+
+def test_the_user_stack_is_found_where_the_kernel_is_built_with_fred(
+    machine: Callable[[str], Machine], lab: Lab, run: Run, tmp_path: Path
+) -> None:
+    m, made = machine("x86-7.2"), tmp_path / "dump"
+    load("user_stack").rules(m)
+    assert m.warnings == []
+    assert m.kept
+    assert run("filter", "-q", "-d", 31, "--extension", "user_stack", lab("x86-7.2"), made).status == 0
+    with open_dump(made) as dump:
+        assert all(dump.read(a * m.page_size, (b - a) * m.page_size) is not None for a, b in m.kept)

@@ -1,4 +1,8 @@
-"""Extensions: found, run, and their rules gathered. One that fails erases what it had found, and does no more."""
+"""Extensions: found, run, and their rules gathered. One that fails erases what it had found, and does no more.
+
+A dump without what a failed one would keep or drop is good; one with what it would erase is not. So one that defines
+ERASES as False, since it never erases, fails with a warning and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,32 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 
-def rules_of(name: str) -> Any:
-    """Return what an extension defines as rules, None if that is nothing; name: a shipped extension, or a path."""
+def load(name: str) -> Any:
+    """Return the module of an extension; name: a shipped extension, or a path."""
     if name in SHIPPED:
-        return import_module(f"vmfilter.extension.shipped.{name}").rules
+        return import_module(f"vmfilter.extension.shipped.{name}")
     module = ModuleType(f"extension {name}")
     module.__file__ = name
     sys.modules[module.__name__] = module  # where dataclasses look for it
     with open(name, "rb") as file:
         exec(compile(file.read(), name, "exec", dont_inherit=True), module.__dict__)
-    return getattr(module, "rules", None)
+    return module
+
+
+def check(names: Sequence[str]) -> None:
+    """Check the names of extensions. Raises UsageError if there is none so named."""
+    for name in names:
+        if name not in SHIPPED and not os.path.isfile(name):
+            raise UsageError(f"extension {name:.200}: no such file, and none of {', '.join(SHIPPED)}")
+
+
+def may_erase(name: str) -> bool:
+    """Return whether an extension may erase something, as every one may that cannot be loaded."""
+    try:
+        with redirect_stdout(sys.stderr):  # the new dump may go to standard output
+            return getattr(load(name), "ERASES", True) is not False
+    except (Exception, SystemExit):
+        return True
 
 
 def extend(plan: Plan, dump: Dump, kernel: Kernel, names: Sequence[str]) -> None:
@@ -44,26 +64,25 @@ def extend(plan: Plan, dump: Dump, kernel: Kernel, names: Sequence[str]) -> None
         names: of shipped extensions, or paths of others.
 
     Raises:
-        UsageError: there is no such extension.
         KernelError: the kernel's symbols cannot be found, or are not in the dump.
 
     """
-    for name in names:
-        if name not in SHIPPED and not os.path.isfile(name):
-            raise UsageError(f"extension {name:.200}: no such file, and none of {', '.join(SHIPPED)}")
     info = debug_info(kernel)
     for name in names:
-        machine = Machine(dump, kernel, info)
+        machine, module = Machine(dump, kernel, info), None
         try:
-            with redirect_stdout(sys.stderr):  # the new dump may go to standard output
-                rules = rules_of(name)
-                if not callable(rules):
+            with redirect_stdout(sys.stderr):
+                module = load(name)
+                if not callable(getattr(module, "rules", None)):
                     raise KernelError("it defines no function rules()")
-                rules(machine)
+                module.rules(machine)
         except (Exception, SystemExit) as e:
             kind = "" if isinstance(e, KernelError) else f"{type(e).__name__}: "
             failed = f"extension {name} failed: {kind}{e}".partition("\n")[0]
-            plan.failures.append(f"{failed}; so not all that it would erase is erased")
+            if getattr(module, "ERASES", True) is False and not (machine.pieces or machine.secrets):
+                plan.warnings.append(f"{failed}; so it keeps and drops nothing")
+            else:
+                plan.failures.append(f"{failed}; so not all that it would erase is erased")
             machine.kept, machine.dropped = [], []
         plan.extend(name, machine.pieces, machine.secrets, machine.kept, machine.dropped)
         plan.failures += [f"extension {name}: {failure}" for failure in machine.failures]

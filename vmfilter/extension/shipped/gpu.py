@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from vmfilter.extension import Machine, walk
 
+ERASES = False
 _PRIORITIES = 4  # TTM_MAX_BO_PRIORITY
 _RESOURCE = 0  # TTM_LRU_RESOURCE; other entries of a list only mark places
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from vmfilter.extension import KernelError, Machine
 
+ERASES = False
 _LINEAR = 1  # ABD_FLAG_LINEAR
 _CHAIN = 1  # SG_CHAIN; SG_END is 2
 _MOST = 1 << 24  # headers in a chain, entries of a scatterlist
