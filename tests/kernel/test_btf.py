@@ -236,8 +236,25 @@ def test_the_command_prints_a_structure(run: Run, tmp_path: Path) -> None:
             {"name": "prev", "offset": 8, "size": 8, "type": "void *"},
         ],
     }
-    ran = run("struct", dump, "list_tail")
-    assert (ran.status, "have no structure or union 'list_tail'" in ran.err) == (5, True)
+    ran = run("struct", dump, "nothing")
+    assert (ran.status, "have no structure or union 'nothing'; give a name as C has it\n" in ran.err) == (5, True)
+    for wrong in "list_heda", "struct list_heda":
+        assert run("struct", dump, wrong).err.endswith(f"no structure or union '{wrong}'; did you mean list_head?\n")
+
+
+def test_a_structure_without_a_name_is_not_what_an_empty_name_means(run: Run, tmp_path: Path) -> None:
+    s, t = Synthetic(), Types()
+    t.struct("", {"counter": "int"})
+    t.struct("outer", {"": ""})
+    debugged(s, t)
+    dump = s.write(tmp_path / "dump")
+    for name in "", " ":
+        ran = run("struct", dump, name)
+        assert (ran.status, "the name of the structure is empty: give one" in ran.err) == (2, True)
+    assert run("struct", dump, "struct ").status == 5
+    btf = read(t, LE64)
+    assert btf.field(t.numbers["outer"], "counter") == Field(0, 4, is_signed=True)
+    assert (btf.find(""), btf.find("struct "), btf.field(t.numbers["outer"], "")) == (None, None, None)
 
 
 def test_symbols_without_types_say_so_of_modules(run: Run, tmp_path: Path) -> None:

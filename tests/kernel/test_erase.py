@@ -165,6 +165,40 @@ def test_with_vmlinux_symbols_need_no_type(vmcore: Callable[[str], Path], tmp_pa
             assert changes(pages(dump), pages(ErasedMemory(dump, plan))) == wanted, commands
 
 
+NUMBERS = {
+    "BTF": {"(char)": 1, "(short int)": 2, "(int)": 4, "(const int)": 4, "(long int)": 8, "(long)": 8, "(u64 [2])": 16},
+    "DWARF": {
+        **{"(char)": 1, "(signed char)": 1, "(unsigned char [3])": 3, "(short)": 2, "(unsigned)": 4, "(int)": 4},
+        **{"(unsigned long)": 8, "(long unsigned int)": 8, "(const volatile long)": 8, "(unsigned long long)": 8},
+        **{"(long *)": 8, "(enum color)": 4, "(color)": 4, "(word_t)": 8},
+    },
+}
+
+
+@pytest.mark.parametrize("types", NUMBERS)
+def test_a_type_that_is_no_structure_is_found_as_c_writes_it(
+    vmcore: Callable[[str], Path], tmp_path: Path, types: str
+) -> None:
+    pytest.importorskip("elftools")
+    s = scene()
+    addresses = {"_stext": s.s.linear(s.s.ram + 0x1000), "other": s.s.linear(0x3000000), **s.symbols}
+    unit = """
+    char a; signed char b; unsigned char c; short d; unsigned e; int f; unsigned long g; long h; unsigned long long i;
+    enum color { RED } j; typedef long word_t; word_t k;
+    """
+    file = linked(tmp_path / "vmlinux", [unit], addresses, s.types.build() if types == "BTF" else b"")
+    with open_dump(vmcore("x86_64"), vmlinux=str(file)) as dump:
+        kernel = understand(dump).kernel
+        assert kernel is not None
+        for declared, size in NUMBERS[types].items():
+            name = "to_first" if "*" in declared else "array_var"
+            plan = plan_of(kernel, vmfilter.Rules(expressions=[declared + name]))
+            assert (plan.size, plan.failures) == (size, []), declared
+        plan = plan_of(kernel, vmfilter.Rules(expressions=["(unsigned nothing)array_var", "(char*)pointers"]))
+        assert "no structure or union 'unsigned nothing'" in plan.failures[0]
+        assert plan.size == len(s.places["string 0"][1])
+
+
 def test_vmlinux_without_dwarf_is_said_and_a_list_needs_none(
     vmcore: Callable[[str], Path], run: Run, tmp_path: Path
 ) -> None:

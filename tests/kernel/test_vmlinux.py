@@ -159,7 +159,7 @@ def test_dwarf_has_the_compilers_types(tmp_path: Path, options: list[str]) -> No
     assert inner is not None
     assert [types.type_name(m.type, m.name) for m in types.members(inner)] == ["short int a", "char text[3][5]"]
     assert types.enumerators("pageflags") == {"PG_locked": 0, "PG_head": 6, "PG_below": -1}
-    assert types.find("no_such_structure") is None
+    assert [types.find(name) for name in ("no_such_structure", "", "struct ")] == [None] * 3
 
 
 def test_units_that_only_use_a_name_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmfilter.cli.options import add_vmcoreinfo, add_vmlinux
+from vmfilter.errors import UsageError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ the dump itself if the kernel was built with CONFIG_DEBUG_INFO_BTF; -x gives its
 vmlinux otherwise."""
 _EXAMPLES = {
     "vmfilter struct vmcore task_struct": "its members, with offsets",
-    'vmfilter struct vmcore "union thread_union"': "a union",
+    'vmfilter struct vmcore "union sigval"': "a union",
 }
 
 
@@ -33,7 +34,7 @@ def add_to(commands: Commands) -> None:
     add_vmcoreinfo(p)
     add_vmlinux(p)
     p.add_argument("input", nargs=1, metavar="DUMP", help="input, or - for standard input")
-    p.add_argument("name", metavar="NAME", help='its name: task_struct, or "union thread_union"')
+    p.add_argument("name", metavar="NAME", help='its name: task_struct, or "union sigval"')
     p.set_defaults(run=run, command="struct")
 
 
@@ -44,6 +45,8 @@ def run(options: Namespace) -> int:
     from vmfilter.kernel.types.modules import find_type
     from vmfilter.report.types import struct_json, struct_lines
 
+    if not options.name.strip():
+        raise UsageError("the name of the structure is empty: give one as C has it, such as task_struct")
     with debugged(options) as (_, info):
         btf, number = find_type(info.need_structures(), info.symbols, options.name)
         lines = [struct_json(btf, number)] if options.json else list(struct_lines(btf, number))

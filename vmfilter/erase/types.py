@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vmfilter.kernel.types.model import Types
 
 _POINTER = -1
+_QUALIFIERS = {"const", "volatile"}
+_INTEGER = {"signed", "unsigned", "char", "short", "long", "int"}
 _DECLARED = re.compile(
     r"(?P<name>(?:(?:struct|union)\s+)?\w+(?:\s+\w+)*?)\s*(?P<stars>[*\s]*)(?P<counts>(?:\[\d{1,9}\]\s*)*)"
 )
@@ -121,6 +123,19 @@ def _defined(types: Types, number: int) -> int:
     return number if found is None else found
 
 
+def _spellings(name: str) -> list[str]:
+    """Return what compilers call a type that is no structure: gcc "long unsigned int", clang "unsigned long"."""
+    words = name.split()
+    if not _INTEGER.issuperset(words):
+        return [] if words[0] in ("struct", "union") else [name.removeprefix("enum ")]
+    if "char" in words:
+        return [name]
+    size = [word for word in words if word in ("short", "long")]
+    sign = ["unsigned"] * ("unsigned" in words)
+    gcc, clang = [*size, *sign, "int"], [*sign, *(size or ["int"])]
+    return [" ".join(gcc), " ".join(clang)][: 1 + (gcc != clang)]
+
+
 class Variable(NamedTuple):
     """Something in memory.
 
@@ -165,9 +180,9 @@ class Variables:
         types = structures.types
         if name == "void":
             return Type(types, 0)
-        number = types.find(name)
-        if number is None and " " not in name:
-            number = types.named(name)
+        number = None if _INTEGER.issuperset(name.split()) else types.find(name)  # these words name no structure
+        for spelled in _spellings(name):
+            number = types.named(spelled) if number is None else number
         return (
             type_of(types, number) if number is not None else type_of(*find_type(structures, self.info.symbols, name))
         )
@@ -184,7 +199,7 @@ class Variables:
             raise KernelError(f"({text:.80}) is no type: write (STRUCT), (TYPE *) or (TYPE [COUNT])")
         forms = [int(count) for count in re.findall(r"\d+", match["counts"])]
         forms += [_POINTER] * match["stars"].count("*")
-        found = self.named(" ".join(match["name"].split()))
+        found = self.named(" ".join(word for word in match["name"].split() if word not in _QUALIFIERS))
         return found._replace(forms=(*forms, *found.forms))
 
     def symbol(self, name: str, module: str, declared: str, assumed: str = "") -> Variable:

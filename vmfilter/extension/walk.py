@@ -203,11 +203,7 @@ def _objects(cache: Object, slab: Object, start: int) -> Iterator[Allocation]:
 
 def _slab_struct(machine: Machine) -> str:
     """Return what a slab's struct page is called: d122019bf061 ("mm: Split slab into its own type"), v5.17."""
-    try:
-        machine.size("slab")
-    except KernelError:
-        return "page"
-    return "slab"
+    return "page" if machine.info.need_structures().types.find("slab") is None else "slab"
 
 
 def _linear_offset(machine: Machine) -> int:

@@ -135,6 +135,8 @@ class Btf(Types):
 
     def find(self, name: str) -> int | None:
         word, _, rest = name.rpartition(" ")
+        if not rest:  # a structure without a name has none to be found by
+            return None
         wanted = rest.encode("latin-1", "replace")
         for is_struct in (True, False) if not word else (word == "struct",):
             number = self._composites.get((is_struct, wanted))
@@ -144,6 +146,9 @@ class Btf(Types):
         if number is None and self._base is not None:
             return self._base.find(name)
         return number
+
+    def names(self) -> Iterator[str]:
+        return (name.decode("latin-1") for _, name in self._composites if name)
 
     def _typedef(self, name: bytes) -> int | None:
         """Return the number of the structure or union to which a typedef leads."""

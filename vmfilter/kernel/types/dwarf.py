@@ -46,7 +46,12 @@ _KINDS = {
 }
 _TAGS = {"struct": ("DW_TAG_structure_type",), "union": ("DW_TAG_union_type",)}
 _ANY = "DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_typedef"
-_NAME, _LOCATION = (bytes([ENUM_DW_AT[f"DW_AT_{name}"]]) for name in ("name", "location"))
+_NAME, _LOCATION, _SIZE, _ENCODING = (
+    bytes([ENUM_DW_AT[f"DW_AT_{name}"]]) for name in ("name", "location", "byte_size", "encoding")
+)
+_BYTE = bytes([ENUM_DW_FORM["DW_FORM_data1"]])
+_BEFORE_NAME = {0: _NAME, 2: _SIZE + _BYTE + _ENCODING + _BYTE + _NAME}
+"""Bytes in an entry between its form's number and its name, and how such a form begins. gcc's base types have two."""
 _VARIABLE = "DW_TAG_variable"  # its definition can lack the name, and refer to its declaration instead
 _FORMS = {
     0: ("flag_present", "implicit_const"),
@@ -226,15 +231,17 @@ class Dwarf(Types):
     def _start(self, place: int, tag: str) -> int | None:
         """Return the start of the entry whose name is at a place, if it can have this tag; None if it has not.
 
-        The name is the first attribute, after the number of the entry's form, which has one byte or two.
+        The name is the first attribute or nearly so, after the number of the entry's form, which has one byte or two.
         """
-        low, high = self._entries.at(place - 2, 2) if place > 1 else bytes(2)
         try:
             forms = self._forms(place)
-            for code, size in ((high, 1), (low & 0x7F | high << 7, 2)):
-                form = forms.get(code) if high < 0x80 and (size == 1 or low >= 0x80) else None
-                if form and form.tag == ENUM_DW_TAG[tag] and form.attributes.startswith(_NAME):
-                    return place - size
+            for before, beginning in _BEFORE_NAME.items():
+                at = place - before
+                low, high = self._entries.at(at - 2, 2) if at > 1 else bytes(2)
+                for code, size in ((high, 1), (low & 0x7F | high << 7, 2)):
+                    form = forms.get(code) if high < 0x80 and (size == 1 or low >= 0x80) else None
+                    if form and form.tag == ENUM_DW_TAG[tag] and form.attributes.startswith(beginning):
+                        return at - size
         except Exception:
             pass
         return None
@@ -245,7 +252,7 @@ class Dwarf(Types):
 
     def find(self, name: str) -> int | None:
         word, _, rest = name.rpartition(" ")
-        if word not in ("", *_TAGS):
+        if word not in ("", *_TAGS) or not rest:
             return None
         for tag in _TAGS[word] if word else _ANY:
             die = self.named_entry(rest, tag)

@@ -150,10 +150,14 @@ class Types:
         """Return the number of a structure, or else of a union or typedef, of this name; None if there is none.
 
         Args:
-            name: "task_struct", "struct task_struct", or "union thread_union".
+            name: "task_struct", "struct task_struct", or "union sigval".
 
         """
         raise NotImplementedError
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of structures and unions, to compare a wrong one with; none if that takes long."""
+        return iter(())
 
     def enumerators(self, name: str) -> dict[str, int]:
         """Return the values of an enum by their names; empty if there is none of this name."""
@@ -273,7 +277,7 @@ class Types:
         return Field(bit // 8, size, shift, member.bits, is_signed)
 
     def _find_member(self, number: int, name: str, seen: set[int]) -> tuple[int, Member] | None:
-        if self.kind(number) not in COMPOSITES or number in seen or len(seen) > _MAX_INNER:
+        if not name or self.kind(number) not in COMPOSITES or number in seen or len(seen) > _MAX_INNER:
             return None
         seen.add(number)
         inner = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from vmfilter.errors import InputError, KernelError, UsageError
+from vmfilter.errors import InputError, KernelError, UsageError, did_you_mean
 from vmfilter.kernel.types.area import read_table
 from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
@@ -200,6 +200,5 @@ def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Type
         number = types.find(name)
         if number is not None:
             return types, number
-    raise KernelError(
-        f"the kernel's types and its modules' have no structure or union {name!r:.80}; give a name as C has it"
-    )
+    near = did_you_mean(name.rpartition(" ")[2], structures.types.names()) or "; give a name as C has it"
+    raise KernelError(f"the kernel's types and its modules' have no structure or union {name!r:.80}{near}")
