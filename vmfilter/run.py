@@ -197,6 +197,12 @@ class DumpRun:
             raise KernelError(f"{path}: {plan.failures[0]}, and no dump is made: mend that rule, or leave it out")
         self._warnings += [f"{path}: {said}" for said in (*plan.failures, *plan.warnings)]
         self._plan, self._memory = plan, ErasedMemory(self._dump, plan)
+        if _erased(self._kernel.uts, self._kernel, plan).sysname != self._kernel.uts.sysname:
+            self._warnings.append(
+                f"{path}: the name by which a kernel is recognised (init_uts_ns.name.sysname) is erased: of the new "
+                "dump, info, verify and convert read what they can, and nothing else does; for the host's name, erase "
+                "init_uts_ns.name.nodename"
+            )
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:
         """Return the classes that must not be excluded, and warn."""

@@ -374,6 +374,20 @@ def test_the_name_of_the_host_is_not_in_the_header_either(run: Run, tmp_path: Pa
         (tmp_path / "new").unlink()
 
 
+def test_a_kernel_that_can_be_recognised_no_more_is_told(run: Run, tmp_path: Path) -> None:
+    made = Secrets()
+    name = made.s.text + made.s.name_at
+    path, rules = made.write(tmp_path / "vmcore"), tmp_path / "rules.py"
+    for first, count, is_told in ((0, 1, True), (UTS_FIELD, 5 * UTS_FIELD, False), (0, 6 * UTS_FIELD, True)):
+        rules.write_text(f"def rules(machine):\n    machine.erase_physical({name + first}, {count})\n")
+        for command in "filter", "erase":
+            ran = run(command, "--force", "--extension", rules, path, tmp_path / "new")
+            assert (ran.status, "the name by which a kernel is recognised" in ran.err) == (0, is_told)
+        assert run("filter", "--force", tmp_path / "new", tmp_path / "again").status == (5 if is_told else 0)
+        assert run("convert", "--force", tmp_path / "new", tmp_path / "again").status == 0
+        assert run("info", tmp_path / "new").status == 0
+
+
 def test_arguments(vmcore: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
     path, dump = vmcore("x86_64"), tmp_path / "dump"
     assert "nothing to erase" in run("erase", path, dump).err

@@ -12,6 +12,7 @@ import vmfilter
 from vmfilter.frames.levels import parse_level
 
 NO_PATHS: list[Any] = [None, 5, [], [None], "na\0me", b"na\0me", [["name"]], {}]
+LISTS = ("expressions", "symbols", "extensions")
 WRONG: list[dict[str, Any]] = [
     *({"format": v} for v in ("x", "", "ELF", None, 5, ["kdump"])),
     *({"compress": v} for v in ("x", "", "zlib:0", "zlib:x", "lzo:1", 5, b"zlib", ["zlib"])),
@@ -19,6 +20,8 @@ WRONG: list[dict[str, Any]] = [
     *({"max_memory": v} for v in (0, -1, 1.5, "4M", True)),
     *({"output": v} for v in (*NO_PATHS, ["new", "./new"], ["new", "-"])),
     *({"progress": v} for v in (5, "print")),
+    *({"rules": v} for v in (5, ("a",), vmfilter.Rules(config=5), vmfilter.Rules(config="na\0me"))),  # type: ignore[arg-type]
+    *({"rules": vmfilter.Rules(**{n: v})} for n in LISTS for v in (5, None, "name", b"name", [5], [b"name"], {"name"})),
     {"format": "elf", "compress": "zlib"},
     {"format": "elf", "dedup": True},
     {"format": "elf", "output": ["new", "other"]},
@@ -58,6 +61,13 @@ def test_an_invalid_path_of_a_dump(dump: Path, path: Any) -> None:
         vmfilter.open_dump(path)
     with pytest.raises(vmfilter.UsageError):
         vmfilter.filter_dump(path, "new")
+
+
+def test_rules_take_paths_that_are_objects(dump: Path) -> None:
+    (dump.parent / "rules").write_text("")
+    rules = vmfilter.Rules(config=dump.parent / "none", extensions=[dump.parent / "rules"])  # type: ignore[arg-type, list-item]
+    with pytest.raises(vmfilter.KernelError, match="so nothing can be erased"):
+        vmfilter.filter_dump(dump, "new", level=1, rules=rules)
 
 
 def test_an_argument_is_refused_before_the_dump_is_opened() -> None:

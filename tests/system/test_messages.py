@@ -702,6 +702,30 @@ def test_a_kernel_without_a_symbol_is_told_which_there_are(secrets: Path) -> Non
     assert str(raised.value) == f"{secrets}: the kernel has no symbol 'none': vmfilter symbols lists them"
 
 
+def test_a_structure_or_member_that_a_program_misspells_is_named(secrets: Path, run: Run, tmp_path: Path) -> None:
+    with vmfilter.open_dump(secrets) as dump:
+        assert dump.kernel is not None
+        with pytest.raises(vmfilter.KernelError) as raised:
+            dump.kernel.struct("list_haed", 4096)
+        assert (
+            str(raised.value) == f"{secrets}: the kernel has no structure or union 'list_haed'; did you mean list_head?"
+        )
+        found = dump.kernel.struct("s1", dump.kernel.symbol("mystruct1"))
+        for member, hint in (
+            ("privaet", "did you mean private?"),
+            ("9", "vmfilter struct DUMP 's1' shows those it has"),
+        ):
+            for read in found.number, found.raw, found.text:
+                with pytest.raises(vmfilter.KernelError) as raised:
+                    read(member)
+                assert str(raised.value) == f"{secrets}: s1 has no member {member}; {hint}"
+        assert not found.has("privaet")
+    rules = tmp_path / "rules.py"
+    rules.write_text("def rules(machine):\n    machine.offset('s1', 'privaet')\n")
+    ran = run("filter", "--extension", rules, secrets, tmp_path / "dump")
+    assert f"{secrets}: extension {rules} failed: s1 has no member privaet; did you mean private?; so not" in ran.err
+
+
 def test_a_disk_that_loses_the_header_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = kdump().write(tmp_path / "dump")
     with open(tmp_path / "disk", "wb") as disk:

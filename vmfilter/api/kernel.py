@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 
 from vmfilter.crash.tasks import list_tasks
-from vmfilter.errors import InputError, KernelError, UsageError, check_address, not_found
+from vmfilter.errors import InputError, KernelError, UsageError, check_address, did_you_mean, not_found
 from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.kernel.types.structures import AskedStructures
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ class Kernel:
         except KernelError as e:
             raise not_found(self._path, e) from e
 
+    @cached_property
+    def _structures(self) -> AskedStructures:
+        try:
+            types = self._info.need_structures().types
+        except KernelError as e:
+            raise not_found(self._path, e) from e
+        return AskedStructures(self._kernel, types, f"{self._path}: ")
+
     def symbol(self, name: str) -> int:
         """Return the virtual address of a symbol of the kernel image.
 
@@ -115,9 +124,13 @@ class Kernel:
         """
         _check_name(name)
         check_address(address)
-        info = self._info
+        self._dump()
+        structures = self._structures
+        if structures.types.find(name) is None:
+            near = did_you_mean(name, structures.types.names()) or "; give a name as C has it"
+            raise not_found(self._path, f"the kernel has no structure or union {name!r:.80}{near}")
         try:
-            found = info.need_structures().read(name, address)
+            found = structures.read(name, address)
         except KernelError as e:
             raise not_found(self._path, e) from e
         if found is None:

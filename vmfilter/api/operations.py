@@ -20,7 +20,7 @@ from vmfilter.api.results import (
     Stats,
     Verification,
 )
-from vmfilter.erase.rules import Rules
+from vmfilter.erase.rules import Rules, checked
 from vmfilter.errors import KernelError, UsageError, files_of, is_whole, name_of, not_found, not_understood
 from vmfilter.formats.codec import MISSING, availability, parse_codec
 from vmfilter.kernel.log import KernelLog
@@ -118,7 +118,7 @@ def filter_dump(
         BaseException: what progress raised; with keep_incomplete a note says whether a dump is left.
 
     """
-    _check_rules(rules)
+    rules = checked(rules)
     files = files_of(output, "output", "write")
     number = level_number(level)
     with _replacing(source, files if force and not dry_run else [], max_memory) as dump:
@@ -185,7 +185,7 @@ def convert_dump(
         UsageError, VmfilterError, BaseException: see filter_dump().
 
     """
-    _check_rules(rules)
+    rules = checked(rules)
     files = files_of(output, "output", "write")
     with _replacing(source, files if force else [], max_memory) as dump:
         found = convert.convert_dump(
@@ -222,11 +222,6 @@ def _replacing(
     ):
         refuse_swapped(dump, names)
         yield dump
-
-
-def _check_rules(rules: object) -> None:
-    if rules is not None and not isinstance(rules, Rules):
-        raise UsageError(f"rules must be vmfilter.Rules, not {rules!r:.80}")
 
 
 def _written(found: Counts, files: Sequence[object]) -> Statistics:

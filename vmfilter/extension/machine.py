@@ -11,7 +11,7 @@ from vmfilter.erase.types import Variables
 from vmfilter.errors import KernelError
 from vmfilter.kernel.page_tables import VirtualMemory
 from vmfilter.kernel.types.modules import find_type
-from vmfilter.kernel.types.structures import Structures
+from vmfilter.kernel.types.structures import AskedStructures
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Machine:
         self.failures: list[str] = []
         self.warnings: list[str] = []
         self._variables = Variables(info)
-        self._types: dict[str, Structures] = {}
-        self._by_types: dict[Types, Structures] = {}
+        self._types: dict[str, AskedStructures] = {}
+        self._by_types: dict[Types, AskedStructures] = {}
         self._reads, self._until = 0, time.monotonic() + _MAX_SECONDS
 
     def _spend(self) -> None:
@@ -81,14 +81,13 @@ class Machine:
         """Return whether a module is loaded."""
         return self._variables.is_loaded(module)
 
-    def _structures(self, struct: str) -> Structures:
+    def _structures(self, struct: str) -> AskedStructures:
         if struct not in self._types:
             needed = self.info.need_structures()
             own = needed.types
             if own.find(struct) is None:
                 own, _ = find_type(needed, self.info.symbols, struct)
-            read = needed if own is needed.types else Structures(self.kernel, own)
-            self._types[struct] = self._by_types.setdefault(own, read)
+            self._types[struct] = self._by_types.setdefault(own, AskedStructures(self.kernel, own))
         return self._types[struct]
 
     def size(self, struct: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vmfilter.errors import KernelError, option
+from vmfilter.errors import KernelError, did_you_mean, option
 from vmfilter.kernel.types.area import read_table
 from vmfilter.lean import TYPE_CHECKING
 
@@ -87,25 +87,30 @@ class Structures:
             self._sizes[name] = self.types.size(self._number(name))
         return self._sizes[name]
 
-    def field(self, name: str, path: str) -> Field:
-        """Return where a member of a structure is. Raises KernelError if there is none."""
+    def _find(self, name: str, path: str) -> Field | None:
         key = name, path
         if key not in self._fields:
             self._fields[key] = self.types.field(self._number(name), path)
-        field = self._fields[key]
+        return self._fields[key]
+
+    def field(self, name: str, path: str) -> Field:
+        """Return where a member of a structure is. Raises KernelError if there is none."""
+        field = self._find(name, path)
         if field is None:
-            raise KernelError(
-                f"this kernel's {name} lacks {path}: it changed in a version that vmfilter does not know; report it"
-            )
+            raise self._lacks(name, path)
         return field
+
+    def _lacks(self, name: str, path: str) -> KernelError:
+        return KernelError(
+            f"this kernel's {name} lacks {path}: it changed in a version that vmfilter does not know; report it"
+        )
 
     def has(self, name: str, path: str) -> bool:
         """Return whether a structure has a member."""
         try:
-            self.field(name, path)
+            return self._find(name, path) is not None
         except KernelError:
             return False
-        return True
 
     def read(self, name: str, address: int) -> Object | None:
         """Read a structure; None if the dump lacks some of it. Raises KernelError if the kernel has none so named."""
@@ -138,6 +143,20 @@ class Structures:
             seen.add(at)
             yield one
             at = one.word(member)
+
+
+class AskedStructures(Structures):
+    """Structures whose members a program names, and not vmfilter: what the kernel lacks is perhaps misspelt."""
+
+    def __init__(self, kernel: Readable, types: Types, where: str = "") -> None:
+        """Take the types of a kernel; where: begins the message about a member that is missing."""
+        super().__init__(kernel, types)
+        self._where = where
+
+    def _lacks(self, name: str, path: str) -> KernelError:
+        members = (member.name for member in self.types.members(self._number(name)))
+        near = did_you_mean(path, filter(None, members)) or f"; vmfilter struct DUMP {name!r:.80} shows those it has"
+        return KernelError(f"{self._where}{name:.80} has no member {path:.80}{near}")
 
 
 def types_of(kernel: Readable, symbols: Symbols) -> Types:
