@@ -59,7 +59,8 @@ def _parse(dump: Dump, start: int, size: int, notes: list[Note]) -> None:
 def take_notes(dump: Dump, start: int, size: int) -> list[Note]:
     """Add the notes in a range of a dump's file to the dump, but for vmfilter's own.
 
-    Those describe the file that they are in, and are not copied to new dumps.
+    Those describe the file that they are in, and are not copied to new dumps. Nor is what follows the last note: in the
+    new dump, it would be between this note and those of another range.
 
     Args:
         dump, start, size: see parse_notes().
@@ -75,7 +76,9 @@ def take_notes(dump: Dump, start: int, size: int) -> list[Note]:
     own = [note for note in notes if note.name == OUR_NAME]
     dump.checksum_note = next((note for note in own if note.kind == checksum_note.KIND), dump.checksum_note)
     dump.notes += [note for note in notes if note.name != OUR_NAME]
-    dump.note_parts += without(own, start, size)
+    if notes:
+        end = min(notes[-1].offset + padded(notes[-1].size), start + size)
+        dump.note_parts += without(own, start, end - start)
     return own
 
 

@@ -75,7 +75,7 @@ class Notes:
             self._erase_size = len(self._head(_ERASE_NAME, self._erase.size)) + padded(self._erase.size)
         if vmcoreinfo is not None and self._copied(vmcoreinfo) is None:
             self._own = self._note(vmcoreinfo)
-        self.size = len(self._own) + self._erase_size + sum(size for _, size in self._parts)
+        self.size = len(self._own) + self._erase_size + sum(padded(size) for _, size in self._parts)
 
     def _drop(self, name: bytes) -> None:
         """Copy no note of this name."""
@@ -88,7 +88,7 @@ class Notes:
         for start, size in self._parts:
             if info.file_size and start <= info.file_offset and info.file_offset + info.file_size <= start + size:
                 return at + info.file_offset - start
-            at += size
+            at += padded(size)
         return None
 
     def _note(self, info: Vmcoreinfo) -> bytes:
@@ -130,7 +130,9 @@ class Notes:
             at += self._erase_size
             transport.zeros(end, at - end)
         for start, size in self._parts:
-            at = copy(self._source, start, size, transport, at)
+            end = copy(self._source, start, size, transport, at)
+            at += padded(size)
+            transport.zeros(end, at - end)
         return at
 
 
