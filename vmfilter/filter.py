@@ -53,8 +53,8 @@ def filter_dump(
         compress: page codec of format "kdump", NAME or NAME:LEVEL; None: the default.
         flatten: write a flattened file.
         dedup: store identical pages once; not with format "elf".
-        limit: size that the new dump must not exceed, bytes; flattening adds a little to it. Pages that do not fit are
-            missing, and the dump is marked incomplete.
+        limit: size that the new file must not exceed, bytes. Pages that do not fit are missing, and the dump is marked
+            incomplete. A flattened file ends earlier by what its records may need at most.
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short. For source, see open_dump().

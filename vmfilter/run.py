@@ -264,9 +264,9 @@ class DumpRun:
         copies = to.copies and self._dump.page_size == self._page_size and self._plan is None
         skip_zero = share_zero or to.form.dedup or copies
         kept = writer.begin_pages(frames, skip_zero)
-        if to.form.limit is not None and writer.size > to.form.limit:
+        if to.form.limit is not None and writer.file_size > to.form.limit:
             raise NoSpaceError(
-                f"{to.paths[0]}: headers and bitmaps alone take {writer.size} bytes, more than the limit: raise it"
+                f"{to.paths[0]}: headers and bitmaps alone take {writer.file_size} bytes, more than the limit: raise it"
             )
         try:
             self._write_pages(writer, to, kept, skip_zero, copies)

@@ -101,7 +101,7 @@ class Statistics:
         incomplete: whether the new dump is marked incomplete: pages are missing, or the input dump was truncated or
             incomplete.
         failure: what ended the run early; None if nothing did.
-        output_size: bytes of the new dump; with a dry run, what it would have.
+        output_size: bytes of the new file or files; with a dry run, what it would have.
         warnings: one line each.
         seconds: wall time of each stage.
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import io
 import lzma
 import os
 import random
@@ -21,7 +22,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lz4.frame
 import pytest
@@ -1105,6 +1106,8 @@ def test_a_dump_on_standard_output_is_not_overprinted(vmcore: Path) -> None:
 # Limits
 
 HEADERS = {"kdump": 120_000, "elf": 81_000}
+TWICE = {"kdump": 16_000, "elf": 90_000}
+"""More of a stream: it has the headers of an incomplete dump twice."""
 
 
 @pytest.mark.parametrize("form", ["kdump", "elf"])
@@ -1119,16 +1122,17 @@ def test_a_limited_dump_is_marked_and_opens_and_contains_what_it_reports(
     more: int,
     flatten: bool,
 ) -> None:
-    limit = HEADERS[form] + more
+    room = 4 * PAGE if flatten else 2 * PAGE
+    limit = HEADERS[form] + more + (TWICE[form] if flatten else 0)
     out = tmp_path / "out"
     options = ["--format", form, "-d", "30", *(["--compress", "none"] if form == "kdump" else [])]
     options += ["--flatten"] if flatten else []
     assert main(["filter", "-q", *options, "--limit", str(limit), str(vmcore), str(out)]) == 6
     lost = int(capsys.readouterr().err.split("is incomplete: ")[1].split()[0])
+    assert limit - room < out.stat().st_size <= limit
     if flatten:
         (tmp_path / "plain").write_bytes(unflattened(out.read_bytes()))
         out = tmp_path / "plain"
-    assert limit - 2 * PAGE < out.stat().st_size <= limit
     found = memory_of(out)
     kept = sorted(source.kept)
     if form == "elf":
@@ -1141,6 +1145,35 @@ def test_a_limited_dump_is_marked_and_opens_and_contains_what_it_reports(
         assert ElfCore(out).header["e_flags"] == 1
     with open_dump(tmp_path / "out") as dump:
         assert {pfn for pfn in kept if dump.read(pfn * PAGE, PAGE) is not None} == set(found)
+
+
+FORMS: list[dict[str, Any]] = [{}, {"level": 0}, {"level": 1, "dedup": True}, {"format": "elf"}, {"compress": "none"}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_size_of_a_flattened_dump_is_that_of_its_file(
+    real: Callable[[str], Path], tmp_path: Path, form: dict[str, Any]
+) -> None:
+    source, out = real("x86_64-6.12-small"), tmp_path / "out"
+    form = {"flatten": True, **form}
+    made = filter_dump(source, out, **form)
+    assert made.output_size == out.stat().st_size
+    assert filter_dump(source, tmp_path / "none", dry_run=True, **form).output_size == made.output_size
+    assert filter_dump(source, io.BytesIO(), **form).output_size == made.output_size
+    assert convert_dump(out, tmp_path / "again", flatten=True).output_size == (tmp_path / "again").stat().st_size
+    limits = [made.output_size * part // 16 for part in (5, 8, 11, 14, 15)]
+    for limit in [*limits, made.output_size - 1, 2 * made.output_size]:
+        result = filter_dump(source, out, force=True, limit=limit, **form)
+        assert result.output_size == out.stat().st_size <= limit
+        assert result.incomplete == (limit < made.output_size)
+        assert out.stat().st_size > 0.9 * limit or not result.incomplete
+        open_dump(out).close()
+
+
+def test_the_size_of_a_flattened_set_is_that_of_its_files(vmcore: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / "a", tmp_path / "b"]
+    made = filter_dump(vmcore, parts, flatten=True)
+    assert made.output_size == sum(part.stat().st_size for part in parts)
 
 
 @pytest.mark.parametrize("form", ["kdump", "elf"])

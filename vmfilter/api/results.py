@@ -62,7 +62,7 @@ class Statistics(Result):
 
     Attributes:
         outputs: names of the new files.
-        output_size: bytes of the new dump; with dry_run, what it would have.
+        output_size: bytes of the new file or files; with dry_run, what it would have.
         incomplete: whether the new dump is marked incomplete.
         failure: what ended the run early, with keep_incomplete; None if nothing did.
         level: dump level.

@@ -104,6 +104,10 @@ class Writer(Protocol):
     def size(self) -> int:
         """Bytes of the dump so far, known after begin_pages()."""
 
+    @property
+    def file_size(self) -> int:
+        """Bytes of the file or files if the dump ends now; of a stream, with heads of records, and at most."""
+
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
         """Take a part of both bitmaps. Bit 0 of a byte is its first frame.
 
@@ -142,7 +146,7 @@ class Writer(Protocol):
 
         Args:
             sizes: u32 per page: bytes of its data, or LOST.
-            limit: of the dump's size, bytes.
+            limit: of the file's size, bytes.
 
         """
 
@@ -159,7 +163,7 @@ class Writer(Protocol):
             incomplete: whether pages are missing, and the dump is marked incomplete.
 
         Returns:
-            Bytes of the dump.
+            Bytes of the file: see file_size.
 
         Raises:
             OutputError: it cannot be written.

@@ -115,6 +115,10 @@ class ElfWriter:
     def written(self) -> Written:
         return self._account.written
 
+    @property
+    def file_size(self) -> int:
+        return self._transport.file_size(self.size)
+
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
         """Collect the ranges of memory for the note. PT_LOADs say which pages are kept."""
         for first, count in runs_in(present, pfn, min(8 * len(present), self._max_mapnr - pfn)):
@@ -200,7 +204,7 @@ class ElfWriter:
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         """See Writer. Holes of the file count too: a copy may fill them."""
-        return min(max(limit - self.size, 0) // self._page_size, len(sizes))
+        return min(max(limit - self.file_size, 0) // self._page_size, len(sizes))
 
     def _leave_out(self, lost: Sequence[Lost]) -> None:
         """Leave lost pages out of all PT_LOADs."""
@@ -281,14 +285,14 @@ class ElfWriter:
         written = self.written
         if self._transport.is_stream and not (incomplete or written.lost) and written.pages == len(self._kept):
             self._transport.finish(self.size)
-            return self.size
+            return self.file_size
         if self._transport.is_stream:
             for at, data in self._program_headers(len(self._kept) * self._page_size):
                 self._transport.take_back(at, data)
             self._transport.take_back(self._section_at, self._section_header(self._count))
         count = self._write_program_headers(self._program_headers(self.size - self._data, self._lost))
         self._transport.finish(self.size, self._elf_header(count, DUMP_ELF_INCOMPLETE if incomplete else 0))
-        return self.size
+        return self.file_size
 
     def _elf_header(self, count: int, flags: int = 0) -> bytes:
         """Return the ELF header; count: number of program headers."""

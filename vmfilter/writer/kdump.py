@@ -202,6 +202,10 @@ class KdumpWriter:
     def written(self) -> Written:
         return self._account.written
 
+    @property
+    def file_size(self) -> int:
+        return self._transport.file_size(self.size)
+
     def put_bitmaps(self, pfn: int, present: bytearray, kept: bytearray) -> None:
         at = pfn - self.first_pfn
         byte = max(at, 0) // 8
@@ -267,7 +271,7 @@ class KdumpWriter:
 
     def fitting(self, sizes: memoryview, limit: int) -> int:
         ends = accumulate(native.data_sizes(sizes))
-        room = limit - self.size
+        room = limit - self.file_size
         return next((i for i, end in enumerate(ends) if end > room), len(sizes))
 
     def put_pages(self, pages: Pages) -> None:
@@ -300,7 +304,7 @@ class KdumpWriter:
         if not self._table.finish(self.order()) and not incomplete:
             raise OutputError("fewer pages were written than the bitmap has: this is a bug in vmfilter; report it")
         self._transport.finish(self.size, self._main_header(DUMP_DH_COMPRESSED_INCOMPLETE if incomplete else 0))
-        return self.size
+        return self.file_size
 
     def _main_header(self, status: int) -> bytes:
         h = self._header

@@ -75,6 +75,10 @@ class SplitWriter:
         return sum(writer.size for writer in self._writers)
 
     @property
+    def file_size(self) -> int:
+        return sum(writer.file_size for writer in self._writers)
+
+    @property
     def written(self) -> Written:
         """Pages in all files so far."""
         each = [writer.written for writer in self._writers]

@@ -113,6 +113,9 @@ class Transport(Sink, Protocol):
     def reserve(self, start: int, end: int, pieces: int = 1) -> None:
         """See Sink. pieces: number of pieces at most in which the range will be written."""
 
+    def file_size(self, size: int) -> int:
+        """Return the bytes that a dump of a size takes here: once it is synced, exactly; before, at most."""
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write data at an offset. Raises OutputError if that fails."""
 

@@ -45,6 +45,9 @@ class BytesInFile:
             )
         return OutputError(f"{self._path}: cannot be written: {why_not_written(e)}")
 
+    def file_size(self, size: int) -> int:
+        return size
+
     def zeros(self, offset: int, size: int) -> None:
         """See Transport. Unwritten bytes read as zeros if the file is long enough.
 

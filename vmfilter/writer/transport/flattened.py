@@ -18,6 +18,7 @@ from vmfilter.writer.transport.base import Pieces, Sink, zeros_in
 _LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy
 _COLLECTED = 1 << 20  # limit of a record that is collected from smaller pieces
 _LAST_RECORDS = 1 << 16  # bytes; more than the last records need beside their data
+_FEW_RECORDS = 1 << 12  # bytes; more than the heads of the records that the limit of a dump's size foresees by none
 _RESERVED_AT_ONCE = 64 << 20
 
 
@@ -89,6 +90,7 @@ class FlattenedTransport:
         self._again: list[tuple[int, bytes | bytearray]] = []  # lost data to repeat, and their offsets
         self._landed = 0
         self._failure: OutputError | None = None
+        self._size = 0  # of the stream, once it has ended
         self._append(flattened_header())
 
     def create(self) -> None:
@@ -160,6 +162,14 @@ class FlattenedTransport:
         self._owed_bytes += size
         self._owed_end = max(self._owed_end, end)
         self._have_room(0)
+
+    def file_size(self, size: int) -> int:
+        """See Transport. What must follow is known at most: of the descriptors, each run of pages may be a record."""
+        if self._size:
+            return self._size
+        end = max(self._end, self._owed_end, self._offset + len(self._collected))
+        owed = self._owed_bytes + self._owed_bytes // _LARGE * RECORD.size
+        return self._at + len(self._collected) + owed + max(size - end, 0) + _FEW_RECORDS
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._record(offset, data)
@@ -299,6 +309,7 @@ class FlattenedTransport:
         self._send()
         self._below.settle()
         self._below.sync(self._at)
+        self._size = self._at
 
     def publish(self) -> None:
         self._below.publish()

@@ -70,6 +70,9 @@ class SummedTransport:
         native.sums_add(self._sums, self._shift, offset, data, known)
         return end
 
+    def file_size(self, size: int) -> int:
+        return self._below.file_size(size)
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._below.write(offset, data)
         self._end = max(self._end, self._sum(offset, data))  # not before: a write that failed is repeated
