@@ -180,14 +180,14 @@ class DumpRun:
         from vmfilter.erase.plan import ErasedMemory
         from vmfilter.extension import load
 
-        path = self._dump.path
+        dump, path = self._dump, self._dump.path
         load.check(rules.extensions)
         try:
             if self._kernel is None:
                 raise KernelError(error or "its kernel is unknown")
             plan = plan_of(self._kernel, rules)
             if rules.extensions:
-                load.extend(plan, self._dump, self._kernel, rules.extensions)
+                load.extend(plan, dump, self._kernel, rules.extensions)
         except KernelError as e:
             if not any(rules._replace(extensions=())) and not any(map(load.may_erase, rules.extensions)):
                 self._warnings.append(f"{path}: {e}; so extensions keep and drop nothing")
@@ -196,12 +196,13 @@ class DumpRun:
         if strict and plan.failures:
             raise KernelError(f"{path}: {plan.failures[0]}, and no dump is made: mend that rule, or leave it out")
         self._warnings += [f"{path}: {said}" for said in (*plan.failures, *plan.warnings)]
-        self._plan, self._memory = plan, ErasedMemory(self._dump, plan)
-        if _erased(self._kernel.uts, self._kernel, plan).sysname != self._kernel.uts.sysname:
+        self._plan, self._memory = plan, ErasedMemory(dump, plan)
+        name, table = self._kernel.uts, (self._kernel.memory.root.address, self._page_size)
+        if _erased(name, self._kernel, plan).sysname != name.sysname or self._memory.read(*table) != dump.read(*table):
             self._warnings.append(
-                f"{path}: the name by which a kernel is recognised (init_uts_ns.name.sysname) is erased: of the new "
-                "dump, info, verify and convert read what they can, and nothing else does; for the host's name, erase "
-                "init_uts_ns.name.nodename"
+                f"{path}: the name by which a kernel is recognised (init_uts_ns.name.sysname), or its page tables, are "
+                "erased: of the new dump, info, verify and convert read what they can, and nothing else does; for the "
+                "host's name, erase init_uts_ns.name.nodename"
             )
 
     def _judge(self, doubts: Sequence[Doubt], on_doubt: str) -> frozenset[PageClass]:

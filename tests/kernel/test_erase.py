@@ -378,8 +378,13 @@ def test_a_kernel_that_can_be_recognised_no_more_is_told(run: Run, tmp_path: Pat
     made = Secrets()
     name = made.s.text + made.s.name_at
     path, rules = made.write(tmp_path / "vmcore"), tmp_path / "rules.py"
-    for first, count, is_told in ((0, 1, True), (UTS_FIELD, 5 * UTS_FIELD, False), (0, 6 * UTS_FIELD, True)):
-        rules.write_text(f"def rules(machine):\n    machine.erase_physical({name + first}, {count})\n")
+    for start, count, is_told in (
+        (name, 1, True),
+        (name + UTS_FIELD, 5 * UTS_FIELD, False),
+        (name, 6 * UTS_FIELD, True),
+        (made.s.tables.root, made.s.page, True),
+    ):
+        rules.write_text(f"def rules(machine):\n    machine.erase_physical({start}, {count})\n")
         for command in "filter", "erase":
             ran = run(command, "--force", "--extension", rules, path, tmp_path / "new")
             assert (ran.status, "the name by which a kernel is recognised" in ran.err) == (0, is_told)

@@ -324,7 +324,9 @@ def test_one_that_only_keeps_and_drops_fails_with_a_warning_and_the_dump_is_made
     ran = run("filter", "--extension", path, "--extension", "keys", real("x86_64-5.10"), tmp_path / "none")
     assert (ran.status, "so nothing can be erased" in ran.err) == (5, True)
     path.write_text(
-        path.read_text().replace("machine.symbol('n", "machine.erase(machine.symbol('array_var'), 8)\n    n")
+        path.read_text().replace(
+            "machine.symbol('n", "machine.erase(machine.symbol('array_var'), 8)\n    machine.symbol('n"
+        )
     )
     assert run("filter", "--force", "--extension", path, vmcore, tmp_path / "dump").status == NOT_ERASED
 
