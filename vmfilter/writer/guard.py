@@ -9,17 +9,14 @@ from contextlib import closing, suppress
 
 from vmfilter.errors import InputError, KernelError, OutputError, name_of
 from vmfilter.formats.codec import SIGNATURES
-from vmfilter.formats.flattened import SIGNATURE
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader import Dump, open_dump
-from vmfilter.reader.plain import PlainFile, beginning
 from vmfilter.reader.source import is_url
-from vmfilter.reader.stream import compression_of, pieces
 
 if TYPE_CHECKING:
     from typing import Any
 
-_READ_IN_PLACE = (b"\x7fELF", SIGNATURE, *SIGNATURES)
+_READ_IN_PLACE = (b"\x7fELF", b"makedumpfile", *SIGNATURES)
 """How files begin that need not be unpacked."""
 _MOST_UNPACKED = 16 << 20
 """Bytes at the beginning of a dump, among which are its notes."""
@@ -60,7 +57,7 @@ def _identity(file: Any, standard: int) -> object:
 
     """
     if isinstance(file, str) and is_url(file):
-        return PlainFile(file).name
+        return _named(file)
     try:
         info = os.fstat(standard) if file == "-" else os.stat(file if isinstance(file, str) else file.fileno())
     except (AttributeError, OSError, ValueError):  # there is no such file, or the object is not one of the system
@@ -70,6 +67,8 @@ def _identity(file: Any, standard: int) -> object:
 
 def refuse_dump(output: str) -> None:
     """Raise OutputError if the path or URL of an output that is no dump is a dump, or an ELF or compressed file."""
+    from vmfilter.reader.stream import compression_of
+
     begin = _begin(output)
     if begin.startswith(_READ_IN_PLACE) or compression_of(begin):
         raise OutputError(
@@ -90,6 +89,7 @@ def refuse_swapped(source: Dump, outputs: Sequence[str]) -> None:
     """
     from vmfilter.kernel.kernel import page_size_of
     from vmfilter.kernel.search import vmcoreinfo_of
+    from vmfilter.reader.stream import compression_of
 
     for path in outputs:
         refuse_input(path, source)  # if that is compressed, it would be called a dump of the same crash
@@ -121,6 +121,8 @@ def _frames(dump: Dump, page: int) -> int:
 
 def _begin(path: str) -> bytes:
     """Return the first bytes of a file; nothing if there is none, or no regular one."""
+    from vmfilter.reader.plain import beginning
+
     with suppress(OSError, InputError):
         if is_url(path) or stat.S_ISREG(os.stat(path).st_mode):
             return beginning(path)
@@ -129,6 +131,8 @@ def _begin(path: str) -> bytes:
 
 def _unpacked(path: str) -> bytes:
     """Return the beginning of a dump that is compressed as a whole; less if it is damaged."""
+    from vmfilter.reader.stream import pieces
+
     begin = bytearray()
     with suppress(OSError, InputError), closing(_stream(path)) as stream:
         for _, data in pieces(path, stream):
@@ -148,4 +152,8 @@ def _stream(path: str) -> Any:
 
 def _named(file: Any) -> str:
     """Return the name of a file for messages, without the secrets of a URL."""
-    return PlainFile(file).name if isinstance(file, str) else name_of(file)
+    if not isinstance(file, str) or not is_url(file):
+        return name_of(file)
+    from vmfilter.reader.remote import shown
+
+    return shown(file)
