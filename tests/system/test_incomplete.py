@@ -29,6 +29,7 @@ from namespaces import needs_program
 import vmfilter
 from vmfilter import native
 from vmfilter.cli import main
+from vmfilter.compress.pipeline import Pages
 from vmfilter.errors import InputError, NoSpaceError, OutputError
 from vmfilter.frames.classes import PageClass, PageKind, class_in
 from vmfilter.kernel.search import understand
@@ -422,11 +423,11 @@ def test_pages_before_memory_runs_out_for_descriptors_are_kept(
 
     put, chunks = descriptors.DescriptorTable.put, list[Any]()
 
-    def short(table: Any, chunk: Any, of_chunk: memoryview) -> None:
+    def short(table: Any, chunk: Any, *of_chunk: Any) -> None:
         chunks.append(chunk)
         if len(chunks) == 3:
-            table._descriptors = Full(table._descriptors)
-        put(table, chunk, of_chunk)
+            table._sizes = Full(table._sizes)
+        put(table, chunk, *of_chunk)
 
     monkeypatch.setattr(descriptors.DescriptorTable, "put", short)
     result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
@@ -460,22 +461,27 @@ def test_lost_pages_are_not_counted_as_stored_with_another(tmp_path: Path, monke
     assert result.shared == written // 2
 
 
+def counted(*sizes: int) -> Pages:
+    """Return pages whose data have these sizes; 0: a zero page."""
+    return Pages([(0, len(sizes), 0)], memoryview(array("I", sizes)), memoryview(b""), zero=sizes.count(0))
+
+
 def test_zero_pages_are_kept_if_the_data_before_them_is() -> None:
-    account = Account(100)
-    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)
-    account.add(8292, memoryview(array("I", [0])), 4196, 0)  # a hole in an ELF file
-    account.add(12388, memoryview(array("I", [PAGE])), 12388, 0)
+    account = Account(100, FileTransport("dump"))  # type: ignore[arg-type]
+    account.add(4196, counted(PAGE), 4196)
+    account.add(8292, counted(0), 4196)  # a hole in an ELF file
+    account.add(12388, counted(PAGE), 12388)
     account.go_back(4196)
     assert account.size == 8292
     assert account.written == Written(2, 1)
 
 
 def test_a_terabyte_of_zero_pages_costs_no_memory() -> None:
-    account, zeros = Account(100), memoryview(array("I", bytes(4 * 128)))
-    account.add(4196, memoryview(array("I", [PAGE])), 4196, 0)  # stays unwritten throughout
+    account, zeros = Account(100, FileTransport("dump")), counted(*[0] * 128)  # type: ignore[arg-type]
+    account.add(4196, counted(PAGE), 4196)  # stays unwritten throughout
     tracemalloc.start()
     for i in range(10_000):
-        account.add(4196 + i * 128 * PAGE, zeros, 4196, 0)
+        account.add(4196 + i * 128 * PAGE, zeros, 4196)
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert used < 10_000
