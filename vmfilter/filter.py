@@ -54,7 +54,7 @@ def filter_dump(
         flatten: write a flattened file.
         dedup: store identical pages once; not with format "elf".
         limit: size that the new file must not exceed, bytes. Pages that do not fit are missing, and the dump is marked
-            incomplete. A flattened file ends earlier by what its records may need at most.
+            incomplete. A flattened file can end earlier: the heads of its records need room too.
         threads: number of threads that compress; None: one per CPU. The output does not depend on it.
         max_memory: bytes of memory that the process may use. There are fewer threads and pages in flight then, but at
             least one thread and one chunk. The same happens if memory is short. For source, see open_dump().

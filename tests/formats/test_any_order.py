@@ -103,7 +103,7 @@ def test_checksums_of_beginnings_make_those_of_any_piece_anywhere(
     known, start = array("I", bytes(4 * (len(data) // native.SUMMED + 1))), first * native.SUMMED
     native.sums_of(data, known)
     made, wanted = (array("I", bytes(4 * ((1 << 18 >> shift) + 1))) for _ in range(2))
-    if taken:  # what is there already stays
+    if taken:  # the checksums of other data must stay
         native.sums_add(made, shift, at // 2, data)
         native.sums_add(wanted, shift, at // 2, data)
     native.sums_add(made, shift, at, data[start : start + size], memoryview(known)[first:])

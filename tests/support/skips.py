@@ -1,7 +1,7 @@
 """In CI (CI=true), a skipped test fails unless it is listed here with the reason.
 
-Tests marked lab are skipped where no lab is beside the checkout: it is too large for the repository. So are those that
-need a kernel's debug information where the lab has not fetched it: 350 MB each, and a mirror keeps only the newest.
+The lab is too large for the repository: where none is beside the checkout, tests marked lab are skipped. Some need a
+kernel's debug information, 350 MB each, of which a mirror keeps only the newest: where the lab lacks it, they are too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What no command replaces: what it reads; and with --force, a dump by what is none, or by its own descendant."""
+"""No command replaces what it reads. Even --force replaces no dump by another kind of file, or by its descendant."""
 
 from __future__ import annotations
 

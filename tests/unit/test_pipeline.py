@@ -165,7 +165,7 @@ def test_pages_split_at_any_page(count: int) -> None:
     assert bytes(first.data) + bytes(rest.data) == bytes(range(31))
     assert len(first.data) == sum(first.sizes)
     assert [part.zero for part in (first, rest)] == [part.sizes.tolist().count(0) for part in (first, rest)]
-    assert (first.sums, rest.sums) == (sums, None)  # those of the rest begin anywhere
+    assert (first.sums, rest.sums) == (sums, None)  # the rest begins between two checksums
 
 
 # runs_in

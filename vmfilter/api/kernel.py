@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 
 from vmfilter.crash.tasks import list_tasks
-from vmfilter.errors import InputError, KernelError, UsageError, check_address, did_you_mean, not_found
+from vmfilter.errors import InputError, KernelError, UsageError, check_address, not_found
 from vmfilter.kernel.types.debug_info import debug_info
+from vmfilter.kernel.types.modules import nearest
 from vmfilter.kernel.types.structures import AskedStructures
 from vmfilter.lean import TYPE_CHECKING
 
@@ -127,7 +128,7 @@ class Kernel:
         self._dump()
         structures = self._structures
         if structures.types.find(name) is None:
-            near = did_you_mean(name, structures.types.names()) or "; give a name as C has it"
+            near = nearest(name, structures.types)
             raise not_found(self._path, f"the kernel has no structure or union {name!r:.80}{near}")
         try:
             found = structures.read(name, address)

@@ -26,7 +26,7 @@ class Rules(NamedTuple):
     extensions: Sequence[str] = ()
 
     def files(self) -> list[str]:
-        """Return the names of all that is read, those of shipped extensions too."""
+        """Return the names of the files that are read, and those of shipped extensions."""
         return [*filter(None, [self.config]), *self.extensions]
 
 

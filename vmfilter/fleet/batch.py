@@ -59,8 +59,8 @@ class Batch:
     """A batch that can be run.
 
     Attributes:
-        tasks: what is left to do, but for making one dump of parts.
-        count: number of all tasks that are left.
+        tasks: those left, without the one that makes one dump of parts.
+        count: number of all that are left, with that one.
         skipped: number of dumps, or parts, that are in the manifest of an earlier batch.
         failed: number of those of them that have failed.
 

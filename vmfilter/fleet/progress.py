@@ -30,7 +30,7 @@ class Progress:
         """Begin.
 
         Args:
-            tasks: what is left to do with inputs.
+            tasks: those left that read an input.
             count: number of all tasks that are left.
 
         """

@@ -59,8 +59,8 @@ def _parse(dump: Dump, start: int, size: int, notes: list[Note]) -> None:
 def take_notes(dump: Dump, start: int, size: int) -> list[Note]:
     """Add the notes in a range of a dump's file to the dump, but for vmfilter's own.
 
-    Those describe the file that they are in, and are not copied to new dumps. Nor is what follows the last note: in the
-    new dump, it would be between this note and those of another range.
+    Those describe the file that they are in, and are not copied to new dumps. What follows the last note is not copied
+    either: in the new dump, it would separate the notes of two ranges.
 
     Args:
         dump, start, size: see parse_notes().

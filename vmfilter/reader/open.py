@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vmfilter.errors import InputError, UsageError, files_of, name_of, why_not_opened
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Given
-from vmfilter.reader.source import PreadSource, Source, bytes_at, is_url, open_source
+from vmfilter.reader.source import PreadSource, Source, begin_of, bytes_at, is_url, open_source
 
 if TYPE_CHECKING:
     from io import BufferedIOBase, RawIOBase
@@ -194,7 +194,7 @@ def _opened_object(file: Any, max_memory: int | None) -> Source:
 
 def _in_place(source: Source) -> Source | None:
     """Return the source that reads the dump in place; None if the file must be unpacked."""
-    begin = _begin(source)
+    begin = begin_of(source)
     if begin.startswith(b"makedumpfile"):
         from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
 
@@ -227,11 +227,6 @@ def _spooled(name: str, fd: int, max_memory: int | None) -> Source:
     return PreadSource(name, unpacked, wrappings, cut, original)
 
 
-def _begin(source: Source) -> bytes:
-    """Return the first 16 bytes, fewer if the file is shorter."""
-    return bytes_at(source, 0, 16 if source.size is None else min(source.size, 16))
-
-
 def _is_kcore(source: Source) -> bool:
     """Return whether a source is /proc/kcore itself. A copy of it is an ordinary vmcore."""
     try:
@@ -251,7 +246,7 @@ def read_from(sources: Sequence[Source], missing_parts: bool = False) -> Dump:
         InputError, KernelError: see open_dump().
 
     """
-    begins = [_begin(source)[:8] for source in sources]
+    begins = [begin_of(source)[:8] for source in sources]
     if len(sources) == 1 and begins[0].startswith(b"\x7fELF"):
         if _is_kcore(sources[0]):
             from vmfilter.reader.kcore import KcoreDump

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.reader.source import bytes_at, is_url
+from vmfilter.reader.source import begin_of, is_url
 
 if TYPE_CHECKING:
     from typing import IO, BinaryIO
@@ -65,4 +65,4 @@ def beginning(path: str) -> bytes:
     from vmfilter.reader.remote import RemoteSource, open_url
 
     with closing(open_url(path)) as opened:
-        return bytes_at(opened, 0, min(opened.size or 0, 16)) if isinstance(opened, RemoteSource) else b""
+        return begin_of(opened) if isinstance(opened, RemoteSource) else b""

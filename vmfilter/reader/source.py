@@ -103,6 +103,11 @@ def bytes_at(source: Source, offset: int, size: int) -> bytes:
     return bytes(buffer)
 
 
+def begin_of(source: Source) -> bytes:
+    """Return the first 16 bytes of a file, fewer if it is shorter. Raises InputError as Source.read_into() does."""
+    return bytes_at(source, 0, 16 if source.size is None else min(source.size, 16))
+
+
 class PreadSource:
     """Any file that supports pread."""
 

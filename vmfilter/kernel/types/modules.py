@@ -200,5 +200,10 @@ def find_type(structures: Structures, symbols: Symbols, name: str) -> tuple[Type
         number = types.find(name)
         if number is not None:
             return types, number
-    near = did_you_mean(name.rpartition(" ")[2], structures.types.names()) or "; give a name as C has it"
+    near = nearest(name, structures.types)
     raise KernelError(f"the kernel's types and its modules' have no structure or union {name!r:.80}{near}")
+
+
+def nearest(name: str, types: Types) -> str:
+    """Return what to do about a name that no structure has; types: of the kernel."""
+    return did_you_mean(name.rpartition(" ")[2], types.names()) or "; give a name as C has it"
