@@ -477,6 +477,50 @@ int64_t vmf_read(int fd, uint64_t offset, uint8_t *out, uint64_t size);
  */
 uint64_t vmf_read_extents(int fd, const struct vmf_extent *extents, uint64_t count, uint8_t *out, uint64_t size);
 
+/* struct vmf_stretch - @count page frames from @pfn on, before which the new dump has @index pages */
+struct vmf_stretch {
+	uint64_t pfn, count, index;
+};
+
+/*
+ * vmf_locate() - find where a file has stretches of page frames
+ * @starts, @ends, @offsets: in: addresses and file offsets of @segments segments of memory, ascending, without overlaps
+ * @segments: number of segments
+ * @stretches: in: @count stretches
+ * @count: number of stretches
+ * @page_size: bytes
+ * @extents: out: @count extents; @at is the place of the pages if all are back to back. A stretch that is not within
+ *	one segment has the size 0.
+ *
+ * Return: number of stretches that are within one segment.
+ */
+uint64_t vmf_locate(const uint64_t *starts, const uint64_t *ends, const uint64_t *offsets, uint64_t segments,
+		    const struct vmf_stretch *stretches, uint64_t count, uint64_t page_size,
+		    struct vmf_extent *extents);
+
+/* struct vmf_window - @size bytes of a file from @number times the size of a window on, which are mapped at @address */
+struct vmf_window {
+	uint64_t number, address, size;
+};
+
+/*
+ * vmf_map_extents() - find where parts of a file are mapped
+ * @parts: in: @count extents of the file
+ * @count: number of parts
+ * @window_size: bytes of a window of the file
+ * @windows: in: windows that are mapped
+ * @window_count: number of windows, at most 64
+ * @extents: out: room for @room. The parts, with addresses instead of offsets; a part in two windows is two extents.
+ * @room: number of extents
+ * @used: out: bit i: a part is in windows[i]
+ * @missing: out: number of a window that has to be mapped
+ *
+ * Return: number of extents; -1 if @missing is needed, -2 if a part is beyond the end of its window, or there is no room.
+ */
+int64_t vmf_map_extents(const struct vmf_extent *parts, uint64_t count, uint64_t window_size,
+			const struct vmf_window *windows, uint64_t window_count, struct vmf_extent *extents,
+			uint64_t room, uint64_t *used, uint64_t *missing);
+
 /* Instead of the bytes of a page's data: the page is lost. It has no data, and its descriptor is all zeros. */
 enum vmf_size {
 	VMF_LOST = 0x7fffffff
@@ -575,11 +619,6 @@ struct vmf_descriptor {
  */
 void vmf_descriptors(const uint32_t *sizes, const uint64_t *shared, uint64_t count, uint32_t page_size, uint64_t offset,
 		     uint64_t zero_offset, uint32_t codec_flag, int swap, struct vmf_descriptor *descriptors);
-
-/* struct vmf_stretch - @count page frames from @pfn on, before which the new dump has @index pages */
-struct vmf_stretch {
-	uint64_t pfn, count, index;
-};
 
 /*
  * vmf_place_descriptors() - put page descriptors in the order in which a file has them

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from operator import add
 
 from vmfilter._core import ffi, lib
@@ -46,6 +47,21 @@ def _require(room: int, needed: int) -> None:
     """Raise ValueError if a buffer has fewer elements than a C function accesses."""
     if room < needed:
         raise ValueError(f"buffer of {room} elements is too small: {needed} needed")
+
+
+def new_buffer(size: int) -> memoryview:
+    """Return size bytes of zeros, which take memory only where they are written. It begins at a page.
+
+    A bytearray is written to as it is made: where a page fault is slow, that takes longer than what it is made for.
+
+    Raises:
+        MemoryError: there is no room for them.
+
+    """
+    try:
+        return memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS))
+    except OSError as e:
+        raise MemoryError from e
 
 
 # Classification: csrc/classify.c
@@ -571,7 +587,7 @@ def copy_mapped(mapped: ReadableBuffer, out: WriteableBuffer) -> int:
 
     Args:
         mapped: the bytes.
-        out: out: as many bytes.
+        out: out: as many bytes, or more.
 
     Returns:
         Number of bytes copied. If this is fewer than all, the next page cannot be read.
@@ -608,6 +624,65 @@ def read_extents(fd: int, extents: ReadableBuffer, out: WriteableBuffer) -> bool
     if n < len(where):
         _require(len(target), where[n].at + where[n].size)
     return n == len(where)
+
+
+# Places of page frames and of parts of a file: csrc/locate.c
+
+STRETCH: int = ffi.sizeof("struct vmf_stretch")
+"""Size of a stretch of page frames in bytes: u64 first frame, u64 number of frames, u64 index."""
+MAX_WINDOWS = 64
+"""Windows that map_extents() can use."""
+
+
+def locate(
+    starts: ReadableBuffer,
+    ends: ReadableBuffer,
+    offsets: ReadableBuffer,
+    stretches: ReadableBuffer,
+    page_size: int,
+    extents: WriteableBuffer,
+) -> int:
+    """Find where a file has stretches of page frames.
+
+    Args:
+        starts, ends, offsets: u64 each: addresses and file offsets of segments, in ascending order, without overlaps.
+        stretches: STRETCH bytes each.
+        page_size: bytes.
+        extents: out: as many, EXTENT bytes each, for pages back to back. One that is not within a segment has size 0.
+
+    Returns:
+        Number of stretches that are within a segment.
+
+    """
+    first, last, at = (_read("uint64_t[]", column) for column in (starts, ends, offsets))
+    _require(min(len(last), len(at)), len(first))
+    frames, out = _read("struct vmf_stretch[]", stretches), _write("struct vmf_extent[]", extents)
+    _require(len(out), len(frames))
+    return int(lib.vmf_locate(first, last, at, len(first), frames, len(frames), page_size, out))
+
+
+def map_extents(
+    parts: ReadableBuffer, window_size: int, windows: ReadableBuffer, extents: WriteableBuffer
+) -> tuple[int, int, int]:
+    """Find where parts of a file are mapped.
+
+    Args:
+        parts: of the file, EXTENT bytes each.
+        window_size: bytes of a window of the file.
+        windows: mapped ones, at most MAX_WINDOWS: u64 number of the window, address, bytes that are mapped.
+        extents: out: the parts, EXTENT bytes each, with addresses as offsets. One in two windows is two extents.
+
+    Returns:
+        Number of extents; -1: a window is missing; -2: a part is beyond the end of its window, or there is no room.
+        Bits of the windows that were used. Number of the missing window.
+
+    """
+    source, out = _read("struct vmf_extent[]", parts), _write("struct vmf_extent[]", extents)
+    mapped, told = _read("struct vmf_window[]", windows), ffi.new("uint64_t[2]")
+    _require(MAX_WINDOWS, len(mapped))
+    to = out, len(out), told, told + 1
+    n: int = lib.vmf_map_extents(source, len(source), window_size, mapped, len(mapped), *to)
+    return n, told[0], told[1]
 
 
 # Page codecs: csrc/codec.c, csrc/decode.c

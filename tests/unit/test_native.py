@@ -208,6 +208,43 @@ def test_extents_of_a_file_are_read_to_their_places(tmp_path: Path) -> None:
     assert out == b".cde.."
 
 
+def test_frames_are_located_in_the_segment_that_contains_all_of_them() -> None:
+    starts, ends, offsets = (array("Q", column) for column in ([0x1000, 0x8000], [0x4000, 0x9800], [100, 0x5000]))
+    frames = [(2, 2), (0, 2), (1, 4), (8, 1), (9, 1), (20, 1), (3, 1)]
+    stretches = array("Q", [word for pfn, count in frames for word in (pfn, count, 7)])
+    found = array("Q", bytes(native.EXTENT * len(frames)))
+    assert native.locate(starts, ends, offsets, stretches, 0x1000, found) == 3
+    where = list(zip(found[::3], found[1::3], found[2::3], strict=True))
+    assert where == [
+        (100 + 0x1000, 0x2000, 0),
+        (0, 0, 0x2000),  # begins before a segment
+        (0, 0, 0x4000),  # ends after it
+        (0x5000, 0x1000, 0x8000),
+        (0, 0, 0x9000),
+        (0, 0, 0xA000),
+        (100 + 0x2000, 0x1000, 0xB000),
+    ]
+    assert native.locate(array("Q"), array("Q"), array("Q"), stretches, 0x1000, found) == 0
+    with pytest.raises(ValueError, match="too small"):
+        native.locate(starts, ends, offsets, stretches, 0x1000, found[:-3])
+
+
+def test_parts_of_a_file_are_found_in_windows_that_are_mapped() -> None:
+    windows = array("Q", [5, 1000, 16, 2, 2000, 16, 3, 3000, 10])  # of 16 bytes; the file ends in the last
+    room = array("Q", bytes(native.EXTENT * 4))
+
+    def found(*parts: int) -> list[int]:
+        n, used, missing = native.map_extents(array("Q", parts), 16, windows, room)
+        return [n, used, missing] if n == -1 else [n, used, *room[: 3 * max(n, 0)]]
+
+    assert found(33, 2, 7) == [1, 0b10, 2001, 2, 7]
+    assert found(40, 10, 0, 82, 1, 10) == [3, 0b111, 2008, 8, 0, 3000, 2, 8, 1002, 1, 10]
+    assert found(40, 0, 0) == [0, 0]
+    assert found(33, 2, 7, 16, 1, 9) == [-1, 0b10, 1]
+    assert found(50, 9, 0) == [-2, 0b100]  # its last byte is beyond the end
+    assert found(*[32, 1, 0] * 5)[0] == -2  # no room
+
+
 def test_checksums_of_blocks_do_not_depend_on_the_order_of_their_pieces() -> None:
     chance = random.Random(3)
     data = chance.randbytes(100) + bytes(30) + chance.randbytes(126)

@@ -11,7 +11,9 @@ import struct
 import subprocess
 import sys
 import threading
-from itertools import accumulate, pairwise
+from array import array
+from collections.abc import Iterable
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -267,6 +269,10 @@ def test_a_file_is_mapped_in_windows(tmp_path: Path, windows: list[tuple[int, in
     file.close()
 
 
+def words(parts: Iterable[tuple[int, int, int]]) -> array[int]:
+    return array("Q", chain.from_iterable(parts))
+
+
 def test_a_window_stays_mapped_while_it_is_used(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
     (tmp_path / "vmcore").write_bytes(bytes(16 * PAGE))
     file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
@@ -283,14 +289,14 @@ def test_the_core_reads_what_is_mapped_at_its_addresses(tmp_path: Path, windows:
     chance = random.Random(3)
     for _ in range(100):
         cuts = sorted({0, *chance.sample(range(len(content)), 3), len(content)})
-        found = file.extents([(a, b - a, a + 7) for a, b in pairwise(cuts)])
+        found = file.extents(words((a, b - a, a + 7) for a, b in pairwise(cuts)))
         assert found is not None
         assert found.fd == -1
         numbers = iter(found.words)
         parts = list(zip(numbers, numbers, numbers, strict=True))
         assert b"".join(ctypes.string_at(address, size) for address, size, _ in parts) == content
         assert [at for _, _, at in parts] == [7, *accumulate((size for _, size, _ in parts[:-1]), initial=7)][1:]
-    assert file.extents([(len(content) - 5, 6, 0)]) is None
+    assert file.extents(words([(len(content) - 5, 6, 0)])) is None
     del found
     file.close()
 
@@ -299,8 +305,8 @@ def test_no_more_windows_are_mapped_for_the_core_than_for_reads(tmp_path: Path, 
     (tmp_path / "vmcore").write_bytes(bytes(16 * PAGE))
     file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
     scattered = [(4 * number * PAGE, PAGE, number * PAGE) for number in range(3)]  # two may be mapped
-    assert file.extents(scattered[:2]) is not None
-    assert file.extents(scattered) is None
+    assert file.extents(words(scattered[:2])) is not None
+    assert file.extents(words(scattered)) is None
     file.close()
 
 
@@ -310,7 +316,7 @@ def test_a_mapping_whose_faults_share_a_buffer_is_read_by_one_thread(
     (tmp_path / "vmcore").write_bytes(b"content")
     monkeypatch.setattr(source, "_HAS_BUFFER_IN_FAULTS", True)
     file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
-    assert file.extents([(0, 5, 0)]) is None
+    assert file.extents(words([(0, 5, 0)])) is None
     file.close()
 
 
@@ -323,5 +329,5 @@ def test_what_cannot_be_mapped_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mmap, "mmap", refuse)
     file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
     assert bytes_at(file, 1, 5) == b"onten"
-    assert file.extents([(1, 5, 0)]) is None
+    assert file.extents(words([(1, 5, 0)])) is None
     file.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from itertools import chain, pairwise
 
 from vmfilter import native
 from vmfilter.frames.classes import PageClass
@@ -108,12 +108,7 @@ class MemmapReader:
         self.classifier = native.Classifier(layout, areas)
         self.unknown = 0
         self.failures: list[UnreadableError] = []
-        # Page-aligned, unlike a bytearray: reads into it copy faster.
-        try:
-            self._structs = mmap(-1, _PIECE_PAGES * layout.size, MAP_PRIVATE | MAP_ANONYMOUS)
-        except OSError as e:
-            raise MemoryError from e
-        self._view = memoryview(self._structs)
+        self._view = native.new_buffer(_PIECE_PAGES * layout.size)
 
     def apply(self, pfn: int, classes: memoryview, parts: Iterable[Part], ahead: bool = False) -> bool:
         """Classify a window.
@@ -145,7 +140,7 @@ class MemmapReader:
             first, last = -(-start // size), end // size
             if first >= last:
                 continue
-            extents = self._dump.extents(_from(first * size, run))
+            extents = self._dump.extents(array("Q", chain.from_iterable(_from(first * size, run))))
             if extents is None:
                 return 0
             scratch = self._view[: max(_FILE_BYTES, 8 * size)]
@@ -172,7 +167,7 @@ class MemmapReader:
             if first >= last:
                 continue
             self._count_unknown(classes[done:first])
-            at = (skip + first * size) % len(self._structs)
+            at = (skip + first * size) % len(self._view)
             structs = self._view[at : at + (last - first) * size]
             self.classifier.classify(structs, pfn + first, classes[first:last])
             done = last

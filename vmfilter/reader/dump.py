@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 
@@ -315,11 +316,11 @@ class Dump(Memory):
         """Yield the ranges [start, end) of physical addresses that the file contains, in order."""
         raise NotImplementedError
 
-    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+    def extents(self, parts: array[int]) -> Extents | None:
         """Return how to read parts of the file, at offsets of located(); None: it does not contain memory as it is.
 
         Args:
-            parts: offset, size and position of each: see vmfilter.reader.source.Extents.
+            parts: u64 offset, size and position of each: see vmfilter.reader.source.Extents.
 
         """
         return None

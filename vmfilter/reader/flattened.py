@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
@@ -102,7 +102,7 @@ class FlattenedSource:
                 return at + skipped
         return max(offset, self._size)
 
-    def extents(self, parts: Iterable[tuple[int, int, int]]) -> None:
+    def extents(self, parts: object) -> None:
         """See Source. A struct page can be in two records, and its gap is zeros in none."""
 
     def data(self, most: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import gt, lt
 
@@ -203,7 +203,7 @@ class SegmentDump(Dump):
         if stop > at:
             yield at, stop
 
-    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+    def extents(self, parts: array[int]) -> Extents | None:
         return self._source.extents(parts)
 
     def located(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -230,21 +230,26 @@ class SegmentDump(Dump):
     def read_frames(
         self, stretches: Sequence[Stretch], page_size: int, view: memoryview
     ) -> list[tuple[int, int, UnreadableError]]:
-        # All stretches of a chunk are read by one call, unless one is not within a segment or cannot be read.
-        starts, ends, offsets = self.segments.starts, self.segments.ends, self.segments.offsets
-        parts, at = list[tuple[int, int, int]](), 0
-        for pfn, count, _ in stretches:
-            start, size = pfn * page_size, count * page_size
-            i = bisect_right(starts, start) - 1
-            if i < 0 or start + size > ends[i]:
-                break
-            parts.append((offsets[i] + start - starts[i], size, at))
-            at += size
-        else:
-            extents = self._source.extents(parts)
-            if extents and native.read_extents(extents.fd, extents.words, view):
-                return []
-        return super().read_frames(stretches, page_size, view)
+        # All that are within a segment are read by one call, unless one of them cannot be read.
+        memory, parts = self.segments, array("Q", bytes(native.EXTENT * len(stretches)))
+        words = array("Q", chain.from_iterable(stretches))
+        located = native.locate(memory.starts, memory.ends, memory.offsets, words, page_size, parts)
+        extents = self._source.extents(parts)
+        if not extents or not native.read_extents(extents.fd, extents.words, view):
+            return super().read_frames(stretches, page_size, view)
+        return [] if located == len(stretches) else self._read_others(stretches, parts, page_size, view)
+
+    def _read_others(
+        self, stretches: Sequence[Stretch], parts: array[int], page_size: int, view: memoryview
+    ) -> list[tuple[int, int, UnreadableError]]:
+        """Read the stretches that native.locate() has not located; see read_frames()."""
+        lost = list[tuple[int, int, UnreadableError]]()
+        for stretch, size, at in zip(stretches, parts[1::3], parts[2::3], strict=True):
+            if not size:
+                pages = view[at : at + stretch[1] * page_size]
+                failures = super().read_frames([stretch], page_size, pages)
+                lost += ((at // page_size + i, pfn, failure) for i, pfn, failure in failures)
+        return lost
 
     def read_into(self, address: int, view: memoryview) -> bool:
         end = address + len(view)

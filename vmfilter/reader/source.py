@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 
@@ -52,11 +52,11 @@ class Source(Protocol):
     wrappings: Sequence[str]
     cut: str
 
-    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+    def extents(self, parts: array[int]) -> Extents | None:
         """Return how to read parts of the file without read_into(), None if there is no other way.
 
         Args:
-            parts: offset, size and position of each, as in Extents.
+            parts: u64 offset, size and position of each, as in Extents.
 
         """
 
@@ -138,10 +138,8 @@ class PreadSource:
         except OSError:
             self.size = 0
 
-    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
-        if self._fd < 0:  # closed: the C core would take the offsets for addresses
-            return None
-        return Extents(self._fd, array("Q", chain.from_iterable(parts)))
+    def extents(self, parts: array[int]) -> Extents | None:
+        return None if self._fd < 0 else Extents(self._fd, parts)  # closed: the C core would take offsets for addresses
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -217,27 +215,29 @@ class ProcSource(PreadSource):
         self.size = self.size or None
         self._reading = Lock()
         self._mapped: dict[int, memoryview] = {}  # windows by number, the least recently used first
+        self._places = array("Q")  # the same windows, for native.map_extents()
 
     def close(self) -> None:
         self._unmap(0)
         super().close()
 
-    def extents(self, parts: Iterable[tuple[int, int, int]]) -> Extents | None:
+    def extents(self, parts: array[int]) -> Extents | None:
         """See Source. Only a mapping is of use: pread() maps and unmaps each page of the old memory."""
         if _HAS_BUFFER_IN_FAULTS:
             return None
-        words, mapped, windows = array("Q"), list[memoryview](), set[int]()
+        words = array("Q", bytes(2 * parts.itemsize * len(parts)))  # most parts are in one window
         with self._reading:
-            for offset, size, at in parts:
-                while size:
-                    window = self._mapping(offset)[:size]
-                    windows.add(offset // _WINDOW_BYTES)
-                    if not window or len(windows) > _WINDOWS:
-                        return None
-                    words.extend((native.address(window), len(window), at))
-                    mapped.append(window)
-                    offset, size, at = offset + len(window), size - len(window), at + len(window)
-        return Extents(-1, words, mapped)
+            for _ in range(_WINDOWS + 1):
+                places = self._places
+                found, used, missing = native.map_extents(parts, _WINDOW_BYTES, places, words)
+                numbers = [number for i, number in enumerate(places[::3]) if used >> i & 1]
+                mapped = [self._window(number) for number in numbers]
+                if found >= 0:
+                    return Extents(-1, words[: 3 * found], mapped)
+                if found < -1:
+                    return None
+                self._window(missing)
+        return None  # they are in too many windows
 
     def next_data(self, offset: int) -> int:
         return offset
@@ -247,26 +247,32 @@ class ProcSource(PreadSource):
 
     def read_into(self, offset: int, view: memoryview) -> None:
         with self._reading:
-            while view and (part := self._mapping(offset)[: len(view)]):
+            while view:
+                number, at = divmod(offset, _WINDOW_BYTES)
+                part = self._window(number)[at : at + len(view)]
                 try:
-                    copied = native.copy_mapped(part, view[: len(part)])
+                    copied = native.copy_mapped(part, view)
                 except OSError:  # this kernel does not support it
-                    break
+                    copied = 0
+                    part = part[:0]
                 offset, view = offset + copied, view[copied:]
                 if copied < len(part):
                     reason = f"{os.strerror(errno.EFAULT)}; use another copy if there is one"
                     raise UnreadableError(f"{self.path}: cannot be read at offset {offset:#x}: {reason}")
-            super().read_into(offset, view)
+                if not part:  # it is not mapped
+                    super().read_into(offset, view)
+                    return
 
-    def _mapping(self, offset: int) -> memoryview:
-        """Return the file from an offset to the end of a window; empty if that cannot be mapped."""
-        number, at = divmod(offset, _WINDOW_BYTES)
+    def _window(self, number: int) -> memoryview:
+        """Return a window of the file; empty if it cannot be mapped."""
         window = self._mapped.pop(number, None)
-        if window is None:
-            self._unmap(_WINDOWS - 1)
-            window = self._map(offset - at)
-        self._mapped[number] = window
-        return window[at:]
+        if window is not None:
+            self._mapped[number] = window
+            return window
+        self._unmap(_WINDOWS - 1)
+        self._mapped[number] = window = self._map(number * _WINDOW_BYTES)
+        self._note_places()
+        return window
 
     def _map(self, start: int) -> memoryview:
         size = min((self.size or 0) - start, _WINDOW_BYTES)
@@ -279,6 +285,11 @@ class ProcSource(PreadSource):
         """Unmap the windows that were not used lately, until so many are left."""
         while len(self._mapped) > most:
             del self._mapped[next(iter(self._mapped))]
+        self._note_places()
+
+    def _note_places(self) -> None:
+        places = ((number, native.address(window), len(window)) for number, window in self._mapped.items())
+        self._places = array("Q", chain.from_iterable(places))
 
 
 def _on_procfs(fd: int) -> bool:
