@@ -93,7 +93,7 @@ class _Chunk(Task["Worker"]):
     def __init__(self, pages: int, hashed: bool) -> None:
         super().__init__()
         self.stretches: list[Stretch] = []
-        self._out = memoryview(bytearray(CHUNK_BYTES))
+        self._out = native.new_buffer(CHUNK_BYTES)
         self._sizes = memoryview(array("I", bytes(4 * pages)))
         self._hashes = memoryview(array("Q", bytes(8 * pages))) if hashed else None
         self._sums = memoryview(array("I", bytes(4 * (CHUNK_BYTES // SUMMED + 1))))
@@ -144,7 +144,7 @@ class CompressingWorker:
         self._page_size = page_size
         self._packer = packer
         self._skip_zero = skip_zero
-        self._pages = memoryview(bytearray(CHUNK_BYTES))
+        self._pages = native.new_buffer(CHUNK_BYTES)
 
     def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
         count = sum(n for _, n, _ in chunk)

@@ -23,6 +23,8 @@ def prepare() -> None:
 
 def one_line(text: str) -> str:
     """Escape line breaks and terminal controls: file names and text from a dump may contain any of them."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

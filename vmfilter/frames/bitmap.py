@@ -32,8 +32,7 @@ def runs_in(bits: bytes | bytearray | memoryview, pfn: int, count: int, skip: in
 
 def pairs(values: list[int], pfn: int) -> Iterator[Run]:
     """Yield runs from a list of alternating first bits, relative to page frame pfn, and lengths."""
-    for i in range(0, len(values), 2):
-        yield pfn + values[i], values[i + 1]
+    return zip(map(pfn.__add__, values[::2]), values[1::2], strict=True)
 
 
 def joined(runs: Iterable[Run]) -> Iterator[Run]:

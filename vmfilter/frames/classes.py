@@ -78,10 +78,17 @@ def byte_of(kind: PageKind) -> int:
     return PageClass.KERNEL | kind << _KIND_SHIFT
 
 
+def replacing(table: bytes, chosen: Iterable[PageClass], value: int) -> bytes:
+    """Return a table, indexed by a frame's byte, with a value wherever the class is among the chosen ones."""
+    out = bytearray(table)
+    for c in chosen:
+        out[c :: _CLASS_MASK + 1] = bytes([value]) * (len(out) // (_CLASS_MASK + 1))
+    return bytes(out)
+
+
 def by_class(chosen: Iterable[PageClass]) -> bytes:
     """Return a table, indexed by a frame's byte: 1 if its class is among the chosen ones, else 0."""
-    classes = set(chosen)
-    return bytes(byte & _CLASS_MASK in classes for byte in range(256))
+    return replacing(bytes(256), chosen, 1)
 
 
 class ClassCounter:

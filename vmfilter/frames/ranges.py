@@ -29,13 +29,15 @@ def append(ranges: list[Range], first: int, end: int) -> None:
 
 def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:
     """Return the parts of ranges within [first, end)."""
-    i = max(bisect_left(ranges, (first + 1,)) - 1, 0)
-    out = []
-    while i < len(ranges) and ranges[i][0] < end:
-        a, b = max(ranges[i][0], first), min(ranges[i][1], end)
-        if a < b:
-            out.append((a, b))
-        i += 1
+    if end <= first:
+        return []
+    i = bisect_left(ranges, (first + 1,))
+    if i and ranges[i - 1][1] > first:
+        i -= 1
+    out = list(ranges[i : bisect_left(ranges, (end,), i)])
+    if out:
+        out[0] = max(out[0][0], first), out[0][1]
+        out[-1] = out[-1][0], min(out[-1][1], end)
     return out
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vmfilter.reader import Dump
 
 _CACHED_TABLES = 64
+_FOUND = 64  # mappings that are remembered
 _MAX_TABLES, _MAX_MAPPINGS = 1 << 15, 1 << 16  # of a whole walk
 
 
@@ -72,7 +73,8 @@ class VirtualMemory:
         self._linear = sorted(root.linear)
         self._levels = root.paging.levels
         self._tables: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
-        self._last = Translation(0, 0, 0)  # found in the tables
+        self._area = self._levels[min(1, len(self._levels) - 1)].shift
+        self._found: dict[int, Translation] = {}  # in the tables, by the area of addresses that was asked for
         self._entry = root.paging.entry_size
         self._decoder = _decoder(root.paging, finds_executable)
 
@@ -96,9 +98,9 @@ class VirtualMemory:
             i += 1
 
     def _by_tables(self, vaddr: int, end: int) -> Iterator[Translation]:
-        last = self._last
-        if last.vaddr <= vaddr and end <= last.vaddr + last.length:  # the next struct pages, mostly
-            return iter([last.part(vaddr, end)])
+        m = self._found.get(vaddr >> self._area)
+        if m is not None and m.vaddr <= vaddr and end <= m.vaddr + m.length:  # the next struct pages, mostly
+            return iter([m.part(vaddr, end)])
         top = self._levels[-1]
         span = 1 << top.shift + top.bits
         base = vaddr & ~(span - 1)  # the upper address bits, which the tables do not translate
@@ -117,8 +119,11 @@ class VirtualMemory:
             if is_table:
                 yield from self._walk(level - 1, paddr, at, begin, stop)
             else:
-                self._last = Translation(at, length, paddr, bool(executable))
-                yield self._last.part(begin, stop)
+                m = Translation(at, length, paddr, bool(executable))
+                if len(self._found) >= _FOUND:
+                    self._found.clear()
+                self._found[begin >> self._area] = m
+                yield m.part(begin, stop)
 
     def walk(self, is_known: Callable[[int], bool], tables: list[Range]) -> Iterator[Translation]:
         """Walk all page tables, and yield what they map, without what root.linear maps. Each table is walked once.
@@ -171,6 +176,9 @@ class VirtualMemory:
         """Read size bytes at a virtual address; None unless all of them are mapped and in the dump."""
         if not 0 <= vaddr <= vaddr + size <= 1 << 64:
             return None
+        m = self._found.get(vaddr >> self._area)
+        if m is not None and not self._linear and m.vaddr <= vaddr and vaddr + size <= m.vaddr + m.length:  # as usual
+            return self._dump.read_kernel(m.paddr + vaddr - m.vaddr, size)
         parts = []
         at = vaddr
         for t in self.translate(vaddr, size):

@@ -27,8 +27,10 @@ _SAMPLED, _SAMPLE_PAGES = 64, 1024
 
 def _becomes(page_class: PageClass) -> bytes:
     """Return a table that replaces the class of all memory in the dump."""
-    absent = {PageClass.HOLE, PageClass.EXCLUDED}
-    return bytes(c if c in absent else page_class for c in range(256))  # before classification, so without kinds
+    table = bytearray([page_class]) * 256
+    for c in PageClass.HOLE, PageClass.EXCLUDED:
+        table[c] = c  # before classification, so without kinds
+    return bytes(table)
 
 
 _TO_METADATA, _TO_USERDATA = _becomes(PageClass.PMEM_METADATA), _becomes(PageClass.PMEM_USERDATA)

@@ -9,9 +9,10 @@ convicts it, the kernel's own types may know better: only then are they read. Wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import combinations, repeat
+from itertools import combinations
+from operator import ne
 
 from vmfilter import native
 from vmfilter.errors import InputError, KernelError, option
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _PIECES, _PIECE_PAGES = 32, 512  # struct pages of a sample
 _TEXT_PAGES = 64
-_WALKED = 64  # blocks in free lists
+_WALKED = 32  # blocks in free lists
 _FEWEST = 16  # pages that a verdict needs
 _FEWEST_SAMPLED, _FEWEST_PIECES = 64, 3  # of a sample: neighbours can wait for the same list of one CPU
 _NEVER_FULL = 1 << 14  # pages of memory: a kernel keeps a reserve of free ones
@@ -193,21 +194,27 @@ class Witnesses:
         """Struct pages of kernel text are reserved since boot, are in no list, and have nothing else in them."""
         layout, word = self._layout, self._kernel.abi.word
         vaddr, structs = self._text_pages()
-        pages = [structs[at : at + layout.size] for at in range(0, len(structs), layout.size)]
+        count = len(structs) // layout.size
         flags = layout.lru | layout.private_data | layout.slab | layout.hwpoison | layout.head | layout.reserved
-        lru = [(vaddr + i * layout.size + layout.next[0]) & (1 << 8 * word) - 1 for i in range(len(pages))]
-        expected: list[tuple[native.Field, int, Iterable[int], str, frozenset[PageClass]]] = [
-            (layout.flags, flags, repeat(layout.reserved), "OFFSET(page.flags) or NUMBER(PG_private)", _BY_FLAGS),
-            (layout.mapcount, _ALL_BITS, repeat(_NO_MAPCOUNT), "OFFSET(page._mapcount)", _BY_TYPE),
-            (layout.mapping, _ALL_BITS, repeat(0), "OFFSET(page.mapping)", _CACHE | _USER),
-            (layout.private_, _ALL_BITS, repeat(0), "OFFSET(page.private)", _FREE),
+        lru = [(vaddr + i * layout.size + layout.next[0]) & (1 << 8 * word) - 1 for i in range(count)]
+        expected: list[tuple[native.Field, int, Sequence[int], str, frozenset[PageClass]]] = [
+            (layout.flags, flags, [layout.reserved] * count, "OFFSET(page.flags) or NUMBER(PG_private)", _BY_FLAGS),
+            (layout.mapcount, _ALL_BITS, [_NO_MAPCOUNT] * count, "OFFSET(page._mapcount)", _BY_TYPE),
+            (layout.mapping, _ALL_BITS, [0] * count, "OFFSET(page.mapping)", _CACHE | _USER),
+            (layout.private_, _ALL_BITS, [0] * count, "OFFSET(page.private)", _FREE),
             (layout.next, _ALL_BITS, lru, "SIZE(page), OFFSET(page.lru) or what leads to struct pages", _ALL),
         ]
-        for (offset, width), mask, values, field, classes in expected:
-            members = (int.from_bytes(page[offset : offset + width], self._kernel.abi.byteorder) for page in pages)
-            wrong = sum(1 for member, value in zip(members, values, strict=False) if member & mask != value)
-            if width and _convicts(len(pages), wrong):
-                yield Doubt(field, f"{wrong} of {len(pages)} struct pages of kernel text contradict it", classes)
+        for field, mask, values, name, classes in expected:
+            members = map(mask.__and__, self._members(structs, field))
+            wrong = sum(map(ne, members, values))
+            if field[1] and _convicts(count, wrong):
+                yield Doubt(name, f"{wrong} of {count} struct pages of kernel text contradict it", classes)
+
+    def _members(self, structs: bytes, field: native.Field) -> Sequence[int]:
+        """Return a member of each struct page; nothing if there is no such member."""
+        (offset, width), order = field, self._kernel.abi.byteorder
+        places = range(offset, len(structs), self._layout.size) if width else ()
+        return [int.from_bytes(structs[at : at + width], order) for at in places]
 
     def _text_pages(self) -> tuple[int, bytes]:
         """Return the virtual address of the struct pages of the first pages of text, and their contents."""

@@ -7,7 +7,7 @@ bit 1, a kept page that turns out to be zero is excluded when it is read.
 from __future__ import annotations
 
 from vmfilter import native
-from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, class_in
+from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, replacing
 from vmfilter.frames.frame_set import FrameSet
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
 from vmfilter.frames.ranges import clipped, without
@@ -57,7 +57,7 @@ def level_of(level: int, doubted: frozenset[PageClass]) -> int:
 
 def _becoming(page_class: PageClass, *but: PageClass) -> bytes:
     """Return a table, indexed by a frame's byte: what a chosen frame becomes, unless it is of some classes."""
-    return bytes(byte if byte & 0xF >= len(PageClass) or class_in(byte) in but else page_class for byte in range(256))
+    return replacing(bytes(range(256)), (c for c in PageClass if c not in but), page_class)
 
 
 _DROPPED = _becoming(PageClass.EXCLUDED, PageClass.HOLE)

@@ -5,7 +5,7 @@ Nothing here fails a run. A page that is not found keeps the kind that its struc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import chain, islice
@@ -30,7 +30,8 @@ _QUICKLY = 3 << 20  # bytes that are searched for pointers
 _AT_ONCE = 1 << 18
 _IMAGE = 1 << 28  # bytes: more than the image of any kernel
 _MAX_TEXTS = 1 << 9  # executable parts of it: more than any kernel has, as each page table ends one
-_FRAMES = 1 << 12  # whose struct pages are read at once
+_FRAMES = 1 << 10  # whose struct pages are read at once
+_GAP = 1 << 8  # frames between them that are read with them: it costs less than one more read
 _PIECE = 1 << 15  # bytes: a slab of tasks; more if memory has more than _MAX_PIECES of them
 _MAX_PIECES = 1 << 23
 _NO_TABLES = -1
@@ -42,6 +43,7 @@ _EXCLUDABLE = PageClass.CACHE, PageClass.CACHE_PRIVATE, PageClass.USER, PageClas
 """Classes that no page which is known to be the kernel's can have."""
 _NOT_EXCLUDABLE = bytes(set(range(256)) - set(_EXCLUDABLE))
 
+_KERNEL = bytes([PageClass.KERNEL])
 _SLAB = byte_of(PageKind.SLAB)
 _IS_SLAB = bytes(byte == _SLAB for byte in range(256))
 
@@ -154,6 +156,21 @@ class _Marks:
 
     def runs(self) -> Iterator[Run]:
         return runs_in(self.bits, 0, self.count)
+
+
+def _spans(pieces: Iterable[Range]) -> Iterator[list[Range]]:
+    """Yield ranges of page frames that are near each other together, and long ones in parts."""
+    span: list[Range] = []
+    for first, end in pieces:
+        while first < end:
+            if span and (first - span[-1][1] > _GAP or first - span[0][0] >= _FRAMES):
+                yield span
+                span = []
+            last = min(end, (span[0][0] if span else first) + _FRAMES)
+            span.append((first, last))
+            first = last
+    if span:
+        yield span
 
 
 class _Search:
@@ -314,17 +331,35 @@ class _Search:
         """Yield which page frames are slab: others must not be read before it is known that they are not poisoned."""
         layout, _ = self._kernel.struct_page()
         classifier = native.Classifier(layout)
-        for first, end in pieces:
-            while first < end:
-                last, memmap = self._kernel.memory_model.stretch(first, min(end, first + _FRAMES))
-                classes = bytearray([PageClass.KERNEL]) * (last - first)
-                structs = None if memmap is None else self._memory.read(memmap, len(classes) * layout.size)
-                if structs is not None:
-                    classifier.restart()
-                    classifier.classify(structs, first, classes)
-                    bits = native.bitmap(classes, _IS_SLAB)
-                    yield from ((page, page + count) for page, count in runs_in(bits, first, len(classes)))
-                first = last
+        for near in _spans(pieces):
+            for first, last, structs in self._structs(near, layout.size):
+                classes = bytearray(last - first)  # all HOLE: what is in no piece
+                for a, b in clipped(near, first, last):
+                    classes[a - first : b - first] = _KERNEL * (b - a)
+                classifier.restart()
+                classifier.classify(structs, first, classes)
+                bits = native.bitmap(classes, _IS_SLAB)
+                for page, count in runs_in(bits, first, last - first):
+                    yield page, page + count
+
+    def _structs(self, pieces: Sequence[Range], size: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the struct pages of page frames: the first, the one after the last, and size bytes for each.
+
+        If those between two pieces cannot be read, nothing between pieces is.
+        """
+        first, end = pieces[0][0], pieces[-1][1]
+        last, memmap = self._kernel.memory_model.stretch(first, end)
+        structs = None
+        if memmap is not None and (last == end or len(pieces) == 1):
+            structs = self._memory.read(memmap, (last - first) * size)
+        if structs is not None:
+            yield first, last, structs
+        elif len(pieces) > 1:
+            for piece in pieces:
+                yield from self._structs([piece], size)
+            return
+        if last < end:
+            yield from self._structs([(last, end)], size)
 
     def _stacks(self) -> list[Range]:
         """Return the page frames that may be stacks, a few pages each; devices and other long ranges come last."""
@@ -339,7 +374,7 @@ class _Search:
     def _contents(self, ranges: Iterable[Range]) -> Iterator[memoryview]:
         """Yield the memory of page frames, as much as is read quickly, many ranges at once."""
         size = self._kernel.page_size
-        buffer = memoryview(bytearray(_AT_ONCE))
+        buffer = native.new_buffer(_AT_ONCE)
         stretches = ((first, end - first, 0) for first, end in ranges)
         for chunk in islice(chunks_of(stretches, _AT_ONCE // size), _QUICKLY // _AT_ONCE):
             pages = buffer[: size * sum(count for _, count, _ in chunk)]
