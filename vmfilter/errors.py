@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 EXIT_STATUSES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from vmfilter.errors import UsageError, is_whole
@@ -14,6 +13,8 @@ from vmfilter.statistics import Statistics
 from vmfilter.writer.output import Destination, Form, check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
 

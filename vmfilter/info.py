@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 from vmfilter.crash.summary import Summary, summary
@@ -11,7 +10,7 @@ from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
 from vmfilter.frames.ranges import Range
 from vmfilter.kernel.search import Text, crash_time, survey
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
 from vmfilter.pages.pmem import find_pmem
@@ -19,6 +18,9 @@ from vmfilter.pages.remains import Remains, remains
 from vmfilter.reader import Dump
 from vmfilter.reader.dump import DumpPart
 from vmfilter.statistics import NamespaceCounter, NamespacePages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_LOST = 20
 """Limit of the ranges of lost pages that are listed."""

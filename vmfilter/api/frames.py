@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vmfilter.errors import UsageError, is_whole
@@ -13,7 +12,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure import runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from vmfilter.kernel.zone_bits import Zone
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 from vmfilter import convert, filter, info, reader, verify
@@ -41,6 +40,8 @@ from vmfilter.report.usage import levels_of
 from vmfilter.writer.guard import refuse_swapped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.api.dump import Source
     from vmfilter.reader import File
     from vmfilter.run import Progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 
@@ -12,6 +11,7 @@ from vmfilter.report.data import VERSION
 from vmfilter.report.log import record_data
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Self
 
     from vmfilter.crash.summary import Summary

@@ -5,11 +5,12 @@ CONTRIBUTING.md contains the recipe for a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.arch.base import Arch, Paging, Root
 from vmfilter.errors import KernelError
-from vmfilter.lean import import_module
+from vmfilter.lean import TYPE_CHECKING, import_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # (e_machine of the ELF header, little-endian): module. The ELF class does not identify the machine: kexec writes 64-bit
 # headers for 32-bit machines with much memory, and 32-bit headers on request.

@@ -6,14 +6,14 @@ arch/arm/include/asm/pgtable-2level.h, pgtable-3level.h and arch/arm/kernel/head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vmfilter.arch.base import Arch, Paging, Root, numbered
 from vmfilter.formats.abi import LE32
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from vmfilter.formats.abi import Abi
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo

@@ -6,14 +6,14 @@ arch/x86/kernel/vmcore_info_32.c (machine_kexec_32.c before).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vmfilter.arch.base import Arch, Paging, Root, TableRegister
 from vmfilter.formats.abi import Abi
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 

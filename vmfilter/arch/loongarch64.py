@@ -7,7 +7,6 @@ and under arch/loongarch include/asm/addrspace.h, pgtable.h, pgtable-bits.h and 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack, numbered
 from vmfilter.formats.abi import LE64
@@ -15,6 +14,8 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 

@@ -6,8 +6,6 @@ hash-4k.h, hash-64k.h, pgtable.h), arch/powerpc/mm/init_64.c (vmemmap_list) and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from vmfilter.arch.base import Arch, KernelMemory, Paging, Root, Stack, numbered
 from vmfilter.errors import KernelError
 from vmfilter.formats.abi import BE64, Abi
@@ -15,6 +13,8 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 

@@ -6,14 +6,14 @@ Documentation/arch/riscv/vm-layout.rst, and under arch/riscv mm/init.c and kerne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from vmfilter.arch.base import Arch, Paging, Root, Stack, Variable, numbered
 from vmfilter.formats.abi import LE64
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 

@@ -7,7 +7,6 @@ arch/s390/include/asm/pgtable.h, page.h (__kernel_pa()), lowcore.h and os_info.h
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
 
 from vmfilter.arch.base import Arch, Paging, Root, Stack, TableRegister, numbered
 from vmfilter.formats.abi import BE64
@@ -15,6 +14,8 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import TableLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from vmfilter.formats.elf import Load
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vmfilter.cli.options import vmcoreinfo_of
@@ -11,6 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.reader import Dump

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from vmfilter.cli.options import add_json, size_of
 from vmfilter.errors import UsageError, VmfilterError
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
 
     from vmfilter.cli.parser import Commands, Parser
     from vmfilter.readiness.system import System

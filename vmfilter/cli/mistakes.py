@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
 
 from vmfilter.errors import did_you_mean
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 _OF_MAKEDUMPFILE = {
     "-c": "filter has --compress zlib",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vmfilter.errors import UsageError
@@ -10,6 +9,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import Namespace, _ActionsContainer
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from vmfilter.cli.parser import Parser

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 
 from vmfilter.errors import EXIT_STATUSES, UsageError, did_you_mean
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+    from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
     Commands = _SubParsersAction["Parser"]

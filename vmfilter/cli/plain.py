@@ -6,12 +6,11 @@ abbreviations and help are for argparse: vmfilter/cli/parser.py. Both take the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from vmfilter.errors import VmfilterError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, import_module
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 COMMANDS = {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 
 from vmfilter.console.output import flush, prepare, say, trouble
 from vmfilter.console.signals import EndedError, end_at_once, end_by_default
 from vmfilter.errors import VmfilterError, speak_to_command_line
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MAKEDUMPFILE = ("makedumpfile", "vmfilter-makedumpfile")
 

@@ -7,13 +7,14 @@ pages larger than a window. Such a window is classified when its turn comes, whe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
 
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.pages.classify import WINDOW_PAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from vmfilter.pages.classify import Classifier, Plan, Window
 
 _SPARE = 2  # windows in flight besides one for each thread

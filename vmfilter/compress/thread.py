@@ -7,9 +7,11 @@ a Python function: the thread ends, prints a traceback, and sets no event (gh-14
 from __future__ import annotations
 
 from _thread import start_new_thread
-from collections.abc import Callable, Iterator
 
-from vmfilter.lean import Lock
+from vmfilter.lean import TYPE_CHECKING, Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class Thread:

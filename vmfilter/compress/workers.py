@@ -7,12 +7,14 @@ takes a tenth of the time of a small dump.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from vmfilter.compress.budget import has_room
 from vmfilter.compress.thread import Thread
-from vmfilter.lean import Generic, Lock, SimpleQueue, TypeVar
+from vmfilter.lean import TYPE_CHECKING, Generic, Lock, SimpleQueue, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 W = TypeVar("W")
 

@@ -6,13 +6,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
-from types import FrameType
 
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Callable
+    from types import FrameType
     from typing import NoReturn
 
     from vmfilter.run import Progress

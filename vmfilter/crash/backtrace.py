@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from vmfilter.crash import unwind, unwind_x86
 from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import Task, current, list_tasks, stack_of
@@ -11,6 +9,8 @@ from vmfilter.errors import KernelError, option
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.arch.base import Stack
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.kernel.types.symbols import Place

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vmfilter.formats.elf import NT_PRSTATUS
 from vmfilter.formats.prstatus import pid_of, registers_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.reader import Dump
 

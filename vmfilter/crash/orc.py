@@ -6,7 +6,6 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 
 from vmfilter.errors import KernelError
@@ -15,6 +14,8 @@ from vmfilter.kernel.types.modules import modules
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.kernel.types.debug_info import DebugInfo
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 from vmfilter.crash.cpus import per_cpu, possible_cpus
@@ -10,6 +9,8 @@ from vmfilter.errors import KernelError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.arch.base import Stack
     from vmfilter.kernel.types.debug_info import DebugInfo
     from vmfilter.kernel.types.structures import Object, Structures

@@ -7,13 +7,14 @@ compiler moves.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
 
 from vmfilter.crash import orc
 from vmfilter.crash.unwind import MAX_FRAMES, Frame, is_text
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.arch import Arch
     from vmfilter.kernel.types.debug_info import DebugInfo
 

@@ -13,10 +13,12 @@ The kernel's own types (BTF) do not say which type a variable has. makedumpfile 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 
 from vmfilter.errors import UsageError, option
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 VMLINUX = "vmlinux"
 """Name of the section of the kernel image, which is that of commands before the first one."""

@@ -5,7 +5,6 @@ The rules are those of makedumpfile.conf(5). Every walk is bounded, and ends whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 
 from vmfilter.erase.config import VMLINUX, Erase, Loop, Name, Section, parse, parse_expression
@@ -16,6 +15,8 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.erase.rules import Rules
     from vmfilter.frames.ranges import Range
     from vmfilter.kernel.kernel import Kernel

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from vmfilter.frames.ranges import Range, clipped, frames_in, merged
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Memory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from vmfilter.reader import Dump
 
 ERASED = b"X"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from types import ModuleType
 
@@ -20,6 +19,7 @@ from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.lean import TYPE_CHECKING, import_module
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from vmfilter.kernel.kernel import Kernel

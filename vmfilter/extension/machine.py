@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from functools import cached_property
 from operator import index
 
@@ -15,6 +14,8 @@ from vmfilter.kernel.types.structures import AskedStructures
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.frames.ranges import Range
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.kernel.types.debug_info import DebugInfo

@@ -5,14 +5,14 @@ Each walk ends where it was before, and the reads of an extension are limited, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.crash.cpus import per_cpu as copy_of
 from vmfilter.crash.cpus import possible_cpus
 from vmfilter.errors import KernelError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.extension.machine import Machine
     from vmfilter.kernel.types.structures import Object
 

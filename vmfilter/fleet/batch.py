@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-
 from vmfilter.errors import UsageError
 from vmfilter.fleet.engine import cluster, run_tasks
 from vmfilter.fleet.inputs import inputs
@@ -16,6 +14,7 @@ from vmfilter.fleet.worker import Task
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -20,6 +19,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.remote import reason_of, why_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 _AHEAD = 500

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from io import TextIOWrapper
@@ -17,6 +16,7 @@ from vmfilter.reader.remote import located, shown, why_of
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 _TIMES = "mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created"

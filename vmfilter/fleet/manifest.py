@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
 
 from vmfilter.errors import InputError, OutputError, UsageError, why_not_written
 from vmfilter.fleet.lock import lock
@@ -20,6 +19,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.remote import located, shown, why_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
     from typing import IO
 
 _SENT_AFTER = 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
 
 from vmfilter.errors import KernelError, not_found, not_understood
 from vmfilter.fleet.facts import info_facts, stats_facts
@@ -14,6 +13,7 @@ from vmfilter.reader import open_dump
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from vmfilter.fleet.facts import Facts

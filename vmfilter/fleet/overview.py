@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 
 from vmfilter.fleet.facts import date_of
 from vmfilter.fleet.record import SUCCEEDED, Record
@@ -11,6 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.html import rendered
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
 _ROWS = 50

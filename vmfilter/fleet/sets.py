@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
 
 from vmfilter.errors import InputError, KernelError
 from vmfilter.fleet.record import Input
@@ -16,6 +15,7 @@ from vmfilter.reader.remote import located
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 _HEAD = (1 << 12) + 512

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from urllib.parse import quote
 
 from vmfilter.errors import OutputError, why_not_written
@@ -14,6 +13,7 @@ from vmfilter.writer.output import file_at, put
 from vmfilter.writer.transport.base import published
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 

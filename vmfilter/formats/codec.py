@@ -6,11 +6,12 @@ does, the codec is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vmfilter import native
 from vmfilter.errors import CodecError, MemoryShortError, VmfilterError, did_you_mean, fewer_threads
-from vmfilter.lean import NamedTuple, Protocol
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Codec(NamedTuple):

@@ -11,12 +11,15 @@ The ranges cover all memory of the machine. Memory in no PT_LOAD was excluded. O
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from itertools import chain, pairwise
 
 from vmfilter.formats.elf import OUR_NAME, note_head
 from vmfilter.frames.levels import MAX_LEVEL
 from vmfilter.frames.ranges import Range
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 KIND = 0
 MAX_RANGES = 1 << 16

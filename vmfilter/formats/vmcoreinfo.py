@@ -5,9 +5,11 @@ Source: Documentation/admin-guide/kdump/vmcoreinfo.rst of the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.errors import KernelError
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _HEXDIGITS = frozenset("0123456789abcdefABCDEF")
 _NOT_FOUND = f"={(1 << 63) - 2}"  # FOUND_ARRAY_TYPE of makedumpfile.h

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 
 from vmfilter import native
-from vmfilter.lean import IntEnum
+from vmfilter.lean import TYPE_CHECKING, IntEnum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class PageClass(IntEnum):

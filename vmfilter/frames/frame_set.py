@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Generator, Iterable, Iterator
 
 from vmfilter import native
 from vmfilter.errors import OutputError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import without
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
 
 _RECORD = struct.Struct(f"=QQII{native.RANKS}I")
 _MAX_RUNS = 1 << 11  # of a window

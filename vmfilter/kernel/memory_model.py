@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
 from itertools import compress, groupby, islice
 
 from vmfilter.errors import KernelError
@@ -18,6 +17,8 @@ from vmfilter.kernel.struct_page import size_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from vmfilter.arch import Arch, Paging
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.kernel.page_tables import VirtualMemory

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 
 from vmfilter import native
 from vmfilter.formats.abi import BE64, LE64
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from vmfilter.arch import Paging, Root
     from vmfilter.frames.ranges import Range
     from vmfilter.reader import Dump

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 from itertools import chain
 
 from vmfilter import native
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.reader import Dump
 
 _BEGINNING = b"OSRELEASE="  # the first line in every kernel

@@ -6,7 +6,6 @@ of an earlier boot, and sometimes enough page tables to prove it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from vmfilter.errors import VmfilterError
@@ -14,6 +13,8 @@ from vmfilter.kernel.log import KernelLog
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 

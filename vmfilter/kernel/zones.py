@@ -7,12 +7,13 @@ allocator. A free_area has one list per migrate type, and nr_free after them: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.frames.ranges import Range
     from vmfilter.kernel.kernel import Kernel
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from vmfilter.errors import InputError
 from vmfilter.kernel.types.vmlinux import Vmlinux
@@ -11,6 +10,8 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.kernel.types.model import Types
 
 _SYMBOLS = (

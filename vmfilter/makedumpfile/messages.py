@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
 
 from vmfilter import __version__
 from vmfilter.console.output import hand_out, one_line, show
@@ -16,6 +15,8 @@ from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
 from vmfilter.report.text import EXCLUDED_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from vmfilter.statistics import Statistics
 
 HEADLINE = f"makedumpfile: version {VERSION} (vmfilter {__version__})"

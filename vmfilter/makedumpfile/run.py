@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
 
 from vmfilter.console.output import hand_out, one_line, trouble
 from vmfilter.console.signals import EndsBetweenPages
@@ -29,6 +28,7 @@ from vmfilter.writer.output import put, side_file
 from vmfilter.writer.transport.base import published
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from vmfilter.erase.rules import Rules

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import groupby, pairwise
 
@@ -16,6 +15,8 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.measure.walk import Walk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.measure.walk import Stretch
     from vmfilter.reader import Dump
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from vmfilter.frames.classes import PageClass
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure.runs import Run, runs_in_stretch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from vmfilter.kernel.zone_bits import Zone
     from vmfilter.measure.walk import Stretch
 

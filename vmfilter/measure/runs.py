@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
 
 from vmfilter import native
 from vmfilter.frames.bitmap import runs_in
@@ -12,6 +11,8 @@ from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from vmfilter.kernel.zone_bits import Zone
     from vmfilter.measure.walk import Stretch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import closing
 
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
@@ -19,6 +18,8 @@ from vmfilter.pages.exclude import excluded_classes
 from vmfilter.statistics import NamespaceCounter, NamespacePages, Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmfilter.reader import Dump
 
 LEVELS = 0, 1, 17, DEFAULT_LEVEL, 63

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from vmfilter import native
 from vmfilter.errors import KernelError, not_understood
 from vmfilter.frames.classes import PageClass
@@ -19,6 +17,8 @@ from vmfilter.pages.exclude import excluded_classes
 from vmfilter.pages.pmem import find_pmem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 

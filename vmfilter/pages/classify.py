@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 
 from vmfilter import native
@@ -14,6 +13,8 @@ from vmfilter.pages.memmap import MemmapReader, Part, locate
 from vmfilter.pages.pmem import NO_PMEM, Pmem
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 

@@ -6,7 +6,6 @@ that moment. Memory plugged later is missing from every dump until the crash ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 from vmfilter import native
@@ -15,6 +14,8 @@ from vmfilter.frames.ranges import merged
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, StrEnum
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.kernel.memory_model import MemoryModel, Section
     from vmfilter.kernel.page_tables import Translation

@@ -9,7 +9,6 @@ convicts it, the kernel's own types may know better: only then are they read. Wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from operator import ne
@@ -23,6 +22,8 @@ from vmfilter.pages.classify import Classifier
 from vmfilter.pages.pmem import find_pmem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.pages.classify import Sample
     from vmfilter.pages.pmem import Pmem

@@ -5,7 +5,6 @@ Nothing here fails a run. A page that is not found keeps the kind that its struc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import chain, islice
@@ -22,6 +21,8 @@ from vmfilter.kernel.page_tables import Translation, VirtualMemory
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 

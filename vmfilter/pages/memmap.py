@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 
 from vmfilter import native
@@ -11,6 +10,8 @@ from vmfilter.frames.classes import PageClass
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from vmfilter.errors import UnreadableError
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump

@@ -6,10 +6,12 @@ page data in any order, so what it takes to open a dump comes first, and what fe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vmfilter.frames.classes import PageKind, byte_of
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import RANKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KINDS = (
     PageKind.LOG,

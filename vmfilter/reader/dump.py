@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
 from functools import cached_property
-from types import TracebackType
 
 from vmfilter.arch import Arch
 from vmfilter.errors import InputError, KernelError, UnreadableError
@@ -15,6 +12,9 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.source import Extents, Source, bytes_at
 
 if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
     from typing import Self
 
     from vmfilter.formats.codec import Codec

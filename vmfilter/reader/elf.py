@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from vmfilter.arch import arch_of
 from vmfilter.errors import InputError
@@ -32,6 +31,7 @@ from vmfilter.reader.segments import Loads, SegmentDump
 from vmfilter.reader.source import Source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 

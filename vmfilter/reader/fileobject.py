@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from threading import Lock
 
 from vmfilter.errors import InputError, UnreadableError, UsageError, name_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _AT_ONCE = 1 << 20

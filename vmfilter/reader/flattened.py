@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.formats.flattened import CHECKED_SIZE, HEADER_SIZE, RECORD, check_header, check_record
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.source import Source, bytes_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FLATTENED = "flattened"
 """Name of this layer in Source.wrappings."""

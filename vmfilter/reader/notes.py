@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from vmfilter.errors import InputError, UnreadableError
 from vmfilter.formats import checksum_note
 from vmfilter.formats.elf import OUR_NAME, note_header, padded
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import Dump, Note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 _MAX_NOTES = 1 << 16  # of a dump: s390x has a dozen for each of its 512 CPUs
 _MAX_NAME = 4096  # bytes

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
 
 from vmfilter.errors import InputError, UsageError, files_of, name_of, why_not_opened
 from vmfilter.lean import TYPE_CHECKING
@@ -14,6 +13,7 @@ from vmfilter.reader.dump import Dump, Given
 from vmfilter.reader.source import PreadSource, Source, begin_of, bytes_at, is_url, open_source
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from io import BufferedIOBase, RawIOBase
     from typing import Any, BinaryIO
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from queue import Empty, SimpleQueue
@@ -20,6 +19,7 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import IO, Any
 
 _BLOCK = 1 << 20

@@ -6,13 +6,15 @@ import errno
 import mmap
 import os
 from array import array
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError, why_not_read
-from vmfilter.lean import Lock, NamedTuple, Protocol
+from vmfilter.lean import TYPE_CHECKING, Lock, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _WINDOW_BYTES = 32 << 20
 _WINDOWS = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import tempfile
-from collections.abc import Callable, Iterator
 from importlib import import_module
 
 from vmfilter.errors import EndsEarlyError, InputError, option
@@ -14,6 +13,7 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 from vmfilter.reader.flattened import FLATTENED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 

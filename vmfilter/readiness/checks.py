@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vmfilter.frames.ranges import merged, without
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.readiness.advice import advise, needed
 from vmfilter.readiness.crash_rules import ERAS, GIB, MIB
 from vmfilter.readiness.crashkernel import explain, size_text, words
@@ -13,6 +11,9 @@ from vmfilter.readiness.elfcorehdr import described
 from vmfilter.readiness.initramfs import contains
 from vmfilter.readiness.system import System
 from vmfilter.readiness.target import find_target, room_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _INSTALL = "install kdump-tools or kdump-utils"

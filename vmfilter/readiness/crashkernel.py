@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vmfilter.errors import UsageError
 from vmfilter.frames.ranges import Range
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.readiness.crash_rules import (
     CMA,
     CMA_OPTION,
@@ -22,6 +21,9 @@ from vmfilter.readiness.crash_rules import (
     Era,
     Version,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _NAME = "crashkernel="
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|0[0-7]{0,32}|[1-9][0-9]{0,32})([kKmMgGtTpPeE]?)")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from vmfilter.frames.ranges import Range, clipped, merged
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 _HEADER = 64  # sizeof(Elf64_Ehdr)
 _PROGRAM = 56  # sizeof(Elf64_Phdr)

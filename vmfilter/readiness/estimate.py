@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import product
@@ -30,6 +29,7 @@ from vmfilter.writer.kdump import HeaderFields, KdumpWriter
 from vmfilter.writer.transport.discard import Discard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from random import Random
 
     from vmfilter.reader import Dump

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MOST = 1 << 24
 """Bytes read of a file: more than any /proc/iomem has."""

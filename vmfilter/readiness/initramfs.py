@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 from vmfilter.errors import InputError
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.stream import Decompressed, compression_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
     from typing import IO
 
 _PIECE = 1 << 20

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 from functools import cached_property
-from pathlib import Path
 
 from vmfilter.errors import UsageError
 from vmfilter.frames.ranges import Range, merged
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.readiness.crash_rules import NEWEST, OLDEST, Version
 from vmfilter.readiness.crashkernel import arch_of, version_of
 from vmfilter.readiness.files import text_of
 from vmfilter.readiness.machine import Machine, this_machine
 from vmfilter.readiness.memory_map import Region, regions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _INITRDS = (
     "var/lib/kdump/initrd.img-{release}",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from vmfilter.errors import UsageError
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.readiness.files import text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _DEFAULT = "/var/crash"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.data import document
 from vmfilter.report.text import harmless
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.crash.backtrace import Backtrace
     from vmfilter.crash.tasks import TaskList
 

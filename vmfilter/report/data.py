@@ -6,13 +6,13 @@ Classes, kinds and codecs have the names that they have in text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vmfilter.frames.classes import PageClass, PageKind, class_in, kind_in
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from vmfilter.kernel.zone_bits import Zone

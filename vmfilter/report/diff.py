@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 from vmfilter.frames.classes import PageClass, byte_of, class_in, kind_in
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.measure.diff import Diff, Difference
 
 _SHOWN = 20

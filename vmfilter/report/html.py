@@ -6,7 +6,6 @@ Everything from a dump is hostile: the template escapes it, and characters that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from importlib.resources import files
 
 from vmfilter.frames.classes import PageClass, PageKind
@@ -19,6 +18,7 @@ from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, harmless
 from vmfilter.report.treemap import Box, treemap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from vmfilter.measure.runs import Run

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.readiness.checks import Result, worst
 from vmfilter.readiness.crashkernel import Reservation, history, size_text, words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from vmfilter.readiness.estimate import Between, Estimate, Row

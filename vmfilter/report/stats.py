@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
 from vmfilter.lean import TYPE_CHECKING
@@ -11,6 +9,8 @@ from vmfilter.measure.stats import LEVELS
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES, pmem_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from vmfilter.frames.ranges import Range
     from vmfilter.kernel.zone_bits import Zone
     from vmfilter.measure.stats import Blocks, Stats

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-
 from vmfilter.errors import option
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
@@ -11,6 +9,8 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from vmfilter.crash.summary import CrashedTask
     from vmfilter.frames.ranges import Range
     from vmfilter.info import DumpInfo

@@ -5,9 +5,10 @@ Bruls, Huizing, van Wijk: "Squarified Treemaps", 2000.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
-from vmfilter.lean import NamedTuple
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 class Box(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.model import Kind
@@ -12,6 +11,7 @@ from vmfilter.report.data import document
 from vmfilter.report.text import harmless
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from vmfilter.kernel.types.model import Member, Types

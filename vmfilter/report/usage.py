@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.frames.classes import PageClass
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.text import CLASS_NAMES, KIND_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.measure.mem_usage import Usage
 
 _LEVELS = {

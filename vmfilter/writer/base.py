@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet, Stretch
     from vmfilter.writer.transport.summed import SummedTransport

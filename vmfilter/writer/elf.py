@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
 
 from vmfilter.arch import elf_machine
 from vmfilter.errors import OutputError
@@ -49,6 +48,8 @@ from vmfilter.writer.notes import EraseInfo, Notes
 from vmfilter.writer.transport.summed import SummedTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from vmfilter.compress.pipeline import Lost, Pages
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.frames.frame_set import FrameSet, Stretch

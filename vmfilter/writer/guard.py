@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
 from contextlib import closing, suppress
 
 from vmfilter.errors import InputError, KernelError, OutputError, name_of
@@ -14,6 +13,7 @@ from vmfilter.reader import Dump, open_dump
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _READ_IN_PLACE = (b"\x7fELF", b"makedumpfile", *SIGNATURES)

@@ -23,7 +23,6 @@ If the dump is incomplete, the header is sent again, with the mark.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 
@@ -38,6 +37,8 @@ from vmfilter.writer.notes import EraseInfo, Notes
 from vmfilter.writer.transport.summed import SummedTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.compress.dedup import Deduplicator
     from vmfilter.compress.pipeline import Pages
     from vmfilter.formats.codec import Codec

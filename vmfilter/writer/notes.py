@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.errors import UnreadableError
 from vmfilter.formats.elf import note_head, padded
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.notes import without
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.reader import Dump
     from vmfilter.writer.transport.summed import SummedTransport

@@ -6,7 +6,6 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Sequence
 from contextlib import contextmanager
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
@@ -30,7 +29,7 @@ from vmfilter.writer.transport.base import published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any, TypeGuard
 
     from vmfilter.erase.rules import Rules

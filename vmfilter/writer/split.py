@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
 from vmfilter.errors import failure_of
@@ -11,6 +10,8 @@ from vmfilter.writer.base import Written
 from vmfilter.writer.kdump import KdumpWriter, PartRange
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet, Stretch
 

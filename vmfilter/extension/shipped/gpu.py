@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.extension import Machine, walk
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ERASES = False
 _PRIORITIES = 4  # TTM_MAX_BO_PRIORITY

@@ -5,9 +5,11 @@ A key of AES can be computed from the round keys, so what a cipher keeps is eras
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 from vmfilter.extension import KernelError, Machine, Object, walk
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _PLAIN = ("user", "logon")  # types of keys whose payload is struct user_key_payload
 _OTHERS = ("encrypted", "trusted", "big_key", "rxrpc")  # their payload is one allocation, or leads to one

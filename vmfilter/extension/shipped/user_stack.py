@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.crash.cpus import panic_cpu
 from vmfilter.crash.tasks import current, stack_of, stack_size
 from vmfilter.extension import KernelError, Machine, walk
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ERASES = False
 _MOST = 8 << 20  # bytes of each stack

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.extension import KernelError, Machine
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ERASES = False
 _LINEAR = 1  # ABD_FLAG_LINEAR

@@ -10,7 +10,6 @@ The symbols in VMCOREINFO identify the format: kernel/printk/printk.c, log_buf_v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from vmfilter.errors import KernelError
@@ -29,6 +28,8 @@ from vmfilter.kernel.log.record import (
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.kernel.log.ring_buffer import Ringbuffer
 

@@ -9,13 +9,13 @@ block that does not fit before the end of the ring is at its beginning. IDs and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.errors import KernelError
 from vmfilter.kernel.log.record import CONT, MAX_LOG_SIZE, Area, Layout, Losses, Record, caller_of, level_of
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.kernel.kernel import Kernel
 
 _COMMITTED, _FINALIZED, _REUSABLE = 1, 2, 3  # states; 0: reserved

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from vmfilter.formats.abi import Abi
 
 _MAGIC = 0xEB9F

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator
 from functools import cache, lru_cache
 from io import BytesIO
 from itertools import chain, islice, takewhile
@@ -24,6 +23,7 @@ from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, BinaryIO, Self
 
     from elftools.dwarf.dwarfinfo import DWARFInfo

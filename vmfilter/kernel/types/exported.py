@@ -5,13 +5,13 @@ It lacks what neither tells: constants of the build (SECTION_SIZE_BITS) and leng
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.types.image import ROOTS, release_at
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.arch import Arch
     from vmfilter.kernel.types.places import Places
     from vmfilter.kernel.types.structures import Structures

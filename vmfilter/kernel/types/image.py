@@ -5,7 +5,6 @@ The image is contiguous in memory on every machine, so one number leads from vir
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from vmfilter.errors import KernelError
@@ -18,6 +17,8 @@ from vmfilter.kernel.types.structures import Structures, types_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.formats.abi import Abi
     from vmfilter.kernel.types.area import Readable
     from vmfilter.kernel.types.symbols import Symbols

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
 
 from vmfilter.errors import KernelError
 from vmfilter.kernel.types.area import read_table
@@ -16,6 +15,8 @@ from vmfilter.kernel.types.symbols import Symbols, SymbolTable
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmfilter.kernel.types.area import Readable
 
 _MAX_SYMBOLS = 1 << 20  # distributions' kernels have less than 2^18

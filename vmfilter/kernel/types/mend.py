@@ -6,8 +6,6 @@ witnesses tell in which.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel
@@ -17,6 +15,8 @@ from vmfilter.kernel.types.structures import Structures, types_of
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmfilter.reader import Dump
 
 

@@ -6,7 +6,6 @@ struct module has module_memory since ac3b43283923 ("module: replace module_layo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from vmfilter.errors import InputError, KernelError, UsageError, did_you_mean
 from vmfilter.kernel.types.area import read_table
@@ -15,6 +14,8 @@ from vmfilter.kernel.types.symbols import Symbols, SymbolTable
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.kernel.types.model import Types
     from vmfilter.kernel.types.structures import Object, Structures
 

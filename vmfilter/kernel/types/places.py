@@ -9,13 +9,14 @@ letter has the letter's number, so the tokens contain all digits in a row.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 
 from vmfilter.errors import KernelError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from vmfilter.kernel.types.area import Readable
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from vmfilter.errors import KernelError, did_you_mean, option
 from vmfilter.kernel.types.area import read_table
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.kernel.types.area import Readable
     from vmfilter.kernel.types.model import Field, Types
     from vmfilter.kernel.types.symbols import Symbols

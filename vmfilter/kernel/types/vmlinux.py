@@ -6,7 +6,6 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 
 from vmfilter.errors import InputError, UsageError, WrongKernelError, why_not_opened
@@ -17,6 +16,7 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from vmfilter.kernel.types.area import Readable

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
 
 from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.kernel.page_tables import VirtualMemory
 

@@ -8,8 +8,6 @@ they must agree with the kernel's memory sections. docs/pmem.md has drawings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from vmfilter.errors import InputError, KernelError
 from vmfilter.formats.elf import PF_PMEM
 from vmfilter.frames.ranges import Range, clipped, frames_in, intersection, merged, without
@@ -17,6 +15,8 @@ from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.pages.pmem.vmemmap import Sections, mostly
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.pages.pmem.info_block import Namespace
     from vmfilter.reader import Dump

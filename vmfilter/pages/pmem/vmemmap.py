@@ -7,7 +7,6 @@ fully populated to have holes"), v4.13.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from vmfilter.errors import KernelError
@@ -15,6 +14,8 @@ from vmfilter.frames.ranges import Range, append, contains, frames_in, intersect
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.kernel.memory_model import MemoryModel
     from vmfilter.kernel.page_tables import Translation

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.descriptors import tally
 from vmfilter.reader.kdump.file import KdumpFile, pieces
 from vmfilter.reader.kdump.page_index import PageIndex
 from vmfilter.reader.kdump.split_set import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 def faults(files: Sequence[KdumpFile], index: PageIndex) -> Iterator[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 from vmfilter.formats.codec import CODECS, Codec
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.file import KdumpFile
 from vmfilter.reader.kdump.page_index import PageIndex
 from vmfilter.reader.kdump.split_set import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _AT_ONCE = 1 << 14
 

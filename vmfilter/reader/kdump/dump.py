@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
 
 from vmfilter import native
 from vmfilter.errors import InputError, MemoryShortError, UnreadableError, fewer_threads
@@ -25,6 +24,8 @@ from vmfilter.reader.kdump.split_set import Part, in_order
 from vmfilter.reader.notes import take_notes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from vmfilter.formats.codec import Codec
     from vmfilter.reader.source import Source
 

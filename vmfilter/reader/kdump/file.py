@@ -6,7 +6,6 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from vmfilter import native
@@ -14,9 +13,13 @@ from vmfilter.errors import InputError
 from vmfilter.formats.checksum_note import head_size, size_in
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader
 from vmfilter.frames.levels import MAX_LEVEL
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.kdump.headers import read_headers
 from vmfilter.reader.source import Source, bytes_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _MAX_MAPNR = 1 << 44  # 56 address bits, in pages of 4 KiB
 PIECE = 1 << 18

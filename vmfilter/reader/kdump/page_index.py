@@ -9,17 +9,19 @@ import struct
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import Range, without
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.file import KdumpFile, pieces
 from vmfilter.reader.kdump.split_set import Part, check_bitmap, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 STRETCH = 1 << 15
 """Page frames whose bits are read at a time. The index stores 16 bytes for each stretch that contains a page."""

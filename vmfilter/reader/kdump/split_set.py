@@ -6,14 +6,16 @@ frames. Sources: makedumpfile's IMPLEMENTATION and its --split and --reassemble,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from vmfilter.errors import InputError
 from vmfilter.formats.kdump import MainHeader, SubHeader
 from vmfilter.frames.ranges import Range
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.kdump.file import KdumpFile, pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Part(NamedTuple):

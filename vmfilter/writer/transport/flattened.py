@@ -7,13 +7,15 @@ turns out to be incomplete.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from vmfilter import native
 from vmfilter.errors import NoSpaceError, OutputError, failure_of, fewer_threads, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.writer.transport.base import Pieces, Sink, zeros_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy
 _COLLECTED = 1 << 20  # limit of a record that is collected from smaller pieces

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from vmfilter.errors import OutputError, option
@@ -20,6 +19,7 @@ from vmfilter.writer.transport.file import BytesInFile
 from vmfilter.writer.transport.hashed import SUFFIX, line_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 _PART = 32 << 20
