@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from vmfilter.errors import InputError
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, nullcontext
 from vmfilter.reader import Dump, open_dump
 from vmfilter.reader.checksums import compare
-from vmfilter.run import DumpRun, Progress
-from vmfilter.statistics import Statistics
+from vmfilter.run import DumpRun
 from vmfilter.writer.output import Destination, Form, check
 
 if TYPE_CHECKING:
@@ -17,6 +14,8 @@ if TYPE_CHECKING:
 
     from vmfilter.erase.rules import Rules
     from vmfilter.reader import File
+    from vmfilter.run import Progress
+    from vmfilter.statistics import Statistics
 
 
 def convert_dump(

@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-from contextlib import suppress
 from itertools import islice
+
+from vmfilter.lean import suppress
 
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:

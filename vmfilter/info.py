@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from vmfilter.crash.summary import Summary, summary
 from vmfilter.errors import KernelError
-from vmfilter.formats.uts import Utsname
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
-from vmfilter.frames.ranges import Range
 from vmfilter.kernel.search import Text, crash_time, survey
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.coverage import Gap, gaps
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.remains import Remains, remains
-from vmfilter.reader import Dump
-from vmfilter.reader.dump import DumpPart
 from vmfilter.statistics import NamespaceCounter, NamespacePages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vmfilter.formats.uts import Utsname
+    from vmfilter.frames.ranges import Range
+    from vmfilter.reader import Dump
+    from vmfilter.reader.dump import DumpPart
 
 MAX_LOST = 20
 """Limit of the ranges of lost pages that are listed."""

@@ -1,19 +1,36 @@
-"""What this package uses of typing, enum, importlib, threading and queue, without importing them.
+"""What this package uses of typing, enum, collections, contextlib, functools and others, without importing them.
 
 typing and what it does for each NamedTuple take a third of the time of all imports: it compiles every annotation. enum
 and two classes that it makes take a twelfth of the time that a small dump takes, its codec aside. The others bring more
-modules, for threads and imports that they manage; what is used of them is in C. A type checker sees the originals.
+modules, for threads and imports that they manage, or make dozens of classes; what is used of them is in C, or small. A
+type checker sees the originals.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import defaultdict as defaultdict
+    from collections import deque as deque
+    from collections.abc import Sequence as Sequence
+    from contextlib import closing as closing
+    from contextlib import nullcontext as nullcontext
+    from contextlib import suppress as suppress
     from enum import IntEnum as IntEnum
     from enum import StrEnum as StrEnum
+    from functools import cached_property as cached_property
+    from functools import partial as partial
+    from heapq import heappop as heappop
+    from heapq import heappush as heappush
     from importlib import import_module as import_module
+    from operator import add as add
+    from operator import gt as gt
+    from operator import itemgetter as itemgetter
+    from operator import lt as lt
+    from operator import ne as ne
     from queue import SimpleQueue as SimpleQueue
     from threading import Lock as Lock
+    from types import SimpleNamespace as SimpleNamespace
     from typing import Generic as Generic
     from typing import NamedTuple as NamedTuple
     from typing import Protocol as Protocol
@@ -22,10 +39,26 @@ if TYPE_CHECKING:
 else:
     import sys
     from _collections import _tuplegetter as member
+    from _collections import defaultdict, deque  # noqa: F401
+    from _collections_abc import Sequence  # noqa: F401
+    from _functools import partial  # noqa: F401
+    from _heapq import heappop, heappush  # noqa: F401
+    from _operator import add, gt, itemgetter, lt, ne  # noqa: F401
     from _queue import SimpleQueue  # noqa: F401
     from _thread import allocate_lock as Lock  # noqa: F401, N812
 
-    TypeVar = str
+    def TypeVar(name, **_):  # noqa: N802
+        """Return the name: a variable is only for a type checker."""
+        return name
+
+    if not {"array", "collections"} & sys.modules.keys():
+        # array asks for collections.abc, and takes what _collections_abc has too: collections need not be imported.
+        sys.modules["collections"] = sys.modules["collections.abc"] = sys.modules["_collections_abc"]
+        import array  # noqa: F401
+
+        del sys.modules["collections"], sys.modules["collections.abc"]
+
+    SimpleNamespace = type(sys.implementation)
 
     class Protocol:
         """A class of which nothing is made."""
@@ -140,6 +173,51 @@ else:
         """Strings with names, as enum.StrEnum."""
 
         __repr__ = _Member.__repr__
+
+    class cached_property:  # noqa: N801
+        """See functools: the value takes the place of the property."""
+
+        def __init__(self, function):
+            self._function, self.__doc__ = function, function.__doc__
+
+        def __set_name__(self, owner, name):
+            self._name = name
+
+        def __get__(self, one, owner=None):
+            if one is None:
+                return self
+            value = one.__dict__[self._name] = self._function(one)
+            return value
+
+    class suppress:  # noqa: N801
+        """See contextlib."""
+
+        def __init__(self, *kinds):
+            self._kinds = kinds
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, kind, e, traceback):
+            return kind is not None and issubclass(kind, self._kinds)
+
+    class nullcontext:  # noqa: N801
+        """See contextlib."""
+
+        def __init__(self, value=None):
+            self._value = value
+
+        def __enter__(self):
+            return self._value
+
+        def __exit__(self, kind, e, traceback):
+            pass
+
+    class closing(nullcontext):  # noqa: N801
+        """See contextlib."""
+
+        def __exit__(self, kind, e, traceback):
+            self._value.close()
 
     def import_module(name):
         """Import a module, and return it."""

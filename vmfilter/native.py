@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import struct
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from operator import add
 
 from vmfilter._core import ffi, lib
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, add
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 
 from vmfilter import native
 from vmfilter.errors import EndsEarlyError, InputError, UsageError, why_not_read
 from vmfilter.formats.flattened import SIGNATURE
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, closing
 from vmfilter.reader.flattened import FLATTENED
 from vmfilter.reader.open import read_from
 from vmfilter.reader.source import PreadSource
 from vmfilter.reader.stream import Reader, Stream, rearranged
 from vmfilter.writer.guard import refuse_input
 from vmfilter.writer.output import file_at
-from vmfilter.writer.transport.base import published
+from vmfilter.writer.transport.base import Published
 from vmfilter.writer.transport.discard import Discard
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def rearrange(
         refuse_input(output, stream)
     transport = Discard() if dry_run else file_at(output, force, sha256)
     size, cut = 0, ""
-    with published([transport]):
+    with Published([transport]):
         try:
             for offset, data in rearranged(reader):
                 # Zeros at the end become a hole, as in a dump that was written without flattening.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
-from functools import partial
 
 from vmfilter.arch import machine_of
 from vmfilter.compress.pipeline import CompressingWorker, Pages, packed
@@ -25,7 +22,7 @@ from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import LEVEL_ZERO, needs_kernel
 from vmfilter.frames.ranges import Range, append, clipped, frames_in, merged
 from vmfilter.kernel.search import crash_time, understand
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, closing, partial, suppress
 from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
@@ -37,6 +34,8 @@ from vmfilter.statistics import MAX_RANGES, NamespaceCounter, Statistics
 from vmfilter.writer.kdump import HeaderFields, KdumpWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
     from vmfilter.compress.dedup import Deduplicator
     from vmfilter.compress.pipeline import NewWorker
     from vmfilter.erase.plan import Plan
@@ -51,11 +50,11 @@ if TYPE_CHECKING:
     from vmfilter.writer.output import Destination
     from vmfilter.writer.transport.base import Transport
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage ("classify" or "write"), the page frames done, and their total.
+    Progress = Callable[[str, int, int], None]
+    """Called with the stage ("classify" or "write"), the page frames done, and their total.
 
-If it has a method note(), that is called before, with the bytes of a page and of the new dump so far.
-"""
+    If it has a method note(), that is called before, with the bytes of a page and of the new dump so far.
+    """
 
 
 def noted(progress: object) -> Callable[[int, int], None]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from vmfilter.frames.classes import PageClass, PageKind
-from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmfilter.frames.ranges import Range
     from vmfilter.pages.coverage import Gap
     from vmfilter.pages.doubts import Checked
     from vmfilter.pages.pmem.info_block import Namespace

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from vmfilter.compress.budget import Budget, budget
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError, KernelError, check_progress
-from vmfilter.frames.classes import PageKind
 from vmfilter.frames.frame_set import Stretch, chunks_of
 from vmfilter.kernel.search import understand
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, deque, suppress
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.remains import Remains, remains
-from vmfilter.reader import Dump
 from vmfilter.reader.checksums import compare
 from vmfilter.run import noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from vmfilter.frames.classes import PageKind
+    from vmfilter.reader import Dump
 
 
 _CHUNK_BYTES = 1 << 20

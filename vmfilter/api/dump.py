@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import cached_property
 from types import MappingProxyType
 
 from vmfilter import reader
@@ -12,7 +11,7 @@ from vmfilter.api.kernel import Kernel
 from vmfilter.api.notes import Note
 from vmfilter.errors import HIGHEST, InputError, UsageError, check_address, is_whole, not_understood
 from vmfilter.kernel.search import understand
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property
 from vmfilter.measure.runs import runs_of
 from vmfilter.measure.walk import Walk
 

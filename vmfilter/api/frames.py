@@ -7,13 +7,13 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from vmfilter.errors import UsageError, is_whole
-from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.measure import runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from vmfilter.frames.classes import PageClass, PageKind
     from vmfilter.kernel.zone_bits import Zone
 
     Read = Callable[[int, int], bytes]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from vmfilter.crash.tasks import list_tasks
 from vmfilter.errors import InputError, KernelError, UsageError, check_address, not_found
 from vmfilter.kernel.types.debug_info import debug_info
 from vmfilter.kernel.types.modules import nearest
 from vmfilter.kernel.types.structures import AskedStructures
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from vmfilter import convert, filter, info, reader, verify
 from vmfilter.api.dump import opened, reader_of
@@ -24,7 +24,7 @@ from vmfilter.errors import KernelError, UsageError, files_of, is_whole, name_of
 from vmfilter.formats.codec import MISSING, availability, parse_codec
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.search import understand
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, nullcontext
 from vmfilter.measure import diff as differences
 from vmfilter.measure import mem_usage
 from vmfilter.measure import stats as statistics

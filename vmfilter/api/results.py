@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 
-from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.report.data import VERSION
 from vmfilter.report.log import record_data
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from vmfilter.crash.summary import Summary
     from vmfilter.formats.uts import Utsname
+    from vmfilter.frames.classes import PageClass, PageKind
     from vmfilter.frames.ranges import Range
     from vmfilter.info import NoteInfo
     from vmfilter.kernel.log import Record

@@ -184,7 +184,7 @@ def _report(options: Namespace) -> int:
 
     from vmfilter.fleet.manifest import read_manifest
     from vmfilter.writer.output import put, side_file
-    from vmfilter.writer.transport.base import published
+    from vmfilter.writer.transport.base import Published
 
     if find_spec("jinja2") is None:
         raise UsageError("batch report needs jinja2, which is not installed: pip install 'vmfilter[report]'")
@@ -192,6 +192,6 @@ def _report(options: Namespace) -> int:
 
     made = overview([record for name in options.input for record in read_manifest(name)])
     transport = side_file(options.out, options.force, *options.input)
-    with published([transport]):
+    with Published([transport]):
         put(transport, made)
     return 0

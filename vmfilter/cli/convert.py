@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from vmfilter.cli.options import add_form, add_input, add_vmcoreinfo, form_of, run_of, vmcoreinfo_of, warn_of_codec
+from vmfilter.cli.options import (
+    add_form,
+    add_input,
+    add_vmcoreinfo,
+    check_outputs,
+    ending,
+    form_of,
+    progress_of,
+    vmcoreinfo_of,
+    warn_of_codec,
+)
 from vmfilter.errors import INCOMPLETE
 from vmfilter.lean import TYPE_CHECKING
 
@@ -51,8 +61,10 @@ def run(options: Namespace, rules: Rules | None = None) -> int:
 
     warn_of_codec(options.compress)
     opened = open_dump(options.input, **vmcoreinfo_of(options), max_memory=options.max_memory)
-    with opened as dump, run_of(options, dump, [options.new]) as progress:
-        result = convert_dump(dump, options.new, rules=rules, progress=progress, **form_of(options))
+    with opened as dump, progress_of(options) as progress:
+        check_outputs(options, dump, [options.new])
+        shown = ending(progress, options, [options.new])
+        result = convert_dump(dump, options.new, rules=rules, progress=shown, **form_of(options))
     warnings = [*cautions(result, options.new)]
     for warning in warnings:
         say(f"warning: {warning}")

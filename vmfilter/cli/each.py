@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
 
 from vmfilter.console.output import say, trouble
 from vmfilter.errors import INCOMPLETE, UsageError, VmfilterError
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, partial
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from vmfilter.reader import Dump
 
-Job = Callable[["Dump", bool], int]
-"""Reports on an open dump, in one line if it is not the only one (False); returns the exit status."""
+    Job = Callable[[Dump, bool], int]
+    """Reports on an open dump, in one line if it is not the only one (False); returns the exit status."""
 
 
 def for_each(names: Sequence[str], job: Job, **how: Any) -> int:

@@ -12,9 +12,11 @@ from vmfilter.cli.options import (
     add_form,
     add_vmcoreinfo,
     add_vmlinux,
+    check_outputs,
     count_of,
+    ending,
     form_of,
-    run_of,
+    progress_of,
     size_of,
     vmcoreinfo_of,
     warn_of_codec,
@@ -165,7 +167,8 @@ def run(options: Namespace) -> int:
     outputs = names[inputs:]
     warn_of_codec(options.compress)
     made_files = [] if options.dry_run else outputs
-    with _opened(names[:inputs], options) as dump, run_of(options, dump, made_files) as progress:
+    with _opened(names[:inputs], options) as dump, progress_of(options) as progress:
+        check_outputs(options, dump, made_files)
         result = filter_dump(
             dump,
             outputs,
@@ -175,7 +178,7 @@ def run(options: Namespace) -> int:
             include_pmem_userdata=options.include_pmem_userdata,
             on_doubt=options.on_doubt,
             rules=_rules(options),
-            progress=progress,
+            progress=ending(progress, options, made_files),
             **form_of(options),
         )
         path = dump.path

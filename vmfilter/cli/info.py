@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from vmfilter.cli.options import PRINTED, add_input, add_vmcoreinfo, add_vmlinux, vmcoreinfo_of
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, partial
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 from vmfilter.errors import UsageError
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, closing, nullcontext
 
 if TYPE_CHECKING:
     from argparse import Namespace, _ActionsContainer
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from vmfilter.cli.parser import Parser
@@ -213,36 +212,32 @@ def form_of(options: Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-@contextmanager
-def progress_of(options: Namespace) -> Iterator[ProgressLines | ProgressPrinter | None]:
-    """Yield the Progress that the options of add_progress() ask for, or None."""
-    printer: ProgressPrinter | ProgressLines | None = None
+def progress_of(options: Namespace) -> AbstractContextManager[ProgressLines | ProgressPrinter | None]:
+    """Return a block that provides the Progress that the options of add_progress() ask for, or None."""
     if options.progress == "json":
         from vmfilter.console.progress import ProgressLines
 
-        printer = ProgressLines()
-    elif not options.quiet:
+        return closing(ProgressLines())
+    if not options.quiet:
         from vmfilter.console.progress import ProgressPrinter
 
-        printer = ProgressPrinter()
-    try:
-        yield printer
-    finally:
-        if printer:
-            printer.close()
+        return closing(ProgressPrinter())
+    return nullcontext()
 
 
-@contextmanager
-def run_of(options: Namespace, dump: Dump, outputs: Sequence[str]) -> Iterator[Progress | None]:
-    """Yield the Progress of a run that writes a dump to outputs; - is standard output."""
+def ending(progress: Progress | None, options: Namespace, outputs: Sequence[str]) -> Progress | None:
+    """Return the Progress of a run that writes a dump to outputs; - is standard output."""
     from vmfilter.console.signals import EndsBetweenPages
 
+    return EndsBetweenPages(progress, "-" in outputs) if options.keep_incomplete else progress
+
+
+def check_outputs(options: Namespace, dump: Dump, outputs: Sequence[str]) -> None:
+    """Raise OutputError if --force would replace an output that looks as if it were meant as the input."""
     if options.force:
         from vmfilter.writer.guard import refuse_swapped
 
         refuse_swapped(dump, outputs)
-    with progress_of(options) as progress:
-        yield EndsBetweenPages(progress, "-" in outputs) if options.keep_incomplete else progress
 
 
 def warn_of_codec(compress: str | None) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from functools import partial
 
 from vmfilter.console.output import flush, prepare, say, trouble
 from vmfilter.console.signals import EndedError, end_at_once, end_by_default
 from vmfilter.errors import VmfilterError, speak_to_command_line
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, partial
 
 if TYPE_CHECKING:
     from collections.abc import Callable

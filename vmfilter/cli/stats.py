@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from vmfilter.cli.options import PRINTED, add_input, add_json, add_threads, add_vmcoreinfo, vmcoreinfo_of
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, partial
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -102,11 +100,11 @@ def _drawn(dump: Dump, options: Namespace, wanted: list[tuple[str, str]]) -> Sta
     from vmfilter.measure.stats import measure
     from vmfilter.report.picture import picture_of
     from vmfilter.writer.output import put, side_file
-    from vmfilter.writer.transport.base import published
+    from vmfilter.writer.transport.base import Published
 
     draw = [_drawer(form) for form, _ in wanted]
     transports = [side_file(path, options.force, dump) for _, path in wanted]
-    with published(transports):
+    with Published(transports):
         memory_map = MemoryMap()
         stats = measure(dump, options.threads, also=memory_map.add)
         picture = picture_of(dump, dump_info(dump), stats, memory_map)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from functools import partial
-
 from vmfilter.cli.options import PRINTED, add_input, add_json, add_progress, add_threads, progress_of
 from vmfilter.errors import INCOMPLETE, InputError
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, nullcontext, partial
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -6,10 +6,8 @@ pages larger than a window. Such a window is classified when its turn comes, whe
 
 from __future__ import annotations
 
-from collections import deque
-
 from vmfilter.compress.workers import Task, WorkerPool
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, deque
 from vmfilter.pages.classify import WINDOW_PAGES
 
 if TYPE_CHECKING:

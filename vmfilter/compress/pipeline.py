@@ -6,21 +6,23 @@ The output does not depend on the number of threads. The number of chunks in fli
 from __future__ import annotations
 
 from array import array
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.frames.frame_set import chunks_of
-from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol, deque
 from vmfilter.native import LOST, SUMMED, data_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+
     from vmfilter.formats.codec import Packer
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.reader.dump import Memory
 
+    NewWorker = Callable[[Memory, int, Packer, bool], "Worker"]
+    """Makes a worker from the memory of a dump, the page size, a packer, and whether zero pages are excluded."""
 
 _NONE = memoryview(b"")
 
@@ -130,10 +132,6 @@ class Worker(Protocol):
 
     def pack(self, chunk: list[Stretch], out: memoryview, sizes: memoryview) -> Packed:
         """Write the pages of a chunk to out and sizes, as Packer.pack() does. Unreadable pages become LOST."""
-
-
-NewWorker = Callable[["Memory", int, "Packer", bool], Worker]
-"""Makes a worker from the memory of a dump, the page size, a packer, and whether zero pages are excluded."""
 
 
 class CompressingWorker:

@@ -7,11 +7,9 @@ takes a tenth of the time of a small dump.
 
 from __future__ import annotations
 
-from functools import partial
-
 from vmfilter.compress.budget import has_room
 from vmfilter.compress.thread import Thread
-from vmfilter.lean import TYPE_CHECKING, Generic, Lock, SimpleQueue, TypeVar
+from vmfilter.lean import TYPE_CHECKING, Generic, Lock, SimpleQueue, TypeVar, partial
 
 if TYPE_CHECKING:
     from collections.abc import Callable

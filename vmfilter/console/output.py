@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
 
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """Escape what standard output cannot encode, as Python does on standard error: file names are arbitrary bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        with contextlib.suppress(OSError):  # this flushes, and asks where a file ends
+        with suppress(OSError):  # this flushes, and asks where a file ends
             sys.stdout.reconfigure(errors="backslashreplace")
 
 
@@ -30,7 +29,7 @@ def one_line(text: str) -> str:
 
 def _print(text: str, stream: TextIO | None) -> None:
     if stream is not None:  # None: the parent process closed it
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             print(text, file=stream)
 
 
@@ -82,5 +81,5 @@ def flush() -> None:
             try:
                 stream.flush()
             except OSError:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,12 +6,11 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from contextlib import suppress
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.abi import LE64
 from vmfilter.kernel.types.modules import modules
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 
 from vmfilter.crash.cpus import panic_cpu, saved_cpus
 from vmfilter.crash.tasks import current
@@ -11,7 +10,7 @@ from vmfilter.errors import UsageError, VmfilterError
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.types.counters import counters
 from vmfilter.kernel.types.debug_info import debug_info
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 
 from vmfilter.erase.config import VMLINUX
 from vmfilter.errors import InputError, KernelError, UsageError
 from vmfilter.kernel.types.btf import Btf
 from vmfilter.kernel.types.model import Kind
 from vmfilter.kernel.types.modules import find_type
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, cached_property
 
 if TYPE_CHECKING:
     from vmfilter.kernel.types.debug_info import DebugInfo

@@ -11,7 +11,6 @@ import sys
 from contextlib import redirect_stdout
 from types import ModuleType
 
-from vmfilter.erase.plan import Plan
 from vmfilter.errors import KernelError, UsageError
 from vmfilter.extension.machine import Machine
 from vmfilter.extension.shipped import SHIPPED
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from vmfilter.erase.plan import Plan
     from vmfilter.kernel.kernel import Kernel
     from vmfilter.reader import Dump
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from operator import index
 
 from vmfilter.erase.types import Variables
@@ -11,7 +10,7 @@ from vmfilter.errors import KernelError
 from vmfilter.kernel.page_tables import VirtualMemory
 from vmfilter.kernel.types.modules import find_type
 from vmfilter.kernel.types.structures import AskedStructures
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

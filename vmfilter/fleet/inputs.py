@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from datetime import datetime
 from io import TextIOWrapper
 
 from vmfilter.errors import InputError, why_not_opened
 from vmfilter.fleet.record import Input
 from vmfilter.fleet.sets import joined
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.reader.plain import PlainFile
 from vmfilter.reader.remote import located, shown, why_of
 from vmfilter.reader.source import is_url

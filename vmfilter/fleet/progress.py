@@ -6,11 +6,12 @@ import time
 from collections import Counter
 
 from vmfilter.fleet.record import SUCCEEDED, Record
-from vmfilter.fleet.worker import Task
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vmfilter.fleet.worker import Task
 
 _UNITS = ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 
 from vmfilter.errors import InputError, KernelError
-from vmfilter.fleet.record import Input
 from vmfilter.formats.codec import SIGNATURES
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, defaultdict
 from vmfilter.reader.kdump.headers import read_headers
 from vmfilter.reader.kdump.split_set import common
 from vmfilter.reader.remote import located
@@ -17,6 +15,8 @@ from vmfilter.reader.source import is_url
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
+
+    from vmfilter.fleet.record import Input
 
 _HEAD = (1 << 12) + 512
 """Bytes that are read of each file: both headers, unless pages have more than 4 KiB."""

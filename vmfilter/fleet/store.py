@@ -10,7 +10,7 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.remote import located, shown, why_of
 from vmfilter.reader.source import is_url
 from vmfilter.writer.output import file_at, put
-from vmfilter.writer.transport.base import published
+from vmfilter.writer.transport.base import Published
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ def write(path: str, data: bytes) -> None:
                 raise OutputError(f"{shown(path)}: cannot be written: {why_of(e)}") from e
             return
     transport = file_at(path, True)
-    with published([transport]):
+    with Published([transport]):
         put(transport, data)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vmfilter.fleet.facts import COLUMNS, date_of
-from vmfilter.fleet.record import Record
 from vmfilter.fleet.store import DUMPS, TABLE, Store
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, defaultdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import Any
+
+    from vmfilter.fleet.record import Record
 
 _TYPES = {
     "string": pa.string(),

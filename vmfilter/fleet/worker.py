@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from glob import escape, glob
 from queue import Empty, SimpleQueue
 
@@ -19,7 +18,7 @@ from vmfilter.errors import InputError, OutputError, why_not_read
 from vmfilter.fleet.child import PATIENCE
 from vmfilter.fleet.record import FAILED, KILLED, SUCCEEDED, TIMEOUT, Input, Record
 from vmfilter.fleet.store import write
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 from vmfilter.reader.source import is_url
 from vmfilter.writer.transport.file import shortened
 

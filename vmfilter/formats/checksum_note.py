@@ -20,9 +20,11 @@ import struct
 from array import array
 from zlib import crc32
 
-from vmfilter.formats.abi import Abi
 from vmfilter.formats.elf import OUR_NAME, note_head
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vmfilter.formats.abi import Abi
 
 KIND = 0x53554D53
 """n_type: "SUMS"."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import struct
-from operator import itemgetter
 
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import NamedTuple, itemgetter
 
 PT_LOAD, PT_NOTE = 1, 4
 ET_CORE = 4

@@ -15,11 +15,12 @@ from itertools import chain, pairwise
 
 from vmfilter.formats.elf import OUR_NAME, note_head
 from vmfilter.frames.levels import MAX_LEVEL
-from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vmfilter.frames.ranges import Range
 
 KIND = 0
 MAX_RANGES = 1 << 16

@@ -23,12 +23,14 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 def append(ranges: list[Range], first: int, end: int) -> None:
     """Append a range to ranges in place. Merge it with the last one if it begins within or right after that."""
-    start, last = ranges[-1] if ranges else (first + 1, first)
-    if not start <= first <= last:
-        if first < end:
-            ranges.append((first, end))
-    elif end > last:
-        ranges[-1] = (start, end)
+    if ranges:
+        start, last = ranges[-1]
+        if start <= first <= last:
+            if end > last:
+                ranges[-1] = start, end
+            return
+    if first < end:
+        ranges.append((first, end))
 
 
 def clipped(ranges: Sequence[Range], first: int, end: int) -> list[Range]:

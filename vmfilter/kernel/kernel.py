@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import islice
 
 from vmfilter.errors import KernelError
@@ -10,7 +9,7 @@ from vmfilter.formats.uts import UTS_SIZE, Utsname
 from vmfilter.kernel.memory_model import FlatMemory, MemoryModel, NodeMemory, SparseMemory
 from vmfilter.kernel.page_tables import VirtualMemory
 from vmfilter.kernel.struct_page import StructPage, struct_page
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property
 
 if TYPE_CHECKING:
     from vmfilter.formats.abi import Abi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 
 from vmfilter import native
 from vmfilter.formats.abi import BE64, LE64
@@ -73,7 +72,7 @@ class VirtualMemory:
         self.root = root
         self._linear = sorted(root.linear)
         self._levels = root.paging.levels
-        self._tables: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
+        self._tables: dict[tuple[int, int], bytes | None] = {}  # the least recently used first
         self._area = self._levels[min(1, len(self._levels) - 1)].shift
         self._found: dict[int, Translation] = {}  # in the tables, by the area of addresses that was asked for
         self._entry = root.paging.entry_size
@@ -166,11 +165,12 @@ class VirtualMemory:
     def _table(self, paddr: int, size: int) -> bytes | None:
         key = paddr, size  # tables of two levels can differ in size, and a damaged entry can use one at both
         if key in self._tables:
-            self._tables.move_to_end(key)
-            return self._tables[key]
-        table = self._tables[key] = self._dump.read_kernel(paddr, size)
-        if len(self._tables) > _CACHED_TABLES:
-            self._tables.popitem(last=False)
+            table = self._tables.pop(key)
+        else:
+            table = self._dump.read_kernel(paddr, size)
+            if len(self._tables) >= _CACHED_TABLES:
+                del self._tables[next(iter(self._tables))]
+        self._tables[key] = table
         return table
 
     def read(self, vaddr: int, size: int) -> bytes | None:

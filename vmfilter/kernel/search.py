@@ -7,12 +7,10 @@ kernel whose release it gives; witnesses.py chooses among several.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from vmfilter.errors import KernelError, UnreadableError, option
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.kernel import Kernel, page_size_of
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 
 if TYPE_CHECKING:
     from vmfilter.kernel.types.image import Found

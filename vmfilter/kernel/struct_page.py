@@ -6,10 +6,8 @@ commit, subject and version that changed it.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from vmfilter.errors import KernelError
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 from vmfilter.native import Field, PageLayout, PageType
 
 if TYPE_CHECKING:

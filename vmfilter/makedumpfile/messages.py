@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 
 from vmfilter import __version__
 from vmfilter.console.output import hand_out, one_line, show
 from vmfilter.frames.classes import PageClass
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.makedumpfile import VERSION
 from vmfilter.makedumpfile.options import DEFAULT_MESSAGES, OPTIONS, Command
 from vmfilter.report.text import EXCLUDED_NAMES
@@ -95,7 +94,7 @@ class Messages:
 
     def _draw(self, text: str) -> None:
         if self._level & _PROGRESS and sys.stderr is not None:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 print(text, end="", file=sys.stderr, flush=True)
 
 

@@ -23,15 +23,15 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.makedumpfile.messages import HEADLINE, Messages, help_lines, mem_usage, report, version
 from vmfilter.makedumpfile.options import Command, check, parse
 from vmfilter.reader import Dump, open_dump
-from vmfilter.statistics import Statistics
 from vmfilter.writer.output import put, side_file
-from vmfilter.writer.transport.base import published
+from vmfilter.writer.transport.base import Published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
     from vmfilter.erase.rules import Rules
+    from vmfilter.statistics import Statistics
 
 _COMPLETED, _FAILED, _WRONG_RELEASE = 0, 1, 2
 _NOT_MAPPED = (1 << 64) - 1
@@ -177,7 +177,7 @@ def _generate(command: Command, messages: Messages) -> str:
 def _save(text: str, name: str, force: bool, made_from: Any) -> None:
     """Write a file that is made from a dump, or another file. Raises OutputError."""
     transport = side_file(_path(name), force, made_from)
-    with published([transport]):
+    with Published([transport]):
         put(transport, text.encode())
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from contextlib import closing
+from collections import Counter
 from itertools import groupby, pairwise
 
 from vmfilter import native
@@ -11,7 +10,7 @@ from vmfilter.compress.budget import budget
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.errors import InputError
 from vmfilter.frames.classes import PageClass, class_in
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, closing, deque
 from vmfilter.measure.walk import Walk
 
 if TYPE_CHECKING:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, closing
 from vmfilter.measure.walk import Walk
 from vmfilter.pages.exclude import excluded_classes
 from vmfilter.statistics import Statistics

@@ -7,12 +7,12 @@ import heapq
 from vmfilter import native
 from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.classes import PageClass, PageKind, class_in, kind_in
-from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vmfilter.frames.ranges import Range
     from vmfilter.kernel.zone_bits import Zone
     from vmfilter.measure.walk import Stretch
 

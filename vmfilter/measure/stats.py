@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from contextlib import closing
-
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class
 from vmfilter.frames.levels import DEFAULT_LEVEL
-from vmfilter.frames.ranges import Range
 from vmfilter.kernel.zone_bits import Zone
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, closing, defaultdict
 from vmfilter.measure.mem_usage import Usage, usage_of
 from vmfilter.measure.runs import LongestRuns
 from vmfilter.measure.walk import Stretch, Walk
@@ -20,6 +16,7 @@ from vmfilter.statistics import NamespaceCounter, NamespacePages, Statistics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmfilter.frames.ranges import Range
     from vmfilter.reader import Dump
 
 LEVELS = 0, 1, 17, DEFAULT_LEVEL, 63

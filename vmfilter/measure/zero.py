@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, budget
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.frames.bitmap import runs_in
 from vmfilter.frames.classes import ClassCounter, PageClass, by_class
 from vmfilter.frames.frame_set import chunks_of
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, deque
 
 if TYPE_CHECKING:
     from vmfilter.frames.frame_set import Stretch

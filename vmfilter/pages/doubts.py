@@ -8,16 +8,13 @@ convicts it, the kernel's own types may know better: only then are they read. Wh
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import suppress
 from itertools import combinations
-from operator import ne
 
 from vmfilter import native
 from vmfilter.errors import InputError, KernelError, option
 from vmfilter.frames.classes import PageClass, class_in
 from vmfilter.kernel.zones import Start, Zones, free_blocks, read_zones
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, ne, suppress
 from vmfilter.pages.classify import Classifier
 from vmfilter.pages.pmem import find_pmem
 
@@ -231,19 +228,20 @@ class Witnesses:
 
     def _sample(self, classifier: Classifier) -> Iterator[Doubt]:
         """Members of a struct page agree with each other, and classes with the page tables."""
-        own, wrong = 0, Counter[PageClass]()
+        own, wrong = 0, b""
         kinds = classifier.kinds
         for piece in classifier.sample(self._judge, _PIECES, _PIECE_PAGES):
             self._judge.check(piece.structs, piece.classes)
             pages, against_them = kinds.contradicted(piece.pfn, piece.classes)
             own += pages
-            wrong.update(map(class_in, against_them))
+            wrong += against_them
             self._add_free(piece)
         for rule, (pages, against, pieces) in zip(_RULES, self._judge.verdict, strict=True):
             is_wide = pieces >= _FEWEST_PIECES or against * 2 > pages
             if is_wide and _convicts(pages, against, _FEWEST_SAMPLED):
                 yield Doubt(rule.field, f"{against} of {pages} {rule.broken}", rule.classes)
-        for page_class, pages in wrong.items():
+        for page_class in map(class_in, dict.fromkeys(wrong)):
+            pages = wrong.count(page_class)
             if _convicts(own, pages):
                 evidence = f"{pages} of {own} pages that page tables show to be the kernel's are {_NAMES[page_class]}"
                 yield Doubt("VMCOREINFO", evidence, frozenset({page_class}))

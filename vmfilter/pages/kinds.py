@@ -5,8 +5,6 @@ Nothing here fails a run. A page that is not found keeps the kind that its struc
 
 from __future__ import annotations
 
-from contextlib import suppress
-from functools import cached_property
 from itertools import chain, islice
 
 from vmfilter import native
@@ -18,7 +16,7 @@ from vmfilter.frames.frame_set import chunks_of
 from vmfilter.frames.ranges import Range, append, clipped, contains, merged
 from vmfilter.kernel.log import KernelLog
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

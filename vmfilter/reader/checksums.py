@@ -10,11 +10,12 @@ from vmfilter.errors import InputError
 from vmfilter.formats import checksum_note
 from vmfilter.formats.checksum_note import MAGIC, MAGIC_AT, MAX_BLOCKS, Checksums, DamagedNoteError
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
-from vmfilter.reader.dump import Dump
 from vmfilter.reader.source import Source, bytes_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmfilter.reader.dump import Dump
 
 _SEARCHED = 64 << 20  # bytes of a file in which a note is found whose PT_NOTE or sub header is damaged
 _AT_ONCE = 1 << 20

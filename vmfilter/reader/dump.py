@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
-from vmfilter.arch import Arch
 from vmfilter.errors import InputError, KernelError, UnreadableError
 from vmfilter.formats.elf import NT_PRSTATUS, Load
 from vmfilter.formats.uts import Utsname
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, cached_property
 from vmfilter.reader.source import Extents, Source, bytes_at
 
 if TYPE_CHECKING:
@@ -17,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vmfilter.arch import Arch
     from vmfilter.formats.codec import Codec
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.reader.plain import PlainFile

@@ -28,11 +28,12 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.notes import take_notes
 from vmfilter.reader.segments import Loads, SegmentDump
-from vmfilter.reader.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from vmfilter.reader.source import Source
 
 
 _MAX_ADDRESS = 1 << 56  # no architecture has more than 56 bits of physical address

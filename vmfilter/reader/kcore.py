@@ -9,9 +9,12 @@ import re
 
 from vmfilter.errors import InputError, why_not_opened
 from vmfilter.frames.ranges import Range, merged, without
+from vmfilter.lean import TYPE_CHECKING
 from vmfilter.reader.elf import ElfDump
 from vmfilter.reader.segments import Loads
-from vmfilter.reader.source import Source
+
+if TYPE_CHECKING:
+    from vmfilter.reader.source import Source
 
 IOMEM = "/proc/iomem"
 _CRASH_KERNEL = r"(?m)^ *([0-9a-f]+)-([0-9a-f]+) : Crash kernel"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 
 from vmfilter.errors import InputError, UsageError, files_of, name_of, why_not_opened
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, nullcontext, suppress
 from vmfilter.reader.dump import Dump, Given
 from vmfilter.reader.source import PreadSource, Source, begin_of, bytes_at, is_url, open_source
 
@@ -95,7 +94,7 @@ def given_in(file: Any) -> Given:
 
     path = PlainFile(name_of(file)).name
     try:
-        with contextlib.nullcontext(file) if hasattr(file, "read") else PlainFile(file).open() as opened:
+        with nullcontext(file) if hasattr(file, "read") else PlainFile(file).open() as opened:
             raw = opened.read(_MAX_VMCOREINFO + 1)
     except OSError as e:
         raise _not_opened(path, e) from e
@@ -198,7 +197,7 @@ def _in_place(source: Source) -> Source | None:
     if begin.startswith(b"makedumpfile"):
         from vmfilter.reader.flattened import FlattenedSource, TooManyRecordsError
 
-        with contextlib.suppress(TooManyRecordsError):
+        with suppress(TooManyRecordsError):
             return FlattenedSource(source)
         return None
     if begin[:4] in (b"\x7fELF", b"KDUM"):

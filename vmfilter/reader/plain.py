@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, closing
 from vmfilter.reader.source import begin_of, is_url
 
 if TYPE_CHECKING:

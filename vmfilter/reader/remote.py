@@ -10,12 +10,12 @@ import os
 import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from threading import Lock
 
 from vmfilter.errors import InputError, UnreadableError, UsageError, VmfilterError
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, closing
 from vmfilter.reader.source import is_url
 
 if TYPE_CHECKING:

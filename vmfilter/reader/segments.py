@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from operator import gt, lt
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
 from vmfilter.formats.elf import PF_PMEM, Load
 from vmfilter.frames.classes import PageClass
-from vmfilter.lean import TYPE_CHECKING, overload
+from vmfilter.lean import TYPE_CHECKING, Sequence, gt, heappop, heappush, lt, overload
 from vmfilter.reader.dump import Dump, frames_named, listed
-from vmfilter.reader.source import Extents
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmfilter.frames.frame_set import Stretch
+    from vmfilter.reader.source import Extents
 
 _NO_END = 1 << 64  # after all addresses
 _MAX_MEMORY = 1 << 48
@@ -92,15 +91,15 @@ def without_overlaps(loads: Loads) -> Loads:
     for rank, until in zip(ranks, chain(map(starts.__getitem__, islice(ranks, 1, None)), (_NO_END,)), strict=True):
         at, end = starts[rank], ends[rank]
         while begun and ends[begun[0]] <= at:
-            heapq.heappop(begun)
+            heappop(begun)
         if not begun and end <= until:  # overlaps none, as usual
             join(at, end, offsets[rank])
             continue
-        heapq.heappush(begun, rank)
+        heappush(begun, rank)
         while at < until and begun:
             first = begun[0]
             if ends[first] <= at:
-                heapq.heappop(begun)
+                heappop(begun)
                 continue
             end = min(until, ends[first])
             join(at, end, offsets[first] + at - starts[first])

@@ -6,12 +6,11 @@ import errno
 import mmap
 import os
 from array import array
-from contextlib import suppress
 from itertools import chain
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError, why_not_read
-from vmfilter.lean import TYPE_CHECKING, Lock, NamedTuple, Protocol
+from vmfilter.lean import TYPE_CHECKING, Lock, NamedTuple, Protocol, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

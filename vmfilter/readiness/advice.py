@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.readiness.crash_rules import MIB
 from vmfilter.readiness.crashkernel import explain, size_text
-from vmfilter.readiness.system import System
+
+if TYPE_CHECKING:
+    from vmfilter.readiness.system import System
 
 _KERNEL = 80 * MIB
 """The capture kernel with its drivers and page tables: 60 MiB on a small machine, 80 with many devices."""

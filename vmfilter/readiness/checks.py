@@ -9,11 +9,12 @@ from vmfilter.readiness.crash_rules import ERAS, GIB, MIB
 from vmfilter.readiness.crashkernel import explain, size_text, words
 from vmfilter.readiness.elfcorehdr import described
 from vmfilter.readiness.initramfs import contains
-from vmfilter.readiness.system import System
 from vmfilter.readiness.target import find_target, room_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vmfilter.readiness.system import System
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _INSTALL = "install kdump-tools or kdump-utils"

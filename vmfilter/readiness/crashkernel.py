@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 
 from vmfilter.errors import UsageError
-from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.readiness.crash_rules import (
     CMA,
@@ -24,6 +23,8 @@ from vmfilter.readiness.crash_rules import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from vmfilter.frames.ranges import Range
 
 _NAME = "crashkernel="
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,32}|0[0-7]{0,32}|[1-9][0-9]{0,32})([kKmMgGtTpPeE]?)")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
-from functools import partial
 
 from vmfilter.frames.ranges import Range, clipped, merged
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, partial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 from vmfilter.errors import UsageError
-from vmfilter.frames.ranges import Range
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.readiness.crash_rules import GIB, NEWEST, Version
 from vmfilter.readiness.crashkernel import arch_of, version_of
 from vmfilter.readiness.files import text_of
 from vmfilter.readiness.memory_map import regions, system_ram, typical
+
+if TYPE_CHECKING:
+    from vmfilter.frames.ranges import Range
 
 _USUAL = 16 * GIB
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from functools import cached_property
 
 from vmfilter.errors import UsageError
 from vmfilter.frames.ranges import Range, merged
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property
 from vmfilter.readiness.crash_rules import NEWEST, OLDEST, Version
 from vmfilter.readiness.crashkernel import arch_of, version_of
 from vmfilter.readiness.files import text_of

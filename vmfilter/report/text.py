@@ -6,7 +6,6 @@ from vmfilter.errors import option
 from vmfilter.frames.classes import PageClass, PageKind
 from vmfilter.frames.levels import level_names
 from vmfilter.lean import TYPE_CHECKING
-from vmfilter.statistics import NamespacePages, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from vmfilter.info import DumpInfo
     from vmfilter.pages.coverage import Gap
     from vmfilter.pages.remains import Remains
+    from vmfilter.statistics import NamespacePages, Statistics
     from vmfilter.verify import Verification
 
 EXCLUDED_NAMES = {

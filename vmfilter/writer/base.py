@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-
-from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol, deque
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

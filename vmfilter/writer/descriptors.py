@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from vmfilter import native
@@ -14,15 +13,16 @@ from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.transport.base import Pieces
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.writer.transport.summed import SummedTransport
 
+    Make = Callable[[bytearray, bytearray | None, int], memoryview]
+    """Makes descriptors of pages: of their sizes, the offsets of data that they share, and that of their own data."""
+
 _MAX_BYTES = (2 << 20) // DESCRIPTOR * 4  # of sizes that are collected: descriptors of 2 MiB
 _MAX_STRETCHES = 1 << 14
-
-
-Make = Callable[[bytearray, bytearray | None, int], memoryview]
-"""Makes descriptors of pages: of their sizes, the offsets of data that they share, and the offset of their own data."""
 
 
 class DescriptorTable:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import closing, suppress
 
 from vmfilter.errors import InputError, KernelError, OutputError, name_of
 from vmfilter.formats.codec import SIGNATURES
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, closing, suppress
 from vmfilter.reader import Dump, open_dump
 from vmfilter.reader.source import is_url
 

@@ -23,13 +23,12 @@ If the dump is incomplete, the header is sent again, with the mark.
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import accumulate
 
 from vmfilter import native
 from vmfilter.errors import OutputError
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader, main_layout, sub_layout
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, partial
 from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.base import Account, Written
 from vmfilter.writer.descriptors import DescriptorTable

@@ -6,7 +6,6 @@ import fcntl
 import os
 import stat
 import sys
-from contextlib import contextmanager
 
 from vmfilter.compress.budget import Budget, budget, memory_in_use
 from vmfilter.errors import (
@@ -22,19 +21,18 @@ from vmfilter.errors import (
 )
 from vmfilter.formats.codec import DEFAULT, parse_codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
-from vmfilter.reader import Dump
 from vmfilter.reader.source import is_url
 from vmfilter.writer.guard import refuse_dump, refuse_input
-from vmfilter.writer.transport.base import published
+from vmfilter.writer.transport.base import Published
 from vmfilter.writer.transport.file import FileTransport, OpenFile, real_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Any, TypeGuard
 
     from vmfilter.erase.rules import Rules
     from vmfilter.formats.codec import Codec
-    from vmfilter.reader import File
+    from vmfilter.reader import Dump, File
     from vmfilter.writer.transport.base import Sink, Transport
     from vmfilter.writer.transport.remote import RemoteTransport
 
@@ -163,12 +161,9 @@ class Destination:
         most = self.form.max_memory
         return self._budget if most is None else self._budget.within(most - memory_in_use())
 
-    @contextmanager
-    def transports(self) -> Iterator[list[Transport]]:
+    def transports(self) -> Published[Transport]:
         """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
-        made = [self._transport(file) for file in self.files]
-        with published(made):
-            yield made
+        return Published([self._transport(file) for file in self.files])
 
     def _transport(self, file: Any) -> Transport:
         sink = self._sink(file)
@@ -231,7 +226,7 @@ def side_file(path: str, force: bool, *inputs: Any) -> FileTransport | RemoteTra
 
 
 def put(transport: FileTransport | RemoteTransport, data: bytes) -> None:
-    """Write a whole file, which published() then names. Raises OutputError if that fails."""
+    """Write a whole file, which Published() then names. Raises OutputError if that fails."""
     transport.write(0, data)
     transport.sync(len(data))
 

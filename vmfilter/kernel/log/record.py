@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from vmfilter.errors import KernelError
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, SimpleNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import struct
 from array import array
-from functools import cached_property
 
 from vmfilter.kernel.types.model import COMPOSITES, Kind, Type, Types
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,7 +9,6 @@ from itertools import pairwise
 
 from vmfilter.errors import KernelError
 from vmfilter.formats.uts import UTS_SIZE, Utsname
-from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.kernel.page_tables import Translation
 from vmfilter.kernel.types.kallsyms import read_symbols
 from vmfilter.kernel.types.places import DIGITS, Places, around, token_tables, with_tokens
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmfilter.formats.abi import Abi
+    from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.kernel.types.area import Readable
     from vmfilter.kernel.types.symbols import Symbols
     from vmfilter.reader import Dump

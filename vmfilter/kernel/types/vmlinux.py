@@ -6,13 +6,12 @@ import mmap
 import os
 import re
 import struct
-from contextlib import suppress
 
 from vmfilter.errors import InputError, UsageError, WrongKernelError, why_not_opened
 from vmfilter.formats.abi import Abi
 from vmfilter.formats.elf import CLASSES, IDENT_SIZE, SIGNS, ElfHeader, note_header, padded
 from vmfilter.kernel.types.symbols import Symbols, SymbolTable
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 from vmfilter.reader.plain import PlainFile
 
 if TYPE_CHECKING:

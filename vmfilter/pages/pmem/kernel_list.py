@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+    from vmfilter.frames.ranges import Range
     from vmfilter.kernel.page_tables import VirtualMemory
 
 _MAX_ENTRIES = 1 << 16  # more namespaces than any machine has

@@ -6,11 +6,12 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.descriptors import tally
 from vmfilter.reader.kdump.file import KdumpFile, pieces
-from vmfilter.reader.kdump.page_index import PageIndex
-from vmfilter.reader.kdump.split_set import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from vmfilter.reader.kdump.page_index import PageIndex
+    from vmfilter.reader.kdump.split_set import Part
 
 
 def faults(files: Sequence[KdumpFile], index: PageIndex) -> Iterator[str]:

@@ -9,12 +9,13 @@ from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.dump import frames_named, listed
 from vmfilter.reader.kdump.descriptors import rows
-from vmfilter.reader.kdump.file import KdumpFile
-from vmfilter.reader.kdump.page_index import PageIndex
-from vmfilter.reader.kdump.split_set import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from vmfilter.reader.kdump.file import KdumpFile
+    from vmfilter.reader.kdump.page_index import PageIndex
+    from vmfilter.reader.kdump.split_set import Part
 
 _Area = tuple[int, int]
 

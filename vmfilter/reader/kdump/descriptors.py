@@ -7,12 +7,13 @@ from collections import Counter
 from vmfilter.formats.codec import CODECS, Codec
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.native import DESCRIPTOR
-from vmfilter.reader.kdump.file import KdumpFile
-from vmfilter.reader.kdump.page_index import PageIndex
-from vmfilter.reader.kdump.split_set import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmfilter.reader.kdump.file import KdumpFile
+    from vmfilter.reader.kdump.page_index import PageIndex
+    from vmfilter.reader.kdump.split_set import Part
 
 _AT_ONCE = 1 << 14
 

@@ -6,14 +6,12 @@ IMPLEMENTATION, crash's diskdump.c, libkdumpfile's diskdump.c.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from vmfilter import native
 from vmfilter.errors import InputError
 from vmfilter.formats.checksum_note import head_size, size_in
 from vmfilter.formats.kdump import DUMP_DH_COMPRESSED_INCOMPLETE, MainHeader, SubHeader
 from vmfilter.frames.levels import MAX_LEVEL
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.reader.dump import DumpHeader
 from vmfilter.reader.kdump.headers import read_headers
 from vmfilter.reader.source import Source, bytes_at

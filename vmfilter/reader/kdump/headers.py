@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vmfilter.arch import Arch, arch_of_uts, every_arch
 from vmfilter.errors import InputError, KernelError
-from vmfilter.formats.abi import Abi
 from vmfilter.formats.elf import NT_PRSTATUS, note_head
 from vmfilter.formats.kdump import (
     MAIN_SIZE,
@@ -18,14 +15,19 @@ from vmfilter.formats.kdump import (
     sub_layout,
 )
 from vmfilter.formats.uts import Utsname
-from vmfilter.lean import NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmfilter.formats.abi import Abi
+
+    Read = Callable[[int, int], bytes]
+    """Takes a file offset and a size, returns bytes. Raises InputError if the file ends there or cannot be read."""
 
 _NO_MACHINE = (b"Unknown", b"", b"S390X")  # QEMU's utsname.machine; the last two are from older versions
 _NOTES_SINCE = 4  # header version that added offset_note and size_note
 _NOTE_SIZE = 17  # bytes of a CORE note up to the end of its name
-
-Read = Callable[[int, int], bytes]
-"""Takes a file offset and a size, returns bytes. Raises InputError if the file ends before that or cannot be read."""
 
 
 class KdumpHeaders(NamedTuple):

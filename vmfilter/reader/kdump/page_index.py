@@ -9,13 +9,12 @@ import struct
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from contextlib import suppress
 
 from vmfilter import native
 from vmfilter.errors import InputError, UnreadableError
 from vmfilter.frames.bitmap import Run, joined, runs_in
 from vmfilter.frames.ranges import Range, without
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, suppress
 from vmfilter.native import DESCRIPTOR
 from vmfilter.reader.kdump.file import KdumpFile, pieces
 from vmfilter.reader.kdump.split_set import Part, check_bitmap, describe

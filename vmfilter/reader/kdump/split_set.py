@@ -9,13 +9,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 from vmfilter.errors import InputError
-from vmfilter.formats.kdump import MainHeader, SubHeader
-from vmfilter.frames.ranges import Range
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
 from vmfilter.reader.kdump.file import KdumpFile, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vmfilter.formats.kdump import MainHeader, SubHeader
+    from vmfilter.frames.ranges import Range
 
 
 class Part(NamedTuple):

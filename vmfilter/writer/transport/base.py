@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
-from vmfilter.lean import NamedTuple, Protocol
+from vmfilter.lean import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+
+    Write = Callable[[int, memoryview, int], int]
+    """Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
+
+S = TypeVar("S", bound="Sink")
 
 _ZEROS = memoryview(bytes(1 << 16))
-
-Write = Callable[[int, memoryview, int], int]
-"""Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
 
 
 class Pieces(NamedTuple):
@@ -163,23 +167,39 @@ class Transport(Sink, Protocol):
         """
 
 
-@contextmanager
-def published(sinks: Sequence[Sink]) -> Iterator[None]:
+class Published(Generic[S]):
     """Create sinks, and publish them once the block has written and synced them. On failure, remove all of them."""
-    try:
-        for sink in sinks:
-            sink.create()
-        yield
-        for sink in sinks:
-            sink.publish()
-    except BaseException as e:
-        for sink in sinks:
+
+    def __init__(self, sinks: Sequence[S]) -> None:
+        self._sinks = sinks
+
+    def __enter__(self) -> Sequence[S]:
+        try:
+            for sink in self._sinks:
+                sink.create()
+        except BaseException as e:
+            self._abort(e)
+            raise
+        return self._sinks
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if e is not None:
+            self._abort(e)
+            return
+        try:
+            for sink in self._sinks:
+                sink.publish()
+        except BaseException as failure:
+            self._abort(failure)
+            raise
+        for sink in self._sinks:
+            sink.close()
+
+    def _abort(self, e: BaseException) -> None:
+        for sink in self._sinks:
             left = sink.abort()
             if left is not None:
                 e.add_note(left)
-        raise
-    for sink in sinks:
-        sink.close()
 
 
 def path_of(fd: int) -> str:

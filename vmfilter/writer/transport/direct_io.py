@@ -7,14 +7,16 @@ by open(2) or with EINVAL by pwrite(2). No block goes both ways.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
 
 from vmfilter.compress.thread import Thread
-from vmfilter.lean import SimpleQueue
-from vmfilter.writer.transport.base import Write, path_of, taken
+from vmfilter.lean import TYPE_CHECKING, SimpleQueue, suppress
+from vmfilter.writer.transport.base import path_of, taken
+
+if TYPE_CHECKING:
+    from vmfilter.writer.transport.base import Write
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
 _BUFFER_BYTES = 2 << 20
@@ -63,7 +65,7 @@ class DirectWriter:
             MemoryError, RuntimeError: the thread cannot be started.
 
         """
-        with contextlib.suppress(OSError):  # the file system has no O_DIRECT
+        with suppress(OSError):  # the file system has no O_DIRECT
             self._direct = os.open(path_of(self._fd), os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._thread.start()
 

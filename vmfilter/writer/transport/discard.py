@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from vmfilter.writer.transport.base import Pieces
+from vmfilter.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmfilter.writer.transport.base import Pieces
 
 
 class Discard:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 
 from vmfilter.compress.budget import has_room
 from vmfilter.errors import NoSpaceError, OutputError, option, why_not_written
+from vmfilter.lean import suppress
 from vmfilter.writer.transport.base import Pieces, path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
 
@@ -170,7 +170,7 @@ class OpenFile(BytesInFile):
 
     def publish(self) -> None:
         """Move to the end of the dump, so that later output to the file follows it."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.lseek(self._fd, self._size, os.SEEK_SET)
 
     def abort(self) -> str | None:
@@ -269,7 +269,7 @@ class FileTransport(BytesInFile):
                 self._rename()
             else:
                 self._link()
-            with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is synced
+            with suppress(OSError):  # some file systems cannot sync a folder; the file itself is synced
                 os.fsync(self._folder)
         except FileExistsError:
             raise OutputError(
@@ -315,7 +315,7 @@ class FileTransport(BytesInFile):
     def close(self) -> None:
         for fd in self._fd, self._folder:
             if fd >= 0:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.close(fd)
         self._fd = self._folder = -1
 
@@ -323,7 +323,7 @@ class FileTransport(BytesInFile):
         self._abandon()
         left = self._remove_temporary() if self._temporary else None
         if self._named and self._fd >= 0 and self._is(self._name):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(self._name, dir_fd=self._folder)
         self._named = False
         self.close()

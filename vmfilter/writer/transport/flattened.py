@@ -6,12 +6,10 @@ turns out to be incomplete.
 
 from __future__ import annotations
 
-from collections import deque
-
 from vmfilter import native
 from vmfilter.errors import NoSpaceError, OutputError, failure_of, fewer_threads, without_frames
 from vmfilter.formats.flattened import END, RECORD, flattened_header
-from vmfilter.lean import TYPE_CHECKING, NamedTuple
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, deque
 from vmfilter.writer.transport.base import Pieces, Sink, zeros_in
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from vmfilter.errors import OutputError, option
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.reader.remote import located, reason_of, shown, why_of
 from vmfilter.writer.transport.file import BytesInFile
 from vmfilter.writer.transport.hashed import SUFFIX, line_of

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 
 from vmfilter.errors import OutputError, fewer_threads, why_not_written
+from vmfilter.lean import suppress
 from vmfilter.writer.transport.base import taken, write_all
 
 _PIPE_BYTES = 1 << 20  # size of a pipe: with the default of 64 KiB, its two ends keep waiting for each other
@@ -29,7 +29,7 @@ class StreamSink:
         self._name = name
         self._at = 0
         self._failure = ""
-        with contextlib.suppress(OSError):  # not a pipe, or this user may not have a larger one
+        with suppress(OSError):  # not a pipe, or this user may not have a larger one
             if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE_BYTES:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
