@@ -178,7 +178,7 @@ else:
         """See functools: the value takes the place of the property."""
 
         def __init__(self, function):
-            self._function, self.__doc__ = function, function.__doc__
+            self.func, self.__doc__ = function, function.__doc__
 
         def __set_name__(self, owner, name):
             self._name = name
@@ -186,7 +186,7 @@ else:
         def __get__(self, one, owner=None):
             if one is None:
                 return self
-            value = one.__dict__[self._name] = self._function(one)
+            value = one.__dict__[self._name] = self.func(one)
             return value
 
     class suppress:  # noqa: N801
