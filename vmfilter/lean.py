@@ -46,6 +46,7 @@ else:
     from _operator import add, gt, itemgetter, lt, ne  # noqa: F401
     from _queue import SimpleQueue  # noqa: F401
     from _thread import allocate_lock as Lock  # noqa: F401, N812
+    from itertools import repeat
 
     def TypeVar(name, **_):  # noqa: N802
         """Return the name: a variable is only for a type checker."""
@@ -108,12 +109,13 @@ else:
     def _record(name, members):
         fields = tuple(members.get("__annotations__", ()))
         count, new = len(fields), tuple.__new__
+        defaults = [field for field in fields if field in members]
 
         def __new__(cls, *values, **named):  # noqa: N807
             return new(cls, values if len(values) == count and not named else _with_defaults(cls, values, named))
 
-        members["_field_defaults"] = {field: members.pop(field) for field in fields if field in members}
-        members.update((field, member(i, "")) for i, field in enumerate(fields))
+        members["_field_defaults"] = {field: members.pop(field) for field in defaults}
+        members.update(zip(fields, map(member, range(count), repeat("")), strict=True))
         members.update(__new__=__new__, __slots__=(), _fields=fields, __match_args__=fields)
         return type(name, (_Record,), members)
 

@@ -61,7 +61,7 @@ class PageKind(IntEnum):
 
 _KIND_SHIFT = 4
 _CLASS_MASK = (1 << _KIND_SHIFT) - 1
-WITHOUT_CLASS = bytes(byte & ~_CLASS_MASK for byte in range(256))
+WITHOUT_CLASS = b"".join(bytes([kind]) * (_CLASS_MASK + 1) for kind in range(0, 256, _CLASS_MASK + 1))
 """A table, indexed by a frame's byte: the bits of its kind alone."""
 
 

@@ -16,8 +16,18 @@ Range = tuple[int, int]
 def merged(ranges: Iterable[Range]) -> list[Range]:
     """Sort ranges, and merge ranges that touch or overlap."""
     out: list[Range] = []
+    start = last = 0  # of the range that may go on
     for first, end in sorted(ranges):
-        append(out, first, end)
+        if first > last:
+            if start < last:
+                out.append((start, last))
+            start, last = first, end
+        elif end > last:
+            if start == last:
+                start = first
+            last = end
+    if start < last:
+        out.append((start, last))
     return out
 
 

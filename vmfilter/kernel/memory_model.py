@@ -241,7 +241,7 @@ class SparseMemory:
             first = root * self._per_root
             states = [value & (_MARKED_PRESENT | _IS_ONLINE) for value in self._root(root)[: self._sections - first]]
             for state, alike in groupby(states):
-                numbers = range(first, first + sum(1 for _ in alike))
+                numbers = range(first, first + len(list(alike)))
                 if state & _MARKED_PRESENT and found < self._most:
                     yield numbers[: self._most - found], state & _IS_ONLINE != 0
                     found += len(numbers)

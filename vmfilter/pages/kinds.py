@@ -44,7 +44,7 @@ _NOT_EXCLUDABLE = bytes(set(range(256)) - set(_EXCLUDABLE))
 
 _KERNEL = bytes([PageClass.KERNEL])
 _SLAB = byte_of(PageKind.SLAB)
-_IS_SLAB = bytes(byte == _SLAB for byte in range(256))
+_IS_SLAB = bytes(_SLAB) + b"\1" + bytes(255 - _SLAB)
 
 
 def _paints(kind: PageKind, *over: PageKind, known: bool = False) -> tuple[PageKind, bytes]:
@@ -287,8 +287,8 @@ class _Search:
                 if self._linear is not None and offset not in (self._linear, self._image):
                     self._add(PageKind.VMALLOC, m.paddr, m.paddr + m.length)
         finally:
-            for start, end in tables:
-                self._add(PageKind.TABLE, start, end)
+            size = self._kernel.page_size
+            self.found[PageKind.TABLE] += [(start // size, -(-end // size)) for start, end in tables]
 
     def pointed(self) -> None:
         """Find what stacks point into: text, which crash disassembles for each backtrace, and the slab of their tasks.

@@ -28,8 +28,15 @@ KINDS = (
 )
 """Kinds of kernel pages by rank. All other classes have the last rank."""
 
-_RANKS = {byte_of(kind): rank for rank, kind in enumerate(KINDS)}
-RANK_OF = bytes(_RANKS.get(byte, RANKS - 1) for byte in range(256))
+
+def _rank_of() -> bytes:
+    table = bytearray([RANKS - 1]) * 256
+    for rank, kind in enumerate(KINDS):
+        table[byte_of(kind)] = rank
+    return bytes(table)
+
+
+RANK_OF = _rank_of()
 """Rank of a page frame, indexed by its byte: class and kind."""
 
 
