@@ -100,6 +100,12 @@ void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t
 	}
 }
 
+void vmf_sums_add_all(uint32_t *sums, uint32_t shift, const struct vmf_summed_piece *pieces, uint64_t count)
+{
+	for (const struct vmf_summed_piece *p = pieces; p < pieces + count; p++)
+		vmf_sums_add(sums, shift, p->offset, p->data, p->size, p->known);
+}
+
 void vmf_sums_add_pieces(uint32_t *sums, uint32_t shift, const struct vmf_extent *extents, uint64_t count,
 			 const uint8_t *data)
 {

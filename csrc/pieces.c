@@ -55,3 +55,11 @@ void vmf_records(const struct vmf_extent *extents, uint64_t count, const uint8_t
 		out += VMF_RECORD + e->size;
 	}
 }
+
+void vmf_gather(const struct vmf_piece *pieces, uint64_t count, uint8_t *out)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		memcpy(out, pieces[i].data, pieces[i].size);
+		out += pieces[i].size;
+	}
+}

@@ -726,6 +726,14 @@ void vmf_dedup_find(struct vmf_stored *table, uint64_t slots, uint64_t lowest_pf
 uint64_t vmf_dedup_place(struct vmf_stored *table, const uint8_t *kinds, const uint32_t *found, const uint32_t *sizes,
 			 uint64_t count, uint64_t offset, uint8_t *data, uint64_t *shared);
 
+struct vmf_piece {
+	const uint8_t *data;
+	uint64_t size;
+};
+
+/* vmf_gather() - copy @count @pieces to @out, back to back */
+void vmf_gather(const struct vmf_piece *pieces, uint64_t count, uint8_t *out);
+
 enum vmf_summed {
 	VMF_SUMMED = 4096	/* bytes after which vmf_sums_of() makes the next checksum */
 };
@@ -749,6 +757,16 @@ void vmf_sums_of(const uint8_t *data, uint64_t size, uint32_t *known);
  */
 void vmf_sums_add(uint32_t *sums, uint32_t shift, uint64_t offset, const uint8_t *data, uint64_t size,
 		  const uint32_t *known);
+
+/* struct vmf_summed_piece - arguments of vmf_sums_add() */
+struct vmf_summed_piece {
+	uint64_t offset, size;
+	const uint8_t *data;
+	const uint32_t *known;
+};
+
+/* vmf_sums_add_all() - call vmf_sums_add() for each of @count @pieces */
+void vmf_sums_add_all(uint32_t *sums, uint32_t shift, const struct vmf_summed_piece *pieces, uint64_t count);
 
 /*
  * vmf_sums_add_pieces() - add pieces of a file to the checksums of its blocks

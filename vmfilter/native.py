@@ -1097,6 +1097,14 @@ def records(extents: memoryview, data: ReadableBuffer) -> bytearray:
     return out
 
 
+def gather(pieces: Sequence[ReadableBuffer], out: WriteableBuffer, at: int) -> None:
+    """Copy pieces of data to a buffer, back to back, from a position in it on."""
+    sources, target = [_read("uint8_t[]", piece) for piece in pieces], _write("uint8_t[]", out)
+    _require(len(target), at + sum(map(len, sources)))
+    found = ffi.new("struct vmf_piece[]", [(source, len(source)) for source in sources])
+    lib.vmf_gather(found, len(sources), target + at)
+
+
 # Checksums of a file: csrc/checksum.c
 
 
@@ -1117,9 +1125,7 @@ def sums_of(data: ReadableBuffer, known: WriteableBuffer) -> None:
     lib.vmf_sums_of(source, len(source), out)
 
 
-def sums_add(
-    sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffer, known: ReadableBuffer | None = None
-) -> None:
+def sums_add(sums: WriteableBuffer, shift: int, offset: int, data: ReadableBuffer) -> None:
     """Add bytes of a file to the checksums of its blocks.
 
     Args:
@@ -1127,17 +1133,34 @@ def sums_add(
         shift: log2 of the bytes of a block.
         offset: file offset of the bytes.
         data: the bytes.
-        known: from sums_of(); if data follow n * SUMMED other bytes there, without its first n.
 
     """
-    out, source = _write("uint32_t[]", sums), _read("uint8_t[]", data)
-    size, beginnings = len(source), ffi.NULL
-    if size:
-        _require(len(out), (offset + size - 1 >> shift) + 1)
-    if known is not None:
-        beginnings = _read("uint32_t[]", known)
-        _require(len(beginnings), size // SUMMED + 1)
-    lib.vmf_sums_add(out, shift, offset, source, size, beginnings)
+    sums_add_all(sums, shift, [(offset, data, None)])
+
+
+def sums_add_all(
+    sums: WriteableBuffer, shift: int, pieces: Sequence[tuple[int, ReadableBuffer, ReadableBuffer | None]]
+) -> None:
+    """Add several pieces of a file to the checksums of its blocks.
+
+    Args:
+        sums, shift: as for sums_add().
+        pieces: file offset and bytes of each; and what sums_of() made of these or, if n * SUMMED other bytes were
+            before them there, what follows its first n; or None.
+
+    """
+    out, found = _write("uint32_t[]", sums), ffi.new("struct vmf_summed_piece[]", len(pieces))
+    kept: list[Any] = []  # what the pointers lead to
+    for i, (offset, data, known) in enumerate(pieces):
+        source = _read("uint8_t[]", data)
+        beginnings = ffi.NULL if known is None else _read("uint32_t[]", known)
+        size = len(source)
+        _require(len(out) << shift, offset + size)
+        if known is not None:
+            _require(len(beginnings), size // SUMMED + 1)
+        found[i] = offset, size, source, beginnings
+        kept += source, beginnings
+    lib.vmf_sums_add_all(out, shift, found, len(pieces))
 
 
 def sums_add_pieces(sums: WriteableBuffer, shift: int, extents: memoryview, data: ReadableBuffer) -> None:

@@ -340,6 +340,7 @@ class DumpRun:
                     to.budget(),
                     to.form.dedup,
                     self._passthrough(to.codec) if copies else CompressingWorker,
+                    writer.when_taken,
                 )
             ) as chunks:
                 for pages in chunks:

@@ -184,13 +184,13 @@ def test_checksums_are_right_if_pages_are_lost(vmcore: Path, form: str) -> None:
 def test_no_page_is_read_again_for_its_checksum(vmcore: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers make checksums, and the thread that writes joins them, but where a split set is cut."""
     again = []
-    add = native.sums_add
+    add = native.sums_add_all
 
-    def spy(sums: Any, shift: int, offset: int, data: Any, known: Any = None) -> None:
-        add(sums, shift, offset, data, known)
-        again.append(isinstance(data, memoryview) and known is None)
+    def spy(sums: Any, shift: int, pieces: Any) -> None:
+        add(sums, shift, pieces)
+        again.extend(isinstance(data, memoryview) and known is None for _, data, known in pieces)
 
-    monkeypatch.setattr(native, "sums_add", spy)
+    monkeypatch.setattr(native, "sums_add_all", spy)
     _made(vmcore, form)
     assert len(again) > 10
     assert sum(again) <= (form == "split")

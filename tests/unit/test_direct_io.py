@@ -8,6 +8,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,12 @@ def nothing(m: pytest.MonkeyPatch) -> None:
     pass
 
 
+def overwrite(buffers: list[bytearray]) -> None:
+    """Use buffers again."""
+    for buffer in buffers:
+        buffer[:] = b"x" * len(buffer)
+
+
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_io, "_BUFFER_BYTES", 16 * BLOCK)
@@ -109,11 +116,16 @@ def test_the_file_is_what_was_written_whatever_the_file_system_supports(
     with all_closed_again(), monkeypatch.context() as m:  # undone before pytest removes tmp_path
         trouble(m)
         transport.create()
+        given: list[bytearray] = []
         for _ in range(60):
             data = chance.randbytes(chance.choice((0, 1, 100, 4095, BLOCK, BLOCK, 50_000, 65_536, 200_000)))
-            transport.stream(at, data)
+            given.append(bytearray(data))
+            transport.stream(at, given[-1])
             model[len(model) :] = bytes(at - len(model)) + data
             at += len(data)
+            if chance.random() < 0.3:
+                transport.when_taken(partial(overwrite, given))
+                given = []
             if chance.random() < 0.2:
                 at += chance.choice((1, BLOCK, 33 * BLOCK, 70_000))
             if start and chance.random() < 0.2:  # headers, in between: in the block where the pages begin, too
@@ -192,6 +204,96 @@ def test_an_error_is_reported_by_a_later_call_with_how_far_it_got(
     assert transport.landed == end
     assert no_thread_is_left()
     transport.abort()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["disk", "full disk"])
+def test_data_are_taken_when_there_is_room_for_them_even_if_they_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    pwrite, goes_on, taken = os.pwrite, threading.Event(), [threading.Event() for _ in range(2)]
+
+    def slow(fd: int, view: memoryview, offset: int) -> int:
+        assert goes_on.wait(60)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
+    transport.stream(0, bytes(10 * BLOCK))
+    transport.when_taken(taken[0].set)
+    assert taken[0].wait(60)
+    transport.stream(10 * BLOCK, bytes(10 * BLOCK))  # more than the buffer has room for
+    transport.when_taken(taken[1].set)
+    assert not taken[1].wait(0.1)
+    goes_on.set()
+    assert taken[1].wait(60)
+    if full:
+        with pytest.raises(NoSpaceError):
+            transport.settle()
+    else:
+        transport.settle()
+    assert transport.landed == (0 if full else 20 * BLOCK)
+    transport.abort()
+    assert no_thread_is_left()
+
+
+def test_the_caller_waits_for_the_thread_so_that_data_do_not_fill_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, goes_on, waits = os.pwrite, threading.Event(), threading.Event()
+
+    def slow(fd: int, view: memoryview, offset: int) -> int:
+        assert goes_on.wait(60)
+        return pwrite(fd, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
+    given = 0
+
+    def write_on() -> None:
+        nonlocal given
+        for i in range(200):
+            transport.stream(i * BLOCK, bytes(BLOCK))
+            given += 1
+        waits.set()
+
+    thread = threading.Thread(target=write_on)
+    thread.start()
+    assert not waits.wait(0.2)
+    assert given <= 3 * 16  # being written, given to the thread, and to be given
+    goes_on.set()
+    thread.join()
+    transport.settle()
+    assert transport.landed == 200 * BLOCK
+    transport.abort()
+
+
+def test_data_in_flight_are_dropped_when_the_dump_is_aborted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, begun, goes_on, taken = os.pwrite, threading.Event(), threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def slow(fd: int, view: memoryview, offset: int) -> int:
+        begun.set()
+        assert goes_on.wait(60)
+        written.append(offset)
+        return pwrite(fd, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    transport = FileTransport(str(tmp_path / "dump"))
+    transport.create()
+    transport.stream(0, bytes(16 * BLOCK))
+    assert begun.wait(60)
+    transport.stream(16 * BLOCK, bytes(15 * BLOCK))
+    threading.Timer(0.2, goes_on.set).start()
+    transport.abort()
+    transport.when_taken(taken.set)  # nothing is left to take
+    assert taken.is_set()
+    assert written == [0]
+    assert no_thread_is_left()
     assert os.listdir(tmp_path) == []
 
 

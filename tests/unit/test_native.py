@@ -113,7 +113,8 @@ def find(**others: Any) -> native.DedupTable:
         lambda: find().place(b"\1\1", TWO, 0, bytearray(3), array("Q", [0])),
         lambda: find().place(b"\1\1\1", array("I", [1, 2, 3]), 0, bytearray(6), array("Q", [0, 0, 0])),
         lambda: native.sums_add(array("I", [0, 0]), 4, 30, b"abc"),
-        lambda: native.sums_add(array("I", [0]), 16, 0, bytes(native.SUMMED), array("I", [0])),
+        lambda: native.sums_add_all(array("I", [0]), 16, [(0, bytes(native.SUMMED), array("I", [0]))]),
+        lambda: native.gather([b"abc", b"de"], bytearray(6), 2),
         lambda: native.sums_of(bytes(native.SUMMED), array("I", [0])),
         lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [30, 3, 0])), b"abc"),
         lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [0, 3, 1])), b"abc"),
@@ -245,6 +246,14 @@ def test_parts_of_a_file_are_found_in_windows_that_are_mapped() -> None:
     assert found(*[32, 1, 0] * 5)[0] == -2  # no room
 
 
+def test_pieces_are_copied_back_to_back() -> None:
+    out = bytearray(b"........")
+    native.gather([b"ab", memoryview(b"xcdx")[1:3], b"", bytearray(b"e")], out, 2)
+    assert out == b"..abcde."
+    native.gather([], out, 8)
+    assert out == b"..abcde."
+
+
 def test_checksums_of_blocks_do_not_depend_on_the_order_of_their_pieces() -> None:
     chance = random.Random(3)
     data = chance.randbytes(100) + bytes(30) + chance.randbytes(126)
@@ -259,6 +268,9 @@ def test_checksums_of_blocks_do_not_depend_on_the_order_of_their_pieces() -> Non
         assert list(sums) == [zlib.crc32(b, MAX) ^ MAX for b in blocks] + [0] * (8 - len(blocks))
         native.sums_join(sums, shift)
     together = array("I", bytes(4 * 8))
+    all_of = array("I", bytes(4 * 8))
+    native.sums_add_all(all_of, 5, [(start, data[start:end], None) for start, end in pieces])
+    assert list(all_of) == [zlib.crc32(data[i : i + 32], MAX) ^ MAX for i in range(0, 256, 32)]
     extents = [word for start, end in sorted(pieces) for word in (start, end - start, start)]
     native.sums_add_pieces(together, 5, memoryview(array("Q", extents)), data)
     assert list(together) == [zlib.crc32(data[i : i + 32], MAX) ^ MAX for i in range(0, 256, 32)]

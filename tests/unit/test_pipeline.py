@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import queue
 import random
 import struct
 import threading
@@ -21,7 +22,7 @@ from threads import no_thread_is_left
 
 from vmfilter import CodecError, InputError, VmfilterError
 from vmfilter.compress import pipeline
-from vmfilter.compress.budget import CHUNK_BYTES, budget
+from vmfilter.compress.budget import CHUNK_BYTES, Budget, budget
 from vmfilter.compress.pipeline import Pages, packed
 from vmfilter.compress.thread import Thread
 from vmfilter.formats.codec import CODECS, packer
@@ -194,6 +195,51 @@ def test_bits_beyond_the_count_are_ignored() -> None:
 
 
 # packed
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("delay", [0.0, 0.002])
+def test_data_stay_until_the_consumer_has_taken_them_on_a_thread_of_its_own(
+    threads: int, delay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = count_chunks(monkeypatch)
+    given: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    taken: list[int] = []
+
+    def take() -> None:
+        while (piece := given.get()) is not None:
+            time.sleep(delay)
+            if callable(piece):
+                piece()
+            else:
+                taken.extend(n for (n,) in struct.iter_unpack("<Q", piece))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    runs = [(3, 20 * CHUNK), (100_000, 50 * CHUNK + 7)]
+    limits = Budget(threads, 3)
+    for pages in packed(FakeDump(), PAGE, stretches(runs), NumberPacker, False, limits, when_taken=given.put):
+        given.put(pages.data)
+    given.put(None)
+    thread.join()
+    assert taken == frames(runs)
+    assert len(made) <= 3 + 4  # in flight, and given to the consumer
+
+
+def count_chunks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Return a list that gets an entry for each chunk that is made."""
+    made: list[None] = []
+    new = pipeline._Chunk.__init__
+    monkeypatch.setattr(pipeline._Chunk, "__init__", lambda *arguments: (new(*arguments), made.append(None))[1])
+    return made
+
+
+def test_one_chunk_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = count_chunks(monkeypatch)
+    monkeypatch.setattr(pipeline, "has_room", lambda *_: False)
+    chunks = packed(FakeDump(), PAGE, stretches([(0, 9 * CHUNK)]), NumberPacker, False, Budget(1, 1))
+    assert sum(len(pages.sizes) for pages in chunks) == 9 * CHUNK
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

@@ -6,16 +6,17 @@ The output does not depend on the number of threads. The number of chunks in fli
 from __future__ import annotations
 
 from array import array
+from itertools import islice
 
 from vmfilter import native
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, has_room
 from vmfilter.compress.workers import Task, WorkerPool
 from vmfilter.frames.frame_set import chunks_of
-from vmfilter.lean import TYPE_CHECKING, NamedTuple, Protocol, deque
+from vmfilter.lean import TYPE_CHECKING, Lock, NamedTuple, Protocol, deque
 from vmfilter.native import LOST, SUMMED, data_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from vmfilter.formats.codec import Packer
     from vmfilter.frames.frame_set import Stretch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     """Makes a worker from the memory of a dump, the page size, a packer, and whether zero pages are excluded."""
 
 _NONE = memoryview(b"")
+_GIVEN = 4  # chunks that the consumer takes together: to wake a thread costs as much as all else for a chunk
 
 
 class Lost(NamedTuple):
@@ -119,6 +121,34 @@ class _Chunk(Task["Worker"]):
         return self._pages
 
 
+class _Given:
+    """Chunks whose pages were yielded, until their data were taken.
+
+    Attributes:
+        taken: to be called then, on any thread.
+
+    """
+
+    def __init__(self, chunks: list[_Chunk]) -> None:
+        self._chunks = chunks
+        self._taking = Lock()
+        self._taking.acquire()
+        self.taken: Callable[[], None] = self._taking.release
+
+    def is_taken(self) -> bool:
+        return not self._taking.locked()
+
+    def wait(self) -> list[_Chunk]:
+        """Return the chunks, once they can be used again."""
+        with self._taking:
+            return self._chunks
+
+
+def _at_once(taken: Callable[[], None]) -> None:
+    """Tell that data were taken, for a consumer that does not keep them."""
+    taken()
+
+
 class Packed(NamedTuple):
     """What a worker made of a chunk: number of pages, bytes of their data, and the lost pages among them."""
 
@@ -160,7 +190,7 @@ class CompressingWorker:
         return self._packer.pack(pages, self._skip_zero, out, sizes[first:end])
 
 
-def _new_chunk(pages: int, hashed: bool, others: Collection[_Chunk]) -> _Chunk | None:
+def _new_chunk(pages: int, hashed: bool, others: int) -> _Chunk | None:
     """Return a new chunk; None if memory is short and there are others to use."""
     try:
         return _Chunk(pages, hashed) if not others or has_room(CHUNK_BYTES) else None
@@ -179,6 +209,7 @@ def packed(
     budget: Budget,
     hashed: bool = False,
     new_worker: NewWorker = CompressingWorker,
+    when_taken: Callable[[Callable[[], None]], None] = _at_once,
 ) -> Generator[Pages, None, None]:
     """Read and compress pages.
 
@@ -191,9 +222,10 @@ def packed(
         budget: limits of threads and chunks; fewer are used if memory is short.
         hashed: whether frames and hashes are requested.
         new_worker: makes a worker for one thread.
+        when_taken: has a function called once the data of all pages that were yielded may change.
 
     Yields:
-        The pages of each chunk, in order; valid until the next.
+        The pages of each chunk, in order; valid until the next, but for their data: see when_taken.
 
     Raises:
         VmfilterError: a page cannot be compressed, or this machine cannot decompress any like it.
@@ -203,26 +235,35 @@ def packed(
     pages = CHUNK_BYTES // page_size
     free: list[_Chunk] = []
     pending: deque[_Chunk] = deque()
-    most = budget.chunks
-    done = 0  # chunks to take from pending before waiting again
+    given: deque[_Given] = deque()
+    made, most = 0, budget.chunks
+    done = 0  # chunks to yield before waiting again
     pool = WorkerPool(lambda: new_worker(memory, page_size, new_packer(), skip_zero), budget.threads)
     try:
         for chunk_stretches in chunks_of(stretches, pages):
-            if not free and len(pending) < most:
-                chunk = _new_chunk(pages, hashed, pending)
-                if chunk is None:
-                    most = len(pending)
+            while not free:
+                if given and (given[0].is_taken() or not pending):
+                    free = given.popleft().wait()
+                elif made < most:
+                    chunk = _new_chunk(pages, hashed, made)
+                    if chunk is None:
+                        most = made
+                    else:
+                        free.append(chunk)
+                        made += 1
                 else:
-                    free.append(chunk)
-            if not free:
-                if not done:
                     # Waking the caller preempts a worker, so wait for several chunks at once. The caller may have to
                     # wait for a CPU, so leave the workers as many to go on with.
-                    done = max(most // 2, 1)
-                    pending[done - 1].sleep()
-                yield pending[0].pages()
-                free.append(pending.popleft())
-                done -= 1
+                    if not done:
+                        done = max(min(most // 2, len(pending)), 1)
+                        pending[done - 1].sleep()
+                    yielded = list(islice(pending, min(done, _GIVEN)))
+                    for chunk in yielded:
+                        yield chunk.pages()
+                        pending.popleft()
+                        done -= 1
+                    given.append(_Given(yielded))
+                    when_taken(given[-1].taken)
             chunk = free.pop()
             chunk.stretches = chunk_stretches
             pending.append(chunk)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet, Stretch
+    from vmfilter.writer.transport.base import Done
     from vmfilter.writer.transport.summed import SummedTransport
 
 
@@ -151,6 +152,9 @@ class Writer(Protocol):
 
     def put_pages(self, pages: Pages) -> None:
         """Write the next pages; nothing but the place of a lost one. Raises OutputError if that fails."""
+
+    def when_taken(self, done: Done) -> None:
+        """Call done once the data of all pages so far were taken, and may change. See Sink."""
 
     def settle(self) -> None:
         """Wait until all pages are in the file. If some cannot be written, drop them and raise OutputError."""

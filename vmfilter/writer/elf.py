@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.frames.frame_set import FrameSet, Stretch
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Transport
+    from vmfilter.writer.transport.base import Done, Transport
 
 _RWX = 7
 _HEADERS_AT_ONCE = 1 << 12
@@ -239,6 +239,9 @@ class ElfWriter:
             i = end
         self.size = at
         self._account.add(at, pages, self._data_end)
+
+    def when_taken(self, done: Done) -> None:
+        self._transport.when_taken(done)
 
     def settle(self) -> None:
         try:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vmfilter.formats.vmcoreinfo import Vmcoreinfo
     from vmfilter.frames.frame_set import FrameSet, Stretch
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Transport
+    from vmfilter.writer.transport.base import Done, Transport
 
 _VERSION = 6
 _GAP = 64  # bytes between the sub header and the notes
@@ -286,6 +286,9 @@ class KdumpWriter:
         at, self.size = self.size, self.size + len(data)
         self._table.put(pages.chunk, pages.sizes, shared, at)
         self._account.add(self.size, pages, self.size, sharing)
+
+    def when_taken(self, done: Done) -> None:
+        self._transport.when_taken(done)
 
     def settle(self) -> None:
         try:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vmfilter.compress.pipeline import Pages
     from vmfilter.frames.frame_set import FrameSet, Stretch
+    from vmfilter.writer.transport.base import Done
 
 _CUT = 64  # cuts are at multiples of this in the bitmap: crash counts its bits from a cut on in whole words
 
@@ -130,6 +131,11 @@ class SplitWriter:
                 self._left[i] -= n
                 if not self._left[i]:  # frees its writer thread and buffers
                     writer.settle()
+
+    def when_taken(self, done: Done) -> None:
+        """See Writer. All files but the one that takes pages now are settled, or have none yet."""
+        now = next((i for i, left in enumerate(self._left) if left), -1)
+        self._writers[now].when_taken(done)
 
     def settle(self) -> None:
         """See Writer. If one file has lost pages, the set is incomplete."""

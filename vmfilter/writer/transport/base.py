@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     Write = Callable[[int, memoryview, int], int]
     """Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
+    Done = Callable[[], None]
+    """Told that data were taken: on any thread, and it never raises."""
 
 S = TypeVar("S", bound="Sink")
 
@@ -63,12 +65,15 @@ class Sink(Protocol):
 
         Args:
             offset: bytes.
-            data: to write there.
+            data: to write there; must not change before when_taken() says that they were taken.
 
         Raises:
             OutputError: these or earlier data cannot be written.
 
         """
+
+    def when_taken(self, done: Done) -> None:
+        """Call done once all data given to stream() so far were taken: written, copied or dropped after a failure."""
 
     def settle(self) -> None:
         """Wait until everything given to stream() is written. Raises OutputError once if that fails."""

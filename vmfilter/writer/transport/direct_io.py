@@ -1,8 +1,9 @@
 """Bulk data written to a file by a thread, past the page cache if the file system supports O_DIRECT.
 
-O_DIRECT takes whole blocks, at aligned offsets, from aligned memory. So data are collected in buffers that start at a
-block, and the thread writes those. Partial blocks go through the page cache. So does everything if O_DIRECT is refused,
-by open(2) or with EINVAL by pwrite(2). No block goes both ways.
+O_DIRECT takes whole blocks, at aligned offsets, from aligned memory. So the thread collects data in a buffer that
+starts at a block, and writes that. The caller only hands data over, many pieces at once, and lets them be until the
+thread has taken them. Partial blocks go through the page cache. So does everything if O_DIRECT is refused, by open(2)
+or with EINVAL by pwrite(2). No block goes both ways.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import errno
 import mmap
 import os
 
+from vmfilter import native
 from vmfilter.compress.thread import Thread
-from vmfilter.lean import TYPE_CHECKING, SimpleQueue, suppress
+from vmfilter.lean import TYPE_CHECKING, Lock, SimpleQueue, suppress
 from vmfilter.writer.transport.base import path_of, taken
 
 if TYPE_CHECKING:
-    from vmfilter.writer.transport.base import Write
+    from collections.abc import Sequence
+
+    from vmfilter.writer.transport.base import Done, Write
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
 _BUFFER_BYTES = 2 << 20
-_BUFFERS = 2  # one is filled while the other is written
 
-_Piece = tuple[int, mmap.mmap, int]
-"""Offset in the file, buffer, and bytes in it."""
+_Piece = tuple[int, memoryview]
+"""Offset in the file, and data."""
+_END: _Piece = (-1, memoryview(b""))
+"""A piece that follows no other, so that all data before it are written."""
 
 
 class DirectWriter:
@@ -35,27 +40,28 @@ class DirectWriter:
     """
 
     def __init__(self, fd: int, write: Write) -> None:
-        """Allocate the buffers; begin() comes next.
+        """Allocate the buffer; begin() comes next.
 
         Args:
             fd: of the file.
             write: used for every write.
 
         Raises:
-            OSError, MemoryError: the buffers cannot be allocated.
+            OSError, MemoryError: the buffer cannot be allocated.
 
         """
         self._write = write
         self._fd, self._direct = fd, -1
-        self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
-        self._full: SimpleQueue[_Piece | None] = SimpleQueue()
-        self._buffer: mmap.mmap | None = None  # the one being filled
-        self._offset = self._used = self._size = 0  # of that buffer: offset in the file, bytes in it and for it
+        self._pieces: list[_Piece] = []  # for the thread
+        self._bytes = 0  # in these
+        self._given: SimpleQueue[tuple[list[_Piece], Sequence[Done]] | None] = SimpleQueue()
+        self._taking = Lock()  # held until the thread has taken what it was given: that bounds memory
+        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
+        self._offset = self._used = 0  # of the buffer: offset in the file, bytes in it
+        self._parts: list[memoryview] = []  # the last of these bytes, not copied to it yet
         self._failure: BaseException | None = None
         self._abandoned = False
         self.landed = 0
-        for _ in range(_BUFFERS):
-            self._free.put(mmap.mmap(-1, _BUFFER_BYTES))
         self._thread = Thread(self._run)
 
     def begin(self) -> None:
@@ -70,30 +76,25 @@ class DirectWriter:
         self._thread.start()
 
     def put(self, offset: int, view: memoryview) -> None:
-        """Take data for an offset. Raises what writing earlier data raised."""
-        if offset != self._offset + self._used:
+        """Take data for an offset: see Sink.stream(). Raises what writing earlier data raised."""
+        self._raise_failure()
+        self._pieces.append((offset, view))
+        self._bytes += len(view)
+        if self._bytes >= _BUFFER_BYTES:
             self._hand_over()
-            self._offset = offset
-        while view:
-            if self._buffer is None:
-                self._raise_failure()
-                self._buffer = self._free.get()
-                # A buffer that starts inside a block ends with that block, so the next one starts at a block.
-                self._size = -self._offset % _BLOCK or _BUFFER_BYTES
-            n = min(self._size - self._used, len(view))
-            self._buffer[self._used : self._used + n] = view[:n]
-            self._used, view = self._used + n, view[n:]
-            if self._used == self._size:
-                self._hand_over()
+
+    def when_taken(self, done: Done) -> None:
+        """See Sink."""
+        self._hand_over(done)
 
     def finish(self) -> None:
-        """Write everything; then end the thread and free the buffers. Raises what writing raised."""
-        self._hand_over()
+        """Write everything; then end the thread. Raises what writing raised."""
+        self._given.put(([*self._pieces, _END], ()))
         self._stop()
         self._raise_failure()
 
     def abandon(self) -> None:
-        """End the thread and free the buffers. Data that are not written yet are dropped."""
+        """End the thread. Data that are not written yet are dropped."""
         self._abandoned = True
         self._stop()
 
@@ -103,30 +104,63 @@ class DirectWriter:
             raise type(self._failure)(*self._failure.args)
 
     def _stop(self) -> None:
-        self._full.put(None)
+        self._given.put(None)
         self._thread.join()
         if self._direct >= 0:
             os.close(self._direct)
             self._direct = -1
 
-    def _hand_over(self) -> None:
-        if self._buffer is not None:
-            piece = self._offset, self._buffer, self._used
-            self._offset, self._used, self._buffer = self._offset + self._used, 0, None
-            self._full.put(piece)
+    def _hand_over(self, *done: Done) -> None:
+        """Give the thread what there is for it, once it has taken what it was given before."""
+        self._taking.acquire()
+        try:
+            self._given.put((self._pieces, (self._taking.release, *done)))
+        except MemoryError:
+            self._taking.release()
+            raise
+        self._pieces, self._bytes = [], 0
 
     def _run(self) -> None:
-        while (piece := self._full.get()) is not None:
-            offset, buffer, size = piece
+        while (given := self._given.get()) is not None:
+            pieces, done = given
             if self._failure is None and not self._abandoned:
                 try:
-                    with memoryview(buffer) as view:
-                        self._write_all(offset, view[:size])
+                    for piece in pieces:
+                        self._take(*piece)
+                    self._gather()
                 except MemoryError:
                     self._failure = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
                 except BaseException as e:
                     self._failure = e.with_traceback(None)
-            self._free.put(buffer)
+            del given, pieces  # a view keeps its memory alive
+            for call in done:
+                call()
+
+    def _take(self, offset: int, view: memoryview) -> None:
+        """Add a piece to the buffer. Write that whenever it is full, or if the piece does not follow what it has."""
+        if offset != self._offset + self._used:
+            self._write_buffer()
+            self._offset = offset
+        while view:
+            # A buffer that starts inside a block ends with that block, so the next one starts at a block.
+            size = -self._offset % _BLOCK or _BUFFER_BYTES
+            n = min(size - self._used, len(view))
+            self._parts.append(view[:n])
+            self._used, view = self._used + n, view[n:]
+            if self._used == size:
+                self._write_buffer()
+
+    def _gather(self) -> None:
+        """Copy what was added to the buffer, all at once: after each call, a thread has to wait for its turn."""
+        native.gather(self._parts, self._buffer, self._used - sum(map(len, self._parts)))
+        self._parts.clear()
+
+    def _write_buffer(self) -> None:
+        self._gather()
+        offset, size = self._offset, self._used
+        self._offset, self._used = offset + size, 0
+        with memoryview(self._buffer) as view:
+            self._write_all(offset, view[:size])
 
     def _write_all(self, offset: int, view: memoryview) -> None:
         """Write all data, or up to the block of a bad sector, so that landed locates it."""

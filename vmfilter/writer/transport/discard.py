@@ -7,7 +7,7 @@ import sys
 from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmfilter.writer.transport.base import Pieces
+    from vmfilter.writer.transport.base import Done, Pieces
 
 
 class Discard:
@@ -29,6 +29,9 @@ class Discard:
 
     def stream(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         pass
+
+    def when_taken(self, done: Done) -> None:
+        done()
 
     def settle(self) -> None:
         pass

@@ -8,9 +8,12 @@ import stat
 
 from vmfilter.compress.budget import has_room
 from vmfilter.errors import NoSpaceError, OutputError, option, why_not_written
-from vmfilter.lean import suppress
+from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.writer.transport.base import Pieces, path_of, write_all, zeros_in
 from vmfilter.writer.transport.direct_io import DirectWriter
+
+if TYPE_CHECKING:
+    from vmfilter.writer.transport.base import Done
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITE_BEHIND = 8 << 20  # bytes written before writeback is started
@@ -134,6 +137,12 @@ class BytesInFile:
         if self._writer is not None:
             self._writer.abandon()
             self._writer = None
+
+    def when_taken(self, done: Done) -> None:
+        if self._writer is None:
+            done()
+        else:
+            self._writer.when_taken(done)
 
     def settle(self) -> None:
         if self._writer is None:

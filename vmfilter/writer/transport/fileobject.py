@@ -11,6 +11,8 @@ from vmfilter.writer.transport.base import Pieces, taken, zeros_in
 if TYPE_CHECKING:
     from typing import Any
 
+    from vmfilter.writer.transport.base import Done
+
 
 class ObjectStream:
     """A file object that cannot seek: bytes follow what was written before. See Sink; the object stays open."""
@@ -39,6 +41,9 @@ class ObjectStream:
         except Exception as e:  # each library has its own exceptions
             raise self._failed(e) from e
         self._landed = offset + len(data)
+
+    def when_taken(self, done: Done) -> None:
+        done()
 
     def settle(self) -> None:
         pass

@@ -15,6 +15,8 @@ from vmfilter.writer.transport.base import Pieces, Sink, zeros_in
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmfilter.writer.transport.base import Done
+
 _LARGE = 1 << 17  # bytes; larger data become a record of their own, which saves a copy
 _COLLECTED = 1 << 20  # limit of a record that is collected from smaller pieces
 _LAST_RECORDS = 1 << 16  # bytes; more than the last records need beside their data
@@ -236,6 +238,10 @@ class FlattenedTransport:
             self._first_page = offset
             self._send()  # the reader can begin
         self._record(offset, data)
+
+    def when_taken(self, done: Done) -> None:
+        """See Sink. What is collected here are copies."""
+        self._below.when_taken(done)
 
     def settle(self) -> None:
         failure = self._failure or failure_of(self._send_all)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from vmfilter.writer.transport.base import Done
+
 _PART = 32 << 20
 """Bytes of a part, unless the size of the dump is known and makes too many."""
 _MOST_PARTS = 9000
@@ -97,6 +99,9 @@ class RemoteSink:
         if self._digest:
             self._digest.update(data)
         self._at += len(data)
+
+    def when_taken(self, done: Done) -> None:
+        done()
 
     def settle(self) -> None:
         pass

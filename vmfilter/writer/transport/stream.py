@@ -7,8 +7,11 @@ import fcntl
 import os
 
 from vmfilter.errors import OutputError, fewer_threads, why_not_written
-from vmfilter.lean import suppress
+from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.writer.transport.base import taken, write_all
+
+if TYPE_CHECKING:
+    from vmfilter.writer.transport.base import Done
 
 _PIPE_BYTES = 1 << 20  # size of a pipe: with the default of 64 KiB, its two ends keep waiting for each other
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # a pipe, a socket, a terminal
@@ -50,6 +53,9 @@ class StreamSink:
             reason = why_not_written(e) if isinstance(e, OSError) else f"out of memory; {fewer_threads()}"
             self._failure = f"{self._name}: cannot be written after {self._at} bytes: {reason}"
             raise OutputError(self._failure) from e
+
+    def when_taken(self, done: Done) -> None:
+        done()
 
     def settle(self) -> None:
         pass

@@ -11,7 +11,7 @@ from vmfilter.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmfilter.reader import Dump
-    from vmfilter.writer.transport.base import Pieces, Transport
+    from vmfilter.writer.transport.base import Done, Pieces, Transport
 
 _MEMORY = 1 << 19  # bytes of memory in the source for which the table has a checksum
 _MIN_BLOCKS = 1 << 8
@@ -55,6 +55,7 @@ class SummedTransport:
         self.note_size = len(self._head) + self._size
         self._header = b""
         self._end = 0  # of all bytes that were written
+        self._streamed: list[tuple[int, memoryview, memoryview | None]] = []  # not in the checksums yet: see stream()
         self._doubtful: list[tuple[int, int]] = []  # ranges that were forgotten
 
     def _reach(self, end: int) -> None:
@@ -63,11 +64,11 @@ class SummedTransport:
             native.sums_join(self._sums, self._shift)
             self._shift += 1
 
-    def _sum(self, offset: int, data: bytes | bytearray | memoryview, known: memoryview | None = None) -> int:
+    def _sum(self, offset: int, data: bytes | bytearray | memoryview) -> int:
         """Add bytes to the checksums; return the offset after them."""
         end = offset + len(data)
         self._reach(end)
-        native.sums_add(self._sums, self._shift, offset, data, known)
+        native.sums_add(self._sums, self._shift, offset, data)
         return end
 
     def file_size(self, size: int) -> int:
@@ -84,9 +85,16 @@ class SummedTransport:
         self._end = max(self._end, pieces.end)
 
     def stream(self, offset: int, data: memoryview, known: memoryview | None = None) -> None:
-        """See Sink. known: of the data, as for native.sums_add()."""
+        """See Sink. known: of the data, as for native.sums_add_all(); must not change before the data do."""
         self._below.stream(offset, data)
-        self._end = max(self._end, self._sum(offset, data, known))
+        self._streamed.append((offset, data, known))
+        self._end = max(self._end, offset + len(data))
+
+    def _sum_streamed(self) -> None:
+        """Add what was streamed to the checksums, all at once: after each call, a thread has to wait for its turn."""
+        self._reach(self._end)
+        native.sums_add_all(self._sums, self._shift, self._streamed)
+        self._streamed.clear()
 
     def take_back(self, offset: int, data: bytes | bytearray) -> None:
         """Take bytes that were written out of the checksums, since others will be written there."""
@@ -177,7 +185,12 @@ class SummedTransport:
     def reserve(self, start: int, end: int, pieces: int = 1) -> None:
         self._below.reserve(start, end, pieces)
 
+    def when_taken(self, done: Done) -> None:
+        self._sum_streamed()
+        self._below.when_taken(done)
+
     def settle(self) -> None:
+        self._sum_streamed()
         self._below.settle()
 
     @property
