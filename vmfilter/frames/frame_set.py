@@ -87,8 +87,8 @@ class _Window(NamedTuple):
         """Yield the frames of a rank, in ascending order. What is in the bitmap alone has the last rank."""
         at = _WORDS * sum(self.counts[:rank])
         words = self.runs[at : at + _WORDS * self.counts[rank]].tolist()
-        for first, count, index in zip(words[::_WORDS], words[1::_WORDS], words[2::_WORDS], strict=True):
-            yield self.pfn + first, count, self.before + index
+        firsts, indices = map(self.pfn.__add__, words[::_WORDS]), map(self.before.__add__, words[2::_WORDS])
+        yield from zip(firsts, words[1::_WORDS], indices, strict=True)
         if self.bits and rank == _LAST:
             words = self.runs.tolist()
             ranked = sorted((i, i + n) for i, n in zip(words[::_WORDS], words[1::_WORDS], strict=True))
@@ -181,6 +181,9 @@ class FrameSet:
         """Yield the frames in [start, end) of a rank, in ascending order."""
         for window in self._read() if rank in self._ranks else ():
             if window.pfn >= end or window.pfn + window.frames <= start:
+                continue
+            if start <= window.pfn and window.pfn + window.frames <= end:
+                yield from window.ranked(rank)
                 continue
             for pfn, count, index in window.ranked(rank):
                 first, last = max(pfn, start), min(pfn + count, end)

@@ -63,6 +63,11 @@ class Messages:
         """Print one warning at every message level: what must not go unread."""
         show(one_line(f"makedumpfile: {text}"), aside=True)
 
+    @property
+    def debugs(self) -> bool:
+        """Whether debug messages are printed."""
+        return self._level & _DEBUG != 0
+
     def debug(self, *lines: str) -> None:
         """Print debug messages (8)."""
         self._print(_DEBUG, lines, self._aside)

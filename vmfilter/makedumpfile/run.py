@@ -158,7 +158,7 @@ def _show_vmcoreinfo(dump: Dump, messages: Messages) -> None:
     """Print VMCOREINFO as debug messages. With --dump-dmesg, SUSE's kdump reads OSRELEASE and CRASHTIME there."""
     from vmfilter.kernel.search import vmcoreinfo_of
 
-    if info := vmcoreinfo_of(dump):
+    if messages.debugs and (info := vmcoreinfo_of(dump)):
         messages.debug("VMCOREINFO   :", *(f"  {one_line(line)}" for line in info.text.splitlines()), "")
 
 

@@ -229,14 +229,14 @@ class ProcSource(PreadSource):
         words = array("Q", bytes(2 * parts.itemsize * len(parts)))  # most parts are in one window
         with self._reading:
             for _ in range(_WINDOWS + 1):
-                places = self._places
-                found, used, missing = native.map_extents(parts, _WINDOW_BYTES, places, words)
-                numbers = [number for i, number in enumerate(places[::3]) if used >> i & 1]
-                mapped = [self._window(number) for number in numbers]
+                found, used, missing = native.map_extents(parts, _WINDOW_BYTES, self._places, words)
                 if found >= 0:
-                    return Extents(-1, words[: 3 * found], mapped)
+                    return Extents(-1, words[: 3 * found], list(self._mapped.values()))
                 if found < -1:
                     return None
+                for i, number in enumerate(self._places[::3]):
+                    if used >> i & 1:
+                        self._window(number)  # stays
                 self._window(missing)
         return None  # they are in too many windows
 
