@@ -14,7 +14,7 @@ from tinyvmcore import vmcore
 import vmfilter
 from vmfilter.errors import OutputError
 from vmfilter.rearrange import rearrange
-from vmfilter.writer.transport.base import published
+from vmfilter.writer.transport.base import Published
 from vmfilter.writer.transport.file import FileTransport
 from vmfilter.writer.transport.hashed import HashedFileTransport
 
@@ -176,7 +176,7 @@ def test_each_file_of_a_set_that_cannot_be_removed_is_named(tmp_path: Path) -> N
     transports = [FileTransport(str(tmp_path / str(i))) for i in range(3)]
 
     def fail() -> None:
-        with published(transports):
+        with Published(transports):
             for aside in list(tmp_path.iterdir()):
                 aside.unlink()
                 aside.mkdir()

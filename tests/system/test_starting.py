@@ -15,9 +15,9 @@ from command import Run
 from tinyvmcore import vmcore
 
 import vmfilter
+from vmfilter import native
 from vmfilter.cli import main
 from vmfilter.console.signals import EndedError
-from vmfilter.pages import memmap
 
 STARTED = "starting\n"
 COMMAND = f"""
@@ -125,7 +125,7 @@ def test_a_classifier_without_memory_is_out_of_memory(
     def fail(*_: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(memmap, "mmap", fail)
+    monkeypatch.setattr(native, "mmap", fail)
     with pytest.raises(MemoryError):
         vmfilter.filter_dump(vmcore().write(tmp_path / "vmcore"), tmp_path / "dump")
     assert os.listdir(tmp_path) == ["vmcore"]

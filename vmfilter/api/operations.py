@@ -35,7 +35,7 @@ from vmfilter.report.data import diff_data, dump_data, stats_data, usage_data, v
 from vmfilter.report.info import info_data
 from vmfilter.report.log import log_lines, record_data
 from vmfilter.report.readiness import estimate_data
-from vmfilter.report.text import cautions, verdict
+from vmfilter.report.text import cautions, named, verdict
 from vmfilter.report.usage import levels_of
 from vmfilter.writer.guard import refuse_swapped
 
@@ -227,7 +227,7 @@ def _replacing(
 
 def _written(found: Counts, files: Sequence[object]) -> Statistics:
     outputs = [*map(name_of, files)]
-    warnings = tuple(cautions(found, " ".join(outputs)))
+    warnings = tuple(cautions(found, named(outputs)))
     return Statistics.of(found, dump_data(found, outputs, warnings), outputs=outputs, warnings=warnings)
 
 

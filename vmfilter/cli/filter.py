@@ -155,7 +155,7 @@ def run(options: Namespace) -> int:
     """Filter, print the report, return the exit status."""
     from vmfilter.console.output import hand_out, one_line, say, show
     from vmfilter.filter import filter_dump
-    from vmfilter.report.text import cautions, coverage, erased, report, size, table
+    from vmfilter.report.text import cautions, coverage, erased, named, report, size, table
 
     names = [options.vmcore, *(options.dump or [_NOWHERE])]
     if options.parts is not None and not (options.split and 0 < options.parts < len(names)):
@@ -182,7 +182,7 @@ def run(options: Namespace) -> int:
             **form_of(options),
         )
         path = dump.path
-    made = " ".join(outputs) if options.dump else "the dump"
+    made = named(outputs) if options.dump else "the dump"
     warnings = [*cautions(result, made)]
     if options.quiet:  # the report, which contains them, is not printed
         warnings += [f"{path}: {line}" for line in coverage(result.gaps)]
@@ -196,7 +196,7 @@ def run(options: Namespace) -> int:
         lines = [] if options.quiet else [*report(result), ""]
         if options.stats:
             lines += [*table(result), ""]
-        what = "would be" if options.dry_run else "is" if len(outputs) == 1 else "are"
+        what = "would be" if options.dry_run else "is"
         if lines:
             lines.append(one_line(f"{made} {what} {size(result)}.{erased(result)}"))
         if options.dry_run:  # nothing else is made

@@ -6,7 +6,7 @@ import errno
 import os
 
 from vmfilter.console.output import hand_out, one_line, trouble
-from vmfilter.console.signals import EndsBetweenPages
+from vmfilter.console.signals import EndedError, EndsBetweenPages
 from vmfilter.errors import (
     CodecError,
     InputError,
@@ -74,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
         messages.error(trouble(e))
     except MemoryError:
         messages.error("out of memory; use --num-threads 1")
+    except EndedError as e:
+        messages.always(str(e))
+        return 128 + e.number
     if not command.check_params:
         messages.common("", "makedumpfile Failed.")
     return _FAILED

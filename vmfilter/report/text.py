@@ -136,8 +136,13 @@ def size(s: Statistics) -> str:
     return f"{s.output_size} bytes ({s.output_size / 2**20:.1f} MiB{share})"
 
 
+def named(outputs: Sequence[str]) -> str:
+    """Return the names of the files of a dump, one at least, as the subject of a sentence."""
+    return outputs[0] if len(outputs) == 1 else f"the set {' '.join(outputs)}"
+
+
 def cautions(s: Statistics, made: str) -> Iterator[str]:
-    """Yield the warnings of a run. made: names of the new files."""
+    """Yield the warnings of a run. made: see named()."""
     yield from s.warnings
     if PageClass.PMEM_USERDATA not in s.excluded_classes and (pages := s.classes[PageClass.PMEM_USERDATA]):
         yield f"{made} contains {pages} pages of user data on persistent memory: protect it like the files"
