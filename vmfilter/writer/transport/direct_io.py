@@ -1,9 +1,9 @@
-"""Bulk data written to a file by a thread, past the page cache if the file system supports O_DIRECT.
+"""Bulk data written to a file by threads, past the page cache if the file system supports O_DIRECT.
 
-O_DIRECT takes whole blocks, at aligned offsets, from aligned memory. So the thread collects data in a buffer that
-starts at a block, and writes that. The caller only hands data over, many pieces at once, and lets them be until the
-thread has taken them. Partial blocks go through the page cache. So does everything if O_DIRECT is refused, by open(2)
-or with EINVAL by pwrite(2). No block goes both ways.
+O_DIRECT takes whole blocks, at aligned offsets, from aligned memory. So one thread collects data in a buffer that
+starts at a block, while another writes the buffer before. The caller only hands data over, many pieces at once, and
+lets them be until they were taken. Partial blocks go through the page cache. So does everything if O_DIRECT is refused,
+by open(2) or with EINVAL by pwrite(2). No block goes both ways.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 4096  # alignment that O_DIRECT needs on any disk
 _BUFFER_BYTES = 2 << 20
+_BUFFERS = 2  # one is filled while the other is written
 
 _Piece = tuple[int, memoryview]
 """Offset in the file, and data."""
@@ -40,40 +41,45 @@ class DirectWriter:
     """
 
     def __init__(self, fd: int, write: Write) -> None:
-        """Allocate the buffer; begin() comes next.
+        """Allocate the buffers; begin() comes next.
 
         Args:
             fd: of the file.
             write: used for every write.
 
         Raises:
-            OSError, MemoryError: the buffer cannot be allocated.
+            OSError, MemoryError: the buffers cannot be allocated.
 
         """
         self._write = write
         self._fd, self._direct = fd, -1
-        self._pieces: list[_Piece] = []  # for the thread
+        self._pieces: list[_Piece] = []  # to hand over
         self._bytes = 0  # in these
         self._given: SimpleQueue[tuple[list[_Piece], Sequence[Done]] | None] = SimpleQueue()
-        self._taking = Lock()  # held until the thread has taken what it was given: that bounds memory
-        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
-        self._offset = self._used = 0  # of the buffer: offset in the file, bytes in it
+        self._taking = Lock()  # held until what was given is taken: that bounds memory
+        self._buffer: mmap.mmap | None = None  # the one being filled
+        self._offset = self._used = 0  # of that buffer: offset in the file, bytes in it
         self._parts: list[memoryview] = []  # the last of these bytes, not copied to it yet
+        self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
+        self._full: SimpleQueue[tuple[int, mmap.mmap, int] | None] = SimpleQueue()
         self._failure: BaseException | None = None
         self._abandoned = False
         self.landed = 0
-        self._thread = Thread(self._run)
+        for _ in range(_BUFFERS):
+            self._free.put(mmap.mmap(-1, _BUFFER_BYTES))
+        self._threads = Thread(self._write_buffers), Thread(self._collect)
 
     def begin(self) -> None:
-        """Start the thread. finish() or abandon() must follow, even if a signal interrupts this.
+        """Start the threads. finish() or abandon() must follow, even if a signal interrupts this.
 
         Raises:
-            MemoryError, RuntimeError: the thread cannot be started.
+            MemoryError, RuntimeError: a thread cannot be started.
 
         """
         with suppress(OSError):  # the file system has no O_DIRECT
             self._direct = os.open(path_of(self._fd), os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def put(self, offset: int, view: memoryview) -> None:
         """Take data for an offset: see Sink.stream(). Raises what writing earlier data raised."""
@@ -88,13 +94,13 @@ class DirectWriter:
         self._hand_over(done)
 
     def finish(self) -> None:
-        """Write everything; then end the thread. Raises what writing raised."""
+        """Write everything; then end the threads. Raises what writing raised."""
         self._given.put(([*self._pieces, _END], ()))
         self._stop()
         self._raise_failure()
 
     def abandon(self) -> None:
-        """End the thread. Data that are not written yet are dropped."""
+        """End the threads. Data that are not written yet are dropped."""
         self._abandoned = True
         self._stop()
 
@@ -104,14 +110,17 @@ class DirectWriter:
             raise type(self._failure)(*self._failure.args)
 
     def _stop(self) -> None:
+        writes, collects = self._threads
         self._given.put(None)
-        self._thread.join()
+        collects.join()
+        self._full.put(None)
+        writes.join()
         if self._direct >= 0:
             os.close(self._direct)
             self._direct = -1
 
     def _hand_over(self, *done: Done) -> None:
-        """Give the thread what there is for it, once it has taken what it was given before."""
+        """Have what there is collected, once what was given before is taken."""
         self._taking.acquire()
         try:
             self._given.put((self._pieces, (self._taking.release, *done)))
@@ -120,7 +129,7 @@ class DirectWriter:
             raise
         self._pieces, self._bytes = [], 0
 
-    def _run(self) -> None:
+    def _collect(self) -> None:
         while (given := self._given.get()) is not None:
             pieces, done = given
             if self._failure is None and not self._abandoned:
@@ -137,30 +146,47 @@ class DirectWriter:
                 call()
 
     def _take(self, offset: int, view: memoryview) -> None:
-        """Add a piece to the buffer. Write that whenever it is full, or if the piece does not follow what it has."""
+        """Add a piece to the buffer. Pass that on whenever it is full, or if the piece does not follow what it has."""
         if offset != self._offset + self._used:
-            self._write_buffer()
+            self._pass_on()
             self._offset = offset
         while view:
+            if self._buffer is None:
+                self._buffer = self._free.get()
             # A buffer that starts inside a block ends with that block, so the next one starts at a block.
             size = -self._offset % _BLOCK or _BUFFER_BYTES
             n = min(size - self._used, len(view))
             self._parts.append(view[:n])
             self._used, view = self._used + n, view[n:]
             if self._used == size:
-                self._write_buffer()
+                self._pass_on()
 
     def _gather(self) -> None:
-        """Copy what was added to the buffer, all at once: after each call, a thread has to wait for its turn."""
-        native.gather(self._parts, self._buffer, self._used - sum(map(len, self._parts)))
-        self._parts.clear()
+        """Copy what was added to the buffer, all at once: after each call, the thread has to wait for its turn."""
+        if self._buffer is not None:
+            native.gather(self._parts, self._buffer, self._used - sum(map(len, self._parts)))
+            self._parts.clear()
 
-    def _write_buffer(self) -> None:
+    def _pass_on(self) -> None:
+        """Have the buffer written."""
         self._gather()
-        offset, size = self._offset, self._used
-        self._offset, self._used = offset + size, 0
-        with memoryview(self._buffer) as view:
-            self._write_all(offset, view[:size])
+        if self._buffer is not None:
+            full = self._offset, self._buffer, self._used
+            self._offset, self._used, self._buffer = self._offset + self._used, 0, None
+            self._full.put(full)
+
+    def _write_buffers(self) -> None:
+        while (full := self._full.get()) is not None:
+            offset, buffer, size = full
+            if self._failure is None and not self._abandoned:
+                try:
+                    with memoryview(buffer) as view:
+                        self._write_all(offset, view[:size])
+                except MemoryError:
+                    self._failure = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                except BaseException as e:
+                    self._failure = e.with_traceback(None)
+            self._free.put(buffer)
 
     def _write_all(self, offset: int, view: memoryview) -> None:
         """Write all data, or up to the block of a bad sector, so that landed locates it."""
