@@ -121,29 +121,6 @@ class _Chunk(Task["Worker"]):
         return self._pages
 
 
-class _Given:
-    """Chunks whose pages were yielded, until their data were taken.
-
-    Attributes:
-        taken: to be called then, on any thread.
-
-    """
-
-    def __init__(self, chunks: list[_Chunk]) -> None:
-        self._chunks = chunks
-        self._taking = Lock()
-        self._taking.acquire()
-        self.taken: Callable[[], None] = self._taking.release
-
-    def is_taken(self) -> bool:
-        return not self._taking.locked()
-
-    def wait(self) -> list[_Chunk]:
-        """Return the chunks, once they can be used again."""
-        with self._taking:
-            return self._chunks
-
-
 def _at_once(taken: Callable[[], None]) -> None:
     """Tell that data were taken, for a consumer that does not keep them."""
     taken()
@@ -235,35 +212,33 @@ def packed(
     pages = CHUNK_BYTES // page_size
     free: list[_Chunk] = []
     pending: deque[_Chunk] = deque()
-    given: deque[_Given] = deque()
     made, most = 0, budget.chunks
     done = 0  # chunks to yield before waiting again
     pool = WorkerPool(lambda: new_worker(memory, page_size, new_packer(), skip_zero), budget.threads)
     try:
         for chunk_stretches in chunks_of(stretches, pages):
-            while not free:
-                if given and (given[0].is_taken() or not pending):
-                    free = given.popleft().wait()
-                elif made < most:
-                    chunk = _new_chunk(pages, hashed, made)
-                    if chunk is None:
-                        most = made
-                    else:
-                        free.append(chunk)
-                        made += 1
+            if not free and made < most:
+                chunk = _new_chunk(pages, hashed, made)
+                if chunk is None:
+                    most = made
                 else:
+                    free.append(chunk)
+                    made += 1
+            if not free:
+                if not done:
                     # Waking the caller preempts a worker, so wait for several chunks at once. The caller may have to
                     # wait for a CPU, so leave the workers as many to go on with.
-                    if not done:
-                        done = max(min(most // 2, len(pending)), 1)
-                        pending[done - 1].sleep()
-                    yielded = list(islice(pending, min(done, _GIVEN)))
-                    for chunk in yielded:
-                        yield chunk.pages()
-                        pending.popleft()
-                        done -= 1
-                    given.append(_Given(yielded))
-                    when_taken(given[-1].taken)
+                    done = max(most // 2, 1)
+                    pending[done - 1].sleep()
+                free = list(islice(pending, min(done, _GIVEN)))
+                for chunk in free:
+                    yield chunk.pages()
+                    pending.popleft()
+                    done -= 1
+                taking = Lock()
+                taking.acquire()
+                when_taken(taking.release)
+                taking.acquire()  # until then
             chunk = free.pop()
             chunk.stretches = chunk_stretches
             pending.append(chunk)
