@@ -111,7 +111,7 @@ def _row(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Parse the command line, measure, print, plot."""
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = argparse.ArgumentParser(usage=str(__doc__).replace("%", "%%"))
     parser.add_argument("--sizes", nargs="+", type=bytes_of, default=[bytes_of(x) for x in _SIZES])
     parser.add_argument("--machines", nargs="+", choices=_MACHINES, default=["busy"])
     parser.add_argument("--threads", type=int, help="default: one for each CPU")

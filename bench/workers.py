@@ -92,7 +92,7 @@ def simulate(vmcore: Path, out: Path, codec: Codec, workers: int) -> tuple[float
 
 def main() -> None:
     """Parse the command line, simulate, print."""
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = argparse.ArgumentParser(usage=str(__doc__).replace("%", "%%"))
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="N")
     parser.add_argument("--codecs", nargs="+", default=["lzo", "snappy", "zstd", "zlib"], metavar="CODEC")
     parser.add_argument("--out", default=".", type=Path, help="folder for the vmcore and the dumps")

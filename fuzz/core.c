@@ -850,13 +850,97 @@ static void mapped(struct input *in)
 	free(out);
 }
 
+/* locate.c */
+
+static void check_located(const uint64_t *starts, const uint64_t *ends, const uint64_t *offsets, uint64_t segments,
+			  const struct vmf_stretch *s, const struct vmf_extent *found, uint64_t page, uint64_t *at)
+{
+	uint64_t start = s->pfn * page, size = s->count * page, inside = segments;
+
+	for (uint64_t i = 0; i < segments; i++)
+		if (starts[i] <= start && start < ends[i] && start + size <= ends[i])
+			inside = i;
+	EXPECT(found->at == *at);
+	EXPECT(found->size == (inside < segments ? size : 0));
+	EXPECT(inside == segments || found->offset == offsets[inside] + start - starts[inside]);
+	*at += size;
+}
+
+static void located(struct input *in)
+{
+	enum { PAGE = 64 };
+	uint64_t segments = below(in, 5), count = below(in, 6), address = 0, at = 0, n = 0, found;
+	uint64_t *starts = allocate(8 * segments), *ends = allocate(8 * segments), *offsets = allocate(8 * segments);
+	struct vmf_stretch *stretches = allocate(count * sizeof(*stretches));
+	struct vmf_extent *extents = allocate(count * sizeof(*extents));
+
+	for (uint64_t i = 0; i < segments; i++) {
+		starts[i] = address += below(in, 2 * PAGE);
+		ends[i] = address += 1 + below(in, 4 * PAGE);
+		offsets[i] = number(in);
+	}
+	for (uint64_t i = 0; i < count; i++)
+		stretches[i] = (struct vmf_stretch){below(in, 16), below(in, 4), number(in)};
+	found = vmf_locate(starts, ends, offsets, segments, stretches, count, PAGE, extents);
+	for (uint64_t i = 0; i < count; i++) {
+		check_located(starts, ends, offsets, segments, &stretches[i], &extents[i], PAGE, &at);
+		n += extents[i].size || (!stretches[i].count && vmf_locate(starts, ends, offsets, segments,
+									   &stretches[i], 1, PAGE, &extents[i]));
+	}
+	EXPECT(n == found);
+	free(starts);
+	free(ends);
+	free(offsets);
+	free(stretches);
+	free(extents);
+}
+
+/* Each window of a file is mapped where its offsets plus its number times APART lead. */
+static void windows(struct input *in)
+{
+	enum { WINDOW = 64, WINDOWS = 6, APART = 1 << 20 };
+	uint64_t count = below(in, 5), room = below(in, 12), used, missing = 0, at = 0, mapped = 0;
+	struct vmf_window *known = allocate(WINDOWS * sizeof(*known));
+	struct vmf_extent *parts = allocate(count * sizeof(*parts)), *out = allocate(room * sizeof(*out));
+	int64_t n;
+
+	for (uint64_t i = 0; i < WINDOWS; i++) {
+		uint64_t size = below(in, 8) ? WINDOW : below(in, WINDOW);
+
+		if (below(in, 4))
+			known[mapped++] = (struct vmf_window){i, i * (APART + WINDOW), size};
+	}
+	for (uint64_t i = 0; i < count; i++) {
+		parts[i] = (struct vmf_extent){below(in, WINDOWS * WINDOW), below(in, 2 * WINDOW), at};
+		at += parts[i].size;
+	}
+	n = vmf_map_extents(parts, count, WINDOW, known, mapped, out, room, &used, &missing);
+	EXPECT(n >= -2 && n <= (int64_t)room);
+	for (uint64_t i = 0; n == -1 && i < mapped; i++)
+		EXPECT(known[i].number != missing);
+	for (uint64_t i = 0, done = 0; n >= 0 && i < count; i++)
+		for (uint64_t left = parts[i].size; left; done++) {
+			const struct vmf_extent *e = &out[done];
+			uint64_t offset = parts[i].offset + parts[i].size - left;
+
+			EXPECT(done < (uint64_t)n && e->size && e->size <= left);
+			EXPECT(e->offset == offset + offset / WINDOW * APART);
+			EXPECT(e->at == parts[i].at + parts[i].size - left);
+			left -= e->size;
+		}
+	free(known);
+	free(parts);
+	free(out);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(struct input *in);
 } targets[] = {
 	{"classify", classify}, {"tables", tables}, {"bitmap", bitmap},	    {"descriptors", descriptors},
 	{"decode", decode},	{"codec", codec},   {"dedup", dedup},	    {"checksum", checksum},
-	{"search", search},	{"mapped", mapped}, {"pieces", pieces},
+	{"search", search},	{"mapped", mapped}, {"pieces", pieces},	    {"located", located},
+	{"windows", windows},
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
