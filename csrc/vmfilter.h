@@ -489,8 +489,8 @@ struct vmf_stretch {
  * @stretches: in: @count stretches
  * @count: number of stretches
  * @page_size: bytes
- * @extents: out: @count extents; @at is the place of the pages if all are back to back. A stretch that is not within
- *	one segment has the size 0.
+ * @extents: out: @count extents; @at is the position of the pages in a buffer that holds all stretches back to back. A
+ *	stretch that is not within one segment has the size 0.
  *
  * Return: number of stretches that are within one segment.
  */

@@ -55,9 +55,10 @@ else:
     if not {"array", "collections"} & sys.modules.keys():
         # array asks for collections.abc, and takes what _collections_abc has too: collections need not be imported.
         sys.modules["collections"] = sys.modules["collections.abc"] = sys.modules["_collections_abc"]
-        import array  # noqa: F401
-
-        del sys.modules["collections"], sys.modules["collections.abc"]
+        try:
+            import array  # noqa: F401
+        finally:
+            del sys.modules["collections"], sys.modules["collections.abc"]
 
     SimpleNamespace = type(sys.implementation)
 

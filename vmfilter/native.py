@@ -51,7 +51,7 @@ def _require(room: int, needed: int) -> None:
 def new_buffer(size: int) -> memoryview:
     """Return size bytes of zeros, which take memory only where they are written. It begins at a page.
 
-    A bytearray is written to as it is made: where a page fault is slow, that takes longer than what it is made for.
+    bytearray() writes its zeros. Where page faults are slow, that costs more than the later use.
 
     Raises:
         MemoryError: there is no room for them.

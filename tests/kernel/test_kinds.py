@@ -6,6 +6,8 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import kpageflags
 import pytest
@@ -19,6 +21,7 @@ from vmfilter.frames.ranges import Range
 from vmfilter.kernel import page_tables
 from vmfilter.kernel.search import understand
 from vmfilter.pages.classify import Classifier
+from vmfilter.pages.kinds import _Search
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.reader import open_dump
 from vmfilter.reader.segments import SegmentDump
@@ -348,3 +351,10 @@ def test_kinds_by_struct_page_are_those_of_kpageflags(real: Callable[[str], Path
         assert set(kpageflags.table(flags, sets[kind], sets[kind], order)) <= {"reserved"}
     rest = kpageflags.table(flags, sets[PageKind.OTHER] | sets[PageKind.VMALLOC], (), order)
     assert rest.get("slab", (0, 0))[1] + rest.get("reserved", (0, 0))[1] <= 1
+
+
+def test_struct_pages_that_lie_apart_are_read_one_by_one() -> None:
+    search: Any = object.__new__(_Search)
+    search._kernel = SimpleNamespace(memory_model=SimpleNamespace(stretch=lambda pfn, _: (pfn + 1, pfn)))
+    search._memory = SimpleNamespace(read=lambda _, size: bytes(size))
+    assert [found[:2] for found in search._structs([(7, 2007)], 64)] == [(pfn, pfn + 1) for pfn in range(7, 2007)]

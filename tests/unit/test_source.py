@@ -21,7 +21,7 @@ from elfbuilder import PAGE, Elf, Load
 from files import skip_unless_holes_are_known
 from namespaces import needs_namespace
 
-from vmfilter.errors import InputError
+from vmfilter.errors import InputError, UnreadableError
 from vmfilter.reader import source
 from vmfilter.reader.flattened import FlattenedSource
 from vmfilter.reader.source import PreadSource, ProcSource, bytes_at, is_url, open_source
@@ -308,6 +308,24 @@ def test_no_more_windows_are_mapped_for_the_core_than_for_reads(tmp_path: Path, 
     assert file.extents(words(scattered[:2])) is not None
     assert file.extents(words(scattered)) is None
     file.close()
+
+
+def test_a_window_that_the_core_reads_stays_mapped(tmp_path: Path, windows: list[tuple[int, int]]) -> None:
+    (tmp_path / "vmcore").write_bytes(bytes(16 * PAGE))
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    for number in (0, 1, 0, 2, 0, 3, 0):
+        assert file.extents(words([(4 * number * PAGE, 1, 0)])) is not None
+    assert [offset // (4 * PAGE) for offset, _ in windows] == [0, 1, 2, 3]
+    file.close()
+
+
+def test_nothing_is_read_of_a_file_of_procfs_that_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "vmcore").write_bytes(b"content")
+    file = ProcSource("vmcore", os.open(tmp_path / "vmcore", os.O_RDONLY))
+    file.close()
+    with pytest.raises(UnreadableError):
+        bytes_at(file, 0, 4)
+    assert file.extents(words([(0, 4, 0)])) is None
 
 
 def test_a_mapping_whose_faults_share_a_buffer_is_read_by_one_thread(

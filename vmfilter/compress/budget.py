@@ -14,10 +14,11 @@ from vmfilter.lean import NamedTuple
 MAX_THREADS = 1024
 CHUNK_BYTES = 1 << 19
 """Bytes of pages that a thread compresses at a time."""
+THREAD_ADDRESSES = 72 << 20
+"""Address space of a thread, hardly touched: 8 MiB of stack, 64 MiB for glibc's malloc()."""
 _SPARE_CHUNKS = 16  # at most: waiting for a thread, or for the writer
 _THREAD_BYTES = 1 << 19  # a thread without its chunks: pages it reads, tables of its codec, stack
 _WRITER_BYTES = 4 << 20
-_THREAD_ADDRESSES = 72 << 20  # 8 MiB of stack, 64 MiB for glibc's malloc(): address space, hardly touched
 _REST = 16 << 20  # for everything else
 
 
@@ -66,7 +67,7 @@ def memory_in_use() -> int:
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
-def has_room(size: int = _THREAD_ADDRESSES) -> bool:
+def has_room(size: int = THREAD_ADDRESSES) -> bool:
     """Return whether size more bytes can be allocated, by default for a thread, with some to spare.
 
     If address space is limited (RLIMIT_AS) or overcommit is off (vm.overcommit_memory=2), the thread that takes the

@@ -202,7 +202,7 @@ def packed(
         when_taken: has a function called once the data of all pages that were yielded may change.
 
     Yields:
-        The pages of each chunk, in order; valid until the next, but for their data: see when_taken.
+        The pages of each chunk, in order; valid until the next; their data stay valid until when_taken.
 
     Raises:
         VmfilterError: a page cannot be compressed, or this machine cannot decompress any like it.
@@ -238,7 +238,7 @@ def packed(
                 taking = Lock()
                 taking.acquire()
                 when_taken(taking.release)
-                taking.acquire()  # until then
+                taking.acquire()  # waits for the call
             chunk = free.pop()
             chunk.stretches = chunk_stretches
             pending.append(chunk)

@@ -344,21 +344,21 @@ class _Search:
     def _structs(self, pieces: Sequence[Range], size: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield the struct pages of page frames: the first, the one after the last, and size bytes for each.
 
-        If those between two pieces cannot be read, nothing between pieces is.
+        If the whole range cannot be read at once, each piece is read by itself, without the gaps.
         """
         first, end = pieces[0][0], pieces[-1][1]
-        last, memmap = self._kernel.memory_model.stretch(first, end)
-        structs = None
-        if memmap is not None and (last == end or len(pieces) == 1):
-            structs = self._memory.read(memmap, (last - first) * size)
-        if structs is not None:
-            yield first, last, structs
-        elif len(pieces) > 1:
-            for piece in pieces:
-                yield from self._structs([piece], size)
-            return
-        if last < end:
-            yield from self._structs([(last, end)], size)
+        while first < end:
+            last, memmap = self._kernel.memory_model.stretch(first, end)
+            structs = None
+            if memmap is not None and (last == end or len(pieces) == 1):
+                structs = self._memory.read(memmap, (last - first) * size)
+            if structs is not None:
+                yield first, last, structs
+            elif len(pieces) > 1:
+                for piece in pieces:
+                    yield from self._structs([piece], size)
+                return
+            first = last
 
     def _stacks(self) -> list[Range]:
         """Return the page frames that may be stacks, a few pages each; devices and other long ranges come last."""

@@ -219,8 +219,9 @@ class ProcSource(PreadSource):
         self._places = array("Q")  # the same windows, for native.map_extents()
 
     def close(self) -> None:
-        self._unmap(0)
-        super().close()
+        with self._reading:
+            self._unmap(0)
+            super().close()
 
     def extents(self, parts: array[int]) -> Extents | None:
         """See Source. Only a mapping is of use: pread() maps and unmaps each page of the old memory."""
@@ -229,14 +230,17 @@ class ProcSource(PreadSource):
         words = array("Q", bytes(2 * parts.itemsize * len(parts)))  # most parts are in one window
         with self._reading:
             for _ in range(_WINDOWS + 1):
-                found, used, missing = native.map_extents(parts, _WINDOW_BYTES, self._places, words)
+                places = self._places
+                found, used, missing = native.map_extents(parts, _WINDOW_BYTES, places, words)
+                mapped = []
+                while used:
+                    last = used.bit_length() - 1
+                    mapped.append(self._window(places[3 * last]))
+                    used ^= 1 << last
                 if found >= 0:
-                    return Extents(-1, words[: 3 * found], list(self._mapped.values()))
+                    return Extents(-1, words[: 3 * found], mapped)
                 if found < -1:
                     return None
-                for i, number in enumerate(self._places[::3]):
-                    if used >> i & 1:
-                        self._window(number)  # stays
                 self._window(missing)
         return None  # they are in too many windows
 
@@ -277,7 +281,7 @@ class ProcSource(PreadSource):
 
     def _map(self, start: int) -> memoryview:
         size = min((self.size or 0) - start, _WINDOW_BYTES)
-        if size > 0:  # mmap would take 0 for all of the file
+        if size > 0 and self._fd >= 0:  # mmap would take 0 for all of the file, and -1 for no file
             with suppress(OSError, ValueError, OverflowError):
                 return memoryview(mmap.mmap(self._fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start))
         return memoryview(b"")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Write = Callable[[int, memoryview, int], int]
     """Writes part of a view to a descriptor at an offset; returns the bytes written. Raises OSError."""
     Done = Callable[[], None]
-    """Told that data were taken: on any thread, and it never raises."""
+    """Called when data have been taken. May run on any thread, and must not raise."""
 
 S = TypeVar("S", bound="Sink")
 
@@ -65,7 +65,7 @@ class Sink(Protocol):
 
         Args:
             offset: bytes.
-            data: to write there; must not change before when_taken() says that they were taken.
+            data: to write there; must stay unchanged until the callback of when_taken() runs.
 
         Raises:
             OutputError: these or earlier data cannot be written.

@@ -2,8 +2,8 @@
 
 O_DIRECT takes whole blocks, at aligned offsets, from aligned memory. So one thread collects data in a buffer that
 starts at a block, while another writes the buffer before. The caller only hands data over, many pieces at once, and
-lets them be until they were taken. Partial blocks go through the page cache. So does everything if O_DIRECT is refused,
-by open(2) or with EINVAL by pwrite(2). No block goes both ways.
+does not touch them until they have been taken. Partial blocks go through the page cache. So does everything if O_DIRECT
+is refused, by open(2) or with EINVAL by pwrite(2). No block goes both ways.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class DirectWriter:
         self._free: SimpleQueue[mmap.mmap] = SimpleQueue()
         self._full: SimpleQueue[tuple[int, mmap.mmap, int] | None] = SimpleQueue()
         self._failure: BaseException | None = None
+        self._no_memory = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))  # made while there is some
         self._abandoned = False
         self.landed = 0
         for _ in range(_BUFFERS):
@@ -120,30 +121,35 @@ class DirectWriter:
             self._direct = -1
 
     def _hand_over(self, *done: Done) -> None:
-        """Have what there is collected, once what was given before is taken."""
+        """Hand the pending pieces to the collector, after it has taken the previous ones."""
+        none: list[_Piece] = []
         self._taking.acquire()
         try:
             self._given.put((self._pieces, (self._taking.release, *done)))
         except MemoryError:
             self._taking.release()
             raise
-        self._pieces, self._bytes = [], 0
+        self._pieces, self._bytes = none, 0
 
     def _collect(self) -> None:
         while (given := self._given.get()) is not None:
             pieces, done = given
             if self._failure is None and not self._abandoned:
                 try:
-                    for piece in pieces:
-                        self._take(*piece)
-                    self._gather()
+                    self._take_all(pieces)
                 except MemoryError:
-                    self._failure = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                    self._failure = self._no_memory
                 except BaseException as e:
                     self._failure = e.with_traceback(None)
+            self._parts.clear()
             del given, pieces  # a view keeps its memory alive
             for call in done:
                 call()
+
+    def _take_all(self, pieces: Sequence[_Piece]) -> None:
+        for offset, view in pieces:
+            self._take(offset, view)
+        self._gather()
 
     def _take(self, offset: int, view: memoryview) -> None:
         """Add a piece to the buffer. Pass that on whenever it is full, or if the piece does not follow what it has."""
@@ -162,7 +168,7 @@ class DirectWriter:
                 self._pass_on()
 
     def _gather(self) -> None:
-        """Copy what was added to the buffer, all at once: after each call, the thread has to wait for its turn."""
+        """Copy what was added to the buffer by one call: each releases the GIL, and has to wait to get it back."""
         if self._buffer is not None:
             native.gather(self._parts, self._buffer, self._used - sum(map(len, self._parts)))
             self._parts.clear()
@@ -183,7 +189,7 @@ class DirectWriter:
                     with memoryview(buffer) as view:
                         self._write_all(offset, view[:size])
                 except MemoryError:
-                    self._failure = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                    self._failure = self._no_memory
                 except BaseException as e:
                     self._failure = e.with_traceback(None)
             self._free.put(buffer)

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from vmfilter.compress.budget import has_room
+from vmfilter.compress.budget import THREAD_ADDRESSES, has_room
 from vmfilter.errors import NoSpaceError, OutputError, option, why_not_written
 from vmfilter.lean import TYPE_CHECKING, suppress
 from vmfilter.writer.transport.base import Pieces, path_of, write_all, zeros_in
@@ -122,8 +122,8 @@ class BytesInFile:
             raise self._failed(e) from e
 
     def _start_writer(self) -> bool:
-        """Start a thread for direct I/O, unless memory is short."""
-        if not self._scarce and has_room():
+        """Start the two threads for direct I/O, unless memory is short."""
+        if not self._scarce and has_room(2 * THREAD_ADDRESSES):
             try:
                 # Assigned before it begins: a signal may arrive at any time, and abort() must find the thread.
                 self._writer = DirectWriter(self._fd, self._pwrite)

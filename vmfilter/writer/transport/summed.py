@@ -91,7 +91,7 @@ class SummedTransport:
         self._end = max(self._end, offset + len(data))
 
     def _sum_streamed(self) -> None:
-        """Add what was streamed to the checksums, all at once: after each call, a thread has to wait for its turn."""
+        """Add what was streamed to the checksums by one call: each releases the GIL, and has to wait to get it back."""
         self._reach(self._end)
         native.sums_add_all(self._sums, self._shift, self._streamed)
         self._streamed.clear()
@@ -190,8 +190,10 @@ class SummedTransport:
         self._below.when_taken(done)
 
     def settle(self) -> None:
-        self._sum_streamed()
-        self._below.settle()
+        try:
+            self._sum_streamed()
+        finally:
+            self._below.settle()
 
     @property
     def landed(self) -> int:
