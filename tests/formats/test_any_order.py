@@ -106,7 +106,7 @@ def test_checksums_of_beginnings_make_those_of_any_piece_anywhere(
     if taken:  # the checksums of other data must stay
         native.sums_add(made, shift, at // 2, data)
         native.sums_add(wanted, shift, at // 2, data)
-    native.sums_add(made, shift, at, data[start : start + size], memoryview(known)[first:])
+    native.sums_add_all(made, shift, [(at, data[start : start + size], memoryview(known)[first:])])
     native.sums_add(wanted, shift, at, data[start : start + size])
     assert made == wanted
 
