@@ -627,8 +627,6 @@ def read_extents(fd: int, extents: ReadableBuffer, out: WriteableBuffer) -> bool
 
 # Places of page frames and of parts of a file: csrc/locate.c
 
-STRETCH: int = ffi.sizeof("struct vmf_stretch")
-"""Size of a stretch of page frames in bytes: u64 first frame, u64 number of frames, u64 index."""
 MAX_WINDOWS = 64
 """Windows that map_extents() can use."""
 
@@ -645,7 +643,7 @@ def locate(
 
     Args:
         starts, ends, offsets: u64 each: addresses and file offsets of segments, in ascending order, without overlaps.
-        stretches: STRETCH bytes each.
+        stretches: u64 first page frame, number of frames and index of each.
         page_size: bytes.
         extents: out: as many, EXTENT bytes each, for pages back to back. One that is not within a segment has size 0.
 

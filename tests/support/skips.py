@@ -1,7 +1,7 @@
 """In CI (CI=true), a skipped test fails unless it is listed here with the reason.
 
-The lab is too large for the repository: where none is beside the checkout, tests marked lab are skipped. Some need a
-kernel's debug information, 350 MB each, of which a mirror keeps only the newest: where the lab lacks it, they are too.
+The repository has no room for the lab. Tests marked lab are skipped unless one is beside the checkout. Some also need a
+kernel's debug information. It takes 350 MB, and mirrors keep only the newest, so a lab may lack it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     """Makes a worker from the memory of a dump, the page size, a packer, and whether zero pages are excluded."""
 
 _NONE = memoryview(b"")
-_GIVEN = 8  # chunks that the consumer takes together: to wake a thread costs as much as all else for a chunk
+_GIVEN = 8  # chunks that are handed over at once: waking a thread costs as much as everything else that a chunk takes
 
 
 class Lost(NamedTuple):

@@ -26,7 +26,7 @@ class Rules(NamedTuple):
     extensions: Sequence[str] = ()
 
     def files(self) -> list[str]:
-        """Return the names of the files that are read, and those of shipped extensions."""
+        """Return the names of the files that contain the rules, and of the extensions that come with vmfilter."""
         return [*filter(None, [self.config]), *self.extensions]
 
 

@@ -221,6 +221,7 @@ class ProcSource(PreadSource):
     def close(self) -> None:
         with self._reading:
             self._unmap(0)
+            self._note_places()
             super().close()
 
     def extents(self, parts: array[int]) -> Extents | None:
@@ -290,7 +291,6 @@ class ProcSource(PreadSource):
         """Unmap the windows that were not used lately, until so many are left."""
         while len(self._mapped) > most:
             del self._mapped[next(iter(self._mapped))]
-        self._note_places()
 
     def _note_places(self) -> None:
         places = ((number, native.address(window), len(window)) for number, window in self._mapped.items())
