@@ -45,6 +45,17 @@ void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256])
 	}
 }
 
+void vmf_fill(uint8_t *classes, uint64_t count, uint8_t byte)
+{
+	memset(classes, byte, count);
+}
+
+void vmf_add_counts(const uint64_t from[256], uint64_t counts[256])
+{
+	for (int byte = 0; byte < 256; byte++)
+		counts[byte] += from[byte];
+}
+
 void vmf_bitmap(const uint8_t *classes, uint64_t count, const uint8_t kept[256], uint8_t *bits)
 {
 	for (uint64_t i = 0; i < count; i += 8) {

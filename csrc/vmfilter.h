@@ -275,6 +275,12 @@ int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, u
  */
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256]);
 
+/** vmf_fill() - give @count page frames the same class and kind */
+void vmf_fill(uint8_t *classes, uint64_t count, uint8_t byte);
+
+/** vmf_add_counts() - add counts of page frames to @counts */
+void vmf_add_counts(const uint64_t from[256], uint64_t counts[256]);
+
 /*
  * vmf_bitmap() - make a bitmap of the page frames whose class is kept; bit 0 of a byte is its first frame
  * @classes: in: @count bytes

@@ -357,6 +357,31 @@ def count_classes(classes: ReadableBuffer, counts: WriteableBuffer) -> None:
     lib.vmf_count(found, len(found), out)
 
 
+def add_counts(other: ReadableBuffer, counts: WriteableBuffer) -> None:
+    """Add counts, as count_classes() makes them, to others.
+
+    Args:
+        other: 256 u64.
+        counts: in and out: 256 u64.
+
+    """
+    found, out = _read("uint64_t[]", other), _write("uint64_t[]", counts)
+    _require(min(len(found), len(out)), 256)
+    lib.vmf_add_counts(found, out)
+
+
+def fill(classes: WriteableBuffer, byte: int) -> None:
+    """Give all page frames the same class and kind, without an object of as many bytes.
+
+    Args:
+        classes: out: one byte per frame.
+        byte: the class and kind.
+
+    """
+    out = _write("uint8_t[]", classes)
+    lib.vmf_fill(out, len(out), byte)
+
+
 def bitmap(classes: ReadableBuffer, kept: bytes) -> bytearray:
     """Return a bitmap of the page frames whose class is kept; bit 0 of a byte is its first frame.
 

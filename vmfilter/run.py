@@ -27,7 +27,7 @@ from vmfilter.native import RANKS
 from vmfilter.pages.classify import Classifier, max_pfn
 from vmfilter.pages.coverage import gaps
 from vmfilter.pages.doubts import Doubt, Hearing, Witnesses, counted_pages, hear, hear_types, judge
-from vmfilter.pages.exclude import Selection, excluded_classes, level_of
+from vmfilter.pages.exclude import Selected, Selection, excluded_classes, level_of
 from vmfilter.pages.order import by_kind
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.statistics import MAX_RANGES, NamespaceCounter, Statistics
@@ -454,21 +454,25 @@ class DumpRun:
             uts = _erased(uts, self._kernel, self._plan)
         return uts._replace(machine=machine_of(self._dump.arch, said.machine, uts.machine))
 
-    def _windows(self, threads: int) -> Generator[Window, None, None]:
-        """Return the classes of all page frames, as Classifier.windows() does."""
+    def _windows(self, selection: Selection, threads: int) -> Generator[tuple[Window, Selected], None, None]:
+        """Yield the classes of all page frames, as Classifier.windows() does, and what is selected of them."""
         if threads < 2 or not self._classifier.takes_long:
-            return self._classifier.windows()
-        from vmfilter.compress.ahead import windows_ahead
+            select = selection.selector()
+            for window in self._classifier.windows():
+                yield window, select(window)
+        else:
+            from vmfilter.compress.ahead import windows_ahead
 
-        return windows_ahead(self._classifier, threads)
+            yield from windows_ahead(self._classifier, threads, selection.selector)
 
     def _classify(self, selection: Selection, writer: Writer, threads: int, repeatable: bool) -> Statistics:
         """Select the page frames that are kept, and write the bitmaps."""
         namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
-        with closing(self._windows(threads)) as windows:
-            for window in windows:
+        with closing(self._windows(selection, threads)) as windows:
+            for window, selected in windows:
+                selection.take(selected)
                 namespaces.add(window.pfn, window.classes)
-                writer.put_bitmaps(window.pfn, *selection.take(window))
+                writer.put_bitmaps(window.pfn, selected.present, selected.kept)
                 self._progress("classify", window.pfn + len(window.classes), self._max_mapnr)
         writer.finish_bitmaps()
         found = selection.counts, selection.kinds, selection.excluded

@@ -45,7 +45,7 @@ from vmfilter.convert import convert_dump
 from vmfilter.filter import filter_dump
 from vmfilter.formats.elf import Load as PtLoad
 from vmfilter.frames import frame_set
-from vmfilter.frames.frame_set import FrameSet
+from vmfilter.frames.frame_set import FrameSet, Ranker
 from vmfilter.kernel.search import vmcoreinfo_of
 from vmfilter.reader import open_dump
 from vmfilter.rearrange import rearrange
@@ -661,7 +661,8 @@ def elf_of_zeros(folder: Path, kept: bytes, machine: int = 62, elf_class: int = 
         transport.create()
         writer = ElfWriter(transport, dump, None, frames, PAGE, level=1)
         selected = FrameSet()
-        selected.add(0, memoryview(bytes(kept[i // 8] >> i % 8 & 1 for i in range(frames))), RANK_OF_KEPT)
+        classes = memoryview(bytes(kept[i // 8] >> i % 8 & 1 for i in range(frames)))
+        selected.add(Ranker(RANK_OF_KEPT).find(0, classes))
         writer.put_bitmaps(0, bytearray(kept), bytearray(kept))
         writer.finish_bitmaps()
         writer.begin_pages(selected, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -48,8 +48,19 @@ def machine(orders: tuple[int, ...]) -> Synthetic:
     return m
 
 
+def classes_of(window: Window) -> bytes:
+    return bytes(window.classes)
+
+
 def copied(windows: Iterator[Window]) -> list[tuple[int, bytes]]:
-    return [(window.pfn, bytes(window.classes)) for window in windows]
+    return [(window.pfn, classes_of(window)) for window in windows]
+
+
+def ahead(classifier: Classifier, threads: int) -> Generator[Window, None, None]:
+    """Yield windows; what their threads make of each is its classes."""
+    for window, found in windows_ahead(classifier, threads, lambda: classes_of):
+        assert found == classes_of(window)
+        yield window
 
 
 def classifier_of(dump: Dump) -> Classifier:
@@ -66,7 +77,7 @@ def test_a_block_that_goes_on_in_the_next_windows(orders: tuple[int, ...], threa
         classifier = classifier_of(dump)
         expected, lists, unknown = copied(classifier.windows()), classifier.lists, classifier.unknown
         assert len(expected) > 2
-        assert copied(windows_ahead(classifier, threads)) == expected
+        assert copied(ahead(classifier, threads)) == expected
         assert (classifier.lists, classifier.unknown) == (lists, unknown)
         assert lists.hugetlb == len(orders)
         assert {c for pfn, classes in expected for c in classes} >= {KERNEL, CACHE, USER, FREE}
@@ -82,7 +93,7 @@ def test_windows_of_a_large_machine(
     with open_dump(Machine(4 * GIB, blocks=HUGE).write(tmp_path / "vmcore")) as dump:
         classifier = classifier_of(dump)
         expected, lists = copied(classifier.windows()), classifier.lists
-        assert copied(windows_ahead(classifier, 3)) == expected
+        assert copied(ahead(classifier, 3)) == expected
         assert classifier.lists == lists
 
 
@@ -129,7 +140,7 @@ def test_unreadable_struct_pages_cost_what_they_describe(tmp_path: Path, monkeyp
     with open_dump(path) as dump:
         classifier = classifier_of(dump)
         before = dump.passed_over
-        for windows in classifier.windows(), windows_ahead(classifier, 2):
+        for windows in classifier.windows(), ahead(classifier, 2):
             found = b"".join(classes for _, classes in copied(windows))[first : first + 512]
             assert found == bytes([CACHE] * 128 + [KERNEL] * 64 + [CACHE] * 320)
             assert classifier.unknown == 64
@@ -151,7 +162,7 @@ def test_what_a_thread_raises_ends_the_run_in_order(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(native.Classifier, "classify_file", failing)
         seen = list[int]()
         with pytest.raises(InputError, match="truncated"):
-            seen.extend(window.pfn for window in windows_ahead(classifier, 2))
+            seen.extend(window.pfn for window in ahead(classifier, 2))
     assert seen == numbers[:-1]
     assert threading.active_count() == before
 
@@ -159,6 +170,6 @@ def test_what_a_thread_raises_ends_the_run_in_order(tmp_path: Path, monkeypatch:
 def test_a_run_that_ends_early_ends_its_threads(tmp_path: Path) -> None:
     before = threading.active_count()
     with open_dump(machine((18,)).write(tmp_path / "vmcore")) as dump:
-        with closing(windows_ahead(classifier_of(dump), 3)) as windows:
+        with closing(ahead(classifier_of(dump), 3)) as windows:
             next(windows)
         assert threading.active_count() == before

@@ -14,6 +14,7 @@ import vmfilter
 from vmfilter.arch import Root, arm, x86_64
 from vmfilter.errors import KernelError
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
+from vmfilter.kernel.memory_model import MemoryModel
 from vmfilter.kernel.page_tables import Translation, VirtualMemory
 from vmfilter.kernel.search import understand
 from vmfilter.reader import Dump, open_dump
@@ -320,6 +321,12 @@ def test_an_impossible_page_size_is_an_error(tmp_path: Path, size: int) -> None:
 # SPARSEMEM
 
 
+def memmap_of(model: MemoryModel, number: int) -> int | None:
+    """Return the virtual address of a section's first struct page; None if it has none."""
+    section = model.section(number)
+    return section.memmap if section else None
+
+
 @pytest.mark.parametrize("vmemmap", [True, False])
 @pytest.mark.parametrize("sparse", ["static", "array", "pointer", "value"])
 @pytest.mark.parametrize("levels", [4, 5])
@@ -334,14 +341,14 @@ def test_struct_pages_of_every_section(tmp_path: Path, sparse: str, vmemmap: boo
         model = kernel.memory_model
         assert model.section_pages == 512
         for number in numbers:
-            memmap = model.memmap(number)
+            memmap = memmap_of(model, number)
             assert memmap is not None
             assert not vmemmap or memmap == VMEMMAP[levels] + number * 512 * 64
             for pfn, private in ((0, number), (511, number + 1)):
                 raw = kernel.memory.read(memmap + pfn * 64 + 40, 8)
                 assert int.from_bytes(raw, "little") == private
         for number in (0, 18, 101, 1 << bits - 21, 1 << 40):
-            assert model.memmap(number) is None
+            assert model.section(number) is None
 
 
 @pytest.mark.parametrize("vmemmap", [True, False])
@@ -354,7 +361,7 @@ def test_struct_pages_of_consecutive_sections_are_one_run(tmp_path: Path, vmemma
         # Without VMEMMAP they can be anywhere: here, section 36 has them right after section 34.
         for first, end, after in ((32, 40, 35), (33, 34, 34), (34, 36, 35), (35, 40, 36), (36, 37, 37), (37, 40, 40)):
             pfn = first * 512 + 7
-            memmap = model.memmap(first)
+            memmap = memmap_of(model, first)
             assert model.stretch(pfn, end * 512) == (after * 512, memmap and memmap + 7 * 64)
         assert model.stretch(32 * 512, 32 * 512 + 9)[0] == 32 * 512 + 9
 
@@ -365,8 +372,8 @@ def test_a_section_without_struct_pages_has_none(tmp_path: Path, flags: int) -> 
     machine = Synthetic(sparse="static", physical_bits=28)
     machine.memory.write_word(machine.text + PAGE + 17 * 16, DIRECT[4] | flags)
     with machine.opened(tmp_path) as (_, kernel):
-        assert kernel.memory_model.memmap(17) is None
-        assert kernel.memory_model.memmap(16) is not None
+        assert memmap_of(kernel.memory_model, 17) is None
+        assert memmap_of(kernel.memory_model, 16) is not None
 
 
 def test_a_root_that_is_not_in_the_dump_has_no_sections(tmp_path: Path) -> None:
@@ -374,8 +381,8 @@ def test_a_root_that_is_not_in_the_dump_has_no_sections(tmp_path: Path) -> None:
     machine.memory.write_word(machine.text + PAGE + 8, DIRECT[4] + 0x30000000)  # of sections 256 to 511
     with machine.opened(tmp_path) as (_, kernel):
         model = kernel.memory_model
-        assert model.memmap(300) is None
-        assert model.memmap(16) is not None
+        assert memmap_of(model, 300) is None
+        assert memmap_of(model, 16) is not None
 
 
 def test_section_sizes_default_to_the_architectures(tmp_path: Path) -> None:
@@ -387,7 +394,7 @@ def test_section_sizes_default_to_the_architectures(tmp_path: Path) -> None:
     with machine.opened(tmp_path) as (_, kernel):
         model = kernel.memory_model
         assert model.section_pages == 1 << 15
-        assert model.memmap(0) == VMEMMAP[4]
+        assert memmap_of(model, 0) == VMEMMAP[4]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vmfilter import native
 from vmfilter.errors import OutputError
 from vmfilter.frames import frame_set
 from vmfilter.frames.bitmap import joined
-from vmfilter.frames.frame_set import FrameSet
+from vmfilter.frames.frame_set import FrameSet, Ranker
 
 WINDOW = 1 << 12
 
@@ -22,7 +22,7 @@ RANK_OF = bytes((255, 3, 7, 0, 3, 1)) + bytes((5,) * 250)
 
 def add(frames: FrameSet, pfn: int, bits: bytes | bytearray, count: int) -> None:
     """Add the frames of a bitmap, all with the same rank."""
-    frames.add(pfn, memoryview(bytes(bits[i // 8] >> i % 8 & 1 for i in range(count))), KEPT)
+    frames.add(Ranker(KEPT).find(pfn, memoryview(bytes(bits[i // 8] >> i % 8 & 1 for i in range(count)))))
 
 
 def some_bits(chance: random.Random, count: int) -> bytearray:
@@ -106,7 +106,7 @@ def test_frames_come_by_rank_as_far_as_there_is_room(
     rank: dict[int, int] = {}
     for i in range(0, 24, 2):
         pfn, classes = i * WINDOW, some_classes(chance, WINDOW if i < 22 else 1001)
-        frames.add(pfn, memoryview(classes), RANK_OF)
+        frames.add(Ranker(RANK_OF).find(pfn, memoryview(classes)))
         rank |= {pfn + k: r for k, r in ranks_that_fit(classes, most).items()}
     assert [pfn for first, n in frames.runs() for pfn in range(first, first + n)] == sorted(rank)
     index = {pfn: i for i, pfn in enumerate(sorted(rank))}

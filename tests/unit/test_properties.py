@@ -13,7 +13,7 @@ from vmfilter import native
 from vmfilter.formats.vmcoreinfo import Vmcoreinfo
 from vmfilter.frames import frame_set
 from vmfilter.frames.bitmap import joined, runs_in
-from vmfilter.frames.frame_set import FrameSet
+from vmfilter.frames.frame_set import FrameSet, Ranker
 from vmfilter.frames.ranges import Range, clipped, contains, frames_in, intersection, merged, without
 from vmfilter.reader.segments import Loads, without_overlaps
 
@@ -83,7 +83,7 @@ def test_a_frame_set_is_a_set_with_two_orders(
     for gap, runs in windows:
         pfn += gap
         ranks = [rank for rank, n in runs for _ in range(n)]
-        kept.add(pfn, memoryview(bytes(ranks)), rank_of)
+        kept.add(Ranker(rank_of).find(pfn, memoryview(bytes(ranks))))
         wanted |= {pfn + i: rank for i, rank in enumerate(ranks) if rank < native.RANKS}
         pfn += len(ranks)
     assert frames((first, first + n) for first, n in kept.runs()) == wanted.keys()

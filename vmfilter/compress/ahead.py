@@ -1,4 +1,4 @@
-"""Windows of page frames, classified ahead on threads, and yielded in order.
+"""Windows of page frames, classified ahead on threads, and yielded in order, with what is made of each.
 
 A window's struct pages say nothing of other windows, but for a block that begins before the window: those of hugetlb
 pages larger than a window. Such a window is classified when its turn comes, when the block is known.
@@ -7,50 +7,63 @@ pages larger than a window. Such a window is classified when its turn comes, whe
 from __future__ import annotations
 
 from vmfilter.compress.workers import Task, WorkerPool
-from vmfilter.lean import TYPE_CHECKING, deque
+from vmfilter.lean import TYPE_CHECKING, Generic, TypeVar, deque
 from vmfilter.pages.classify import WINDOW_PAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from vmfilter.pages.classify import Classifier, Plan, Window
+
+T = TypeVar("T")
 
 _SPARE = 2  # windows in flight besides one for each thread
 
 
-class _Classification(Task[None]):
+class _Classification(Task[None], Generic[T]):
     """The classification of a window: what it takes, and the result.
 
     Attributes:
         buffer: classes of the window.
         reader: what has read its struct pages.
         plan: the window.
-        is_known: whether it is classified.
+        found: the window, and what was made of it; None if the window is not known.
 
     """
 
     plan: Plan
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, look: Callable[[Window], T]) -> None:
         super().__init__()
+        self._classifier, self._look = classifier, look
         self.buffer = bytearray(WINDOW_PAGES)
         self.reader = classifier.new_reader()
-        self.is_known = False
+        self.found: tuple[Window, T] | None = None
 
     def do(self, worker: None) -> None:
         plan = self.plan
+        self.found = None
         try:
-            self.is_known = self.reader.apply(plan.pfn, plan.classes, plan.parts, ahead=True)
+            if self.reader.apply(plan.pfn, plan.classes, plan.parts, ahead=True):
+                self.found = self.looked()
         except MemoryError:  # the caller has more, once this is over
-            self.is_known = False
+            pass
+
+    def looked(self) -> tuple[Window, T]:
+        """Return the window, whose struct pages have been applied, and what is made of it."""
+        window = self._classifier.complete(self.plan)
+        return window, self._look(window)
 
 
-def windows_ahead(classifier: Classifier, threads: int) -> Generator[Window, None, None]:
-    """Yield what Classifier.windows() yields, classified on threads.
+def windows_ahead(
+    classifier: Classifier, threads: int, new_look: Callable[[], Callable[[Window], T]]
+) -> Generator[tuple[Window, T], None, None]:
+    """Yield what Classifier.windows() yields, classified on threads, and what is made of each window there.
 
     Args:
         classifier: knows the kernel.
         threads: limit of threads.
+        new_look: returns what makes something of a window, and may change its classes, on one thread at a time.
 
     Raises:
         InputError: the dump cannot be read, or is damaged.
@@ -59,14 +72,14 @@ def windows_ahead(classifier: Classifier, threads: int) -> Generator[Window, Non
     """
     classifier.begin()
     pool: WorkerPool[None] = WorkerPool(lambda: None, threads)
-    pending, idle = deque[_Classification](), list[_Classification]()
+    pending, idle = deque[_Classification[T]](), list[_Classification[T]]()
     most = threads + _SPARE
     done = 0  # windows to take from pending before waiting again
     try:
         for pfn, count in classifier.all_windows():
             if not idle and len(pending) < most:
                 try:
-                    idle.append(_Classification(classifier))
+                    idle.append(_Classification(classifier, new_look()))
                 except MemoryError:
                     if not pending:
                         raise
@@ -91,17 +104,18 @@ def windows_ahead(classifier: Classifier, threads: int) -> Generator[Window, Non
             task.drop()
 
 
-def _result(classifier: Classifier, task: _Classification) -> Window:
+def _result(classifier: Classifier, task: _Classification[T]) -> tuple[Window, T]:
     """Wait for a window; classify it now if it depends on the one before it."""
     task.wait()
-    plan, reader = task.plan, classifier.reader
-    if task.is_known and reader.classifier.block_end <= plan.pfn:
+    reader, found = classifier.reader, task.found
+    if found is not None and reader.classifier.block_end <= task.plan.pfn:
         reader.classifier.resume(task.reader.classifier)
-        window = classifier.finish(plan, task.reader)
+        classifier.account(task.reader)
     else:
         task.reader = classifier.new_reader()
-        plan = classifier.plan(plan.pfn, len(plan.classes), task.buffer)
-        reader.apply(plan.pfn, plan.classes, plan.parts)
-        window = classifier.finish(plan, reader)
+        task.plan = classifier.plan(task.plan.pfn, len(task.plan.classes), task.buffer)
+        reader.apply(task.plan.pfn, task.plan.classes, task.plan.parts)
+        found = task.looked()
+        classifier.account(reader)
     task.reader.classifier.restart()
-    return window
+    return found

@@ -109,8 +109,7 @@ class ClassCounter:
 
     def add_counts(self, other: ClassCounter) -> None:
         """Add what another has counted."""
-        for byte, count in enumerate(other._counts):
-            self._counts[byte] += count
+        native.add_counts(other._counts, self._counts)
 
     def result(self) -> dict[PageClass, int]:
         """Return the number of page frames of each class so far."""

@@ -99,6 +99,55 @@ class _Window(NamedTuple):
                 index += count
 
 
+class RankedFrames(NamedTuple):
+    """The frames of a window that a FrameSet gets, in the form that it stores.
+
+    Attributes:
+        pfn: first page frame of the window.
+        frames: number of its frames.
+        size: number of those that have a rank.
+        bits: a bitmap of them, or nothing if the runs are all of them.
+        runs: ranked runs: see native.ranked_runs().
+        counts: number of runs of each rank.
+
+    """
+
+    pfn: int
+    frames: int
+    size: int
+    bits: bytes | bytearray
+    runs: bytes
+    counts: list[int]
+
+
+class Ranker:
+    """Finds the frames that have a rank, by their classes. One thread at a time."""
+
+    def __init__(self, rank_of: bytes) -> None:
+        """Prepare to find.
+
+        Args:
+            rank_of: 256 bytes, indexed by class: a rank below native.RANKS, or native.NO_RANK.
+
+        """
+        self._rank_of = rank_of
+        self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
+
+    def find(self, pfn: int, classes: memoryview) -> RankedFrames:
+        """Return the frames of a window, from pfn on, that have a rank; classes has one byte per frame."""
+        bits: bytes | bytearray = b""
+        n, counts = native.ranked_runs(classes, self._rank_of, native.RANKS, self._found, self._scratch)
+        if sum(counts) > n:
+            bits = native.bitmap(classes, bytes(rank != native.NO_RANK for rank in self._rank_of))
+            below = next(i for i in range(native.RANKS) if sum(counts[: i + 1]) > _MAX_RUNS)
+            n, counts = native.ranked_runs(classes, self._rank_of, below, self._found, self._scratch)
+            counts = counts[:below] + [0] * (native.RANKS - below)
+            size = native.rank(bits, len(classes))
+        else:
+            size = sum(memoryview(self._found).cast("I")[1 : _WORDS * n : _WORDS].tolist())
+        return RankedFrames(pfn, len(classes), size, bits, bytes(self._found[: n * native.RANKED_RUN]), counts)
+
+
 class FrameSet:
     """Page frames in ascending order, added a window at a time, each with a rank.
 
@@ -115,7 +164,6 @@ class FrameSet:
         self._count = 0
         self._stretches = 0
         self._ranks: set[int] = set()  # ranks in use
-        self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -126,38 +174,23 @@ class FrameSet:
         """Number of stretches that ranked() yields, at most."""
         return self._stretches
 
-    def add(self, pfn: int, classes: memoryview, rank_of: bytes) -> None:
-        """Add the frames whose class has a rank.
-
-        Args:
-            pfn: the first frame; greater than all frames added before.
-            classes: one byte per frame.
-            rank_of: 256 bytes, indexed by class: a rank below native.RANKS, or native.NO_RANK.
+    def add(self, found: RankedFrames) -> None:
+        """Add frames; all are greater than those added before.
 
         Raises:
             OutputError: the temporary file cannot be created or written.
 
         """
-        bits = bytearray()
-        n, counts = native.ranked_runs(classes, rank_of, native.RANKS, self._found, self._scratch)
-        if sum(counts) > n:
-            bits = native.bitmap(classes, bytes(rank != native.NO_RANK for rank in rank_of))
-            below = next(i for i in range(native.RANKS) if sum(counts[: i + 1]) > _MAX_RUNS)
-            n, counts = native.ranked_runs(classes, rank_of, below, self._found, self._scratch)
-            counts = counts[:below] + [0] * (native.RANKS - below)
-            frames = native.rank(bits, len(classes))
-        elif not n:
+        if not found.size:
             return
-        else:
-            frames = sum(memoryview(self._found).cast("I")[1 : _WORDS * n : _WORDS].tolist())
-        self._ranks.update(rank for rank, runs in enumerate(counts) if runs)
-        if bits:
+        self._ranks.update(rank for rank, runs in enumerate(found.counts) if runs)
+        if found.bits:
             self._ranks.add(_LAST)
-        self._records += _RECORD.pack(pfn, self._count, len(classes), len(bits), *counts)
-        self._records += bits
-        self._records += memoryview(self._found)[: n * native.RANKED_RUN]
-        self._count += frames
-        self._stretches += sum(counts) + (frames if bits else 0)
+        self._records += _RECORD.pack(found.pfn, self._count, found.frames, len(found.bits), *found.counts)
+        self._records += found.bits
+        self._records += found.runs
+        self._count += found.size
+        self._stretches += sum(found.counts) + (found.size if found.bits else 0)
         if len(self._records) > _IN_MEMORY:
             self._spill()
 

@@ -29,7 +29,7 @@ _MAX_SECTION = 256  # bytes of struct mem_section; it has 32 at most
 _MAX_STATIC = 1 << 18  # sections of a static array: only machines with few possible sections use one
 _NO_END = 1 << 52  # above every page frame number
 _MARKED_PRESENT = 1 << 0
-_HAS_MEM_MAP = 1 << 1
+_PRESENT_WITH_MAP = _MARKED_PRESENT | 1 << 1  # SECTION_HAS_MEM_MAP
 # Since 2d070eab2e82 ("mm: consider zone which is not fully populated to have holes"), v4.13.
 _IS_ONLINE = 1 << 2
 _FLAGS = (1 << 6) - 1  # flags in the low bits of section_mem_map: originally two, now six
@@ -218,21 +218,21 @@ class SparseMemory:
         return values
 
     def section(self, number: int) -> Section | None:
-        value = self._value(number)
-        return self._section(number, value) if value & _MARKED_PRESENT else None
-
-    def _section(self, number: int, value: int) -> Section:
-        memmap = None
-        if value & _HAS_MEM_MAP:
-            # Encoded as if the array began at page frame 0, so that memmap + pfn is the struct page
-            # (sparse_encode_mem_map()).
-            memmap = (value & ~_FLAGS) + number * self.section_pages * self.struct_page & self._word_mask
+        value, first, memmap = self._value(number), self._encoded(number), None
+        if not value & _MARKED_PRESENT:
+            return None
+        if first is not None:
+            memmap = first + number * self.section_pages * self.struct_page & self._word_mask
         return Section(number, memmap, value & _IS_ONLINE != 0)
 
-    def memmap(self, number: int) -> int | None:
-        """Virtual address of the section's first struct page; None if it has no struct pages."""
-        section = self.section(number)
-        return section.memmap if section else None
+    def _encoded(self, number: int) -> int | None:
+        """Virtual address of the struct pages of a section; None if it has none.
+
+        It is encoded as if the array began at page frame 0, so that memmap + pfn is the struct page
+        (sparse_encode_mem_map()). So sections whose struct pages are contiguous, as with VMEMMAP, have the same.
+        """
+        value = self._value(number)
+        return value & ~_FLAGS if value & _PRESENT_WITH_MAP == _PRESENT_WITH_MAP else None
 
     def runs(self) -> Iterator[tuple[range, bool]]:
         found = 0
@@ -277,15 +277,10 @@ class SparseMemory:
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         section, inside = divmod(pfn, self.section_pages)
-        first = self.memmap(section)
-        memmap, after = first, pfn - inside + self.section_pages
-        while after < end:  # with VMEMMAP, the struct pages of adjacent sections are contiguous
-            if memmap is not None:
-                memmap = memmap + self.section_pages * self.struct_page & self._word_mask
-            if self.memmap(after // self.section_pages) != memmap:
-                break
+        first, after = self._encoded(section), pfn - inside + self.section_pages
+        while after < end and self._encoded(after // self.section_pages) == first:
             after += self.section_pages
-        return min(end, after), None if first is None else first + inside * self.struct_page & self._word_mask
+        return min(end, after), None if first is None else first + pfn * self.struct_page & self._word_mask
 
 
 class _Arrays:

@@ -75,6 +75,7 @@ class VirtualMemory:
         self._tables: dict[tuple[int, int], bytes | None] = {}  # the least recently used first
         self._area = self._levels[min(1, len(self._levels) - 1)].shift
         self._found: dict[int, Translation] = {}  # in the tables, by the area of addresses that was asked for
+        self._last = 0, 0, 1 << 64  # the last table that mapped memory: level, physical address, what it maps first
         self._entry = root.paging.entry_size
         self._decoder = _decoder(root.paging, finds_executable)
 
@@ -101,10 +102,15 @@ class VirtualMemory:
         m = self._found.get(vaddr >> self._area)
         if m is not None and m.vaddr <= vaddr and end <= m.vaddr + m.length:  # the next struct pages, mostly
             return iter([m.part(vaddr, end)])
-        top = self._levels[-1]
-        span = 1 << top.shift + top.bits
-        base = vaddr & ~(span - 1)  # the upper address bits, which the tables do not translate
-        return self._walk(len(self._levels) - 1, self.root.address, base, vaddr, end)
+        level, table, base = self._last
+        if not base <= vaddr < end <= base + self._span(level):
+            level, table = len(self._levels) - 1, self.root.address
+            base = vaddr & -self._span(level)  # the upper address bits, which the tables do not translate
+        return self._walk(level, table, base, vaddr, end)
+
+    def _span(self, level: int) -> int:
+        """Bytes that a table maps."""
+        return 1 << self._levels[level].shift + self._levels[level].bits
 
     def _walk(self, level: int, table: int, base: int, start: int, end: int) -> Iterator[Translation]:
         shift, bits = self._levels[level].shift, self._levels[level].bits
@@ -120,6 +126,7 @@ class VirtualMemory:
                 yield from self._walk(level - 1, paddr, at, begin, stop)
             else:
                 m = Translation(at, length, paddr, bool(executable))
+                self._last = level, table, base
                 if len(self._found) >= _FOUND:
                     self._found.clear()
                 self._found[begin >> self._area] = m

@@ -44,9 +44,6 @@ def _with_kinds(marked: bytes, found: bytes) -> bytes:
     return both.to_bytes(len(marked), "little")
 
 
-_HOLES = memoryview(bytes(WINDOW_PAGES))  # made once: an object as large comes from the kernel
-
-
 class Window(NamedTuple):
     """Page frames from pfn on, one byte each: class and kind. They are valid until the next window is requested."""
 
@@ -169,10 +166,16 @@ class Classifier:
                 yield Window(pfn, plan.classes)
             else:
                 self.reader.apply(plan.pfn, plan.classes, plan.parts)
-                yield self.finish(plan, self.reader)
+                window = self.complete(plan)
+                self.account(self.reader)
+                yield window
 
     def begin(self) -> None:
-        """Begin to classify all page frames, in order: plan(), MemmapReader.apply() and finish() of each window."""
+        """Begin to classify all page frames, in order.
+
+        Each window takes plan(), MemmapReader.apply(), complete() and account(). Those in the middle may run on any
+        thread.
+        """
         self.unknown = 0
         if self._kernel is not None:
             if self._has(_VERY_MANY):
@@ -212,29 +215,27 @@ class Classifier:
 
         """
         classes = memoryview(buffer)[:count]
-        self._mark_memory(pfn, count, classes)
+        self._mark_memory(pfn, classes)
         parts: list[Part] = []
         if self._kernel is not None:
             parts = locate(self._dump, self._kernel, self._layout.size, pfn, count, buffer, self._asked)
         return Plan(pfn, classes, parts, bytes(classes) if self._kinds_only else b"")
 
-    def finish(self, plan: Plan, reader: MemmapReader) -> Window:
-        """Complete the classes of a window.
-
-        Args:
-            plan: the window.
-            reader: what has read its struct pages, and of no other window since the last call.
-
-        """
+    def complete(self, plan: Plan) -> Window:
+        """Complete the classes of a window by what does not depend on struct pages."""
         classes = plan.classes
-        self.unknown += reader.unknown
+        self.kinds.paint(plan.pfn, classes)
+        if self._kinds_only:
+            classes[:] = _with_kinds(plan.marked, bytes(classes))
+        return Window(plan.pfn, classes)
+
+    def account(self, reader: MemmapReader) -> None:
+        """Take over what a reader has counted since the last call."""
+        if not self._kinds_only:
+            self.unknown += reader.unknown
         for failure in reader.failures:
             self._dump.pass_over(failure)
         reader.unknown, reader.failures = 0, []
-        self.kinds.paint(plan.pfn, classes)
-        if self._kinds_only:
-            self.unknown, classes[:] = 0, _with_kinds(plan.marked, bytes(classes))
-        return Window(plan.pfn, classes)
 
     def sample(self, by: native.Classifier, pieces: int, pages: int) -> Iterator[Sample]:
         """Yield struct pages from all over the dump's memory.
@@ -255,7 +256,7 @@ class Classifier:
                 structs = None if memmap is None else self._memory.read(memmap, (end - pfn) * self._layout.size)
                 if structs is not None:
                     classes = bytearray(end - pfn)
-                    self._mark_memory(pfn, end - pfn, memoryview(classes))
+                    self._mark_memory(pfn, memoryview(classes))
                     by.restart()
                     by.classify(structs, pfn, classes)
                     yield Sample(pfn, memmap or 0, structs, bytes(classes))
@@ -281,11 +282,11 @@ class Classifier:
         """Pages in lists that the last windows() found."""
         return self.reader.classifier.lists
 
-    def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
+    def _mark_memory(self, pfn: int, classes: memoryview) -> None:
         """Set the classes that need no struct page: memory is KERNEL, or PMEM_USERDATA or PMEM_METADATA."""
-        classes[:] = _HOLES[:count]
+        native.fill(classes, PageClass.HOLE)
         self._dump.mark(pfn, self._page_size, classes)
         for ranges, table in self._pmem:
-            for first, end in clipped(ranges, pfn, pfn + count):
+            for first, end in clipped(ranges, pfn, pfn + len(classes)):
                 held = bytes(classes[first - pfn : end - pfn])
                 classes[first - pfn : end - pfn] = held.translate(table)

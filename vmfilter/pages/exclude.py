@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from vmfilter import native
 from vmfilter.frames.classes import ClassCounter, PageClass, PageKind, by_class, replacing
-from vmfilter.frames.frame_set import FrameSet
+from vmfilter.frames.frame_set import FrameSet, RankedFrames, Ranker
 from vmfilter.frames.levels import LEVEL_PMEM_METADATA
 from vmfilter.frames.ranges import clipped, without
-from vmfilter.lean import TYPE_CHECKING
+from vmfilter.lean import TYPE_CHECKING, NamedTuple, partial
 from vmfilter.native import NO_RANK
 from vmfilter.pages.order import RANK_OF
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmfilter.frames.ranges import Range
     from vmfilter.pages.classify import Window
@@ -67,6 +67,25 @@ _KEPT = _becoming(
 _PRESENT = by_class(set(PageClass) - {PageClass.HOLE})
 
 
+class Selected(NamedTuple):
+    """What a selection makes of a window.
+
+    Attributes:
+        present: a bitmap of its memory.
+        kept: a bitmap of the page frames that are kept.
+        ranked: the same with their ranks.
+        counter: its page frames by class and kind.
+        uncounted: see Selection.
+
+    """
+
+    present: bytearray
+    kept: bytearray
+    ranked: RankedFrames
+    counter: ClassCounter
+    uncounted: int
+
+
 class Selection:
     """The page frames that a dump keeps: classes in, bitmaps, counts and runs out.
 
@@ -106,21 +125,32 @@ class Selection:
         """Keep or exclude ranges of page frames, whatever the level does; kept ones win. They change their class."""
         self._chosen = [(without(dropped, kept), _DROPPED), (kept, _KEPT)]
 
-    def take(self, window: Window) -> tuple[bytearray, bytearray]:
-        """Select the page frames of a window; return its bitmap of memory and its bitmap of kept page frames."""
+    def selector(self) -> Callable[[Window], Selected]:
+        """Return what selects page frames of a window, in any order of windows, on one thread at a time."""
+        return partial(self._select, Ranker(self._rank_of))
+
+    def _select(self, ranker: Ranker, window: Window) -> Selected:
         for ranges, table in self._chosen:
             for first, end in clipped(ranges, window.pfn, window.pfn + len(window.classes)):
                 part = window.classes[first - window.pfn : end - window.pfn]
                 part[:] = bytes(part).translate(table)
-        self._counter.add(window.classes)
         present, kept = (native.bitmap(window.classes, table) for table in (_PRESENT, self._keeps))
         before = min(max(self._first_pfn - window.pfn, 0), len(window.classes))
+        uncounted = 0
         if before:
-            self.uncounted += native.rank(kept, before)
+            uncounted = native.rank(kept, before)
             bits = int.from_bytes(kept, "little") >> before << before
             kept = bytearray(bits.to_bytes(len(kept), "little"))
-        self.kept.add(window.pfn + before, window.classes[before:], self._rank_of)
-        return present, kept
+        ranked = ranker.find(window.pfn + before, window.classes[before:])
+        counter = ClassCounter()
+        counter.add(window.classes)
+        return Selected(present, kept, ranked, counter, uncounted)
+
+    def take(self, selected: Selected) -> None:
+        """Add what was selected of a window. Windows come in order."""
+        self._counter.add_counts(selected.counter)
+        self.uncounted += selected.uncounted
+        self.kept.add(selected.ranked)
 
     @property
     def counts(self) -> dict[PageClass, int]:

@@ -34,8 +34,8 @@ class _Survey(Classifier):
 
     held: bytes
 
-    def _mark_memory(self, pfn: int, count: int, classes: memoryview) -> None:
-        super()._mark_memory(pfn, count, classes)
+    def _mark_memory(self, pfn: int, classes: memoryview) -> None:
+        super()._mark_memory(pfn, classes)
         marked = bytes(classes)
         self.held = marked.translate(_IS_HELD)
         classes[:] = marked.translate(_IN_THE_KERNEL)

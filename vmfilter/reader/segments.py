@@ -181,15 +181,15 @@ class SegmentDump(Dump):
         start, end = pfn * page_size, (pfn + count) * page_size
         # A frame is in the file if any byte of it is, and it is pmem if any PT_LOAD marks a byte of it as pmem.
         for found, value in (
-            (self._segments_in(self._memory, start, end), b"%c" % PageClass.EXCLUDED),
-            (self._segments_in(self.segments, start, end), b"%c" % PageClass.KERNEL),
-            (self._pmem, b"%c" % PageClass.PMEM_USERDATA),
+            (self._segments_in(self._memory, start, end), PageClass.EXCLUDED),
+            (self._segments_in(self.segments, start, end), PageClass.KERNEL),
+            (self._pmem, PageClass.PMEM_USERDATA),
         ):
             for at, after, *_ in found:
                 first = max(at // page_size - pfn, 0)
                 last = min(-(-after // page_size) - pfn, count)
                 if first < last:
-                    classes[first:last] = value * (last - first)
+                    native.fill(classes[first:last], value)
 
     def covered(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         at = stop = start

@@ -16,7 +16,7 @@ from itertools import product
 from vmfilter.errors import KernelError, UnreadableError, UsageError, option
 from vmfilter.formats.codec import DEFAULT, Codec, packer
 from vmfilter.frames.classes import PageClass, by_class, class_in
-from vmfilter.frames.frame_set import FrameSet
+from vmfilter.frames.frame_set import FrameSet, Ranker
 from vmfilter.frames.levels import DEFAULT_LEVEL, LEVEL_PMEM_METADATA, LEVEL_ZERO, needs_kernel
 from vmfilter.kernel.search import understand
 from vmfilter.lean import TYPE_CHECKING, NamedTuple
@@ -298,13 +298,16 @@ def _strata(classifier: Classifier, classes: frozenset[PageClass], first: int, c
     """Return the strata of some classes: one per class and kind that memory has, from a page frame on."""
     wanted = by_class(classes - {PageClass.HOLE})
     ranks = {byte: bytes(0 if b == byte else NO_RANK for b in range(256)) for byte in range(256) if wanted[byte]}
-    sets: dict[int, FrameSet] = {}
+    sets: dict[int, tuple[Ranker, FrameSet]] = {}
     for window in classifier.windows():
         before = min(max(first - window.pfn, 0), len(window.classes))
         frames = window.classes[before:]
         for byte in sorted(set(bytes(frames)) & ranks.keys()):
-            sets.setdefault(byte, FrameSet()).add(window.pfn + before, frames, ranks[byte])
-    return [_Stratum(byte, made, codecs) for byte, made in sorted(sets.items())]
+            if byte not in sets:
+                sets[byte] = Ranker(ranks[byte]), FrameSet()
+            ranker, made = sets[byte]
+            made.add(ranker.find(window.pfn + before, frames))
+    return [_Stratum(byte, sets[byte][1], codecs) for byte in sorted(sets)]
 
 
 def _shares(strata: Sequence[_Stratum]) -> Iterator[int]:
