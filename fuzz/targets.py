@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -67,6 +67,9 @@ class Target(NamedTuple):
     seeds: Callable[[], Iterator[bytes]]
 
 
+_ATTEMPTS = count()
+
+
 def attempt(target: Target, data: bytes) -> None:
     """Run a target on an input. Raises whatever breaks the promise."""
     try:
@@ -78,6 +81,8 @@ def attempt(target: Target, data: bytes) -> None:
     finally:
         gc.unfreeze()  # the command freezes all objects as it ends
         gc.enable()
+        if not next(_ATTEMPTS) % 64:  # parsers are cycles, and those made without collections can wait for one forever
+            gc.collect()
 
 
 @contextmanager
@@ -217,9 +222,9 @@ def _numbers(types: Types) -> Iterator[int]:
 
 def _kallsyms(data: bytes) -> None:
     *tokens, names = data.split(b"\0", 256)
-    for count in (3, 1 << 20):
+    for most in (3, 1 << 20):
         with suppress(KernelError):
-            expand(names, [*tokens, *[b""] * 256][:256], count)
+            expand(names, [*tokens, *[b""] * 256][:256], most)
 
 
 def _vmlinux(data: bytes) -> None:
