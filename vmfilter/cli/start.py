@@ -53,7 +53,7 @@ def _run(arguments: list[str] | None) -> int:
         if os.path.basename(sys.argv[0]) in _MAKEDUMPFILE:
             arguments = [_MAKEDUMPFILE[0], *arguments]
     prepare()
-    gc.disable()  # a run creates no cycles, and collections slow down imports
+    gc.disable()  # a run leaves few cycles, and collections slow down imports
     try:
         job = _job(arguments)
         end_at_once()
