@@ -275,10 +275,10 @@ int vmf_all_have(const struct vmf_page_layout *layout, const uint8_t *structs, u
  */
 void vmf_count(const uint8_t *classes, uint64_t count, uint64_t counts[256]);
 
-/** vmf_fill() - give @count page frames the same class and kind */
+/* vmf_fill() - set each of @count @classes to @byte */
 void vmf_fill(uint8_t *classes, uint64_t count, uint8_t byte);
 
-/** vmf_add_counts() - add counts of page frames to @counts */
+/* vmf_add_counts() - add 256 counts, as vmf_count() makes them, to @counts */
 void vmf_add_counts(const uint64_t from[256], uint64_t counts[256]);
 
 /*

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from scenes import ANON, CACHE, FILE, FREE, KERNEL, USER, Scene
 from synthetic import HUGE, Machine
 
 from vmfilter import filter_dump, native
+from vmfilter.compress import workers
 from vmfilter.compress.ahead import windows_ahead
 from vmfilter.errors import InputError, UnreadableError
 from vmfilter.kernel.search import understand
 from vmfilter.pages import classify as classification
 from vmfilter.pages.classify import WINDOW_PAGES, Classifier, Window
+from vmfilter.pages.exclude import Selected, Selection
 from vmfilter.reader import Dump, open_dump, source
 from vmfilter.reader.segments import SegmentDump
 
@@ -114,6 +117,57 @@ def test_the_same_dump_whatever_the_number_of_threads(
     filter_dump(path, tmp_path / "ahead", level=31, threads=threads)
     assert (tmp_path / "ahead").read_bytes() == (tmp_path / "in order").read_bytes()
     assert bool(used) == (threads > 1)
+
+
+def selected(selection: Selection, windows: Iterator[tuple[Window, Selected]]) -> tuple[object, ...]:
+    """Return everything that is selected of windows."""
+    bitmaps = []
+    for window, found in windows:
+        selection.take(found)
+        bitmaps.append((window.pfn, found.present, found.kept, classes_of(window)))
+    kept = list(selection.kept.runs()), list(selection.kept.ranked())
+    return bitmaps, kept, selection.counts, selection.kinds, selection.uncounted
+
+
+@pytest.mark.parametrize("threads", [0, 1, 5])
+@pytest.mark.parametrize("first_pfn", [0, 200_001])
+def test_windows_are_selected_once_whoever_does_it(
+    first_pfn: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On threads, of which every second try runs out of memory, or by the caller if there is no room for a thread."""
+
+    def selection() -> Selection:
+        made = Selection(31, first_pfn=first_pfn)
+        made.choose([(n, n + 7) for n in range(100, 400_000, 3001)], [(n, n + 11) for n in range(105, 400_000, 2003)])
+        return made
+
+    tries = itertools.count()
+
+    def selector_of(made: Selection) -> Callable[[], Callable[[Window], Selected]]:
+        def selector() -> Callable[[Window], Selected]:
+            select = made.selector()
+
+            def failing(window: Window) -> Selected:
+                found = select(window)
+                if threading.current_thread() is not threading.main_thread() and next(tries) % 2:
+                    raise MemoryError
+                return found
+
+            return failing
+
+        return selector
+
+    if not threads:
+        monkeypatch.setattr(workers, "has_room", lambda: False)
+    with open_dump(machine((18,)).write(tmp_path / "vmcore")) as dump:
+        classifier, expected, found = classifier_of(dump), selection(), selection()
+        select = expected.selector()
+        wanted = selected(expected, ((window, select(window)) for window in classifier.windows()))
+        lists, unknown = classifier.lists, classifier.unknown
+        assert selected(found, windows_ahead(classifier, max(threads, 1), selector_of(found))) == wanted
+        assert (classifier.lists, classifier.unknown) == (lists, unknown)
+    assert (next(tries) > 1) == (threads > 0)
+    assert (found.uncounted > 0) == (first_pfn > 0)
 
 
 def test_no_thread_is_started_for_a_small_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from vmfilter.convert import convert_dump
 from vmfilter.frames.classes import PageClass
 from vmfilter.kernel.kernel import Kernel
 from vmfilter.kernel.search import vmcoreinfo_of
+from vmfilter.pages.classify import Window
+from vmfilter.pages.exclude import Selected, Selection
 from vmfilter.pages.pmem import find_pmem
 from vmfilter.pages.pmem.info_block import Namespace, fletcher64, parse_info_block
 from vmfilter.reader import open_dump
@@ -221,6 +223,21 @@ def test_statistics_list_each_namespace_and_memory_outside_namespaces(
     assert found[3:] == [NamespacePages(None, 0, 65536)]
     found = vmfilter.filter_dump(real("x86_64-6.12-pmem3"), tmp_path / "dump3").pmem
     assert found == [*(NamespacePages(n, 1536, 0) for n in NAMESPACES[:2]), NamespacePages(None, 0, 0)]
+
+
+def test_frames_that_an_extension_drops_are_in_no_namespace(
+    real: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = NAMESPACES[0].start // PAGE
+    selector = Selection.selector
+
+    def dropping(selection: Selection) -> Callable[[Window], Selected]:
+        selection.choose([], [(first, first + 65536)])
+        return selector(selection)
+
+    monkeypatch.setattr(Selection, "selector", dropping)
+    found = vmfilter.filter_dump(real("x86_64-6.12-pmem2"), tmp_path / "dump").pmem
+    assert [(n.metadata, n.userdata) for n in found] == [(0, 0), (1536, 64000), (0, 32768), (0, 65536)]
 
 
 def test_user_data_is_written_only_if_requested(real: Callable[[str], Path], tmp_path: Path) -> None:

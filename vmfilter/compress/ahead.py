@@ -1,4 +1,4 @@
-"""Windows of page frames, classified ahead on threads, and yielded in order, with what is made of each.
+"""Classify windows of page frames ahead, on threads, and yield them in order, with what is selected of each.
 
 A window's struct pages say nothing of other windows, but for a block that begins before the window: those of hugetlb
 pages larger than a window. Such a window is classified when its turn comes, when the block is known.
@@ -27,15 +27,16 @@ class _Classification(Task[None], Generic[T]):
         buffer: classes of the window.
         reader: what has read its struct pages.
         plan: the window.
-        found: the window, and what was made of it; None if the window is not known.
+        found: the window, and what is selected of it; None if the caller must classify it: it begins in a block of the
+            window before, or memory ran out.
 
     """
 
     plan: Plan
 
-    def __init__(self, classifier: Classifier, look: Callable[[Window], T]) -> None:
+    def __init__(self, classifier: Classifier, select: Callable[[Window], T]) -> None:
         super().__init__()
-        self._classifier, self._look = classifier, look
+        self._classifier, self._select = classifier, select
         self.buffer = bytearray(WINDOW_PAGES)
         self.reader = classifier.new_reader()
         self.found: tuple[Window, T] | None = None
@@ -45,25 +46,25 @@ class _Classification(Task[None], Generic[T]):
         self.found = None
         try:
             if self.reader.apply(plan.pfn, plan.classes, plan.parts, ahead=True):
-                self.found = self.looked()
-        except MemoryError:  # the caller has more, once this is over
+                self.found = self.selected()
+        except MemoryError:  # the caller has more, once this is over, and plans the window anew
             pass
 
-    def looked(self) -> tuple[Window, T]:
-        """Return the window, whose struct pages have been applied, and what is made of it."""
+    def selected(self) -> tuple[Window, T]:
+        """Return the window, whose struct pages have been applied, and what is selected of it."""
         window = self._classifier.complete(self.plan)
-        return window, self._look(window)
+        return window, self._select(window)
 
 
 def windows_ahead(
-    classifier: Classifier, threads: int, new_look: Callable[[], Callable[[Window], T]]
+    classifier: Classifier, threads: int, selector: Callable[[], Callable[[Window], T]]
 ) -> Generator[tuple[Window, T], None, None]:
-    """Yield what Classifier.windows() yields, classified on threads, and what is made of each window there.
+    """Yield what Classifier.windows() yields, classified on threads, with what is selected of each window there.
 
     Args:
         classifier: knows the kernel.
         threads: limit of threads.
-        new_look: returns what makes something of a window, and may change its classes, on one thread at a time.
+        selector: see Selection.selector(); what it returns gets a window, and may change its classes.
 
     Raises:
         InputError: the dump cannot be read, or is damaged.
@@ -79,7 +80,7 @@ def windows_ahead(
         for pfn, count in classifier.all_windows():
             if not idle and len(pending) < most:
                 try:
-                    idle.append(_Classification(classifier, new_look()))
+                    idle.append(_Classification(classifier, selector()))
                 except MemoryError:
                     if not pending:
                         raise
@@ -107,7 +108,7 @@ def windows_ahead(
 def _result(classifier: Classifier, task: _Classification[T]) -> tuple[Window, T]:
     """Wait for a window; classify it now if it depends on the one before it."""
     task.wait()
-    reader, found = classifier.reader, task.found
+    reader, found, task.found = classifier.reader, task.found, None
     if found is not None and reader.classifier.block_end <= task.plan.pfn:
         reader.classifier.resume(task.reader.classifier)
         classifier.account(task.reader)
@@ -115,7 +116,7 @@ def _result(classifier: Classifier, task: _Classification[T]) -> tuple[Window, T
         task.reader = classifier.new_reader()
         task.plan = classifier.plan(task.plan.pfn, len(task.plan.classes), task.buffer)
         reader.apply(task.plan.pfn, task.plan.classes, task.plan.parts)
-        found = task.looked()
+        found = task.selected()
         classifier.account(reader)
     task.reader.classifier.restart()
     return found

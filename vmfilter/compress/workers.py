@@ -79,7 +79,7 @@ class WorkerPool(Generic[W]):
         self._threads: list[Thread] = []
         self._lock = Lock()
         self._working = 0  # threads still running: one ends if memory runs out
-        self._alone: W | None = None  # the caller's own, if no thread can be started
+        self._alone: list[W] = []  # the caller's own worker, if no thread can be started
         self._ended = False
 
     def submit(self, task: Task[W]) -> None:
@@ -89,13 +89,13 @@ class WorkerPool(Generic[W]):
             Exception: what new_worker() raised; MemoryError only if there is no thread yet.
 
         """
-        if self._alone is None and len(self._threads) < self._most:
+        if not self._alone and len(self._threads) < self._most:
             self._grow()
         task.begin()
-        if self._alone is None:
-            self._tasks.put(task)
+        if self._alone:
+            self._do(task, *self._alone)
         else:
-            self._do(task, self._alone)
+            self._tasks.put(task)
 
     def _grow(self) -> None:
         """Start one more thread. If memory is short, try no more."""
@@ -108,7 +108,7 @@ class WorkerPool(Generic[W]):
             return
         if not self._start(worker):
             self._most = len(self._threads)
-            self._alone = None if self._threads else worker
+            self._alone = [] if self._threads else [worker]
 
     def _start(self, worker: W) -> bool:
         if not has_room():

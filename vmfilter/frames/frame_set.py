@@ -105,7 +105,7 @@ class RankedFrames(NamedTuple):
     Attributes:
         pfn: first page frame of the window.
         frames: number of its frames.
-        size: number of those that have a rank.
+        kept: number of those that have a rank.
         bits: a bitmap of them, or nothing if the runs are all of them.
         runs: ranked runs: see native.ranked_runs().
         counts: number of runs of each rank.
@@ -114,8 +114,8 @@ class RankedFrames(NamedTuple):
 
     pfn: int
     frames: int
-    size: int
-    bits: bytes | bytearray
+    kept: int
+    bits: bytearray
     runs: bytes
     counts: list[int]
 
@@ -130,22 +130,23 @@ class Ranker:
             rank_of: 256 bytes, indexed by class: a rank below native.RANKS, or native.NO_RANK.
 
         """
-        self._rank_of = rank_of
+        self._rank_of, self._has_rank = rank_of, bytes(rank != native.NO_RANK for rank in rank_of)
         self._found, self._scratch = (bytearray(_MAX_RUNS * native.RANKED_RUN) for _ in range(2))
 
     def find(self, pfn: int, classes: memoryview) -> RankedFrames:
         """Return the frames of a window, from pfn on, that have a rank; classes has one byte per frame."""
-        bits: bytes | bytearray = b""
+        bits = bytearray()
         n, counts = native.ranked_runs(classes, self._rank_of, native.RANKS, self._found, self._scratch)
         if sum(counts) > n:
-            bits = native.bitmap(classes, bytes(rank != native.NO_RANK for rank in self._rank_of))
+            bits = native.bitmap(classes, self._has_rank)
             below = next(i for i in range(native.RANKS) if sum(counts[: i + 1]) > _MAX_RUNS)
             n, counts = native.ranked_runs(classes, self._rank_of, below, self._found, self._scratch)
             counts = counts[:below] + [0] * (native.RANKS - below)
-            size = native.rank(bits, len(classes))
+            kept = native.rank(bits, len(classes))
         else:
-            size = sum(memoryview(self._found).cast("I")[1 : _WORDS * n : _WORDS].tolist())
-        return RankedFrames(pfn, len(classes), size, bits, bytes(self._found[: n * native.RANKED_RUN]), counts)
+            kept = sum(memoryview(self._found).cast("I")[1 : _WORDS * n : _WORDS].tolist())
+        runs = bytes(memoryview(self._found)[: n * native.RANKED_RUN])
+        return RankedFrames(pfn, len(classes), kept, bits, runs, counts)
 
 
 class FrameSet:
@@ -181,7 +182,7 @@ class FrameSet:
             OutputError: the temporary file cannot be created or written.
 
         """
-        if not found.size:
+        if not found.kept:
             return
         self._ranks.update(rank for rank, runs in enumerate(found.counts) if runs)
         if found.bits:
@@ -189,8 +190,8 @@ class FrameSet:
         self._records += _RECORD.pack(found.pfn, self._count, found.frames, len(found.bits), *found.counts)
         self._records += found.bits
         self._records += found.runs
-        self._count += found.size
-        self._stretches += sum(found.counts) + (found.size if found.bits else 0)
+        self._count += found.kept
+        self._stretches += sum(found.counts) + (found.kept if found.bits else 0)
         if len(self._records) > _IN_MEMORY:
             self._spill()
 

@@ -218,18 +218,18 @@ class SparseMemory:
         return values
 
     def section(self, number: int) -> Section | None:
-        value, first, memmap = self._value(number), self._encoded(number), None
+        value = self._value(number)
         if not value & _MARKED_PRESENT:
             return None
-        if first is not None:
-            memmap = first + number * self.section_pages * self.struct_page & self._word_mask
+        base, memmap = self._base(number), None
+        if base is not None:
+            memmap = base + number * self.section_pages * self.struct_page & self._word_mask
         return Section(number, memmap, value & _IS_ONLINE != 0)
 
-    def _encoded(self, number: int) -> int | None:
-        """Virtual address of the struct pages of a section; None if it has none.
+    def _base(self, number: int) -> int | None:
+        """Where a section's struct pages would begin if they began at page frame 0; None if it has none.
 
-        It is encoded as if the array began at page frame 0, so that memmap + pfn is the struct page
-        (sparse_encode_mem_map()). So sections whose struct pages are contiguous, as with VMEMMAP, have the same.
+        sparse_encode_mem_map() stores this. Sections whose struct pages are contiguous, as with VMEMMAP, have the same.
         """
         value = self._value(number)
         return value & ~_FLAGS if value & _PRESENT_WITH_MAP == _PRESENT_WITH_MAP else None
@@ -277,10 +277,10 @@ class SparseMemory:
 
     def stretch(self, pfn: int, end: int) -> tuple[int, int | None]:
         section, inside = divmod(pfn, self.section_pages)
-        first, after = self._encoded(section), pfn - inside + self.section_pages
-        while after < end and self._encoded(after // self.section_pages) == first:
+        base, after = self._base(section), pfn - inside + self.section_pages
+        while after < end and self._base(after // self.section_pages) == base:
             after += self.section_pages
-        return min(end, after), None if first is None else first + pfn * self.struct_page & self._word_mask
+        return min(end, after), None if base is None else base + pfn * self.struct_page & self._word_mask
 
 
 class _Arrays:

@@ -75,7 +75,8 @@ class VirtualMemory:
         self._tables: dict[tuple[int, int], bytes | None] = {}  # the least recently used first
         self._area = self._levels[min(1, len(self._levels) - 1)].shift
         self._found: dict[int, Translation] = {}  # in the tables, by the area of addresses that was asked for
-        self._last = 0, 0, 1 << 64  # the last table that mapped memory: level, physical address, what it maps first
+        # The last table that mapped memory: its level, its physical address, and the first address that it maps.
+        self._last = len(self._levels) - 1, root.address, 0
         self._entry = root.paging.entry_size
         self._decoder = _decoder(root.paging, finds_executable)
 

@@ -173,7 +173,7 @@ class Classifier:
     def begin(self) -> None:
         """Begin to classify all page frames, in order.
 
-        Each window takes plan(), MemmapReader.apply(), complete() and account(). Those in the middle may run on any
+        Each window takes plan(), MemmapReader.apply(), complete() and account(). apply() and complete() may run on any
         thread.
         """
         self.unknown = 0

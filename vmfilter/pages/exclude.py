@@ -73,7 +73,7 @@ class Selected(NamedTuple):
     Attributes:
         present: a bitmap of its memory.
         kept: a bitmap of the page frames that are kept.
-        ranked: the same with their ranks.
+        ranked: the page frames that are kept, with their ranks.
         counter: its page frames by class and kind.
         uncounted: see Selection.
 
@@ -126,7 +126,10 @@ class Selection:
         self._chosen = [(without(dropped, kept), _DROPPED), (kept, _KEPT)]
 
     def selector(self) -> Callable[[Window], Selected]:
-        """Return what selects page frames of a window, in any order of windows, on one thread at a time."""
+        """Return a function that selects the page frames of a window, on one thread at a time.
+
+        Windows may come in any order.
+        """
         return partial(self._select, Ranker(self._rank_of))
 
     def _select(self, ranker: Ranker, window: Window) -> Selected:
