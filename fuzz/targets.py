@@ -81,7 +81,7 @@ def attempt(target: Target, data: bytes) -> None:
     finally:
         gc.unfreeze()  # the command freezes all objects as it ends
         gc.enable()
-        if not next(_ATTEMPTS) % 64:  # argparse's parsers are cycles: those of thousands of commands pile up
+        if not next(_ATTEMPTS) % 64:  # parsers contain reference cycles, which pile up over many commands
             gc.collect()
 
 

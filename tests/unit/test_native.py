@@ -90,6 +90,8 @@ def find(**others: Any) -> native.DedupTable:
     [
         lambda: native.Classifier(LAYOUT).classify(bytes(63), 0, bytearray(1)),
         lambda: native.count_classes(bytes(5), array("Q", [0] * 255)),
+        lambda: native.add_counts(bytes(8 * 255), bytearray(8 * 256)),
+        lambda: native.add_counts(bytes(8 * 256), bytearray(8 * 255)),
         lambda: native.bitmap(bytes(5), bytes(255)),
         lambda: native.rank(bytes(2), 17),
         lambda: native.find_runs(bytes(2), 0, 17, array("Q", [0, 0])),

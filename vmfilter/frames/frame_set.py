@@ -104,8 +104,8 @@ class RankedFrames(NamedTuple):
 
     Attributes:
         pfn: first page frame of the window.
-        frames: number of its frames.
-        kept: number of those that have a rank.
+        frames: number of frames in the window.
+        kept: number of frames in the window that have a rank.
         bits: a bitmap of them, or nothing if the runs are all of them.
         runs: ranked runs: see native.ranked_runs().
         counts: number of runs of each rank.
