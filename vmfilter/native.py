@@ -862,8 +862,9 @@ def make_descriptors(
     zero_offset: int,
     codec_flag: int,
     swap: bool,
-) -> memoryview:
-    """Return the descriptors of pages.
+    out: WriteableBuffer,
+) -> None:
+    """Make the descriptors of pages.
 
     Args:
         sizes: one u32 per page, from Compressor.compress(), or LOST.
@@ -873,17 +874,17 @@ def make_descriptors(
         zero_offset: file offset of the data that all zero pages share.
         codec_flag: flag of compressed pages.
         swap: whether the file is in the opposite byte order.
+        out: out: the descriptors, in the byte order of the file.
 
     """
-    source = _read("uint32_t[]", sizes)
+    source, made = _read("uint32_t[]", sizes), _write("struct vmf_descriptor[]", out)
     count = len(source)
     sharing = ffi.NULL
+    _require(len(made), count)
     if shared is not None:
         sharing = _read("uint64_t[]", shared)
         _require(len(sharing), count)
-    made = ffi.new("struct vmf_descriptor[]", count)
     lib.vmf_descriptors(source, sharing, count, page_size, offset, zero_offset, codec_flag, swap, made)
-    return memoryview(ffi.buffer(made))
 
 
 def swap_descriptors(descriptors: WriteableBuffer) -> None:
@@ -1090,8 +1091,8 @@ class DedupTable:
 
 
 def place_descriptors(
-    stretches: ReadableBuffer, origin: int, descriptors: ReadableBuffer
-) -> tuple[memoryview, memoryview]:
+    stretches: ReadableBuffer, origin: int, descriptors: ReadableBuffer, out: WriteableBuffer
+) -> memoryview:
     """Put page descriptors in the order in which a file has them.
 
     Args:
@@ -1099,17 +1100,19 @@ def place_descriptors(
             The index is the number of pages before it in the new dump.
         origin: file offset of the descriptor of the page with index 0; may be negative, if the file has none of it.
         descriptors: of the pages of all stretches, back to back.
+        out: out: as large as the descriptors.
 
     Returns:
-        Extents (u64 file offset, size, and position in the data), in ascending order, and the data.
+        Extents (u64 file offset, size, and position in out), in ascending order.
 
     """
     runs, source = _read("struct vmf_stretch[]", stretches), _read("struct vmf_descriptor[]", descriptors)
-    extents, data = bytearray(len(runs) * EXTENT), bytearray(len(source) * DESCRIPTOR)
-    _require(len(source), sum(memoryview(stretches).cast("B").cast("Q")[1::3]))
-    where, out = _write("struct vmf_extent[]", extents), _write("uint8_t[]", data)
-    n: int = lib.vmf_place_descriptors(runs, len(runs), origin % (1 << 64), source, where, out)
-    return memoryview(extents)[: n * EXTENT].cast("Q"), memoryview(data)
+    extents, pages = bytearray(len(runs) * EXTENT), sum(memoryview(stretches).cast("B").cast("Q")[1::3])
+    where, placed = _write("struct vmf_extent[]", extents), _write("uint8_t[]", out)
+    _require(len(source), pages)
+    _require(len(placed), pages * DESCRIPTOR)
+    n: int = lib.vmf_place_descriptors(runs, len(runs), origin % (1 << 64), source, where, placed)
+    return memoryview(extents)[: n * EXTENT].cast("Q")
 
 
 def records(extents: memoryview, data: ReadableBuffer) -> bytearray:

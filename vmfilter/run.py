@@ -110,6 +110,7 @@ class DumpRun:
         self._lost: list[Range] = []  # page frames
         self._why_lost = ""  # the first of them
         self._stopped = False  # by progress
+        self._in_stream = False  # whether the new dump is one: what was sent cannot be taken back
         self._page_size, self._info, self._kernel, error, warnings = understand(dump)
         self._pmem = find_pmem(dump, self._page_size, self._kernel)
         self._plan: Plan | None = None
@@ -247,8 +248,8 @@ class DumpRun:
         if self._plan is not None:
             selection.choose(self._plan.kept, self._plan.dropped)
         with closing(selection.kept):
-            repeatable = not any(transport.is_stream for transport in transports)
-            result = self._classify(selection, writer, to.budget().threads, repeatable)
+            self._in_stream = any(transport.is_stream for transport in transports)
+            result = self._classify(selection, writer, to.budget().threads)
             result.seconds["classify"] = time.monotonic() - started
             return self._write_selected(selection.kept, writer, to, result)
 
@@ -337,7 +338,7 @@ class DumpRun:
                     writer.order(),
                     lambda: packer(to.codec, to.effort, self._page_size),
                     skip_zero,
-                    to.budget(),
+                    to.budget(0 if self._in_stream else kept * self._page_size),  # there, a batch is a record
                     to.form.dedup,
                     self._passthrough(to.codec) if copies else CompressingWorker,
                     writer.when_taken,
@@ -465,7 +466,7 @@ class DumpRun:
 
             yield from windows_ahead(self._classifier, threads, selection.selector)
 
-    def _classify(self, selection: Selection, writer: Writer, threads: int, repeatable: bool) -> Statistics:
+    def _classify(self, selection: Selection, writer: Writer, threads: int) -> Statistics:
         """Select the page frames that are kept, and write the bitmaps."""
         namespaces = NamespaceCounter(self._pmem.namespaces, self._page_size)
         with closing(self._windows(selection, threads)) as windows:
@@ -482,7 +483,7 @@ class DumpRun:
             result.gaps = gaps(self._dump, self._kernel)
         result.uncounted = selection.uncounted
         result.unknown = self._classifier.unknown
-        self._settle(result, repeatable)
+        self._settle(result)
         if selection.uncounted:
             first, base = self._dump.next_memory(0), writer.first_pfn * self._page_size
             self._warnings.append(
@@ -498,12 +499,11 @@ class DumpRun:
             )
         return result
 
-    def _settle(self, result: Statistics, repeatable: bool) -> None:
+    def _settle(self, result: Statistics) -> None:
         """Judge the whole classification.
 
         Args:
             result: what it found; gets the free pages that the kernel counts.
-            repeatable: whether it can be made once more. What a stream has sent cannot be taken back.
 
         Raises:
             _AgainError: it must be.
@@ -514,18 +514,18 @@ class DumpRun:
         if self._witnesses and self._kernel and is_all and needs_kernel(self._level):
             result.free, doubts = self._witnesses.free_pages(self._classifier, result.present)
             if not self._is_settled:
-                self._decide([*doubts, *self._used_pages(self._witnesses, self._kernel, result)], repeatable)
+                self._decide([*doubts, *self._used_pages(self._witnesses, self._kernel, result)])
 
-    def _decide(self, doubts: Sequence[Doubt], repeatable: bool) -> None:
+    def _decide(self, doubts: Sequence[Doubt]) -> None:
         """Decide what follows from doubts about the whole classification. Raises as _settle()."""
         excluded = excluded_classes(self._level, self._include_pmem_userdata, self._doubted)
         doubt = next((doubt for doubt in doubts if doubt.classes & excluded), None)
-        if doubt and repeatable and self._kernel and self._on_doubt != "trust":
+        if doubt and not self._in_stream and self._kernel and self._on_doubt != "trust":
             found = hear_types(self._dump, self._kernel, self._include_pmem_userdata, doubt)
             if found is not None:
                 self._warnings += self._take(found)
                 raise _AgainError
-        trusted = self._on_doubt == "trust" or not (repeatable or self._on_doubt == "fail")
+        trusted = self._on_doubt == "trust" or (self._in_stream and self._on_doubt != "fail")
         kept = self._judge(doubts, "trust" if trusted else self._on_doubt)
         if kept:
             self._is_settled = True

@@ -99,7 +99,8 @@ def find(**others: Any) -> native.DedupTable:
         lambda: native.find_text(bytes(10), 10, 0, b"tex"),
         lambda: native.Compressor("none", 0, PAGE).compress(bytes(2 * PAGE), False, bytearray(2 * PAGE), NO_SIZES),
         lambda: native.Decompressor(PAGE).decompress(bytes(24), bytes(24), bytes(PAGE), bytearray(PAGE - 1)),
-        lambda: native.make_descriptors(array("I", [1, 2]), array("Q", [0]), 0, PAGE, 0, 1, False),
+        lambda: native.make_descriptors(array("I", [1, 2]), array("Q", [0]), 0, PAGE, 0, 1, False, bytearray(48)),
+        lambda: native.make_descriptors(array("I", [1, 2]), None, 0, PAGE, 0, 1, False, bytearray(47)),
         lambda: native.extents_of(bytes(48), PAGE, 0, bytearray(47)),
         lambda: native.copy_pages(bytes(24), bytes(24), b"", PAGE, 1, False, bytearray(PAGE - 1), array("I", [0])),
         lambda: native.Decompressor(PAGE).decompress(bytes(24), extent(2, 3), bytes(4), bytearray(PAGE)),
@@ -121,7 +122,8 @@ def find(**others: Any) -> native.DedupTable:
         lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [30, 3, 0])), b"abc"),
         lambda: native.sums_add_pieces(array("I", [0, 0]), 4, memoryview(array("Q", [0, 3, 1])), b"abc"),
         lambda: native.records(memoryview(array("Q", [0, 3, 1])), b"abc"),
-        lambda: native.place_descriptors(array("Q", [0, 2, 0]), 0, bytes(24)),
+        lambda: native.place_descriptors(array("Q", [0, 2, 0]), 0, bytes(24), bytearray(48)),
+        lambda: native.place_descriptors(array("Q", [0, 2, 0]), 0, bytes(48), bytearray(47)),
         lambda: native.read_extents(0, array("Q", [0, 2, 3]), bytearray(4)),
     ],
 )  # fmt: skip
@@ -167,7 +169,8 @@ def test_a_copy_of_a_mapping_ends_before_the_page_that_raises_sigbus(tmp_path: P
 
 def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
     sizes = array("I", [100, native.LOST, 0, PAGE])
-    made = native.make_descriptors(sizes, None, 9000, PAGE, 5000, 1, False)
+    made = bytearray(4 * native.DESCRIPTOR)
+    native.make_descriptors(sizes, None, 9000, PAGE, 5000, 1, False, made)
     assert list(struct.iter_unpack("=QIIQ", made)) == [
         (9000, 100, 1, 0),
         (0, 0, 0, 0),
@@ -185,13 +188,14 @@ def test_a_lost_page_has_a_descriptor_of_zeros_and_no_data() -> None:
 def test_descriptors_are_put_in_the_order_of_their_frames() -> None:
     stretches = array("Q", [900, 2, 7, 100, 1, 4, 500, 2, 5, 901, 1, 9])  # first frame, number of frames, index
     descriptors = b"".join(bytes([i]) * native.DESCRIPTOR for i in (7, 8, 4, 5, 6, 9))
-    extents, data = native.place_descriptors(stretches, 1000 - 4 * 24, descriptors)
+    data = bytearray(6 * 24)
+    extents = native.place_descriptors(stretches, 1000 - 4 * 24, descriptors, data)
     assert extents.tolist() == [1000, 6 * 24, 0]
     assert bytes(data) == b"".join(bytes([i]) * 24 for i in range(4, 10))
     apart = array("Q", [0, 1, 9, 0, 1, 7, 0, 1, 8, 0, 1, 4])
-    extents, data = native.place_descriptors(apart, -4 * 24, descriptors[: 4 * 24])
+    extents = native.place_descriptors(apart, -4 * 24, descriptors[: 4 * 24], data)
     assert extents.tolist() == [0, 24, 0, 3 * 24, 3 * 24, 24]
-    assert bytes(data[::24]) == bytes([5, 8, 4, 7])
+    assert bytes(data[: 4 * 24 : 24]) == bytes([5, 8, 4, 7])
 
 
 def test_records_are_those_of_a_flattened_file() -> None:

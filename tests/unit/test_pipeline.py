@@ -20,11 +20,12 @@ import pytest
 from elfbuilder import PAGE
 from threads import no_thread_is_left
 
-from vmfilter import CodecError, InputError, VmfilterError
+from vmfilter import CodecError, InputError, VmfilterError, native
 from vmfilter.compress import pipeline
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, budget
 from vmfilter.compress.pipeline import Pages, packed
 from vmfilter.compress.thread import Thread
+from vmfilter.errors import UnreadableError
 from vmfilter.formats.codec import CODECS, packer
 from vmfilter.frames.bitmap import Run, runs_in
 from vmfilter.frames.frame_set import Stretch, chunks_of
@@ -229,8 +230,8 @@ def test_data_stay_until_the_consumer_has_taken_them_on_a_thread_of_its_own(
 def count_chunks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Return a list that gets an entry for each chunk that is made."""
     made: list[None] = []
-    new = pipeline._Chunk.__init__
-    monkeypatch.setattr(pipeline._Chunk, "__init__", lambda *arguments: (new(*arguments), made.append(None))[1])
+    new = pipeline._Batch.__init__
+    monkeypatch.setattr(pipeline._Batch, "__init__", lambda *arguments: (new(*arguments), made.append(None))[1])
     return made
 
 
@@ -519,14 +520,14 @@ def test_if_no_more_threads_can_be_started_the_running_ones_do_it(have: int, mon
 def test_with_memory_for_some_chunks_only_these_are_in_flight(have: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    class Scarce(pipeline._Chunk):
-        def __init__(self, pages: int, hashed: bool) -> None:
+    class Scarce(pipeline._Batch):
+        def __init__(self, *arguments: Any) -> None:
             if len(made) == have:
                 raise MemoryError
             made.append(self)
-            super().__init__(pages, hashed)
+            super().__init__(*arguments)
 
-    monkeypatch.setattr(pipeline, "_Chunk", Scarce)
+    monkeypatch.setattr(pipeline, "_Batch", Scarce)
     got = list(numbers(FakeDump(), [(0, 20 * CHUNK)], 3))
     assert [n for chunk in got for n in chunk] == list(range(20 * CHUNK))
     assert len(made) == have
@@ -599,5 +600,48 @@ def test_a_memory_limit_allows_as_many_chunks_as_fit(size: int) -> None:
     got = wanted.within(size)
     assert 1 <= got.threads <= wanted.threads
     assert 1 <= got.chunks <= wanted.chunks
-    assert got == (1, 1) or got.threads * (1 << 19) + got.chunks * CHUNK_BYTES <= size
+    assert got == (1, 1, 1) or got.threads * (1 << 19) + got.chunks * CHUNK_BYTES <= size
     assert (got == wanted) == (size >= 64 << 20)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_batch_has_the_pages_of_its_chunks_in_order(threads: int, hashed: bool) -> None:
+    runs = [(0, 3), (10, 9 * CHUNK), (20 * CHUNK, 30 * CHUNK + 1), (60 * CHUNK, 100)]
+    frames = [pfn + i for pfn, n in runs for i in range(n)]
+    bad = {11, 25 * CHUNK, 60 * CHUNK + 99}
+
+    class Bad(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            if bad & set(range(address // PAGE, (address + len(view)) // PAGE)):
+                raise UnreadableError("bad")
+            return super().read_into(address, view)
+
+    dump = Bad()
+    batched = Budget(threads, 4 * (threads + 2), 4)
+    got = []
+    for pages in packed(dump, PAGE, stretches(runs), NumberPacker, False, batched, hashed):
+        numbered = [pfn + i for pfn, n, _ in pages.chunk for i in range(n)]
+        assert len(pages.sizes) == len(numbered) <= 4 * CHUNK
+        assert [lost.pfn for lost in pages.lost] == [n for n in numbered if n in bad]
+        assert (list(pages.frames) == numbered) == hashed
+        if pages.sums is not None:
+            known = array("I", bytes(4 * (len(pages.data) // SUMMED + 1)))
+            native.sums_of(pages.data, known)
+            assert known.tolist() == pages.sums.tolist()[: len(known)]
+        got.append((numbered, list(pages.sizes), bytes(pages.data)))
+    assert [n for numbered, *_ in got for n in numbered] == frames
+    assert all(len(numbered) == 4 * CHUNK for numbered, *_ in got[:-1])
+    data = b"".join(data for *_, data in got)
+    assert list(struct.unpack(f"<{len(data) // 8}Q", data)) == [n for n in frames if n not in bad]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16, 200])
+def test_batches_grow_only_if_each_thread_gets_several(threads: int) -> None:
+    few = budget(threads)
+    assert (few.batch, few.batches) == (1, few.chunks)
+    assert few.in_batches(0) == few.in_batches(threads * (16 << 20) - 1) == few
+    many = few.in_batches(threads * (16 << 20))
+    assert (many.threads, many.batch) == (threads, 4)
+    assert threads + 2 <= many.batches <= threads + 5
+    assert many.batches * many.batch == many.chunks

@@ -1,6 +1,6 @@
-"""How many worker threads a run has, and how many chunks of pages are in flight.
+"""How many worker threads a run has, how many pages each gets at a time, and how many are in flight.
 
-Both depend on the CPUs, and on the memory that the run may use.
+This depends on the CPUs, and on the memory that the run may use.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from vmfilter.lean import NamedTuple
 
 MAX_THREADS = 1024
 CHUNK_BYTES = 1 << 19
-"""Bytes of pages that a thread compresses at a time."""
+"""Bytes of pages that a thread reads and compresses at a time."""
 THREAD_ADDRESSES = 72 << 20
 """Address space of a thread, hardly touched: 8 MiB of stack, 64 MiB for glibc's malloc()."""
 _SPARE_CHUNKS = 16  # at most: waiting for a thread, or for the writer
+_BATCH = 4  # chunks
+_SPARE_BATCHES = 4  # at most
+_ROUNDS = 8  # batches that each thread gets, at least: they end at different times
 _THREAD_BYTES = 1 << 19  # a thread without its chunks: pages it reads, tables of its codec, stack
 _WRITER_BYTES = 4 << 20
 _REST = 16 << 20  # for everything else
@@ -28,11 +31,24 @@ class Budget(NamedTuple):
     Attributes:
         threads: worker threads.
         chunks: chunks of pages in flight.
+        batch: chunks that a thread gets at a time.
 
     """
 
     threads: int
     chunks: int
+    batch: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Batches in flight."""
+        return self.chunks // self.batch
+
+    def in_batches(self, size: int) -> Budget:
+        """Return a budget whose batches are larger, if size bytes of pages are enough for that."""
+        if size < self.threads * _ROUNDS * _BATCH * CHUNK_BYTES:
+            return self
+        return Budget(self.threads, (self.threads + min(self.threads, _SPARE_BATCHES) + 1) * _BATCH, _BATCH)
 
     def within(self, memory: int) -> Budget:
         """Return as much of this budget as fits in memory bytes: at least one thread and one chunk."""

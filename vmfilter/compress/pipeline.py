@@ -1,6 +1,7 @@
 """Pages read and compressed on several threads, and handed over in order.
 
-The output does not depend on the number of threads. The number of chunks in flight bounds memory.
+A thread compresses a chunk at a time, and gets a batch of them: while Python hands one over, all threads may have to
+wait. The output does not depend on the number of threads. The number of batches in flight bounds memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     """Makes a worker from the memory of a dump, the page size, a packer, and whether zero pages are excluded."""
 
 _NONE = memoryview(b"")
-_GIVEN = 8  # chunks that are handed over at once: waking a thread costs as much as everything else that a chunk takes
+_GIVEN = 8  # batches that are handed over at once: waking a thread costs as much as everything else that a batch takes
 
 
 class Lost(NamedTuple):
@@ -91,20 +92,26 @@ def split_chunk(chunk: list[Stretch], count: int) -> tuple[list[Stretch], list[S
     return chunk, []
 
 
-class _Chunk(Task["Worker"]):
-    """A chunk in flight: its page frames, and buffers for the result. Used again for later chunks."""
+class _Batch(Task["Worker"]):
+    """A batch in flight: its page frames, and buffers for the result. Used again for later batches."""
 
-    def __init__(self, pages: int, hashed: bool) -> None:
+    def __init__(self, chunks: int, page_size: int, hashed: bool) -> None:
         super().__init__()
         self.stretches: list[Stretch] = []
-        self._out = native.new_buffer(CHUNK_BYTES)
+        self._chunk = CHUNK_BYTES // page_size
+        pages = chunks * self._chunk
+        self._out = native.new_buffer(chunks * CHUNK_BYTES)
         self._sizes = memoryview(array("I", bytes(4 * pages)))
         self._hashes = memoryview(array("Q", bytes(8 * pages))) if hashed else None
-        self._sums = memoryview(array("I", bytes(4 * (CHUNK_BYTES // SUMMED + 1))))
+        self._sums = memoryview(array("I", bytes(4 * (chunks * CHUNK_BYTES // SUMMED + 1))))
         self._pages = Pages([], self._sizes[:0], self._out[:0])
 
     def do(self, worker: Worker) -> None:
-        count, used, lost = worker.pack(self.stretches, self._out, self._sizes)
+        count, used, lost = 0, 0, list[Lost]()
+        for chunk in chunks_of(self.stretches, self._chunk):
+            done = worker.pack(chunk, self._out[used:], self._sizes[count:])
+            count, used = count + done.pages, used + done.used
+            lost += done.lost
         sizes, data = self._sizes[:count], self._out[:used]
         zero, _ = native.count_sizes(sizes)
         if self._hashes is None:
@@ -116,7 +123,7 @@ class _Chunk(Task["Worker"]):
             self._pages = Pages(self.stretches, sizes, data, memoryview(frames), self._hashes[:count], None, lost, zero)
 
     def pages(self) -> Pages:
-        """Wait for the chunk, and return its pages. Raises what do() raised."""
+        """Wait for the batch, and return its pages. Raises what do() raised."""
         self.wait()
         return self._pages
 
@@ -167,10 +174,10 @@ class CompressingWorker:
         return self._packer.pack(pages, self._skip_zero, out, sizes[first:end])
 
 
-def _new_chunk(pages: int, hashed: bool, others: int) -> _Chunk | None:
-    """Return a new chunk; None if memory is short and there are others to use."""
+def _new_batch(chunks: int, page_size: int, hashed: bool, others: int) -> _Batch | None:
+    """Return a new batch; None if memory is short and there are others to use."""
     try:
-        return _Chunk(pages, hashed) if not others or has_room(CHUNK_BYTES) else None
+        return _Batch(chunks, page_size, hashed) if not others or has_room(chunks * CHUNK_BYTES) else None
     except MemoryError:
         if not others:
             raise
@@ -196,56 +203,56 @@ def packed(
         stretches: the page frames, in the order in which they are written.
         new_packer: makes a packer for one thread.
         skip_zero: whether zero pages are excluded.
-        budget: limits of threads and chunks; fewer are used if memory is short.
+        budget: limits of threads and batches; fewer are used if memory is short.
         hashed: whether frames and hashes are requested.
         new_worker: makes a worker for one thread.
         when_taken: has a function called once the data of all pages that were yielded may change.
 
     Yields:
-        The pages of each chunk, in order; valid until the next; their data stay valid until when_taken.
+        The pages of each batch, in order; valid until the next; their data stay valid until when_taken.
 
     Raises:
         VmfilterError: a page cannot be compressed, or this machine cannot decompress any like it.
-        MemoryError: memory is too short for even one worker and one chunk.
+        MemoryError: memory is too short for even one worker and one batch.
 
     """
-    pages = CHUNK_BYTES // page_size
-    free: list[_Chunk] = []
-    pending: deque[_Chunk] = deque()
-    made, most = 0, budget.chunks
-    done = 0  # chunks to yield before waiting again
+    pages = budget.batch * (CHUNK_BYTES // page_size)
+    free: list[_Batch] = []
+    pending: deque[_Batch] = deque()
+    made, most = 0, budget.batches
+    done = 0  # batches to yield before waiting again
     pool = WorkerPool(lambda: new_worker(memory, page_size, new_packer(), skip_zero), budget.threads)
     try:
-        for chunk_stretches in chunks_of(stretches, pages):
+        for batch_stretches in chunks_of(stretches, pages):
             if not free and made < most:
-                chunk = _new_chunk(pages, hashed, made)
-                if chunk is None:
+                batch = _new_batch(budget.batch, page_size, hashed, made)
+                if batch is None:
                     most = made
                 else:
-                    free.append(chunk)
+                    free.append(batch)
                     made += 1
             if not free:
                 if not done:
-                    # Waking the caller preempts a worker, so wait for several chunks at once. The caller may have to
+                    # Waking the caller preempts a worker, so wait for several batches at once. The caller may have to
                     # wait for a CPU, so leave the workers as many to go on with.
                     done = max(most // 2, 1)
                     pending[done - 1].sleep()
                 free = list(islice(pending, min(done, _GIVEN)))
-                for chunk in free:
-                    yield chunk.pages()
+                for batch in free:
+                    yield batch.pages()
                     pending.popleft()
                     done -= 1
                 taking = Lock()
                 taking.acquire()
                 when_taken(taking.release)
                 taking.acquire()  # waits for the call
-            chunk = free.pop()
-            chunk.stretches = chunk_stretches
-            pending.append(chunk)
-            pool.submit(chunk)
+            batch = free.pop()
+            batch.stretches = batch_stretches
+            pending.append(batch)
+            pool.submit(batch)
         while pending:
             yield pending.popleft().pages()
     finally:
         pool.end()
-        for chunk in pending:
-            chunk.drop()
+        for batch in pending:
+            batch.drop()

@@ -13,15 +13,20 @@ from vmfilter.native import DESCRIPTOR
 from vmfilter.writer.transport.base import Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
+    from typing import Protocol
 
     from vmfilter.frames.frame_set import Stretch
     from vmfilter.writer.transport.summed import SummedTransport
 
-    Make = Callable[[bytearray, bytearray | None, int], memoryview]
-    """Makes descriptors of pages: of their sizes, the offsets of data that they share, and that of their own data."""
+    class Make(Protocol):
+        """Makes descriptors of pages: of their sizes, the offsets of data that they share, and that of their own."""
+
+        def __call__(self, sizes: bytearray, shared: bytearray | None, offset: int, *, out: memoryview) -> None: ...
+
 
 _MAX_BYTES = (2 << 20) // DESCRIPTOR * 4  # of sizes that are collected: descriptors of 2 MiB
+_ROOM = (2 << 20) + (64 << 10)  # bytes for these, and for the descriptors of the pages that put() adds last
 _MAX_STRETCHES = 1 << 14
 
 
@@ -60,6 +65,7 @@ class DescriptorTable:
         self._sizes, self._shared = bytearray(), bytearray()  # of their pages: see put()
         self._offset = 0  # of the data of their pages
         self._wrong = False  # descriptors of lost pages could not be removed
+        self._made = self._placed = memoryview(b"")  # buffers: descriptors in the order of put(), and of the file
         if pages:
             transport.reserve(self.start, self.end, pieces)
 
@@ -90,10 +96,14 @@ class DescriptorTable:
         """Write all descriptors so far. Raises OutputError if that fails."""
         self._sent = self._put
         if self._pending:
+            size = len(self._sizes) // 4 * DESCRIPTOR
+            if size > len(self._made):
+                self._made, self._placed = (native.new_buffer(max(size, _ROOM)) for _ in range(2))
+            made, placed = self._made[:size], self._placed[:size]
             stretches = array("Q", chain.from_iterable(self._pending))
-            descriptors = self._make(self._sizes, self._shared or None, self._offset)
-            placed = native.place_descriptors(stretches, self._origin, descriptors)
-            self._transport.write_pieces(Pieces(*placed))
+            self._make(self._sizes, self._shared or None, self._offset, out=made)
+            extents = native.place_descriptors(stretches, self._origin, made, placed)
+            self._transport.write_pieces(Pieces(extents, placed))
         self._pending, self._sizes, self._shared = [], bytearray(), bytearray()
 
     def go_back(self, pages: int, order: Iterable[Stretch]) -> None:

@@ -156,10 +156,15 @@ class Destination:
         for file in [*files, *(f"{path}.sha256" for path in files if form.sha256)]:
             refuse_input(file, *inputs)
 
-    def budget(self) -> Budget:
-        """Return the limits of threads and chunks; they depend on the memory in use now."""
+    def budget(self, size: int = 0) -> Budget:
+        """Return the limits of threads and chunks; they depend on the memory in use now.
+
+        Args:
+            size: bytes of pages to compress, if these may come in batches of any size.
+
+        """
         most = self.form.max_memory
-        return self._budget if most is None else self._budget.within(most - memory_in_use())
+        return self._budget.in_batches(size) if most is None else self._budget.within(most - memory_in_use())
 
     def transports(self) -> Published[Transport]:
         """Provide a transport for each file. At the end all are published; if anything fails, none is left."""
