@@ -3,16 +3,18 @@
 
     bench/workers.py [--workers 1 2 4 8 16 32 64] [--codecs lzo zstd ...] [--out FOLDER] [--rounds 3]
 
-Codecs that sleep instead of compressing take as long as real ones on one CPU (measured here, on pages of the kernel),
-and leave the CPU free meanwhile. Everything else is real: reading, descriptors, checksums, the file. It shares the CPUs
-of this machine, so the result is a lower bound for a machine with more. For each codec and number of workers, this
-prints the share of their time in which the workers sleep: 100 % if nothing makes them wait. The last column is the CPU
-time of the calling thread per chunk of 512 KiB. Run it with the Python that has vmfilter installed.
+What threads do beside each other takes as long as on one CPU (measured here, on pages of the kernel), but sleeps: they
+read a chunk, compress it and make its checksums. Nothing is copied or written: memory and disk set limits of their own.
+Everything else is real, above all what Python does, and shares the CPUs of this machine; one with more does better. For
+each codec and number of workers, this prints the share of their time in which the workers sleep: 100 % if nothing makes
+them wait. The last column is the CPU time of the calling thread per chunk of 512 KiB. Run it with the Python that has
+vmfilter installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -27,9 +29,11 @@ import report
 from synthetic import Machine, real_pages
 
 import vmfilter
-from vmfilter import run
+from vmfilter import native, run
 from vmfilter.compress.budget import CHUNK_BYTES
+from vmfilter.compress.pipeline import CompressingWorker, Packed
 from vmfilter.formats.codec import packer, parse_codec
+from vmfilter.writer.transport.direct_io import DirectWriter
 
 _PAGE = 4096
 _PAGES = CHUNK_BYTES // _PAGE
@@ -38,19 +42,23 @@ _LEVEL = 1
 
 
 class Codec:
-    """What a codec does with a chunk of kernel pages on one CPU: seconds, and bytes of each page."""
+    """What a thread does with a chunk of kernel pages on one CPU: seconds, and bytes of each page."""
 
-    def __init__(self, name: str) -> None:
-        """Measure it."""
+    def __init__(self, name: str, vmcore: Path) -> None:
+        """Measure it, with pages that are read from a vmcore."""
         codec, level = parse_codec(name)
-        content = real_pages()[:CHUNK_BYTES]
+        content = memoryview(bytearray(real_pages()[:CHUNK_BYTES]))
         own = packer(codec, level, _PAGE)
         out, self.sizes = memoryview(bytearray(CHUNK_BYTES)), memoryview(array("I", bytes(4 * _PAGES)))
+        sums, pages = array("I", bytes(4 * (CHUNK_BYTES // native.SUMMED + 1))), bytearray(CHUNK_BYTES)
         times = []
-        for _ in range(50):
-            start = time.thread_time()
-            own.pack(memoryview(content), False, out, self.sizes)
-            times.append(time.thread_time() - start)
+        with vmcore.open("rb") as file:
+            for _ in range(50):
+                start = time.thread_time()
+                os.preadv(file.fileno(), [pages], _MEMORY // 2)
+                self.used = own.pack(content, False, out, self.sizes)
+                native.sums_of(out[: self.used], sums)
+                times.append(time.thread_time() - start)
         self.name, self.seconds = name, statistics.median(times)
 
 
@@ -71,7 +79,15 @@ class Sleeper:
             slept = time.monotonic() - start
             self._debt -= slept
             self._slept.append(slept)
-        return sum(self._codec.sizes[:count])
+        return self._codec.used if count == _PAGES else sum(self._codec.sizes[:count])
+
+
+class Worker(CompressingWorker):
+    """Gives pages to the sleeper that it does not read."""
+
+    def pack(self, chunk: Any, out: memoryview, sizes: memoryview) -> Packed:
+        count = sum(n for _, n, _ in chunk)
+        return Packed(count, self._pack(0, count, out, sizes), [])
 
 
 def simulate(vmcore: Path, out: Path, codec: Codec, workers: int) -> tuple[float, float]:
@@ -84,8 +100,14 @@ def simulate(vmcore: Path, out: Path, codec: Codec, workers: int) -> tuple[float
         write(*arguments)
         own.append(time.thread_time() - start)
 
-    sleeper = patch.object(run, "packer", lambda *_: Sleeper(codec, slept))
-    with sleeper, patch.object(run.DumpRun, "_write_pages", timed):
+    with (
+        patch.object(run, "packer", lambda *_: Sleeper(codec, slept)),
+        patch.object(run, "CompressingWorker", Worker),
+        patch.object(native, "sums_of", lambda *_: None),
+        patch.object(native, "gather", lambda *_: None),
+        patch.object(DirectWriter, "_write_some", lambda _, offset, view: len(view)),
+        patch.object(run.DumpRun, "_write_pages", timed),
+    ):
         result = vmfilter.filter_dump(vmcore, out, level=_LEVEL, compress="lzo", threads=workers, force=True)
     return sum(slept) / workers / result.seconds["write"], sum(own) / (result.kept / _PAGES)
 
@@ -102,7 +124,7 @@ def main() -> None:
     try:
         Machine(_MEMORY).write(vmcore)
         rows = []
-        for codec in map(Codec, options.codecs):
+        for codec in (Codec(name, vmcore) for name in options.codecs):
             found = {n: [simulate(vmcore, out, codec, n) for _ in range(options.rounds)] for n in options.workers}
             busy = [f"{statistics.median(share for share, _ in found[n]):.0%}" for n in options.workers]
             own = statistics.median(seconds for each in found.values() for _, seconds in each)

@@ -48,7 +48,7 @@ class Budget(NamedTuple):
         """Return a budget whose batches are larger, if size bytes of pages are enough for that."""
         if size < self.threads * _ROUNDS * _BATCH * CHUNK_BYTES:
             return self
-        return Budget(self.threads, (self.threads + min(self.threads, _SPARE_BATCHES) + 1) * _BATCH, _BATCH)
+        return Budget(self.threads, (self.threads + min(self.threads, _SPARE_BATCHES)) * _BATCH, _BATCH)
 
     def within(self, memory: int) -> Budget:
         """Return as much of this budget as fits in memory bytes: at least one thread and one chunk."""

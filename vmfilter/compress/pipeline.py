@@ -235,7 +235,7 @@ def packed(
                 if not done:
                     # Waking the caller preempts a worker, so wait for several batches at once. The caller may have to
                     # wait for a CPU, so leave the workers as many to go on with.
-                    done = max(most // 2, 1)
+                    done = max(min(most // 2, most - budget.threads), 1)
                     pending[done - 1].sleep()
                 free = list(islice(pending, min(done, _GIVEN)))
                 for batch in free:
