@@ -390,13 +390,16 @@ def _dying_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwrite", dying)
 
 
-def test_a_disk_with_a_bad_block_keeps_what_precedes_it(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("most", "batch"), [(None, 2 << 20), (64 << 20, 1 << 19)])
+def test_a_disk_with_a_bad_block_keeps_the_batches_that_precede_it(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None, batch: int
 ) -> None:
     _bad_spot(monkeypatch, 1000)
-    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    result = vmfilter.filter_dump(
+        small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True, threads=1, max_memory=most
+    )
     assert isinstance(result.failure, OutputError)
-    assert 1000 * PAGE - (1 << 20) < result.output_size <= 1000 * PAGE
+    assert 1000 * PAGE - batch < result.output_size <= 1000 * PAGE
     assert "Input/output error" in str(result.failure)
     assert result.lost == result.kept - is_part_of(tmp_path / "dump", small) > 0
 
@@ -408,7 +411,7 @@ def test_a_disk_that_dies_while_descriptors_are_written_is_one_error(
     pwrite, dead = os.pwrite, [False]
 
     def dying(fd: int, data: memoryview, offset: int) -> int:
-        dead[0] |= len(data) == 128 * native.DESCRIPTOR  # of the first chunk of pages
+        dead[0] |= len(data) == 512 * native.DESCRIPTOR  # of the first batch of pages
         if dead[0]:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pwrite(fd, data, offset)
@@ -416,7 +419,7 @@ def test_a_disk_that_dies_while_descriptors_are_written_is_one_error(
     monkeypatch.setattr(os, "pwrite", dying)
     monkeypatch.setattr(descriptors, "_MAX_BYTES", 1)
     with pytest.raises(OutputError, match="Input/output error"):
-        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+        vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True, threads=1)
     assert dead[0]
     assert not list(tmp_path.glob("dump*"))
 
@@ -428,18 +431,18 @@ def test_pages_before_memory_runs_out_for_descriptors_are_kept(
         def __iadd__(self, data: Any) -> Full:  # type: ignore[override]
             raise MemoryError
 
-    put, chunks = descriptors.DescriptorTable.put, list[Any]()
+    put, batches = descriptors.DescriptorTable.put, list[Any]()
 
-    def short(table: Any, chunk: Any, *of_chunk: Any) -> None:
-        chunks.append(chunk)
-        if len(chunks) == 3:
+    def short(table: Any, batch: Any, *of_batch: Any) -> None:
+        batches.append(batch)
+        if len(batches) == 3:
             table._sizes = Full(table._sizes)
-        put(table, chunk, *of_chunk)
+        put(table, batch, *of_batch)
 
     monkeypatch.setattr(descriptors.DescriptorTable, "put", short)
-    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True)
+    result = vmfilter.filter_dump(small, tmp_path / "dump", level=0, compress="none", keep_incomplete=True, threads=1)
     assert "out of memory" in str(result.failure)
-    assert is_part_of(tmp_path / "dump", small) == 2 * 128 == result.kept - result.lost
+    assert is_part_of(tmp_path / "dump", small) == 2 * 512 == result.kept - result.lost
 
 
 def test_no_dump_is_left_with_descriptors_of_lost_pages(

@@ -25,6 +25,7 @@ from vmfilter.compress import pipeline
 from vmfilter.compress.budget import CHUNK_BYTES, Budget, budget
 from vmfilter.compress.pipeline import Pages, packed
 from vmfilter.compress.thread import Thread
+from vmfilter.compress.workers import WorkerPool
 from vmfilter.errors import UnreadableError
 from vmfilter.formats.codec import CODECS, packer
 from vmfilter.frames.bitmap import Run, runs_in
@@ -634,6 +635,32 @@ def test_a_batch_has_the_pages_of_its_chunks_in_order(threads: int, hashed: bool
     assert all(len(numbered) == 4 * CHUNK for numbered, *_ in got[:-1])
     data = b"".join(data for *_, data in got)
     assert list(struct.unpack(f"<{len(data) // 8}Q", data)) == [n for n in frames if n not in bad]
+
+
+def test_a_run_that_ends_waits_for_one_chunk_of_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ends, end = threading.Semaphore(0), threading.Event(), WorkerPool.end
+
+    class Slow(FakeDump):
+        def read_into(self, address: int, view: memoryview) -> bool:
+            begun.release()
+            assert ends.wait(60)
+            return super().read_into(address, view)
+
+    def interrupted() -> Iterator[Stretch]:
+        yield 0, 3 * 4 * CHUNK + 1, 0
+        assert all(begun.acquire(timeout=60) for _ in range(2))
+        raise KeyboardInterrupt
+
+    def ending(pool: WorkerPool[Any]) -> None:
+        ends.set()
+        end(pool)
+
+    monkeypatch.setattr(WorkerPool, "end", ending)
+    dump = Slow()
+    with pytest.raises(KeyboardInterrupt):
+        list(packed(dump, PAGE, interrupted(), NumberPacker, False, Budget(2, 16, 4)))
+    assert dump.reads == 2
+    assert no_thread_is_left()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16, 200])

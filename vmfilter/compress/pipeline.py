@@ -98,6 +98,7 @@ class _Batch(Task["Worker"]):
     def __init__(self, chunks: int, page_size: int, hashed: bool) -> None:
         super().__init__()
         self.stretches: list[Stretch] = []
+        self.wanted = True  # if not, the chunks that have not begun need not be made
         self._chunk = CHUNK_BYTES // page_size
         pages = chunks * self._chunk
         self._out = native.new_buffer(chunks * CHUNK_BYTES)
@@ -109,6 +110,8 @@ class _Batch(Task["Worker"]):
     def do(self, worker: Worker) -> None:
         count, used, lost = 0, 0, list[Lost]()
         for chunk in chunks_of(self.stretches, self._chunk):
+            if not self.wanted:
+                return
             done = worker.pack(chunk, self._out[used:], self._sizes[count:])
             count, used = count + done.pages, used + done.used
             lost += done.lost
@@ -253,6 +256,8 @@ def packed(
         while pending:
             yield pending.popleft().pages()
     finally:
+        for batch in pending:
+            batch.wanted = False
         pool.end()
         for batch in pending:
             batch.drop()
