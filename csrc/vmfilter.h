@@ -741,7 +741,7 @@ struct vmf_piece {
 void vmf_gather(const struct vmf_piece *pieces, uint64_t count, uint8_t *out);
 
 enum vmf_summed {
-	VMF_SUMMED = 4096	/* bytes after which vmf_sums_of() makes the next checksum */
+	VMF_SUMMED = 1024	/* bytes after which vmf_sums_of() makes the next checksum */
 };
 
 /*
