@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         def __call__(self, sizes: bytearray, shared: bytearray | None, offset: int, *, out: memoryview) -> None: ...
 
 
-_MAX_BYTES = (2 << 20) // DESCRIPTOR * 4  # of sizes that are collected: descriptors of 2 MiB
-_ROOM = (2 << 20) + (64 << 10)  # bytes for these, and for the descriptors of the pages that put() adds last
+_MAX_BYTES = (1 << 20) // DESCRIPTOR * 4  # of sizes that are collected: descriptors of 1 MiB
+_ROOM = (1 << 20) + (64 << 10)  # bytes for these, and for the descriptors of the pages that put() adds last
 _MAX_STRETCHES = 1 << 14
 
 
