@@ -338,13 +338,15 @@ class DumpRun:
                     writer.order(),
                     lambda: packer(to.codec, to.effort, self._page_size),
                     skip_zero,
-                    to.budget(0 if self._in_stream else kept * self._page_size),  # there, a batch is a record
+                    to.budget(
+                        0 if self._in_stream else kept * self._page_size
+                    ),  # in a stream, a batch becomes a record
                     to.form.dedup,
                     self._passthrough(to.codec) if copies else CompressingWorker,
                     writer.when_taken,
                 )
-            ) as chunks:
-                for pages in chunks:
+            ) as batches:
+                for pages in batches:
                     if not self._put(writer, pages, to.form.limit):
                         break
                     self._tell(writer, kept)

@@ -13,7 +13,7 @@ import weakref
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
@@ -162,7 +162,7 @@ def test_pages_split_at_any_page(count: int) -> None:
         NO_BYTES,
     )
     first, rest = Pages(stretches, sizes, data, none, none, sums, (), 2).split(count)
-    alone = [[(pfn + i, index + i) for pfn, n, index in part.chunk for i in range(n)] for part in (first, rest)]
+    alone = [[(pfn + i, index + i) for pfn, n, index in part.stretches for i in range(n)] for part in (first, rest)]
     assert alone[0] + alone[1] == [(10, 20), (11, 21), (12, 22), (50, 3), *((60 + i, 7 + i) for i in range(5))]
     assert len(alone[0]) == len(first.sizes) == count
     assert bytes(first.data) + bytes(rest.data) == bytes(range(31))
@@ -622,10 +622,14 @@ def test_a_batch_has_the_pages_of_its_chunks_in_order(threads: int, hashed: bool
     batched = Budget(threads, 4 * (threads + 2), 4)
     got = []
     for pages in packed(dump, PAGE, stretches(runs), NumberPacker, False, batched, hashed):
-        numbered = [pfn + i for pfn, n, _ in pages.chunk for i in range(n)]
+        numbered = [pfn + i for pfn, n, _ in pages.stretches for i in range(n)]
         assert len(pages.sizes) == len(numbered) <= 4 * CHUNK
         assert [lost.pfn for lost in pages.lost] == [n for n in numbered if n in bad]
         assert (list(pages.frames) == numbered) == hashed
+        if hashed:
+            expected = array("Q", bytes(8 * len(numbered)))
+            native.hash_pages(pages.data, pages.sizes, expected)
+            assert pages.hashes.tolist() == expected.tolist()
         if pages.sums is not None:
             known = array("I", bytes(4 * (len(pages.data) // SUMMED + 1)))
             native.sums_of(pages.data, known)
@@ -637,7 +641,9 @@ def test_a_batch_has_the_pages_of_its_chunks_in_order(threads: int, hashed: bool
     assert list(struct.unpack(f"<{len(data) // 8}Q", data)) == [n for n in frames if n not in bad]
 
 
-def test_a_run_that_ends_waits_for_one_chunk_of_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_a_run_that_ends_waits_for_one_chunk_of_each_thread(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it ends while pages are yet to come, or while it waits for the last of them."""
     begun, ends, end = threading.Semaphore(0), threading.Event(), WorkerPool.end
 
     class Slow(FakeDump):
@@ -646,21 +652,43 @@ def test_a_run_that_ends_waits_for_one_chunk_of_each_thread(monkeypatch: pytest.
             assert ends.wait(60)
             return super().read_into(address, view)
 
-    def interrupted() -> Iterator[Stretch]:
-        yield 0, 3 * 4 * CHUNK + 1, 0
+    def interrupt() -> None:
         assert all(begun.acquire(timeout=60) for _ in range(2))
         raise KeyboardInterrupt
+
+    def frames() -> Iterator[Stretch]:
+        yield 0, 3 * 4 * CHUNK + 1, 0
+        if not last:
+            interrupt()
 
     def ending(pool: WorkerPool[Any]) -> None:
         ends.set()
         end(pool)
 
     monkeypatch.setattr(WorkerPool, "end", ending)
+    monkeypatch.setattr(pipeline._Batch, "sleep", lambda batch: interrupt())
     dump = Slow()
     with pytest.raises(KeyboardInterrupt):
-        list(packed(dump, PAGE, interrupted(), NumberPacker, False, Budget(2, 16, 4)))
+        list(packed(dump, PAGE, frames(), NumberPacker, False, Budget(2, 16, 4)))
     assert dump.reads == 2
     assert no_thread_is_left()
+
+
+def test_while_pages_are_written_each_thread_has_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, submitted, submit = 16, list[Any](), WorkerPool.submit
+
+    def counted(pool: WorkerPool[Any], task: Any) -> None:
+        submitted.append(task)
+        submit(pool, task)
+
+    monkeypatch.setattr(WorkerPool, "submit", counted)
+    budgeted = Budget(threads, 4 * (threads + 4), 4)
+    left = []
+    with closing(packed(FakeDump(), PAGE, stretches([(0, 60 * 4 * CHUNK)]), NumberPacker, False, budgeted)) as batches:
+        for taken, _ in enumerate(batches, 1):
+            if len(submitted) < 60:
+                left.append(len(submitted) - taken)
+    assert min(left) >= threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16, 200])

@@ -1,7 +1,7 @@
 """Pages read and compressed on several threads, and handed over in order.
 
-A thread compresses a chunk at a time, and gets a batch of them: while Python hands one over, all threads may have to
-wait. The output does not depend on the number of threads. The number of batches in flight bounds memory.
+A thread compresses a chunk at a time, and gets a batch of them: while Python hands a batch over, all threads may have
+to wait. The output does not depend on the number of threads. The number of batches in flight bounds memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Pages(NamedTuple):
     """Compressed pages, in the order in which they are written.
 
     Attributes:
-        chunk: their frames.
+        stretches: their frames.
         sizes: u32 per page: bytes of its data, as Packer.pack() returns them; LOST for a lost page.
         data: of the pages, one after the other.
         frames: u64 per page: its frame; empty unless requested.
@@ -52,7 +52,7 @@ class Pages(NamedTuple):
 
     """
 
-    chunk: list[Stretch]
+    stretches: list[Stretch]
     sizes: memoryview
     data: memoryview
     frames: memoryview = _NONE
@@ -64,7 +64,7 @@ class Pages(NamedTuple):
     def split(self, count: int) -> tuple[Pages, Pages]:
         """Return the first count pages, and the others."""
         used = sum(data_sizes(self.sizes[:count]))
-        first, rest = split_chunk(self.chunk, count)
+        first, rest = split_stretches(self.stretches, count)
         zero, lost = native.count_sizes(self.sizes[:count])
         sizes, data, frames, hashes = self.sizes, self.data, self.frames, self.hashes
         return (
@@ -82,14 +82,14 @@ class Pages(NamedTuple):
         )
 
 
-def split_chunk(chunk: list[Stretch], count: int) -> tuple[list[Stretch], list[Stretch]]:
-    """Split the stretches of a chunk after its first count pages."""
-    for i, (pfn, n, index) in enumerate(chunk):
+def split_stretches(stretches: list[Stretch], count: int) -> tuple[list[Stretch], list[Stretch]]:
+    """Split stretches after their first count pages."""
+    for i, (pfn, n, index) in enumerate(stretches):
         if count < n:
-            first = [*chunk[:i], (pfn, count, index)] if count else chunk[:i]
-            return first, [(pfn + count, n - count, index + count), *chunk[i + 1 :]]
+            first = [*stretches[:i], (pfn, count, index)] if count else stretches[:i]
+            return first, [(pfn + count, n - count, index + count), *stretches[i + 1 :]]
         count -= n
-    return chunk, []
+    return stretches, []
 
 
 class _Batch(Task["Worker"]):
@@ -237,7 +237,7 @@ def packed(
             if not free:
                 if not done:
                     # Waking the caller preempts a worker, so wait for several batches at once. The caller may have to
-                    # wait for a CPU, so leave the workers as many to go on with.
+                    # wait for a CPU, so leave each worker one to go on with.
                     done = max(min(most // 2, most - budget.threads), 1)
                     pending[done - 1].sleep()
                 free = list(islice(pending, min(done, _GIVEN)))
@@ -253,8 +253,8 @@ def packed(
             batch.stretches = batch_stretches
             pending.append(batch)
             pool.submit(batch)
-        while pending:
-            yield pending.popleft().pages()
+        for batch in pending:
+            yield batch.pages()
     finally:
         for batch in pending:
             batch.wanted = False

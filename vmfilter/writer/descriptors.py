@@ -6,7 +6,7 @@ from array import array
 from itertools import chain
 
 from vmfilter import native
-from vmfilter.compress.pipeline import split_chunk
+from vmfilter.compress.pipeline import split_stretches
 from vmfilter.errors import OutputError
 from vmfilter.lean import TYPE_CHECKING
 from vmfilter.native import DESCRIPTOR
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _MAX_BYTES = (1 << 20) // DESCRIPTOR * 4  # of sizes that are collected: descriptors of 1 MiB
-_ROOM = (1 << 20) + (64 << 10)  # bytes for these, and for the descriptors of the pages that put() adds last
+_ROOM = (1 << 20) + (64 << 10)  # bytes for these, and for the descriptors of the batch that put() adds last
 _MAX_STRETCHES = 1 << 14
 
 
@@ -65,17 +65,21 @@ class DescriptorTable:
         self._sizes, self._shared = bytearray(), bytearray()  # of their pages: see put()
         self._offset = 0  # of the data of their pages
         self._wrong = False  # descriptors of lost pages could not be removed
-        self._made = self._placed = memoryview(b"")  # buffers: descriptors in the order of put(), and of the file
+        self.release()
         if pages:
             transport.reserve(self.start, self.end, pieces)
 
-    def put(self, chunk: list[Stretch], sizes: memoryview, shared: array[int] | None, offset: int) -> None:
-        """Add a chunk of pages.
+    def release(self) -> None:
+        """Let go of the buffers: the files of a split set have a table each, and one at a time takes pages."""
+        self._made = self._placed = memoryview(b"")  # descriptors in the order of put(), and in that of the file
+
+    def put(self, batch: list[Stretch], sizes: memoryview, shared: array[int] | None, offset: int) -> None:
+        """Add a batch of pages.
 
         Args:
-            chunk: their frames.
+            batch: their frames.
             sizes: u32 per page: bytes of its data, 0 for a zero page, LOST for a lost one.
-            shared: u64 per page: offset of the data that it shares, or 0; None if none shares, in any chunk.
+            shared: u64 per page: offset of the data that it shares, or 0; None if none shares, in any batch.
             offset: of their own data, which follow those of the pages before.
 
         Raises:
@@ -89,7 +93,7 @@ class DescriptorTable:
         if shared is not None:
             self._shared += shared
         self._sizes += sizes
-        self._pending += chunk  # last: if memory runs out, no stretch lacks sizes
+        self._pending += batch  # last: if memory runs out, no stretch lacks sizes
         self._put += len(sizes)
 
     def flush(self) -> None:
@@ -119,7 +123,7 @@ class DescriptorTable:
         """
         pending = sum(count for _, count, _ in self._pending)
         stay = max(pages - (self._put - pending), 0)
-        self._pending, _ = split_chunk(self._pending, stay)
+        self._pending, _ = split_stretches(self._pending, stay)
         del self._sizes[4 * stay :], self._shared[8 * stay :]
         self._wrong = True
         for start, end in self._ranges(pages, self._sent, order):
@@ -143,6 +147,7 @@ class DescriptorTable:
         if self._wrong:
             raise OutputError("descriptors of lost pages cannot be removed: no dump is left; choose another disk")
         self.flush()
+        self.release()
         pages = (self.end - self.start) // DESCRIPTOR
         if self._put == pages:
             return True

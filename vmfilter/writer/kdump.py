@@ -284,13 +284,14 @@ class KdumpWriter:
             data, shared, sharing = self._deduplicator.share(pages, self.size, lowest_pfn)
         self._transport.stream(self.size, data, pages.sums)
         at, self.size = self.size, self.size + len(data)
-        self._table.put(pages.chunk, pages.sizes, shared, at)
+        self._table.put(pages.stretches, pages.sizes, shared, at)
         self._account.add(self.size, pages, self.size, sharing)
 
     def when_taken(self, done: Done) -> None:
         self._transport.when_taken(done)
 
     def settle(self) -> None:
+        self._table.release()
         try:
             self._transport.settle()
         except OutputError:

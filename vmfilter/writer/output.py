@@ -157,10 +157,10 @@ class Destination:
             refuse_input(file, *inputs)
 
     def budget(self, size: int = 0) -> Budget:
-        """Return the limits of threads and chunks; they depend on the memory in use now.
+        """Return the limits of threads, chunks and batches; they depend on the memory in use now.
 
         Args:
-            size: bytes of pages to compress, if these may come in batches of any size.
+            size: bytes of pages to compress; 0 if a batch must be one chunk, as it is with a limit of memory.
 
         """
         most = self.form.max_memory
