@@ -329,6 +329,7 @@ class DumpRun:
                 (KeyboardInterrupt) that progress did not raise.
 
         """
+        size = 0 if self._in_stream else kept * self._page_size  # in a stream, each batch becomes a record
         try:
             self._tell(writer, kept)
             with closing(
@@ -338,9 +339,7 @@ class DumpRun:
                     writer.order(),
                     lambda: packer(to.codec, to.effort, self._page_size),
                     skip_zero,
-                    to.budget(
-                        0 if self._in_stream else kept * self._page_size
-                    ),  # in a stream, a batch becomes a record
+                    to.budget(size),
                     to.form.dedup,
                     self._passthrough(to.codec) if copies else CompressingWorker,
                     writer.when_taken,

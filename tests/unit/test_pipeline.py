@@ -204,7 +204,7 @@ def test_bits_beyond_the_count_are_ignored() -> None:
 def test_data_stay_until_the_consumer_has_taken_them_on_a_thread_of_its_own(
     threads: int, delay: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = count_chunks(monkeypatch)
+    made = count_batches(monkeypatch)
     given: queue.SimpleQueue[Any] = queue.SimpleQueue()
     taken: list[int] = []
 
@@ -228,8 +228,8 @@ def test_data_stay_until_the_consumer_has_taken_them_on_a_thread_of_its_own(
     assert len(made) == 3
 
 
-def count_chunks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Return a list that gets an entry for each chunk that is made."""
+def count_batches(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Return a list that gets an entry for each batch that is made."""
     made: list[None] = []
     new = pipeline._Batch.__init__
     monkeypatch.setattr(pipeline._Batch, "__init__", lambda *arguments: (new(*arguments), made.append(None))[1])
@@ -237,7 +237,7 @@ def count_chunks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 
 def test_one_chunk_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = count_chunks(monkeypatch)
+    made = count_batches(monkeypatch)
     monkeypatch.setattr(pipeline, "has_room", lambda *_: False)
     chunks = packed(FakeDump(), PAGE, stretches([(0, 9 * CHUNK)]), NumberPacker, False, Budget(1, 1))
     assert sum(len(pages.sizes) for pages in chunks) == 9 * CHUNK

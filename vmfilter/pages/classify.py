@@ -222,7 +222,7 @@ class Classifier:
         return Plan(pfn, classes, parts, bytes(classes) if self._kinds_only else b"")
 
     def complete(self, plan: Plan) -> Window:
-        """Add to the classes of a window what is known without struct pages: the kinds of kernel pages."""
+        """Add the kinds of kernel pages to the classes of a window. They are known without struct pages."""
         classes = plan.classes
         self.kinds.paint(plan.pfn, classes)
         if self._kinds_only:
